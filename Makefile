@@ -1,0 +1,53 @@
+# `make demo` and `make test` are all a newcomer needs; both set themselves up.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+RUNS ?= runs/demo
+export PYTHONDONTWRITEBYTECODE ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check format lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo "PYTHON=python3.12 picks the interpreter; RUNS=$(RUNS) is where the demo writes."
+
+# The stamp holds what the environment was built from, so set-up runs once per lock and interpreter.
+# Without an explicit PYTHON an environment that is already there is kept, whatever its version.
+STAMP := $(VENV)/.built-from
+ifneq ($(origin PYTHON),file)
+WANTED = $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
+else
+WANTED = $(shell test -x $(PY) && $(PY) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' || \
+	$(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
+endif
+
+setup:  ## make the virtual environment .venv from requirements.lock (once)
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
+
+demo: setup  ## train a ladder of language models on real text, fit L(N), write the report
+	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=$(RUNS)
+
+test: setup  ## the default tests (8 simulated devices, 2 workers)
+	@$(PY) -m pytest -n 2 -m "not slow"
+
+test-all: setup  ## the default tests and the slow ones
+	@$(PY) -m pytest -n 2
+
+check: setup  ## ruff (lint and format), basedpyright, import directions
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m basedpyright
+	@$(PY) -m pytest -q tests/test_imports.py
+
+format: setup  ## let ruff format and mend
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile -q --universal --upgrade --generate-hashes --extra dev --no-header \
+		--no-emit-find-links -o requirements.lock pyproject.toml
+	@! grep -n '://' requirements.lock
+
+clean:  ## remove the environment and the demo's runs
+	rm -rf $(VENV) $(RUNS)

@@ -1,0 +1,64 @@
+"""A Llama-shaped transformer on text: RMSNorm, rotary positions, SwiGLU, no biases, untied head."""
+
+import ml_collections
+
+
+def get_config():
+    return ml_collections.ConfigDict(
+        {
+            "name": "lm_transformer",
+            "seed": 0,  # of the initialisation
+            # Target parameter count; fills width, depth, heads, kv_heads and hidden below.
+            "size": 3e5,
+            "model": {
+                "name": "transformer",
+                "width": None,
+                "depth": None,
+                "heads": None,
+                "kv_heads": None,
+                "hidden": None,
+                "norm": "rms",
+                "positions": "rotary",
+                "rotary_theta": 1e4,
+                "activation": "swiglu",
+                "qk_norm": False,
+                "bias": False,
+                "tied": False,
+                "dtype": "float32",
+                "remat": False,
+                "unroll": 1,
+            },
+            "data": {
+                "name": "text",
+                # The source of Python's standard library, or a .txt, .jsonl or .bin file.
+                "path": "stdlib",
+                "field": "text",  # of a .jsonl
+                "tokenizer": "bytes",
+                "vocab": None,  # of a .bin
+                "context": 128,
+                "heldout": 0.125,
+            },
+            "batch": {"size": 4, "seed": 0},  # seed of the order of the data
+            "task": {"name": "language_modelling"},
+            "optim": {
+                "optimizer": {
+                    "name": "adamw",
+                    "b1": 0.9,
+                    "b2": 0.98,
+                    "eps": 1e-8,
+                    "weight_decay": 0.01,
+                },
+                "schedule": {"name": "cosine", "final": 0.05},
+                "warmup": {"unit": "fraction", "amount": 0.1},
+                "lr": 0.2,  # divided by the width
+                "lr_rule": "inverse_width",
+                "clip": 1.0,  # of the global gradient norm
+            },
+            "horizon": {"unit": "tokens", "amount": 8e5},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "eval": {"examples": 1024, "batch": 64, "every": 200},
+            "save": {"every": 500, "keep": 2},
+            "log": {"every": 10},
+            "loop": {"steps_per_dispatch": 10},
+        }
+    )

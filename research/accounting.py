@@ -1,0 +1,67 @@
+"""How many parameters, and how many FLOPs, under every convention in use.
+
+Scaling exponents change with the convention (0.37, 0.54 or 0.70 for the same optima, by whether the
+embedding and the head count), so a run records all of them and an analysis chooses.
+
+Parameters: `params` is all of them; `params_non_embedding` is without the embedding, the positions
+and the head (Kaplan et al. 2020); `params_matmul` is those that enter a dot product, which a tied
+embedding does as the head.
+
+Training FLOPs of D tokens: `flops_6nd` = 6 · params · D (Hoffmann et al. 2022);
+`flops_6nd_non_embedding` the same for that count; `flops_exact_full` the dot products that the
+program performs, forward and twice that backward, with the head and with the whole attention map;
+`flops_exact_causal` the same with the unmasked half of the map only. Recomputation by remat, and
+the elementwise work, are in none of them. `flops` is `flops_exact_full`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from research import paths
+from research.models import Model
+
+FLOPS_CONVENTION = "exact_full"
+OUTSIDE = ("embedding", "position", "head")  # what "non-embedding" leaves out
+
+
+def params(model: Model, inputs: Any) -> dict[str, Any]:
+    """Parameters under every convention, and by group under "groups".
+
+    Every leaf must belong to exactly one group (ValueError otherwise), so the groups add up to the
+    real tree. `inputs` is one batch of abstract model inputs.
+    """
+    groups: dict[str, int] = {}
+    matmul = 0
+    for path, leaf in paths.flatten(model.shapes(inputs)):
+        size = int(np.prod(leaf.shape))  # type: ignore[attr-defined]
+        group = paths.match(model.family.GROUPS, path, "parameter group")
+        groups[group] = groups.get(group, 0) + size
+        head = group == "embedding" and getattr(model.spec, "tied", False)
+        matmul += size if path.endswith("kernel") or head else 0
+    total = sum(groups.values())
+    return {
+        "params": total,
+        "params_non_embedding": total - sum(groups.get(name, 0) for name in OUTSIDE),
+        "params_matmul": matmul,
+        "groups": groups,
+    }
+
+
+def flops(model: Model, counts: dict[str, Any], tokens: int, examples: float) -> dict[str, float]:
+    """Training FLOPs under every convention, for `examples` examples of `tokens` tokens in all."""
+    parts = model.family.forward_flops(model.spec)
+    causal, full = parts.pop("attention_causal", 0), parts.pop("attention_full", 0)
+    dots = sum(parts.values())
+    return {
+        "flops_6nd": 6.0 * counts["params"] * tokens,
+        "flops_6nd_non_embedding": 6.0 * counts["params_non_embedding"] * tokens,
+        "flops_exact_full": 3.0 * (dots + full) * examples,
+        "flops_exact_causal": 3.0 * (dots + causal) * examples,
+    }
+
+
+def step_flops(model: Model, batch: int) -> float:
+    """`flops_exact_full` of one training step."""
+    parts = model.family.forward_flops(model.spec)
+    return 3.0 * batch * sum(n for name, n in parts.items() if name != "attention_causal")

@@ -1,0 +1,229 @@
+"""What a valid config is. Everything that can be known without jax is checked here, all at once.
+
+A config is a nested dict. Its own keys are in SECTIONS; a section that names a plug (`model`,
+`data`, `task`, `optim.optimizer`, `optim.schedule`) has the keys of that plug, read from its source
+by `plugs`. All keys must be present: a scientific choice has no hidden default.
+"""
+
+import copy
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from research import plugs
+from research.kinds import RANGES
+from research.plugs import Field
+
+# What a data set tells its model; never written in a config. See data.Dataset.facts.
+FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
+
+_UNITS = ("steps", "tokens", "examples", "flops", "tokens_per_param", "epochs")
+_WARMUP_UNITS = ("fraction", "steps", "tokens")
+
+SECTIONS: dict[str, Field] = {
+    "name": Field("str"),
+    "seed": Field("Whole"),
+    "size": Field("Positive", optional=True),
+    "batch.size": Field("Count"),
+    "batch.seed": Field("Whole"),
+    "optim.lr": Field("Positive"),
+    "optim.lr_rule": Field("str", choices=("constant", "inverse_width")),
+    "optim.clip": Field("Positive", optional=True),
+    "optim.warmup.unit": Field("str", choices=_WARMUP_UNITS),
+    "optim.warmup.amount": Field("Amount"),
+    "horizon.unit": Field("str", choices=_UNITS),
+    "horizon.amount": Field("Positive"),
+    "mesh.data": Field("int"),
+    "mesh.fsdp": Field("int"),
+    "mesh.tensor": Field("int"),
+    "eval.examples": Field("Count"),
+    "eval.batch": Field("Count"),
+    "eval.every": Field("Whole"),
+    "save.every": Field("Whole"),
+    "save.keep": Field("Count"),
+    "log.every": Field("Count"),
+    "loop.steps_per_dispatch": Field("Count"),
+}
+PLUGS = {
+    "model": ("models/__init__.py", "MODELS"),
+    "data": ("data/__init__.py", "DATASETS"),
+    "task": ("tasks.py", "TASKS"),
+    "optim.optimizer": ("optim.py", "OPTIMIZERS"),
+    "optim.schedule": ("optim.py", "SCHEDULES"),
+}
+
+
+def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Dotted path -> value. An empty section stays as a leaf, so that it is seen."""
+    out: dict[str, object] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            out |= flatten(value, f"{path}.")
+        else:
+            out[path] = value
+    return out
+
+
+def override(config: dict, changes: Mapping[str, object]) -> tuple[dict, list[str]]:
+    """A copy of `config` with dotted `changes`, and the problems met.
+
+    Only keys that the schema knows are accepted. Choosing another plug by its name drops the keys
+    that the new one does not have; those that it lacks are then reported as missing.
+    """
+    out, problems = copy.deepcopy(config), []
+    for path in sorted(changes, key=lambda path: not path.endswith(".name")):  # plugs first
+        known = schema(out)
+        *parents, last = path.split(".")
+        section: object = out
+        for key in parents:
+            section = section.get(key) if isinstance(section, dict) else None
+        if path not in known or not isinstance(section, dict):
+            problems.append(_unknown(path, known))
+        elif last == "name" and section.get("name") != changes[path]:
+            section["name"] = changes[path]
+            known = schema(out)
+            prefix = path.removesuffix("name")
+            for key in [k for k in section if f"{prefix}{k}" not in known and parents]:
+                if not isinstance(section[key], dict):
+                    del section[key]
+        else:
+            section[last] = changes[path]
+    return out, problems
+
+
+def schema(config: Mapping[str, object]) -> dict[str, Field]:
+    """Every dotted key that this config must or may have, given the plugs that it names."""
+    known = dict(SECTIONS)
+    for section, (file, table) in PLUGS.items():
+        rows = plugs.table(file, table)
+        known[f"{section}.name"] = Field("str", choices=tuple(rows))
+        name = _get(config, f"{section}.name")
+        if isinstance(name, str) and name in rows:
+            fields = plugs.fields(*rows[name])
+            sized = plugs.literal(rows[name][0], "SIZED")
+            for key, field in fields.items():
+                if section == "model" and key in FACTS:
+                    continue
+                by_size = section == "model" and key in sized  # type: ignore[operator]
+                known[f"{section}.{key}"] = (
+                    Field(field.type, True, field.choices, field.required) if by_size else field
+                )
+    return known
+
+
+def problems(config: Mapping[str, object]) -> list[str]:
+    """Everything that is wrong with `config`, one line each: dotted path, value, what would do."""
+    flat, known = flatten(config), schema(config)
+    out = [_unknown(path, known) for path in flat if path not in known]
+    for path, field in known.items():
+        if path in flat:
+            out += _value(path, flat[path], field)
+        elif field.required:
+            out.append(f"{path}: missing; expected {expected(field)}")
+    if not out:
+        out += [*_size(config), *_divides(config), *_mesh(flat)]
+    return out
+
+
+def coerce(config: dict) -> dict:
+    """A copy in which whole numbers in float fields are floats, so that one config has one id."""
+    out = copy.deepcopy(config)
+    for path, field in schema(config).items():
+        *parents, last = path.split(".")
+        section = out
+        for key in parents:
+            section = section.get(key, {})
+        value = section.get(last)
+        if field.type in RANGES and RANGES[field.type][0] is float and isinstance(value, int):
+            section[last] = float(value)
+    return out
+
+
+def expected(field: Field) -> str:
+    """In words, what a field takes."""
+    if field.choices:
+        words = "one of " + ", ".join(map(str, field.choices))
+    elif field.type in RANGES:
+        words = RANGES[field.type][-1]
+    else:
+        words = {"str": "text", "bool": "true or false"}.get(field.type, f"a {field.type}")
+    return f"{words}, or none" if field.optional else words
+
+
+def _get(config: object, path: str) -> object:
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
+def _unknown(path: str, known: Mapping[str, Field]) -> str:
+    close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    if not close and "." in path:  # a section that is a value, or a value that is a section
+        close = [key for key in known if key.startswith(f"{path}.")][:1]
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{path}: no such key{hint}"
+
+
+def _value(path: str, value: object, field: Field) -> Iterator[str]:
+    if value is None and field.optional:
+        return
+    wanted = f"; expected {expected(field)}"
+    if field.type in RANGES:
+        kind, low, low_allowed, high, _ = RANGES[field.type]
+        number = isinstance(value, int if kind is int else (int, float))
+        if not number or isinstance(value, bool):
+            yield f"{path}: {value!r} is {_a(value)}{wanted}"
+        elif not math.isfinite(value) or value < low or (value == low and not low_allowed):  # type: ignore[arg-type, operator]
+            yield f"{path}: {value!r} is out of range{wanted}"
+        elif value >= high:  # type: ignore[operator]
+            yield f"{path}: {value!r} is out of range{wanted}"
+        elif field.choices and value not in field.choices:
+            yield f"{path}: {value!r} is not offered{wanted}"
+    elif field.type in ("str", "bool") and type(value).__name__ != field.type:
+        yield f"{path}: {value!r} is {_a(value)}{wanted}"
+    elif field.choices and value not in field.choices:
+        close = difflib.get_close_matches(str(value), map(str, field.choices), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        yield f"{path}: {value!r} is not offered{wanted}{hint}"
+
+
+def _a(value: object) -> str:
+    return "none" if value is None else f"of type {type(value).__name__}"
+
+
+def _model_file(config: Mapping[str, object]) -> Path:
+    return plugs.table(*PLUGS["model"])[str(_get(config, "model.name"))][0]
+
+
+def _size(config: Mapping[str, object]) -> Iterator[str]:
+    """`size` and the fields that it fills: one or the other."""
+    sized = plugs.literal(_model_file(config), "SIZED")
+    given = {key: _get(config, f"model.{key}") for key in sized}  # type: ignore[union-attr]
+    if config["size"] is not None:
+        for key, value in given.items():
+            if value is not None:
+                yield (
+                    f"model.{key}: {value!r} is given, but `size` ({config['size']!r}) fills it; "
+                    "give one of them and set the other to none"
+                )
+    elif missing := [f"model.{key}" for key, value in given.items() if value is None]:
+        yield f"size: none, so {', '.join(missing)} must be given"
+
+
+def _divides(config: Mapping[str, object]) -> Iterator[str]:
+    rules = plugs.literal(_model_file(config), "DIVIDES")
+    for small, large in rules:  # type: ignore[union-attr]
+        a, b = _get(config, f"model.{small}"), _get(config, f"model.{large}")
+        if isinstance(a, int) and isinstance(b, int) and b % a:
+            yield f"model.{small}: {a} does not divide model.{large} = {b}"
+
+
+def _mesh(flat: Mapping[str, object]) -> Iterator[str]:
+    axes = {path: value for path, value in flat.items() if path.startswith("mesh.")}
+    for path, value in axes.items():
+        if isinstance(value, int) and value < 1 and value != -1:
+            yield f"{path}: {value} devices; expected at least 1, or -1 for all that are left"
+    if sum(value == -1 for value in axes.values()) > 1:
+        yield "mesh: more than one axis is -1; only one can take the devices that are left"

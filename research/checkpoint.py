@@ -1,0 +1,156 @@
+"""Checkpoints: orbax writes and reads the arrays; the digests, the commit and the fallback are ours.
+
+checkpoints/<step>/state/         as orbax writes it
+checkpoints/<step>/manifest.json  size and SHA-256 of every file, shape and dtype of every leaf
+
+A step exists once its directory has its final name, which is one rename after everything in it is
+written. orbax checks neither digests (one flipped bit in array data restores silently) nor dtypes
+(float32 is cast to bfloat16 without a word), hence the manifest. A damaged step is moved to
+quarantine/, never deleted, and the step before it is used.
+"""
+
+import logging
+import os
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from research import files
+from research.errors import BadInput, StorageError
+from research.optim import key_path
+
+log = logging.getLogger(__name__)
+
+
+def save(directory: Path, step: int, state: Any, keep: int) -> None:
+    """Write `state` as `step`, durably, and then forget all but the newest `keep` steps.
+
+    Raises StorageError when the disk refuses; what was there before stays as it was.
+    """
+    root = _root(directory)
+    temporary, final = root / f".saving-{step}", root / str(step)
+    try:
+        _remove(temporary)
+        with _orbax() as writer:
+            writer.save(temporary / "state", args=ocp.args.StandardSave(state))
+        manifest = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
+        files.write_json(temporary / "manifest.json", manifest)
+        if final.exists():
+            _discard(final)
+        os.rename(temporary, final)
+        files.sync_directory(root)
+    except (OSError, ValueError) as error:
+        _remove(temporary)
+        raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
+    for old in _steps(root)[keep:]:
+        _discard(root / str(old))
+
+
+def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
+    """(step, state) of the newest intact checkpoint, laid out as `abstract` says; None if there
+    never was one. Damaged steps are quarantined with a warning.
+
+    Raises StorageError if there are checkpoints and none is intact, BadInput if one holds other
+    shapes or dtypes than `abstract`.
+    """
+    root = _root(directory)
+    for leftover in [*root.glob(".saving-*"), *root.glob(".deleting-*")]:
+        _remove(leftover)
+    steps = _steps(root)
+    for step in steps:
+        damage = _damage(root / str(step))
+        if damage is None:
+            return step, _restore(root / str(step), abstract)
+        place = _quarantine(directory, root / str(step))
+        log.warning("checkpoint %d: %s; moved to %s", step, damage, place)
+    if steps or (directory / "quarantine").exists():
+        raise StorageError(
+            f"{directory}: checkpoints were written, but none of them is intact; see "
+            f"{directory / 'quarantine'}. Remove {directory} to train this run from the start."
+        )
+    return None
+
+
+def _orbax() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def _root(directory: Path) -> Path:
+    root = (directory / "checkpoints").resolve()  # orbax wants an absolute path
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _steps(root: Path) -> list[int]:
+    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def _restore(path: Path, abstract: Any) -> Any:
+    manifest = files.read_json(path / "manifest.json")
+    wanted, found = _leaves(abstract), manifest["leaves"]
+    if wanted != found:
+        differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        lines = [f"{k}: holds {found.get(k)}, expected {wanted.get(k)}" for k in differing[:5]]
+        raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
+    with _orbax() as reader:
+        return reader.restore(path / "state", args=ocp.args.StandardRestore(abstract))
+
+
+def _leaves(state: Any) -> dict[str, list]:
+    pairs = jax.tree_util.tree_leaves_with_path(state)
+    return {key_path(path): [list(x.shape), str(x.dtype)] for path, x in pairs}
+
+
+def _digests(folder: Path) -> dict[str, list]:
+    """{relative path: [bytes, SHA-256]}. Raises ValueError on anything but plain files."""
+    out = {}
+    for path in sorted(folder.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISREG(mode):
+            name = path.relative_to(folder).as_posix()
+            out[name] = [path.stat().st_size, files.digest_file(path)]
+        elif not stat.S_ISDIR(mode):
+            raise ValueError(f"{path} is no plain file")
+    return out
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        listed = files.read_json(path / "manifest.json")["files"]
+        found = _digests(path)
+    except (BadInput, KeyError, OSError, ValueError) as error:
+        return f"cannot be verified ({error})"
+    found.pop("manifest.json")
+    if found == listed:
+        return None
+    names = sorted(k for k in found.keys() | listed.keys() if found.get(k) != listed.get(k))
+    return f"{len(names)} files are not as they were written, the first is {names[0]}"
+
+
+def _quarantine(directory: Path, path: Path) -> Path:
+    folder = directory / "quarantine"
+    folder.mkdir(exist_ok=True)
+    place = folder / path.name
+    number = 1
+    while place.exists():
+        number += 1
+        place = folder / f"{path.name}-{number}"
+    os.rename(path, place)
+    return place
+
+
+def _discard(path: Path) -> None:
+    """Delete a step so that a crash half-way cannot leave half of it under its name."""
+    doomed = path.with_name(f".deleting-{path.name}")
+    _remove(doomed)
+    os.rename(path, doomed)
+    _remove(doomed)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)

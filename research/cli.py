@@ -1,0 +1,189 @@
+"""The command line of every entry point: flags, configs, overrides, and errors as exit codes.
+
+    --config=FILE.py            a Python config: code, run on import, with get_config() and
+                                perhaps sweep()
+    --config=FILE.json          a resolved config, parsed and never executed
+    --config.optim.lr=3e-4      override of one key; as many as wanted
+
+All problems are reported together, before jax is imported.
+"""
+
+import argparse
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from research import check, files, plugs
+from research.errors import BadInput, IsoflopError
+
+ModuleLike = Any
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Call `main(argv)` and leave with its exit code; a typed error becomes a message and its code."""
+    try:
+        code = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except IsoflopError as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; launch the same command again to go on", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser that prints a module docstring as it is written."""
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def config_parser(description: str | None) -> argparse.ArgumentParser:
+    out = parser(description)
+    out.add_argument("--config", required=True, metavar="FILE", help="a .py or .json config")
+    out.epilog = "--config.KEY=VALUE overrides one key of the config, e.g. --config.size=3e5"
+    return out
+
+
+def parse_config(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, dict, ModuleLike | None]:
+    """Flags, the config with its overrides (not yet checked as a whole), and its module if .py.
+
+    Raises BadInput with every unknown flag, unknown key and unreadable value.
+    """
+    texts = [a for a in argv if a.startswith("--config.")]
+    args, rest = parser.parse_known_args([a for a in argv if a not in texts])
+    problems = [f"{flag}: no such flag (see --help)" for flag in rest]
+    config, module = load(args.config)
+    pairs = [text.removeprefix("--config.").partition("=") for text in texts]
+    names = {path: value for path, _, value in pairs if path.endswith(".name")}
+    known, changes = check.schema(check.override(config, names)[0]), {}
+    for text, (path, equals, value) in zip(texts, pairs, strict=True):
+        if not equals:
+            problems.append(f"{text}: no value; write --config.{path}=VALUE")
+        elif path in known:
+            try:
+                changes[path] = read_value(value, known[path])
+            except ValueError:
+                problems.append(f"{path}: {value!r}; expected {check.expected(known[path])}")
+        else:
+            changes[path] = value  # `override` says what is wrong with it
+    config, more = check.override(config, changes)
+    if problems := problems + more:
+        raise BadInput(*problems, *check.problems(config))
+    return args, config, module
+
+
+def checked(config: dict) -> dict:
+    """The config with numbers in their types. Raises BadInput listing every problem."""
+    if problems := check.problems(config):
+        raise BadInput(*problems)
+    return check.coerce(config)
+
+
+def points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[dict, dict]]:
+    """(overrides, checked config) of every point that the config's `sweep` function yields.
+
+    Raises BadInput naming the points and everything wrong with them.
+    """
+    function = getattr(module, sweep, None)
+    if not callable(function):
+        raise BadInput(f"the config has no function {sweep}(); it must return a list of overrides")
+    out, found = [], []
+    for index, point in enumerate(_call(function, config)):
+        if not isinstance(point, Mapping):
+            found.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
+            continue
+        resolved, problems = check.override(config, point)
+        problems = problems or check.problems(resolved)
+        found += [f"{sweep}() point {index} {dict(point)}: {line}" for line in problems]
+        out.append((dict(point), check.coerce(resolved)))
+    if found:
+        raise BadInput(*found)
+    if not out:
+        raise BadInput(f"{sweep}() yields no points")
+    return out
+
+
+def load(path: str) -> tuple[dict, ModuleLike | None]:
+    """A config as a plain nested dict. Raises BadInput."""
+    suffix = Path(path).suffix
+    if suffix == ".json":
+        return files.read_json(path), None
+    if suffix != ".py":
+        raise BadInput(f"--config={path}: expected a .py file with get_config(), or a .json file")
+    if not os.path.isfile(path):
+        raise BadInput(f"--config={path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"isoflop_config_{Path(path).stem}", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    _call(spec.loader.exec_module, module, what=path)
+    if not hasattr(module, "get_config"):
+        raise BadInput(f"--config={path}: the file has no function get_config()")
+    config = _call(module.get_config, what=f"{path}: get_config()")
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+    if not isinstance(config, dict):
+        raise BadInput(f"{path}: get_config() must return a ConfigDict")
+    return config, module
+
+
+def _call(function: Callable, *args: object, what: str = "") -> Any:
+    """The user's code is code: what it raises is told as its own line, not as our traceback."""
+    try:
+        return function(*args)
+    except Exception as error:
+        trace = error.__traceback__
+        while trace and trace.tb_next:
+            trace = trace.tb_next
+        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else what
+        raise BadInput(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def read_value(text: str, field: plugs.Field) -> object:
+    """A value from the command line, by the type of its field. Raises ValueError."""
+    kind = field.type
+    if text.lower() in ("none", "null") and (field.optional or kind != "str"):
+        return None
+    if kind in check.RANGES:
+        number = float(text)
+        if check.RANGES[kind][0] is float:
+            return number
+        if number != int(number):
+            raise ValueError(text)
+        return int(text) if text.lstrip("+-").isdigit() else int(number)
+    if kind == "bool":
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return text
+
+
+class StopSignal:
+    """Call it to learn whether one of `numbers` has come. A second signal ends the process."""
+
+    def __init__(self, *numbers: signal.Signals):
+        self.requested = False
+        for number in numbers:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+
+    def __call__(self) -> bool:
+        return self.requested

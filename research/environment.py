@@ -1,0 +1,47 @@
+"""What else decides the last bits of a run: versions, cores, the commit."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+_LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@functools.cache
+def describe() -> dict[str, object]:
+    """{"versions", "cores", "xla_flags", "commit"}; the commit ends in "+" if files differ from it,
+    and is empty outside a checkout."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "cores": len(os.sched_getaffinity(0)),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": _commit(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    out = {}
+    for name in _LIBRARIES:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # isoflop itself, run from a checkout
+    return out
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here:
+            return ""  # the checkout of something else, around an installed copy
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

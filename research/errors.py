@@ -1,0 +1,37 @@
+"""Typed errors. Each carries the exit code that a launcher may act on without reading logs."""
+
+DONE, UNFINISHED, BAD_INPUT, IO_ERROR, PREEMPTED, DIVERGED, HUNG = 0, 1, 2, 74, 75, 76, 77
+
+
+class IsoflopError(Exception):
+    """An error that is reported as a message, never as a traceback."""
+
+    exit_code = UNFINISHED
+
+
+class BadInput(IsoflopError):
+    """What the user gave cannot be run: a config, a flag, a file. Lists every problem found."""
+
+    exit_code = BAD_INPUT
+
+    def __init__(self, *problems: str):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StorageError(IsoflopError):
+    """The disk failed, or what it holds cannot be trusted."""
+
+    exit_code = IO_ERROR
+
+
+class Preempted(IsoflopError):
+    """Asked to stop; the state is saved and the run can be launched again."""
+
+    exit_code = PREEMPTED
+
+
+class Diverged(IsoflopError):
+    """The loss is no longer finite."""
+
+    exit_code = DIVERGED

@@ -1,0 +1,68 @@
+"""Helpers for `sweep()` functions: points as lists of flat overrides. Imports nothing.
+
+A point is a dict from dotted config keys to values, such as {"size": 1e5, "optim.lr": 0.3}. A sweep
+is a list of points; these functions combine lists.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+Point = dict[str, object]
+
+
+def values(key: str, choices: Iterable[object]) -> list[Point]:
+    """One point for each value of one key."""
+    return [{key: choice} for choice in choices]
+
+
+def sizes(targets: Iterable[float]) -> list[Point]:
+    """One point for each target parameter count."""
+    return values("size", [float(t) for t in targets])
+
+
+def seeds(n: int, first: int = 0) -> list[Point]:
+    """`n` replicates: both the initialisation and the order of the data differ."""
+    return [{"seed": k, "batch.seed": k} for k in range(first, first + n)]
+
+
+def product(*sweeps: Sequence[Point]) -> list[Point]:
+    """Every combination of one point from each sweep. Raises ValueError if two set one key."""
+    return [_merge(*points) for points in itertools.product(*sweeps)]
+
+
+def zip_(*sweeps: Sequence[Point]) -> list[Point]:
+    """The i-th points of all sweeps together. Raises ValueError if their lengths differ."""
+    return [_merge(*points) for points in zip(*sweeps, strict=True)]
+
+
+def chain(*sweeps: Sequence[Point]) -> list[Point]:
+    """All sweeps one after the other, without exact repeats."""
+    out: list[Point] = []
+    for point in itertools.chain(*sweeps):
+        if point not in out:
+            out.append(point)
+    return out
+
+
+def log_grid(low: float, high: float, n: int) -> list[float]:
+    """`n` values from `low` to `high`, both included, evenly spaced in the logarithm."""
+    if n == 1:
+        return [math.sqrt(low * high)]
+    ratio = math.log(high / low) / (n - 1)
+    return [low * math.exp(ratio * k) for k in range(n)]
+
+
+def isoflop(budgets: Iterable[float], targets: Iterable[float]) -> list[Point]:
+    """Every size at every budget; a budget is a horizon in training FLOPs."""
+    horizons = [{"horizon.unit": "flops", "horizon.amount": float(c)} for c in budgets]
+    return product(horizons, sizes(targets))
+
+
+def _merge(*points: Point) -> Point:
+    merged: Point = {}
+    for point in points:
+        if twice := merged.keys() & point.keys():
+            raise ValueError(f"two sweeps set {sorted(twice)}")
+        merged |= point
+    return merged

@@ -1,0 +1,20 @@
+"""Names for the numbers in a config. To Python they are int and float; `check` knows their range."""
+
+Count = int  # at least 1
+Whole = int  # at least 0
+Positive = float  # above 0
+Amount = float  # at least 0
+Fraction = float  # 0 <= x < 1
+Share = float  # 0 < x < 1
+
+# kind -> (type, lowest, lowest allowed itself?, bound above, in words)
+RANGES: dict[str, tuple[type, float, bool, float, str]] = {
+    "Count": (int, 1, True, 2**53, "a whole number of at least 1"),
+    "Whole": (int, 0, True, 2**53, "a whole number of at least 0"),
+    "int": (int, -(2**53), True, 2**53, "a whole number"),
+    "Positive": (float, 0, False, float("inf"), "a finite number above 0"),
+    "Amount": (float, 0, True, float("inf"), "a finite number of at least 0"),
+    "Fraction": (float, 0, True, 1, "a number from 0 to below 1"),
+    "Share": (float, 0, False, 1, "a number between 0 and 1"),
+    "float": (float, float("-inf"), False, float("inf"), "a finite number"),
+}

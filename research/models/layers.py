@@ -1,0 +1,83 @@
+"""What two language-model families share. Dimensions, one letter each:
+
+B batch, T time (context), M = B·T, D width, H heads, G key-value heads, R = H/G, K head size,
+F hidden width of the feed-forward.
+
+Activations between blocks are flat, x_MxD: with [B, T, D] the gradient of a kernel contracts two
+dimensions, for which XLA on CPU first writes a transposed copy (a third of the step at width 128).
+"""
+
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+NormName = Literal["rms", "layer"]
+
+
+def norm(kind: str, bias: bool, name: str | None = None) -> nn.Module:
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm, in float32, with a scale and perhaps a bias."""
+    if kind == "rms":
+        return nn.RMSNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
+    return nn.LayerNorm(epsilon=1e-5, use_bias=bias, dtype=jnp.float32, name=name)
+
+
+def rotary_angles(length: int, head_size: int, theta: float) -> tuple[Array, Array]:
+    """cos and sin, each [T, K], of the rotation at every position (Su et al. 2021).
+
+    The halves of a head are rotated against each other ("rotate-half", the layout of Llama).
+    """
+    freq = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
+    angle_TxJ = jnp.outer(jnp.arange(length, dtype=jnp.float32), freq)
+    angle_TxK = jnp.concatenate([angle_TxJ, angle_TxJ], axis=-1)
+    return jnp.cos(angle_TxK), jnp.sin(angle_TxK)
+
+
+def rotate(x_BxTxHxK: Array, angles: tuple[Array, Array]) -> Array:
+    """Rotary positions applied to queries or keys."""
+    cos, sin = (a[None, :, None, :].astype(x_BxTxHxK.dtype) for a in angles)
+    left, right = jnp.split(x_BxTxHxK, 2, axis=-1)
+    return x_BxTxHxK * cos + jnp.concatenate([-right, left], axis=-1) * sin
+
+
+def causal_attention(q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
+    """softmax(q kᵀ / √K) v over the past and the present, softmax in float32; shape of q.
+
+    Fewer key-value heads than heads: each serves H/G neighbouring heads (Ainslie et al. 2023).
+    """
+    B, T, H, K = q_BxTxHxK.shape
+    G = k_BxTxGxK.shape[2]
+    q_BxTxGxRxK = q_BxTxHxK.reshape(B, T, G, H // G, K) / math.sqrt(K)
+    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxTxGxK)
+    past_TxT = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
+    scores = jnp.where(past_TxT, scores.astype(jnp.float32), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxTxGxK.dtype)
+    return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxTxGxK).reshape(B, T, H, K)
+
+
+class FeedForward(nn.Module):
+    """x → down(act(up x)), or down(silu(gate x) · up x) for SwiGLU (Shazeer 2020)."""
+
+    width: int
+    hidden: int
+    activation: str
+    bias: bool
+    dtype: str
+    out_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x_MxD: Array) -> Array:
+        def dense(features: int, name: str, **kwargs) -> nn.Dense:
+            return nn.Dense(features, self.bias, self.dtype, name=name, **kwargs)
+
+        up_MxF = dense(self.hidden, "up")(x_MxD)
+        if self.activation == "swiglu":
+            hidden_MxF = nn.silu(dense(self.hidden, "gate")(x_MxD)) * up_MxF
+        elif self.activation == "relu2":
+            hidden_MxF = jnp.square(nn.relu(up_MxF))
+        else:
+            hidden_MxF = nn.gelu(up_MxF)
+        return dense(self.width, "down", kernel_init=self.out_init)(hidden_MxF)

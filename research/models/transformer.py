@@ -1,0 +1,193 @@
+"""A decoder-only transformer, P(w_1 … w_T) = ∏ P(w_t | w_<t) (Vaswani et al. 2017).
+
+One block is scanned over depth, so compile time does not grow with it, and every parameter of the
+blocks has depth as its first axis. Dimensions as in `layers`; V vocabulary, L depth.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from research.kinds import Count, Positive
+from research.models import layers
+
+SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
+DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
+SIZE_RULE = (
+    "width in steps of 8 (of 64 above 512); depth = round(2 (width/32)^0.57), at least 2, which "
+    "meets GPT-2 small (768, 12) and Llama 7B (4096, 32); head size = the even divisor of the "
+    "width nearest to 2.15 sqrt(width); feed-forward 4 x width, 8/3 x width for SwiGLU"
+)
+
+GROUPS = (
+    ("embed/embedding", "embedding"),
+    ("position/embedding", "position"),
+    ("blocks/attn/(query|key|value|out)/(kernel|bias)", "attention"),
+    ("blocks/mlp/(up|gate|down)/(kernel|bias)", "feed_forward"),
+    (r"\w*norm/(scale|bias)", "norm"),
+    ("head/kernel", "head"),
+)
+SHARDING = (
+    ("embed/embedding", ("tensor", "fsdp")),  # V, D
+    ("position/embedding", (None, "fsdp")),  # T, D
+    ("attn/(query|key|value)/kernel", ("fsdp", "tensor")),  # D, H·K
+    ("attn/out/kernel", ("tensor", "fsdp")),  # H·K, D
+    ("mlp/(up|gate)/kernel", ("fsdp", "tensor")),  # D, F
+    ("mlp/down/kernel", ("tensor", "fsdp")),  # F, D
+    ("head/kernel", ("fsdp", "tensor")),  # D, V
+    ("(query|key|value|up|gate)/bias", ("tensor",)),
+    (r"((out|down)/bias|\w*norm/(scale|bias))", ()),
+)
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """The numbers that make a transformer; `module()` is the network."""
+
+    vocab: Count
+    context: Count
+    width: Count
+    depth: Count
+    heads: Count
+    kv_heads: Count
+    hidden: Count
+    norm: Literal["rms", "layer"]
+    positions: Literal["rotary", "learned"]
+    rotary_theta: Positive
+    activation: Literal["swiglu", "gelu", "relu2"]
+    qk_norm: bool
+    bias: bool
+    tied: bool
+    dtype: Literal["float32", "bfloat16"]
+    remat: bool
+    unroll: Count
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    def module(self) -> nn.Module:
+        return Decoder(self)
+
+
+class Decoder(nn.Module):
+    """Token ids [B, T] → hidden states [B·T, D]; `unembed` → logits [B·T, V] in float32."""
+
+    m: Transformer
+
+    def setup(self) -> None:
+        m = self.m
+        embed_init = nn.initializers.normal(1 / math.sqrt(m.width))
+        self.embed = nn.Embed(m.vocab, m.width, embedding_init=embed_init)
+        if m.positions == "learned":
+            self.position = nn.Embed(m.context, m.width, embedding_init=embed_init)
+        self.blocks = nn.scan(
+            nn.remat(Block, prevent_cse=False) if m.remat else Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=m.depth,
+            unroll=min(m.unroll, m.depth),
+        )(m)
+        self.final_norm = layers.norm(m.norm, m.bias)
+        if not m.tied:
+            self.head = nn.Dense(m.vocab, use_bias=False, dtype=m.dtype)
+
+    def __call__(self, tokens_BxT: Array) -> Array:
+        B, T = tokens_BxT.shape
+        x_MxD = self.embed(tokens_BxT.reshape(B * T))
+        if self.m.positions == "learned":
+            p_TxD = self.position(jnp.arange(T))
+            x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
+        angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta)
+        x_MxD, _ = self.blocks(x_MxD.astype(self.m.dtype), angles)
+        return self.final_norm(x_MxD).astype(self.m.dtype)
+
+    def unembed(self, x_MxD: Array) -> Array:
+        if self.m.tied:
+            w_VxD = self.embed.embedding.astype(self.m.dtype)
+            return jnp.einsum("md,vd->mv", x_MxD, w_VxD).astype(jnp.float32)
+        return self.head(x_MxD).astype(jnp.float32)
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + feed-forward(norm x)."""
+
+    m: Transformer
+
+    @nn.compact
+    def __call__(self, x_MxD: Array, angles: tuple[Array, Array]) -> tuple[Array, None]:
+        m = self.m
+        # The branches add up over depth; scaled like this, their sum keeps its variance.
+        out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
+        y_MxD = layers.norm(m.norm, m.bias, "attn_norm")(x_MxD).astype(m.dtype)
+        x_MxD += Attention(m, out_init, name="attn")(y_MxD, angles)
+        y_MxD = layers.norm(m.norm, m.bias, "mlp_norm")(x_MxD).astype(m.dtype)
+        x_MxD += layers.FeedForward(
+            m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
+        )(y_MxD)
+        return x_MxD, None
+
+
+class Attention(nn.Module):
+    """Causal self-attention over x_MxD, whose T is that of the rotary `angles`."""
+
+    m: Transformer
+    out_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x_MxD: Array, angles: tuple[Array, Array]) -> Array:
+        m, T = self.m, angles[0].shape[0]
+
+        def heads(count: int, name: str) -> Array:
+            y = nn.Dense(count * m.head_size, m.bias, m.dtype, name=name)(x_MxD)
+            return y.reshape(-1, T, count, m.head_size)
+
+        q, k, v = heads(m.heads, "query"), heads(m.kv_heads, "key"), heads(m.kv_heads, "value")
+        if m.qk_norm:
+            q = layers.norm("rms", False, "query_norm")(q).astype(m.dtype)
+            k = layers.norm("rms", False, "key_norm")(k).astype(m.dtype)
+        if m.positions == "rotary":
+            q, k = layers.rotate(q, angles), layers.rotate(k, angles)
+        y_MxD = layers.causal_attention(q, k, v).reshape(-1, m.width)
+        out = nn.Dense(
+            m.width, m.bias, m.dtype, kernel_init=self.out_init, name="out"
+        )
+        return out(y_MxD)
+
+
+def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
+    """The sized fields of the i-th smallest transformer, i ≥ 1, by SIZE_RULE."""
+    width = 8 * i if i <= 64 else 512 + 64 * (i - 64)
+    sizes = [k for k in range(2, width + 1, 2) if width % k == 0]
+    head_size = min(sizes, key=lambda k: abs(math.log(k / (2.15 * math.sqrt(width)))))
+    hidden = 8 * round(width / 3) if activation == "swiglu" else 4 * width
+    return {
+        "width": width,
+        "depth": max(2, round(2 * (width / 32) ** 0.57)),
+        "heads": width // head_size,
+        "kv_heads": width // head_size,
+        "hidden": hidden,
+    }
+
+
+def forward_flops(m: Transformer) -> dict[str, int]:
+    """FLOPs of the dot products in one forward pass over one example of T tokens, by part.
+
+    A multiply and an add are two. `attention_full` counts the whole T×T map, which is what the
+    program computes; `attention_causal` only the entries that are not masked.
+    """
+    T, K = m.context, m.head_size
+    kernels = m.width * K * (2 * m.heads + 2 * m.kv_heads)
+    feed_forward = m.width * m.hidden * (3 if m.activation == "swiglu" else 2)
+    return {
+        "projections": 2 * T * m.depth * kernels,
+        "feed_forward": 2 * T * m.depth * feed_forward,
+        "attention_full": 4 * T * T * m.depth * m.heads * K,
+        "attention_causal": 2 * T * (T + 1) * m.depth * m.heads * K,
+        "head": 2 * T * m.width * m.vocab,
+    }

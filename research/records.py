@@ -1,0 +1,199 @@
+"""What a run leaves behind, and the table of runs, derived by reading it.
+
+WORKDIR/runs/<id>/
+    config.json      the resolved config; repeats the run
+    metrics.jsonl    append-only, one line per record, each with the crc32 of itself
+    result.json      only of a run that is done, or has diverged; written whole or not at all
+    attempts/<k>.json  why launch k failed
+    launch.json      what the first launch knew: sizes and rules, and the devices and mesh, which
+                     decide the last bits and are used again on resume
+    checkpoints/     see checkpoint.py
+WORKDIR/data/<digest>.json   what a report says of the data
+There is no shared mutable file: many launches may write below one workdir.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from research import files
+from research.errors import BadInput, StorageError
+
+log = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """The directory of one run. One process writes it at a time: enter it to hold it."""
+
+    def __init__(self, workdir: str | os.PathLike[str], run_id: str):
+        self.workdir = Path(workdir)
+        self.path = self.workdir / "runs" / run_id
+        self._lock: IO[str] | None = None
+        self._metrics: IO[bytes] | None = None
+
+    def __enter__(self) -> "RunDirectory":
+        """Make the directory and hold it. Raises StorageError if another process does."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise StorageError(f"{self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"{self.path}: another process is training this run") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._metrics, self._lock):
+            if file:
+                file.close()
+        self._metrics = self._lock = None
+
+    def once(self, name: str, value: Mapping[str, object]) -> dict:
+        """Write `name` unless it is there, and return what is there."""
+        path = self.path / name
+        if not path.exists():
+            files.write_json(path, value)
+        return files.read_json(path)
+
+    def append(self, **record: object) -> None:
+        """Add one line to metrics.jsonl. Raises StorageError when the disk refuses."""
+        try:
+            if self._metrics is None:
+                self._metrics = _open_for_append(self.path / "metrics.jsonl")
+            self._metrics.write(line(record))
+            self._metrics.flush()
+        except OSError as error:
+            raise StorageError(f"{self.path / 'metrics.jsonl'}: {error.strerror}") from error
+
+    def finish(self, result: Mapping[str, object]) -> None:
+        """Write result.json; from now on the run is done."""
+        files.write_json(self.path / "result.json", result)
+
+    def fail(self, reason: str, **details: object) -> None:
+        """Note a failed attempt; the run can be launched again."""
+        folder = self.path / "attempts"
+        folder.mkdir(exist_ok=True)
+        number = 1 + max((int(p.stem) for p in folder.glob("*.json")), default=0)
+        files.write_json(folder / f"{number}.json", {"reason": reason, **details})
+
+    @property
+    def result(self) -> dict | None:
+        path = self.path / "result.json"
+        return files.read_json(path) if path.exists() else None
+
+
+def line(record: Mapping[str, object]) -> bytes:
+    """A record as one line of JSON that carries its own checksum."""
+    body = {**record, "crc": zlib.crc32(files.canonical(record))}
+    return json.dumps(body, allow_nan=False).encode() + b"\n"
+
+
+def _open_for_append(path: Path) -> IO[bytes]:
+    """Open for appending; end a torn last line first, or the next record would be glued to it."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return open(path, "ab")
+
+
+def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a run, each step once: what a later launch did again replaces what it redid.
+
+    Torn or altered lines are left out with a warning in the log.
+    """
+    path = Path(run) / "metrics.jsonl"
+    out: list[dict[str, Any]] = []
+    for number, record in enumerate(_records(path), 1):
+        if record is None:
+            log.warning("%s: line %d is torn or damaged, left out", path, number)
+        elif "resume" in record:
+            out = [r for r in out if r["step"] < record["resume"]]
+        else:
+            out.append(record)
+    return out
+
+
+def _records(path: Path) -> Iterator[dict[str, Any] | None]:
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for raw in file:
+            try:
+                record = json.loads(raw)
+                crc = record.pop("crc")
+                yield record if crc == zlib.crc32(files.canonical(record)) else None
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+                yield None
+
+
+def write_card(
+    workdir: str | os.PathLike[str], digest: str, card: Callable[[], Mapping[str, object]]
+) -> None:
+    """Describe the data of this workdir, once for each content; `card()` may take seconds."""
+    path = Path(workdir) / "data" / f"{digest[:12]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, card())
+
+
+def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """One row per run directory, by size, tokens and seed. Status: done, diverged, failed, or
+    unfinished; `reason` where there is one. Raises BadInput if there is no sweep at `workdir`."""
+    root = Path(workdir) / "runs"
+    if not root.is_dir():
+        raise BadInput(f"--runs={workdir}: no directory {root}; expected the workdir of a sweep")
+    rows = [row(path) for path in root.iterdir() if (path / "config.json").exists()]
+    return sorted(rows, key=lambda r: (r.get("params", 0), r.get("tokens", 0), r.get("seed", 0)))
+
+
+def row(path: Path) -> dict[str, Any]:
+    """The row of one run directory."""
+    out: dict[str, Any] = {"run": path.name, "status": "unfinished", "reason": ""}
+    if (path / "launch.json").exists():
+        out |= files.read_json(path / "launch.json")["facts"]
+    if (path / "result.json").exists():
+        out |= files.read_json(path / "result.json")
+    attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
+    if out["status"] == "unfinished" and attempts:
+        out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
+    return out
+
+
+def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
+    """Write table.parquet and table.csv, one row per run; nested values as JSON text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in r.items()}
+        for r in table(workdir)
+    ]
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    parquet = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pyarrow.table({c: [r.get(c) for r in rows] for c in columns}), parquet
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[_cell(r.get(c)) for c in columns] for r in rows])
+    paths = [Path(workdir) / "table.parquet", Path(workdir) / "table.csv"]
+    files.write_atomic(paths[0], parquet.getvalue())
+    files.write_atomic(paths[1], text.getvalue())
+    return paths
+
+
+def _cell(value: object) -> object:
+    """A spreadsheet runs a text that begins like a formula; a quote in front makes it text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value

@@ -1,0 +1,109 @@
+"""The mesh, and where each array of the train state lives on it."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from research import paths
+from research.errors import BadInput
+from research.optim import key_path
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+# Leaves of the state that are not parameters or shaped like them.
+_SCALARS = ((r"step|count", ()),)
+
+
+def use_all_cores() -> None:
+    """One XLA device per core that this process may use, on CPU; call before the first use of jax.
+
+    XLA runs the elementwise work of a small model on one core per device. JAX_NUM_CPU_DEVICES, and
+    a count that is already set, are left as they are.
+    """
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices == -1:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+
+
+def make_mesh(sizes: Mapping[str, int], batch: int, devices: Sequence | None = None) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor; one of `sizes` may be -1 for what is left.
+
+    With a free data axis on CPU, devices that would not divide the batch are left idle; otherwise
+    a mesh that does not fit the devices, or a batch that does not divide, raises BadInput.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    fixed = int(np.prod([n for n in sizes.values() if n != -1]))
+    free = [axis for axis, n in sizes.items() if n == -1]
+    shape = {axis: max(1, n) for axis, n in sizes.items()}
+    if free:
+        shape[free[0]] = max(1, len(devices) // fixed)
+    if free == ["data"] and devices[0].platform == "cpu":
+        while batch % (shape["data"] * shape["fsdp"]) and shape["data"] > 1:
+            shape["data"] -= 1
+        devices = devices[: shape["data"] * fixed]
+    words = " x ".join(f"{axis} {shape[axis]}" for axis in AXES)
+    used = int(np.prod(list(shape.values())))
+    if used > len(devices) or (free and used != len(devices)):
+        raise BadInput(f"mesh: {words} needs {used} devices, there are {len(devices)}")
+    ways = shape["data"] * shape["fsdp"]
+    if batch % ways:
+        raise BadInput(
+            f"batch.size: {batch} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
+        )
+    # The default axis type is Explicit, under which an embedding lookup does not even trace.
+    grid = np.array(devices[:used]).reshape([shape[axis] for axis in AXES])
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def state_shardings(state: object, rules: paths.Table, mesh: Mesh) -> object:
+    """A NamedSharding for every leaf of the (abstract) train state, by the rules of its family.
+
+    A rule gives the mesh axes of a leaf's trailing dimensions; scan and run axes in front are not
+    split. Moments have their parameter's path as a tail, so they lie where it lies. Raises BadInput
+    naming the leaf when a dimension is not divisible.
+    """
+    table = (*rules, *_SCALARS)
+
+    def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = key_path(path)
+        axes = paths.match(table, name, "sharding rule")
+        axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
+        for dim, axis in zip(leaf.shape, axes, strict=True):
+            if axis and dim % mesh.shape[axis]:
+                raise BadInput(
+                    f"mesh.{axis}: {mesh.shape[axis]} does not divide a dimension of {name}, "
+                    f"shape {leaf.shape}"
+                )
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def put_rows(arrays: Mapping[str, np.ndarray], mesh: Mesh, stacked: bool) -> dict[str, jax.Array]:
+    """Host arrays → global arrays, the batch axis split over data and fsdp.
+
+    The batch axis is the first, or the second when batches are `stacked`. Each device takes its own
+    rows, whatever the processes.
+    """
+    spec = PartitionSpec(None, *BATCH) if stacked else BATCH
+    sharding = NamedSharding(mesh, spec)
+    return {
+        name: jax.make_array_from_callback(a.shape, sharding, lambda at, a=a: a[at])
+        for name, a in arrays.items()
+    }
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def bytes_per_device(tree: object) -> int:
+    """What the arrays of `tree` take on one device (the largest share)."""
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+
+
+log = logging.getLogger(__name__)

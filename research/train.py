@@ -1,0 +1,348 @@
+"""Training: one state, one step, one loop.
+
+The loop's order is a contract: evaluate the old state → save → take the next batches → step; the
+metrics of a dispatch are fetched after the next one is on its way, which also bounds how many are
+in flight. The final checkpoint is committed before the final evaluation. Since a batch is a
+function of (seed, step), a run that was killed goes on from its newest checkpoint as if nothing
+had happened, bit for bit on the same devices.
+"""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from research import checkpoint, environment, optim, sharding
+from research.data.order import indices
+from research.errors import Diverged, Preempted
+from research.files import read_json
+from research.models import Model
+from research.records import RunDirectory, read_metrics
+from research.run import Run, example_inputs
+from research.tasks import LanguageModelling
+
+log = logging.getLogger(__name__)
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. `step` counts the updates made."""
+
+    step: Array
+    params: dict
+    opt_state: Any
+
+
+class Recipe(NamedTuple):
+    """What a compiled step depends on. All numbers of the optimizer and its schedule are traced."""
+
+    model: Model
+    task: LanguageModelling
+    optimizer: str
+    schedule: str
+
+    def transform(self, hyper: Mapping) -> optax.GradientTransformation:
+        return optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
+
+    def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:
+        params = self.model.init(key, inputs)
+        return TrainState(jnp.int32(0), params, self.transform(hyper).init(params))
+
+    def loss(self, params: dict, batch: Mapping[str, Array]) -> Array:
+        """The mean loss of a batch, in nats per token or per example."""
+        terms = self.task.terms(self.model, params, batch)
+        return terms["loss"].sum() / terms["count"].sum()
+
+    def step(
+        self, state: TrainState, batch: Mapping[str, Array], hyper: Mapping
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One update. The metrics are of the state before it."""
+        loss, grads = jax.value_and_grad(self.loss)(state.params, batch)
+        norm = optax.global_norm(grads)
+        if hyper["clip"] is not None:
+            shrink = jnp.minimum(1.0, hyper["clip"] / jnp.maximum(norm, 1e-12))
+            grads = jax.tree.map(lambda g: g * shrink, grads)
+        updates, opt_state = self.transform(hyper).update(grads, state.opt_state, state.params)
+        lr = optim.learning_rate(self.schedule, state.step, hyper)
+        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        metrics = {"train_loss": loss, "grad_norm": norm, "lr": lr}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+
+@functools.lru_cache(maxsize=64)
+def dispatch_program(recipe: Recipe, shardings: Any) -> Callable:
+    """(state, batches [S, B, ...], hyper, n) → (state after n steps, metrics [S]), jitted.
+
+    Several steps in one dispatch spare the host's overhead, and on CPU the page faults of memory
+    that is given back after every call. `n` ≤ S is traced, so one program serves the remainder of
+    a run and the way to the next checkpoint, and any split into dispatches computes the same.
+    """
+
+    def run_steps(state: TrainState, batches: dict, hyper: dict, n: Array) -> tuple:
+        size = jax.tree.leaves(batches)[0].shape[0]
+        blank = jax.eval_shape(recipe.step, state, jax.tree.map(lambda x: x[0], batches), hyper)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), blank)
+
+        def body(i: Array, carry: tuple) -> tuple:
+            state, metrics = carry
+            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches)
+            state, new = recipe.step(state, batch, hyper)
+            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+            return state, metrics
+
+        return jax.lax.fori_loop(0, n, body, (state, blank))
+
+    return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
+
+
+@functools.lru_cache(maxsize=64)
+def eval_program(recipe: Recipe) -> Callable:
+    """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
+
+    def evaluate(params: dict, batches: dict, weights: Array) -> dict[str, Array]:
+        def add(sums: dict, item: tuple) -> tuple:
+            batch, weight_B = item
+            terms = recipe.task.terms(recipe.model, params, batch)
+            return {k: sums[k] + jnp.sum(terms[k] * weight_B) for k in sums}, None
+
+        first = jax.tree.map(lambda x: x[0], batches)
+        terms = functools.partial(recipe.task.terms, recipe.model)
+        names = jax.eval_shape(terms, params, first)
+        return jax.lax.scan(add, dict.fromkeys(names, jnp.float32(0)), (batches, weights))[0]
+
+    return jax.jit(evaluate)
+
+
+class Placement:
+    """The shardings of a whole state, hashable by identity so that a program can be cached by it."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+
+@functools.lru_cache(maxsize=64)
+def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
+    """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
+    hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
+    abstract = jax.eval_shape(recipe.init, jax.random.key(0), inputs, hyper)
+    tree = sharding.state_shardings(abstract, recipe.model.family.SHARDING, mesh)
+    laid_out = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
+    )
+    return Placement(tree), laid_out
+
+
+class Trainer:
+    """A Run on a mesh: its state, its programs and its batches, without files or a loop."""
+
+    def __init__(self, run: Run, mesh: Mesh):
+        optimizer = run.config["optim"]["optimizer"]["name"]
+        schedule = run.config["optim"]["schedule"]["name"]
+        self.run, self.mesh = run, mesh
+        self.recipe = Recipe(run.model, run.task, optimizer, schedule)
+        self.inputs = example_inputs(run.data)
+        self.shardings, self.abstract = placement(
+            self.recipe, mesh, self.inputs, jax.tree.structure(run.hyper)
+        )
+        self.hyper = jax.device_put(run.hyper, sharding.replicated(mesh))
+        self._dispatch = dispatch_program(self.recipe, self.shardings)
+        self._held: tuple | None = None
+
+    def init(self) -> TrainState:
+        """The first state, made where it lies: no device ever holds what it does not own."""
+        seed = self.run.config["seed"]
+        zeros = np.zeros(self.inputs.shape, self.inputs.dtype)
+        make = jax.jit(self.recipe.init, out_shardings=self.shardings.tree)
+        return make(jax.random.key(seed), zeros, self.hyper)
+
+    def batches(self, step: int, n: int, room: int) -> dict[str, Array]:
+        """The batches of steps [step, step + n), stacked; blank rows up to `room`."""
+        run, train = self.run, self.run.data.train
+        seed = run.config["batch"]["seed"]
+        at = [indices(seed, s, run.batch, len(train)) for s in range(step, step + n)]
+        rows = train.rows(np.concatenate(at))
+        stacked = {}
+        for name, x in rows.items():
+            full = np.zeros((room, run.batch, *x.shape[1:]), x.dtype)
+            full[:n] = x.reshape(n, run.batch, *x.shape[1:])
+            stacked[name] = full
+        return sharding.put_rows(stacked, self.mesh, stacked=True)
+
+    def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
+        """`n` updates in one dispatch; returns at once. `state` is given away."""
+        return self._dispatch(state, batches, self.hyper, jax.device_put(np.int32(n)))
+
+    def evaluate(self, params: dict) -> dict[str, float]:
+        """The task's metrics on the fixed held-out set, the same examples for every size."""
+        if self._held is None:
+            self._held = self._heldout()
+        sums = jax.device_get(eval_program(self.recipe)(params, *self._held))
+        return self.run.task.metrics(
+            {k: float(v) for k, v in sums.items()}, self.run.data.bytes_per_token
+        )
+
+    def _heldout(self) -> tuple[dict[str, Array], Array]:
+        count, batch = (self.run.config["eval"][k] for k in ("examples", "batch"))
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        batch = math.ceil(min(batch, count) / ways) * ways
+        number = math.ceil(count / batch)
+        held = self.run.data.heldout
+        chosen = np.random.default_rng(0).permutation(len(held))[:count]
+        at = np.concatenate([np.sort(chosen), np.zeros(number * batch - count, np.int64)])
+        rows = {k: x.reshape(number, batch, *x.shape[1:]) for k, x in held.rows(at).items()}
+        real = np.arange(number * batch) < count
+        rows["weights"] = real.astype(np.float32).reshape(number, batch)
+        put = sharding.put_rows(rows, self.mesh, stacked=True)
+        return put, put.pop("weights")
+
+
+class Recorder:
+    """Writes the metrics of dispatches, one dispatch late, and notices when they diverge."""
+
+    def __init__(self, run: Run, directory: RunDirectory, progress: Callable[[int, float], None]):
+        self.run, self.directory, self.progress = run, directory, progress
+        self.before = max((r.get("seconds", 0.0) for r in read_metrics(directory.path)), default=0.0)
+        self.started = time.monotonic()
+        self.loss = math.nan
+        self._pending: tuple[int, int, dict] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this run, by earlier launches too."""
+        return self.before + time.monotonic() - self.started
+
+    def push(self, step: int, n: int, metrics: dict[str, Array]) -> None:
+        """Take the metrics of a dispatch just sent; wait for the one before it."""
+        pending, self._pending = self._pending, (step, n, metrics)
+        if pending:
+            self._write(*pending)
+
+    def settle(self) -> None:
+        """Wait for all that was sent. Raises Diverged."""
+        pending, self._pending = self._pending, None
+        if pending:
+            self._write(*pending)
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not math.isfinite(metrics["loss"]):
+            raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
+        self._line(step, **metrics)
+
+    def _write(self, first: int, n: int, metrics: dict[str, Array]) -> None:
+        host = jax.device_get(metrics)
+        for i in range(n):
+            loss, norm = float(host["train_loss"][i]), float(host["grad_norm"][i])
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise Diverged(
+                    f"loss {loss}, gradient norm {norm} at step {first + i}; "
+                    f"the last finite loss was {self.loss:.4g}"
+                )
+            self.loss = loss
+            if (first + i) % self.run.config["log"]["every"] == 0:
+                values = {k: float(v[i]) for k, v in host.items()}
+                self._line(first + i, **values)
+        self.progress(first + n, self.loss)
+
+    def _line(self, step: int, **values: float) -> None:
+        tokens = step * self.run.tokens_per_step
+        seconds = round(self.seconds, 3)
+        self.directory.append(step=step, tokens=tokens, **values, seconds=seconds)
+
+
+def fit(
+    run: Run,
+    directory: RunDirectory,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train `run` to its end, from its newest checkpoint if there is one; returns its result.
+
+    `directory` must be held. `progress(steps, train_loss)` is called after each dispatch; when
+    `stop()` turns true the state is saved. Raises Preempted then, Diverged when the loss is no
+    longer finite (which is recorded as this run's result), StorageError when the disk fails.
+    """
+    directory.once("config.json", run.config)
+    mesh = _mesh(run, directory)
+    recorder = Recorder(run, directory, progress)
+    try:
+        metrics = _loop(run, Trainer(run, mesh), directory, recorder, stop)
+        status = {"status": "done", "reason": ""}
+    except Diverged as error:
+        metrics, status = {}, {"status": "diverged", "reason": str(error)}
+    seconds = round(recorder.seconds, 3)
+    result = {
+        **status,
+        **run.facts,
+        **metrics,
+        "train_loss": recorder.loss if math.isfinite(recorder.loss) else None,
+        "seconds": seconds,
+        "device_seconds": round(seconds * mesh.size, 3),
+        "devices": mesh.size,
+        "device_kind": mesh.devices.flat[0].device_kind,
+        "data_digest": run.data.digest,
+        **environment.describe(),
+    }
+    directory.finish(result)
+    if status["status"] == "diverged":
+        raise Diverged(f"{directory.path}: {status['reason']}")
+    return result
+
+
+def _loop(
+    run: Run,
+    trainer: Trainer,
+    directory: RunDirectory,
+    recorder: Recorder,
+    stop: Callable[[], bool],
+) -> dict[str, float]:
+    """All steps, in the order of the contract; returns the final evaluation."""
+    eval_every, save_every = run.config["eval"]["every"], run.config["save"]["every"]
+    room, keep = run.config["loop"]["steps_per_dispatch"], run.config["save"]["keep"]
+    restored = checkpoint.restore_newest(directory.path, trainer.abstract)
+    first, state = restored or (0, trainer.init())
+    directory.append(resume=first)
+    step = first
+    while step < run.steps:
+        if eval_every and step and step % eval_every == 0:
+            recorder.settle()
+            recorder.evaluation(step, trainer.evaluate(state.params))
+        if save_every and step > first and step % save_every == 0:
+            recorder.settle()
+            checkpoint.save(directory.path, step, state, keep)
+        ends = [every - step % every for every in (eval_every, save_every) if every]
+        n = min(room, run.steps - step, *ends)
+        state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
+        recorder.push(step, n, metrics)
+        step += n
+        if stop() and step < run.steps:
+            recorder.settle()
+            checkpoint.save(directory.path, step, state, keep)
+            raise Preempted(f"{directory.path}: stopped and saved at step {step} of {run.steps}")
+    recorder.settle()
+    if step > first:
+        checkpoint.save(directory.path, step, state, keep)
+    metrics = trainer.evaluate(state.params)
+    recorder.evaluation(step, metrics)
+    return metrics
+
+
+def _mesh(run: Run, directory: RunDirectory) -> Mesh:
+    """The mesh of the first launch where the devices are there, since it decides the last bits."""
+    path = directory.path / "launch.json"
+    if path.exists():
+        stored = read_json(path)["mesh"]
+        if math.prod(stored.values()) <= jax.device_count():
+            return sharding.make_mesh(stored, run.batch)
+        log.warning("%s: first launched on mesh %s, which is not here", directory.path, stored)
+    mesh = sharding.make_mesh(run.config["mesh"], run.batch)
+    launch = {"mesh": dict(mesh.shape), "facts": run.facts, **environment.describe()}
+    directory.once("launch.json", launch)
+    return mesh
