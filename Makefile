@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 RUNS ?= runs/demo
-export PYTHONDONTWRITEBYTECODE ?=
+FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check format lock clean
+.PHONY: help setup demo test test-slow check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo "PYTHON=python3.12 picks the interpreter; RUNS=$(RUNS) is where the demo writes."
+	@echo "PYTHON=python3.12 picks the interpreter; RUNS=$(RUNS) is where the demo writes,"
+	@echo "FLAGS=--config.KEY=VALUE changes its config."
 
 # The stamp holds what the environment was built from, so set-up runs once per lock and interpreter.
 # Without an explicit PYTHON an environment that is already there is kept, whatever its version.
@@ -26,13 +27,13 @@ setup:  ## make the virtual environment .venv from requirements.lock (once)
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
 
 demo: setup  ## train a ladder of language models on real text, fit L(N), write the report
-	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=$(RUNS)
+	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=$(RUNS) $(FLAGS)
 
 test: setup  ## the default tests (8 simulated devices, 2 workers)
 	@$(PY) -m pytest -n 2 -m "not slow"
 
-test-all: setup  ## the default tests and the slow ones
-	@$(PY) -m pytest -n 2
+test-slow: setup  ## the tests that take longer than a minute each
+	@$(PY) -m pytest -n 2 -m slow
 
 check: setup  ## ruff (lint and format), basedpyright, import directions
 	@$(PY) -m ruff check .

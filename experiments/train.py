@@ -1,12 +1,10 @@
 """Train one run of a config, or go on with it.
 
-  python -m experiments.train --config=configs/lm_transformer.py --config.size=3e5 --workdir=DIR
-  python -m experiments.train --config=DIR/runs/<id>/config.json --workdir=OTHER     (repeat a run)
+python -m experiments.train --config=configs/lm_transformer.py --config.size=3e5 --workdir=DIR
+python -m experiments.train --config=DIR/runs/<id>/config.json --workdir=OTHER     (repeat a run)
 """
 
 import signal
-import sys
-import time
 from collections.abc import Sequence
 
 from research import cli
@@ -31,8 +29,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"run {run.id} is {directory.result['status']} already: {directory.path}")
         return 0
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
-    with directory, Progress(total=run.steps, label=f"run {run.id}") as progress:
-        records.write_card(args.workdir, run.data.digest, run.data.card)
+    records.write_card(args.workdir, run.data.digest, run.data.card)
+    with directory, Progress([run.facts]) as progress:
+        progress.begin(run.facts)
         result = train.fit(run, directory, progress.update, stop)
     print(f"loss {result['loss']:.4f} nats per token after {run.facts['tokens']:,} tokens")
     print(directory.path)

@@ -122,9 +122,12 @@ def problems(config: Mapping[str, object]) -> list[str]:
             out += _value(path, flat[path], field)
         elif field.required:
             out.append(f"{path}: missing; expected {expected(field)}")
-    if not out:
-        out += [*_size(config), *_divides(config), *_mesh(flat)]
-    return out
+    wrong = {line.partition(":")[0] for line in out}
+    if "model.name" not in wrong:
+        model = plugs.table(*PLUGS["model"])[str(flat["model.name"])][0]
+        given = {path: value for path, value in flat.items() if path not in wrong}
+        out += [*_size(given, model), *_divides(given, model)]
+    return [*out, *_mesh({path: v for path, v in flat.items() if path not in wrong})]
 
 
 def coerce(config: dict) -> dict:
@@ -159,9 +162,9 @@ def _get(config: object, path: str) -> object:
 
 
 def _unknown(path: str, known: Mapping[str, Field]) -> str:
+    if inside := [key for key in known if key.startswith(f"{path}.")]:
+        return f"{path}: is a section; expected its keys, such as {inside[0]}"
     close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
-    if not close and "." in path:  # a section that is a value, or a value that is a section
-        close = [key for key in known if key.startswith(f"{path}.")][:1]
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{path}: no such key{hint}"
 
@@ -193,35 +196,31 @@ def _a(value: object) -> str:
     return "none" if value is None else f"of type {type(value).__name__}"
 
 
-def _model_file(config: Mapping[str, object]) -> Path:
-    return plugs.table(*PLUGS["model"])[str(_get(config, "model.name"))][0]
-
-
-def _size(config: Mapping[str, object]) -> Iterator[str]:
+def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
     """`size` and the fields that it fills: one or the other."""
-    sized = plugs.literal(_model_file(config), "SIZED")
-    given = {key: _get(config, f"model.{key}") for key in sized}  # type: ignore[union-attr]
-    if config["size"] is not None:
-        for key, value in given.items():
-            if value is not None:
+    sized = [f"model.{key}" for key in plugs.literal(model, "SIZED")]  # type: ignore[union-attr]
+    if "size" not in flat:
+        return  # missing or wrong, which is told elsewhere
+    if flat["size"] is not None:
+        for path in sized:
+            if flat.get(path) is not None:
                 yield (
-                    f"model.{key}: {value!r} is given, but `size` ({config['size']!r}) fills it; "
+                    f"{path}: {flat[path]!r} is given, but `size` ({flat['size']!r}) fills it; "
                     "give one of them and set the other to none"
                 )
-    elif missing := [f"model.{key}" for key, value in given.items() if value is None]:
+    elif missing := [path for path in sized if flat.get(path, 0) is None]:
         yield f"size: none, so {', '.join(missing)} must be given"
 
 
-def _divides(config: Mapping[str, object]) -> Iterator[str]:
-    rules = plugs.literal(_model_file(config), "DIVIDES")
-    for small, large in rules:  # type: ignore[union-attr]
-        a, b = _get(config, f"model.{small}"), _get(config, f"model.{large}")
+def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
+    for small, large in plugs.literal(model, "DIVIDES"):  # type: ignore[union-attr]
+        a, b = flat.get(f"model.{small}"), flat.get(f"model.{large}")
         if isinstance(a, int) and isinstance(b, int) and b % a:
             yield f"model.{small}: {a} does not divide model.{large} = {b}"
 
 
 def _mesh(flat: Mapping[str, object]) -> Iterator[str]:
-    axes = {path: value for path, value in flat.items() if path.startswith("mesh.")}
+    axes = {path: flat[path] for path in flat if path in SECTIONS and path.startswith("mesh.")}
     for path, value in axes.items():
         if isinstance(value, int) and value < 1 and value != -1:
             yield f"{path}: {value} devices; expected at least 1, or -1 for all that are left"

@@ -1,58 +1,110 @@
-"""What a person sees while runs train: a live bar on a terminal, a line now and then elsewhere."""
+"""What a person sees: the plan, and runs while they train. A live bar on a terminal, a line now and
+then where output is piped."""
 
 import sys
 import time
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 EVERY = 5.0  # seconds between plain lines
 
 
 class Progress:
-    """Steps of one run after another, out of `total`; enter it to show it."""
+    """Runs that train one after the other; enter it to show it. FLOPs measure the way, so that the
+    time left is right although the last run may cost as much as all the others."""
 
-    def __init__(self, total: int, label: str):
-        self.total, self.label, self.base, self.loss = total, label, 0, float("nan")
+    def __init__(self, runs: Iterable[Mapping[str, Any]]):
+        """`runs` are the facts of the runs to come: "steps", "flops", "tokens" are read."""
+        runs = list(runs)
+        self.count, self.index = len(runs), 0
+        self.total = sum(r["flops"] for r in runs)
+        self.spent = 0.0
+        self.facts: Mapping[str, Any] = {}
         self.live = sys.stdout.isatty()
-        self._printed = time.monotonic()
+        self._began = self._printed = time.monotonic()
+        self._first = 0
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.percentage:3.0f}%  {task.fields[note]}"),
             TimeRemainingColumn(),
             console=Console(),
             disable=not self.live,
             transient=True,
         )
-        self._task = self._bars.add_task(label, total=total, loss=float("nan"))
+        self._task = self._bars.add_task("", total=self.total, note="")
 
     def __enter__(self) -> "Progress":
         self._bars.start()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def begin(self, label: str, base: int) -> None:
-        """The next run; `base` of the total is behind it."""
-        self.label, self.base = label, base
-        self._bars.update(self._task, description=label, completed=base)
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """The next run starts."""
+        self.index, self.facts = self.index + 1, facts
+        self._began, self._first = time.monotonic(), -1
+        self._bars.update(self._task, description=self._label(), note="compiling")
 
     def update(self, steps: int, loss: float) -> None:
         """`steps` of the present run are done."""
-        self._bars.update(self._task, completed=self.base + steps, loss=loss)
+        if self._first < 0:  # the first dispatch compiled, so it says nothing about the rate
+            self._began, self._first = time.monotonic(), steps
+        seconds = time.monotonic() - self._began
+        per_step = self.facts["tokens"] / self.facts["steps"]
+        spent = self.spent + self.facts["flops"] * steps / self.facts["steps"]
+        note = f"step {steps:,} of {self.facts['steps']:,}, loss {loss:.3f}"
+        if steps > self._first:
+            note += f", {(steps - self._first) * per_step / seconds:,.0f} tokens/s"
+        self._bars.update(self._task, completed=spent, note=note)
         if not self.live and time.monotonic() - self._printed > EVERY:
             self._printed = time.monotonic()
-            done = self.base + steps
-            self.say(f"  {self.label}: {done:,} of {self.total:,} steps, training loss {loss:.3f}")
+            self.say(f"  {self._label()}: {note}; {spent / self.total:.0%} of all FLOPs")
+
+    def ended(self, line: str) -> None:
+        """The present run ended; `line` says how."""
+        self.spent += self.facts["flops"]
+        self._bars.update(self._task, completed=self.spent)
+        self.say(f"{self._label()}: {line}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.live:
-            self._bars.console.print(text, highlight=False, markup=False)
+            self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
         else:
             print(text, flush=True)
+
+    def _label(self) -> str:
+        params, seed = self.facts.get("params", 0), self.facts.get("seed", 0)
+        return f"[{self.index}/{self.count}] {params:,} params, seed {seed}"
+
+
+def plan_table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """(run id, status, facts) of every point as aligned text, with totals below."""
+    groups = list(dict.fromkeys(group for _, _, f in rows for group in f["groups"]))
+    head = ["run", "size", "params", *groups, "tokens", "epochs", "FLOPs", "steps", "lr", "seed"]
+    cells = [[*head, "status"]]
+    for run_id, status, f in rows:
+        size = "" if f["size"] is None else f"{f['size']:g}"
+        counts = [f"{f['groups'].get(g, 0):,}" for g in groups]
+        cells.append(
+            [run_id, size, f"{f['params']:,}", *counts, f"{f['tokens']:,}", f"{f['epochs']:.2g}"]
+            + [f"{f['flops']:.3g}", f"{f['steps']:,}", f"{f['lr']:.3g}", str(f["seed"]), status]
+        )
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    done = sum(f["flops"] for _, status, f in rows if status == "done")
+    total = sum(f["flops"] for _, _, f in rows)
+    tokens = sum(f["tokens"] for _, _, f in rows)
+    return "\n".join(
+        [
+            *lines,
+            f"{len(rows)} runs, {tokens:,} tokens, {total:.3g} FLOPs ({done:.3g} done); FLOPs count "
+            "every dot product, forward and backward, with the head and the full attention map",
+        ]
+    )

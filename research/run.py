@@ -74,8 +74,7 @@ def make_run(config: Mapping[str, Any]) -> Run:
         "family": config["model"]["name"],
         "size": config["size"],
         "seed": config["seed"],
-        **{k: v for k, v in counts.items() if k != "groups"},
-        **{f"params_{group}": n for group, n in counts["groups"].items()},
+        **counts,
         "tokens": seen,
         "unique_tokens": min(seen, dataset.unique_tokens),
         "epochs": seen / dataset.unique_tokens,
@@ -116,7 +115,9 @@ def example_inputs(dataset: Dataset) -> jax.ShapeDtypeStruct:
 def _enough(dataset: Dataset, batch: int, wanted: int) -> None:
     problems = []
     if len(dataset.train) < batch:
-        problems.append(f"batch.size: {batch}, but there are {len(dataset.train)} training examples")
+        problems.append(
+            f"batch.size: {batch}, but there are {len(dataset.train)} training examples"
+        )
     if len(dataset.heldout) < wanted:
         problems.append(
             f"eval.examples: {wanted}, but there are {len(dataset.heldout)} held-out examples"

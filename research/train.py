@@ -209,7 +209,9 @@ class Recorder:
 
     def __init__(self, run: Run, directory: RunDirectory, progress: Callable[[int, float], None]):
         self.run, self.directory, self.progress = run, directory, progress
-        self.before = max((r.get("seconds", 0.0) for r in read_metrics(directory.path)), default=0.0)
+        self.before = max(
+            (r.get("seconds", 0.0) for r in read_metrics(directory.path)), default=0.0
+        )
         self.started = time.monotonic()
         self.loss = math.nan
         self._pending: tuple[int, int, dict] | None = None

@@ -154,9 +154,7 @@ class Attention(nn.Module):
         if m.positions == "rotary":
             q, k = layers.rotate(q, angles), layers.rotate(k, angles)
         y_MxD = layers.causal_attention(q, k, v).reshape(-1, m.width)
-        out = nn.Dense(
-            m.width, m.bias, m.dtype, kernel_init=self.out_init, name="out"
-        )
+        out = nn.Dense(m.width, m.bias, m.dtype, kernel_init=self.out_init, name="out")
         return out(y_MxD)
 
 

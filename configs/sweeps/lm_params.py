@@ -1,0 +1,23 @@
+"""How held-out loss falls with the number of parameters, at one token budget: the demo's sweep.
+
+The data order of the three seeds at one size differs too, so their spread is the noise of a run.
+"""
+
+from configs import lm_transformer
+from research import grid
+
+SIZES = (16e3, 26e3, 42e3, 1.0e5, 1.9e5, 4.5e5, 9e5)
+REPLICATED = 42e3
+
+
+def get_config():
+    config = lm_transformer.get_config()
+    config.name = "lm_params"
+    config.eval.every = 400
+    return config
+
+
+def sweep(config):
+    del config
+    replicates = grid.product(grid.sizes([REPLICATED]), grid.seeds(3))
+    return grid.chain(grid.product(grid.sizes(SIZES), grid.seeds(1)), replicates)

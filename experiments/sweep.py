@@ -1,0 +1,56 @@
+"""Train every point of a sweep that is not trained yet, then fit and report.
+
+  python -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=DIR [--plan]
+
+--plan shows every point with its size, tokens, FLOPs, steps and status, and trains nothing.
+Launch the same command again to go on after an interruption.
+"""
+
+import signal
+import time
+from collections.abc import Sequence
+
+from research import cli
+from research.errors import UNFINISHED
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="runs, table and report are written here")
+    parser.add_argument("--sweep", default="sweep", help="the config's function to use")
+    parser.add_argument("--plan", action="store_true", help="show the points, train nothing")
+    args, config, module = cli.parse_config(parser, argv)
+    configs = cli.points(config, module, args.sweep)
+
+    from research import records, sharding, sweep  # jax from here on
+    from research.progress import Progress, plan_table
+
+    sharding.use_all_cores()
+    points = sweep.plan(configs, args.workdir)
+    pending = [p for p in points if p.pending]
+    print(plan_table([(p.run.id, p.status, p.run.facts) for p in points]))
+    if args.plan:
+        return 0
+    print(f"{len(points) - len(pending)} of {len(points)} runs are done, {len(pending)} to train")
+    started = time.monotonic()
+    stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
+    if pending:
+        data = points[0].run.data
+        records.write_card(args.workdir, data.digest, data.card)
+    with Progress(p.run.facts for p in pending) as progress:
+        outcome = sweep.launch(points, args.workdir, progress, stop)
+    if outcome.trained:
+        print(f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s")
+    else:
+        print("nothing to train")
+    records.write_table(args.workdir)
+    from research import report  # matplotlib and scipy, which a plan does not need
+
+    print(report.text_summary(report.write(args.workdir)))
+    for run_id, reason in outcome.missing.items():
+        print(f"missing: run {run_id}: {reason}")
+    return UNFINISHED if outcome.missing else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,134 @@
+"""One program on any mesh: the same losses, and every leaf where the rules put it."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from research import sharding
+from research.errors import BadInput
+from research.optim import key_path
+from research.run import make_run
+from research.train import Trainer
+
+MESHES = {
+    "data 1": {"data": 1, "fsdp": 1, "tensor": 1},
+    "data 2": {"data": 2, "fsdp": 1, "tensor": 1},
+    "data 4": {"data": 4, "fsdp": 1, "tensor": 1},
+    "data 8": {"data": 8, "fsdp": 1, "tensor": 1},
+    "data 4, tensor 2": {"data": 4, "fsdp": 1, "tensor": 2},
+    "data 2, tensor 4": {"data": 2, "fsdp": 1, "tensor": 4},
+    "fsdp 8": {"data": 1, "fsdp": 8, "tensor": 1},
+    "data 2, fsdp 2, tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+WIDE = {"model.width": 32, "model.heads": 4, "model.kv_heads": 4, "model.hidden": 64}
+
+
+def trainer(config, sizes):
+    run = make_run(config)
+    return Trainer(run, sharding.make_mesh(sizes, run.batch))
+
+
+def losses(made, steps=50, room=10):
+    state, out = made.init(), []
+    for step in range(0, steps, room):
+        state, metrics = made.steps(state, made.batches(step, room, room), room)
+        out += list(np.asarray(metrics["train_loss"]))
+    return np.array(out)
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny_module):
+    return losses(trainer(tiny_module(WIDE), MESHES["data 1"]))
+
+
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_losses_of_fifty_steps_are_equal_on_every_mesh(name, tiny, one_device):
+    made = trainer(tiny(WIDE), MESHES[name])
+    np.testing.assert_allclose(losses(made), one_device, rtol=1e-5)
+
+
+def test_losses_of_another_data_order_are_not_equal(tiny, one_device):
+    made = trainer(tiny(WIDE | {"batch.seed": 1}), MESHES["data 8"])
+    assert not np.allclose(losses(made), one_device, rtol=1e-3)
+
+
+def test_every_leaf_lies_where_the_rules_say(tiny):
+    state = trainer(tiny(WIDE), MESHES["data 2, fsdp 2, tensor 2"]).init()
+    expected = {
+        "params/embed/embedding": P("tensor", "fsdp"),
+        "params/blocks/attn/query/kernel": P(None, "fsdp", "tensor"),
+        "params/blocks/attn/out/kernel": P(None, "tensor", "fsdp"),
+        "params/blocks/mlp/down/kernel": P(None, "tensor", "fsdp"),
+        "params/head/kernel": P("fsdp", "tensor"),
+        "params/final_norm/scale": P(None),
+        "step": P(),
+    }
+    found = {
+        key_path(path): leaf.sharding.spec
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+    for path, spec in expected.items():
+        assert found[path] == spec, path
+    for path, spec in found.items():  # the moments lie where their parameter lies
+        for moment in ("mu/", "nu/"):
+            if moment in path:
+                assert spec == found["params/" + path.partition(moment)[2]], path
+
+
+def test_a_step_keeps_every_leaf_in_its_place(tiny):
+    made = trainer(tiny(WIDE), MESHES["data 2, fsdp 2, tensor 2"])
+    before = jax.tree.map(lambda x: x.sharding, made.init())
+    after, _ = made.steps(made.init(), made.batches(0, 2, 2), 2)
+    assert before == jax.tree.map(lambda x: x.sharding, after)
+
+
+def test_bytes_of_the_matrices_fall_with_the_fsdp_axis(tiny):
+    def matrices(sizes):
+        state = trainer(tiny(WIDE), sizes).init()
+        return sharding.bytes_per_device([x for x in jax.tree.leaves(state) if x.ndim > 2])
+
+    whole = matrices(MESHES["data 8"])
+    assert matrices(MESHES["fsdp 8"]) * 8 == whole
+    assert matrices(MESHES["data 2"]) == whole
+
+
+def test_init_does_not_depend_on_the_mesh(tiny):
+    states = [
+        trainer(tiny(WIDE), MESHES[name]).init() for name in ("data 1", "data 2, fsdp 2, tensor 2")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *(jax.device_get(s.params) for s in states))
+
+
+def test_each_device_loads_its_own_rows():
+    mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1}, 16)
+    rows = np.arange(32).reshape(16, 2)
+    put = sharding.put_rows({"x": rows}, mesh, stacked=False)["x"]
+    np.testing.assert_array_equal(put, rows)
+    assert {s.data.shape for s in put.addressable_shards} == {(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "words"),
+    [
+        ({"data": 3, "fsdp": 1, "tensor": 1}, 8, "batch.size: 8 is not divisible by"),
+        ({"data": 16, "fsdp": 1, "tensor": 1}, 16, "needs 16 devices, there are 8"),
+        ({"data": -1, "fsdp": 16, "tensor": 1}, 16, "needs 16 devices, there are 8"),
+        ({"data": 2, "fsdp": -1, "tensor": 3}, 8, "needs 6 devices, there are 8"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_a_clear_error(sizes, batch, words):
+    with pytest.raises(BadInput, match=words):
+        sharding.make_mesh(sizes, batch)
+
+
+def test_a_dimension_that_does_not_divide_names_its_leaf(tiny):
+    with pytest.raises(BadInput, match="mesh.tensor: 3 does not divide .*embed/embedding"):
+        trainer(tiny(WIDE | {"batch.size": 8}), {"data": 2, "fsdp": 1, "tensor": 3})
+
+
+@pytest.mark.parametrize(
+    ("batch", "used"), [(8, 8), (6, 6), (5, 5), (7, 7), (9, 3), (4, 4), (1, 1)]
+)
+def test_a_free_data_axis_takes_the_devices_that_divide_the_batch(batch, used):
+    assert sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, batch).size == used

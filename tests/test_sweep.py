@@ -1,0 +1,92 @@
+"""A sweep trains what is missing, survives what fails, and tells."""
+
+import subprocess
+import sys
+
+import pytest
+
+from research import records, sweep, train
+from research.errors import BadInput
+from research.progress import Progress
+
+
+def points(tiny, *changes):
+    return [(dict(c), tiny(c)) for c in changes]
+
+
+SEEDS = ({"seed": 0}, {"seed": 1}, {"seed": 2})
+
+
+def launch(made, workdir):
+    with Progress(p.run.facts for p in made if p.pending) as progress:
+        return sweep.launch(made, workdir, progress, stop=lambda: False)
+
+
+def test_a_second_launch_trains_nothing(tiny, tmp_path):
+    configs = points(tiny, *SEEDS)
+    first = launch(sweep.plan(configs, tmp_path), tmp_path)
+    assert (first.trained, first.skipped, first.missing) == (3, 0, {})
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    second = launch(sweep.plan(configs, tmp_path), tmp_path)
+    assert (second.trained, second.skipped) == (0, 3)
+    assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    more = launch(sweep.plan(points(tiny, *SEEDS, {"seed": 3}), tmp_path), tmp_path)
+    assert (more.trained, more.skipped) == (1, 3)
+
+
+def test_equal_points_are_one_run(tiny, tmp_path):
+    assert len(sweep.plan(points(tiny, {"seed": 0}, {"seed": 0}, {"name": "other"}), tmp_path)) == 1
+
+
+def test_a_failed_run_becomes_a_row_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+    configs = points(tiny, *SEEDS)
+    broken = sweep.plan(configs, tmp_path)[1].run.id
+    original = train.Trainer.init
+
+    def init(self):
+        if self.run.id == broken:
+            raise RuntimeError("the device caught fire")
+        return original(self)
+
+    monkeypatch.setattr(train.Trainer, "init", init)
+    outcome = launch(sweep.plan(configs, tmp_path), tmp_path)
+    assert outcome.trained == 2
+    assert list(outcome.missing) == [broken]
+    assert "fire" in outcome.missing[broken]
+    rows = {r["run"]: r for r in records.table(tmp_path)}
+    assert rows[broken]["status"] == "failed"
+    assert "fire" in rows[broken]["reason"]
+    monkeypatch.undo()
+    assert launch(sweep.plan(configs, tmp_path), tmp_path).trained == 1
+    assert {r["status"] for r in records.table(tmp_path)} == {"done"}
+
+
+def test_a_diverged_run_is_a_row_and_is_not_tried_again(tiny, tmp_path):
+    configs = points(tiny, {"optim.lr": 1e30, "optim.clip": None, "horizon.amount": 40.0}, {})
+    outcome = launch(sweep.plan(configs, tmp_path), tmp_path)
+    assert outcome.trained == 1
+    assert [reason.partition(":")[0] for reason in outcome.missing.values()] == ["diverged"]
+    again = sweep.plan(configs, tmp_path)
+    assert sorted(p.status for p in again) == ["diverged", "done"]
+    assert len(launch(again, tmp_path).missing) == 1
+
+
+def test_every_point_that_cannot_run_is_told_at_once(tiny, tmp_path):
+    configs = points(tiny, {"eval.examples": 10**9}, {"data.context": 10**6}, {})
+    with pytest.raises(BadInput) as error:
+        sweep.plan(configs, tmp_path)
+    assert "eval.examples: 1000000000" in str(error.value)
+    assert "data.context" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_plan_of_the_command_writes_and_trains_nothing(corpus, tmp_path):
+    command = [
+        *(sys.executable, "-m", "experiments.sweep", "--plan", f"--workdir={tmp_path / 'w'}"),
+        *("--config=configs/sweeps/lm_params.py", f"--config.data.path={corpus}"),
+        *("--config.eval.examples=8", "--config.horizon.amount=1e4"),
+    ]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "attention" in out
+    assert out.count(" new") == 9
+    assert not (tmp_path / "w").exists()
