@@ -178,9 +178,12 @@ def _value(path: str, value: object, field: Field) -> Iterator[str]:
         number = isinstance(value, int if kind is int else (int, float))
         if not number or isinstance(value, bool):
             yield f"{path}: {value!r} is {_a(value)}{wanted}"
-        elif not math.isfinite(value) or value < low or (value == low and not low_allowed):  # type: ignore[arg-type, operator]
-            yield f"{path}: {value!r} is out of range{wanted}"
-        elif value >= high:  # type: ignore[operator]
+        elif (
+            not math.isfinite(value)
+            or value < low
+            or (value == low and not low_allowed)
+            or value >= high
+        ):  # type: ignore[arg-type, operator]
             yield f"{path}: {value!r} is out of range{wanted}"
         elif field.choices and value not in field.choices:
             yield f"{path}: {value!r} is not offered{wanted}"

@@ -1,4 +1,4 @@
-"""Checkpoints: orbax writes and reads the arrays; the digests, the commit and the fallback are ours.
+"""Checkpoints: orbax writes and reads the arrays; digests, commit and fallback are ours.
 
 checkpoints/<step>/state/         as orbax writes it
 checkpoints/<step>/manifest.json  size and SHA-256 of every file, shape and dtype of every leaf

@@ -24,7 +24,7 @@ ModuleLike = Any
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Call `main(argv)` and leave with its exit code; a typed error becomes a message and its code."""
+    """Call `main(argv)` and leave with its exit code; a typed error becomes message and code."""
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Names for the numbers in a config. To Python they are int and float; `check` knows their range."""
+"""Names for the numbers in a config: int and float to Python; `check` knows their range."""
 
 Count = int  # at least 1
 Whole = int  # at least 0

@@ -1,11 +1,11 @@
-"""Schedules, optimizers and weight decay. Every number is traced: one compiled step serves them all.
+"""Schedules, optimizers and weight decay. Every number is traced: one compiled step serves all.
 
 An optimizer here is a function of its (traced) numbers, called inside the step; its state does not
 depend on them. The learning rate is applied last, by the step.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ def adamw(
     )
 
 
-OPTIMIZERS = {"adamw": adamw}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw}
 
 
 def constant(step: Array, warmup: Array, total: Array) -> Array:
@@ -61,7 +61,7 @@ def wsd(step: Array, warmup: Array, total: Array, *, decay: Share, final: Fracti
     return final + (1 - final) * share
 
 
-SCHEDULES = {"constant": constant, "cosine": cosine, "wsd": wsd}
+SCHEDULES: dict[str, Callable[..., Array]] = {"constant": constant, "cosine": cosine, "wsd": wsd}
 
 
 def learning_rate(name: str, step: Array, hyper: Mapping) -> Array:

@@ -93,8 +93,11 @@ def plan_table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
         size = "" if f["size"] is None else f"{f['size']:g}"
         counts = [f"{f['groups'].get(g, 0):,}" for g in groups]
         cells.append(
-            [run_id, size, f"{f['params']:,}", *counts, f"{f['tokens']:,}", f"{f['epochs']:.2g}"]
-            + [f"{f['flops']:.3g}", f"{f['steps']:,}", f"{f['lr']:.3g}", str(f["seed"]), status]
+            [
+                *(run_id, size, f"{f['params']:,}", *counts, f"{f['tokens']:,}"),
+                *(f"{f['epochs']:.2g}", f"{f['flops']:.3g}", f"{f['steps']:,}", f"{f['lr']:.3g}"),
+                *(str(f["seed"]), status),
+            ]
         )
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
@@ -104,7 +107,7 @@ def plan_table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
     return "\n".join(
         [
             *lines,
-            f"{len(rows)} runs, {tokens:,} tokens, {total:.3g} FLOPs ({done:.3g} done); FLOPs count "
-            "every dot product, forward and backward, with the head and the full attention map",
+            f"{len(rows)} runs, {tokens:,} tokens, {total:.3g} FLOPs ({done:.3g} done); FLOPs "
+            "count every dot product, forward and backward, with head and full attention map",
         ]
     )

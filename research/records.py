@@ -42,12 +42,13 @@ class RunDirectory:
         """Make the directory and hold it. Raises StorageError if another process does."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115
+            self._lock = open(self.path / ".lock", "w")
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self.__exit__()
             raise StorageError(f"{self.path}: another process is training this run") from error
         return self
 

@@ -115,9 +115,7 @@ def example_inputs(dataset: Dataset) -> jax.ShapeDtypeStruct:
 def _enough(dataset: Dataset, batch: int, wanted: int) -> None:
     problems = []
     if len(dataset.train) < batch:
-        problems.append(
-            f"batch.size: {batch}, but there are {len(dataset.train)} training examples"
-        )
+        problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
     if len(dataset.heldout) < wanted:
         problems.append(
             f"eval.examples: {wanted}, but there are {len(dataset.heldout)} held-out examples"

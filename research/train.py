@@ -66,7 +66,7 @@ class Recipe(NamedTuple):
     ) -> tuple[TrainState, dict[str, Array]]:
         """One update. The metrics are of the state before it."""
         loss, grads = jax.value_and_grad(self.loss)(state.params, batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         if hyper["clip"] is not None:
             shrink = jnp.minimum(1.0, hyper["clip"] / jnp.maximum(norm, 1e-12))
             grads = jax.tree.map(lambda g: g * shrink, grads)
@@ -75,6 +75,12 @@ class Recipe(NamedTuple):
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         metrics = {"train_loss": loss, "grad_norm": norm, "lr": lr}
         return TrainState(state.step + 1, params, opt_state), metrics
+
+
+@functools.lru_cache(maxsize=64)
+def init_program(recipe: Recipe, shardings: Any) -> Callable:
+    """(key, inputs, hyper) → the first state, made where it lies, jitted."""
+    return jax.jit(recipe.init, out_shardings=shardings.tree)
 
 
 @functools.lru_cache(maxsize=64)
@@ -115,14 +121,14 @@ def eval_program(recipe: Recipe) -> Callable:
 
         first = jax.tree.map(lambda x: x[0], batches)
         terms = functools.partial(recipe.task.terms, recipe.model)
-        names = jax.eval_shape(terms, params, first)
-        return jax.lax.scan(add, dict.fromkeys(names, jnp.float32(0)), (batches, weights))[0]
+        zeros = {name: jnp.float32(0) for name in jax.eval_shape(terms, params, first)}
+        return jax.lax.scan(add, zeros, (batches, weights))[0]
 
     return jax.jit(evaluate)
 
 
 class Placement:
-    """The shardings of a whole state, hashable by identity so that a program can be cached by it."""
+    """The shardings of a whole state, hashable by identity so that programs are cached by it."""
 
     def __init__(self, tree: Any):
         self.tree = tree
@@ -160,7 +166,7 @@ class Trainer:
         """The first state, made where it lies: no device ever holds what it does not own."""
         seed = self.run.config["seed"]
         zeros = np.zeros(self.inputs.shape, self.inputs.dtype)
-        make = jax.jit(self.recipe.init, out_shardings=self.shardings.tree)
+        make = init_program(self.recipe, self.shardings)
         return make(jax.random.key(seed), zeros, self.hyper)
 
     def batches(self, step: int, n: int, room: int) -> dict[str, Array]:

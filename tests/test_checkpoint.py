@@ -19,7 +19,7 @@ MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 
 def state(step):
     mesh = sharding.make_mesh(MESH, 8)
-    w = np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32) + step
+    w = np.random.default_rng(0).normal(size=(256, 128)).astype(np.float32) + step
     place = NamedSharding(mesh, PartitionSpec("fsdp"))
     return {"step": jnp.int32(step), "params": {"w": {"kernel": jax.device_put(w, place)}}}
 
@@ -186,5 +186,5 @@ def test_a_disk_that_refuses_leaves_the_older_steps(run, monkeypatch):
 
 def test_the_manifest_lists_leaves_and_files(run):
     manifest = json.loads((run / "checkpoints" / "20" / "manifest.json").read_text())
-    assert manifest["leaves"]["params/w/kernel"] == [[64, 32], "float32"]
+    assert manifest["leaves"]["params/w/kernel"] == [[256, 128], "float32"]
     assert manifest["step"] == 20

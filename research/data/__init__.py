@@ -35,9 +35,9 @@ class Dataset:
     card: Callable[[], dict[str, object]]
 
 
-DATASETS = {"text": text.load}
+DATASETS: dict[str, Callable[..., dict]] = {"text": text.load}
 
 
 def load(name: str, **kwargs: object) -> Dataset:
-    """The data set `name`. Raises BadInput when its files are missing, too short or not readable."""
+    """The data set `name`. Raises BadInput when a file is missing, too short or not readable."""
     return Dataset(**DATASETS[name](**kwargs))

@@ -103,7 +103,7 @@ def _digest(path: str, stamp: tuple, field: str, heldout: float, vocab: int | No
 
 @functools.lru_cache(maxsize=4)
 def _split(path: str, stamp: tuple, field: str, heldout: float) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) bytes, uint8. The hash decides, not the place or the order of reading."""
+    """(training, held-out) bytes, uint8. The hash decides, not the order of reading."""
     documents = _documents(path, field)
     parts: tuple[list[bytes], list[bytes]] = ([], [])
     seen = set()

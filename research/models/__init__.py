@@ -6,6 +6,7 @@ SIZED, SIZE_RULE and `rung` (how `size` fills fields), GROUPS, SHARDING, `forwar
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax import Array
 
 from research.models import transformer
 
-MODELS = {"transformer": transformer.Transformer}
+MODELS: dict[str, Callable[..., Any]] = {"transformer": transformer.Transformer}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Model:
             outputs = module(inputs)  # type: ignore[operator]
             return module.unembed(outputs) if hasattr(module, "unembed") else outputs  # type: ignore[attr-defined]
 
-        return self.module.init(key, inputs, method=everything)["params"]
+        return self.module.init(key, inputs, method=everything)["params"]  # type: ignore[return-value]
 
     def apply(self, params: dict, inputs: Array) -> Array:
         return self.module.apply({"params": params}, inputs)  # type: ignore[return-value]

@@ -89,7 +89,7 @@ class Decoder(nn.Module):
             nn.remat(Block, prevent_cse=False) if m.remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=m.depth,
             unroll=min(m.unroll, m.depth),
         )(m)

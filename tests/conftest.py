@@ -1,0 +1,78 @@
+"""Tests run on eight simulated CPU devices; a shape mistake that broadcasting would hide is an error."""
+
+import getpass
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
+
+import jax
+
+from research import check, cli
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# One compile cache for the workers and for later runs, private to the user.
+CACHE = Path(tempfile.gettempdir()) / f"isoflop-tests-{getpass.getuser()}"
+CACHE.mkdir(mode=0o700, exist_ok=True)
+for name, value in {
+    "jax_compilation_cache_dir": str(CACHE),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the processes that tests start
+
+TINY = {
+    "size": None,
+    "model.width": 16,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.kv_heads": 2,
+    "model.hidden": 32,
+    "data.context": 32,
+    "batch.size": 8,
+    "horizon.unit": "steps",
+    "horizon.amount": 12.0,
+    "eval.examples": 16,
+    "eval.batch": 8,
+    "eval.every": 0,
+    "save.every": 0,
+}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A .txt of 300 kB in which words follow each other by chance, so that there is something to
+    learn and no two blocks are equal."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("aeioubcdfglmnprst", k=rng.randint(2, 8))) for _ in range(500)]
+    follow = {word: rng.choices(words, k=4) for word in words}
+    lines, word = [], words[0]
+    for _ in range(6000):
+        line = []
+        for _ in range(10):
+            word = rng.choice(follow[word])
+            line.append(word)
+        lines.append(" ".join(line))
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus):
+    """A function: dotted changes -> the checked config of a tiny transformer on the corpus."""
+
+    def make(changes=None):
+        config, _ = cli.load("configs/lm_transformer.py")
+        every = {**TINY, "data.path": str(corpus), **(changes or {})}
+        config, problems = check.override(config, every)
+        assert not problems, problems
+        return cli.checked(config)
+
+    return make
