@@ -21,7 +21,7 @@ if "$PYTHON" -c 'import ensurepip' 2> /dev/null; then
 else  # Debian's python3 without python3-venv: the host's own pip fills the environment
     "$PYTHON" -m venv --without-pip "$VENV"
     site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
-    "$PYTHON" -m pip install --quiet --target "$site" pip
+    "$PYTHON" -m pip install -qq --target "$site" pip
 fi
-"$VENV/bin/python" -m pip install --quiet --require-hashes -r requirements.lock
+"$VENV/bin/python" -m pip install -qq --require-hashes -r requirements.lock
 echo "$content" > "$stamp"

@@ -1,0 +1,26 @@
+"""Fit and draw a sweep again from its records: report.html, fit.json, figures. Touches no model.
+
+  python -m experiments.report --runs=DIR
+"""
+
+from collections.abc import Sequence
+
+from research import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--runs", required=True, help="the workdir of a sweep")
+    parser.add_argument("--against", default="params", help="the column that the loss falls with")
+    args = parser.parse_args(argv)
+
+    from research import records, report
+
+    result = report.write(args.runs, args.against)
+    records.write_table(args.runs)
+    print(report.text_summary(result))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

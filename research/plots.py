@@ -1,0 +1,195 @@
+"""Figures of a sweep and its fit, each as PNG and SVG. Draws rows and documents, knows no model.
+
+Colours are those of Okabe and Ito, which the colour-blind can tell apart; sizes use viridis.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from research import files
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+LABELS = {
+    "params": "parameters N",
+    "params_non_embedding": "parameters N, without embedding and head",
+    "params_matmul": "parameters N in dot products",
+    "tokens": "training tokens D",
+    "flops": "training FLOPs C",
+}
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "isoflop",  # the same figure is the same file
+    "svg.fonttype": "path",
+}
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png and `stem`.svg; the same figure gives the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    out = []
+    for suffix, options in ((".png", {"dpi": 160}), (".svg", {"metadata": {"Date": None}})):
+        raw = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(raw, format=suffix[1:], bbox_inches="tight", **options)
+        files.write_atomic(stem.with_suffix(suffix), raw.getvalue())
+        out.append(stem.with_suffix(suffix))
+    return out[0], out[1]
+
+
+def loss_against(
+    rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any] | None, predictor: Any = None
+) -> Figure:
+    """Loss against the law's column: the runs, the fitted law with its 95 % band, and the held-out
+    runs beside the interval that was predicted for them."""
+    column = document["against"] if document else "params"
+    done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
+    held = {r["run"] for r in (document or {}).get("holdout") and document["holdout"]["rows"] or []}  # type: ignore[index]
+    out = {r["run"] for r in (document or {}).get("dropped", [])}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2))
+        axes = figure.subplots()
+        x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
+        if document and predictor:
+            _law(axes, document, predictor, x)
+        kinds = np.array([(r["run"] in held) + 2 * (r["run"] in out) for r in done])
+        axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3, label="runs, fitted")
+        if (kinds == 2).any():
+            axes.scatter(x[kinds == 2], y[kinds == 2], s=34, facecolors="none", edgecolors=GREY,
+                         zorder=3, label="left out of the fit")  # fmt: skip
+        if (kinds == 1).any():
+            axes.scatter(x[kinds == 1], y[kinds == 1], s=70, marker="*", color=ORANGE, zorder=5,
+                         label="measured, held out of the fit")  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_ylabel("held-out loss (nats per token)")
+        _log_ticks(axes.xaxis)
+        axes.legend(loc="upper right")
+    return figure
+
+
+def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) -> None:
+    column, holdout = document["against"], document["holdout"]
+    grid = np.geomspace(x.min() / 1.3, x.max() * 1.6, 40)
+    loss, band, _ = predictor.at(column, grid)
+    params = document["params"]
+    label = f"E + A/N^α: E = {params['E']:.3f}, α = {params['alpha']:.3f}"
+    axes.plot(grid, loss, color=GREEN, lw=1.8, label=label, zorder=2)
+    axes.fill_between(grid, *band.T, color=GREEN, alpha=0.15, lw=0, label="95 % band of the law")
+    floor = document["identifiability"]["E"]
+    if floor["flag"] == "ok":
+        axes.axhline(params["E"], color=GREEN, lw=1, ls=":", label="E")
+    for i, row in enumerate(holdout["rows"] if holdout else ()):
+        low, high = row["run_interval"]
+        if low is None or high is None:
+            continue
+        at = row[column] * 1.06  # beside the measurement, not under it
+        axes.errorbar(
+            at, row["loss"], [[row["loss"] - low], [high - row["loss"]]],
+            fmt="D", ms=4.5, color=ORANGE, mfc="white", capsize=4, lw=1.4, zorder=4,
+            label=None if i else "predicted, 95 % interval of a run",
+        )  # fmt: skip
+
+
+def learning_curves(curves: Sequence[tuple[Mapping[str, Any], Sequence[Mapping]]]) -> Figure:
+    """Training loss (smoothed) and held-out loss against tokens, one colour for each size."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2))
+        axes = figure.subplots()
+        sizes = [row.get("params", 1) for row, _ in curves]
+        norm = LogNorm(min(sizes), max(max(sizes), min(sizes) * 1.01))
+        colours = matplotlib.colormaps["viridis"]
+        for row, metrics in curves:
+            colour = colours(0.95 * float(norm(row.get("params", 1))))
+            train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
+            if len(train) > 3:
+                tokens, loss = np.array(train[1:]).T
+                axes.plot(tokens, _smooth(loss), color=colour, lw=0.9, alpha=0.8)
+            held = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
+            if held:
+                axes.plot(*np.array(held).T, "o", color=colour, ms=3.5)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("training tokens D")
+        axes.set_ylabel("loss (nats per token)\nline: training, dots: held out")
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        _log_ticks(axes.xaxis)
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
+        bar.set_label("parameters N")
+        _log_ticks(bar.ax.yaxis)
+    return figure
+
+
+def residuals(
+    rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any], predictor: Any
+) -> Figure:
+    """Measured loss over fitted loss, against the spread of a run about the law."""
+    column = document["against"]
+    held = {r["run"] for r in document["holdout"]["rows"]} if document["holdout"] else set()
+    out = {r["run"] for r in document["dropped"]}
+    done = [r for r in rows if r.get("status", "done") == "done" and r["run"] not in out]
+    x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
+    excess = 100 * (y / predictor.at(column, x)[0] - 1)
+    outside = np.array([r["run"] in held for r in done])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 2.6))
+        axes = figure.subplots()
+        sd = 100 * document["noise"] / (1 if "log" in document["options"]["objective"] else y.mean())
+        axes.axhspan(-sd, sd, color=GREY, alpha=0.15, lw=0, label="± 1 standard deviation of a run")
+        axes.axhline(0, color=GREY, lw=1)
+        axes.scatter(x[~outside], excess[~outside], s=30, color=BLUE, label="fitted", zorder=3)
+        if outside.any():
+            axes.scatter(x[outside], excess[outside], s=70, marker="*", color=ORANGE,
+                         label="held out", zorder=3)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_ylabel("measured / law − 1 (%)")
+        _log_ticks(axes.xaxis)
+        axes.legend(loc="upper left", ncols=3, fontsize=8, bbox_to_anchor=(0, 1.2))
+    return figure
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential mean over about a thirtieth of the curve, without a bias at its start."""
+    keep = 1 - 1 / max(2, len(values) / 30)
+    out, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        out.append(mean / weight)
+    return np.array(out)
+
+
+def _log_ticks(axis: Any) -> None:
+    """1k, 10k, 1M rather than powers of ten; steps between them where the range is short."""
+    low, high = axis.get_view_interval()
+    short = high / max(low, 1e-300) < 300
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: quantity(v)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def quantity(value: float) -> str:
+    """A count as people write it: 14k, 1.2M, 3.5e14."""
+    if value >= 1e13:
+        return f"{value:.3g}".replace("e+", "e")
+    for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+        if value >= 10**power * 0.9995:
+            return f"{value / 10**power:.3g}{letter}"
+    return f"{value:.3g}" if math.isfinite(value) else str(value)
