@@ -1,6 +1,6 @@
 """Fit and draw a sweep again from its records: report.html, fit.json, figures. Touches no model.
 
-  python -m experiments.report --runs=DIR
+python -m experiments.report --runs=DIR
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.cm
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ LABELS = {
     "tokens": "training tokens D",
     "flops": "training FLOPs C",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,7 +44,11 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `stem`.png and `stem`.svg; the same figure gives the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     out = []
-    for suffix, options in ((".png", {"dpi": 160}), (".svg", {"metadata": {"Date": None}})):
+    formats: dict[str, dict[str, Any]] = {
+        ".png": {"dpi": 160},
+        ".svg": {"metadata": {"Date": None}},
+    }
+    for suffix, options in formats.items():
         raw = io.BytesIO()
         with matplotlib.rc_context(STYLE):
             figure.savefig(raw, format=suffix[1:], bbox_inches="tight", **options)
@@ -57,9 +62,9 @@ def loss_against(
 ) -> Figure:
     """Loss against the law's column: the runs, the fitted law with its 95 % band, and the held-out
     runs beside the interval that was predicted for them."""
-    column = document["against"] if document else "params"
+    column = str(document["against"]) if document else "params"
     done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
-    held = {r["run"] for r in (document or {}).get("holdout") and document["holdout"]["rows"] or []}  # type: ignore[index]
+    held = _held(document)
     out = {r["run"] for r in (document or {}).get("dropped", [])}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2))
@@ -83,14 +88,22 @@ def loss_against(
     return figure
 
 
+def _held(document: Mapping[str, Any] | None) -> set[str]:
+    """The runs that the fit predicted and did not see."""
+    found = document["holdout"] if document else None
+    return {row["run"] for row in found["rows"]} if found else set()
+
+
 def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) -> None:
     column, holdout = document["against"], document["holdout"]
-    grid = np.geomspace(x.min() / 1.3, x.max() * 1.6, 40)
+    grid = np.geomspace(x.min() / 1.3, x.max() * 1.6, 32)
     loss, band, _ = predictor.at(column, grid)
     params = document["params"]
-    label = f"E + A/N^α: E = {params['E']:.3f}, α = {params['alpha']:.3f}"
+    label = f"$E + A/N^\\alpha$: $E$ = {params['E']:.3f}, $\\alpha$ = {params['alpha']:.3f}"
     axes.plot(grid, loss, color=GREEN, lw=1.8, label=label, zorder=2)
-    axes.fill_between(grid, *band.T, color=GREEN, alpha=0.15, lw=0, label="95 % band of the law")
+    axes.fill_between(
+        grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="95 % band of the law"
+    )
     floor = document["identifiability"]["E"]
     if floor["flag"] == "ok":
         axes.axhline(params["E"], color=GREEN, lw=1, ls=":", label="E")
@@ -119,14 +132,14 @@ def learning_curves(curves: Sequence[tuple[Mapping[str, Any], Sequence[Mapping]]
             train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
             if len(train) > 3:
                 tokens, loss = np.array(train[1:]).T
-                axes.plot(tokens, _smooth(loss), color=colour, lw=0.9, alpha=0.8)
+                axes.plot(tokens, _smooth(loss), color=colour, lw=0.8, alpha=0.55)
             held = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
             if held:
-                axes.plot(*np.array(held).T, "o", color=colour, ms=3.5)
+                axes.plot(*np.array(held).T, "o-", color=colour, ms=4, lw=1.6)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel("training tokens D")
-        axes.set_ylabel("loss (nats per token)\nline: training, dots: held out")
+        axes.set_ylabel("loss (nats per token)\nthin: training, dots: held out")
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -141,8 +154,8 @@ def residuals(
     rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any], predictor: Any
 ) -> Figure:
     """Measured loss over fitted loss, against the spread of a run about the law."""
-    column = document["against"]
-    held = {r["run"] for r in document["holdout"]["rows"]} if document["holdout"] else set()
+    column = str(document["against"])
+    held = _held(document)
     out = {r["run"] for r in document["dropped"]}
     done = [r for r in rows if r.get("status", "done") == "done" and r["run"] not in out]
     x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
@@ -151,7 +164,9 @@ def residuals(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.6))
         axes = figure.subplots()
-        sd = 100 * document["noise"] / (1 if "log" in document["options"]["objective"] else y.mean())
+        sd = (
+            100 * document["noise"] / (1 if "log" in document["options"]["objective"] else y.mean())
+        )
         axes.axhspan(-sd, sd, color=GREY, alpha=0.15, lw=0, label="± 1 standard deviation of a run")
         axes.axhline(0, color=GREY, lw=1)
         axes.scatter(x[~outside], excess[~outside], s=30, color=BLUE, label="fitted", zorder=3)
@@ -167,8 +182,8 @@ def residuals(
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about a thirtieth of the curve, without a bias at its start."""
-    keep = 1 - 1 / max(2, len(values) / 30)
+    """Exponential mean over about a twelfth of the curve, without a bias at its start."""
+    keep = 1 - 1 / max(2, len(values) / 12)
     out, mean, weight = [], 0.0, 0.0
     for value in values:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep

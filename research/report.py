@@ -21,10 +21,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; m
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 .lead { font-size: 1.15rem; }
-.warn { background: #fff4e5; border-left: 4px solid #d55e00; padding: .4rem .8rem; margin: .3rem 0; }
+.warn { background: #fff4e5; border-left: 4px solid #d55e00; padding: .4rem .8rem;
+        margin: .3rem 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
+         white-space: nowrap; }
 th { border-bottom: 2px solid #999; }
 td.text, th.text { text-align: left; }
 svg { max-width: 100%; height: auto; }
@@ -81,13 +83,18 @@ def headline(document: Mapping[str, Any] | None) -> str:
     if not document or not document["holdout"]:
         return "Too few finished runs to fit a law and check it."
     row, count = document["holdout"]["rows"][-1], document["n_points"]
-    low, high = (f"{x:.3f}" if x is not None else "open" for x in row["run_interval"])
+    low, high = (_end(x, ".3f") for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
     return (
         f"From {count} smaller runs, the loss at {quantity(row[document['against']])} parameters "
         f"was predicted as {row['loss']:.3f} (95 % interval {low} to {high}); measured: "
         f"{row['measured']:.3f}, {verdict} the interval, {abs(row['error']):.1%} off."
     )
+
+
+def _end(value: float | None, spec: str = ".3g") -> str:
+    """The end of an interval; None is one that the data leave open."""
+    return "open" if value is None else format(value, spec)
 
 
 def text_summary(result: Mapping[str, Any]) -> str:
@@ -97,10 +104,14 @@ def text_summary(result: Mapping[str, Any]) -> str:
         loss = f"{row['loss']:.4f}" if row.get("loss") is not None else "-"
         lines.append(
             f"{row.get('params', 0):>12,} {quantity(row.get('tokens', 0)):>10} "
-            f"{quantity(row.get('flops', 0)):>9} {row.get('seed', ''):>4} {loss:>8}  {row['status']}"
+            f"{quantity(row.get('flops', 0)):>9} {row.get('seed', ''):>4} {loss:>8}  "
+            + row["status"]
         )
     lines += ["", fit_summary(result["fit"]) if result["fit"] else f"no law: {result['why']}"]
-    lines += ["", *(str(result["files"][name]) for name in ("report", "fit") if name in result["files"])]
+    lines += [
+        "",
+        *(str(result["files"][name]) for name in ("report", "fit") if name in result["files"]),
+    ]
     lines += [str(p) for name, p in result["files"].items() if name.endswith(".png")]
     return "\n".join(lines)
 
@@ -110,8 +121,7 @@ def fit_summary(document: Mapping[str, Any]) -> str:
     parts = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
-        ends = f"{'open' if low is None else f'{low:.3g}'} to {'open' if high is None else f'{high:.3g}'}"
-        parts.append(f"{name} = {value:.4g} ({ends})")
+        parts.append(f"{name} = {value:.4g} ({_end(low)} to {_end(high)})")
     lines = [f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}"]
     if fall := document["fall"]:
         sd = document["seed_noise"]["sd"]
@@ -120,7 +130,7 @@ def fit_summary(document: Mapping[str, Any]) -> str:
             f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.3f})"
         )
     for row in document["predictions"]:
-        low, high = (f"{x:.4f}" if x is not None else "open" for x in row["interval"])
+        low, high = (_end(x, ".4f") for x in row["interval"])
         at = quantity(row[document["against"]])
         lines.append(f"predicted at {at}: {row['loss']:.4f} (law: {low} to {high})")
     if document["holdout"]:
@@ -196,7 +206,7 @@ def _fit_table(document: Mapping[str, Any]) -> str:
             [
                 name,
                 f"{value:.4g}",
-                f"{'open' if low is None else f'{low:.4g}'} – {'open' if high is None else f'{high:.4g}'}",
+                f"{_end(low)} to {_end(high)}",
                 "open" if error is None else f"{error:.2g}",
                 document["identifiability"][name]["flag"],
             ]
@@ -210,12 +220,12 @@ def _fit_table(document: Mapping[str, Any]) -> str:
             f"size the loss falls by {document['fall']['nats']:.3g} nats, "
             f"{document['fall']['in_seed_sd']:.0f} of it."
         )
-    agree = document["starts"]
+    agree, certificate = document["starts"], document["certificate"]
     return (
         f"<p>{_e(document['formula'])}, fitted to {document['n_points']} runs below the held-out "
         f"size by {_e(document['options']['objective'])}; intervals by {_e(document['method'])}. "
-        f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient norm "
-        f"{document['certificate']['gradient_norm']:.1g}.{seeds}</p>" + _table(head, body)
+        f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient "
+        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + _table(head, body)
     )
 
 

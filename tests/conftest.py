@@ -1,4 +1,4 @@
-"""Tests run on eight simulated CPU devices; a shape mistake that broadcasting would hide is an error."""
+"""Tests run on eight simulated CPU devices; a rank that broadcasting would hide is an error."""
 
 import getpass
 import os

@@ -1,4 +1,4 @@
-"""Fit a law to a table of runs: one JSON document that says what the data show and what they do not.
+"""Fit a law to a table of runs: one JSON document of what the data show and what they do not.
 
 The table is all it reads: no model, no accelerator, numpy in float64. The same table gives the same
 document, whatever the order of its rows.
@@ -262,7 +262,7 @@ def _errors(
 ) -> dict[str, float | None]:
     """Standard errors: of the bootstrap, else a quarter of the (closed) 95 % profile interval."""
     if draws is not None:
-        return _named(law, law.report(draws).std(0, ddof=1))
+        return dict(_named(law, law.report(draws).std(0, ddof=1)))
     widths = {n: (high - low) / 4 for n, (low, high) in zip(law.parameters, profiles, strict=True)}
     return {n: w if math.isfinite(w) else None for n, w in widths.items()}
 
@@ -297,7 +297,9 @@ def _holdout(
         low, high = p["run_interval"]
         inside = (low is None or low <= row["loss"]) and (high is None or row["loss"] <= high)
         error = p["loss"] / row["loss"] - 1
-        rows.append({"run": row["run"], **p, "measured": row["loss"], "error": error, "covered": inside})
+        rows.append(
+            {"run": row["run"], **p, "measured": row["loss"], "error": error, "covered": inside}
+        )
     errors = np.array([row["error"] for row in rows])
     return {
         "rule": text,

@@ -31,13 +31,14 @@ class Law:
 
     def log_prediction(self, theta_KxP: np.ndarray, x_nxTxP: np.ndarray) -> tuple:
         """log L [K, n] and its derivative [K, n, P], for K parameter vectors at once."""
-        z_KxnxT = np.einsum("ntp,kp->knt", x_nxTxP, theta_KxP)
+        rows = "kntp" if x_nxTxP.ndim == 4 else "ntp"  # each fit its own rows, or all the same
+        z_KxnxT = np.einsum(f"{rows},kp->knt", x_nxTxP, theta_KxP)
         top = z_KxnxT.max(-1, keepdims=True)
         scaled = np.exp(z_KxnxT - top)
         total = scaled.sum(-1, keepdims=True)
         share_KxnxT = scaled / total
         log_KxN = (top + np.log(total))[..., 0]
-        return log_KxN, np.einsum("knt,ntp->knp", share_KxnxT, x_nxTxP)
+        return log_KxN, np.einsum(f"knt,{rows}->knp", share_KxnxT, x_nxTxP)
 
     def report(self, theta: np.ndarray) -> np.ndarray:
         """Fitted → reported parameters, [..., P] → [..., P]."""

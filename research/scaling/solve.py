@@ -64,7 +64,13 @@ def minimise(
     Parameters where `fixed` [P] is true stay. Exact to rounding unless `iterations` run out, which
     the gradient norm shows.
     """
-    theta = np.array(theta, float)
+    with np.errstate(over="ignore", invalid="ignore"):  # a step too far is refused, not feared
+        return _descend(problem, np.array(theta, float), fixed, iterations)
+
+
+def _descend(
+    problem: Problem, theta: np.ndarray, fixed: np.ndarray | None, iterations: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     free = np.ones(theta.shape[1]) if fixed is None else (~fixed).astype(float)
     damping = np.full(len(theta), 1e-3)
     value, gradient, matrix = problem.derivatives(theta)

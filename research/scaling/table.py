@@ -1,4 +1,4 @@
-"""A table of runs: read, renamed, filtered, and every row that is left out named with its reason."""
+"""A table of runs: read, renamed, filtered, every row that is left out named with its reason."""
 
 import csv
 import math

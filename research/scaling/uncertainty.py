@@ -15,7 +15,9 @@ from scipy import stats
 
 from research.scaling.solve import Problem, minimise
 
-PINNED = 1e6  # weight of a row that a fit must pass through
+PINNED = 300  # relative weight of a row that a fit passes through: off it by under 1e-4 of a width,
+# while a stiffer one would keep the solver from moving along it
+PASSES = 80  # of a refit; those that need more are far beyond the limit
 
 
 def freedom(problem: Problem) -> int:
@@ -31,7 +33,7 @@ def noise(problem: Problem, theta: np.ndarray) -> float:
 
 def _rise(problem: Problem, level: float) -> float:
     nu = freedom(problem)
-    return 1 + stats.t.ppf((1 + level) / 2, nu) ** 2 / nu
+    return 1 + float(stats.t.ppf((1 + level) / 2, nu)) ** 2 / nu
 
 
 def parameter_interval(
@@ -40,13 +42,15 @@ def parameter_interval(
     """The profile interval of theta[index]; an end is ±inf where the data do not bound it."""
     fixed = np.arange(len(best)) == index
 
-    def profile(targets: np.ndarray) -> np.ndarray:
-        theta = np.repeat(best[None], len(targets), 0)
-        theta[:, index] = targets
-        return minimise(problem, theta, fixed, 200)[1]
+    def profile(targets_1xF: np.ndarray) -> np.ndarray:
+        theta = np.repeat(best[None], targets_1xF.size, 0)
+        theta[:, index] = targets_1xF[0]
+        return minimise(problem, theta, fixed, PASSES)[1][None]
 
     width = 1.0 if problem.law.parameters[index] in problem.law.logged else 0.3 * abs(best[index])
-    return _bracket(profile, float(best[index]), max(width, 1e-3), value * _rise(problem, level))
+    limit = value * _rise(problem, level)
+    low, high = _bracket(profile, best[index : index + 1], max(width, 1e-3), limit)[0]
+    return float(low), float(high)
 
 
 def prediction_intervals(
@@ -55,14 +59,25 @@ def prediction_intervals(
     """For points with `terms` [m, T, P]: log L [m], the interval of the law there [m, 2], and the
     interval of the loss of one new run there [m, 2], which has the noise of a run as well."""
     centre = problem.law.log_prediction(best[None], terms)[0][0]
-    limit = value * _rise(problem, level)
     reach = noise(problem, best)
-    law = np.array(
-        [
-            _bracket(_pinned(problem, best, row), float(c), max(reach, 1e-6), limit)
-            for row, c in zip(terms, centre, strict=True)
-        ]
-    ).reshape(len(terms), 2)
+
+    def profile(targets_MxF: np.ndarray) -> np.ndarray:
+        """The objective of the best laws that pass through these log losses at the points."""
+        m, f = targets_MxF.shape
+        rows = np.broadcast_to(problem.terms, (m * f, *problem.terms.shape))
+        row = np.repeat(terms, f, 0)[:, None]
+        y = np.broadcast_to(problem.log_loss, (m * f, len(problem.log_loss)))
+        held = dataclasses.replace(
+            problem,
+            terms=np.concatenate([rows, row], axis=1),
+            log_loss=np.concatenate([y, targets_MxF.reshape(-1, 1)], axis=1),
+            weights=np.concatenate([problem.weights, [PINNED * problem.weights.sum()]]),
+        )
+        theta = minimise(held, np.repeat(best[None], m * f, 0), None, PASSES)[0]
+        return problem.value(theta).reshape(m, f)
+
+    limit = value * _rise(problem, level)
+    law = _bracket(profile, centre, max(reach, 1e-6), limit)
     spread = stats.t.ppf((1 + level) / 2, freedom(problem)) * reach
     if problem.objective == "mse":  # noise in nats, here wanted in log loss
         spread = (spread / np.exp(centre))[:, None]
@@ -70,46 +85,28 @@ def prediction_intervals(
     return centre, law, centre[:, None] + np.array([-1, 1]) * one_run
 
 
-def _pinned(problem: Problem, best: np.ndarray, row: np.ndarray) -> Callable:
-    """The objective of the best law that passes through a log loss at one more point."""
-
-    def profile(targets: np.ndarray) -> np.ndarray:
-        k = len(targets)
-        y = np.concatenate([np.repeat(problem.log_loss[None], k, 0), targets[:, None]], axis=1)
-        held = dataclasses.replace(
-            problem,
-            terms=np.concatenate([problem.terms, row[None]]),
-            log_loss=y,
-            weights=np.concatenate([problem.weights, [PINNED * problem.weights.sum()]]),
-        )
-        return problem.value(minimise(held, np.repeat(best[None], k, 0), None, 300)[0])
-
-    return profile
-
-
 def _bracket(
-    profile: Callable[[np.ndarray], np.ndarray], centre: float, width: float, limit: float
-) -> tuple[float, float]:
-    """Where `profile` first exceeds `limit` below and above `centre`, to 1e-4 of the width found.
+    profile: Callable[[np.ndarray], np.ndarray], centre_M: np.ndarray, width: float, limit: float
+) -> np.ndarray:
+    """[m, 2]: where `profile` first exceeds `limit` below and above each centre; ±inf if nowhere.
 
-    Each pass evaluates a fan of points at once; the first is geometric, since nobody knows how far.
+    Each pass evaluates a fan of targets [m, F] at once; the first is geometric, since nobody knows
+    how far the ends are, and two more divide the step in which the limit was passed.
     """
+    fan = np.concatenate([[0.0], width * 2.0 ** np.arange(-5, 8)])
     ends = []
     for side in (-1.0, 1.0):
-        fan = width * 2.0 ** np.arange(-6, 8)
-        above = profile(centre + side * fan) > limit
-        if not above.any():
-            ends.append(side * np.inf)
-            continue
-        first = int(np.argmax(above))
-        low, high = (fan[first - 1] if first else 0.0), fan[first]
+        low = np.broadcast_to(fan, (len(centre_M), len(fan)))
+        open_end = np.zeros(len(centre_M), bool)
         for _ in range(3):
-            inner = np.linspace(low, high, 18)
-            above = profile(centre + side * inner[1:-1]) > limit
-            first = int(np.argmax(above)) if above.any() else 16
-            low, high = inner[first], inner[first + 1]
-        ends.append(centre + side * (low + high) / 2)
-    return ends[0], ends[1]
+            above = profile(centre_M[:, None] + side * low[:, 1:]) > limit
+            open_end |= ~above.any(1)
+            first = np.argmax(above, axis=1)
+            start, stop = (np.take_along_axis(low, (first + d)[:, None], 1) for d in (0, 1))
+            low = start + (stop - start) * np.linspace(0, 1, 12)
+        end = centre_M + side * low[:, 6]
+        ends.append(np.where(open_end, side * np.inf, end))
+    return np.stack(ends, axis=-1)
 
 
 def bootstrap(
