@@ -98,6 +98,7 @@ def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) 
     column, holdout = document["against"], document["holdout"]
     grid = np.geomspace(x.min() / 1.3, x.max() * 1.6, 32)
     loss, band, _ = predictor.at(column, grid)
+    band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())  # an open end leaves the picture
     params = document["params"]
     label = f"$E + A/N^\\alpha$: $E$ = {params['E']:.3f}, $\\alpha$ = {params['alpha']:.3f}"
     axes.plot(grid, loss, color=GREEN, lw=1.8, label=label, zorder=2)
@@ -113,7 +114,7 @@ def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) 
             continue
         at = row[column] * 1.06  # beside the measurement, not under it
         axes.errorbar(
-            at, row["loss"], [[row["loss"] - low], [high - row["loss"]]],
+            at, row["loss"], np.array([[row["loss"] - low], [high - row["loss"]]]),
             fmt="D", ms=4.5, color=ORANGE, mfc="white", capsize=4, lw=1.4, zorder=4,
             label=None if i else "predicted, 95 % interval of a run",
         )  # fmt: skip

@@ -88,7 +88,8 @@ def _stamp(path: str) -> tuple:
     if path == "stdlib":
         return ()
     try:
-        stat = os.stat(path)
+        with open(path, "rb") as file:  # a folder, or a file that may not be read, is refused here
+            stat = os.fstat(file.fileno())
     except OSError as error:
         raise BadInput(f"data.path: {path}: {error.strerror}") from error
     return stat.st_size, stat.st_mtime_ns, stat.st_ino

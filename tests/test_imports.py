@@ -1,0 +1,150 @@
+"""The house keeps its directions: a table of who may import whom, read from the source text."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GROUND = {
+    *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
+}
+PARTS = {"models", "data", "tasks", "optim", "sharding", "records", "checkpoint"}
+# room -> the rooms of research/ that it may import
+MAY = {
+    **dict.fromkeys(GROUND, GROUND),
+    "models": {"models", "kinds"},
+    "data": {"data", "errors", "files", "kinds"},
+    "tasks": {"models"},
+    "optim": GROUND,
+    "sharding": {*GROUND, "optim"},
+    "records": GROUND,
+    "checkpoint": {*GROUND, "optim"},
+    "accounting": {*GROUND, "models"},
+    "ladder": {*GROUND, "models", "accounting"},
+    "run": {*GROUND, "models", "data", "tasks", "optim", "ladder", "accounting"},
+    "train": {*GROUND, *PARTS, "run"},
+    "progress": GROUND,
+    "sweep": {*GROUND, "run", "records", "train", "progress"},
+    "scaling": {*GROUND, "scaling", "records"},
+    "plots": {*GROUND, "scaling"},
+    "report": {*GROUND, "scaling", "plots", "records"},
+}
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
+NO_JAX = {*GROUND, "data", "records", "progress", "scaling", "plots", "report"}
+DANGEROUS = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def imports(tree):
+    """Dotted names of everything that a module imports, at any depth."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(room, tree):
+    """What a file of `room` imports and may not."""
+    for name in imports(tree):
+        top, _, rest = name.partition(".")
+        if top in ("experiments", "configs", "tests"):
+            yield f"{room} imports {name}"
+        if top == "research" and rest.partition(".")[0] not in {*MAY[room], "__version__"}:
+            yield f"{room} imports {name}"
+        if top in HEAVY and room in NO_JAX:
+            yield f"{room} imports {name}, and must do without jax"
+        if name.startswith("flax") and room != "models":
+            yield f"{room} imports {name}; flax is for models/ alone"
+        if top in DANGEROUS:
+            yield f"{room} imports {name}"
+
+
+def dangers(tree):
+    """Calls that run what they read."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            if called in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "np.fromregex"):
+                yield called
+            if any(k.arg == "allow_pickle" for k in node.keywords):
+                yield f"{called} with allow_pickle"
+
+
+def research_files():
+    return [
+        p
+        for p in sorted((ROOT / "research").rglob("*.py"))
+        if p.name != "__init__.py" or p.parent.name != "research"
+    ]
+
+
+def room_of(path):
+    return path.relative_to(ROOT / "research").parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", research_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_what_it_may(path):
+    tree = ast.parse(path.read_text())
+    assert not list(violations(room_of(path), tree))
+    assert not list(dangers(tree))
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("errors", "import jax"),
+        ("data", "def f():\n    import jax.numpy as jnp"),
+        ("models", "from research import optim"),
+        ("train", "import flax.linen as nn"),
+        ("scaling", "from research.models import transformer"),
+        ("records", "import pickle"),
+        ("sweep", "from experiments import train"),
+    ],
+)
+def test_a_planted_violation_is_seen(room, source):
+    assert list(violations(room, ast.parse(source)))
+
+
+@pytest.mark.parametrize("source", ["eval('1')", "np.load(f, allow_pickle=True)", "yaml.load(f)"])
+def test_a_planted_danger_is_seen(source):
+    assert list(dangers(ast.parse(source)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.name)
+def test_configs_import_little(path):
+    for name in imports(ast.parse(path.read_text())):
+        assert name.split(".")[0] in ("ml_collections", "configs") or name == "research.grid"
+
+
+ENTRIES = [p for p in sorted((ROOT / "experiments").glob("*.py")) if p.name != "__init__.py"]
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda p: p.name)
+def test_help_is_fast_and_imports_no_jax(path):
+    """Half a second is the promise; a loaded machine is given three times that."""
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try:\n    runpy.run_module(sys.orig_argv[-1], run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code\n"
+        "assert 'jax' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-c", code, f"experiments.{path.stem}"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
+        seconds.append(time.monotonic() - start)
+    assert min(seconds) < 1.5
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda p: p.name)
+def test_entry_points_are_thin(path):
+    assert len(path.read_text().splitlines()) <= 80
