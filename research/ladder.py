@@ -72,10 +72,10 @@ def steps(
 
 
 def learning_rate(rule: str, lr: float, model: Model) -> tuple[float, str]:
-    """The peak rate of this model, and the rule in words."""
+    """The peak rate of this model, and the rule in words (and, on a second line, its outcome)."""
     if rule == "constant":
-        return lr, f"learning rate {lr:.4g}, whatever the size"
+        return lr, f"learning rate = {lr:.4g}, whatever the size"
     width = getattr(model.spec, "width", None)
     if width is None:
         raise BadInput("optim.lr_rule: inverse_width needs a model with a width")
-    return lr / width, f"learning rate {lr:g} / width {width} = {lr / width:.4g}"
+    return lr / width, f"learning rate = {lr:g} / width\nwidth {width}: {lr / width:.4g}"

@@ -108,7 +108,7 @@ def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) 
     floor = document["identifiability"]["E"]
     if floor["flag"] == "ok":
         axes.axhline(params["E"], color=GREEN, lw=1, ls=":", label="E")
-    for i, row in enumerate(holdout["rows"] if holdout else ()):
+    for i, row in enumerate((holdout or {"rows": []})["rows"]):
         low, high = row["run_interval"]
         if low is None or high is None:
             continue

@@ -85,7 +85,7 @@ class Progress:
 
 
 def plan_table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """(run id, status, facts) of every point as aligned text, with totals below."""
+    """(run id, status, facts) of every point as aligned text, then the rules that they share, and totals."""
     groups = list(dict.fromkeys(group for _, _, f in rows for group in f["groups"]))
     head = ["run", "size", "params", *groups, "tokens", "epochs", "FLOPs", "steps", "lr", "seed"]
     cells = [[*head, "status"]]
@@ -104,9 +104,12 @@ def plan_table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
     done = sum(f["flops"] for _, status, f in rows if status == "done")
     total = sum(f["flops"] for _, _, f in rows)
     tokens = sum(f["tokens"] for _, _, f in rows)
+    rules = [f["rules"].splitlines() for _, _, f in rows]
+    shared = [line for line in rules[0] if all(line in other for other in rules)]
     return "\n".join(
         [
             *lines,
+            *shared,
             f"{len(rows)} runs, {tokens:,} tokens, {total:.3g} FLOPs ({done:.3g} done); FLOPs "
             "count every dot product, forward and backward, with head and full attention map",
         ]

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 CSS = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto;
-       max-width: 60rem; padding: 1.5rem; }
+       max-width: 66rem; padding: 1.5rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 .lead { font-size: 1.15rem; }
@@ -33,6 +33,11 @@ svg { max-width: 100%; height: auto; }
 code, pre { background: #f5f5f5; font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
 """
+OBJECTIVES = {
+    "mse_log": "least squares of the log loss",
+    "mse": "least squares of the loss",
+    "huber_log": "Huber's loss of the log loss",
+}
 COLUMNS = {
     "params": "parameters",
     "params_non_embedding": "without embedding, head",
@@ -223,7 +228,8 @@ def _fit_table(document: Mapping[str, Any]) -> str:
     agree, certificate = document["starts"], document["certificate"]
     return (
         f"<p>{_e(document['formula'])}, fitted to {document['n_points']} runs below the held-out "
-        f"size by {_e(document['options']['objective'])}; intervals by {_e(document['method'])}. "
+        f"size by {_e(OBJECTIVES[document['options']['objective']])}; intervals by "
+        f"{_e(document['method'])}. "
         f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient "
         f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + _table(head, body)
     )

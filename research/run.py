@@ -136,7 +136,7 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     given = {k: v for k, v in given.items() if k not in family.SIZED}
     model = ladder.at_size(config["size"], name, given, inputs)
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
-    return model, f"size {config['size']:g}: {filled} ({family.SIZE_RULE})"
+    return model, f"size rule: {family.SIZE_RULE}\nsize {config['size']:g}: {filled}"
 
 
 def _warmup(unit: str, amount: float, steps: int, tokens: int) -> int:

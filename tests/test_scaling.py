@@ -173,7 +173,7 @@ def test_rows_are_dropped_with_their_reason():
 @pytest.mark.parametrize(
     ("change", "options", "words"),
     [
-        ({"loss": None}, {}, "0 distinct values"),
+        ({"loss": None}, {}, "0 distinct values of params"),
         ({}, {"where": "params<3e4"}, "2 distinct values of params to fit"),
         ({}, {"where": "__import__('os')"}, "expected comparisons"),
         ({}, {"where": "width<3"}, "no column 'width'; there are"),

@@ -51,7 +51,7 @@ def fit(
     kept, dropped = table.usable(rows, [*made.columns, "loss"])
     kept, dropped = _filter(kept, dropped, where, drop_top_loss)
     fitted, held = _split(kept, holdout, against)
-    _enough(made, fitted, against)
+    _enough(made, fitted, len(held), against)
     objective = objective or ("mse_log" if len(fitted) < FEW else "huber_log")
     problem = _problem(made, fitted, objective, huber_delta)
     candidates, values, gradients = minimise(problem, starts(problem))
@@ -214,13 +214,13 @@ def _split(
     )
 
 
-def _enough(law: Law, rows: Sequence[table.Row], against: str) -> None:
+def _enough(law: Law, rows: Sequence[table.Row], held: int, against: str) -> None:
     distinct = len({row[against] for row in rows})
     needed = len(law.parameters) + 1
     if distinct < needed:
         raise BadInput(
-            f"{distinct} distinct values of {against} to fit, but {law.formula} has "
-            f"{len(law.parameters)} parameters and needs at least {needed}"
+            f"{distinct} distinct values of {against} to fit ({held} runs held out); "
+            f"{law.formula} has {len(law.parameters)} parameters and needs at least {needed}"
         )
 
 

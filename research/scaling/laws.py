@@ -56,7 +56,8 @@ def power(column: str = "params") -> Law:
         falling = np.stack([zero, one, -log_x], axis=-1)
         return np.stack([constant, falling], axis=1)
 
-    letter = {"params": "N", "tokens": "D", "flops": "C"}.get(column, column)
+    kinds = {"params": "N", "tokens": "D", "flops": "C"}
+    letter = kinds.get(column.split("_")[0], column)  # under every convention
     return Law(
         name="power",
         columns=(column,),
