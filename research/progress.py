@@ -85,7 +85,7 @@ class Progress:
 
 
 def plan_table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """(run id, status, facts) of every point as aligned text, then the rules that they share, and totals."""
+    """(run id, status, facts) of every point as aligned text, the rules they share, and totals."""
     groups = list(dict.fromkeys(group for _, _, f in rows for group in f["groups"]))
     head = ["run", "size", "params", *groups, "tokens", "epochs", "FLOPs", "steps", "lr", "seed"]
     cells = [[*head, "status"]]
