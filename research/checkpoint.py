@@ -16,12 +16,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
-from research import files
+from research import files, trees
 from research.errors import BadInput, StorageError
-from research.optim import key_path
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +99,7 @@ def _restore(path: Path, abstract: Any) -> Any:
 
 
 def _leaves(state: Any) -> dict[str, list]:
-    pairs = jax.tree_util.tree_leaves_with_path(state)
-    return {key_path(path): [list(x.shape), str(x.dtype)] for path, x in pairs}
+    return {path: [list(x.shape), str(x.dtype)] for path, x in trees.by_path(state).items()}
 
 
 def _digests(folder: Path) -> dict[str, list]:

@@ -10,6 +10,7 @@ All problems are reported together, before jax is imported.
 
 import argparse
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,8 @@ ModuleLike = Any
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and leave with its exit code; a typed error becomes message and code."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("research").setLevel(logging.INFO)
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()

@@ -25,6 +25,10 @@ class StorageError(IsoflopError):
     exit_code = IO_ERROR
 
 
+class Held(StorageError):
+    """Another process is training this run."""
+
+
 class Preempted(IsoflopError):
     """Asked to stop; the state is saved and the run can be launched again."""
 

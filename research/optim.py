@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from research import paths
+from research import paths, trees
 from research.kinds import Amount, Fraction, Positive, Share
 
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
@@ -22,12 +22,8 @@ DECAY = (("kernel|embedding", True), ("scale|bias", False))
 def decay_mask(params: dict) -> dict:
     """True for the leaves that weight decay acts on."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: paths.match(DECAY, key_path(path), "decay rule"), params
+        lambda path, _: paths.match(DECAY, trees.key_path(path), "decay rule"), params
     )
-
-
-def key_path(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def adamw(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from research import files
-from research.errors import BadInput, StorageError
+from research.errors import BadInput, Held, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class RunDirectory:
         self._metrics: IO[bytes] | None = None
 
     def __enter__(self) -> "RunDirectory":
-        """Make the directory and hold it. Raises StorageError if another process does."""
+        """Make the directory and hold it. Raises Held if another process does."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / ".lock", "w")
@@ -49,7 +49,7 @@ class RunDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.__exit__()
-            raise StorageError(f"{self.path}: another process is training this run") from error
+            raise Held(f"{self.path}: another process is training this run") from error
         return self
 
     def __exit__(self, *_: object) -> None:

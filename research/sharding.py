@@ -1,6 +1,5 @@
 """The mesh, and where each array of the train state lives on it."""
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 
@@ -8,9 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from research import paths
+from research import paths, trees
 from research.errors import BadInput
-from research.optim import key_path
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -68,7 +66,7 @@ def state_shardings(state: object, rules: paths.Table, mesh: Mesh) -> object:
     table = (*rules, *_SCALARS)
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        name = key_path(path)
+        name = trees.key_path(path)
         axes = paths.match(table, name, "sharding rule")
         axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
         for dim, axis in zip(leaf.shape, axes, strict=True):
@@ -104,6 +102,3 @@ def bytes_per_device(tree: object) -> int:
     """What the arrays of `tree` take on one device (the largest share)."""
     leaves = jax.tree.leaves(tree)
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
-
-
-log = logging.getLogger(__name__)

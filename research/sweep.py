@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from research import records, train
-from research.errors import BadInput, Diverged, IsoflopError, Preempted, StorageError
+from research.errors import BadInput, Diverged, Held, IsoflopError, Preempted, StorageError
 from research.progress import Progress
 from research.records import RunDirectory
 from research.run import Run, make_run
@@ -88,6 +88,8 @@ def launch(
             with directory:
                 # Another launch may have finished it while this one was busy.
                 result = directory.result or _attempt(point, directory, progress.update, stop)
+        except Held as error:  # another launch of this sweep is at it
+            result = {"status": "held", "reason": str(error)}
         except (Preempted, StorageError):
             raise
         except Exception as error:

@@ -316,6 +316,8 @@ def _loop(
     room, keep = run.config["loop"]["steps_per_dispatch"], run.config["save"]["keep"]
     restored = checkpoint.restore_newest(directory.path, trainer.abstract)
     first, state = restored or (0, trainer.init())
+    if restored:
+        log.info("run %s goes on from step %d of %d", run.id, first, run.steps)
     directory.append(resume=first)
     step = first
     while step < run.steps:

@@ -12,17 +12,18 @@ ROOT = Path(__file__).parents[1]
 GROUND = {
     *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
 }
-PARTS = {"models", "data", "tasks", "optim", "sharding", "records", "checkpoint"}
+PARTS = {"trees", "models", "data", "tasks", "optim", "sharding", "records", "checkpoint"}
 # room -> the rooms of research/ that it may import
 MAY = {
     **dict.fromkeys(GROUND, GROUND),
     "models": {"models", "kinds"},
     "data": {"data", "errors", "files", "kinds"},
     "tasks": {"models"},
-    "optim": GROUND,
-    "sharding": {*GROUND, "optim"},
+    "trees": GROUND,
+    "optim": {*GROUND, "trees"},
+    "sharding": {*GROUND, "trees"},
     "records": GROUND,
-    "checkpoint": {*GROUND, "optim"},
+    "checkpoint": {*GROUND, "trees"},
     "accounting": {*GROUND, "models"},
     "ladder": {*GROUND, "models", "accounting"},
     "run": {*GROUND, "models", "data", "tasks", "optim", "ladder", "accounting"},

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from research import sharding
+from research import sharding, trees
 from research.errors import BadInput
-from research.optim import key_path
 from research.run import make_run
 from research.train import Trainer
 
@@ -64,10 +63,7 @@ def test_every_leaf_lies_where_the_rules_say(tiny):
         "params/final_norm/scale": P(None),
         "step": P(),
     }
-    found = {
-        key_path(path): leaf.sharding.spec
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
+    found = {path: leaf.sharding.spec for path, leaf in trees.by_path(state).items()}
     for path, spec in expected.items():
         assert found[path] == spec, path
     for path, spec in found.items():  # the moments lie where their parameter lies

@@ -61,6 +61,14 @@ def test_a_failed_run_becomes_a_row_and_the_others_go_on(tiny, tmp_path, monkeyp
     assert {r["status"] for r in records.table(tmp_path)} == {"done"}
 
 
+def test_a_run_that_another_launch_holds_is_passed_by(tiny, tmp_path):
+    made = sweep.plan(points(tiny, *SEEDS), tmp_path)
+    with records.RunDirectory(tmp_path, made[0].run.id):
+        outcome = launch(made, tmp_path)
+    assert outcome.trained == 2
+    assert outcome.missing[made[0].run.id].startswith("held: ")
+
+
 def test_a_diverged_run_is_a_row_and_is_not_tried_again(tiny, tmp_path):
     configs = points(tiny, {"optim.lr": 1e30, "optim.clip": None, "horizon.amount": 40.0}, {})
     outcome = launch(sweep.plan(configs, tmp_path), tmp_path)

@@ -1,0 +1,15 @@
+"""Pytrees by path: how the leaves of a train state are named everywhere."""
+
+from typing import Any
+
+import jax
+
+
+def key_path(path: tuple) -> str:
+    """A jax key path as keys joined by "/", the form that `paths` matches."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """{path: leaf} of any pytree."""
+    return {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
