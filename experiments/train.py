@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 
 from research import cli
+from research.errors import DIVERGED
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         print(rule)
     if directory.result:
         print(f"run {run.id} is {directory.result['status']} already: {directory.path}")
-        return 0
+        return DIVERGED if directory.result["status"] == "diverged" else 0
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
     records.write_card(args.workdir, run.data.digest, run.data.card)
     with directory, Progress([run.facts]) as progress:

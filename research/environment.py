@@ -10,13 +10,19 @@ from pathlib import Path
 _LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 @functools.cache
 def describe() -> dict[str, object]:
     """{"versions", "cores", "xla_flags", "commit"}; the commit ends in "+" if files differ from it,
     and is empty outside a checkout."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": _commit(),
     }

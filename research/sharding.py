@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from research import paths, trees
+from research import environment, paths, trees
 from research.errors import BadInput
 
 AXES = ("data", "fsdp", "tensor")
@@ -23,7 +23,7 @@ def use_all_cores() -> None:
     a count that is already set, are left as they are.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices == -1:  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", environment.cores())
 
 
 def make_mesh(sizes: Mapping[str, int], batch: int, devices: Sequence | None = None) -> Mesh:

@@ -50,7 +50,10 @@ class Recipe(NamedTuple):
     schedule: str
 
     def transform(self, hyper: Mapping) -> optax.GradientTransformation:
-        return optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
+        made = optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
+        if hyper["clip"] is None:
+            return made
+        return optax.chain(optax.clip_by_global_norm(hyper["clip"]), made)
 
     def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:
         params = self.model.init(key, inputs)
@@ -66,14 +69,10 @@ class Recipe(NamedTuple):
     ) -> tuple[TrainState, dict[str, Array]]:
         """One update. The metrics are of the state before it."""
         loss, grads = jax.value_and_grad(self.loss)(state.params, batch)
-        norm = optax.tree.norm(grads)
-        if hyper["clip"] is not None:
-            shrink = jnp.minimum(1.0, hyper["clip"] / jnp.maximum(norm, 1e-12))
-            grads = jax.tree.map(lambda g: g * shrink, grads)
         updates, opt_state = self.transform(hyper).update(grads, state.opt_state, state.params)
         lr = optim.learning_rate(self.schedule, state.step, hyper)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        metrics = {"train_loss": loss, "grad_norm": norm, "lr": lr}
+        metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
         return TrainState(state.step + 1, params, opt_state), metrics
 
 

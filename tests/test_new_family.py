@@ -1,0 +1,86 @@
+"""The promise of CONTRIBUTING: a model is one file, one line and one config."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+FAMILY = '''"""A bigram model: the next token from the last one, through a narrow embedding."""
+
+import flax.linen as nn
+from jax import Array
+
+from research.kinds import Count
+
+SIZED = ("width",)
+SIZE_RULE = "width in steps of 1"
+GROUPS = (("embed/embedding", "embedding"), ("head/kernel", "head"))
+SHARDING = (("embed/embedding", ("tensor", "fsdp")), ("head/kernel", ("fsdp", "tensor")))
+
+
+class Bigram(nn.Module):
+    vocab: Count
+    context: Count
+    width: Count
+
+    def setup(self) -> None:
+        self.embed = nn.Embed(self.vocab, self.width)
+        self.head = nn.Dense(self.vocab, use_bias=False)
+
+    def __call__(self, tokens_BxT: Array) -> Array:
+        return self.embed(tokens_BxT.reshape(-1))
+
+    def unembed(self, x_MxD: Array) -> Array:
+        return self.head(x_MxD)
+
+
+def rung(i: int, **_: object) -> dict[str, int]:
+    return {"width": i}
+
+
+def forward_flops(m: Bigram) -> dict[str, int]:
+    return {"head": 2 * m.context * m.width * m.vocab}
+'''
+CONFIG = """from configs import lm_transformer
+
+
+def get_config():
+    config = lm_transformer.get_config()
+    config.name, config.size = "lm_bigram", 5e3
+    config.model = {"name": "bigram", "width": None}
+    return config
+"""
+
+
+def test_a_family_is_one_file_one_line_and_one_config(corpus, tmp_path):
+    for name in ("research", "experiments", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "research" / "models" / "bigram.py").write_text(FAMILY)
+    table = tmp_path / "research" / "models" / "__init__.py"
+    source = table.read_text()
+    source = source.replace("import transformer\n", "import bigram, transformer\n")
+    source = source.replace('= {"transformer"', '= {"bigram": bigram.Bigram, "transformer"')
+    table.write_text(source)
+    (tmp_path / "configs" / "lm_bigram.py").write_text(CONFIG)
+
+    def train(*more):
+        command = [sys.executable, "-m", "experiments.train", "--config=configs/lm_bigram.py"]
+        command += [f"--config.data.path={corpus}", "--config.horizon.amount=2e5", *more]
+        command += ["--config.eval.examples=64", "--workdir=w"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    bad = train("--config.model.depth=2", "--config.model.width=-1")
+    assert bad.returncode == 2
+    assert "model.depth: no such key" in bad.stderr
+    assert "model.width: -1 is out of range" in bad.stderr
+    good = train()
+    assert good.returncode == 0, good.stderr
+    (result,) = (tmp_path / "w" / "runs").glob("*/result.json")
+    row = json.loads(result.read_text())
+    assert row["params"] == 5120
+    assert row["flops"] == 3 * 2 * 10 * 256 * row["tokens"]
+    assert row["loss"] < 3.0
+    assert len(FAMILY.splitlines()) + len(CONFIG.splitlines()) + 1 <= 60
