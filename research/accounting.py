@@ -16,6 +16,7 @@ the elementwise work, are in none of them. `flops` is `flops_exact_full`.
 
 import copy
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,9 @@ def _params(model: Model, inputs: Any) -> dict[str, Any]:
     }
 
 
-def flops(model: Model, counts: dict[str, Any], tokens: int, examples: float) -> dict[str, float]:
+def flops(
+    model: Model, counts: Mapping[str, Any], tokens: int, examples: float
+) -> dict[str, float]:
     """Training FLOPs under every convention, for `examples` examples of `tokens` tokens in all."""
     parts = model.family.forward_flops(model.spec)
     causal, full = parts.pop("attention_causal", 0), parts.pop("attention_full", 0)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,20 +18,40 @@ from research.tasks import TASKS, LanguageModelling
 NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch")
 
 
+class Every(NamedTuple):
+    """How often, in steps; 0 is never. None of it changes what is computed."""
+
+    eval: int
+    save: int
+    log: int
+    dispatch: int  # the most steps in one dispatch
+
+
 @dataclass(frozen=True)
 class Run:
-    """One training run, complete. `hyper` holds the numbers that are traced: a run with others of
-    the same structure uses the same compiled program."""
+    """One training run, complete: below here nobody looks into a config. `hyper` holds the numbers
+    that are traced, so runs that differ in them alone share a compiled program. `order` is the seed
+    of the data's order; `facts` is what a table says of the run before it is trained; `config`
+    (resolved) is there to be recorded."""
 
     id: str
-    config: dict
     model: Model
     task: LanguageModelling
     data: Dataset
-    steps: int
-    batch: int
+    optimizer: str
+    schedule: str
     hyper: dict
-    facts: dict  # what a table says of the run before it is trained: sizes, tokens, FLOPs, rules
+    seed: int
+    order: int
+    batch: int
+    steps: int
+    mesh: dict[str, int]
+    eval_examples: int
+    eval_batch: int
+    every: Every
+    keep: int
+    facts: dict
+    config: dict
 
     @property
     def tokens_per_step(self) -> int:
@@ -51,48 +71,60 @@ def make_run(config: Mapping[str, Any]) -> Run:
     inputs = example_inputs(dataset)
     model, size_rule = _model(config, dataset, inputs)
     counts = accounting.params(model, inputs)
-    tokens = dataset.tokens_per_example
+    per_step = batch * dataset.tokens_per_example
     steps = ladder.steps(
         **config["horizon"],
         batch=batch,
         counts=counts,
         flops=accounting.step_flops(model, batch),
-        tokens=tokens,
+        tokens=dataset.tokens_per_example,
         n=len(dataset.train),
     )
     lr, lr_rule = ladder.learning_rate(config["optim"]["lr_rule"], config["optim"]["lr"], model)
-    warmup = _warmup(**config["optim"]["warmup"], steps=steps, tokens=batch * tokens)
-    horizon = config["horizon"]
+    warmup = _warmup(**config["optim"]["warmup"], steps=steps, tokens=per_step)
+    resolved = _resolved(config, model, steps, lr, warmup)
+    horizon = "{amount:g} {unit}".format(**config["horizon"])
     rules = (
         size_rule,
-        f"{steps:,} steps of {batch} x {tokens} tokens for {horizon['amount']:g} {horizon['unit']}",
+        f"{steps:,} steps of {batch} x {dataset.tokens_per_example} tokens for {horizon}",
         lr_rule,
     )
-    seen = steps * batch * tokens
     facts = {
         "name": config["name"],
         "family": config["model"]["name"],
         "size": config["size"],
         "seed": config["seed"],
         **counts,
-        "tokens": seen,
-        "unique_tokens": min(seen, dataset.unique_tokens),
-        "epochs": seen / dataset.unique_tokens,
-        "steps": steps,
-        "batch": batch,
-        "context": tokens,
+        **_amounts(model, dataset, counts, steps, batch),
         "lr": lr,
         "warmup_steps": warmup,
-        "flops_convention": accounting.FLOPS_CONVENTION,
-        **(flops := accounting.flops(model, counts, seen, steps * batch)),
-        "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
         "rules": "\n".join(rules),
     }
-    resolved = _resolved(config, model, steps, lr, warmup)
-    task = TASKS[config["task"]["name"]]()
-    run_id = identity(resolved, dataset.digest)
-    hyper = _hyper(resolved)
-    return Run(run_id, resolved, model, task, dataset, steps, batch, hyper, facts)
+    return Run(
+        id=identity(resolved, dataset.digest),
+        model=model,
+        task=TASKS[config["task"]["name"]](),
+        data=dataset,
+        optimizer=config["optim"]["optimizer"]["name"],
+        schedule=config["optim"]["schedule"]["name"],
+        hyper=_hyper(resolved),
+        seed=config["seed"],
+        order=config["batch"]["seed"],
+        batch=batch,
+        steps=steps,
+        mesh=config["mesh"],
+        eval_examples=config["eval"]["examples"],
+        eval_batch=config["eval"]["batch"],
+        every=Every(
+            config["eval"]["every"],
+            config["save"]["every"],
+            config["log"]["every"],
+            config["loop"]["steps_per_dispatch"],
+        ),
+        keep=config["save"]["keep"],
+        facts=facts,
+        config=resolved,
+    )
 
 
 def identity(resolved: Mapping[str, Any], data_digest: str) -> str:
@@ -137,6 +169,25 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     model = ladder.at_size(config["size"], name, given, inputs)
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
     return model, f"size rule: {family.SIZE_RULE}\nsize {config['size']:g}: {filled}"
+
+
+def _amounts(
+    model: Model, dataset: Dataset, counts: Mapping[str, Any], steps: int, batch: int
+) -> dict[str, Any]:
+    """Tokens and FLOPs of the whole run, under every convention."""
+    tokens = steps * batch * dataset.tokens_per_example
+    flops = accounting.flops(model, counts, tokens, steps * batch)
+    return {
+        "steps": steps,
+        "batch": batch,
+        "context": dataset.tokens_per_example,
+        "tokens": tokens,
+        "unique_tokens": min(tokens, dataset.unique_tokens),
+        "epochs": tokens / dataset.unique_tokens,
+        **flops,
+        "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
+        "flops_convention": accounting.FLOPS_CONVENTION,
+    }
 
 
 def _warmup(unit: str, amount: float, steps: int, tokens: int) -> int:

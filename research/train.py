@@ -1,4 +1,4 @@
-"""Training: one state, one step, one loop.
+"""Training: a run on a mesh, and its loop.
 
 The loop's order is a contract: evaluate the old state → save → take the next batches → step; the
 metrics of a dispatch are fetched after the next one is on its way, which also bounds how many are
@@ -7,152 +7,41 @@ function of (seed, step), a run that was killed goes on from its newest checkpoi
 had happened, bit for bit on the same devices.
 """
 
-import functools
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 from jax.sharding import Mesh
 
-from research import checkpoint, environment, optim, sharding
+from research import checkpoint, environment, sharding
 from research.data.order import indices
 from research.errors import Diverged, Preempted
 from research.files import read_json
-from research.models import Model
 from research.records import RunDirectory, read_metrics
 from research.run import Run, example_inputs
-from research.tasks import LanguageModelling
+from research.step import (
+    Recipe,
+    TrainState,
+    dispatch_program,
+    eval_program,
+    init_program,
+    placement,
+)
 
 log = logging.getLogger(__name__)
-
-
-class TrainState(NamedTuple):
-    """Everything that a step changes. `step` counts the updates made."""
-
-    step: Array
-    params: dict
-    opt_state: Any
-
-
-class Recipe(NamedTuple):
-    """What a compiled step depends on. All numbers of the optimizer and its schedule are traced."""
-
-    model: Model
-    task: LanguageModelling
-    optimizer: str
-    schedule: str
-
-    def transform(self, hyper: Mapping) -> optax.GradientTransformation:
-        made = optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
-        if hyper["clip"] is None:
-            return made
-        return optax.chain(optax.clip_by_global_norm(hyper["clip"]), made)
-
-    def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:
-        params = self.model.init(key, inputs)
-        return TrainState(jnp.int32(0), params, self.transform(hyper).init(params))
-
-    def loss(self, params: dict, batch: Mapping[str, Array]) -> Array:
-        """The mean loss of a batch, in nats per token or per example."""
-        terms = self.task.terms(self.model, params, batch)
-        return terms["loss"].sum() / terms["count"].sum()
-
-    def step(
-        self, state: TrainState, batch: Mapping[str, Array], hyper: Mapping
-    ) -> tuple[TrainState, dict[str, Array]]:
-        """One update. The metrics are of the state before it."""
-        loss, grads = jax.value_and_grad(self.loss)(state.params, batch)
-        updates, opt_state = self.transform(hyper).update(grads, state.opt_state, state.params)
-        lr = optim.learning_rate(self.schedule, state.step, hyper)
-        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
-        return TrainState(state.step + 1, params, opt_state), metrics
-
-
-@functools.lru_cache(maxsize=64)
-def init_program(recipe: Recipe, shardings: Any) -> Callable:
-    """(key, inputs, hyper) → the first state, made where it lies, jitted."""
-    return jax.jit(recipe.init, out_shardings=shardings.tree)
-
-
-@functools.lru_cache(maxsize=64)
-def dispatch_program(recipe: Recipe, shardings: Any) -> Callable:
-    """(state, batches [S, B, ...], hyper, n) → (state after n steps, metrics [S]), jitted.
-
-    Several steps in one dispatch spare the host's overhead, and on CPU the page faults of memory
-    that is given back after every call. `n` ≤ S is traced, so one program serves the remainder of
-    a run and the way to the next checkpoint, and any split into dispatches computes the same.
-    """
-
-    def run_steps(state: TrainState, batches: dict, hyper: dict, n: Array) -> tuple:
-        size = jax.tree.leaves(batches)[0].shape[0]
-        blank = jax.eval_shape(recipe.step, state, jax.tree.map(lambda x: x[0], batches), hyper)[1]
-        blank = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), blank)
-
-        def body(i: Array, carry: tuple) -> tuple:
-            state, metrics = carry
-            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches)
-            state, new = recipe.step(state, batch, hyper)
-            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
-            return state, metrics
-
-        return jax.lax.fori_loop(0, n, body, (state, blank))
-
-    return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
-
-
-@functools.lru_cache(maxsize=64)
-def eval_program(recipe: Recipe) -> Callable:
-    """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
-
-    def evaluate(params: dict, batches: dict, weights: Array) -> dict[str, Array]:
-        def add(sums: dict, item: tuple) -> tuple:
-            batch, weight_B = item
-            terms = recipe.task.terms(recipe.model, params, batch)
-            return {k: sums[k] + jnp.sum(terms[k] * weight_B) for k in sums}, None
-
-        first = jax.tree.map(lambda x: x[0], batches)
-        terms = functools.partial(recipe.task.terms, recipe.model)
-        zeros = {name: jnp.float32(0) for name in jax.eval_shape(terms, params, first)}
-        return jax.lax.scan(add, zeros, (batches, weights))[0]
-
-    return jax.jit(evaluate)
-
-
-class Placement:
-    """The shardings of a whole state, hashable by identity so that programs are cached by it."""
-
-    def __init__(self, tree: Any):
-        self.tree = tree
-
-
-@functools.lru_cache(maxsize=64)
-def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
-    """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
-    hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
-    abstract = jax.eval_shape(recipe.init, jax.random.key(0), inputs, hyper)
-    tree = sharding.state_shardings(abstract, recipe.model.family.SHARDING, mesh)
-    laid_out = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
-    )
-    return Placement(tree), laid_out
 
 
 class Trainer:
     """A Run on a mesh: its state, its programs and its batches, without files or a loop."""
 
     def __init__(self, run: Run, mesh: Mesh):
-        optimizer = run.config["optim"]["optimizer"]["name"]
-        schedule = run.config["optim"]["schedule"]["name"]
         self.run, self.mesh = run, mesh
-        self.recipe = Recipe(run.model, run.task, optimizer, schedule)
+        self.recipe = Recipe(run.model, run.task, run.optimizer, run.schedule)
         self.inputs = example_inputs(run.data)
         self.shardings, self.abstract = placement(
             self.recipe, mesh, self.inputs, jax.tree.structure(run.hyper)
@@ -163,16 +52,14 @@ class Trainer:
 
     def init(self) -> TrainState:
         """The first state, made where it lies: no device ever holds what it does not own."""
-        seed = self.run.config["seed"]
         zeros = np.zeros(self.inputs.shape, self.inputs.dtype)
         make = init_program(self.recipe, self.shardings)
-        return make(jax.random.key(seed), zeros, self.hyper)
+        return make(jax.random.key(self.run.seed), zeros, self.hyper)
 
     def batches(self, step: int, n: int, room: int) -> dict[str, Array]:
         """The batches of steps [step, step + n), stacked; blank rows up to `room`."""
         run, train = self.run, self.run.data.train
-        seed = run.config["batch"]["seed"]
-        at = [indices(seed, s, run.batch, len(train)) for s in range(step, step + n)]
+        at = [indices(run.order, s, run.batch, len(train)) for s in range(step, step + n)]
         rows = train.rows(np.concatenate(at))
         stacked = {}
         for name, x in rows.items():
@@ -195,7 +82,7 @@ class Trainer:
         )
 
     def _heldout(self) -> tuple[dict[str, Array], Array]:
-        count, batch = (self.run.config["eval"][k] for k in ("examples", "batch"))
+        count, batch = self.run.eval_examples, self.run.eval_batch
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch = math.ceil(min(batch, count) / ways) * ways
         number = math.ceil(count / batch)
@@ -253,7 +140,7 @@ class Recorder:
                     f"the last finite loss was {self.loss:.4g}"
                 )
             self.loss = loss
-            if (first + i) % self.run.config["log"]["every"] == 0:
+            if (first + i) % self.run.every.log == 0:
                 values = {k: float(v[i]) for k, v in host.items()}
                 self._line(first + i, **values)
         self.progress(first + n, self.loss)
@@ -311,8 +198,7 @@ def _loop(
     stop: Callable[[], bool],
 ) -> dict[str, float]:
     """All steps, in the order of the contract; returns the final evaluation."""
-    eval_every, save_every = run.config["eval"]["every"], run.config["save"]["every"]
-    room, keep = run.config["loop"]["steps_per_dispatch"], run.config["save"]["keep"]
+    every, room, keep = run.every, run.every.dispatch, run.keep
     restored = checkpoint.restore_newest(directory.path, trainer.abstract)
     first, state = restored or (0, trainer.init())
     if restored:
@@ -320,13 +206,13 @@ def _loop(
     directory.append(resume=first)
     step = first
     while step < run.steps:
-        if eval_every and step and step % eval_every == 0:
+        if every.eval and step and step % every.eval == 0:
             recorder.settle()
             recorder.evaluation(step, trainer.evaluate(state.params))
-        if save_every and step > first and step % save_every == 0:
+        if every.save and step > first and step % every.save == 0:
             recorder.settle()
             checkpoint.save(directory.path, step, state, keep)
-        ends = [every - step % every for every in (eval_every, save_every) if every]
+        ends = [k - step % k for k in (every.eval, every.save) if k]
         n = min(room, run.steps - step, *ends)
         state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
         recorder.push(step, n, metrics)
@@ -351,7 +237,7 @@ def _mesh(run: Run, directory: RunDirectory) -> Mesh:
         if math.prod(stored.values()) <= jax.device_count():
             return sharding.make_mesh(stored, run.batch)
         log.warning("%s: first launched on mesh %s, which is not here", directory.path, stored)
-    mesh = sharding.make_mesh(run.config["mesh"], run.batch)
+    mesh = sharding.make_mesh(run.mesh, run.batch)
     launch = {"mesh": dict(mesh.shape), "facts": run.facts, **environment.describe()}
     directory.once("launch.json", launch)
     return mesh

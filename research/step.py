@@ -1,0 +1,129 @@
+"""One training step, and the programs that run it. All numbers are traced; nothing here knows a
+config, a file or a run."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from research import optim, sharding
+from research.models import Model
+from research.tasks import LanguageModelling
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. `step` counts the updates made."""
+
+    step: Array
+    params: dict
+    opt_state: Any
+
+
+class Recipe(NamedTuple):
+    """What a compiled step depends on. All numbers of the optimizer and its schedule are traced."""
+
+    model: Model
+    task: LanguageModelling
+    optimizer: str
+    schedule: str
+
+    def transform(self, hyper: Mapping) -> optax.GradientTransformation:
+        made = optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
+        if hyper["clip"] is None:
+            return made
+        return optax.chain(optax.clip_by_global_norm(hyper["clip"]), made)
+
+    def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:
+        params = self.model.init(key, inputs)
+        return TrainState(jnp.int32(0), params, self.transform(hyper).init(params))
+
+    def loss(self, params: dict, batch: Mapping[str, Array]) -> Array:
+        """The mean loss of a batch, in nats per token or per example."""
+        terms = self.task.terms(self.model, params, batch)
+        return terms["loss"].sum() / terms["count"].sum()
+
+    def step(
+        self, state: TrainState, batch: Mapping[str, Array], hyper: Mapping
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """One update. The metrics are of the state before it."""
+        loss, grads = jax.value_and_grad(self.loss)(state.params, batch)
+        updates, opt_state = self.transform(hyper).update(grads, state.opt_state, state.params)
+        lr = optim.learning_rate(self.schedule, state.step, hyper)
+        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+
+@functools.lru_cache(maxsize=64)
+def init_program(recipe: Recipe, shardings: Any) -> Callable:
+    """(key, inputs, hyper) → the first state, made where it lies, jitted."""
+    return jax.jit(recipe.init, out_shardings=shardings.tree)
+
+
+@functools.lru_cache(maxsize=64)
+def dispatch_program(recipe: Recipe, shardings: Any) -> Callable:
+    """(state, batches [S, B, ...], hyper, n) → (state after n steps, metrics [S]), jitted.
+
+    Several steps in one dispatch spare the host's overhead, and on CPU the page faults of memory
+    that is given back after every call. `n` ≤ S is traced, so one program serves the remainder of
+    a run and the way to the next checkpoint, and any split into dispatches computes the same.
+    """
+
+    def run_steps(state: TrainState, batches: dict, hyper: dict, n: Array) -> tuple:
+        size = jax.tree.leaves(batches)[0].shape[0]
+        blank = jax.eval_shape(recipe.step, state, jax.tree.map(lambda x: x[0], batches), hyper)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), blank)
+
+        def body(i: Array, carry: tuple) -> tuple:
+            state, metrics = carry
+            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches)
+            state, new = recipe.step(state, batch, hyper)
+            metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
+            return state, metrics
+
+        return jax.lax.fori_loop(0, n, body, (state, blank))
+
+    return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
+
+
+@functools.lru_cache(maxsize=64)
+def eval_program(recipe: Recipe) -> Callable:
+    """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
+
+    def evaluate(params: dict, batches: dict, weights: Array) -> dict[str, Array]:
+        def add(sums: dict, item: tuple) -> tuple:
+            batch, weight_B = item
+            terms = recipe.task.terms(recipe.model, params, batch)
+            return {k: sums[k] + jnp.sum(terms[k] * weight_B) for k in sums}, None
+
+        first = jax.tree.map(lambda x: x[0], batches)
+        terms = functools.partial(recipe.task.terms, recipe.model)
+        zeros = {name: jnp.float32(0) for name in jax.eval_shape(terms, params, first)}
+        return jax.lax.scan(add, zeros, (batches, weights))[0]
+
+    return jax.jit(evaluate)
+
+
+class Placement:
+    """The shardings of a whole state, hashable by identity so that programs are cached by it."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+
+@functools.lru_cache(maxsize=64)
+def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
+    """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
+    hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
+    abstract = jax.eval_shape(recipe.init, jax.random.key(0), inputs, hyper)
+    tree = sharding.state_shardings(abstract, recipe.model.family.SHARDING, mesh)
+    laid_out = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
+    )
+    return Placement(tree), laid_out
