@@ -1,58 +1,15 @@
-"""The promise of CONTRIBUTING: a model is one file, one line and one config."""
+"""The promise of the README: a model is one file, one line and one config. Its code is run here."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-
-FAMILY = '''"""A bigram model: the next token from the last one, through a narrow embedding."""
-
-import flax.linen as nn
-from jax import Array
-
-from research.kinds import Count
-
-SIZED = ("width",)
-SIZE_RULE = "width in steps of 1"
-GROUPS = (("embed/embedding", "embedding"), ("head/kernel", "head"))
-SHARDING = (("embed/embedding", ("tensor", "fsdp")), ("head/kernel", ("fsdp", "tensor")))
-
-
-class Bigram(nn.Module):
-    vocab: Count
-    context: Count
-    width: Count
-
-    def setup(self) -> None:
-        self.embed = nn.Embed(self.vocab, self.width)
-        self.head = nn.Dense(self.vocab, use_bias=False)
-
-    def __call__(self, tokens_BxT: Array) -> Array:
-        return self.embed(tokens_BxT.reshape(-1))
-
-    def unembed(self, x_MxD: Array) -> Array:
-        return self.head(x_MxD)
-
-
-def rung(i: int, **_: object) -> dict[str, int]:
-    return {"width": i}
-
-
-def forward_flops(m: Bigram) -> dict[str, int]:
-    return {"head": 2 * m.context * m.width * m.vocab}
-'''
-CONFIG = """from configs import lm_transformer
-
-
-def get_config():
-    config = lm_transformer.get_config()
-    config.name, config.size = "lm_bigram", 5e3
-    config.model = {"name": "bigram", "width": None}
-    return config
-"""
+SECTION = (ROOT / "README.md").read_text().partition("## Add your own model")[2]
+FAMILY, CONFIG = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)[:2]
 
 
 def test_a_family_is_one_file_one_line_and_one_config(corpus, tmp_path):
