@@ -7,7 +7,6 @@ The loss is fitted in float64 by the sum over rows of the objective of residuals
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from research import cli, files
 from research.errors import BadInput
@@ -41,8 +40,7 @@ def main(argv: Sequence[str]) -> int:
     names = ("against", "objective", "huber_delta", "where", "holdout", "drop_top_loss")
     options = {name: getattr(args, name) for name in (*names, "bootstrap", "cluster", "seed")}
     document = scaling.fit(args.law, rows, predict=predict, **options)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = files.make_directory(args.out)
     files.write_json(out / "fit.json", document)
     kept, _ = table.usable(rows, [args.against, "loss"])
     figure = plots.loss_against(kept, document, scaling.predictor(rows, document))

@@ -34,8 +34,6 @@ def main(argv: Sequence[str]) -> int:
     print(f"{len(points) - len(pending)} of {len(points)} runs are done, {len(pending)} to train")
     started = time.monotonic()
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
-    for data in {p.run.data.digest: p.run.data for p in pending}.values():
-        records.write_card(args.workdir, data.digest, data.card)
     with Progress(p.run.facts for p in pending) as progress:
         outcome = sweep.launch(points, args.workdir, progress, stop)
     if outcome.trained:

@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     if directory.result:
         print(f"run {run.id} is {directory.result['status']} already: {directory.path}")
         return DIVERGED if directory.result["status"] == "diverged" else 0
+    train.check(run, directory)
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
-    records.write_card(args.workdir, run.data.digest, run.data.card)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)
         result = train.fit(run, directory, progress.update, stop)

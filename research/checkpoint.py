@@ -78,9 +78,8 @@ def _orbax() -> ocp.Checkpointer:
 
 
 def _root(directory: Path) -> Path:
-    root = (directory / "checkpoints").resolve()  # orbax wants an absolute path
-    root.mkdir(parents=True, exist_ok=True)
-    return root
+    # orbax wants an absolute path
+    return files.make_directory((directory / "checkpoints").resolve())
 
 
 def _steps(root: Path) -> list[int]:
@@ -130,8 +129,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _quarantine(directory: Path, path: Path) -> Path:
-    folder = directory / "quarantine"
-    folder.mkdir(exist_ok=True)
+    folder = files.make_directory(directory / "quarantine")
     place = folder / path.name
     number = 1
     while place.exists():

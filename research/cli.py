@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from research import check, files, plugs
-from research.errors import BadInput, IsoflopError
+from research.errors import IO_ERROR, BadInput, IsoflopError
 
 ModuleLike = Any
 
@@ -41,6 +41,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except BrokenPipeError:  # `| head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        print(f"error: {error.filename or 'I/O'}: {error.strerror or error}", file=sys.stderr)
+        code = IO_ERROR
     sys.exit(code)
 
 
@@ -153,6 +156,8 @@ def _call(function: Callable, *args: object, what: str = "") -> Any:
         while trace and trace.tb_next:
             trace = trace.tb_next
         where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else what
+        if isinstance(error, SyntaxError):  # the frame is the importer's
+            raise BadInput(f"{error.filename}:{error.lineno}: {error.msg}") from error
         raise BadInput(f"{where}: {type(error).__name__}: {error}") from error
 
 

@@ -29,6 +29,15 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def make_directory(path: str | os.PathLike[str]) -> Path:
+    """The directory `path`, made with its parents if it is not there. Raises StorageError."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be made: {error.strerror}") from error
+    return Path(path)
+
+
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Make a rename or a new name in `path` survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -42,7 +42,7 @@ STYLE: dict[Any, Any] = {
 
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `stem`.png and `stem`.svg; the same figure gives the same bytes."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    files.make_directory(stem.parent)
     out = []
     formats: dict[str, dict[str, Any]] = {
         ".png": {"dpi": 160},

@@ -41,8 +41,7 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         """Make the directory and hold it. Raises Held if another process does."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")
+            self._lock = open(files.make_directory(self.path) / ".lock", "w")
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
         try:
@@ -81,8 +80,7 @@ class RunDirectory:
 
     def fail(self, reason: str, **details: object) -> None:
         """Note a failed attempt; the run can be launched again."""
-        folder = self.path / "attempts"
-        folder.mkdir(exist_ok=True)
+        folder = files.make_directory(self.path / "attempts")
         number = 1 + max((int(p.stem) for p in folder.glob("*.json")), default=0)
         files.write_json(folder / f"{number}.json", {"reason": reason, **details})
 
@@ -144,7 +142,7 @@ def write_card(
     """Describe the data of this workdir, once for each content; `card()` may take seconds."""
     path = Path(workdir) / "data" / f"{digest[:12]}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_directory(path.parent)
         files.write_json(path, card())
 
 

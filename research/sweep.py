@@ -72,9 +72,12 @@ def launch(
 ) -> Outcome:
     """Train the pending points in this process, one after the other.
 
-    Raises Preempted when asked to stop, and StorageError, since a disk that refuses one run
-    refuses the next; everything else that goes wrong with a run is noted and the next one starts.
+    Raises BadInput, before the first run, if these devices cannot take one of them; Preempted when
+    asked to stop; StorageError, since a disk that refuses one run refuses the next. Everything else
+    that goes wrong with a run is noted and the next one starts.
     """
+    points = list(points)
+    _check(points, workdir)
     outcome = Outcome()
     for point in points:
         if not point.pending:
@@ -103,6 +106,18 @@ def launch(
             outcome.missing[point.run.id] = f"{result['status']}: {result['reason']}"
             progress.ended(outcome.missing[point.run.id])
     return outcome
+
+
+def _check(points: Iterable[Point], workdir: str | Path) -> None:
+    problems: list[str] = []
+    for point in points:
+        try:
+            if point.pending:
+                train.check(point.run, RunDirectory(workdir, point.run.id))
+        except BadInput as error:
+            problems += [f"point {point.overrides}: {line}" for line in error.problems]
+    if problems:
+        raise BadInput(*problems)
 
 
 def _attempt(

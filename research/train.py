@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import checkpoint, environment, sharding
+from research import checkpoint, environment, records, sharding
 from research.data.order import indices
 from research.errors import Diverged, Preempted
 from research.files import read_json
@@ -163,11 +163,15 @@ def fit(
     `stop()` turns true the state is saved. Raises Preempted then, Diverged when the loss is no
     longer finite (which is recorded as this run's result), StorageError when the disk fails.
     """
+    trainer = Trainer(run, _mesh(run, directory))  # whatever is refused leaves no file behind
+    mesh = trainer.mesh
+    records.write_card(directory.workdir, run.data.digest, run.data.card)
     directory.once("config.json", run.config)
-    mesh = _mesh(run, directory)
+    launch = {"mesh": dict(mesh.shape), "facts": run.facts, **environment.describe()}
+    directory.once("launch.json", launch)
     recorder = Recorder(run, directory, progress)
     try:
-        metrics = _loop(run, Trainer(run, mesh), directory, recorder, stop)
+        metrics = _loop(run, trainer, directory, recorder, stop)
         status = {"status": "done", "reason": ""}
     except Diverged as error:
         metrics, status = {}, {"status": "diverged", "reason": str(error)}
@@ -188,6 +192,11 @@ def fit(
     if status["status"] == "diverged":
         raise Diverged(f"{directory.path}: {status['reason']}")
     return result
+
+
+def check(run: Run, directory: RunDirectory) -> None:
+    """Raise the BadInput that `fit` would raise for these devices; compiles and writes nothing."""
+    Trainer(run, _mesh(run, directory))
 
 
 def _loop(
@@ -237,7 +246,4 @@ def _mesh(run: Run, directory: RunDirectory) -> Mesh:
         if math.prod(stored.values()) <= jax.device_count():
             return sharding.make_mesh(stored, run.batch)
         log.warning("%s: first launched on mesh %s, which is not here", directory.path, stored)
-    mesh = sharding.make_mesh(run.mesh, run.batch)
-    launch = {"mesh": dict(mesh.shape), "facts": run.facts, **environment.describe()}
-    directory.once("launch.json", launch)
-    return mesh
+    return sharding.make_mesh(run.mesh, run.batch)

@@ -150,3 +150,33 @@ def test_a_run_repeats_from_its_own_config(tiny, tmp_path):
     assert losses[0] == losses[1]
     third = call(*TRAIN, f"--config={path}", f"--workdir={tmp_path / 'a'}")
     assert "is done already" in third.stdout
+
+
+@pytest.mark.parametrize("entry", ["train", "sweep"])
+def test_a_mesh_that_does_not_fit_is_refused_and_nothing_is_written(entry, corpus, tmp_path):
+    config = {"train": CONFIG, "sweep": "--config=configs/sweeps/lm_params.py"}[entry]
+    done = call(
+        *(sys.executable, "-m", f"experiments.{entry}", config, f"--workdir={tmp_path / 'w'}"),
+        *(f"--config.data.path={corpus}", "--config.eval.examples=8"),
+        *("--config.mesh.data=1", "--config.mesh.tensor=3"),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "mesh.tensor: 3 does not divide a dimension of" in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_storage(corpus):
+    done = call(
+        *(*TRAIN, CONFIG, f"--workdir={corpus}", f"--config.data.path={corpus}"),
+        *("--config.eval.examples=8", "--config.horizon.amount=1e4"),
+    )
+    assert done.returncode == 74
+    assert "cannot be made: Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_config_that_does_not_parse_is_told_with_its_line(tmp_path):
+    (tmp_path / "broken.py").write_text("x = 1\ndef (\n")
+    done = call(*TRAIN, f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2
+    assert "broken.py:2: invalid syntax" in done.stderr
