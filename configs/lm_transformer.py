@@ -53,12 +53,15 @@ def get_config():
                 "lr": 0.2,  # divided by the width
                 "lr_rule": "inverse_width",
                 "clip": 1.0,  # of the global gradient norm
+                "ema": None,  # decay of a moving average of the parameters, which is evaluated
             },
+            # Another run to start from, and whether from its "params" or its whole "state".
+            "init": {"run": None, "step": None, "what": "params"},
             "horizon": {"unit": "tokens", "amount": 8e5},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "eval": {"examples": 1024, "batch": 64, "every": 200},
             "save": {"every": 500, "keep": 2},
-            "log": {"every": 10},
+            "log": {"every": 10, "sinks": []},
             "loop": {"steps_per_dispatch": 10},
         }
     )

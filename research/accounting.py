@@ -9,7 +9,8 @@ embedding does as the head.
 
 Training FLOPs of D tokens: `flops_6nd` = 6 · params · D (Hoffmann et al. 2022);
 `flops_6nd_non_embedding` the same for that count; `flops_exact_full` the dot products that the
-program performs, forward and twice that backward, with the head and with the whole attention map;
+program performs, forward and twice that backward (once in a layer that reads the data itself, since
+the data have no gradient), with the head and with the whole attention map;
 `flops_exact_causal` the same with the unmasked half of the map only. Recomputation by remat, and
 the elementwise work, are in none of them. `flops` is `flops_exact_full`.
 """
@@ -25,6 +26,7 @@ from research import paths
 from research.models import Model
 
 FLOPS_CONVENTION = "exact_full"
+FIRST = "first_layer"  # the part of `forward_flops` that reads the data itself
 OUTSIDE = ("embedding", "position", "head")  # what "non-embedding" leaves out
 
 
@@ -43,7 +45,7 @@ def _params(model: Model, inputs: Any) -> dict[str, Any]:
     matmul = 0
     for path, leaf in paths.flatten(model.shapes(inputs)):
         size = int(np.prod(leaf.shape))  # type: ignore[attr-defined]
-        group = paths.match(model.family.GROUPS, path, "parameter group")
+        group = paths.match(model.groups, path, "parameter group")
         groups[group] = groups.get(group, 0) + size
         head = group == "embedding" and getattr(model.spec, "tied", False)
         matmul += size if path.endswith("kernel") or head else 0
@@ -60,9 +62,9 @@ def flops(
     model: Model, counts: Mapping[str, Any], tokens: int, examples: float
 ) -> dict[str, float]:
     """Training FLOPs under every convention, for `examples` examples of `tokens` tokens in all."""
-    parts = model.family.forward_flops(model.spec)
+    parts = model.forward_flops()
     causal, full = parts.pop("attention_causal", 0), parts.pop("attention_full", 0)
-    dots = sum(parts.values())
+    dots = sum(parts.values()) - parts.get(FIRST, 0) / 3
     return {
         "flops_6nd": 6.0 * counts["params"] * tokens,
         "flops_6nd_non_embedding": 6.0 * counts["params_non_embedding"] * tokens,
@@ -73,5 +75,4 @@ def flops(
 
 def step_flops(model: Model, batch: int) -> float:
     """`flops_exact_full` of one training step."""
-    parts = model.family.forward_flops(model.spec)
-    return 3.0 * batch * sum(n for name, n in parts.items() if name != "attention_causal")
+    return flops(model, {"params": 0, "params_non_embedding": 0}, 0, batch)["flops_exact_full"]

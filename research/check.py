@@ -6,6 +6,7 @@ by `plugs`. All keys must be present: a scientific choice has no hidden default.
 """
 
 import copy
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Mapping
@@ -20,29 +21,35 @@ FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
 
 _UNITS = ("steps", "tokens", "examples", "flops", "tokens_per_param", "epochs")
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
+_SINKS = ("tensorboard", "wandb", "mlflow")  # sinks.SINKS
 
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
     "seed": Field("Whole"),
     "size": Field("Positive", optional=True),
-    "batch.size": Field("Count"),
+    "batch.size": Field("Count", optional=True),
     "batch.seed": Field("Whole"),
     "optim.lr": Field("Positive"),
     "optim.lr_rule": Field("str", choices=("constant", "inverse_width")),
     "optim.clip": Field("Positive", optional=True),
+    "optim.ema": Field("Share", optional=True),
     "optim.warmup.unit": Field("str", choices=_WARMUP_UNITS),
     "optim.warmup.amount": Field("Amount"),
+    "init.run": Field("str", optional=True),
+    "init.step": Field("Whole", optional=True),
+    "init.what": Field("str", choices=("params", "state")),
     "horizon.unit": Field("str", choices=_UNITS),
     "horizon.amount": Field("Positive"),
     "mesh.data": Field("int"),
     "mesh.fsdp": Field("int"),
     "mesh.tensor": Field("int"),
-    "eval.examples": Field("Count"),
+    "eval.examples": Field("Count", optional=True),
     "eval.batch": Field("Count"),
     "eval.every": Field("Whole"),
     "save.every": Field("Whole"),
     "save.keep": Field("Count"),
     "log.every": Field("Count"),
+    "log.sinks": Field("str", many=True, choices=_SINKS),
     "loop.steps_per_dispatch": Field("Count"),
 }
 PLUGS = {
@@ -139,8 +146,13 @@ def coerce(config: dict) -> dict:
         for key in parents:
             section = section.get(key, {})
         value = section.get(last)
-        if field.type in RANGES and RANGES[field.type][0] is float and isinstance(value, int):
-            section[last] = float(value)
+        if isinstance(value, tuple):  # JSON has lists alone
+            section[last] = value = list(value)
+        if field.type in RANGES and RANGES[field.type][0] is float:
+            if isinstance(value, int):
+                section[last] = float(value)
+            elif isinstance(value, list):
+                section[last] = [float(item) for item in value]
     return out
 
 
@@ -152,6 +164,7 @@ def expected(field: Field) -> str:
         words = RANGES[field.type][-1]
     else:
         words = {"str": "text", "bool": "true or false"}.get(field.type, f"a {field.type}")
+    words = f"a list, each {words}" if field.many else words
     return f"{words}, or none" if field.optional else words
 
 
@@ -173,6 +186,14 @@ def _value(path: str, value: object, field: Field) -> Iterator[str]:
     if value is None and field.optional:
         return
     wanted = f"; expected {expected(field)}"
+    if field.many:
+        if not isinstance(value, list | tuple):
+            yield f"{path}: {value!r} is {_a(value)}{wanted}"
+            return
+        one = dataclasses.replace(field, many=False, optional=False)
+        for item in value:
+            yield from _value(path, item, one)
+        return
     if field.type in RANGES:
         kind, low, low_allowed, high, _ = RANGES[field.type]
         number = isinstance(value, int if kind is int else (int, float))

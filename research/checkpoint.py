@@ -16,6 +16,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from research import files, trees
@@ -35,8 +37,8 @@ def save(directory: Path, step: int, state: Any, keep: int) -> None:
         _remove(temporary)
         with _orbax() as writer:
             writer.save(temporary / "state", args=ocp.args.StandardSave(state))
-        manifest = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
-        files.write_json(temporary / "manifest.json", manifest)
+        listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
+        files.write_json(temporary / "manifest.json", listed)
         if final.exists():
             _discard(final)
         os.rename(temporary, final)
@@ -62,7 +64,7 @@ def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
     for step in steps:
         damage = _damage(root / str(step))
         if damage is None:
-            return step, _restore(root / str(step), abstract)
+            return step, restore(root / str(step), abstract)
         place = _quarantine(directory, root / str(step))
         log.warning("checkpoint %d: %s; moved to %s", step, damage, place)
     if steps or (directory / "quarantine").exists():
@@ -71,6 +73,54 @@ def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
             f"{directory / 'quarantine'}. Remove {directory} to train this run from the start."
         )
     return None
+
+
+def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
+    """The newest intact checkpoint of a run, or that of `step`; nothing is written or moved.
+
+    Raises BadInput when there is none.
+    """
+    root = (directory / "checkpoints").resolve()
+    steps = _steps(root) if root.is_dir() else []
+    for number in steps if step is None else [s for s in steps if s == step]:
+        if _damage(root / str(number)) is None:
+            return number, root / str(number)
+    wanted = "" if step is None else f" of step {step}"
+    raise BadInput(f"{directory}: no intact checkpoint{wanted}; there are {sorted(steps)}")
+
+
+def manifest(path: Path) -> dict[str, Any]:
+    """{"step", "leaves": {path: [shape, dtype]}, "files"} of a checkpoint."""
+    return files.read_json(path / "manifest.json")
+
+
+def read(path: Path, part: str) -> dict:
+    """The nested dict of arrays below `part` of a state ("params"), on the host."""
+    with ocp.PyTreeCheckpointer() as reader:
+        kept = {
+            leaf.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(shape, dtype)
+            for leaf, (shape, dtype) in manifest(path)["leaves"].items()
+            if leaf.startswith(f"{part}/")
+        }
+        item = {part: trees.nested(kept)}
+        args = ocp.args.PyTreeRestore(
+            item,
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
+            partial_restore=True,
+        )
+        return reader.restore(path / "state", args=args)[part]
+
+
+def restore(path: Path, abstract: Any) -> Any:
+    """The whole state of a checkpoint, laid out as `abstract` says. Raises BadInput if it holds
+    other shapes or dtypes."""
+    wanted, found = _leaves(abstract), manifest(path)["leaves"]
+    if wanted != found:
+        differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        lines = [f"{k}: holds {found.get(k)}, expected {wanted.get(k)}" for k in differing[:5]]
+        raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
+    with _orbax() as reader:
+        return reader.restore(path / "state", args=ocp.args.StandardRestore(abstract))
 
 
 def _orbax() -> ocp.Checkpointer:
@@ -84,17 +134,6 @@ def _root(directory: Path) -> Path:
 
 def _steps(root: Path) -> list[int]:
     return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True)
-
-
-def _restore(path: Path, abstract: Any) -> Any:
-    manifest = files.read_json(path / "manifest.json")
-    wanted, found = _leaves(abstract), manifest["leaves"]
-    if wanted != found:
-        differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        lines = [f"{k}: holds {found.get(k)}, expected {wanted.get(k)}" for k in differing[:5]]
-        raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
-    with _orbax() as reader:
-        return reader.restore(path / "state", args=ocp.args.StandardRestore(abstract))
 
 
 def _leaves(state: Any) -> dict[str, list]:
@@ -117,7 +156,7 @@ def _digests(folder: Path) -> dict[str, list]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        listed = files.read_json(path / "manifest.json")["files"]
+        listed = manifest(path)["files"]
         found = _digests(path)
     except (BadInput, KeyError, OSError, ValueError) as error:
         return f"cannot be verified ({error})"

@@ -9,6 +9,7 @@ All problems are reported together, before jax is imported.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -166,6 +167,9 @@ def read_value(text: str, field: plugs.Field) -> object:
     kind = field.type
     if text.lower() in ("none", "null") and (field.optional or kind != "str"):
         return None
+    if field.many:
+        one = dataclasses.replace(field, many=False)
+        return [read_value(part, one) for part in text.split(",") if part]
     if kind in check.RANGES:
         number = float(text)
         if check.RANGES[kind][0] is float:

@@ -19,12 +19,14 @@ REQUIRED = object()
 @dataclass(frozen=True)
 class Field:
     """A keyword of a plug: its type ("int", "float", "str", "bool", ...), `optional` if None is
-    allowed, the `choices` of a Literal, and whether it can be left out."""
+    allowed, the `choices` of a Literal, whether it can be left out, and whether it takes `many`
+    values of its type, as a list."""
 
     type: str
     optional: bool = False
     choices: tuple = ()
     required: bool = True
+    many: bool = False
 
 
 @functools.cache
@@ -72,7 +74,9 @@ def fields(file: Path, definition: str) -> dict[str, Field]:
             return {
                 item.target.id: _field(item.annotation, item.value is None)
                 for item in node.body
-                if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                if isinstance(item, ast.AnnAssign)
+                and isinstance(item.target, ast.Name)
+                and not ast.unparse(item.annotation).startswith("ClassVar")
             }
         if isinstance(node, ast.FunctionDef) and node.name == definition:
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
@@ -85,7 +89,10 @@ def _field(annotation: ast.expr | None, required: bool) -> Field:
         return Field("any", required=required)
     if isinstance(annotation, ast.BinOp):  # `int | None`
         inner = _field(annotation.left, required)
-        return Field(inner.type, True, inner.choices, required)
+        return Field(inner.type, True, inner.choices, required, inner.many)
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "list":
+        inner = _field(annotation.slice, required)
+        return Field(inner.type, False, inner.choices, required, many=True)
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
         choices = ast.literal_eval(annotation.slice)
         choices = choices if isinstance(choices, tuple) else (choices,)

@@ -5,8 +5,9 @@ WORKDIR/runs/<id>/
     metrics.jsonl    append-only, one line per record, each with the crc32 of itself
     result.json      only of a run that is done, or has diverged; written whole or not at all
     attempts/<k>.json  why launch k failed
-    launch.json      what the first launch knew: sizes and rules, and the devices and mesh, which
-                     decide the last bits and are used again on resume
+    launch.json      what the first launch knew: the model, sizes and rules, and the devices and
+                     mesh, which decide the last bits and are used again on resume
+    tokenizer.json   of text that is not read as bytes
     checkpoints/     see checkpoint.py
 WORKDIR/data/<digest>.json   what a report says of the data
 There is no shared mutable file: many launches may write below one workdir.
@@ -63,6 +64,11 @@ class RunDirectory:
         if not path.exists():
             files.write_json(path, value)
         return files.read_json(path)
+
+    def once_text(self, name: str, text: str) -> None:
+        """Write `name` unless it is there."""
+        if not (self.path / name).exists():
+            files.write_atomic(self.path / name, text)
 
     def append(self, **record: object) -> None:
         """Add one line to metrics.jsonl. Raises StorageError when the disk refuses."""

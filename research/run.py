@@ -8,14 +8,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from research import accounting, data, files, ladder, models, plugs
+from research import accounting, branch, data, files, ladder, models, plugs
+from research.branch import Start
 from research.data import Dataset
 from research.errors import BadInput
 from research.models import Model
-from research.tasks import TASKS, LanguageModelling
+from research.tasks import TASKS, Task
 
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
 NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch")
+# What the digest of the data stands for (see data.Dataset).
+PLACES = ("path", "paths", "tokenizer")
 
 
 class Every(NamedTuple):
@@ -30,13 +33,13 @@ class Every(NamedTuple):
 @dataclass(frozen=True)
 class Run:
     """One training run, complete: below here nobody looks into a config. `hyper` holds the numbers
-    that are traced, so runs that differ in them alone share a compiled program. `order` is the seed
-    of the data's order; `facts` is what a table says of the run before it is trained; `config`
-    (resolved) is there to be recorded."""
+    that are traced, so runs that differ in them alone share a compiled program. `start` is another
+    run that this one goes on from; `order` is the seed of the data's order; `facts` is what a table
+    says of the run before it is trained; `config` (resolved) is there to be recorded."""
 
     id: str
     model: Model
-    task: LanguageModelling
+    task: Task
     data: Dataset
     optimizer: str
     schedule: str
@@ -50,6 +53,8 @@ class Run:
     eval_batch: int
     every: Every
     keep: int
+    sinks: tuple[str, ...]
+    start: Start | None
     facts: dict
     config: dict
 
@@ -66,8 +71,10 @@ def make_run(config: Mapping[str, Any]) -> Run:
     """
     config = copy.deepcopy(dict(config))
     dataset = data.load(**config["data"])
-    batch = config["batch"]["size"]
-    _enough(dataset, batch, config["eval"]["examples"])
+    task = _task(config, dataset)
+    batch = config["batch"]["size"] = config["batch"]["size"] or len(dataset.train)
+    wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
+    _enough(dataset, batch, wanted)
     inputs = example_inputs(dataset)
     model, size_rule = _model(config, dataset, inputs)
     counts = accounting.params(model, inputs)
@@ -83,27 +90,28 @@ def make_run(config: Mapping[str, Any]) -> Run:
     lr, lr_rule = ladder.learning_rate(config["optim"]["lr_rule"], config["optim"]["lr"], model)
     warmup = _warmup(**config["optim"]["warmup"], steps=steps, tokens=per_step)
     resolved = _resolved(config, model, steps, lr, warmup)
-    horizon = "{amount:g} {unit}".format(**config["horizon"])
-    rules = (
-        size_rule,
-        f"{steps:,} steps of {batch} x {dataset.tokens_per_example} tokens for {horizon}",
-        lr_rule,
-    )
+    start = _start(config, model, inputs, steps)
+    amounts = _amounts(model, dataset, counts, steps, batch)
+    rules = (size_rule, _horizon_rule(config, dataset, steps, batch), lr_rule)
+    family = config["model"]["name"]
     facts = {
         "name": config["name"],
-        "family": config["model"]["name"],
+        "family": family,
+        "task": config["task"]["name"],
+        "loss_unit": task.unit,
+        "group": f"{family} from {start.name}" if start else family,
         "size": config["size"],
         "seed": config["seed"],
         **counts,
-        **_amounts(model, dataset, counts, steps, batch),
+        **amounts,
         "lr": lr,
         "warmup_steps": warmup,
-        "rules": "\n".join(rules),
+        "rules": "\n".join([*rules, *([start.rule] if start else [])]),
     }
     return Run(
-        id=identity(resolved, dataset.digest),
+        id=identity(resolved, dataset.digest, start),
         model=model,
-        task=TASKS[config["task"]["name"]](),
+        task=task,
         data=dataset,
         optimizer=config["optim"]["optimizer"]["name"],
         schedule=config["optim"]["schedule"]["name"],
@@ -113,7 +121,7 @@ def make_run(config: Mapping[str, Any]) -> Run:
         batch=batch,
         steps=steps,
         mesh=config["mesh"],
-        eval_examples=config["eval"]["examples"],
+        eval_examples=wanted,
         eval_batch=config["eval"]["batch"],
         every=Every(
             config["eval"]["every"],
@@ -122,19 +130,23 @@ def make_run(config: Mapping[str, Any]) -> Run:
             config["loop"]["steps_per_dispatch"],
         ),
         keep=config["save"]["keep"],
+        sinks=tuple(config["log"]["sinks"]),
+        start=start,
         facts=facts,
         config=resolved,
     )
 
 
-def identity(resolved: Mapping[str, Any], data_digest: str) -> str:
+def identity(resolved: Mapping[str, Any], data_digest: str, start: Start | None) -> str:
     """The id of a run: what it means, wherever its data lie and whatever it prints."""
     meaning = copy.deepcopy(dict(resolved))
     for path in NOT_IN_ID:
         section, _, key = path.rpartition(".")
         (meaning[section] if section else meaning).pop(key, None)
-    meaning["data"].pop("path", None)
+    for key in PLACES:
+        meaning["data"].pop(key, None)
     meaning["data"]["digest"] = data_digest
+    meaning["init"] = {"digest": start.digest, "what": start.what} if start else None
     return files.digest_of(meaning)[:12]
 
 
@@ -156,19 +168,66 @@ def _enough(dataset: Dataset, batch: int, wanted: int) -> None:
         raise BadInput(*problems)
 
 
-def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
-    """The model, and how its size was chosen. Fields that only the data know come from there."""
+def _task(config: dict, dataset: Dataset) -> Task:
+    name = config["task"]["name"]
+    task = TASKS[name]()
+    if task.targets != dataset.targets:
+        fitting = [k for k, other in TASKS.items() if other.targets == dataset.targets]
+        raise BadInput(
+            f"task.name: {name} measures {task.targets}, but the targets of data.name = "
+            f"{config['data']['name']} are {dataset.targets}; expected {' or '.join(fitting)}"
+        )
+    return task
+
+
+def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
+    """The model's fields. Those that only the data know come from there."""
     name = config["model"]["name"]
-    family = models.family(name)
     takes = plugs.fields(*plugs.table("models/__init__.py", "MODELS")[name])
     given = {k: v for k, v in config["model"].items() if k != "name"}
     given |= {k: v for k, v in dataset.facts.items() if k in takes}
-    if config["size"] is None:
-        return models.build(name, **given), "size given by its fields"
-    given = {k: v for k, v in given.items() if k not in family.SIZED}
-    model = ladder.at_size(config["size"], name, given, inputs)
+    if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
+        given |= {k: dataset.facts[k] for k in ("classes", "pad")}
+    if missing := [k for k, field in takes.items() if field.required and k not in given]:
+        raise BadInput(
+            f"model.name: {name} needs data with {', '.join(missing)}; data.name = "
+            f"{config['data']['name']} has {', '.join(dataset.facts)}"
+        )
+    return given
+
+
+def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
+    """The model, and how its size was chosen."""
+    name = config["model"]["name"]
+    given, family = _fields(config, dataset), models.family(name)
+    try:
+        if config["size"] is None:
+            return models.build(name, **given), "size given by its fields"
+        given = {k: v for k, v in given.items() if k not in family.SIZED}
+        model = ladder.at_size(config["size"], name, given, inputs)
+    except ValueError as error:  # what a family says of its own numbers
+        raise BadInput(f"model: {error}") from error
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
     return model, f"size rule: {family.SIZE_RULE}\nsize {config['size']:g}: {filled}"
+
+
+def _horizon_rule(config: dict, dataset: Dataset, steps: int, batch: int) -> str:
+    horizon = "{amount:g} {unit}".format(**config["horizon"])
+    tokens = dataset.tokens_per_example
+    each = f"{batch} x {tokens} tokens" if tokens > 1 else f"{batch} examples"
+    return f"{steps:,} steps of {each} for {horizon}"
+
+
+def _start(config: dict, model: Model, inputs: Any, steps: int) -> Start | None:
+    init = config["init"]
+    if init["run"] is None:
+        if init["step"] is not None:
+            raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
+        return None
+    start = branch.locate(init["run"], init["step"], init["what"])
+    if start.what == "state" and start.step >= steps:
+        raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
+    return branch.planned(start, model, inputs)
 
 
 def _amounts(
@@ -181,13 +240,22 @@ def _amounts(
         "steps": steps,
         "batch": batch,
         "context": dataset.tokens_per_example,
+        "train_examples": len(dataset.train),
         "tokens": tokens,
-        "unique_tokens": min(tokens, dataset.unique_tokens),
+        "unique_tokens": _unique(dataset, tokens),
         "epochs": tokens / dataset.unique_tokens,
         **flops,
         "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
         "flops_convention": accounting.FLOPS_CONVENTION,
     }
+
+
+def _unique(dataset: Dataset, tokens: int) -> int:
+    """How many different tokens are seen; of a mixture, each source at its own rate."""
+    if sources := dataset.notes.get("sources"):
+        total = sum(s["weight"] for s in sources)
+        return sum(min(round(tokens * s["weight"] / total), s["unique_tokens"]) for s in sources)
+    return min(tokens, dataset.unique_tokens)
 
 
 def _warmup(unit: str, amount: float, steps: int, tokens: int) -> int:
@@ -217,6 +285,7 @@ def _hyper(resolved: dict) -> dict:
         "warmup": optim["warmup"]["amount"],
         "total": resolved["horizon"]["amount"],
         "clip": optim["clip"],
+        "ema": optim["ema"],
         "optimizer": {k: v for k, v in optim["optimizer"].items() if k != "name"},
         "schedule": {k: v for k, v in optim["schedule"].items() if k != "name"},
     }

@@ -14,22 +14,29 @@ from jax.sharding import Mesh
 
 from research import optim, sharding
 from research.models import Model
-from research.tasks import LanguageModelling
+from research.tasks import Task
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes. `step` counts the updates made."""
+    """Everything that a step changes. `step` counts the updates made; `average` is the moving
+    average of the parameters, if there is one."""
 
     step: Array
     params: dict
     opt_state: Any
+    average: dict | None = None
+
+    @property
+    def evaluated(self) -> dict:
+        """The parameters that are evaluated and used."""
+        return self.params if self.average is None else self.average
 
 
 class Recipe(NamedTuple):
     """What a compiled step depends on. All numbers of the optimizer and its schedule are traced."""
 
     model: Model
-    task: LanguageModelling
+    task: Task
     optimizer: str
     schedule: str
 
@@ -41,7 +48,8 @@ class Recipe(NamedTuple):
 
     def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:
         params = self.model.init(key, inputs)
-        return TrainState(jnp.int32(0), params, self.transform(hyper).init(params))
+        average = None if hyper["ema"] is None else jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.int32(0), params, self.transform(hyper).init(params), average)
 
     def loss(self, params: dict, batch: Mapping[str, Array]) -> Array:
         """The mean loss of a batch, in nats per token or per example."""
@@ -57,7 +65,17 @@ class Recipe(NamedTuple):
         lr = optim.learning_rate(self.schedule, state.step, hyper)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        average = _moved(state.average, params, state.step, hyper["ema"])
+        return TrainState(state.step + 1, params, opt_state, average), metrics
+
+
+def _moved(average: dict | None, params: dict, step: Array, decay: Array | None) -> dict | None:
+    """The exponential moving average of the parameters after a step. The first steps, which hold
+    what the initialisation drew, are forgotten sooner: decay ≤ (1 + step) / (10 + step)."""
+    if average is None or decay is None:
+        return None
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)
 
 
 @functools.lru_cache(maxsize=64)
@@ -100,11 +118,13 @@ def eval_program(recipe: Recipe) -> Callable:
         def add(sums: dict, item: tuple) -> tuple:
             batch, weight_B = item
             terms = recipe.task.terms(recipe.model, params, batch)
-            return {k: sums[k] + jnp.sum(terms[k] * weight_B) for k in sums}, None
+            weighted = {k: t * weight_B.reshape(-1, *[1] * (t.ndim - 1)) for k, t in terms.items()}
+            return {k: sums[k] + weighted[k].sum(axis=0) for k in sums}, None
 
         first = jax.tree.map(lambda x: x[0], batches)
         terms = functools.partial(recipe.task.terms, recipe.model)
-        zeros = {name: jnp.float32(0) for name in jax.eval_shape(terms, params, first)}
+        shapes = jax.eval_shape(terms, params, first)
+        zeros = {name: jnp.zeros(x.shape[1:], jnp.float32) for name, x in shapes.items()}
         return jax.lax.scan(add, zeros, (batches, weights))[0]
 
     return jax.jit(evaluate)
@@ -122,7 +142,7 @@ def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[
     """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
     hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
     abstract = jax.eval_shape(recipe.init, jax.random.key(0), inputs, hyper)
-    tree = sharding.state_shardings(abstract, recipe.model.family.SHARDING, mesh)
+    tree = sharding.state_shardings(abstract, recipe.model.sharding, mesh)
     laid_out = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
     )

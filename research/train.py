@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import checkpoint, environment, records, sharding
-from research.data.order import indices
+from research import branch, checkpoint, environment, records, sharding
 from research.errors import Diverged, Preempted
 from research.files import read_json
 from research.records import RunDirectory, read_metrics
@@ -54,32 +54,52 @@ class Trainer:
         """The first state, made where it lies: no device ever holds what it does not own."""
         zeros = np.zeros(self.inputs.shape, self.inputs.dtype)
         make = init_program(self.recipe, self.shardings)
-        return make(jax.random.key(self.run.seed), zeros, self.hyper)
+        state = make(jax.random.key(self.run.seed), zeros, self.hyper)
+        start = self.run.start
+        if start is None:
+            return state
+        if start.what == "state":
+            return checkpoint.restore(start.path, self.abstract)
+        params = branch.transplanted(start, self.abstract.params, state.params)
+        average = None if state.average is None else jax.tree.map(jnp.copy, params)
+        return state._replace(params=params, average=average)
 
     def batches(self, step: int, n: int, room: int) -> dict[str, Array]:
         """The batches of steps [step, step + n), stacked; blank rows up to `room`."""
-        run, train = self.run, self.run.data.train
-        at = [indices(run.order, s, run.batch, len(train)) for s in range(step, step + n)]
-        rows = train.rows(np.concatenate(at))
+        run = self.run
+        rows = [run.data.batch(run.order, s, run.batch) for s in range(step, step + n)]
         stacked = {}
-        for name, x in rows.items():
-            full = np.zeros((room, run.batch, *x.shape[1:]), x.dtype)
-            full[:n] = x.reshape(n, run.batch, *x.shape[1:])
-            stacked[name] = full
+        for name, x in rows[0].items():
+            stacked[name] = np.zeros((room, *x.shape), x.dtype)
+            np.stack([row[name] for row in rows], out=stacked[name][:n])
         return sharding.put_rows(stacked, self.mesh, stacked=True)
 
     def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
         """`n` updates in one dispatch; returns at once. `state` is given away."""
         return self._dispatch(state, batches, self.hyper, jax.device_put(np.int32(n)))
 
-    def evaluate(self, params: dict) -> dict[str, float]:
+    def evaluate(self, params: dict) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size."""
         if self._held is None:
             self._held = self._heldout()
         sums = jax.device_get(eval_program(self.recipe)(params, *self._held))
-        return self.run.task.metrics(
-            {k: float(v) for k, v in sums.items()}, self.run.data.bytes_per_token
-        )
+        sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
+        return self.run.task.metrics(sums, self.run.data.notes)
+
+    def against_closed_form(self, params: dict) -> dict[str, float]:
+        """Where the family knows the best parameters: their held-out loss, and how far `params`
+        are from them (the largest difference of a parameter)."""
+        solve = getattr(self.run.model.family, "solve", None)
+        if solve is None:
+            return {}
+        train = self.run.data.train
+        best = solve(train.rows(np.arange(len(train))))
+        away = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), params, best)
+        placed = jax.tree.map(lambda p, b: jax.device_put(np.float32(b), p.sharding), params, best)
+        return {
+            "closed_form_loss": self.evaluate(placed)["loss"],
+            "closed_form_distance": max(jax.tree.leaves(away)),
+        }
 
     def _heldout(self) -> tuple[dict[str, Array], Array]:
         count, batch = self.run.eval_examples, self.run.eval_batch
@@ -125,10 +145,10 @@ class Recorder:
         if pending:
             self._write(*pending)
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         if not math.isfinite(metrics["loss"]):
             raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
-        self._line(step, **metrics)
+        self._line(step, **{k: v for k, v in metrics.items() if isinstance(v, float)})
 
     def _write(self, first: int, n: int, metrics: dict[str, Array]) -> None:
         host = jax.device_get(metrics)
@@ -168,7 +188,9 @@ def fit(
     records.write_card(directory.workdir, run.data.digest, run.data.card)
     directory.once("config.json", run.config)
     launch = {"mesh": dict(mesh.shape), "facts": run.facts, **environment.describe()}
-    directory.once("launch.json", launch)
+    directory.once("launch.json", launch | {"model": run.model.described()})
+    if run.data.tokenizer:
+        directory.once_text("tokenizer.json", run.data.tokenizer)
     recorder = Recorder(run, directory, progress)
     try:
         metrics = _loop(run, trainer, directory, recorder, stop)
@@ -209,15 +231,18 @@ def _loop(
     """All steps, in the order of the contract; returns the final evaluation."""
     every, room, keep = run.every, run.every.dispatch, run.keep
     restored = checkpoint.restore_newest(directory.path, trainer.abstract)
-    first, state = restored or (0, trainer.init())
     if restored:
+        first, state = restored
         log.info("run %s goes on from step %d of %d", run.id, first, run.steps)
+    else:
+        state = trainer.init()
+        first = int(state.step)  # not 0 where it is another run's state
     directory.append(resume=first)
     step = first
     while step < run.steps:
         if every.eval and step and step % every.eval == 0:
             recorder.settle()
-            recorder.evaluation(step, trainer.evaluate(state.params))
+            recorder.evaluation(step, trainer.evaluate(state.evaluated))
         if every.save and step > first and step % every.save == 0:
             recorder.settle()
             checkpoint.save(directory.path, step, state, keep)
@@ -233,9 +258,9 @@ def _loop(
     recorder.settle()
     if step > first:
         checkpoint.save(directory.path, step, state, keep)
-    metrics = trainer.evaluate(state.params)
+    metrics = trainer.evaluate(state.evaluated)
     recorder.evaluation(step, metrics)
-    return metrics
+    return metrics | trainer.against_closed_form(state.evaluated)
 
 
 def _mesh(run: Run, directory: RunDirectory) -> Mesh:

@@ -1,5 +1,6 @@
 """Pytrees by path: how the leaves of a train state are named everywhere."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,6 +9,18 @@ import jax
 def key_path(path: tuple) -> str:
     """A jax key path as keys joined by "/", the form that `paths` matches."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: leaf} as a nested dict."""
+    out: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        place = out
+        for key in parents:
+            place = place.setdefault(key, {})
+        place[last] = leaf
+    return out
 
 
 def by_path(tree: Any) -> dict[str, Any]:

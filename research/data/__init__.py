@@ -1,12 +1,12 @@
 """Data sets: what is trained on and what is held out, on the host, in numpy."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
-from research.data import text
+from research.data import order, text
 
 
 class Split(Protocol):
@@ -14,25 +14,45 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples numbered `index` [B], as arrays whose first axis is B."""
+    def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """The examples numbered `index` [B] as {"inputs", "targets"}, whose first axis is B.
+
+        In training, `draw` [B] holds a random uint64 for each, from which augmentation takes all
+        its numbers; without it (evaluation) nothing is random.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """`facts` are what a model must know of its data (see check.FACTS); `digest` names the content,
-    not the place; `tokens_per_example` is how much one example adds to the horizon; `card` is what
-    a report says about the data, computed once per workdir since it may take seconds."""
+    """`targets` is their kind: "tokens" (the next of each), "classes" (int, [B]) or "numbers"
+    (float, [B, K]); a task measures one kind. `facts` are what a model must know of its data (see
+    check.FACTS), `notes` what metrics and reports must. `digest` names the content of all that
+    `path`, `paths` and `tokenizer` stand for, not the place. `tokens_per_example` is how much one
+    example adds to the horizon (1 where it is no text). `mixture` holds (length, weight) of the
+    parts of `train` that are drawn by weight. `card` is what a report says about the data, computed
+    once per workdir since it may take seconds."""
 
     train: Split
     heldout: Split
-    facts: Mapping[str, object]
+    targets: str
+    facts: Mapping[str, Any]
     digest: str
-    tokens_per_example: int
-    unique_tokens: int
-    bytes_per_token: float
     card: Callable[[], dict[str, object]]
+    tokens_per_example: int = 1
+    unique_tokens: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    mixture: tuple[tuple[int, float], ...] = ()
+    tokenizer: str = ""  # its JSON, to be kept with the run
+
+    def batch(self, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
+        """The training batch of `step`: a pure function of its arguments."""
+        if self.mixture:
+            lengths, weights = zip(*self.mixture, strict=True)
+            index = order.mixed(seed, step, size, lengths, weights)
+        else:
+            index = order.indices(seed, step, size, len(self.train))
+        return self.train.rows(index, order.draws(seed, step, size))
 
 
 DATASETS: dict[str, Callable[..., dict]] = {"text": text.load}

@@ -32,7 +32,7 @@ class Windows:
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.context)
 
-    def rows(self, index: np.ndarray) -> dict[str, np.ndarray]:
+    def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """{"inputs": [B, T], "targets": [B, T]} int32, the targets one token later."""
         at = index[:, None] * self.context + np.arange(self.context + 1)
         tokens = self.tokens[at].astype(np.int32)
@@ -58,7 +58,7 @@ def load(
     """
     if path.endswith(".bin"):
         train, held = _token_file(path, vocab, heldout)
-        size, bytes_per_token = vocab or 0, float("nan")
+        size, bytes_per_token = vocab or 0, None
     else:
         if vocab is not None:
             raise BadInput("data.vocab: only for .bin files; the byte tokenizer has 256")
@@ -74,11 +74,12 @@ def load(
     return {
         "train": Windows(train, context),
         "heldout": Windows(held, context),
+        "targets": "tokens",
         "facts": {"vocab": size, "context": context},
         "digest": digest,
         "tokens_per_example": context,
         "unique_tokens": len(train),
-        "bytes_per_token": bytes_per_token,
+        "notes": {"bytes_per_token": bytes_per_token},
         "card": functools.partial(_card, path, tokenizer, digest, train, held),
     }
 

@@ -2,9 +2,14 @@
 
 `MODELS` names the families. A family is one file: a dataclass of the numbers that make a member
 (or the Linen module itself, where one is enough) and, beside it, what the rest of the house asks:
-SIZED, SIZE_RULE and `rung` (how `size` fills fields), GROUPS, SHARDING, `forward_flops`.
+SIZED, SIZE_RULE and `rung` (how `size` fills fields), GROUPS, SHARDING, `forward_flops`; `solve`
+where the best parameters are known in closed form.
+
+A language model whose data have classes instead of next tokens gets a classifier head in place of
+the one over its vocabulary; this is the same for all of them.
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +19,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from research.models import transformer
+from research.models import layers, transformer
 
 MODELS: dict[str, Callable[..., Any]] = {"transformer": transformer.Transformer}
 
@@ -24,16 +29,41 @@ class Model:
     """`init(key, inputs) → params`, `apply(params, inputs) → outputs`.
 
     Language models return hidden states and turn them into logits with `unembed(params, hidden)`,
-    so that a task may compute its loss in chunks.
+    so that a task may compute its loss in chunks. Where `classes` is set, a language model's
+    hidden states are pooled into logits over classes instead.
     """
 
     spec: Any
     module: nn.Module
+    classes: int | None = None
 
     @property
     def family(self) -> Any:
         """The file of this family, with its size rule, groups, sharding rules and FLOPs."""
         return sys.modules[type(self.spec).__module__]
+
+    @property
+    def groups(self) -> tuple:
+        return (*self.family.GROUPS, *(layers.POOLED_GROUPS if self.classes else ()))
+
+    @property
+    def sharding(self) -> tuple:
+        return (*self.family.SHARDING, *(layers.POOLED_SHARDING if self.classes else ()))
+
+    def forward_flops(self) -> dict[str, int]:
+        """FLOPs of the dot products of one example, by part (see accounting)."""
+        parts = dict(self.family.forward_flops(self.spec))
+        if self.classes:
+            parts["head"] = 2 * self.spec.width * self.classes
+        return parts
+
+    def described(self) -> dict[str, Any]:
+        """What `build` makes this model from, as JSON."""
+        name = next(k for k, made in MODELS.items() if made is type(self.spec))
+        fields = {f.name: getattr(self.spec, f.name) for f in dataclasses.fields(self.spec) if f.init}
+        fields = {k: v for k, v in fields.items() if k not in ("parent", "name")}
+        pooled = {"classes": self.classes, "pad": self.module.pad} if self.classes else {}  # type: ignore[attr-defined]
+        return {"name": name, **fields, **pooled}
 
     def init(self, key: Array, inputs: Array) -> dict:
         """All parameters, float32. A pure function of the key and the parameter's path."""
@@ -60,7 +90,19 @@ def family(name: str) -> Any:
     return sys.modules[MODELS[name].__module__]
 
 
-def build(name: str, **kwargs: object) -> Model:
-    """The model `name` with exactly these fields."""
-    spec = MODELS[name](**kwargs)
-    return Model(spec, spec if isinstance(spec, nn.Module) else spec.module())
+def build(
+    name: str, *, classes: int | None = None, pad: int | None = None, **kwargs: object
+) -> Model:
+    """The model `name` with exactly these fields.
+
+    `classes` of a family without such a field make it a classifier of token sequences, which ends
+    in tokens `pad` that are not pooled.
+    """
+    if any(f.name == "classes" for f in dataclasses.fields(MODELS[name])):  # type: ignore[arg-type]
+        kwargs["classes"], classes = classes, None
+    # From JSON a shape comes as a list, and a model is hashed by its fields.
+    spec = MODELS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
+    module = spec if isinstance(spec, nn.Module) else spec.module()
+    if classes:
+        module = layers.Pooled(module, classes, -1 if pad is None else pad)
+    return Model(spec, module, classes)

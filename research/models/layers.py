@@ -58,6 +58,27 @@ def causal_attention(q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Ar
     return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxTxGxK).reshape(B, T, H, K)
 
 
+POOLED_GROUPS = (("classifier/(kernel|bias)", "head"),)
+POOLED_SHARDING = (("classifier/(kernel|bias)", ()),)
+
+
+class Pooled(nn.Module):
+    """Token ids [B, T] → class logits [B, C]: the mean of a language model's hidden states over
+    the tokens that are not `pad`, and a linear map."""
+
+    trunk: nn.Module
+    classes: int
+    pad: int
+
+    @nn.compact
+    def __call__(self, tokens_BxT: Array) -> Array:
+        B, T = tokens_BxT.shape
+        x_BxTxD = self.trunk(tokens_BxT).reshape(B, T, -1).astype(jnp.float32)  # type: ignore[operator]
+        real_BxTx1 = (tokens_BxT != self.pad)[..., None].astype(jnp.float32)
+        x_BxD = (x_BxTxD * real_BxTx1).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)
+        return nn.Dense(self.classes, name="classifier")(x_BxD)
+
+
 class FeedForward(nn.Module):
     """x → down(act(up x)), or down(silu(gate x) · up x) for SwiGLU (Shazeer 2020)."""
 

@@ -1,0 +1,140 @@
+"""Going on from another run: from its parameters, for another task, or from its whole state; and
+opening a run to use what it learned. Other runs are read, never written."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from research import checkpoint, files, models, paths, trees
+from research.errors import BadInput
+from research.models import Model
+
+NEW = "head"  # the parameter group that may differ: it belongs to the task
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint to start from: `digest` names its content, `what` is "params" or "state".
+    `taken` pairs the paths of parameters here and there."""
+
+    path: Path
+    name: str
+    step: int
+    what: str
+    digest: str
+    part: str
+    taken: tuple[tuple[str, str], ...] = ()
+    rule: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run opened for use: its model, its parameters (the averaged ones where it has them) and the
+    JSON of its tokenizer ("": bytes)."""
+
+    path: Path
+    step: int
+    model: Model
+    params: dict
+    tokenizer: str
+
+
+def locate(run: str, step: int | None, what: str) -> Start:
+    """The newest intact checkpoint (or that of `step`) of `run`, which is a run's directory or the
+    workdir of one run. Raises BadInput when there is none."""
+    directory = _directory(run)
+    number, path = checkpoint.newest_intact(directory, step)
+    manifest = checkpoint.manifest(path)
+    averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
+    return Start(
+        path=path,
+        name=_name(directory),
+        step=number,
+        what=what,
+        digest=files.digest_of(manifest["files"]),
+        part="average" if averaged else "params",
+    )
+
+
+def planned(start: Start, model: Model, inputs: Any) -> Start:
+    """`start` with the parameters that `model` takes from it.
+
+    A parameter is found by its path, or by a tail of it (a language model inside a classifier).
+    Those of the head may be missing or of another shape, and are then new; anything else that does
+    not fit raises BadInput.
+    """
+    if start.what == "state":
+        return dataclasses.replace(start, rule=f"goes on from {start.name}, step {start.step}")
+    there = {
+        leaf.removeprefix(f"{start.part}/"): tuple(shape)
+        for leaf, (shape, _) in checkpoint.manifest(start.path)["leaves"].items()
+        if leaf.startswith(f"{start.part}/")
+    }
+    taken, new, problems = [], [], []
+    for path, leaf in trees.by_path(model.shapes(inputs)).items():
+        source = next((p for p in there if path == p or path.endswith(f"/{p}")), None)
+        if source and there[source] == leaf.shape:
+            taken.append((path, source))
+        elif paths.match(model.groups, path, "parameter group") == NEW:
+            new.append(path)
+        else:
+            held = f"shape {there[source]}" if source else "no such parameter"
+            problems.append(f"init.run: {start.path} has {held} for {path}, shape {leaf.shape}")
+    if problems:
+        raise BadInput(*problems[:5])
+    rule = f"starts from {len(taken)} parameter arrays of {start.name}, step {start.step}"
+    rule += f"; new: {', '.join(new)}" if new else ""
+    return dataclasses.replace(start, taken=tuple(taken), rule=rule)
+
+
+def transplanted(start: Start, abstract: dict, params: dict) -> dict:
+    """`params` with those that `start` gives in their place, laid out as `abstract` says."""
+    source = trees.by_path(checkpoint.read(start.path, start.part))
+    places = trees.by_path(abstract)
+    leaves = trees.by_path(params)
+    for here, there in start.taken:
+        leaves[here] = jax.device_put(source[there], places[here].sharding)
+    return trees.nested(leaves)
+
+
+def open_run(path: str | Path) -> Source:
+    """A trained run (its directory, or the workdir of one run), ready to be used.
+
+    Needs neither its data nor its config. Raises BadInput when there is none.
+    """
+    directory = _directory(str(path))
+    start = locate(str(directory), None, "params")
+    described = files.read_json(directory / "launch.json")["model"]
+    try:
+        model = models.build(**described)
+    except (TypeError, KeyError) as error:
+        raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
+    kept = directory / "tokenizer.json"
+    tokenizer = kept.read_text(encoding="utf-8") if kept.exists() else ""
+    params = checkpoint.read(start.path, start.part)
+    return Source(directory, start.step, model, params, tokenizer)
+
+
+def _directory(run: str) -> Path:
+    path = Path(run)
+    if (path / "config.json").is_file():
+        return path
+    runs = sorted(p.parent for p in path.glob("runs/*/config.json"))
+    if len(runs) == 1:
+        return runs[0]
+    if not runs:
+        raise BadInput(f"{path}: no run here; expected WORKDIR/runs/<id>, or the workdir of one")
+    names = ", ".join(p.name for p in runs[:5])
+    raise BadInput(f"{path}: {len(runs)} runs here ({names}); expected {path}/runs/<id>")
+
+
+def _name(directory: Path) -> str:
+    try:
+        name = json.loads((directory / "config.json").read_text())["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        name = "run"
+    return f"{name} {directory.name}"
