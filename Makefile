@@ -6,16 +6,14 @@ RUNS ?= runs/demo
 FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format lock clean
+.PHONY: help setup setup-dev demo test test-slow check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo "PYTHON=python3.12 picks the interpreter; RUNS=$(RUNS) is where the demo writes,"
 	@echo "FLAGS=--config.KEY=VALUE changes its config."
 
-# The stamp holds what the environment was built from, so set-up runs once per lock and interpreter.
 # Without an explicit PYTHON an environment that is already there is kept, whatever its version.
-STAMP := $(VENV)/.built-from
 ifneq ($(origin PYTHON),file)
 WANTED = $(shell $(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
 else
@@ -24,31 +22,37 @@ WANTED = $(shell test -x $(PY) && $(PY) -c 'import sys; print("%d.%d.%d" % sys.v
 endif
 
 setup:  ## make the virtual environment .venv from requirements.lock (once)
-	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
+	@LOCK=requirements.lock PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
+
+setup-dev: setup  ## the same with what tests and checks need
+	@LOCK=requirements-dev.lock PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
 
 demo: setup  ## train a ladder of language models on real text, fit L(N), write the report
 	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=$(RUNS) $(FLAGS)
 
-test: setup  ## the default tests (8 simulated devices, 2 workers)
+test: setup-dev  ## the default tests (8 simulated devices, 2 workers)
 	@$(PY) -m pytest -n 2 -m "not slow"
 
-test-slow: setup  ## the tests that take longer than a minute each
+test-slow: setup-dev  ## the tests that take longer than a minute each
 	@$(PY) -m pytest -n 2 -m slow
 
-check: setup  ## ruff (lint and format), basedpyright, import directions
+check: setup-dev  ## ruff (lint and format), basedpyright, import directions
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m basedpyright
 	@$(PY) -m pytest -q tests/test_imports.py
 
-format: setup  ## let ruff format and mend
+format: setup-dev  ## let ruff format and mend
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-lock:  ## write requirements.lock anew from pyproject.toml (needs uv)
-	uv pip compile -q --universal --upgrade --generate-hashes --extra dev --no-header \
-		--no-emit-find-links -o requirements.lock pyproject.toml
-	@! grep -n '://' requirements.lock
+COMPILE = uv pip compile -q --universal --generate-hashes --no-header --no-emit-find-links
+lock:  ## write both locks anew from pyproject.toml (needs uv)
+	$(COMPILE) --upgrade --extra data --extra text --extra track --extra dev \
+		-o requirements-dev.lock pyproject.toml
+	$(COMPILE) --upgrade --extra data --extra text -c requirements-dev.lock -o requirements.lock \
+		pyproject.toml
+	@! grep -n '://' requirements.lock requirements-dev.lock
 
 clean:  ## remove the environment and the demo's runs
 	rm -rf $(VENV) $(RUNS)

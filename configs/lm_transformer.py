@@ -55,7 +55,8 @@ def get_config():
                 "clip": 1.0,  # of the global gradient norm
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
             },
-            # Another run to start from, and whether from its "params" or its whole "state".
+            # Another run to start from: its "params", its whole "state", or its "shape" alone,
+            # which is new parameters in a model of the same fields.
             "init": {"run": None, "step": None, "what": "params"},
             "horizon": {"unit": "tokens", "amount": 8e5},
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     columns = _pairs(args.columns)
     predict = _numbers(args.predict)
 
-    from research import plots, report, scaling
+    from research import plots, scaling, summary
     from research.scaling import table
 
     rows = table.read(args.runs, columns)
@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
     out = files.make_directory(args.out)
     files.write_json(out / "fit.json", document)
     kept, _ = table.usable(rows, [args.against, "loss"])
-    figure = plots.loss_against(kept, document, scaling.predictor(rows, document))
+    figure = plots.loss_against(kept, document, scaling.predictor(rows, document), document["unit"])
     written = plots.save(figure, out / "loss")
-    print(report.fit_summary(document))
+    print(summary.fit_summary(document))
     print("\n".join(str(path) for path in (out / "fit.json", *written)))
     return 0
 

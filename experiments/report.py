@@ -11,14 +11,15 @@ from research import cli
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="the workdir of a sweep")
-    parser.add_argument("--against", default="params", help="the column that the loss falls with")
+    help_ = "the column that the loss falls with; by default the first that differs"
+    parser.add_argument("--against", help=help_)
     args = parser.parse_args(argv)
 
-    from research import records, report
+    from research import records, report, summary
 
     result = report.write(args.runs, args.against)
     records.write_table(args.runs)
-    print(report.text_summary(result))
+    print(summary.text_summary(result))
     return 0
 
 

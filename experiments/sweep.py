@@ -41,9 +41,9 @@ def main(argv: Sequence[str]) -> int:
     else:
         print("nothing to train")
     records.write_table(args.workdir)
-    from research import report  # matplotlib and scipy, which a plan does not need
+    from research import report, summary  # matplotlib and scipy, which a plan does not need
 
-    print(report.text_summary(report.write(args.workdir)))
+    print(summary.text_summary(report.write(args.workdir)))
     for run_id, reason in outcome.missing.items():
         print(f"missing: run {run_id}: {reason}")
     return UNFINISHED if outcome.missing else 0

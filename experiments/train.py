@@ -5,7 +5,8 @@ python -m experiments.train --config=DIR/runs/<id>/config.json --workdir=OTHER  
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from research import cli
 from research.errors import DIVERGED
@@ -34,9 +35,20 @@ def main(argv: Sequence[str]) -> int:
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)
         result = train.fit(run, directory, progress.update, stop)
-    print(f"loss {result['loss']:.4f} nats per token after {run.facts['tokens']:,} tokens")
+    print(result_line(result))
     print(directory.path)
     return 0
+
+
+def result_line(result: Mapping[str, Any]) -> str:
+    """The scores of a run, in the order in which its task names them."""
+    seen = f"{result['tokens']:,} {'examples' if result['context'] == 1 else 'tokens'}"
+    line = f"loss {result['loss']:.4f} {result['loss_unit']} after {seen}"
+    for name in ("bits_per_byte", "accuracy", "macro_f1", "mae", "r2", "closed_form_loss"):
+        line += f", {name} {result[name]:.4f}" if name in result else ""
+    if "closed_form_distance" in result:
+        line += f" ({result['closed_form_distance']:.1e} away)"
+    return line
 
 
 if __name__ == "__main__":

@@ -101,6 +101,22 @@ def transplanted(start: Start, abstract: dict, params: dict) -> dict:
     return trees.nested(leaves)
 
 
+def shape(run: str, family: str) -> dict[str, Any]:
+    """The fields of the model of `run`. Raises BadInput if it is of another family."""
+    described = dict(_described(_directory(run)))
+    if (name := described.pop("name")) != family:
+        raise BadInput(f"init.run: {run} is a {name}, but model.name is {family}")
+    return described
+
+
+def _described(directory: Path) -> dict[str, Any]:
+    path = directory / "launch.json"
+    try:
+        return files.read_json(path)["model"]
+    except KeyError as error:
+        raise BadInput(f"{path}: does not say what the model is") from error
+
+
 def open_run(path: str | Path) -> Source:
     """A trained run (its directory, or the workdir of one run), ready to be used.
 
@@ -108,9 +124,8 @@ def open_run(path: str | Path) -> Source:
     """
     directory = _directory(str(path))
     start = locate(str(directory), None, "params")
-    described = files.read_json(directory / "launch.json")["model"]
     try:
-        model = models.build(**described)
+        model = models.build(**_described(directory))
     except (TypeError, KeyError) as error:
         raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
     kept = directory / "tokenizer.json"

@@ -37,7 +37,7 @@ SECTIONS: dict[str, Field] = {
     "optim.warmup.amount": Field("Amount"),
     "init.run": Field("str", optional=True),
     "init.step": Field("Whole", optional=True),
-    "init.what": Field("str", choices=("params", "state")),
+    "init.what": Field("str", choices=("params", "state", "shape")),
     "horizon.unit": Field("str", choices=_UNITS),
     "horizon.amount": Field("Positive"),
     "mesh.data": Field("int"),
@@ -232,6 +232,8 @@ def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
                     f"{path}: {flat[path]!r} is given, but `size` ({flat['size']!r}) fills it; "
                     "give one of them and set the other to none"
                 )
+    elif flat.get("init.run") is not None:
+        return  # they are those of that run
     elif missing := [path for path in sized if flat.get(path, 0) is None]:
         yield f"size: none, so {', '.join(missing)} must be given"
 

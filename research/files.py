@@ -29,6 +29,17 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def stamp(path: str | os.PathLike[str], what: str) -> tuple:
+    """Changes when the file does, so that nothing is remembered of an older content. Raises
+    BadInput, naming `what` asked for it, if it is no file or may not be read."""
+    try:
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+    except OSError as error:
+        raise BadInput(f"{what}: {path}: {error.strerror}") from error
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
 def make_directory(path: str | os.PathLike[str]) -> Path:
     """The directory `path`, made with its parents if it is not there. Raises StorageError."""
     try:

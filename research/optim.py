@@ -1,16 +1,19 @@
 """Schedules, optimizers and weight decay. Every number is traced: one compiled step serves all.
 
 An optimizer here is a function of its (traced) numbers, called inside the step; its state does not
-depend on them. The learning rate is applied last, by the step.
+depend on them. Booleans are traced too, as 0 or 1; only None is not. The learning rate is applied
+last, by the step.
 """
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from optax.contrib import _muon as muon_
 
 from research import paths, trees
 from research.kinds import Amount, Fraction, Positive, Share
@@ -18,25 +21,140 @@ from research.kinds import Amount, Fraction, Positive, Share
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
 DECAY = (("kernel|embedding", True), ("scale|bias", False))
 
+# What Muon orthogonalises, by dimensions counted from the last, so that depth in front of a scanned
+# kernel is a batch; None is left to Adam. Optax's own default would take a scanned bias for a matrix
+# and a scanned kernel for none.
+_DENSE = muon_.MuonDimensionNumbers(-2, -1)  # [.., in, out]
+_CONV = muon_.MuonDimensionNumbers((-4, -3, -2), -1)  # [.., h, w, in, out]
+MATRICES: paths.Table[muon_.MuonDimensionNumbers | None] = (
+    ("(query|key|value|out|up|gate|down)/kernel", _DENSE),
+    (r"(input|recurrent|dense\d*|hidden\d*)/kernel", _DENSE),
+    (r"conv\w*/kernel", _CONV),
+    ("(head|classifier)/kernel|embedding|scale|bias", None),
+)
+
 
 def decay_mask(params: dict) -> dict:
     """True for the leaves that weight decay acts on."""
+    return _by_table(DECAY, params, "decay rule")
+
+
+def matrix_dims(params: dict) -> dict:
+    """Muon's dimension numbers of every leaf, or None."""
+    return _by_table(MATRICES, params, "row of MATRICES")
+
+
+def _by_table(table: paths.Table, params: dict, what: str) -> dict:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: paths.match(DECAY, trees.key_path(path), "decay rule"), params
+        lambda path, _: paths.match(table, trees.key_path(path), what), params
     )
+
+
+def _decay(weight_decay: Amount) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(weight_decay, mask=decay_mask)
+
+
+def _either(
+    flag: bool, yes: optax.GradientTransformation, no: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`yes` or `no`, of the same state, by a traced flag; for choices that cost nothing to make."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple:
+        ours, state_ = yes.update(grads, state, params)
+        others, _ = no.update(grads, state, params)
+        return jax.tree.map(lambda a, b: jnp.where(flag > 0, a, b), ours, others), state_
+
+    return optax.GradientTransformation(yes.init, update)
+
+
+def sgd(
+    *, momentum: Fraction, nesterov: bool, weight_decay: Amount
+) -> optax.GradientTransformation:
+    """Momentum m ← βm + g (Sutskever et al. 2013), and decoupled weight decay, matrices only."""
+    ahead, plain = optax.trace(momentum, nesterov=True), optax.trace(momentum)
+    return optax.chain(_either(nesterov, ahead, plain), _decay(weight_decay))
+
+
+def adam(*, b1: Fraction, b2: Fraction, eps: Positive) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015)."""
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
 
 def adamw(
     *, b1: Fraction, b2: Fraction, eps: Positive, weight_decay: Amount
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), matrices only."""
+    return optax.chain(adam(b1=b1, b2=b2, eps=eps), _decay(weight_decay))
+
+
+def lion(*, b1: Fraction, b2: Fraction, weight_decay: Amount) -> optax.GradientTransformation:
+    """The sign of a momentum (Chen et al. 2023), and decoupled weight decay, matrices only."""
+    return optax.chain(optax.scale_by_lion(b1=b1, b2=b2), _decay(weight_decay))
+
+
+def adafactor(
+    *,
+    decay_rate: Share,
+    clip_threshold: Positive,
+    scale_by_params: bool,
+    momentum: Fraction | None,
+    weight_decay: Amount,
+) -> optax.GradientTransformation:
+    """Adam with second moments by rows and columns (Shazeer & Stern 2018).
+
+    Only the two largest dimensions of a leaf are factored, and only if both are at least 128; small
+    models keep whole moments. β₂ at step t is 1 - t^-decay_rate. The update's RMS is clipped, then
+    times the parameter's RMS (at least 1e-3) if asked; a scanned kernel is one block for both.
+    Without `momentum` no memory is held for it. Weight decay is decoupled, matrices only.
+    """
     return optax.chain(
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+        optax.scale_by_factored_rms(decay_rate=decay_rate),
+        optax.clip_by_block_rms(clip_threshold),
+        _either(scale_by_params, optax.scale_by_param_block_rms(), optax.identity()),
+        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
+        _decay(weight_decay),
     )
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw}
+def muon(
+    *,
+    momentum: Fraction,
+    weight_decay: Amount,
+    adam_scale: Positive,
+    b1: Fraction,
+    b2: Fraction,
+    eps: Positive,
+) -> optax.GradientTransformation:
+    """Orthogonalised Nesterov momentum for the hidden matrices, AdamW for the rest (Jordan 2024).
+
+    Five Newton–Schulz steps bring the singular values of each matrix near 1, and √max(1, out/in)
+    scales them. Adam's leaves, by MATRICES, have `adam_scale` times the learning rate. Weight decay
+    is decoupled and times the rate of its leaf, matrices only.
+    """
+    orthogonal = optax.chain(
+        muon_.scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_dims),
+        muon_.scale_by_shape(weight_dimension_numbers=matrix_dims),
+        _decay(weight_decay),
+    )
+    rest = adamw(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+    def labels(params: dict) -> dict:
+        dims = matrix_dims(params)
+        return jax.tree.map(lambda _, dim: "muon" if dim else "adam", params, dims)
+
+    return optax.partition(
+        {"muon": orthogonal, "adam": optax.chain(rest, optax.scale(adam_scale))}, labels
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "lion": lion,
+    "adafactor": adafactor,
+    "muon": muon,
+}
 
 
 def constant(step: Array, warmup: Array, total: Array) -> Array:
@@ -46,8 +164,25 @@ def constant(step: Array, warmup: Array, total: Array) -> Array:
 
 def cosine(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
     """Half a cosine from 1 at the end of the warm-up to `final` at the last step."""
-    share = jnp.clip((step - warmup) / jnp.maximum(total - 1 - warmup, 1), 0, 1)
+    share = _share(step, warmup, total)
     return final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * share))
+
+
+def linear(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
+    """A line from 1 at the end of the warm-up to `final` at the last step."""
+    return 1 - (1 - final) * _share(step, warmup, total)
+
+
+def _share(step: Array, warmup: Array, total: Array) -> Array:
+    """Of the way from the end of the warm-up to the last step."""
+    return jnp.clip((step - warmup) / jnp.maximum(total - 1 - warmup, 1), 0, 1)
+
+
+def inverse_sqrt(step: Array, warmup: Array, total: Array, *, timescale: Positive) -> Array:
+    """1/√(1 + t/timescale), t steps after the warm-up (Zhai et al. 2022); whatever the length.
+
+    A timescale of the warm-up's length is the schedule of Vaswani et al. (2017)."""
+    return 1 / jnp.sqrt(1 + jnp.maximum(step - warmup, 0) / timescale)
 
 
 def wsd(step: Array, warmup: Array, total: Array, *, decay: Share, final: Fraction) -> Array:
@@ -57,7 +192,13 @@ def wsd(step: Array, warmup: Array, total: Array, *, decay: Share, final: Fracti
     return final + (1 - final) * share
 
 
-SCHEDULES: dict[str, Callable[..., Array]] = {"constant": constant, "cosine": cosine, "wsd": wsd}
+SCHEDULES: dict[str, Callable[..., Array]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+    "wsd": wsd,
+    "inverse_sqrt": inverse_sqrt,
+}
 
 
 def learning_rate(name: str, step: Array, hyper: Mapping) -> Array:

@@ -19,11 +19,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from research import files
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
 LABELS = {
     "params": "parameters N",
     "params_non_embedding": "parameters N, without embedding and head",
     "params_matmul": "parameters N in dot products",
     "tokens": "training tokens D",
+    "unique_tokens": "unique training tokens D",
+    "train_examples": "training examples D",
     "flops": "training FLOPs C",
 }
 STYLE: dict[Any, Any] = {
@@ -58,7 +62,10 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 
 def loss_against(
-    rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any] | None, predictor: Any = None
+    rows: Sequence[Mapping[str, Any]],
+    document: Mapping[str, Any] | None,
+    predictor: Any = None,
+    unit: str = "nats per token",
 ) -> Figure:
     """Loss against the law's column: the runs, the fitted law with its 95 % band, and the held-out
     runs beside the interval that was predicted for them."""
@@ -82,10 +89,102 @@ def loss_against(
                          label="measured, held out of the fit")  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel(LABELS.get(column, column))
-        axes.set_ylabel("held-out loss (nats per token)")
+        axes.set_ylabel(f"held-out loss ({unit})")
+        _log_loss(axes, y)
         _log_ticks(axes.xaxis)
         axes.legend(loc="upper right")
     return figure
+
+
+def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
+    """Groups of runs on one plot, each with its law and the law's 95 % band. `fits` maps names to
+    {"rows", "document", "predictor"}; the largest runs, which no law has seen, are stars."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.6))
+        axes = figure.subplots()
+        every = []
+        for i, (name, fit) in enumerate(fits.items()):
+            colour, document = SERIES[i % len(SERIES)], fit["document"]
+            done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
+            x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
+            every.append(y)
+            out = np.array([r["run"] in _held(document) for r in done], bool)
+            label = name
+            if document and fit["predictor"]:
+                label += f": $\\alpha$ = {document['params']['alpha']:.3f}"
+                label += f", $E$ = {document['params']['E']:.3f}"
+                grid = np.geomspace(x.min() / 1.2, x.max() * 1.3, 32)
+                loss, band, _ = fit["predictor"].at(column, grid)
+                band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())
+                axes.plot(grid, loss, color=colour, lw=1.6)
+                axes.fill_between(grid, band[:, 0], band[:, 1], color=colour, alpha=0.12, lw=0)
+            marker = MARKERS[i % len(MARKERS)]
+            axes.plot(x[~out], y[~out], marker, color=colour, ms=6, ls="none", label=label)
+            axes.plot(x[out], y[out], "*", color=colour, ms=11, ls="none")
+        axes.plot([], [], "*", color=GREY, ms=10, ls="none", label="held out of the fit")
+        axes.set_xscale("log")
+        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_ylabel(f"held-out loss ({unit})")
+        _log_loss(axes, np.concatenate(every))
+        _log_ticks(axes.xaxis)
+        axes.legend(loc="upper right", fontsize=9)
+    return figure
+
+
+def scores(
+    series: Mapping[str, Sequence[tuple[float, float, float, int]]], column: str, label: str
+) -> Figure:
+    """A score of each group against a column: (x, mean, standard deviation, runs)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8))
+        axes = figure.subplots()
+        for i, (name, points) in enumerate(series.items()):
+            if points:
+                x, mean, sd, _ = np.array(points).T
+                axes.errorbar(x, mean, np.nan_to_num(sd), fmt=f"{MARKERS[i % 7]}-", capsize=3,
+                              color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=name)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_ylabel(f"{label}\nbars: standard deviation over seeds")
+        _log_ticks(axes.xaxis)
+        if len(series) > 1:
+            axes.legend(loc="lower right")
+    return figure
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """Counts of true classes (rows) against predicted ones; the shade is the share of the row."""
+    counts = np.array(matrix)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = max(3.6, min(9.0, 0.42 * len(counts) + 1.4))
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(size + 0.8, size))
+        axes = figure.subplots()
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        if len(counts) <= 20:
+            for (i, j), n in np.ndenumerate(counts):
+                colour = "white" if share[i, j] > 0.6 else "black"
+                if n:
+                    axes.text(j, i, str(n), ha="center", va="center", fontsize=8, color=colour)
+            axes.set_xticks(range(len(names)), names, rotation=90 if _long(names) else 0)
+            axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    return figure
+
+
+def _long(names: Sequence[str]) -> bool:
+    return max(map(len, map(str, names))) > 3
+
+
+def _log_loss(axes: Any, losses: np.ndarray) -> None:
+    """A logarithmic axis where the loss spans more than a factor of four."""
+    if len(losses) and losses.min() > 0 and losses.max() > 4 * losses.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _held(document: Mapping[str, Any] | None) -> set[str]:
@@ -100,7 +199,9 @@ def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) 
     loss, band, _ = predictor.at(column, grid)
     band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())  # an open end leaves the picture
     params = document["params"]
-    label = f"$E + A/N^\\alpha$: $E$ = {params['E']:.3f}, $\\alpha$ = {params['alpha']:.3f}"
+    letter = document["formula"][2]  # L(N) = …
+    label = f"$E + A/{letter}^\\alpha$: "
+    label += f"$E$ = {params['E']:.3f}, $\\alpha$ = {params['alpha']:.3f}"
     axes.plot(grid, loss, color=GREEN, lw=1.8, label=label, zorder=2)
     axes.fill_between(
         grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="95 % band of the law"
@@ -120,16 +221,21 @@ def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) 
         )  # fmt: skip
 
 
-def learning_curves(curves: Sequence[tuple[Mapping[str, Any], Sequence[Mapping]]]) -> Figure:
-    """Training loss (smoothed) and held-out loss against tokens, one colour for each size."""
+def learning_curves(
+    curves: Sequence[tuple[Mapping[str, Any], Sequence[Mapping]]],
+    unit: str = "nats per token",
+    column: str = "params",
+) -> Figure:
+    """Training loss (smoothed) and held-out loss against tokens or examples, coloured by
+    `column`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2))
         axes = figure.subplots()
-        sizes = [row.get("params", 1) for row, _ in curves]
+        sizes = [row.get(column) or 1 for row, _ in curves]
         norm = LogNorm(min(sizes), max(max(sizes), min(sizes) * 1.01))
         colours = matplotlib.colormaps["viridis"]
         for row, metrics in curves:
-            colour = colours(0.95 * float(norm(row.get("params", 1))))
+            colour = colours(0.95 * float(norm(row.get(column) or 1)))
             train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
             if len(train) > 3:
                 tokens, loss = np.array(train[1:]).T
@@ -139,14 +245,15 @@ def learning_curves(curves: Sequence[tuple[Mapping[str, Any], Sequence[Mapping]]
                 axes.plot(*np.array(held).T, "o-", color=colour, ms=4, lw=1.6)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_xlabel("training tokens D")
-        axes.set_ylabel("loss (nats per token)\nthin: training, dots: held out")
+        examples = all(row.get("context") == 1 for row, _ in curves)
+        axes.set_xlabel("training examples seen" if examples else "training tokens D")
+        axes.set_ylabel(f"loss ({unit})\nthin: training, dots: held out")
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         _log_ticks(axes.xaxis)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
-        bar.set_label("parameters N")
+        bar.set_label(LABELS.get(column, column))
         _log_ticks(bar.ax.yaxis)
     return figure
 

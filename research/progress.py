@@ -60,7 +60,8 @@ class Progress:
         spent = self.spent + self.facts["flops"] * steps / self.facts["steps"]
         note = f"step {steps:,} of {self.facts['steps']:,}, loss {loss:.3f}"
         if steps > self._first:
-            note += f", {(steps - self._first) * per_step / seconds:,.0f} tokens/s"
+            unit = "examples" if self.facts.get("context") == 1 else "tokens"
+            note += f", {(steps - self._first) * per_step / seconds:,.0f} {unit}/s"
         self._bars.update(self._task, completed=spent, note=note)
         if not self.live and time.monotonic() - self._printed > EVERY:
             self._printed = time.monotonic()

@@ -1,18 +1,19 @@
-"""The report of a sweep: one self-contained page, its figures, the fit, and a summary as text.
+"""The report of a sweep: one self-contained page, its figures, and the fits.
 
 Reads records only, so any machine can draw it again.
 """
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research import files, plots, records, scaling
+from research import files, plots, records, scaling, summary
 from research.errors import BadInput
-from research.plots import quantity
+from research.summary import end
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 CSS = """
 :root { color-scheme: light; }
@@ -38,147 +39,138 @@ OBJECTIVES = {
     "mse": "least squares of the loss",
     "huber_log": "Huber's loss of the log loss",
 }
-COLUMNS = {
-    "params": "parameters",
-    "params_non_embedding": "without embedding, head",
-    "tokens": "tokens",
-    "flops": "FLOPs",
-    "lr": "learning rate",
-    "seed": "seed",
-    "loss": "loss",
-    "bits_per_byte": "bits/byte",
-    "train_loss": "training loss",
-    "seconds": "seconds",
+# Columns of the table of runs, where rows have them: heading, format.
+COLUMNS: dict[str, tuple[str, str]] = {
+    "group": ("group", ""),
+    "params": ("parameters", ",d"),
+    "params_non_embedding": ("without embedding, head", ",d"),
+    "train_examples": ("training examples", ",d"),
+    "tokens": ("tokens or examples seen", ",d"),
+    "flops": ("FLOPs", ".3g"),
+    "lr": ("learning rate", ".3g"),
+    "seed": ("seed", "d"),
+    "loss": ("loss", ".4f"),
+    "bits_per_byte": ("bits/byte", ".4f"),
+    "accuracy": ("accuracy", ".4f"),
+    "macro_precision": ("precision", ".4f"),
+    "macro_recall": ("recall", ".4f"),
+    "macro_f1": ("F1", ".4f"),
+    "mse": ("MSE", ".4g"),
+    "mae": ("MAE", ".4g"),
+    "r2": ("R²", ".4f"),
+    "closed_form_loss": ("closed form", ".4f"),
+    "train_loss": ("training loss", ".4f"),
+    "seconds": ("seconds", ".0f"),
+}
+CARD = {
+    "train_tokens": "training tokens, unique",
+    "heldout_tokens": "held-out tokens",
+    "train_examples": "training examples",
+    "heldout_examples": "held-out examples",
+    "digest": "SHA-256",
 }
 
 
-def write(workdir: str | Path, against: str = "params") -> dict[str, Any]:
+def write(workdir: str | Path, against: str | None = None) -> dict[str, Any]:
     """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/.
 
-    Returns {"rows", "fit" (None if there are too few runs), "why" not, "files"}. Raises BadInput
-    when `workdir` holds no runs.
+    Runs of different groups (families, or starts from another run) have a law each, and a
+    fit-GROUP.json. `against` is by default the first column in which the runs differ. Returns
+    {"rows", "against", "fits": {group: {"document" (None if there are too few runs), "why" not}},
+    "cards", "files"}. Raises BadInput when `workdir` holds no runs.
     """
     workdir = Path(workdir)
     rows = records.table(workdir)
     if not rows:
         raise BadInput(f"--runs={workdir}: no runs yet")
-    document, why, predictor = None, "", None
-    try:
-        document = scaling.fit("power", rows, against=against, holdout="largest")
-        predictor = scaling.predictor(rows, document)
-    except BadInput as error:
-        why = str(error)
-    figures = _figures(workdir, rows, document, predictor)
+    against = against or summary.varying(rows)
+    fits = {name: _fit(members, against) for name, members in summary.groups(rows).items()}
+    figures = _figures(workdir, rows, fits, against)
     written = {"report": workdir / "report.html"}
     for name, figure in figures.items():
         written[f"{name}.png"], written[f"{name}.svg"] = plots.save(
             figure, workdir / "figures" / name
         )
-    if document:
-        files.write_json(workdir / "fit.json", document)
-        written["fit"] = workdir / "fit.json"
+    for name, fit in fits.items():
+        if fit["document"]:
+            stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
+            written[stem] = workdir / f"{stem}.json"
+            files.write_json(written[stem], fit["document"])
     cards = [files.read_json(p) for p in sorted((workdir / "data").glob("*.json"))]
+    result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
     svgs = {name: written[f"{name}.svg"].read_text() for name in figures}
-    files.write_atomic(written["report"], page(rows, document, why, cards, svgs))
-    return {"rows": rows, "fit": document, "why": why, "files": written}
+    files.write_atomic(written["report"], page(result, svgs))
+    return result
 
 
-def headline(document: Mapping[str, Any] | None) -> str:
-    """The result in a sentence: prediction against measurement of the largest size."""
-    if not document or not document["holdout"]:
-        return "Too few finished runs to fit a law and check it."
-    row, count = document["holdout"]["rows"][-1], document["n_points"]
-    low, high = (_end(x, ".3f") for x in row["run_interval"])
-    verdict = "inside" if row["covered"] else "outside"
-    return (
-        f"From {count} smaller runs, the loss at {quantity(row[document['against']])} parameters "
-        f"was predicted as {row['loss']:.3f} (95 % interval {low} to {high}); measured: "
-        f"{row['measured']:.3f}, {verdict} the interval, {abs(row['error']):.1%} off."
-    )
-
-
-def _end(value: float | None, spec: str = ".3g") -> str:
-    """The end of an interval; None is one that the data leave open."""
-    return "open" if value is None else format(value, spec)
-
-
-def text_summary(result: Mapping[str, Any]) -> str:
-    """The table, the law and the verdict for a terminal, and where the files are."""
-    lines = ["", f"{'params':>12} {'tokens':>10} {'FLOPs':>9} {'seed':>4} {'loss':>8}  status"]
-    for row in result["rows"]:
-        loss = f"{row['loss']:.4f}" if row.get("loss") is not None else "-"
-        lines.append(
-            f"{row.get('params', 0):>12,} {quantity(row.get('tokens', 0)):>10} "
-            f"{quantity(row.get('flops', 0)):>9} {row.get('seed', ''):>4} {loss:>8}  "
-            + row["status"]
-        )
-    lines += ["", fit_summary(result["fit"]) if result["fit"] else f"no law: {result['why']}"]
-    lines += [
-        "",
-        *(str(result["files"][name]) for name in ("report", "fit") if name in result["files"]),
-    ]
-    lines += [str(p) for name, p in result["files"].items() if name.endswith(".png")]
-    return "\n".join(lines)
-
-
-def fit_summary(document: Mapping[str, Any]) -> str:
-    """A fit as text: the law, the fall of the loss, prediction against measurement, warnings."""
-    parts = []
-    for name, value in document["params"].items():
-        low, high = document["intervals"][name]
-        parts.append(f"{name} = {value:.4g} ({_end(low)} to {_end(high)})")
-    lines = [f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}"]
-    if fall := document["fall"]:
-        sd = document["seed_noise"]["sd"]
-        lines.append(
-            f"the loss falls by {fall['nats']:.3f} nats from the smallest to the largest model, "
-            f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.3f})"
-        )
-    for row in document["predictions"]:
-        low, high = (_end(x, ".4f") for x in row["interval"])
-        at = quantity(row[document["against"]])
-        lines.append(f"predicted at {at}: {row['loss']:.4f} (law: {low} to {high})")
-    if document["holdout"]:
-        lines.append(headline(document))
-    return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
+def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
+    try:
+        document = scaling.fit("power", rows, against=against, holdout="largest")
+    except BadInput as error:
+        return {"rows": rows, "document": None, "why": str(error), "predictor": None}
+    predictor = scaling.predictor(rows, document)
+    return {"rows": rows, "document": document, "why": "", "predictor": predictor}
 
 
 def _figures(
-    workdir: Path, rows: Sequence[Row], document: Mapping[str, Any] | None, predictor: Any
+    workdir: Path, rows: Sequence[Row], fits: Mapping[str, Mapping], against: str
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    if any(row["status"] == "done" for row in rows):
-        out["loss"] = plots.loss_against(rows, document, predictor)
+    done = [row for row in rows if row["status"] == "done"]
+    (first, *others), unit = fits.values(), scaling.unit(rows)
+    if done and others:
+        out["loss"] = plots.groups(fits, against, unit)
+    elif done:
+        out["loss"] = plots.loss_against(rows, first["document"], first["predictor"], unit)
+    if any(row.get("accuracy") is not None for row in done) and len(done) > 1:
+        series = {n: summary.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
+        out["accuracy"] = plots.scores(series, against, "held-out accuracy")
+    if best := _best_classifier(done):
+        out["confusion"] = plots.confusion(best["confusion"], best["class_names"])
     curves = [(row, records.read_metrics(workdir / "runs" / row["run"])) for row in rows]
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
-        out["curves"] = plots.learning_curves(curves)
-    if document:
-        out["residuals"] = plots.residuals(rows, document, predictor)
+        out["curves"] = plots.learning_curves(curves, unit, against)
+    if first["document"] and not others:
+        out["residuals"] = plots.residuals(rows, first["document"], first["predictor"])
     return out
 
 
-def page(
-    rows: Sequence[Row],
-    document: Mapping[str, Any] | None,
-    why: str,
-    cards: Sequence[Mapping[str, Any]],
-    svgs: Mapping[str, str],
-) -> str:
+def _best_classifier(done: Sequence[Row]) -> Row | None:
+    """The run with the highest accuracy, of those that kept their confusion matrix."""
+    return max((r for r in done if r.get("confusion")), key=lambda r: r["accuracy"], default=None)
+
+
+def page(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     """The whole page. All that comes from records is escaped."""
-    name = str(rows[0].get("name") or "sweep")
-    parts = [f"<h1>{_e(name)}</h1>", f'<p class="lead">{_e(headline(document))}</p>']
-    parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, document, why)]
+    rows, fits, against = result["rows"], result["fits"], result["against"]
+    name, several = str(rows[0].get("name") or "sweep"), len(fits) > 1
+    parts = [f"<h1>{_e(name)}</h1>"]
+    for group, fit in fits.items():
+        words = f"{group}: " if several else ""
+        parts.append(f'<p class="lead">{_e(words + summary.headline(fit["document"]))}</p>')
+    parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, fits)]
     if "loss" in svgs:
-        parts += ["<h2>Loss against size</h2>", _svg(svgs["loss"])]
-    if document:
-        parts += ["<h2>The law</h2>", _fit_table(document)]
-    parts += ["<h2>Runs</h2>", _runs_table(rows)]
-    if "curves" in svgs:
-        parts += ["<h2>Learning curves</h2>", _svg(svgs["curves"])]
-    if "residuals" in svgs:
-        parts += ["<h2>Residuals</h2>", _svg(svgs["residuals"])]
-    parts += ["<h2>Data</h2>", *(_card(card) for card in cards)]
+        noun = summary.NOUNS.get(against, against)
+        parts += [f"<h2>Loss against {_e(noun)}</h2>", _svg(svgs["loss"])]
+    if "accuracy" in svgs:
+        parts += ["<h2>Accuracy</h2>", _svg(svgs["accuracy"])]
+    if several and (side := summary.comparison(rows, against)):
+        parts += ["<h2>Groups side by side</h2>", _table(side[0], side[1:])]
+        parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
+    for group, fit in fits.items():
+        if fit["document"]:
+            parts.append(f"<h2>The law{_e(f' of {group}') if several else ''}</h2>")
+            expected = summary.expectation(result["cards"], fit["document"])
+            parts += [_fit_table(fit["document"]), f"<p>{_e(expected)}</p>" if expected else ""]
+    parts += ["<h2>Runs</h2>", _runs_table(rows, several)]
+    if "confusion" in svgs:
+        best = _best_classifier([row for row in rows if row["status"] == "done"])
+        parts += ["<h2>Classes</h2>", _svg(svgs["confusion"]), _classes(best) if best else ""]
+    for figure, heading in (("curves", "Learning curves"), ("residuals", "Residuals")):
+        if figure in svgs:
+            parts += [f"<h2>{heading}</h2>", _svg(svgs[figure])]
+    parts += ["<h2>Data</h2>", *(_card(card) for card in result["cards"])]
     parts += ["<h2>How it was made</h2>", _made(rows)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -189,13 +181,17 @@ def page(
     )
 
 
-def _warnings(rows: Sequence[Row], document: Mapping[str, Any] | None, why: str) -> list[str]:
-    out = [f"No law was fitted: {why}"] if why else []
+def _warnings(rows: Sequence[Row], fits: Mapping[str, Mapping]) -> list[str]:
+    out = []
+    for name, fit in fits.items():
+        of = f" for {name}" if len(fits) > 1 else ""
+        out += [f"No law was fitted{of}: {fit['why']}"] if fit["why"] else []
+        document = fit["document"]
+        out += [f"{w}{of}" for w in document["warnings"]] if document else []
     for row in rows:
         if row["status"] != "done":
-            out.append(f"Run {row['run']} is {row['status']}. {row.get('reason', '')}")
-    out += document["warnings"] if document else []
-    repeated = [row for row in rows if row.get("epochs", 0) > 1]
+            out.insert(0, f"Run {row['run']} is {row['status']}. {row.get('reason', '')}")
+    repeated = [row for row in rows if row.get("epochs", 0) > 1 and row.get("context", 0) > 1]
     if repeated:
         out.append(f"{len(repeated)} runs saw more tokens than the corpus has: data were repeated")
     return out
@@ -211,19 +207,18 @@ def _fit_table(document: Mapping[str, Any]) -> str:
             [
                 name,
                 f"{value:.4g}",
-                f"{_end(low)} to {_end(high)}",
+                f"{end(low)} to {end(high)}",
                 "open" if error is None else f"{error:.2g}",
                 document["identifiability"][name]["flag"],
             ]
         )
-    noise = document["seed_noise"]
+    noise, fall = document["seed_noise"], document["fall"]
     seeds = ""
-    if noise:
+    if noise and fall["in_seed_sd"]:
         seeds = (
-            f" The seed's standard deviation is {noise['sd']:.3g} nats "
-            f"({noise['degrees_of_freedom']} degrees of freedom); from the smallest to the largest "
-            f"size the loss falls by {document['fall']['nats']:.3g} nats, "
-            f"{document['fall']['in_seed_sd']:.0f} of it."
+            f" The seed's standard deviation is {noise['sd']:.3g} ({document['unit']}; "
+            f"{noise['degrees_of_freedom']} degrees of freedom); from the smallest to the largest "
+            f"the loss falls by {fall['nats']:.3g}, {fall['in_seed_sd']:.0f} of it."
         )
     agree, certificate = document["starts"], document["certificate"]
     return (
@@ -235,42 +230,58 @@ def _fit_table(document: Mapping[str, Any]) -> str:
     )
 
 
-def _runs_table(rows: Sequence[Row]) -> str:
+def _runs_table(rows: Sequence[Row], several: bool) -> str:
     shown = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in rows)}
-    head = ["run", "status", *shown.values()]
-    body = [[row["run"], row["status"], *(_cell(k, row.get(k)) for k in shown)] for row in rows]
+    for name, keep in (("group", several), ("train_examples", _differ(rows, "train_examples"))):
+        if not keep:
+            shown.pop(name, None)
+    head = ["run", "status", *(heading for heading, _ in shown.values())]
+    body = [
+        [row["run"], row["status"], *(_cell(row.get(k), spec) for k, (_, spec) in shown.items())]
+        for row in rows
+    ]
     convention = next((row["flops_convention"] for row in rows if "flops_convention" in row), "")
     words = {
-        "exact_full": "FLOPs count every dot product, forward and backward, with the head and the "
-        "full attention map."
+        "exact_full": "FLOPs count every dot product and convolution, forward and backward, with "
+        "the head and the full attention map."
     }
     return _table(head, body, text=2) + f"<p>{_e(words.get(convention, convention))}</p>"
 
 
-def _cell(name: str, value: Any) -> str:
+def _differ(rows: Sequence[Row], column: str) -> bool:
+    return len({row.get(column) for row in rows}) > 1
+
+
+def _cell(value: Any, spec: str) -> str:
     if value is None:
         return "–"
-    if name in ("loss", "train_loss", "bits_per_byte"):
-        return f"{value:.4f}"
-    if name in ("flops", "lr"):
-        return f"{value:.3g}"
-    if name == "seconds":
-        return f"{value:.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    try:
+        return format(value, spec)
+    except (TypeError, ValueError):  # a row from elsewhere
+        return str(value)
+
+
+def _classes(row: Row) -> str:
+    """Precision, recall and F1 of each class of one run."""
+    kinds = ("precision", "recall", "f1")
+    body = [
+        [str(name), str(sum(counts)), *(f"{row[f'class_{kind}'][i]:.3f}" for kind in kinds)]
+        for i, (name, counts) in enumerate(zip(row["class_names"], row["confusion"]))
+    ]
+    words = f"Run {row['run']}, the most accurate: accuracy {row['accuracy']:.4f}."
+    return f"<p>{_e(words)}</p>" + _table(["class", "held out", *kinds], body)
 
 
 def _card(card: Mapping[str, Any]) -> str:
-    body = [
-        ["source", str(card.get("source"))],
-        ["training tokens, unique", f"{card.get('train_tokens', 0):,}"],
-        ["held-out tokens", f"{card.get('heldout_tokens', 0):,}"],
-        [
-            f"held-out {card.get('overlap_length')}-grams that occur in training",
-            f"{card.get('overlap', float('nan')):.1%}",
-        ],
-        ["tokenizer", str(card.get("tokenizer"))],
-        ["SHA-256", str(card.get("digest"))],
-    ]
+    body = []
+    for key, value in card.items():
+        if key in ("overlap", "overlap_length"):
+            continue
+        shown = f"{value:,}" if isinstance(value, int) else str(value)
+        body.append([CARD.get(key, key.replace("_", " ")), shown])
+    if "overlap" in card:
+        label = f"held-out {card.get('overlap_length')}-grams that occur in training"
+        body.append([label, f"{card['overlap']:.1%}"])
     return _table(["", ""], body, text=2)
 
 

@@ -186,6 +186,9 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
     takes = plugs.fields(*plugs.table("models/__init__.py", "MODELS")[name])
     given = {k: v for k, v in config["model"].items() if k != "name"}
     given |= {k: v for k, v in dataset.facts.items() if k in takes}
+    if config["size"] is None and (run := config["init"]["run"]) is not None:
+        shape = branch.shape(run, name)
+        given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
     if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
         given |= {k: dataset.facts[k] for k in ("classes", "pad")}
     if missing := [k for k, field in takes.items() if field.required and k not in given]:
@@ -220,9 +223,9 @@ def _horizon_rule(config: dict, dataset: Dataset, steps: int, batch: int) -> str
 
 def _start(config: dict, model: Model, inputs: Any, steps: int) -> Start | None:
     init = config["init"]
-    if init["run"] is None:
-        if init["step"] is not None:
-            raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
+    if init["run"] is None and init["step"] is not None:
+        raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
+    if init["run"] is None or init["what"] == "shape":
         return None
     start = branch.locate(init["run"], init["step"], init["what"])
     if start.what == "state" and start.step >= steps:
@@ -271,6 +274,8 @@ def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) ->
     sized = {k: getattr(model.spec, k) for k in models.family(config["model"]["name"]).SIZED}
     out["model"] |= sized
     out["size"] = None
+    if out["init"]["what"] == "shape":  # which is written in the model's fields by now
+        out["init"] = {"run": None, "step": None, "what": "params"}
     out["horizon"] = {"unit": "steps", "amount": float(steps)}
     out["optim"] |= {"lr": lr, "lr_rule": "constant"}
     out["optim"]["warmup"] = {"unit": "steps", "amount": float(warmup)}

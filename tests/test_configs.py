@@ -14,9 +14,17 @@ CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").glob("*.py"))
 SWEEPS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "sweeps").glob("*.py"))
 
 
+# What keeps a data set small: the stand-in for what the interpreter or a package ships.
+SMALL = {"teacher": {"data.examples": 512, "data.heldout": 64}}
+
+
 def shrunk(path, corpus):
     config, module = cli.load(str(path))
-    changes = {"data.path": str(corpus), "eval.examples": 16, "horizon.amount": 5e3}
+    changes = {"eval.examples": 16, **SMALL.get(config["data"]["name"], {})}
+    if config["data"].get("path") == "stdlib":
+        changes["data.path"] = str(corpus)
+    if config["horizon"]["unit"] == "tokens":
+        changes["horizon.amount"] = 5e3
     config, problems = check.override(config, changes)
     assert not problems
     return config, module

@@ -29,15 +29,17 @@ MAY = {
     "branch": {*GROUND, "trees", "models", "checkpoint"},
     "run": {*GROUND, "branch", "models", "data", "tasks", "optim", "ladder", "accounting"},
     "step": {"optim", "sharding", "models", "tasks"},
+    "generate": {*GROUND, "models", "data", "branch"},
     "train": {*GROUND, *PARTS, "branch", "run", "step"},
     "progress": GROUND,
     "sweep": {*GROUND, "run", "records", "train", "progress"},
     "scaling": {*GROUND, "scaling", "records"},
     "plots": {*GROUND, "scaling"},
-    "report": {*GROUND, "scaling", "plots", "records"},
+    "summary": {"plots"},
+    "report": {*GROUND, "scaling", "plots", "records", "summary"},
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
-NO_JAX = {*GROUND, "data", "records", "progress", "scaling", "plots", "report"}
+NO_JAX = {*GROUND, "data", "records", "progress", "scaling", "plots", "summary", "report"}
 DANGEROUS = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

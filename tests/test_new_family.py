@@ -18,9 +18,10 @@ def test_a_family_is_one_file_one_line_and_one_config(corpus, tmp_path):
     (tmp_path / "research" / "models" / "bigram.py").write_text(FAMILY)
     table = tmp_path / "research" / "models" / "__init__.py"
     source = table.read_text()
-    source = source.replace("import transformer\n", "import bigram, transformer\n")
-    source = source.replace('= {"transformer"', '= {"bigram": bigram.Bigram, "transformer"')
-    table.write_text(source)
+    source = source.replace("models import ", "models import bigram, ", 1)
+    row = '    "transformer": transformer.Transformer,\n'
+    assert row in source
+    table.write_text(source.replace(row, f'    "bigram": bigram.Bigram,\n{row}'))
     (tmp_path / "configs" / "lm_bigram.py").write_text(CONFIG)
 
     def train(*more):

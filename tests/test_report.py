@@ -6,7 +6,7 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 
-from research import plots, records, report
+from research import plots, records, report, summary
 from research.errors import BadInput
 from tests.test_scaling import noisy
 
@@ -38,7 +38,7 @@ def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
     for name in ("loss", "curves", "residuals"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         xml.dom.minidom.parse(str(tmp_path / "figures" / f"{name}.svg"))
-    text = report.text_summary(result)
+    text = summary.text_summary(result)
     assert "L(N) = E + A / N^alpha" in text
     assert str(tmp_path / "report.html") in text
 
@@ -70,16 +70,82 @@ def test_missing_runs_come_first(tmp_path):
     result = report.write(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
     assert page.index("Run r0 is failed") < page.index("<svg")
-    assert result["fit"]["dropped"] == [{"run": "r0", "reason": "failed"}]
+    assert result["fits"][""]["document"]["dropped"] == [{"run": "r0", "reason": "failed"}]
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_too_few_runs_are_shown_without_a_law(tmp_path, count):
     result = report.write(workdir(tmp_path, noisy(0)[:count]))
-    assert result["fit"] is None
-    assert "no law" in report.text_summary(result)
+    assert result["fits"][""]["document"] is None
+    assert "no law" in summary.text_summary(result)
     assert "No law was fitted" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "fit.json").exists()
+
+
+def two_groups(changes=()):
+    rows = [r | {"group": "transformer"} for r in noisy(0)]
+    rows += [r | {"run": f"g{r['run']}", "group": "gru", "loss": 1.3 * r["loss"]} for r in noisy(1)]
+    return [row | dict(changes) for row in rows]
+
+
+def test_groups_have_a_law_each_and_one_plot(tmp_path):
+    result = report.write(workdir(tmp_path, two_groups()))
+    assert set(result["fits"]) == {"transformer", "gru"}
+    for name in result["fits"]:
+        assert (tmp_path / f"fit-{name}.json").exists()
+    one, other = (fit["document"] for fit in result["fits"].values())
+    assert one["n_points"] == other["n_points"]
+    assert one["params"] != other["params"]
+    text = summary.text_summary(result)
+    assert text.count("L(N) = E + A / N^alpha") == 2
+    assert "loss at" in text  # the two side by side
+    assert "The law of gru" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "fit.json").exists()
+    alone = report.write(workdir(tmp_path / "alone", noisy(0)))
+    assert (tmp_path / "alone" / "fit.json").exists()
+    assert "loss at" not in summary.text_summary(alone).replace("the loss at", "")
+
+
+def test_a_run_that_failed_before_it_said_what_it_is_makes_no_group_of_its_own():
+    rows = [{"run": "a", "group": "gru"}, {"run": "b"}]
+    assert [len(members) for members in summary.groups(rows).values()] == [2]
+    assert len(summary.groups([{"group": "gru"}, {"group": "cnn"}])) == 2
+
+
+def test_the_law_is_against_the_first_column_in_which_runs_differ():
+    rows = [{"status": "done", "params": 5, "train_examples": n, "tokens": 9} for n in (1, 2)]
+    assert summary.varying(rows) == "train_examples"
+    assert summary.varying([row | {"train_examples": 1} for row in rows]) == "params"
+    assert summary.varying([row | {"params": i} for i, row in enumerate(rows)]) == "params"
+
+
+def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
+    rows = [
+        row
+        | {
+            "accuracy": i / 20,
+            "confusion": [[i, 1], [2, 20 - i]],
+            "class_names": ["<b>one</b>", "two"],
+            **{f"class_{kind}": [0.25, 0.5] for kind in ("precision", "recall", "f1")},
+        }
+        for i, row in enumerate(noisy(0))
+    ]
+    report.write(workdir(tmp_path, rows))
+    page = (tmp_path / "report.html").read_text()
+    assert f"Run {rows[-1]['run']}, the most accurate: accuracy {(len(rows) - 1) / 20:.4f}" in page
+    assert "<b>one</b>" not in page
+    for name in ("accuracy", "confusion"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("expected", "verdict"), [(0.4, "inside"), (3.0, "outside")])
+def test_the_exponent_is_compared_with_the_one_that_the_data_were_made_for(expected, verdict):
+    document = {"params": {"alpha": 0.41}, "intervals": {"alpha": [0.3, None]}}
+    words = summary.expectation([{"expected_exponent": expected}], document)
+    document["intervals"]["alpha"] = [0.3, 0.5]
+    assert verdict in summary.expectation([{"expected_exponent": expected}], document)
+    assert "0.41 (0.3 to open)" in words
+    assert summary.expectation([{}], document) == ""
 
 
 def test_no_runs_is_bad_input(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.data import order, text
+from research.data import order, synthetic, tabular, text
 
 
 class Split(Protocol):
@@ -55,7 +55,12 @@ class Dataset:
         return self.train.rows(index, order.draws(seed, step, size))
 
 
-DATASETS: dict[str, Callable[..., dict]] = {"text": text.load}
+DATASETS: dict[str, Callable[..., dict]] = {
+    "text": text.load,
+    "table": tabular.load,
+    "linear": synthetic.linear,
+    "teacher": synthetic.teacher,
+}
 
 
 def load(name: str, **kwargs: object) -> Dataset:

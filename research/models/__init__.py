@@ -19,9 +19,16 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from research.models import layers, transformer
+from research.models import cnn, gru, layers, linear, mlp, resnet, transformer
 
-MODELS: dict[str, Callable[..., Any]] = {"transformer": transformer.Transformer}
+MODELS: dict[str, Callable[..., Any]] = {
+    "transformer": transformer.Transformer,
+    "gru": gru.GRU,
+    "linear": linear.Linear,
+    "mlp": mlp.MLP,
+    "cnn": cnn.CNN,
+    "resnet": resnet.ResNet,
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,20 @@ class Model:
 
     def unembed(self, params: dict, hidden: Array) -> Array:
         return self.module.apply({"params": params}, hidden, method="unembed")  # type: ignore[return-value]
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that a state of `start` takes up; None is without end."""
+        return self.module.limit  # type: ignore[attr-defined]
+
+    def start(self, batch: int, length: int) -> Any:
+        """The state of a language model before the first token, for `length` tokens at most."""
+        return self.module.apply({}, batch, length, method="start")
+
+    def decode(self, params: dict, tokens: Array, state: Any, at: Array | int) -> tuple[Array, Any]:
+        """Hidden states [B·T, D] of the tokens [B, T] at positions `at` … at + T−1, which follow
+        those that `state` has taken up; and the state after them."""
+        return self.module.apply({"params": params}, tokens, state, at, method="decode")  # type: ignore[return-value]
 
     def shapes(self, inputs: Any) -> dict:
         """The parameters as abstract arrays; nothing is allocated."""

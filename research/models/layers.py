@@ -1,6 +1,6 @@
 """What two language-model families share. Dimensions, one letter each:
 
-B batch, T time (context), M = B·T, D width, H heads, G key-value heads, R = H/G, K head size,
+B batch, T time (context), S time that is cached, M = B·T, D width, H heads, G key-value heads, R = H/G, K head size,
 F hidden width of the feed-forward.
 
 Activations between blocks are flat, x_MxD: with [B, T, D] the gradient of a kernel contracts two
@@ -25,13 +25,15 @@ def norm(kind: str, bias: bool, name: str | None = None) -> nn.Module:
     return nn.LayerNorm(epsilon=1e-5, use_bias=bias, dtype=jnp.float32, name=name)
 
 
-def rotary_angles(length: int, head_size: int, theta: float) -> tuple[Array, Array]:
-    """cos and sin, each [T, K], of the rotation at every position (Su et al. 2021).
+def rotary_angles(
+    length: int, head_size: int, theta: float, at: Array | int = 0
+) -> tuple[Array, Array]:
+    """cos and sin, each [T, K], of the rotation at positions `at` … at + T−1 (Su et al. 2021).
 
     The halves of a head are rotated against each other ("rotate-half", the layout of Llama).
     """
     freq = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angle_TxJ = jnp.outer(jnp.arange(length, dtype=jnp.float32), freq)
+    angle_TxJ = jnp.outer(at + jnp.arange(length, dtype=jnp.float32), freq)
     angle_TxK = jnp.concatenate([angle_TxJ, angle_TxJ], axis=-1)
     return jnp.cos(angle_TxK), jnp.sin(angle_TxK)
 
@@ -43,19 +45,21 @@ def rotate(x_BxTxHxK: Array, angles: tuple[Array, Array]) -> Array:
     return x_BxTxHxK * cos + jnp.concatenate([-right, left], axis=-1) * sin
 
 
-def causal_attention(q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
+def causal_attention(
+    q_BxTxHxK: Array, k_BxSxGxK: Array, v_BxSxGxK: Array, at: Array | int = 0
+) -> Array:
     """softmax(q kᵀ / √K) v over the past and the present, softmax in float32; shape of q.
 
-    Fewer key-value heads than heads: each serves H/G neighbouring heads (Ainslie et al. 2023).
+    Keys and values are those of positions 0 … S−1, queries those of `at` … at + T−1. Fewer key-value heads than heads: each serves H/G neighbouring heads (Ainslie et al. 2023).
     """
     B, T, H, K = q_BxTxHxK.shape
-    G = k_BxTxGxK.shape[2]
+    S, G = k_BxSxGxK.shape[1:3]
     q_BxTxGxRxK = q_BxTxHxK.reshape(B, T, G, H // G, K) / math.sqrt(K)
-    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxTxGxK)
-    past_TxT = jnp.tril(jnp.ones((T, T), bool))[None, None, None]
-    scores = jnp.where(past_TxT, scores.astype(jnp.float32), -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxTxGxK.dtype)
-    return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxTxGxK).reshape(B, T, H, K)
+    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK)
+    past_TxS = at + jnp.arange(T)[:, None] >= jnp.arange(S)[None]
+    scores = jnp.where(past_TxS[None, None, None], scores.astype(jnp.float32), -jnp.inf)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxGxK.dtype)
+    return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK).reshape(B, T, H, K)
 
 
 POOLED_GROUPS = (("classifier/(kernel|bias)", "head"),)

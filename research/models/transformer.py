@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -42,6 +43,8 @@ SHARDING = (
     ("(query|key|value|up|gate)/bias", ("tensor",)),
     (r"((out|down)/bias|\w*norm/(scale|bias))", ()),
 )
+
+Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block and example
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Decoder(nn.Module):
             nn.remat(Block, prevent_cse=False) if m.remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=m.depth,
             unroll=min(m.unroll, m.depth),
         )(m)
@@ -97,15 +100,33 @@ class Decoder(nn.Module):
         if not m.tied:
             self.head = nn.Dense(m.vocab, use_bias=False, dtype=m.dtype)
 
+    @property
+    def limit(self) -> int:
+        """Tokens that a state can take up: no position beyond them was trained."""
+        return self.m.context
+
     def __call__(self, tokens_BxT: Array) -> Array:
+        return self.decode(tokens_BxT, None, 0)[0]
+
+    def start(self, batch: int, length: int) -> Cache:
+        """No keys and values yet, and room for those of `length` tokens."""
+        m = self.m
+        shape = (m.depth, batch, length, m.kv_heads, m.head_size)
+        return jnp.zeros(shape, m.dtype), jnp.zeros(shape, m.dtype)
+
+    def decode(
+        self, tokens_BxT: Array, state: Cache | None, at: Array | int
+    ) -> tuple[Array, Cache | None]:
+        """Hidden states [B·T, D] of the tokens at positions `at` … at + T−1, and the state after
+        them. Without a state they are all that there is."""
         B, T = tokens_BxT.shape
         x_MxD = self.embed(tokens_BxT.reshape(B * T))
         if self.m.positions == "learned":
-            p_TxD = self.position(jnp.arange(T))
+            p_TxD = self.position(at + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
-        angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta)
-        x_MxD, _ = self.blocks(x_MxD.astype(self.m.dtype), angles)
-        return self.final_norm(x_MxD).astype(self.m.dtype)
+        angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta, at)
+        x_MxD, state = self.blocks(x_MxD.astype(self.m.dtype), state, angles, at)
+        return self.final_norm(x_MxD).astype(self.m.dtype), state
 
     def unembed(self, x_MxD: Array) -> Array:
         if self.m.tied:
@@ -115,32 +136,38 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + feed-forward(norm x)."""
+    """x + attention(norm x), then x + feed-forward(norm x); and the cache after it, if any."""
 
     m: Transformer
 
     @nn.compact
-    def __call__(self, x_MxD: Array, angles: tuple[Array, Array]) -> tuple[Array, None]:
+    def __call__(
+        self, x_MxD: Array, cache: Cache | None, angles: tuple[Array, Array], at: Array | int
+    ) -> tuple[Array, Cache | None]:
         m = self.m
         # The branches add up over depth; scaled like this, their sum keeps its variance.
         out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
         y_MxD = layers.norm(m.norm, m.bias, "attn_norm")(x_MxD).astype(m.dtype)
-        x_MxD += Attention(m, out_init, name="attn")(y_MxD, angles)
+        y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
+        x_MxD += y_MxD
         y_MxD = layers.norm(m.norm, m.bias, "mlp_norm")(x_MxD).astype(m.dtype)
         x_MxD += layers.FeedForward(
             m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
         )(y_MxD)
-        return x_MxD, None
+        return x_MxD, cache
 
 
 class Attention(nn.Module):
-    """Causal self-attention over x_MxD, whose T is that of the rotary `angles`."""
+    """Causal self-attention over x_MxD, whose T is that of the rotary `angles`, and over what is
+    cached before `at`."""
 
     m: Transformer
     out_init: nn.initializers.Initializer
 
     @nn.compact
-    def __call__(self, x_MxD: Array, angles: tuple[Array, Array]) -> Array:
+    def __call__(
+        self, x_MxD: Array, cache: Cache | None, angles: tuple[Array, Array], at: Array | int
+    ) -> tuple[Array, Cache | None]:
         m, T = self.m, angles[0].shape[0]
 
         def heads(count: int, name: str) -> Array:
@@ -153,9 +180,13 @@ class Attention(nn.Module):
             k = layers.norm("rms", False, "key_norm")(k).astype(m.dtype)
         if m.positions == "rotary":
             q, k = layers.rotate(q, angles), layers.rotate(k, angles)
-        y_MxD = layers.causal_attention(q, k, v).reshape(-1, m.width)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, at, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, at, axis=1)
+            cache = k, v
+        y_MxD = layers.causal_attention(q, k, v, at).reshape(-1, m.width)
         out = nn.Dense(m.width, m.bias, m.dtype, kernel_init=self.out_init, name="out")
-        return out(y_MxD)
+        return out(y_MxD), cache
 
 
 def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:

@@ -63,6 +63,7 @@ def fit(
         "law": law,
         "formula": made.formula,
         "against": against,
+        "unit": unit(rows),
         "n_points": len(fitted),
         "dropped": dropped,
         "objective": value,
@@ -156,6 +157,11 @@ def predictor(rows: Sequence[table.Row], document: Mapping[str, Any]) -> Predict
     theta, values, _ = minimise(problem, starts(problem))
     best = int(np.argmin(values))
     return Predictor(problem, theta[best], float(values[best]))
+
+
+def unit(rows: Sequence[table.Row]) -> str:
+    """The unit of the loss, where the rows say it."""
+    return next((str(row["loss_unit"]) for row in rows if row.get("loss_unit")), "nats per token")
 
 
 def seed_noise(rows: Sequence[table.Row], columns: Sequence[str]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def power(column: str = "params") -> Law:
         falling = np.stack([zero, one, -log_x], axis=-1)
         return np.stack([constant, falling], axis=1)
 
-    kinds = {"params": "N", "tokens": "D", "flops": "C"}
+    kinds = {"params": "N", "tokens": "D", "train": "D", "unique": "D", "flops": "C"}
     letter = kinds.get(column.split("_")[0], column)  # under every convention
     return Law(
         name="power",

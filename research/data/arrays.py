@@ -1,0 +1,19 @@
+"""Examples that are rows of arrays in memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Inputs [n, ...] and targets [n, ...] by number."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        return {"inputs": self.inputs[index], "targets": self.targets[index]}

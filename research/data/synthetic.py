@@ -1,0 +1,90 @@
+"""Data whose law is known: a line with noise, and a teacher with a power-law spectrum."""
+
+import functools
+
+import numpy as np
+from scipy.special import zeta
+
+from research import files
+from research.data.arrays import Arrays
+from research.kinds import Amount, Count, Positive, Whole
+
+
+def linear(
+    *,
+    weights: list[float],
+    bias: float,
+    noise: Amount,
+    examples: Count,
+    heldout: Count,
+    seed: Whole,
+) -> dict[str, object]:
+    """y = Σ weights · x + bias + noise · N(0, 1), with x uniform on [0, 1]."""
+    rng = np.random.default_rng(seed)
+    n = examples + heldout
+    x = rng.uniform(size=(n, len(weights)))
+    y = x @ np.array(weights)[:, None] + bias + noise * rng.standard_normal((n, 1))
+    words = " + ".join([*(f"{w:g} x{i + 1}" for i, w in enumerate(weights)), f"{bias:g}"])
+    source = f"y = {words} + {noise:g} N(0, 1), x uniform on [0, 1], seed {seed}"
+    return _dataset(x, y, examples, {"source": source})
+
+
+def teacher(
+    *, features: Count, exponent: Positive, examples: Count, heldout: Count, seed: Whole
+) -> dict[str, object]:
+    """A linear teacher from `features` Gaussian numbers to as many outputs, whose directions
+    explain shares k^-(1 + exponent) / ζ(1 + exponent) of the variance, k = 1, 2, …; those beyond
+    `features` cannot be seen and are noise.
+
+    A student that keeps w directions leaves L(w) = Σ_{k > w} k^-(1 + exponent) / ζ(1 + exponent)
+    (Eckart & Young 1936), which falls as w^-exponent, so a network with one hidden layer of width w
+    shows that exponent against its parameters. The spectrum is that of Bahri et al. (2021).
+    """
+    return dict(_teacher(features, exponent, examples, heldout, seed))
+
+
+@functools.lru_cache(maxsize=2)
+def _teacher(
+    features: int, exponent: float, examples: int, heldout: int, seed: int
+) -> dict[str, object]:
+    rng = np.random.default_rng(seed)
+    power = 1 + exponent
+    share = np.arange(1, features + 1) ** -power / zeta(power)
+    unseen = max(0.0, 1 - share.sum())
+    n = examples + heldout
+    x = rng.standard_normal((n, features)).astype(np.float32)
+    left, right = (_rotation(rng, features) for _ in range(2))
+    matrix = (left * np.sqrt(share * features)) @ right  # mean square 1 - unseen
+    noise = rng.standard_normal((n, features)).astype(np.float32)
+    y = x @ matrix.astype(np.float32) + np.float32(np.sqrt(unseen)) * noise
+    source = (
+        f"linear teacher, {features} features, spectrum k^-{power:g}, seed {seed}; the loss should "
+        f"fall as width^-{exponent:g}"
+    )
+    return _dataset(x, y, examples, {"source": source, "expected_exponent": exponent})
+
+
+def _rotation(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.linalg.qr(rng.standard_normal((n, n)))[0]
+
+
+def _dataset(
+    x: np.ndarray, y: np.ndarray, examples: int, words: dict[str, object]
+) -> dict[str, object]:
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    digest = files.digest(x.tobytes(), y.tobytes(), str(examples).encode())
+    card = {
+        **words,
+        "digest": digest,
+        "train_examples": examples,
+        "heldout_examples": len(x) - examples,
+    }
+    return {
+        "train": Arrays(x[:examples], y[:examples]),
+        "heldout": Arrays(x[examples:], y[examples:]),
+        "targets": "numbers",
+        "facts": {"features": x.shape[1], "outputs": y.shape[1]},
+        "digest": digest,
+        "unique_tokens": examples,
+        "card": lambda: card,
+    }

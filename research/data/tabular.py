@@ -1,0 +1,219 @@
+"""Tables: columns of numbers that predict other columns."""
+
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from research import files
+from research.data.arrays import Arrays
+from research.errors import BadInput
+from research.kinds import Share
+
+SHOWN = 12  # column names in a message
+
+
+def load(
+    *,
+    path: str,
+    target: list[str],
+    columns: list[str] | None,
+    kind: Literal["numbers", "classes"],
+    standardise: bool,
+    heldout: Share,
+) -> dict[str, object]:
+    """The fields of a `Dataset` of the rows of a table.
+
+    `path` is "diabetes" (442 patients, ten measurements; scikit-learn ships it), a `.csv` with a
+    header or a `.parquet`. `target` names the columns to predict: numbers, or one column of
+    classes. `columns` are predicted from; none: all others. About the share `heldout` of the rows,
+    chosen by the hash of their content, is never trained on, and equal rows are on one side.
+    `standardise` takes the mean and standard deviation of the training rows out of the features,
+    and of targets that are numbers; metrics are in the data's own units.
+
+    Raises BadInput for a column that is not there, holds text, or has missing values.
+    """
+    chosen = tuple(columns) if columns is not None else None
+    return dict(_load(path, _stamp(path), tuple(target), chosen, kind, standardise, heldout))
+
+
+@functools.lru_cache(maxsize=4)
+def _load(
+    path: str,
+    stamp: tuple,
+    target: tuple[str, ...],
+    columns: tuple[str, ...] | None,
+    kind: str,
+    standardise: bool,
+    heldout: float,
+) -> dict[str, object]:
+    table = _diabetes() if path == "diabetes" else _read(path)
+    columns = _chosen(path, table, target, columns, kind)
+    x_NxF = np.stack([_numbers(path, table, name) for name in columns], axis=1)
+    names: list[str] = []
+    if kind == "classes":
+        y, names = _classes(path, table, target[0])
+    else:
+        y = np.stack([_numbers(path, table, name) for name in target], axis=1)
+    held = _held(x_NxF, y, heldout)
+    if held.all() or not held.any():
+        raise BadInput(
+            f"data.heldout: {heldout:g} of {len(held)} rows of {path} leaves "
+            f"{(~held).sum()} to train on and {held.sum()} held out"
+        )
+    notes: dict[str, Any] = {"class_names": names} if names else {"target_names": list(target)}
+    if standardise:
+        x_NxF = _standardised(x_NxF, held)[0]
+        if not names:
+            y, notes["target_scale"] = _standardised(y, held)
+    y = y.astype(np.int32 if names else np.float32)
+    return _dataset(path, (x_NxF.astype(np.float32), y), held, columns, notes)
+
+
+def _dataset(
+    path: str,
+    rows: tuple[np.ndarray, np.ndarray],
+    held: np.ndarray,
+    columns: tuple[str, ...],
+    notes: dict[str, Any],
+) -> dict[str, object]:
+    x_NxF, y = rows
+    names = notes.get("class_names", [])
+    digest = files.digest(x_NxF.tobytes(), y.tobytes(), held.tobytes())
+    card = {
+        "source": path if path != "diabetes" else "scikit-learn's diabetes table",
+        "digest": digest,
+        "train_examples": int((~held).sum()),
+        "heldout_examples": int(held.sum()),
+        "columns": ", ".join(columns),
+        "targets": ", ".join(names or notes["target_names"]),
+    }
+    facts = {"features": x_NxF.shape[1], "outputs": len(names) or y.shape[1]}
+    return {
+        "train": Arrays(x_NxF[~held], y[~held]),
+        "heldout": Arrays(x_NxF[held], y[held]),
+        "targets": "classes" if names else "numbers",
+        "facts": facts | ({"classes": len(names)} if names else {}),
+        "digest": digest,
+        "unique_tokens": int((~held).sum()),
+        "notes": {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in notes.items()},
+        "card": lambda: card,
+    }
+
+
+def _stamp(path: str) -> tuple:
+    return () if path == "diabetes" else files.stamp(path, "data.path")
+
+
+def _diabetes() -> Any:
+    try:
+        from sklearn.datasets import load_diabetes
+    except ImportError as error:
+        raise BadInput(
+            "data.path: diabetes comes with scikit-learn; pip install 'isoflop[data]'"
+        ) from error
+    import pyarrow
+
+    made: Any = load_diabetes(scaled=False)
+    columns = {n: made["data"][:, i] for i, n in enumerate(made["feature_names"])}
+    return pyarrow.table({**columns, "progression": made["target"]})
+
+
+def _read(path: str) -> Any:
+    """A pyarrow table. Raises BadInput when the file is not one."""
+    import pyarrow
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    readers = {".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
+    if Path(path).suffix not in readers:
+        raise BadInput(f"data.path: {path}: expected diabetes, or a .csv or .parquet file")
+    try:
+        table = readers[Path(path).suffix](path)
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise BadInput(f"data.path: {path}: not a table: {str(error).splitlines()[0]}") from error
+    twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
+    if twice:
+        raise BadInput(f"data.path: {path}: more than one column is named {twice[0]!r}")
+    if not table.num_rows:
+        raise BadInput(f"data.path: {path}: the table has no rows")
+    return table
+
+
+def _chosen(
+    path: str, table: Any, target: tuple[str, ...], columns: tuple[str, ...] | None, kind: str
+) -> tuple[str, ...]:
+    there = table.column_names
+    shown = ", ".join(there[:SHOWN]) + (", …" if len(there) > SHOWN else "")
+    problems = [
+        f"data.{key}: {path} has no column {name!r}; there are {shown}"
+        for key, names in (("target", target), ("columns", columns or ()))
+        for name in names
+        if name not in there
+    ]
+    if not target:
+        problems.append(f"data.target: empty; expected one of {shown}")
+    if kind == "classes" and len(target) > 1:
+        problems.append(f"data.target: {len(target)} columns; classes are one column")
+    for name in sorted(set(target) & set(columns or ())):
+        problems.append(f"data.columns: {name!r} is the target too")
+    columns = tuple(n for n in there if n not in target) if columns is None else columns
+    if not columns:
+        problems.append(f"data.columns: none left to predict from; there are {shown}")
+    if problems:
+        raise BadInput(*problems)
+    return columns
+
+
+def _numbers(path: str, table: Any, name: str) -> np.ndarray:
+    """A column as float64. Raises BadInput for text, and for what is missing or not finite."""
+    import pyarrow
+
+    column = table.column(name)
+    if pyarrow.types.is_boolean(column.type):
+        column = column.cast("int8")
+    if not (pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type)):
+        first = next((v for v in column.to_pylist() if v is not None), None)
+        raise BadInput(
+            f"data.path: {path}: column {name!r} holds {column.type} ({first!r}), expected "
+            "numbers; name those to use in data.columns"
+        )
+    values = column.to_numpy().astype(np.float64)
+    _complete(path, name, ~np.isfinite(values))
+    return values
+
+
+def _classes(path: str, table: Any, name: str) -> tuple[np.ndarray, list[str]]:
+    values = table.column(name).to_pylist()
+    _complete(path, name, np.array([v is None or v != v for v in values]))
+    try:
+        labels = sorted(set(values))
+    except TypeError:
+        labels = []
+    if len(labels) < 2:
+        raise BadInput(f"data.target: column {name!r} of {path} has no two classes")
+    number = {label: i for i, label in enumerate(labels)}
+    return np.array([number[v] for v in values]), [str(label) for label in labels]
+
+
+def _complete(path: str, name: str, missing: np.ndarray) -> None:
+    if missing.any():
+        raise BadInput(
+            f"data.path: {path}: column {name!r} has {missing.sum()} missing or infinite values, "
+            f"the first in row {int(np.argmax(missing)) + 1}; fill or remove those rows"
+        )
+
+
+def _held(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
+    """True for the held-out rows: the hash of a row decides, not its place."""
+    hashes = [files.digest(a.tobytes(), b.tobytes()) for a, b in zip(x, np.asarray(y, np.float64))]
+    return np.array([int(h[:16], 16) < heldout * 2**64 for h in hashes])
+
+
+def _standardised(values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Without the mean and scale of the training rows, and that scale (1 for a constant)."""
+    train = values[~held]
+    scale = train.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    return (values - train.mean(axis=0)) / scale, scale

@@ -1,0 +1,438 @@
+"""Tokenizers, and corpora as files of token ids in the user's cache."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from research import files
+from research.errors import BadInput, StorageError
+
+END = "<|endoftext|>"
+# What may stand between documents, the first that a vocabulary has.
+SEPARATORS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
+TRAINED_ON = 64 << 20  # bytes of training documents
+LARGEST_FILE = 64 << 20  # bytes of a tokenizer.json
+LARGEST_VOCAB = 1 << 20
+BATCH = 4 << 20  # bytes that are tokenised at once
+SAMPLE = 16  # pieces of text on which two encoders are compared
+# The split rule of ByteLevel, for tiktoken, whose stack a long run of spaces overflows.
+SPLIT = r"'(?:s|t|d|m|re|ve|ll)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
+LONG_SPACE = re.compile(r"\s{1024}")
+
+
+class Tokenizer:
+    """Bytes: the ids are the bytes of the text, and 0, which no text holds, stands between
+    documents. `json` rebuilds a tokenizer (see `from_json`); `digest` names what it does."""
+
+    vocab = 256
+    separator = 0
+    json = ""
+    digest = hashlib.sha256(b"bytes").hexdigest()
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """The ids of a text, without separators. Special tokens in the text are ordinary text."""
+        return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8)
+
+    def encode_documents(self, documents: Sequence[bytes]) -> np.ndarray:
+        """The ids of all documents, with a separator between them."""
+        return np.frombuffer(bytes([self.separator]).join(documents), np.uint8)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The text of `ids`. Raises BadInput for an id that there is not."""
+        if outside := [int(i) for i in ids if not 0 <= i < self.vocab]:
+            raise BadInput(f"token {outside[0]}: expected ids below {self.vocab}")
+        return bytes(int(i) for i in ids)
+
+
+class Subwords(Tokenizer):
+    """What a `tokenizer.json` describes, by the library `tokenizers`.
+
+    Where the merges of a byte-level BPE can be handed to tiktoken, and both give the same ids for a
+    sample of the text, tiktoken encodes documents (about ten times faster). `what` begins the
+    errors of a description that is none.
+    """
+
+    def __init__(self, text: str, what: str = "tokenizer"):
+        self.json = text
+        self.digest = files.digest(text.encode())
+        self._made = _build(text, what)
+        ids = self._made.get_vocab(with_added_tokens=True)
+        self.vocab = max(ids.values(), default=-1) + 1
+        if not 0 < self.vocab <= LARGEST_VOCAB:
+            raise BadInput(f"{what}: ids up to {self.vocab - 1}; expected 1 to {LARGEST_VOCAB}")
+        found = [ids[name] for name in SEPARATORS if name in ids]
+        if not found:
+            raise BadInput(
+                f"{what}: none of {' '.join(SEPARATORS)} is in the vocabulary; add one of them, "
+                "to stand between documents"
+            )
+        self.separator = found[0]
+        self._fast: Any = None
+        self._compared = False
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        return self._slowly([_as_text(text)])[0]
+
+    def encode_documents(self, documents: Sequence[bytes]) -> np.ndarray:
+        texts = [_as_text(document) for document in documents]
+        if not self._compared and texts:
+            self._compared = True
+            self._fast = self._agreeing(_tiktoken(self._spec), texts)
+        between = np.array([self.separator], np.uint32)
+        parts = [part for ids in self._quickly(texts) for part in (between, ids)]
+        return np.concatenate(parts[1:]) if parts else np.zeros(0, np.uint32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        if outside := [int(i) for i in ids if not 0 <= i < self.vocab]:
+            raise BadInput(f"token {outside[0]}: expected ids below {self.vocab}")
+        if (self._spec["decoder"] or {}).get("type") == "ByteLevel":  # exact, even within a letter
+            return b"".join(self._pieces[int(i)] for i in ids)
+        return self._made.decode([int(i) for i in ids], skip_special_tokens=False).encode()
+
+    @functools.cached_property
+    def _spec(self) -> dict:
+        return json.loads(self._made.to_str())  # unlike the file, with every key
+
+    @functools.cached_property
+    def _pieces(self) -> list[bytes]:
+        out, table = [b""] * self.vocab, _byte_of()
+        for piece, i in self._made.get_vocab(with_added_tokens=False).items():
+            plain = all(c in table for c in piece)
+            out[i] = bytes(table[c] for c in piece) if plain else piece.encode()
+        for token in self._spec["added_tokens"]:
+            out[token["id"]] = token["content"].encode()
+        return out
+
+    def _slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
+        made = self._made.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in made]
+
+    def _quickly(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._fast is None:
+            return self._slowly(texts)
+        safe = ["" if LONG_SPACE.search(text) else text for text in texts]
+        threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+        out = self._fast.encode_ordinary_batch(safe, num_threads=threads)
+        return [
+            np.array(ids, np.uint32) if text == kept else self._slowly([text])[0]
+            for ids, text, kept in zip(out, texts, safe)
+        ]
+
+    def _agreeing(self, fast: Any, texts: Sequence[str]) -> Any:
+        """`fast`, if it gives our ids for a sample of `texts`."""
+        if fast is None:
+            return None
+        sample = [text[:8192] for text in texts[:: max(1, len(texts) // SAMPLE)]]
+        sample = [text for text in sample if not LONG_SPACE.search(text)]
+        same = [fast.encode_ordinary(t) == list(ids) for t, ids in zip(sample, self._slowly(sample))]
+        return fast if all(same) else None
+
+
+def _build(text: str, what: str) -> Any:
+    """The library's object, which adds nothing to a text and cuts nothing from it."""
+    library = package("tokenizers", what)
+    try:
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("not a JSON object")
+        made = library.Tokenizer.from_str(text)
+        made.encode_special_tokens = True
+        made.no_truncation()
+        made.no_padding()
+        made.encode_batch_fast(["probe"], add_special_tokens=False)
+    except BaseException as error:  # a panic of the library is no Exception
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise BadInput(f"{what}: not a tokenizer.json: {first_line(error)}") from error
+        raise
+    return made
+
+
+def _tiktoken(spec: dict) -> Any:
+    """An encoder from the merges of a byte-level BPE; None where there is no tiktoken, or it could
+    not give the same ids: it knows ranks alone, so the merges must be in the order of the ids."""
+    try:
+        import tiktoken
+    except ImportError:
+        return None
+    model, split = spec["model"], spec["pre_tokenizer"] or {}
+    unlike = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if (
+        (model["type"], split.get("type"), spec["normalizer"]) != ("BPE", "ByteLevel", None)
+        or split["add_prefix_space"]
+        or not split["use_regex"]
+        or model["ignore_merges"]
+        or any(model[key] for key in unlike)
+        or not all(token["special"] for token in spec["added_tokens"])
+    ):
+        return None
+    special = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    ids = {piece: i for piece, i in model["vocab"].items() if piece not in special}
+    merged = ["".join(pair) for pair in model["merges"]]
+    table, order = _byte_of(), [ids.get(piece, -1) for piece in merged]
+    if (
+        sorted(set(ids) - set(merged)) != sorted(table)
+        or order != sorted(set(order))
+        or max(ids[c] for c in table) > min(order, default=LARGEST_VOCAB)
+    ):
+        return None
+    ranks = {bytes(table[c] for c in piece): i for piece, i in ids.items()}
+    return tiktoken.Encoding("bpe", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
+
+
+@functools.cache
+def _byte_of() -> dict[str, int]:
+    """The printable stand-in of every byte in a byte-level vocabulary -> the byte."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + k): b for k, b in enumerate(hidden)}
+
+
+def _as_text(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode("utf-8", "replace")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def package(name: str, what: str) -> Any:
+    """An optional package. Raises BadInput that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BadInput(f"{what}: needs the package {name}; pip install 'isoflop[text]'") from error
+
+
+def from_json(text: str) -> Tokenizer:
+    """The tokenizer that was kept with a run as `Tokenizer.json`; none is bytes."""
+    return Subwords(text) if text.strip() not in ("", "bytes") else Tokenizer()
+
+
+def read(path: str) -> Tokenizer:
+    """The tokenizer of the config: "bytes", or the path of a `tokenizer.json`."""
+    if path == "bytes":
+        return Tokenizer()
+    size = files.stamp(path, "data.tokenizer")[0]
+    if size > LARGEST_FILE:
+        raise BadInput(f"data.tokenizer: {path}: {size} bytes; expected at most {LARGEST_FILE}")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"data.tokenizer: {path}: not a tokenizer.json: no UTF-8") from error
+    return Subwords(text, f"data.tokenizer: {path}")
+
+
+def stamp(name: str) -> tuple:
+    """Changes when the file of the tokenizer does."""
+    return () if name in ("bytes", "bpe") else files.stamp(name, "data.tokenizer")
+
+
+def check(name: str, vocab: int | None) -> None:
+    """Refuses what `choose` would, without the documents."""
+    if name == "bytes" and vocab not in (None, 256):
+        raise BadInput("data.vocab: only for .bin files and bpe; the byte tokenizer has 256")
+    if name == "bpe" and (vocab is None or not 256 < vocab <= LARGEST_VOCAB):
+        raise BadInput(f"data.vocab: {vocab}; bpe needs 257 to {LARGEST_VOCAB} tokens")
+    if name not in ("bytes", "bpe") and not Path(name).is_file():
+        raise BadInput(
+            f"data.tokenizer: {name}: expected bytes, bpe or the path of a tokenizer.json"
+        )
+
+
+def choose(name: str, vocab: int | None, documents: Iterable[bytes]) -> Tokenizer:
+    """The tokenizer of the config; `documents` are those that may be trained on."""
+    check(name, vocab)
+    if name == "bpe":
+        return trained(vocab or 0, documents)
+    made = read(name)
+    if vocab not in (None, made.vocab):
+        raise BadInput(f"data.vocab: {vocab}, but {name} has {made.vocab} tokens; expected none")
+    return made
+
+
+def trained(vocab: int, documents: Iterable[bytes]) -> Tokenizer:
+    """Byte-level BPE of `vocab` tokens (Sennrich et al. 2016, Radford et al. 2019), trained once
+    and then taken from the cache.
+
+    Of a large corpus, a sample of TRAINED_ON bytes is looked at: the documents with the smallest
+    hashes, so it does not depend on their order. Raises BadInput if the text is too small for so
+    many tokens.
+    """
+    by_name = {hashlib.sha256(document).digest(): document for document in documents}
+    names = sorted(by_name)
+    sizes = itertools.accumulate(len(by_name[name]) for name in names)
+    names = [name for name, size in zip(names, sizes) if size <= TRAINED_ON] or names[:1]
+    settings = {"model": "byte-level BPE", "special": [END], "vocab": vocab}
+    path = cache("tokenizers") / f"{files.digest(b''.join(names), files.canonical(settings))}.json"
+    with contextlib.suppress(OSError, UnicodeDecodeError, BadInput):  # absent or damaged: anew
+        return Subwords(path.read_text(encoding="utf-8"))
+    text = _train(vocab, [_as_text(by_name[name]) for name in names])
+    made = Subwords(text)
+    if made.vocab != vocab:
+        raise BadInput(
+            f"data.vocab: {vocab}, but the training text gives no more than {made.vocab} tokens"
+        )
+    files.write_atomic(path, text)
+    return made
+
+
+def _train(vocab: int, texts: Sequence[str]) -> str:
+    library = package("tokenizers", "data.tokenizer: bpe")
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    return made.to_str()
+
+
+def cache(*parts: str) -> Path:
+    """A folder of the user's cache, made if it is not there: $ISOFLOP_CACHE, else `isoflop` in
+    $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
+    chosen, base = os.environ.get("ISOFLOP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    root = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "isoflop"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{root}: cannot be made: {error.strerror}") from error
+    return files.make_directory(root.joinpath(*parts))
+
+
+class Tokens(NamedTuple):
+    """A corpus as ids. `digest` names the documents of both parts and the tokenizer; a separator
+    counts as the one byte that it is in a file of bytes."""
+
+    train: np.ndarray
+    held: np.ndarray
+    tokenizer: Tokenizer
+    digest: str
+    bytes_per_token: float | None
+
+
+def find(key: str) -> Tokens | None:
+    """What `store` wrote under `key`; None if there is nothing, or it is damaged."""
+    folder = cache("tokens") / key
+    try:
+        made = from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        facts = files.read_json(folder / "facts.json")
+        train, held = (
+            _mapped(folder / f"{name}.bin", made.vocab, facts[f"{name}_tokens"])
+            for name in ("train", "heldout")
+        )
+        ratio = facts["heldout_bytes"] / max(1, facts["heldout_tokens"])
+        return Tokens(train, held, made, facts["digest"], ratio)
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, BadInput):
+        return None
+
+
+def _mapped(path: Path, vocab: int, count: int) -> np.ndarray:
+    kind = kind_of(vocab)
+    if path.stat().st_size != count * kind.itemsize:
+        raise ValueError(f"{path}: expected {count} ids")
+    ids = np.memmap(path, kind, "r") if count else np.zeros(0, kind)
+    # JAX clamps an id that is out of range; only the host can refuse it.
+    if count and int(ids.max()) >= vocab:
+        raise ValueError(f"{path}: ids of {vocab} and above")
+    return ids
+
+
+def kind_of(vocab: int) -> np.dtype:
+    """The smallest unsigned type that holds all ids."""
+    return np.min_scalar_type(vocab - 1)
+
+
+def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]]) -> Tokens:
+    """Token files below `<cache>/tokens/<key>` of documents (held out?, text), in bounded memory,
+    mapped. Of several that write one key at once, the first to end wins and all read its files.
+
+    Raises StorageError when the disk refuses.
+    """
+    target = cache("tokens") / key
+    try:
+        with _building(target) as folder, contextlib.ExitStack() as stack:
+            names = ("train", "heldout")
+            parts = [_Part(stack, folder / f"{name}.bin", tokenizer) for name in names]
+            for held, document in documents:
+                parts[held].add(document)
+            facts: dict[str, object] = {}
+            for name, part in zip(names, parts):
+                part.end()
+                facts |= {f"{name}_tokens": part.tokens, f"{name}_bytes": part.bytes}
+            facts["digest"] = digest_of(*(part.sha.digest() for part in parts), tokenizer)
+            files.write_json(folder / "facts.json", facts)
+            files.write_atomic(folder / "tokenizer.json", tokenizer.json)
+    except OSError as error:
+        raise StorageError(f"{target}: cannot be written: {error.strerror}") from error
+    if (found := find(key)) is None:
+        raise StorageError(f"{target}: was written, but cannot be read")
+    return found
+
+
+def digest_of(train: bytes, held: bytes, tokenizer: Tokenizer) -> str:
+    """The digest of `Tokens`, from the SHA-256 of the SHA-256s of the documents of each part."""
+    return files.digest(train, held, tokenizer.digest.encode())
+
+
+class _Part:
+    """A file of ids that grows by documents."""
+
+    def __init__(self, stack: contextlib.ExitStack, path: Path, tokenizer: Tokenizer):
+        self.file = stack.enter_context(open(path, "wb"))
+        self.tokenizer, self.kind = tokenizer, kind_of(tokenizer.vocab)
+        self.sha, self.tokens, self.bytes = hashlib.sha256(), 0, 0
+        self.pending: list[bytes] = []
+        self.size, self.begun = 0, False
+
+    def add(self, document: bytes) -> None:
+        self.sha.update(hashlib.sha256(document).digest())
+        self.pending.append(document)
+        self.size += len(document)
+        if self.size >= BATCH:
+            self._write()
+
+    def end(self) -> None:
+        self._write()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def _write(self) -> None:
+        if not self.pending:
+            return
+        ids = self.tokenizer.encode_documents(self.pending)
+        if self.begun:
+            ids = np.concatenate([np.array([self.tokenizer.separator], ids.dtype), ids])
+        self.file.write(ids.astype(self.kind).tobytes())
+        self.tokens += len(ids)
+        self.bytes += self.size + len(self.pending) - (not self.begun)
+        self.pending, self.size, self.begun = [], 0, True
+
+
+@contextlib.contextmanager
+def _building(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` when the block ends well, and is removed when it does not."""
+    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    try:
+        yield folder
+        with contextlib.suppress(OSError):
+            if find(target.name) is None:  # damaged: out of the way; who has it mapped keeps it
+                shutil.rmtree(target, ignore_errors=True)
+            os.rename(folder, target)  # fails where another builder was first
+            files.sync_directory(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,108 @@
+"""The classic network for digits: convolutions and max-pooling, then two dense layers (LeCun et
+al. 1998, with ReLU).
+
+Dimensions: B batch, H height, W width, C channels, F flattened features, D hidden width, K classes.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from research.kinds import Count
+
+SIZED = ("width", "depth", "hidden")
+SIZE_RULE = (
+    "width in steps of 1 (of 8 above 64, of 64 above 576), doubled at each stage; depth = the "
+    "stages that bring the shorter side of the image to 6 pixels or fewer (28: 2); hidden = 4 x "
+    "width. Width 32 for digits of 28 x 28 is the usual network of 225,034 parameters"
+)
+GROUPS = (
+    (r"conv\d+/(kernel|bias)", "convolution"),
+    ("dense0/(kernel|bias)", "dense"),
+    ("head/(kernel|bias)", "head"),
+)
+SHARDING = (
+    ("conv0/kernel", (None, None, None, "tensor")),  # 3, 3, C, C: the image's channels are few
+    (r"conv[1-9]\d*/kernel", (None, None, "fsdp", "tensor")),  # 3, 3, C, 2C
+    ("dense0/kernel", ("fsdp", "tensor")),  # F, D
+    ("head/kernel", ("tensor", None)),  # D, K: the classes are few
+    (r"(conv\d+|dense0)/bias", ("tensor",)),
+    ("head/bias", ()),
+)
+SMALLEST = 6  # pixels that the shorter side is brought to
+
+
+class CNN(nn.Module):
+    """Images [B, H, W, C] → logits [B, K].
+
+    A stage is a 3x3 convolution without padding, ReLU, and the maximum of each 2x2 square; every
+    stage has twice the channels of the one before. Raises ValueError for images that the last stage
+    would leave nothing of.
+    """
+
+    image_shape: tuple[int, int, int]
+    classes: Count
+    width: Count
+    depth: Count
+    hidden: Count
+
+    def __post_init__(self) -> None:
+        most = len(_stages(min(self.image_shape[:2])))
+        if self.depth > most:
+            height, width, _ = self.image_shape
+            raise ValueError(
+                f"depth {self.depth}: images of {height} x {width} have room for {most} stages"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: Array) -> Array:
+        for i in range(self.depth):
+            channels = self.width * 2**i
+            x_BxHxWxC = nn.Conv(channels, (3, 3), padding="VALID", name=f"conv{i}")(x_BxHxWxC)
+            x_BxHxWxC = halved(nn.relu(x_BxHxWxC))
+        x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
+        x_BxD = nn.relu(nn.Dense(self.hidden, name="dense0")(x_BxF))
+        return nn.Dense(self.classes, name="head")(x_BxD)
+
+
+def halved(x_BxHxWxC: Array) -> Array:
+    """The maximum of each 2x2 square; an odd last row or column is dropped.
+
+    By slices, because the gradient of a window's maximum takes half of the training step on CPU.
+    """
+    H, W = (n // 2 * 2 for n in x_BxHxWxC.shape[1:3])
+    rows = jnp.maximum(x_BxHxWxC[:, 0:H:2], x_BxHxWxC[:, 1:H:2])
+    return jnp.maximum(rows[:, :, 0:W:2], rows[:, :, 1:W:2])
+
+
+def _stages(side: int) -> list[int]:
+    """The pixels of a side after each stage, as long as any are left."""
+    out = []
+    while (side := (side - 2) // 2) >= 1:
+        out.append(side)
+    return out
+
+
+def rung(i: int, *, image_shape: tuple[int, int, int], **_: object) -> dict[str, int]:
+    """The sized fields of the i-th smallest network, i ≥ 1, by SIZE_RULE."""
+    width = i if i <= 64 else 64 + 8 * (i - 64) if i <= 128 else 576 + 64 * (i - 128)
+    sides = _stages(min(image_shape[:2]))
+    depth = 1 + sum(side > SMALLEST for side in sides[:-1])
+    return {"width": width, "depth": depth, "hidden": 4 * width}
+
+
+def forward_flops(m: CNN) -> dict[str, int]:
+    """FLOPs of the dot products of one image, by part."""
+    height, width, channels = m.image_shape
+    parts = {"first_layer": 0, "convolution": 0}
+    for i in range(m.depth):
+        height, width, into = height - 2, width - 2, m.width * 2**i
+        part = "convolution" if i else "first_layer"
+        parts[part] += 2 * height * width * 9 * channels * into
+        height, width, channels = height // 2, width // 2, into
+    return {
+        **parts,
+        "dense": 2 * height * width * channels * m.hidden,
+        "head": 2 * m.hidden * m.classes,
+    }

@@ -1,0 +1,165 @@
+"""A GRU language model, P(w_1 … w_T) = ∏ P(w_t | w_<t) (Cho et al. 2014).
+
+What is known of the past is a state h, which every token changes:
+
+    r = σ(x W_r + b_r + h U_r)                reset: what the candidate sees of the state
+    z = σ(x W_z + b_z + h U_z)                update: what stays of the state
+    n = tanh(x W_n + b_n + r · (h U_n + c))   candidate
+    h ← (1 − z) · n + z · h
+
+The reset gate comes after the recurrent product, as in cuDNN and PyTorch, so the three products of
+a step are one. Those of the inputs are one for all steps, and only h U waits for the step before.
+Dimensions as in `layers`; V vocabulary, E = 3D the gates r, z, n side by side.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from research.kinds import Count
+
+SIZED = ("width", "depth")
+SIZE_RULE = (
+    "width in steps of 8 (of 64 above 512); depth 2 at every size: the steps of a layer follow "
+    "each other, so depth costs time that width does not"
+)
+
+GROUPS = (
+    ("embed/embedding", "embedding"),
+    (r"layer\d+/input/(kernel|bias)", "input"),
+    (r"layer\d+/recurrent/(kernel|bias)", "recurrent"),
+    ("head/kernel", "head"),
+)
+SHARDING = (
+    ("embed/embedding", ("tensor", "fsdp")),  # V, D
+    ("(input|recurrent)/kernel", ("fsdp", "tensor")),  # D, E
+    ("(input|recurrent)/bias", ("tensor",)),  # E; D
+    ("head/kernel", ("fsdp", "tensor")),  # D, V
+)
+
+
+@dataclass(frozen=True)
+class GRU:
+    """The numbers that make a GRU; `module()` is the network. `unroll` steps of time are one turn
+    of the compiled loop."""
+
+    vocab: Count
+    context: Count
+    width: Count
+    depth: Count
+    tied: bool
+    dtype: Literal["float32", "bfloat16"]
+    unroll: Count
+
+    def module(self) -> nn.Module:
+        return Recurrent(self)
+
+
+class Recurrent(nn.Module):
+    """Token ids [B, T] → hidden states [B·T, D]; `unembed` → logits [B·T, V] in float32."""
+
+    m: GRU
+    limit = None  # tokens that a state can take up: without end
+
+    def setup(self) -> None:
+        m = self.m
+        embed_init = nn.initializers.normal(1 / math.sqrt(m.width))
+        self.embed = nn.Embed(m.vocab, m.width, embedding_init=embed_init)
+        self.layers = [Layer(m, name=f"layer{i}") for i in range(m.depth)]
+        if not m.tied:
+            self.head = nn.Dense(m.vocab, use_bias=False, dtype=m.dtype)
+
+    def __call__(self, tokens_BxT: Array) -> Array:
+        return self.decode(tokens_BxT, self.start(tokens_BxT.shape[0], 0), 0)[0]
+
+    def start(self, batch: int, length: int) -> list[Array]:
+        """The state [B, D] of each layer before the first token; its size is that of any length."""
+        del length
+        return [jnp.zeros((batch, self.m.width), jnp.float32)] * self.m.depth
+
+    def decode(
+        self, tokens_BxT: Array, state: list[Array], at: Array | int
+    ) -> tuple[Array, list[Array]]:
+        """Hidden states [B·T, D] of the next T tokens, and the state after them."""
+        del at  # the state knows no positions
+        # Unit variance where the gates look; the table itself may also be the head.
+        x_MxD = self.embed(tokens_BxT.reshape(-1)) * math.sqrt(self.m.width)
+        after = []
+        for layer, h_BxD in zip(self.layers, state, strict=True):
+            x_MxD, h_BxD = layer(x_MxD.astype(self.m.dtype), h_BxD)
+            after.append(h_BxD)
+        return x_MxD, after
+
+    def unembed(self, x_MxD: Array) -> Array:
+        if self.m.tied:
+            w_VxD = self.embed.embedding.astype(self.m.dtype)
+            return jnp.einsum("md,vd->mv", x_MxD, w_VxD).astype(jnp.float32)
+        return self.head(x_MxD).astype(jnp.float32)
+
+
+class Layer(nn.Module):
+    """x_MxD and the state before it → the states after every token, [B·T, D], and the last."""
+
+    m: GRU
+
+    @nn.compact
+    def __call__(self, x_MxD: Array, h_BxD: Array) -> tuple[Array, Array]:
+        gates_MxE = nn.Dense(3 * self.m.width, dtype=self.m.dtype, name="input")(x_MxD)
+        return Recurrence(self.m, name="recurrent")(gates_MxE, h_BxD)
+
+
+class Recurrence(nn.Module):
+    """The steps of a layer, given what the inputs add to the gates."""
+
+    m: GRU
+
+    @nn.compact
+    def __call__(self, x_MxE: Array, h_BxD: Array) -> tuple[Array, Array]:
+        m, (B, D) = self.m, h_BxD.shape
+        u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(m.dtype)
+        c_D = self.param("bias", nn.initializers.zeros, (D,))
+
+        def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, Array]:
+            # The state stays float32: what is rounded off it at every step would add up.
+            y_BxE = h_BxD.astype(m.dtype) @ u_DxE
+            rx, zx, nx = jnp.split(x_BxE.astype(jnp.float32), 3, axis=-1)
+            rh, zh, nh = jnp.split(y_BxE.astype(jnp.float32), 3, axis=-1)
+            r_BxD, z_BxD = nn.sigmoid(rx + rh), nn.sigmoid(zx + zh)
+            n_BxD = jnp.tanh(nx + r_BxD * (nh + c_D[None]))
+            h_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
+            return h_BxD, h_BxD.astype(m.dtype)
+
+        x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)
+        unroll = min(m.unroll, x_TxBxE.shape[0])
+        last_BxD, h_TxBxD = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=unroll)
+        return h_TxBxD.swapaxes(0, 1).reshape(-1, D), last_BxD
+
+
+def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
+    """One orthogonal matrix for each gate, side by side (Saxe et al. 2014)."""
+    D = shape[0]
+    made = [nn.initializers.orthogonal()(k, (D, D)) for k in jax.random.split(key, 3)]
+    return jnp.concatenate(made, axis=-1)
+
+
+def rung(i: int, **_: object) -> dict[str, int]:
+    """The sized fields of the i-th smallest GRU, i ≥ 1, by SIZE_RULE."""
+    return {"width": 8 * i if i <= 64 else 512 + 64 * (i - 64), "depth": 2}
+
+
+def forward_flops(m: GRU) -> dict[str, int]:
+    """FLOPs of the dot products in one forward pass over one example of T tokens, by part.
+
+    A multiply and an add are two.
+    """
+    T, gates = m.context, m.depth * 3 * m.width**2
+    return {
+        "input": 2 * T * gates,
+        "recurrent": 2 * T * gates,
+        "head": 2 * T * m.width * m.vocab,
+    }

@@ -1,0 +1,175 @@
+"""What a sweep showed, in words: tables and sentences for a terminal and for the report's page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.plots import quantity
+
+Row = dict[str, Any]
+
+NOUNS = {
+    "params": "parameters",
+    "params_non_embedding": "parameters without embedding and head",
+    "params_matmul": "parameters in dot products",
+    "tokens": "tokens",
+    "unique_tokens": "unique tokens",
+    "train_examples": "training examples",
+    "flops": "FLOPs",
+}
+# Columns of the table on a terminal, where rows have them: name, width, format.
+SCORES = (("loss", 8, ".4f"), ("accuracy", 8, ".4f"), ("macro_f1", 8, ".4f"), ("r2", 8, ".4f"))
+
+
+def group_of(row: Row) -> str:
+    """Runs of one group share a law."""
+    return str(row.get("group") or "")
+
+
+def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by group, in the order of their first row."""
+    out: dict[str, list[Row]] = {}
+    # A run that failed before it wrote what it is belongs to no group of its own.
+    usual = next((group_of(row) for row in rows if group_of(row)), "")
+    for row in rows:
+        out.setdefault(group_of(row) or usual, []).append(row)
+    return out
+
+
+def varying(rows: Sequence[Row]) -> str:
+    """The column that a law is drawn against: the first in which finished runs differ."""
+    done = [row for row in rows if row["status"] == "done"]
+    for column in ("params", "train_examples", "tokens", "flops"):
+        if len({row.get(column) for row in done}) > 1:
+            return column
+    return "params"
+
+
+def spread(rows: Sequence[Row], against: str, score: str) -> list[tuple[float, float, float, int]]:
+    """(x, mean, standard deviation, runs) of a score at each value of `against`."""
+    at: dict[float, list[float]] = {}
+    for row in rows:
+        if row["status"] == "done" and row.get(score) is not None and row.get(against):
+            at.setdefault(row[against], []).append(row[score])
+    return [
+        (x, float(np.mean(y)), float(np.std(y, ddof=1)) if len(y) > 1 else math.nan, len(y))
+        for x, y in sorted(at.items())
+    ]
+
+
+def end(value: float | None, spec: str = ".3g") -> str:
+    """The end of an interval; None is one that the data leave open."""
+    return "open" if value is None else format(value, spec)
+
+
+def headline(document: Mapping[str, Any] | None) -> str:
+    """The result in a sentence: prediction against measurement of the largest size."""
+    if not document or not document["holdout"]:
+        return "Too few finished runs to fit a law and check it."
+    row, count = document["holdout"]["rows"][-1], document["n_points"]
+    low, high = (end(x, ".4g") for x in row["run_interval"])
+    verdict = "inside" if row["covered"] else "outside"
+    noun = NOUNS.get(document["against"], document["against"])
+    return (
+        f"From {count} smaller runs, the loss at {quantity(row[document['against']])} {noun} "
+        f"was predicted as {row['loss']:.4g} (95 % interval {low} to {high}); measured: "
+        f"{row['measured']:.4g}, {verdict} the interval, {abs(row['error']):.1%} off."
+    )
+
+
+def fit_summary(document: Mapping[str, Any]) -> str:
+    """A fit as text: the law, the fall of the loss, prediction against measurement, warnings."""
+    parts = []
+    for name, value in document["params"].items():
+        low, high = document["intervals"][name]
+        parts.append(f"{name} = {value:.4g} ({end(low)} to {end(high)})")
+    lines = [f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}"]
+    if (fall := document["fall"]) and fall["in_seed_sd"]:
+        sd = document["seed_noise"]["sd"]
+        nats = " nats" if "nats" in document["unit"] else ""
+        lines.append(
+            f"the loss falls by {fall['nats']:.3g}{nats} from the smallest to the largest, "
+            f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.2g})"
+        )
+    for row in document["predictions"]:
+        low, high = (end(x, ".4f") for x in row["interval"])
+        at = quantity(row[document["against"]])
+        lines.append(f"predicted at {at}: {row['loss']:.4f} (law: {low} to {high})")
+    if document["holdout"]:
+        lines.append(headline(document))
+    return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
+
+
+def expectation(cards: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> str:
+    """The measured exponent beside the one that the data were made to have, if they were."""
+    expected = [card["expected_exponent"] for card in cards if "expected_exponent" in card]
+    if len(expected) != 1:
+        return ""
+    low, high = document["intervals"]["alpha"]
+    inside = (low is None or low <= expected[0]) and (high is None or expected[0] <= high)
+    return (
+        f"The data were made for an exponent of {expected[0]:g}; measured: "
+        f"{document['params']['alpha']:.4g} ({end(low)} to {end(high)}), "
+        f"{'inside' if inside else 'outside'} the interval."
+    )
+
+
+def comparison(rows: Sequence[Row], against: str) -> list[list[str]]:
+    """Groups side by side: a header, and a row for each score at each value of `against`."""
+    by_group = groups(rows)
+    names = [score for score, _, _ in SCORES if any(row.get(score) is not None for row in rows)]
+    body = []
+    for score in names:
+        cells = {g: {x: c for x, *c in spread(r, against, score)} for g, r in by_group.items()}
+        for x in sorted({x for found in cells.values() for x in found}):
+            if sum(x in found for found in cells.values()) < 2:
+                continue
+            shown = [_mean(found[x]) if x in found else "–" for found in cells.values()]
+            body.append([f"{score} at {quantity(x)} {NOUNS.get(against, against)}", *shown])
+    return [["", *by_group], *body] if body else []
+
+
+def _mean(found: Sequence[float]) -> str:
+    mean, sd, count = found
+    return f"{mean:.4f}" if count == 1 else f"{mean:.4f} ± {sd:.4f} ({count:.0f})"
+
+
+def text_summary(result: Mapping[str, Any]) -> str:
+    """The table, the laws and the verdicts for a terminal, and where the files are."""
+    rows, several = result["rows"], len(result["fits"]) > 1
+    lines = ["", *_table(rows, several)]
+    for name, fit in result["fits"].items():
+        lines += ["", *([f"{name}:"] if several else [])]
+        lines.append(fit_summary(fit["document"]) if fit["document"] else f"no law: {fit['why']}")
+        if fit["document"] and (words := expectation(result["cards"], fit["document"])):
+            lines.append(words)
+    if side := comparison(rows, result["against"]) if several else []:
+        widths = [max(len(line[i]) for line in side) for i in range(len(side[0]))]
+        lines += ["", *("  ".join(c.rjust(w) for c, w in zip(r, widths)) for r in side)]
+    written = result["files"]
+    first = [str(path) for name, path in written.items() if name.split("-")[0] in ("report", "fit")]
+    return "\n".join(
+        [*lines, "", *first, *(str(p) for name, p in written.items() if name.endswith(".png"))]
+    )
+
+
+def _table(rows: Sequence[Row], several: bool) -> list[str]:
+    scores = [s for s in SCORES if any(row.get(s[0]) is not None for row in rows)]
+    label = "examples" if all(row.get("context") == 1 for row in rows) else "tokens"
+    wide = max(len(group_of(row)) for row in rows) if several else 0
+    group = [f"{'group':>{wide}}"] if several else []
+    head = [*group, f"{'params':>12} {label:>10} {'FLOPs':>9} {'seed':>4}"]
+    lines = [" ".join([*head, *(f"{name:>{w}}" for name, w, _ in scores), " status"])]
+    for row in rows:
+        cells = [f"{group_of(row):>{wide}}"] if several else []
+        cells.append(
+            f"{row.get('params', 0):>12,} {quantity(row.get('tokens', 0)):>10} "
+            f"{quantity(row.get('flops', 0)):>9} {row.get('seed', ''):>4}"
+        )
+        for name, width, spec in scores:
+            value = row.get(name)
+            cells.append(f"{'-' if value is None else format(value, spec):>{width}}")
+        lines.append(" ".join([*cells, f" {row['status']}"]))
+    return lines
