@@ -18,15 +18,17 @@ NEW = "head"  # the parameter group that may differ: it belongs to the task
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to start from: `digest` names its content, `what` is "params" or "state".
-    `taken` pairs the paths of parameters here and there."""
+    """A checkpoint at `path` of `run` to start from: `digest` names its content, `what` is "params"
+    or "state". `taken` pairs the paths of parameters here and there."""
 
+    run: Path
     path: Path
     name: str
     step: int
     what: str
     digest: str
     part: str
+    tokenizer: str
     taken: tuple[tuple[str, str], ...] = ()
     rule: str = ""
 
@@ -51,12 +53,14 @@ def locate(run: str, step: int | None, what: str) -> Start:
     manifest = checkpoint.manifest(path)
     averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
     return Start(
+        run=directory,
         path=path,
         name=_name(directory),
         step=number,
         what=what,
         digest=files.digest_of(manifest["files"]),
         part="average" if averaged else "params",
+        tokenizer=_tokenizer(directory),
     )
 
 
@@ -128,10 +132,14 @@ def open_run(path: str | Path) -> Source:
         model = models.build(**_described(directory))
     except (TypeError, KeyError) as error:
         raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
-    kept = directory / "tokenizer.json"
-    tokenizer = kept.read_text(encoding="utf-8") if kept.exists() else ""
     params = checkpoint.read(start.path, start.part)
-    return Source(directory, start.step, model, params, tokenizer)
+    return Source(directory, start.step, model, params, start.tokenizer)
+
+
+def _tokenizer(directory: Path) -> str:
+    """The JSON of the tokenizer of a run; "": bytes."""
+    kept = directory / "tokenizer.json"
+    return kept.read_text(encoding="utf-8") if kept.exists() else ""
 
 
 def _directory(run: str) -> Path:

@@ -21,7 +21,7 @@ FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
 
 _UNITS = ("steps", "tokens", "examples", "flops", "tokens_per_param", "epochs")
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
-_SINKS = ("tensorboard", "wandb", "mlflow")  # sinks.SINKS
+_SINKS = tuple(plugs.table("sinks.py", "SINKS"))
 
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),

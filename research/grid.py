@@ -6,7 +6,7 @@ is a list of points; these functions combine lists.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 Point = dict[str, object]
 
@@ -24,6 +24,11 @@ def sizes(targets: Iterable[float]) -> list[Point]:
 def seeds(n: int, first: int = 0) -> list[Point]:
     """`n` replicates: both the initialisation and the order of the data differ."""
     return [{"seed": k, "batch.seed": k} for k in range(first, first + n)]
+
+
+def section(path: str, fields: Mapping[str, object]) -> Point:
+    """A whole section, such as the model of another config, as one point."""
+    return {f"{path}.{key}": value for key, value in fields.items()}
 
 
 def product(*sweeps: Sequence[Point]) -> list[Point]:

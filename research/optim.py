@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from optax.contrib import _muon as muon_
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from research import paths, trees
 from research.kinds import Amount, Fraction, Positive, Share
@@ -21,30 +21,30 @@ from research.kinds import Amount, Fraction, Positive, Share
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
 DECAY = (("kernel|embedding", True), ("scale|bias", False))
 
-# What Muon orthogonalises, by dimensions counted from the last, so that depth in front of a scanned
-# kernel is a batch; None is left to Adam. Optax's own default would take a scanned bias for a matrix
-# and a scanned kernel for none.
-_DENSE = muon_.MuonDimensionNumbers(-2, -1)  # [.., in, out]
-_CONV = muon_.MuonDimensionNumbers((-4, -3, -2), -1)  # [.., h, w, in, out]
-MATRICES: paths.Table[muon_.MuonDimensionNumbers | None] = (
+# What Muon orthogonalises: axes counted from the last, so that depth in front of a scanned kernel
+# is a batch; None is left to Adam. Optax alone would take a scanned bias for a matrix and a scanned
+# kernel for none. A GRU's three gates are one matrix.
+_DENSE = MuonDimensionNumbers((-2,), -1)  # in, out
+_CONV = MuonDimensionNumbers((-4, -3, -2), -1)  # height, width, in, out
+MATRICES: paths.Table[MuonDimensionNumbers | None] = (
     ("(query|key|value|out|up|gate|down)/kernel", _DENSE),
     (r"(input|recurrent|dense\d*|hidden\d*)/kernel", _DENSE),
     (r"conv\w*/kernel", _CONV),
-    ("(head|classifier)/kernel|embedding|scale|bias", None),
+    ("(head|classifier|linear)/kernel|embedding|scale|bias", None),
 )
 
 
-def decay_mask(params: dict) -> dict:
+def decay_mask(params: Any) -> Any:
     """True for the leaves that weight decay acts on."""
     return _by_table(DECAY, params, "decay rule")
 
 
-def matrix_dims(params: dict) -> dict:
-    """Muon's dimension numbers of every leaf, or None."""
+def matrix_dims(params: Any) -> Any:
+    """Muon's axes of every leaf, or None."""
     return _by_table(MATRICES, params, "row of MATRICES")
 
 
-def _by_table(table: paths.Table, params: dict, what: str) -> dict:
+def _by_table(table: paths.Table, params: Any, what: str) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: paths.match(table, trees.key_path(path), what), params
     )
@@ -59,10 +59,10 @@ def _either(
 ) -> optax.GradientTransformation:
     """`yes` or `no`, of the same state, by a traced flag; for choices that cost nothing to make."""
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple:
-        ours, state_ = yes.update(grads, state, params)
-        others, _ = no.update(grads, state, params)
-        return jax.tree.map(lambda a, b: jnp.where(flag > 0, a, b), ours, others), state_
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
+        a, new = yes.update(updates, state, params)
+        b, _ = no.update(updates, state, params)
+        return jax.tree.map(lambda a, b: jnp.where(flag > 0, a, b), a, b), new
 
     return optax.GradientTransformation(yes.init, update)
 
@@ -127,24 +127,30 @@ def muon(
 ) -> optax.GradientTransformation:
     """Orthogonalised Nesterov momentum for the hidden matrices, AdamW for the rest (Jordan 2024).
 
-    Five Newton–Schulz steps bring the singular values of each matrix near 1, and √max(1, out/in)
-    scales them. Adam's leaves, by MATRICES, have `adam_scale` times the learning rate. Weight decay
-    is decoupled and times the rate of its leaf, matrices only.
+    Five Newton–Schulz steps bring the singular values of each matrix near 1, times √max(1, out/in).
+    MATRICES says which; other leaves have `adam_scale` times the learning rate. Weight decay is
+    decoupled and times the rate of its leaf, matrices and embeddings only.
     """
     orthogonal = optax.chain(
-        muon_.scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_dims),
-        muon_.scale_by_shape(weight_dimension_numbers=matrix_dims),
+        scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_dims),
+        optax.stateless(lambda updates, _: jax.tree.map(_by_shape, updates, matrix_dims(updates))),
         _decay(weight_decay),
     )
     rest = adamw(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
 
-    def labels(params: dict) -> dict:
+    def labels(params: Any) -> Any:
         dims = matrix_dims(params)
         return jax.tree.map(lambda _, dim: "muon" if dim else "adam", params, dims)
 
     return optax.partition(
         {"muon": orthogonal, "adam": optax.chain(rest, optax.scale(adam_scale))}, labels
     )
+
+
+def _by_shape(update: Array, dims: MuonDimensionNumbers) -> Array:
+    """Times √max(1, out/in), with which one rate serves all shapes of a matrix."""
+    fan_in = math.prod(update.shape[axis] for axis in dims.reduction_axis)  # type: ignore[union-attr]
+    return update * math.sqrt(max(1, update.shape[-1] / fan_in))
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {

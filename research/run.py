@@ -90,7 +90,7 @@ def make_run(config: Mapping[str, Any]) -> Run:
     lr, lr_rule = ladder.learning_rate(config["optim"]["lr_rule"], config["optim"]["lr"], model)
     warmup = _warmup(**config["optim"]["warmup"], steps=steps, tokens=per_step)
     resolved = _resolved(config, model, steps, lr, warmup)
-    start = _start(config, model, inputs, steps)
+    start = _start(config, dataset, model, inputs, steps)
     amounts = _amounts(model, dataset, counts, steps, batch)
     rules = (size_rule, _horizon_rule(config, dataset, steps, batch), lr_rule)
     family = config["model"]["name"]
@@ -221,13 +221,18 @@ def _horizon_rule(config: dict, dataset: Dataset, steps: int, batch: int) -> str
     return f"{steps:,} steps of {each} for {horizon}"
 
 
-def _start(config: dict, model: Model, inputs: Any, steps: int) -> Start | None:
+def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> Start | None:
     init = config["init"]
     if init["run"] is None and init["step"] is not None:
         raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
     if init["run"] is None or init["what"] == "shape":
         return None
     start = branch.locate(init["run"], init["step"], init["what"])
+    if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
+        raise BadInput(
+            f"data.tokenizer: not that of init.run; expected "
+            f"{start.run / 'tokenizer.json' if start.tokenizer else 'bytes'}"
+        )
     if start.what == "state" and start.step >= steps:
         raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
     return branch.planned(start, model, inputs)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +13,8 @@ from research.errors import BadInput
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
-# Leaves of the state that are not parameters or shaped like them.
-_SCALARS = ((r"step|count", ()),)
+# Leaves of the state that belong to no parameter; every device has a copy.
+_SCALARS = (("step|count|ns_coeffs", ()),)
 
 
 def use_all_cores() -> None:
@@ -56,18 +57,27 @@ def make_mesh(sizes: Mapping[str, int], batch: int, devices: Sequence | None = N
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def state_shardings(state: object, rules: paths.Table, mesh: Mesh) -> object:
+def state_shardings(state: Any, rules: paths.Table, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf of the (abstract) train state, by the rules of its family.
 
     A rule gives the mesh axes of a leaf's trailing dimensions; scan and run axes in front are not
-    split. Moments have their parameter's path as a tail, so they lie where it lies. Raises BadInput
-    naming the leaf when a dimension is not divisible.
+    split. A moment or average has its parameter's path as a tail and lies where it lies; what an
+    optimizer keeps of only some axes is on every device. Raises BadInput naming the leaf when a
+    dimension is not divisible, ValueError when its shape is neither.
     """
-    table = (*rules, *_SCALARS)
+    params = trees.by_path(state.params)
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = trees.key_path(path)
-        axes = paths.match(table, name, "sharding rule")
+        of = max((p for p in params if name.endswith(f"/{p}")), key=len, default=None)
+        if of is None:
+            axes = paths.match(_SCALARS, name, "sharding rule")
+        elif leaf.shape == params[of].shape:
+            axes = paths.match(rules, name, "sharding rule")
+        elif name.startswith("opt_state/") and _reduced(leaf.shape, params[of].shape):
+            axes = ()
+        else:
+            raise ValueError(f"{name}, shape {leaf.shape}, is not like {of}, {params[of].shape}")
         axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
         for dim, axis in zip(leaf.shape, axes, strict=True):
             if axis and dim % mesh.shape[axis]:
@@ -78,6 +88,11 @@ def state_shardings(state: object, rules: paths.Table, mesh: Mesh) -> object:
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _reduced(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether it is `whole` without one axis, or (1,) in the place of nothing: as in Adafactor."""
+    return shape == (1,) or shape in [whole[:i] + whole[i + 1 :] for i in range(len(whole))]
 
 
 def put_rows(arrays: Mapping[str, np.ndarray], mesh: Mesh, stacked: bool) -> dict[str, jax.Array]:

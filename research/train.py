@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, environment, records, sharding
+from research import branch, checkpoint, environment, records, sharding, sinks
 from research.errors import Diverged, Preempted
 from research.files import read_json
 from research.records import RunDirectory, read_metrics
@@ -119,8 +119,14 @@ class Trainer:
 class Recorder:
     """Writes the metrics of dispatches, one dispatch late, and notices when they diverge."""
 
-    def __init__(self, run: Run, directory: RunDirectory, progress: Callable[[int, float], None]):
-        self.run, self.directory, self.progress = run, directory, progress
+    def __init__(
+        self,
+        run: Run,
+        directory: RunDirectory,
+        progress: Callable[[int, float], None],
+        shown: sinks.Sinks,
+    ):
+        self.run, self.directory, self.progress, self.shown = run, directory, progress, shown
         self.before = max(
             (r.get("seconds", 0.0) for r in read_metrics(directory.path)), default=0.0
         )
@@ -169,6 +175,7 @@ class Recorder:
         tokens = step * self.run.tokens_per_step
         seconds = round(self.seconds, 3)
         self.directory.append(step=step, tokens=tokens, **values, seconds=seconds)
+        self.shown.log(step, values)
 
 
 def fit(
@@ -191,12 +198,17 @@ def fit(
     directory.once("launch.json", launch | {"model": run.model.described()})
     if run.data.tokenizer:
         directory.once_text("tokenizer.json", run.data.tokenizer)
-    recorder = Recorder(run, directory, progress)
+    name = f"{run.facts['name']} {run.id}"
+    shown = sinks.open_all(run.sinks, run.id, name, run.config, directory.path, directory.workdir)
+    recorder = Recorder(run, directory, progress, shown)
     try:
         metrics = _loop(run, trainer, directory, recorder, stop)
         status = {"status": "done", "reason": ""}
     except Diverged as error:
         metrics, status = {}, {"status": "diverged", "reason": str(error)}
+    except BaseException:
+        shown.close()
+        raise
     seconds = round(recorder.seconds, 3)
     result = {
         **status,
@@ -211,13 +223,15 @@ def fit(
         **environment.describe(),
     }
     directory.finish(result)
+    shown.close(result)
     if status["status"] == "diverged":
         raise Diverged(f"{directory.path}: {status['reason']}")
     return result
 
 
 def check(run: Run, directory: RunDirectory) -> None:
-    """Raise the BadInput that `fit` would raise for these devices; compiles and writes nothing."""
+    """Raise the BadInput that `fit` would raise on this machine; compiles and writes nothing."""
+    sinks.check(run.sinks)
     Trainer(run, _mesh(run, directory))
 
 

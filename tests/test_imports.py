@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 GROUND = {
     *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
 }
-PARTS = {"trees", "models", "data", "tasks", "optim", "sharding", "records", "checkpoint"}
+PARTS = {"trees", "models", "data", "tasks", "optim", "sharding", "records", "checkpoint", "sinks"}
 # room -> the rooms of research/ that it may import
 MAY = {
     **dict.fromkeys(GROUND, GROUND),
@@ -23,6 +23,7 @@ MAY = {
     "optim": {*GROUND, "trees"},
     "sharding": {*GROUND, "trees"},
     "records": GROUND,
+    "sinks": GROUND,
     "checkpoint": {*GROUND, "trees"},
     "accounting": {*GROUND, "models"},
     "ladder": {*GROUND, "models", "accounting"},
@@ -39,7 +40,7 @@ MAY = {
     "report": {*GROUND, "scaling", "plots", "records", "summary"},
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
-NO_JAX = {*GROUND, "data", "records", "progress", "scaling", "plots", "summary", "report"}
+NO_JAX = {*GROUND, "data", "records", "sinks", "progress", "scaling", "plots", "summary", "report"}
 DANGEROUS = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

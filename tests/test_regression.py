@@ -217,6 +217,21 @@ def test_bad_tables_are_told(tmp_path, content, changes, words):
         table(path, **changes)
 
 
+def test_all_columns_that_do_not_do_are_told_at_once(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,c,y\n1,x,,2\n2,y,3,4\n")
+    with pytest.raises(BadInput) as error:
+        table(path, columns=None)
+    assert len(error.value.problems) == 2
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_delimiter_is_read_from_the_header(csv, tmp_path, delimiter):
+    path = tmp_path / "d.csv"
+    path.write_text(CSV.replace(",", delimiter))
+    assert table(path).digest == table(csv).digest
+
+
 def test_a_missing_file_and_another_kind_are_told(tmp_path):
     with pytest.raises(BadInput, match="No such file"):
         table(tmp_path / "no.csv")

@@ -8,7 +8,9 @@ from jax.sharding import PartitionSpec as P
 from research import sharding, trees
 from research.errors import BadInput
 from research.run import make_run
+from research.step import TrainState
 from research.train import Trainer
+from tests.test_optim import NUMBERS
 
 MESHES = {
     "data 1": {"data": 1, "fsdp": 1, "tensor": 1},
@@ -70,6 +72,55 @@ def test_every_leaf_lies_where_the_rules_say(tiny):
         for moment in ("mu/", "nu/"):
             if moment in path:
                 assert spec == found["params/" + path.partition(moment)[2]], path
+
+
+def optimized(name):
+    """A transformer trained by this optimizer; as wide as Adafactor needs to factor."""
+    numbers = {f"optim.optimizer.{key}": value for key, value in NUMBERS[name].items()}
+    factored = {"model.width": 128, "model.hidden": 128} if name == "adafactor" else {}
+    return WIDE | factored | {"optim.optimizer.name": name, "optim.ema": 0.9} | numbers
+
+
+@pytest.mark.parametrize("name", list(NUMBERS))
+def test_every_optimizer_takes_the_same_steps_on_a_mesh(name, tiny):
+    config = tiny(optimized(name))
+    alone = losses(trainer(config, MESHES["data 1"]), 10)
+    meshed = losses(trainer(config, MESHES["data 2, fsdp 2, tensor 2"]), 10)
+    np.testing.assert_allclose(meshed, alone, rtol=1e-5)
+    assert alone[-1] < alone[0]
+    faster = trainer(tiny(optimized(name) | {"optim.lr": 0.21}), MESHES["data 1"])
+    assert not np.allclose(losses(faster, 10), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(NUMBERS))
+def test_all_that_is_shaped_like_a_parameter_lies_where_it_lies(name, tiny):
+    made = trainer(tiny(optimized(name)), MESHES["data 2, fsdp 2, tensor 2"])
+    abstract = trees.by_path(made.abstract)
+    params = trees.by_path(made.abstract.params)
+    for path, leaf in abstract.items():
+        of = max((p for p in params if path.endswith(f"/{p}")), key=len, default=None)
+        if of and leaf.shape == params[of].shape:
+            assert leaf.sharding.spec == params[of].sharding.spec, path
+        else:
+            assert leaf.sharding.is_fully_replicated, path
+            assert of is None or path.split("/")[-len(of.split("/")) - 1] in ("v_row", "v_col", "v")
+    factored = [p for p, x in abstract.items() if "/v_row/" in p and x.shape != (1,)]
+    assert bool(factored) == (name == "adafactor")
+
+
+def test_a_leaf_that_no_axis_of_its_parameter_explains_is_an_error():
+    def placed(params, moment):
+        shape = lambda s: jax.ShapeDtypeStruct(s, np.float32)  # noqa: E731
+        state = TrainState(shape(()), {"w": shape(params)}, {"mu": {"w": shape(moment)}})
+        mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
+        return sharding.state_shardings(state, (("w", ("fsdp", "tensor")),), mesh).opt_state
+
+    assert placed((4, 6), (4, 6))["mu"]["w"].spec == P("fsdp", "tensor")
+    for reduced in ((4,), (6,), (1,)):
+        assert placed((4, 6), reduced)["mu"]["w"].is_fully_replicated
+    for wrong in ((6, 4), (3,), (4, 3), (2, 4, 6), ()):
+        with pytest.raises(ValueError, match=r"opt_state/mu/w, shape .* is not like w"):
+            placed((4, 6), wrong)
 
 
 def test_a_step_keeps_every_leaf_in_its_place(tiny):

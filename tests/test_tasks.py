@@ -122,8 +122,21 @@ def test_a_pooled_model_looks_at_real_tokens_alone():
 
 
 SMALL = {
-    "vocab": 61, "context": 16, "width": 32, "depth": 2, "heads": 4, "kv_heads": 4,
-    "hidden": 48, "norm": "rms", "positions": "rotary", "rotary_theta": 1e4,
-    "activation": "swiglu", "qk_norm": False, "bias": False, "tied": False,
-    "dtype": "float32", "remat": False, "unroll": 1,
+    "vocab": 61,
+    "context": 16,
+    "width": 32,
+    "depth": 2,
+    "heads": 4,
+    "kv_heads": 4,
+    "hidden": 48,
+    "norm": "rms",
+    "positions": "rotary",
+    "rotary_theta": 1e4,
+    "activation": "swiglu",
+    "qk_norm": False,
+    "bias": False,
+    "tied": False,
+    "dtype": "float32",
+    "remat": False,
+    "unroll": 1,
 }

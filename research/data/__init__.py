@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.data import order, synthetic, tabular, text
+from research.data import hub, images, mixture, order, synthetic, tabular, text, text_classes
 
 
 class Split(Protocol):
@@ -57,7 +57,11 @@ class Dataset:
 
 DATASETS: dict[str, Callable[..., dict]] = {
     "text": text.load,
+    "mixture": mixture.load,
+    "hub": hub.load,
+    "text_classes": text_classes.load,
     "table": tabular.load,
+    "images": images.load,
     "linear": synthetic.linear,
     "teacher": synthetic.teacher,
 }

@@ -50,12 +50,13 @@ def _load(
 ) -> dict[str, object]:
     table = _diabetes() if path == "diabetes" else _read(path)
     columns = _chosen(path, table, target, columns, kind)
-    x_NxF = np.stack([_numbers(path, table, name) for name in columns], axis=1)
-    names: list[str] = []
     if kind == "classes":
+        x_NxF = _matrix(path, table, columns)
         y, names = _classes(path, table, target[0])
     else:
-        y = np.stack([_numbers(path, table, name) for name in target], axis=1)
+        both_NxC = _matrix(path, table, (*columns, *target))
+        x_NxF, y = both_NxC[:, : len(columns)], both_NxC[:, len(columns) :]
+        names = []
     held = _held(x_NxF, y, heldout)
     if held.all() or not held.any():
         raise BadInput(
@@ -126,11 +127,14 @@ def _read(path: str) -> Any:
     import pyarrow.csv
     import pyarrow.parquet
 
-    readers = {".csv": pyarrow.csv.read_csv, ".parquet": pyarrow.parquet.read_table}
-    if Path(path).suffix not in readers:
+    if (suffix := Path(path).suffix) not in (".csv", ".parquet"):
         raise BadInput(f"data.path: {path}: expected diabetes, or a .csv or .parquet file")
     try:
-        table = readers[Path(path).suffix](path)
+        if suffix == ".csv":
+            options = pyarrow.csv.ParseOptions(delimiter=_delimiter(path))
+            table = pyarrow.csv.read_csv(path, parse_options=options)
+        else:
+            table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise BadInput(f"data.path: {path}: not a table: {str(error).splitlines()[0]}") from error
     twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
@@ -139,6 +143,13 @@ def _read(path: str) -> Any:
     if not table.num_rows:
         raise BadInput(f"data.path: {path}: the table has no rows")
     return table
+
+
+def _delimiter(path: str) -> str:
+    """The one of , ; tab | that the header has most of."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        header = file.readline(1 << 16)
+    return max(",;\t|", key=header.count)
 
 
 def _chosen(
@@ -164,6 +175,19 @@ def _chosen(
     if problems:
         raise BadInput(*problems)
     return columns
+
+
+def _matrix(path: str, table: Any, names: tuple[str, ...]) -> np.ndarray:
+    """Columns side by side, float64 [n, columns]. Raises BadInput with what is wrong in each."""
+    columns, problems = [], []
+    for name in names:
+        try:
+            columns.append(_numbers(path, table, name))
+        except BadInput as error:
+            problems += error.problems
+    if problems:
+        raise BadInput(*problems)
+    return np.stack(columns, axis=1)
 
 
 def _numbers(path: str, table: Any, name: str) -> np.ndarray:

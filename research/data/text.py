@@ -2,24 +2,27 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from research import files
+from research.data import tokenizers
+from research.data.tokenizers import Tokenizer, Tokens
 from research.errors import BadInput
 from research.kinds import Count, Share
 
-SEPARATOR = b"\x00"  # between documents; no text file holds it
 BLOCK = 16 << 10  # bytes: a plain file is cut into blocks at line ends, so that it can be split
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 OVERLAP_LENGTH = 32  # tokens
+STRETCH = 1 << 22  # tokens that are hashed at once
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def load(
     path: str,
     context: Count,
     heldout: Share,
-    tokenizer: Literal["bytes"],
+    tokenizer: str,
     field: str,
     vocab: Count | None,
 ) -> dict[str, object]:
@@ -55,72 +58,95 @@ def load(
     uint32 when `vocab` > 65,536). About the share `heldout` of the documents, chosen by the hash of
     their content, is never trained on; exact repeats of a document are dropped. Of a `.bin`, whose
     documents are unknown, the last part is held out.
+
+    `tokenizer` is "bytes", "bpe" (of `vocab` tokens, trained on the training documents alone) or
+    the path of a `tokenizer.json`. Ids other than bytes are kept in the cache and mapped.
     """
+    stamps = (stamp(path), tokenizers.stamp(tokenizer))
+    tokens = _tokens(path, field, heldout, tokenizer, vocab, stamps)
+    size = tokens.tokenizer.vocab
     if path.endswith(".bin"):
-        train, held = _token_file(path, vocab, heldout)
-        size, bytes_per_token = vocab or 0, None
-    else:
-        if vocab is not None:
-            raise BadInput("data.vocab: only for .bin files; the byte tokenizer has 256")
-        train, held = _split(path, _stamp(path), field, heldout)
-        size, bytes_per_token = 256, 1.0
-    for name, tokens in (("training", train), ("held-out", held)):
-        if len(tokens) <= context:
-            raise BadInput(
-                f"data.path: {path}: {len(tokens)} {name} tokens; "
-                f"data.context = {context} needs at least {context + 1}"
-            )
-    digest = _digest(path, _stamp(path), field, heldout, vocab)
+        size = vocab or size
     return {
-        "train": Windows(train, context),
-        "heldout": Windows(held, context),
-        "targets": "tokens",
+        **windows(path, tokens, context),
         "facts": {"vocab": size, "context": context},
-        "digest": digest,
-        "tokens_per_example": context,
-        "unique_tokens": len(train),
-        "notes": {"bytes_per_token": bytes_per_token},
-        "card": functools.partial(_card, path, tokenizer, digest, train, held),
+        "card": functools.partial(_card, path, tokenizer, tokens),
     }
 
 
-def _stamp(path: str) -> tuple:
-    """Changes when the file does, so that nothing is remembered of an older content."""
-    if path == "stdlib":
-        return ()
-    try:
-        with open(path, "rb") as file:  # a folder, or a file that may not be read, is refused here
-            stat = os.fstat(file.fileno())
-    except OSError as error:
-        raise BadInput(f"data.path: {path}: {error.strerror}") from error
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
+    """The fields of a `Dataset` that follow from its tokens. Raises BadInput for too few."""
+    for name, ids in (("training", tokens.train), ("held-out", tokens.held)):
+        if len(ids) <= context:
+            raise BadInput(
+                f"data.path: {path}: {len(ids)} {name} tokens; "
+                f"data.context = {context} needs at least {context + 1}"
+            )
+    return {
+        "train": Windows(tokens.train, context),
+        "heldout": Windows(tokens.held, context),
+        "targets": "tokens",
+        "facts": {"vocab": tokens.tokenizer.vocab, "context": context},
+        "digest": tokens.digest,
+        "tokens_per_example": context,
+        "unique_tokens": len(tokens.train),
+        "notes": {"bytes_per_token": tokens.bytes_per_token},
+        "tokenizer": tokens.tokenizer.json,
+    }
+
+
+def stamp(path: str) -> tuple:
+    """Changes when the file does. Raises BadInput if there is none."""
+    return () if path == "stdlib" else files.stamp(path, "data.path")
 
 
 @functools.lru_cache(maxsize=4)
-def _digest(path: str, stamp: tuple, field: str, heldout: float, vocab: int | None) -> str:
+def _tokens(
+    path: str, field: str, heldout: float, tokenizer: str, vocab: int | None, stamps: tuple
+) -> Tokens:
     if path.endswith(".bin"):
-        return files.digest(files.digest_file(path).encode(), repr(heldout).encode())
-    return files.digest(*(part.tobytes() for part in _split(path, stamp, field, heldout)))
+        return _token_file(path, tokenizer, vocab, heldout)
+    tokenizers.check(tokenizer, vocab)
+    parts = split(documents(path, field), heldout)
+    return tokenised(parts, tokenizers.choose(tokenizer, vocab, parts[0]))
 
 
-@functools.lru_cache(maxsize=4)
-def _split(path: str, stamp: tuple, field: str, heldout: float) -> tuple[np.ndarray, np.ndarray]:
-    """(training, held-out) bytes, uint8. The hash decides, not the order of reading."""
-    documents = _documents(path, field)
+def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list[bytes]]:
+    """(training, held-out) documents, each once. The hash decides, not the order of reading, so a
+    document is on one side wherever it occurs."""
     parts: tuple[list[bytes], list[bytes]] = ([], [])
     seen = set()
     for document in documents:
         name = hashlib.sha256(document).digest()
         if document and name not in seen:
             seen.add(name)
-            parts[int.from_bytes(name[:8], "big") < heldout * 2**64].append(document)
-    train, held = (np.frombuffer(SEPARATOR.join(part), np.uint8) for part in parts)
-    return train, held
+            parts[is_held(name, heldout)].append(document)
+    return parts
 
 
-def _documents(path: str, field: str) -> list[bytes]:
+def is_held(name: bytes, heldout: float) -> bool:
+    """Whether the document of this SHA-256 is held out."""
+    return int.from_bytes(name[:8], "big") < heldout * 2**64
+
+
+def tokenised(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> Tokens:
+    """The split documents as ids: bytes in memory, all others from the cache."""
+    train, held = parts
+    if not tokenizer.json:
+        train, held = (tokenizer.encode_documents(part) for part in parts)
+        digest = files.digest(train.tobytes(), held.tobytes())
+        return Tokens(train, held, tokenizer, digest, 1.0)
+    names = (b"".join(hashlib.sha256(d).digest() for d in part) for part in parts)
+    train_sha, held_sha = (hashlib.sha256(joined).digest() for joined in names)
+    key = tokenizers.digest_of(train_sha, held_sha, tokenizer)
+    pairs = itertools.chain(((False, d) for d in train), ((True, d) for d in held))
+    return tokenizers.find(key) or tokenizers.store(key, tokenizer, pairs)
+
+
+def documents(path: str, field: str) -> list[bytes]:
+    """The documents of a source, in its order. Raises BadInput when it cannot be read as text."""
     if path == "stdlib":
-        return _standard_library()
+        return [source for _, source in standard_library()]
     if path.endswith(".jsonl"):
         return _jsonl(path, field)
     if path.endswith(".txt"):
@@ -128,14 +154,15 @@ def _documents(path: str, field: str) -> list[bytes]:
     raise BadInput(f"data.path: {path}: expected stdlib, or a .txt, .jsonl or .bin file")
 
 
-def _standard_library() -> list[bytes]:
+def standard_library() -> list[tuple[Path, bytes]]:
+    """The source files of this interpreter's standard library: path below its folder, content."""
     root = Path(sysconfig.get_paths()["stdlib"])
     out = []
     for folder, names, found in os.walk(root):
         names[:] = sorted(set(names) - SKIPPED)
         # _sysconfigdata is written by the build and holds the paths of one machine
         out += [
-            Path(folder, name).read_bytes()
+            (Path(folder, name).relative_to(root), Path(folder, name).read_bytes())
             for name in sorted(found)
             if name.endswith(".py") and not name.startswith("_sysconfigdata")
         ]
@@ -161,32 +188,52 @@ def _blocks(raw: bytes) -> list[bytes]:
     while start < len(raw):
         end = raw.find(b"\n", start + BLOCK, start + 2 * BLOCK)
         end = start + 2 * BLOCK if end < 0 else end + 1
+        while end < len(raw) and raw[end] & 0xC0 == 0x80:  # within a letter
+            end -= 1
         out.append(raw[start:end])
         start = end
     return out
 
 
 def _jsonl(path: str, field: str) -> list[bytes]:
-    out = []
+    return [text.encode() for (text,) in records(path, {"data.field": field})]
+
+
+def records(path: str, fields: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
+    """The text of `fields` (config key -> name) in every line of a `.jsonl`. Raises BadInput naming
+    the line."""
     for number, line in enumerate(_utf8(path).splitlines(), 1):
         if not line.strip():
             continue
+        where, values = ("", ""), []
         try:
-            text = json.loads(line)[field]
-            out.append(text.encode())
+            row = json.loads(line)
+            for where in fields.items():
+                value = row[where[1]]
+                if where[0] == "data.label_field" and isinstance(value, int):
+                    value = str(value)  # classes are often numbered
+                value.encode()
+                values.append(value)
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            key, name = where if where[0] else next(iter(fields.items()))
             raise BadInput(
                 f"data.path: {path}: line {number}: expected a JSON object whose "
-                f"{field!r} (data.field) is text"
+                f"{name!r} ({key}) is text"
             ) from error
-    return out
+        yield tuple(values)
 
 
-def _token_file(path: str, vocab: int | None, heldout: float) -> tuple[np.ndarray, np.ndarray]:
+def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) -> Tokens:
+    if tokenizer == "bpe":
+        raise BadInput("data.tokenizer: bpe: not for ids; expected bytes or a tokenizer.json")
+    made = tokenizers.read(tokenizer)
+    vocab = vocab or (made.vocab if made.json else None)
     if vocab is None:
         raise BadInput(f"data.vocab: none; {path} needs the number of its token ids")
+    if made.json and vocab != made.vocab:
+        raise BadInput(f"data.vocab: {vocab}, but {tokenizer} has {made.vocab} tokens")
     kind = np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
-    size = _stamp(path)[0]
+    size = stamp(path)[0]
     if size == 0 or size % kind.itemsize:
         raise BadInput(f"data.path: {path}: {size} bytes are no whole number of {kind.name} ids")
     tokens = np.memmap(path, kind, "r")
@@ -198,24 +245,41 @@ def _token_file(path: str, vocab: int | None, heldout: float) -> tuple[np.ndarra
             f"but data.vocab is {vocab}"
         )
     cut = len(tokens) - max(1, round(len(tokens) * heldout))
-    return tokens[:cut], tokens[cut:]
+    digest = files.digest(files.digest_file(path).encode(), repr(heldout).encode())
+    return Tokens(tokens[:cut], tokens[cut:], made, digest, None)
 
 
-def _card(
-    path: str, tokenizer: str, digest: str, train: np.ndarray, held: np.ndarray
-) -> dict[str, object]:
-    source = path
-    if path == "stdlib":
-        version = ".".join(map(str, sys.version_info[:3]))
-        source = f"source of the Python {version} standard library, without tests and site-packages"
+def _card(path: str, tokenizer: str, tokens: Tokens) -> dict[str, object]:
+    known = tokens.tokenizer.json or not path.endswith(".bin")
     return {
-        "source": source,
-        "digest": digest,
-        "tokenizer": "token ids" if path.endswith(".bin") else tokenizer,
-        "train_tokens": len(train),
-        "heldout_tokens": len(held),
+        "source": source(path),
+        "digest": tokens.digest,
+        "tokenizer": describe(tokenizer, tokens.tokenizer) if known else "token ids",
+        **counts(tokens),
+    }
+
+
+def source(path: str) -> str:
+    """In words, what a path stands for."""
+    if path != "stdlib":
+        return path
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"source of the Python {version} standard library, without tests and site-packages"
+
+
+def describe(name: str, tokenizer: Tokenizer) -> str:
+    return f"{name}, {tokenizer.vocab} tokens" if tokenizer.json else "bytes"
+
+
+def counts(tokens: Tokens) -> dict[str, object]:
+    """What a card says of tokens; bytes and text that were seen in training are of the held-out."""
+    ratio = tokens.bytes_per_token
+    return {
+        "train_tokens": len(tokens.train),
+        "heldout_tokens": len(tokens.held),
+        **({} if ratio is None else {"bytes_per_token": round(ratio, 4)}),
         "overlap_length": OVERLAP_LENGTH,
-        "overlap": overlap(train, held, OVERLAP_LENGTH),
+        "overlap": overlap(tokens.train, tokens.held, OVERLAP_LENGTH),
     }
 
 
@@ -228,12 +292,19 @@ def overlap(train: np.ndarray, held: np.ndarray, n: int) -> float:
     if min(len(train), len(held)) < n:
         return 0.0
     classes = np.uint64(max(1, len(train) >> 20))
-    seen, wanted = (h[h % classes == 0] for h in (_ngram_hashes(t, n) for t in (train, held)))
+    seen, wanted = (_sampled_hashes(tokens, n, classes) for tokens in (train, held))
     if not len(seen) or not len(wanted):
         return 0.0
     seen = np.unique(seen)
     at = np.minimum(np.searchsorted(seen, wanted), len(seen) - 1)
     return float(np.mean(seen[at] == wanted))
+
+
+def _sampled_hashes(tokens: np.ndarray, n: int, classes: np.uint64) -> np.ndarray:
+    """The hashes of n-grams that fall in class 0; a stretch at a time, as a file may be large."""
+    stretches = (tokens[i : i + STRETCH + n - 1] for i in range(0, len(tokens) - n + 1, STRETCH))
+    hashes = (_ngram_hashes(stretch, n) for stretch in stretches)
+    return np.concatenate([h[h % classes == 0] for h in hashes])
 
 
 def _ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:

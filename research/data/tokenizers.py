@@ -1,6 +1,7 @@
 """Tokenizers, and corpora as files of token ids in the user's cache."""
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -12,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class Tokenizer:
     def encode(self, text: str | bytes) -> np.ndarray:
         """The ids of a text, without separators. Special tokens in the text are ordinary text."""
         return np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8)
+
+    def encode_each(self, documents: Sequence[bytes]) -> list[np.ndarray]:
+        """The ids of every document."""
+        return [np.frombuffer(document, np.uint8) for document in documents]
 
     def encode_documents(self, documents: Sequence[bytes]) -> np.ndarray:
         """The ids of all documents, with a separator between them."""
@@ -85,13 +90,16 @@ class Subwords(Tokenizer):
     def encode(self, text: str | bytes) -> np.ndarray:
         return self._slowly([_as_text(text)])[0]
 
-    def encode_documents(self, documents: Sequence[bytes]) -> np.ndarray:
+    def encode_each(self, documents: Sequence[bytes]) -> list[np.ndarray]:
         texts = [_as_text(document) for document in documents]
         if not self._compared and texts:
             self._compared = True
             self._fast = self._agreeing(_tiktoken(self._spec), texts)
+        return self._quickly(texts)
+
+    def encode_documents(self, documents: Sequence[bytes]) -> np.ndarray:
         between = np.array([self.separator], np.uint32)
-        parts = [part for ids in self._quickly(texts) for part in (between, ids)]
+        parts = [part for ids in self.encode_each(documents) for part in (between, ids)]
         return np.concatenate(parts[1:]) if parts else np.zeros(0, np.uint32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
@@ -136,7 +144,9 @@ class Subwords(Tokenizer):
             return None
         sample = [text[:8192] for text in texts[:: max(1, len(texts) // SAMPLE)]]
         sample = [text for text in sample if not LONG_SPACE.search(text)]
-        same = [fast.encode_ordinary(t) == list(ids) for t, ids in zip(sample, self._slowly(sample))]
+        same = [
+            fast.encode_ordinary(t) == list(ids) for t, ids in zip(sample, self._slowly(sample))
+        ]
         return fast if all(same) else None
 
 
@@ -223,7 +233,7 @@ def read(path: str) -> Tokenizer:
     """The tokenizer of the config: "bytes", or the path of a `tokenizer.json`."""
     if path == "bytes":
         return Tokenizer()
-    size = files.stamp(path, "data.tokenizer")[0]
+    size = stamp(path)[0]
     if size > LARGEST_FILE:
         raise BadInput(f"data.tokenizer: {path}: {size} bytes; expected at most {LARGEST_FILE}")
     try:
@@ -235,7 +245,13 @@ def read(path: str) -> Tokenizer:
 
 def stamp(name: str) -> tuple:
     """Changes when the file of the tokenizer does."""
-    return () if name in ("bytes", "bpe") else files.stamp(name, "data.tokenizer")
+    if name in ("bytes", "bpe"):
+        return ()
+    if not Path(name).is_file():
+        raise BadInput(
+            f"data.tokenizer: {name}: no such file; expected bytes, bpe or a tokenizer.json"
+        )
+    return files.stamp(name, "data.tokenizer")
 
 
 def check(name: str, vocab: int | None) -> None:
@@ -244,10 +260,6 @@ def check(name: str, vocab: int | None) -> None:
         raise BadInput("data.vocab: only for .bin files and bpe; the byte tokenizer has 256")
     if name == "bpe" and (vocab is None or not 256 < vocab <= LARGEST_VOCAB):
         raise BadInput(f"data.vocab: {vocab}; bpe needs 257 to {LARGEST_VOCAB} tokens")
-    if name not in ("bytes", "bpe") and not Path(name).is_file():
-        raise BadInput(
-            f"data.tokenizer: {name}: expected bytes, bpe or the path of a tokenizer.json"
-        )
 
 
 def choose(name: str, vocab: int | None, documents: Iterable[bytes]) -> Tokenizer:
@@ -365,16 +377,20 @@ def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]
     """
     target = cache("tokens") / key
     try:
-        with _building(target) as folder, contextlib.ExitStack() as stack:
-            names = ("train", "heldout")
-            parts = [_Part(stack, folder / f"{name}.bin", tokenizer) for name in names]
+        with (
+            _building(target) as folder,
+            open(folder / "train.bin", "wb") as train,
+            open(folder / "heldout.bin", "wb") as heldout,
+        ):
+            parts = _Part(train, tokenizer), _Part(heldout, tokenizer)
             for held, document in documents:
                 parts[held].add(document)
             facts: dict[str, object] = {}
-            for name, part in zip(names, parts):
+            for name, part in zip(("train", "heldout"), parts):
                 part.end()
                 facts |= {f"{name}_tokens": part.tokens, f"{name}_bytes": part.bytes}
-            facts["digest"] = digest_of(*(part.sha.digest() for part in parts), tokenizer)
+            shas = parts[0].sha.digest(), parts[1].sha.digest()
+            facts["digest"] = digest_of(*shas, tokenizer)
             files.write_json(folder / "facts.json", facts)
             files.write_atomic(folder / "tokenizer.json", tokenizer.json)
     except OSError as error:
@@ -392,9 +408,8 @@ def digest_of(train: bytes, held: bytes, tokenizer: Tokenizer) -> str:
 class _Part:
     """A file of ids that grows by documents."""
 
-    def __init__(self, stack: contextlib.ExitStack, path: Path, tokenizer: Tokenizer):
-        self.file = stack.enter_context(open(path, "wb"))
-        self.tokenizer, self.kind = tokenizer, kind_of(tokenizer.vocab)
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
+        self.file, self.tokenizer, self.kind = file, tokenizer, kind_of(tokenizer.vocab)
         self.sha, self.tokens, self.bytes = hashlib.sha256(), 0, 0
         self.pending: list[bytes] = []
         self.size, self.begun = 0, False
@@ -429,10 +444,11 @@ def _building(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
         yield folder
-        with contextlib.suppress(OSError):
-            if find(target.name) is None:  # damaged: out of the way; who has it mapped keeps it
+        with open(target.parent / ".lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if find(target.name) is None:  # absent, or damaged; who has that mapped keeps it
                 shutil.rmtree(target, ignore_errors=True)
-            os.rename(folder, target)  # fails where another builder was first
-            files.sync_directory(target.parent)
+                os.rename(folder, target)
+                files.sync_directory(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

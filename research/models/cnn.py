@@ -5,10 +5,10 @@ Dimensions: B batch, H height, W width, C channels, F flattened features, D hidd
 """
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count
+from research.models import convolution
 
 SIZED = ("width", "depth", "hidden")
 SIZE_RULE = (
@@ -59,21 +59,11 @@ class CNN(nn.Module):
     def __call__(self, x_BxHxWxC: Array) -> Array:
         for i in range(self.depth):
             channels = self.width * 2**i
-            x_BxHxWxC = nn.Conv(channels, (3, 3), padding="VALID", name=f"conv{i}")(x_BxHxWxC)
-            x_BxHxWxC = halved(nn.relu(x_BxHxWxC))
+            x_BxHxWxC = convolution.Conv(channels, 3, name=f"conv{i}")(x_BxHxWxC)
+            x_BxHxWxC = convolution.halved(nn.relu(x_BxHxWxC))
         x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
         x_BxD = nn.relu(nn.Dense(self.hidden, name="dense0")(x_BxF))
         return nn.Dense(self.classes, name="head")(x_BxD)
-
-
-def halved(x_BxHxWxC: Array) -> Array:
-    """The maximum of each 2x2 square; an odd last row or column is dropped.
-
-    By slices, because the gradient of a window's maximum takes half of the training step on CPU.
-    """
-    H, W = (n // 2 * 2 for n in x_BxHxWxC.shape[1:3])
-    rows = jnp.maximum(x_BxHxWxC[:, 0:H:2], x_BxHxWxC[:, 1:H:2])
-    return jnp.maximum(rows[:, :, 0:W:2], rows[:, :, 1:W:2])
 
 
 def _stages(side: int) -> list[int]:

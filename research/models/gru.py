@@ -143,8 +143,8 @@ class Recurrence(nn.Module):
 def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
     """One orthogonal matrix for each gate, side by side (Saxe et al. 2014)."""
     D = shape[0]
-    made = [nn.initializers.orthogonal()(k, (D, D)) for k in jax.random.split(key, 3)]
-    return jnp.concatenate(made, axis=-1)
+    each = jax.vmap(lambda key: nn.initializers.orthogonal()(key, (D, D)))
+    return each(jax.random.split(key, 3)).swapaxes(0, 1).reshape(shape)
 
 
 def rung(i: int, **_: object) -> dict[str, int]:

@@ -10,6 +10,7 @@ import flax.linen as nn
 from jax import Array
 
 from research.kinds import Count
+from research.models.convolution import Conv
 
 SIZED = ("width", "depth")
 SIZE_RULE = (
@@ -106,11 +107,9 @@ class Block(nn.Module):
         return nn.relu(x_BxHxWxC + y_BxHxWxC)
 
 
-def _conv(channels: int, kernel: int, stride: int, name: str) -> nn.Conv:
+def _conv(channels: int, kernel: int, stride: int, name: str) -> Conv:
     he_normal = nn.initializers.he_normal()
-    return nn.Conv(
-        channels, (kernel, kernel), stride, use_bias=False, kernel_init=he_normal, name=name
-    )
+    return Conv(channels, kernel, stride, "SAME", False, he_normal, name=name)
 
 
 def _norm(
@@ -122,7 +121,7 @@ def _norm(
 def rung(i: int, **_: object) -> dict[str, int]:
     """The sized fields of the i-th smallest network, i ≥ 1, by SIZE_RULE."""
     width, depth = GROUP, 1
-    for _ in range(i - 1):
+    while (i := i - 1) >= 1:
         if depth < math.isqrt(9 * width // 16):
             depth += 1
         else:
@@ -137,7 +136,11 @@ def forward_flops(m: ResNet) -> dict[str, int]:
     counted.
     """
     height, width, channels = m.image_shape
-    parts = {"first_layer": 2 * height * width * 9 * channels * m.width, "convolution": 0, "skip": 0}
+    parts = {
+        "first_layer": 2 * height * width * 9 * channels * m.width,
+        "convolution": 0,
+        "skip": 0,
+    }
     channels = m.width
     for i in range(STAGES):
         into = m.width * 2**i

@@ -1,0 +1,46 @@
+"""The classic convolutional network, 225,034 parameters, on 5,000 handwritten digits.
+
+For your own images: --config.data.path=FOLDER, which holds one folder of images for each class.
+"""
+
+import ml_collections
+
+
+def get_config():
+    return ml_collections.ConfigDict(
+        {
+            "name": "cnn_digits",
+            "seed": 0,  # of the initialisation
+            "size": None,  # or a target parameter count, which fills width, depth and hidden
+            "model": {"name": "cnn", "width": 32, "depth": 2, "hidden": 128},
+            "data": {
+                "name": "images",
+                # 5,000 digits of MNIST; or digits (8 x 8), a .npz, a folder, hub:NAME.
+                "path": "mnist5k",
+                "heldout": 0.2,  # none: the test part that the data come with
+                "examples": None,  # all training images
+                "resize": None,
+                "shift": 2,  # pixels, at random, in training
+                "flip": False,
+            },
+            "batch": {"size": 64, "seed": 0},  # seed of the order of the data
+            "task": {"name": "classification"},
+            "optim": {
+                "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8},
+                "schedule": {"name": "cosine", "final": 0.0},
+                "warmup": {"unit": "fraction", "amount": 0.05},
+                "lr": 2e-3,
+                "lr_rule": "constant",
+                "clip": None,
+                "ema": None,  # decay of a moving average of the parameters, which is evaluated
+            },
+            # Another run to start from, and whether from its "params" or its whole "state".
+            "init": {"run": None, "step": None, "what": "params"},
+            "horizon": {"unit": "epochs", "amount": 10.0},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "eval": {"examples": None, "batch": 250, "every": 125},  # none: all held-out images
+            "save": {"every": 0, "keep": 1},
+            "log": {"every": 25, "sinks": []},
+            "loop": {"steps_per_dispatch": 25},
+        }
+    )

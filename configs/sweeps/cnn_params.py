@@ -1,0 +1,24 @@
+"""How held-out loss falls with the number of parameters of the digit network, at equal epochs.
+
+Shifted images are never the same twice, so that the larger networks do not learn them by heart.
+"""
+
+from configs import cnn_digits
+from research import grid
+
+SIZES = (1e3, 2.1e3, 3.7e3, 8.2e3, 1.44e4, 3.2e4, 5.7e4, 1.27e5)  # widths 2 to 24
+REPLICATED = 3.7e3
+
+
+def get_config():
+    config = cnn_digits.get_config()
+    config.name, config.size = "cnn_params", 3.2e4
+    config.model.update(width=None, depth=None, hidden=None)
+    config.eval.every = 0
+    return config
+
+
+def sweep(config):
+    del config
+    replicates = grid.product(grid.sizes([REPLICATED]), grid.seeds(3))
+    return grid.chain(grid.product(grid.sizes(SIZES), grid.seeds(1)), replicates)

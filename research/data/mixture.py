@@ -1,0 +1,171 @@
+"""Text from several files, each drawn by its weight."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from research import files
+from research.data import text, tokenizers
+from research.data.text import Windows
+from research.data.tokenizers import Tokens
+from research.errors import BadInput
+from research.kinds import Count, Positive, Share
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Windows of several sources in one numbering, one source after the other."""
+
+    parts: tuple["Windows | Chosen", ...]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        starts = np.cumsum([0, *map(len, self.parts)])
+        source = np.searchsorted(starts, index, side="right") - 1
+        out: dict[str, np.ndarray] = {}
+        for i in np.unique(source):
+            here = source == i
+            for name, x in self.parts[i].rows(index[here] - starts[i]).items():
+                out.setdefault(name, np.empty((len(index), *x.shape[1:]), x.dtype))[here] = x
+        return out
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of the windows of a source, by number."""
+
+    windows: Windows
+    numbers: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        return self.windows.rows(self.numbers[index])
+
+
+def load(
+    *,
+    paths: list[str],
+    weights: list[Positive],
+    context: Count,
+    heldout: Share,
+    tokenizer: str,
+    field: str,
+    vocab: Count | None,
+) -> dict[str, object]:
+    """The fields of a `Dataset` of token windows from several sources.
+
+    `weights` are the shares of the windows that are drawn from each of `paths` (any scale), which
+    are what `path` is for "text", but no `.bin`. Each is split as there, by the hash of a document,
+    so one that is in two sources is on the same side in both. One tokenizer serves all; "bpe" is
+    trained on all training documents, each once, whatever the weights.
+
+    The held-out set is in proportion to the weights too, so that its loss is that of the mixture:
+    as many windows as the source that runs out first allows, evenly spaced in the others.
+    """
+    if not paths or len(paths) != len(weights):
+        raise BadInput(
+            f"data.weights: {len(weights)} for {len(paths)} data.paths; expected as many"
+        )
+    with _several():
+        stamps = (*map(text.stamp, paths), tokenizers.stamp(tokenizer))
+        made = _sources(tuple(paths), field, heldout, tokenizer, vocab, stamps)
+        sources = [text.windows(path, t, context) for path, t in zip(paths, made)]
+    train = [Windows(tokens.train, context) for tokens in made]
+    held = _proportional([Windows(tokens.held, context) for tokens in made], weights)
+    shares = np.array([len(part) for part in held]) / sum(map(len, held))
+    rows = [
+        {"path": path, "weight": weight, "unique_tokens": len(tokens.train)}
+        for path, weight, tokens in zip(paths, weights, made)
+    ]
+    digest = files.digest(*(t.digest.encode() for t in made), files.canonical(list(weights)))
+    return {
+        **sources[0],
+        "train": Joined(tuple(train)),
+        "heldout": Joined(tuple(held)),
+        "digest": digest,
+        "unique_tokens": sum(len(tokens.train) for tokens in made),
+        "notes": {
+            "bytes_per_token": float(shares @ [tokens.bytes_per_token or 1.0 for tokens in made]),
+            "sources": rows,
+        },
+        "mixture": tuple((len(part), weight) for part, weight in zip(train, weights)),
+        "card": functools.partial(_card, digest, tokenizer, made, rows, [len(h) for h in held]),
+    }
+
+
+@contextlib.contextmanager
+def _several() -> Iterator[None]:
+    """What `text` says of its path is here said of one of the paths."""
+    try:
+        yield
+    except BadInput as error:
+        words = (
+            f"data.paths:{problem.removeprefix('data.path:')}"
+            if problem.startswith("data.path:")
+            else problem
+            for problem in error.problems
+        )
+        raise BadInput(*words) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _sources(
+    paths: tuple[str, ...],
+    field: str,
+    heldout: float,
+    tokenizer: str,
+    vocab: int | None,
+    stamps: tuple,
+) -> tuple[Tokens, ...]:
+    tokenizers.check(tokenizer, vocab)
+    if ids := [path for path in paths if path.endswith(".bin")]:
+        raise BadInput(f"data.paths: {ids[0]}: token ids cannot be mixed; expected text")
+    parts = [text.split(text.documents(path, field), heldout) for path in paths]
+    training = itertools.chain.from_iterable(train for train, _ in parts)
+    made = tokenizers.choose(tokenizer, vocab, training)
+    return tuple(text.tokenised(part, made) for part in parts)
+
+
+def _proportional(parts: Sequence[Windows], weights: Sequence[float]) -> list[Chosen]:
+    share = np.asarray(weights) / sum(weights)
+    lengths = np.array([len(part) for part in parts])
+    counts = np.floor(share * (lengths / share).min() + 1e-6).astype(np.int64)
+    return [
+        Chosen(part, np.arange(count) * length // count)
+        for part, length, count in zip(parts, lengths, np.clip(counts, 1, lengths))
+    ]
+
+
+def _card(
+    digest: str,
+    tokenizer: str,
+    made: Sequence[Tokens],
+    rows: Sequence[Mapping[str, object]],
+    held: Sequence[int],
+) -> dict[str, object]:
+    train, heldout = (
+        np.concatenate([getattr(tokens, side) for tokens in made]) for side in ("train", "held")
+    )
+    total = sum(float(str(row["weight"])) for row in rows)
+    words = [
+        f"{text.source(str(row['path']))} (weight {float(str(row['weight'])) / total:.3g}, "
+        f"{row['unique_tokens']:,} unique tokens, {count} held-out windows)"
+        for row, count in zip(rows, held)
+    ]
+    return {
+        "source": "; ".join(words),
+        "digest": digest,
+        "tokenizer": text.describe(tokenizer, made[0].tokenizer),
+        "train_tokens": len(train),
+        "heldout_tokens": len(heldout),
+        "overlap_length": text.OVERLAP_LENGTH,
+        "overlap": text.overlap(train, heldout, text.OVERLAP_LENGTH),
+    }
