@@ -49,6 +49,18 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def cache(*parts: str) -> Path:
+    """A folder of the user's cache, made if it is not there: $ISOFLOP_CACHE, else `isoflop` in
+    $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
+    chosen, base = os.environ.get("ISOFLOP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    root = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "isoflop"
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{root}: cannot be made: {error.strerror}") from error
+    return make_directory(root.joinpath(*parts))
+
+
 def sync_directory(path: str | os.PathLike[str]) -> None:
     """Make a rename or a new name in `path` survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)

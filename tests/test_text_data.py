@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research import data
-from research.data import hub, text, tokenizers
+from research.data import hub, text, token_files, tokenizers
 from research.data.order import CYCLE
 from research.errors import BadInput
 
@@ -25,8 +25,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def stores(monkeypatch):
     """How often token files were written: a list that grows."""
-    calls, real = [], tokenizers.store
-    monkeypatch.setattr(tokenizers, "store", lambda *a: calls.append(a) or real(*a))
+    calls, real = [], token_files.store
+    monkeypatch.setattr(token_files, "store", lambda *a: calls.append(a) or real(*a))
     return calls
 
 

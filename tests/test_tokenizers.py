@@ -11,8 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from research import data
-from research.data import text, tokenizers
+from research import data, files
+from research.data import text, token_files, tokenizers
 from research.errors import BadInput
 
 pytest.importorskip("tokenizers")
@@ -312,7 +312,7 @@ def test_token_files_are_mapped_in_the_smallest_type(vocab, monkeypatch):
     made = tokenizers.Tokenizer()
     made.vocab = vocab
     monkeypatch.setattr(tokenizers, "from_json", lambda _: made)
-    found = tokenizers.store("key", made, pairs())
+    found = token_files.store("key", made, pairs())
     assert isinstance(found.train, np.memmap)
     size = {256: 1, 257: 2, 65_536: 2, 65_537: 4}[vocab]
     assert found.train.dtype == found.held.dtype == np.dtype(f"u{size}")
@@ -325,21 +325,21 @@ def test_token_files_are_mapped_in_the_smallest_type(vocab, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 700, 1 << 20])
 def test_token_files_do_not_depend_on_the_batches(batch, monkeypatch):
     made = tokenizers.trained(400, raw())
-    monkeypatch.setattr(tokenizers, "BATCH", batch)
-    found = tokenizers.store(f"key{batch}", made, pairs())
+    monkeypatch.setattr(token_files, "BATCH", batch)
+    found = token_files.store(f"key{batch}", made, pairs())
     train = [d for held, d in pairs() if not held]
     held = [d for held, d in pairs() if held]
     np.testing.assert_array_equal(found.train, made.encode_documents(train))
     assert found.bytes_per_token == len(b"\0".join(held)) / len(found.held)
-    monkeypatch.setattr(tokenizers, "BATCH", 1 << 20)
-    assert found.digest == tokenizers.store("other", made, pairs()).digest
-    assert found.digest != tokenizers.store("less", made, pairs()[1:]).digest
+    monkeypatch.setattr(token_files, "BATCH", 1 << 20)
+    assert found.digest == token_files.store("other", made, pairs()).digest
+    assert found.digest != token_files.store("less", made, pairs()[1:]).digest
 
 
 @pytest.mark.parametrize("damage", ["short", "ids", "facts", "absent"])
 def test_damaged_token_files_are_built_anew(damage, cache):
     made = tokenizers.trained(400, raw())
-    first = np.array(tokenizers.store("key", made, pairs()).train)
+    first = np.array(token_files.store("key", made, pairs()).train)
     folder = cache / "tokens" / "key"
     if damage == "short":
         (folder / "train.bin").write_bytes(b"\1\0")
@@ -351,9 +351,9 @@ def test_damaged_token_files_are_built_anew(damage, cache):
         (folder / "facts.json").write_text("{}")
     else:
         (folder / "heldout.bin").unlink()
-    assert tokenizers.find("key") is None
-    np.testing.assert_array_equal(tokenizers.store("key", made, pairs()).train, first)
-    assert tokenizers.find("key") is not None
+    assert token_files.find("key") is None
+    np.testing.assert_array_equal(token_files.store("key", made, pairs()).train, first)
+    assert token_files.find("key") is not None
 
 
 def test_builders_at_once_do_not_disturb_each_other(cache):
@@ -362,7 +362,7 @@ def test_builders_at_once_do_not_disturb_each_other(cache):
 
     def build():
         barrier.wait()
-        found.append(tokenizers.store("key", made, pairs()))
+        found.append(token_files.store("key", made, pairs()))
 
     threads = [threading.Thread(target=build) for _ in range(4)]
     for thread in threads:
@@ -381,15 +381,15 @@ def test_a_builder_that_fails_leaves_nothing(cache):
         raise BadInput("the stream ended")
 
     with pytest.raises(BadInput, match="the stream ended"):
-        tokenizers.store("key", tokenizers.Tokenizer(), failing())
-    assert tokenizers.find("key") is None
+        token_files.store("key", tokenizers.Tokenizer(), failing())
+    assert token_files.find("key") is None
     assert not list((cache / "tokens").iterdir())
 
 
 def test_the_cache_is_the_users_alone(cache, tmp_path, monkeypatch):
-    tokenizers.cache("tokens")
+    files.cache("tokens")
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     monkeypatch.delenv("ISOFLOP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert tokenizers.cache("tokens") == tmp_path / "xdg" / "isoflop" / "tokens"
+    assert files.cache("tokens") == tmp_path / "xdg" / "isoflop" / "tokens"
     assert stat.S_IMODE((tmp_path / "xdg" / "isoflop").stat().st_mode) == 0o700

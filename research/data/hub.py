@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from research import files
-from research.data import text, tokenizers
-from research.data.tokenizers import Tokens, first_line, package
+from research.data import text, token_files, tokenizers
+from research.data.token_files import Tokens
+from research.data.tokenizers import first_line, package
 from research.errors import BadInput
 from research.kinds import Count, Share
 
@@ -76,7 +77,7 @@ def _revision(path: str, name: dict) -> tuple[str, str]:
     if not NAME.fullmatch(path):
         raise BadInput(f"data.path: {path}: no folder, and no name of a set on the hub")
     package("datasets", f"data.path: {path}")
-    last = tokenizers.cache("hub") / f"{files.digest_of({**name, 'path': path})}.json"
+    last = files.cache("hub") / f"{files.digest_of({**name, 'path': path})}.json"
     try:
         revision = _commit(path)
     except Exception as error:
@@ -114,11 +115,11 @@ def _tokens(path: str, revision: str, tokenizer: str, items: tuple) -> Tokens:
     name = dict(items)
     place = {} if Path(path).is_dir() else {"path": path}
     key = files.digest_of({**name, **place, "revision": revision})
-    if (found := tokenizers.find(key)) is not None:
+    if (found := token_files.find(key)) is not None:
         return found
     stream = _split(_documents(path, revision, name), name["heldout"])
     if tokenizer != "bpe":
-        return tokenizers.store(key, tokenizers.choose(tokenizer, name["vocab"], ()), stream)
+        return token_files.store(key, tokenizers.choose(tokenizer, name["vocab"], ()), stream)
     first, size = [], 0
     for held, document in stream:
         first.append((held, document))
@@ -126,7 +127,7 @@ def _tokens(path: str, revision: str, tokenizer: str, items: tuple) -> Tokens:
         if size >= tokenizers.TRAINED_ON:
             break
     made = tokenizers.choose("bpe", name["vocab"], (d for held, d in first if not held))
-    return tokenizers.store(key, made, itertools.chain(first, stream))
+    return token_files.store(key, made, itertools.chain(first, stream))
 
 
 def _split(documents: Iterator[str], heldout: float) -> Iterator[tuple[bool, bytes]]:

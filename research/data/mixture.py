@@ -11,7 +11,7 @@ import numpy as np
 from research import files
 from research.data import text, tokenizers
 from research.data.text import Windows
-from research.data.tokenizers import Tokens
+from research.data.token_files import Tokens
 from research.errors import BadInput
 from research.kinds import Count, Positive, Share
 

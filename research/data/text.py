@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from research import files
-from research.data import tokenizers
-from research.data.tokenizers import Tokenizer, Tokens
+from research.data import token_files, tokenizers
+from research.data.token_files import Tokens
+from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
 from research.kinds import Count, Share
 
@@ -138,9 +139,9 @@ def tokenised(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> T
         return Tokens(train, held, tokenizer, digest, 1.0)
     names = (b"".join(hashlib.sha256(d).digest() for d in part) for part in parts)
     train_sha, held_sha = (hashlib.sha256(joined).digest() for joined in names)
-    key = tokenizers.digest_of(train_sha, held_sha, tokenizer)
+    key = token_files.digest_of(train_sha, held_sha, tokenizer)
     pairs = itertools.chain(((False, d) for d in train), ((True, d) for d in held))
-    return tokenizers.find(key) or tokenizers.store(key, tokenizer, pairs)
+    return token_files.find(key) or token_files.store(key, tokenizer, pairs)
 
 
 def documents(path: str, field: str) -> list[bytes]:

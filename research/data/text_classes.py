@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from research import files
-from research.data import text, tokenizers
+from research.data import text, token_files, tokenizers
 from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
 from research.kinds import Count, Share
@@ -176,7 +176,7 @@ def _largest(
 def _windows(ids: np.ndarray, context: int, reader: Tokenizer) -> np.ndarray:
     """[n, T], the last one filled with separators."""
     out = np.full(
-        -(-len(ids) // context) * context, reader.separator, tokenizers.kind_of(reader.vocab)
+        -(-len(ids) // context) * context, reader.separator, token_files.kind_of(reader.vocab)
     )
     out[: len(ids)] = ids
     return out.reshape(-1, context)

@@ -1,7 +1,6 @@
-"""Tokenizers, and corpora as files of token ids in the user's cache."""
+"""Tokenizers: bytes, byte-level BPE trained here, or any tokenizer.json."""
 
 import contextlib
-import fcntl
 import functools
 import hashlib
 import importlib
@@ -9,16 +8,14 @@ import itertools
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from research import files
-from research.errors import BadInput, StorageError
+from research.errors import BadInput
 
 END = "<|endoftext|>"
 # What may stand between documents, the first that a vocabulary has.
@@ -26,7 +23,6 @@ SEPARATORS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP
 TRAINED_ON = 64 << 20  # bytes of training documents
 LARGEST_FILE = 64 << 20  # bytes of a tokenizer.json
 LARGEST_VOCAB = 1 << 20
-BATCH = 4 << 20  # bytes that are tokenised at once
 SAMPLE = 16  # pieces of text on which two encoders are compared
 # The split rule of ByteLevel, for tiktoken, whose stack a long run of spaces overflows.
 SPLIT = r"'(?:s|t|d|m|re|ve|ll)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
@@ -286,7 +282,8 @@ def trained(vocab: int, documents: Iterable[bytes]) -> Tokenizer:
     sizes = itertools.accumulate(len(by_name[name]) for name in names)
     names = [name for name, size in zip(names, sizes) if size <= TRAINED_ON] or names[:1]
     settings = {"model": "byte-level BPE", "special": [END], "vocab": vocab}
-    path = cache("tokenizers") / f"{files.digest(b''.join(names), files.canonical(settings))}.json"
+    name = files.digest(b"".join(names), files.canonical(settings))
+    path = files.cache("tokenizers") / f"{name}.json"
     with contextlib.suppress(OSError, UnicodeDecodeError, BadInput):  # absent or damaged: anew
         return Subwords(path.read_text(encoding="utf-8"))
     text = _train(vocab, [_as_text(by_name[name]) for name in names])
@@ -312,143 +309,3 @@ def _train(vocab: int, texts: Sequence[str]) -> str:
     )
     made.train_from_iterator(texts, trainer)
     return made.to_str()
-
-
-def cache(*parts: str) -> Path:
-    """A folder of the user's cache, made if it is not there: $ISOFLOP_CACHE, else `isoflop` in
-    $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
-    chosen, base = os.environ.get("ISOFLOP_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    root = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "isoflop"
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{root}: cannot be made: {error.strerror}") from error
-    return files.make_directory(root.joinpath(*parts))
-
-
-class Tokens(NamedTuple):
-    """A corpus as ids. `digest` names the documents of both parts and the tokenizer; a separator
-    counts as the one byte that it is in a file of bytes."""
-
-    train: np.ndarray
-    held: np.ndarray
-    tokenizer: Tokenizer
-    digest: str
-    bytes_per_token: float | None
-
-
-def find(key: str) -> Tokens | None:
-    """What `store` wrote under `key`; None if there is nothing, or it is damaged."""
-    folder = cache("tokens") / key
-    try:
-        made = from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        facts = files.read_json(folder / "facts.json")
-        train, held = (
-            _mapped(folder / f"{name}.bin", made.vocab, facts[f"{name}_tokens"])
-            for name in ("train", "heldout")
-        )
-        ratio = facts["heldout_bytes"] / max(1, facts["heldout_tokens"])
-        return Tokens(train, held, made, facts["digest"], ratio)
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, BadInput):
-        return None
-
-
-def _mapped(path: Path, vocab: int, count: int) -> np.ndarray:
-    kind = kind_of(vocab)
-    if path.stat().st_size != count * kind.itemsize:
-        raise ValueError(f"{path}: expected {count} ids")
-    ids = np.memmap(path, kind, "r") if count else np.zeros(0, kind)
-    # JAX clamps an id that is out of range; only the host can refuse it.
-    if count and int(ids.max()) >= vocab:
-        raise ValueError(f"{path}: ids of {vocab} and above")
-    return ids
-
-
-def kind_of(vocab: int) -> np.dtype:
-    """The smallest unsigned type that holds all ids."""
-    return np.min_scalar_type(vocab - 1)
-
-
-def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]]) -> Tokens:
-    """Token files below `<cache>/tokens/<key>` of documents (held out?, text), in bounded memory,
-    mapped. Of several that write one key at once, the first to end wins and all read its files.
-
-    Raises StorageError when the disk refuses.
-    """
-    target = cache("tokens") / key
-    try:
-        with (
-            _building(target) as folder,
-            open(folder / "train.bin", "wb") as train,
-            open(folder / "heldout.bin", "wb") as heldout,
-        ):
-            parts = _Part(train, tokenizer), _Part(heldout, tokenizer)
-            for held, document in documents:
-                parts[held].add(document)
-            facts: dict[str, object] = {}
-            for name, part in zip(("train", "heldout"), parts):
-                part.end()
-                facts |= {f"{name}_tokens": part.tokens, f"{name}_bytes": part.bytes}
-            shas = parts[0].sha.digest(), parts[1].sha.digest()
-            facts["digest"] = digest_of(*shas, tokenizer)
-            files.write_json(folder / "facts.json", facts)
-            files.write_atomic(folder / "tokenizer.json", tokenizer.json)
-    except OSError as error:
-        raise StorageError(f"{target}: cannot be written: {error.strerror}") from error
-    if (found := find(key)) is None:
-        raise StorageError(f"{target}: was written, but cannot be read")
-    return found
-
-
-def digest_of(train: bytes, held: bytes, tokenizer: Tokenizer) -> str:
-    """The digest of `Tokens`, from the SHA-256 of the SHA-256s of the documents of each part."""
-    return files.digest(train, held, tokenizer.digest.encode())
-
-
-class _Part:
-    """A file of ids that grows by documents."""
-
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
-        self.file, self.tokenizer, self.kind = file, tokenizer, kind_of(tokenizer.vocab)
-        self.sha, self.tokens, self.bytes = hashlib.sha256(), 0, 0
-        self.pending: list[bytes] = []
-        self.size, self.begun = 0, False
-
-    def add(self, document: bytes) -> None:
-        self.sha.update(hashlib.sha256(document).digest())
-        self.pending.append(document)
-        self.size += len(document)
-        if self.size >= BATCH:
-            self._write()
-
-    def end(self) -> None:
-        self._write()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
-    def _write(self) -> None:
-        if not self.pending:
-            return
-        ids = self.tokenizer.encode_documents(self.pending)
-        if self.begun:
-            ids = np.concatenate([np.array([self.tokenizer.separator], ids.dtype), ids])
-        self.file.write(ids.astype(self.kind).tobytes())
-        self.tokens += len(ids)
-        self.bytes += self.size + len(self.pending) - (not self.begun)
-        self.pending, self.size, self.begun = [], 0, True
-
-
-@contextlib.contextmanager
-def _building(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when the block ends well, and is removed when it does not."""
-    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-    try:
-        yield folder
-        with open(target.parent / ".lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if find(target.name) is None:  # absent, or damaged; who has that mapped keeps it
-                shutil.rmtree(target, ignore_errors=True)
-                os.rename(folder, target)
-                files.sync_directory(target.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

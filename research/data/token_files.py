@@ -1,0 +1,148 @@
+"""Corpora as files of token ids in the user's cache, memory-mapped."""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from research import files
+from research.data import tokenizers
+from research.data.tokenizers import Tokenizer
+from research.errors import BadInput, StorageError
+
+BATCH = 4 << 20  # bytes that are tokenised at once
+
+
+class Tokens(NamedTuple):
+    """A corpus as ids. `digest` names the documents of both parts and the tokenizer; a separator
+    counts as the one byte that it is in a file of bytes."""
+
+    train: np.ndarray
+    held: np.ndarray
+    tokenizer: Tokenizer
+    digest: str
+    bytes_per_token: float | None
+
+
+def find(key: str) -> Tokens | None:
+    """What `store` wrote under `key`; None if there is nothing, or it is damaged."""
+    folder = files.cache("tokens") / key
+    try:
+        made = tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        facts = files.read_json(folder / "facts.json")
+        train, held = (
+            _mapped(folder / f"{name}.bin", made.vocab, facts[f"{name}_tokens"])
+            for name in ("train", "heldout")
+        )
+        ratio = facts["heldout_bytes"] / max(1, facts["heldout_tokens"])
+        return Tokens(train, held, made, facts["digest"], ratio)
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, BadInput):
+        return None
+
+
+def _mapped(path: Path, vocab: int, count: int) -> np.ndarray:
+    kind = kind_of(vocab)
+    if path.stat().st_size != count * kind.itemsize:
+        raise ValueError(f"{path}: expected {count} ids")
+    ids = np.memmap(path, kind, "r") if count else np.zeros(0, kind)
+    # JAX clamps an id that is out of range; only the host can refuse it.
+    if count and int(ids.max()) >= vocab:
+        raise ValueError(f"{path}: ids of {vocab} and above")
+    return ids
+
+
+def kind_of(vocab: int) -> np.dtype:
+    """The smallest unsigned type that holds all ids."""
+    return np.min_scalar_type(vocab - 1)
+
+
+def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]]) -> Tokens:
+    """Token files below `<cache>/tokens/<key>` of documents (held out?, text), in bounded memory,
+    mapped. Of several that write one key at once, the first to end wins and all read its files.
+
+    Raises StorageError when the disk refuses.
+    """
+    target = files.cache("tokens") / key
+    try:
+        with (
+            _building(target) as folder,
+            open(folder / "train.bin", "wb") as train,
+            open(folder / "heldout.bin", "wb") as heldout,
+        ):
+            parts = _Part(train, tokenizer), _Part(heldout, tokenizer)
+            for held, document in documents:
+                parts[held].add(document)
+            facts: dict[str, object] = {}
+            for name, part in zip(("train", "heldout"), parts):
+                part.end()
+                facts |= {f"{name}_tokens": part.tokens, f"{name}_bytes": part.bytes}
+            shas = parts[0].sha.digest(), parts[1].sha.digest()
+            facts["digest"] = digest_of(*shas, tokenizer)
+            files.write_json(folder / "facts.json", facts)
+            files.write_atomic(folder / "tokenizer.json", tokenizer.json)
+    except OSError as error:
+        raise StorageError(f"{target}: cannot be written: {error.strerror}") from error
+    if (found := find(key)) is None:
+        raise StorageError(f"{target}: was written, but cannot be read")
+    return found
+
+
+def digest_of(train: bytes, held: bytes, tokenizer: Tokenizer) -> str:
+    """The digest of `Tokens`, from the SHA-256 of the SHA-256s of the documents of each part."""
+    return files.digest(train, held, tokenizer.digest.encode())
+
+
+class _Part:
+    """A file of ids that grows by documents."""
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
+        self.file, self.tokenizer, self.kind = file, tokenizer, kind_of(tokenizer.vocab)
+        self.sha, self.tokens, self.bytes = hashlib.sha256(), 0, 0
+        self.pending: list[bytes] = []
+        self.size, self.begun = 0, False
+
+    def add(self, document: bytes) -> None:
+        self.sha.update(hashlib.sha256(document).digest())
+        self.pending.append(document)
+        self.size += len(document)
+        if self.size >= BATCH:
+            self._write()
+
+    def end(self) -> None:
+        self._write()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def _write(self) -> None:
+        if not self.pending:
+            return
+        ids = self.tokenizer.encode_documents(self.pending)
+        if self.begun:
+            ids = np.concatenate([np.array([self.tokenizer.separator], ids.dtype), ids])
+        self.file.write(ids.astype(self.kind).tobytes())
+        self.tokens += len(ids)
+        self.bytes += self.size + len(self.pending) - (not self.begun)
+        self.pending, self.size, self.begun = [], 0, True
+
+
+@contextlib.contextmanager
+def _building(target: Path) -> Iterator[Path]:
+    """A folder that becomes `target` when the block ends well, and is removed when it does not."""
+    folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    try:
+        yield folder
+        with open(target.parent / ".lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if find(target.name) is None:  # absent, or damaged; who has that mapped keeps it
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(folder, target)
+                files.sync_directory(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
