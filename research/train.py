@@ -190,7 +190,8 @@ def fit(
     `stop()` turns true the state is saved. Raises Preempted then, Diverged when the loss is no
     longer finite (which is recorded as this run's result), StorageError when the disk fails.
     """
-    trainer = Trainer(run, _mesh(run, directory))  # whatever is refused leaves no file behind
+    sinks.check(run.sinks)  # whatever is refused leaves no file behind
+    trainer = Trainer(run, _mesh(run, directory))
     mesh = trainer.mesh
     records.write_card(directory.workdir, run.data.digest, run.data.card)
     directory.once("config.json", run.config)

@@ -103,9 +103,9 @@ def test_exact_flops_are_what_xla_counts_in_a_training_step(spec):
     args = model.shapes(abstract(spec)), abstract(spec)
     counted = xla_dot_flops(compiled(jax.value_and_grad(loss_of(model)), *args))
     exact = accounting.step_flops(model, BATCH)
-    assert counted == pytest.approx(exact, rel=0.01)
-    without = exact + BATCH * model.forward_flops()["first_layer"]
-    assert counted != pytest.approx(without, rel=0.01)
+    assert counted == pytest.approx(exact, rel=1e-9)
+    first = BATCH * model.forward_flops()["first_layer"]
+    assert counted != pytest.approx(exact + first, rel=1e-3)  # the data have no gradient
 
 
 @pytest.mark.parametrize("spec", SMALL)
@@ -164,7 +164,7 @@ def test_a_convolution_is_its_definition(by, side, stride, padding):
     x, w = x.astype(np.float32), w.astype(np.float32)
     ours = by(jnp.asarray(x), jnp.asarray(w), stride, padding)
     np.testing.assert_allclose(ours, plain(x, w, stride, padding), atol=1e-5)
-    turned = plain(x, w[::-1].transpose(0, 1, 3, 2).transpose(0, 1, 3, 2), stride, padding)
+    turned = plain(x, w[::-1], stride, padding)
     if side > 1:  # the mathematicians' convolution turns the kernel round
         assert np.abs(ours - turned).max() > 0.1
 

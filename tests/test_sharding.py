@@ -81,7 +81,7 @@ def optimized(name):
     return WIDE | factored | {"optim.optimizer.name": name, "optim.ema": 0.9} | numbers
 
 
-@pytest.mark.parametrize("name", list(NUMBERS))
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name != "adamw"])  # that is above
 def test_every_optimizer_takes_the_same_steps_on_a_mesh(name, tiny):
     config = tiny(optimized(name))
     alone = losses(trainer(config, MESHES["data 1"]), 10)

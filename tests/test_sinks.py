@@ -9,6 +9,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -171,7 +172,19 @@ def test_two_launches_within_a_second_write_two_files(tmp_path):
 def biases(tmp_path_factory, environment):
     pytest.importorskip("wandb", reason="the track extra is not installed")
     workdir = tmp_path_factory.mktemp("biases")
-    return workdir, launch_twice("wandb", workdir)
+    told = launch_twice("wandb", workdir)
+    until = time.monotonic() + 60  # finish() may return before W&B's process has written
+    while kinds(launches(workdir)[-1])[-1:] != ["exit"] and time.monotonic() < until:
+        time.sleep(0.05)
+    return workdir, told
+
+
+def launches(workdir):
+    return sorted(workdir.glob("wandb/offline-run-*-r0/run-r0.wandb"))
+
+
+def kinds(path):
+    return [record.WhichOneof("record_type") for record in transactions(path)]
 
 
 def transactions(path):
@@ -205,7 +218,7 @@ def rows(path, keys=("_step", "train_loss", "loss")):
 
 def test_wandb_offline_files_hold_both_launches_of_one_run(biases):
     workdir, _ = biases
-    first, second = sorted(workdir.glob("wandb/offline-run-*-r0/run-r0.wandb"))
+    first, second = launches(workdir)
     every = [{"_step": s, "train_loss": 8.0 - s} for s in range(8)]
     assert rows(second) == [*every[4:], {"_step": 8, "loss": 2.5}]
     killed = rows(first)  # the row of a step is open until the next one begins
@@ -224,13 +237,13 @@ def test_wandb_offline_files_hold_both_launches_of_one_run(biases):
 
 def test_wandb_ends_with_the_result_and_collects_nothing_else(biases):
     workdir, _ = biases
-    first, second = sorted(workdir.glob("wandb/offline-run-*-r0/run-r0.wandb"))
+    first, second = launches(workdir)
     summary = {
         u.key: json.loads(u.value_json) for r in transactions(second) for u in r.summary.update
     }
     assert summary["versions.jax"] == "0.1"
     assert summary["loss"] == 2.5
-    ends = [[r.WhichOneof("record_type") for r in transactions(p)] for p in (first, second)]
+    ends = [kinds(first), kinds(second)]
     assert ends[1][-1] == "exit"
     assert "exit" not in ends[0]
     left = {p.name for p in second.parent.rglob("*") if p.is_file()}
