@@ -99,7 +99,7 @@ def make_run(config: Mapping[str, Any]) -> Run:
         "family": family,
         "task": config["task"]["name"],
         "loss_unit": task.unit,
-        "group": f"{family} from {start.name}" if start else family,
+        "group": f"{family} from {start.name.rpartition(' ')[0]}" if start else family,
         "size": config["size"],
         "seed": config["seed"],
         **counts,

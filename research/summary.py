@@ -139,7 +139,7 @@ def _mean(found: Sequence[float]) -> str:
 def text_summary(result: Mapping[str, Any]) -> str:
     """The table, the laws and the verdicts for a terminal, and where the files are."""
     rows, several = result["rows"], len(result["fits"]) > 1
-    lines = ["", *_table(rows, several)]
+    lines = ["", *_table(rows, several, result["against"])]
     for name, fit in result["fits"].items():
         lines += ["", *([f"{name}:"] if several else [])]
         lines.append(fit_summary(fit["document"]) if fit["document"] else f"no law: {fit['why']}")
@@ -155,15 +155,18 @@ def text_summary(result: Mapping[str, Any]) -> str:
     )
 
 
-def _table(rows: Sequence[Row], several: bool) -> list[str]:
+def _table(rows: Sequence[Row], several: bool, against: str) -> list[str]:
+    rows = sorted(rows, key=lambda r: (group_of(r), r.get(against) or 0, r.get("seed") or 0))
+    extra = ["train_examples"] if against == "train_examples" else []
     scores = [s for s in SCORES if any(row.get(s[0]) is not None for row in rows)]
     label = "examples" if all(row.get("context") == 1 for row in rows) else "tokens"
     wide = max(len(group_of(row)) for row in rows) if several else 0
     group = [f"{'group':>{wide}}"] if several else []
-    head = [*group, f"{'params':>12} {label:>10} {'FLOPs':>9} {'seed':>4}"]
+    head = [*group, *extra, f"{'params':>12} {label:>10} {'FLOPs':>9} {'seed':>4}"]
     lines = [" ".join([*head, *(f"{name:>{w}}" for name, w, _ in scores), " status"])]
     for row in rows:
         cells = [f"{group_of(row):>{wide}}"] if several else []
+        cells += [f"{row.get(name, 0):>{len(name)},}" for name in extra]
         cells.append(
             f"{row.get('params', 0):>12,} {quantity(row.get('tokens', 0)):>10} "
             f"{quantity(row.get('flops', 0)):>9} {row.get('seed', ''):>4}"
