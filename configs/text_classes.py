@@ -31,7 +31,7 @@ def get_config():
     config.batch.size = 32
     config.task.name = "classification"
     config.optim.lr, config.optim.lr_rule = 1e-3, "constant"
-    config.horizon = {"unit": "examples", "amount": 16e3}
+    config.horizon = {"unit": "examples", "amount": 6e3}
     config.eval.update(every=0, examples=1024)
     config.save.every = 0
     return config

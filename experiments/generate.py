@@ -3,8 +3,7 @@
 python -m experiments.generate --runs=DIR --prompt="def " --tokens=200 --temperature=0.8
 
 DIR is a run, WORKDIR/runs/<id>, or a WORKDIR: of its runs, --run=ID is taken, else the language
-model with the lowest loss. Of a run on token ids (a .bin without a tokenizer), --prompt and the
-text are ids.
+model with the lowest loss. Of a run on token ids (a .bin), prompt and text are ids.
 """
 
 import sys
@@ -18,7 +17,8 @@ from research.data import tokenizers
 from research.errors import BadInput
 
 # flag: default, whether a value is good, what is
-NUMBERS = {
+FLAGS = {
+    "prompt": ("", len, "what the text begins with, at least one token"),
     "tokens": (200, lambda n: n >= 1, "a whole number of at least 1"),
     "temperature": (0.8, lambda t: 0 <= t < float("inf"), "a number of at least 0; 0 is greedy"),
     "top_k": (40, lambda k: 0 <= k < 2**31, "a whole number of at least 0; 0 is all tokens"),
@@ -32,34 +32,31 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", metavar="DIR", required=True)
     parser.add_argument("--run", metavar="ID")
-    parser.add_argument("--prompt", required=True, help="what the text begins with")
-    for name, (default, _, words) in NUMBERS.items():
+    for name, (default, _, words) in FLAGS.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=words)
     args = parser.parse_args(argv)
-    numbers = {name: getattr(args, name) for name in NUMBERS}
-    bad = [name for name, value in numbers.items() if not NUMBERS[name][1](value)]
-    problems = [f"--{name}={numbers[name]}: expected {NUMBERS[name][2]}" for name in bad]
-    problems += [] if args.prompt else ["--prompt is empty; expected at least one token"]
-    if problems:
-        raise BadInput(*problems)
+    numbers = {name: getattr(args, name) for name in FLAGS}
+    bad = {name: value for name, value in numbers.items() if not FLAGS[name][1](value)}
+    if bad:
+        raise BadInput(*(f"--{name}={bad[name]}: expected {FLAGS[name][2]}" for name in bad))
     path = chosen(args)
     kept, data = path / "tokenizer.json", files.read_json(path / "config.json")["data"]
     words = tokenizers.from_json(kept.read_text(encoding="utf-8") if kept.exists() else "")
     ids_alone = str(data.get("path", "")).endswith(".bin") and not kept.exists()
     if ids_alone and not args.prompt.replace(" ", "").isdecimal():
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")
-    prompt = [int(i) for i in args.prompt.split()] if ids_alone else words.encode(args.prompt)
+    prompt = [int(i) for i in (args.prompt.split() if ids_alone else words.encode(args.prompt))]
 
     from research import branch, generate  # jax from here on
 
     source, begun = branch.open_run(path), time.monotonic()
-    made = generate.generate(source.model, source.params, prompt, **numbers)
+    made = generate.generate(source.model, source.params, **numbers | {"prompt": prompt})
     seconds = time.monotonic() - begun
     for sample in made.tolist():
-        ids = [*map(int, prompt), *sample]
+        ids = prompt + sample
         print(*ids) if ids_alone else print(words.decode(ids).decode(errors="replace"))
-    pace = f"{made.size} tokens in {seconds:.1f} s, {made.size / seconds:,.0f} per second"
-    print(f"{pace}, with compilation", file=sys.stderr)
+    pace = f"{made.size / seconds:,.0f} per second with compilation"
+    print(f"{made.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
 
 
 def chosen(args: Namespace) -> Path:

@@ -1,7 +1,7 @@
 """What two language-model families share. Dimensions, one letter each:
 
-B batch, T time (context), S time that is cached, M = B·T, D width, H heads, G key-value heads, R = H/G, K head size,
-F hidden width of the feed-forward.
+B batch, T time (context), S time that is cached, M = B·T, D width, H heads, G key-value heads,
+R = H/G, K head size, F hidden width of the feed-forward.
 
 Activations between blocks are flat, x_MxD: with [B, T, D] the gradient of a kernel contracts two
 dimensions, for which XLA on CPU first writes a transposed copy (a third of the step at width 128).
@@ -50,7 +50,8 @@ def causal_attention(
 ) -> Array:
     """softmax(q kᵀ / √K) v over the past and the present, softmax in float32; shape of q.
 
-    Keys and values are those of positions 0 … S−1, queries those of `at` … at + T−1. Fewer key-value heads than heads: each serves H/G neighbouring heads (Ainslie et al. 2023).
+    Keys and values are those of positions 0 … S−1, queries those of `at` … at + T−1. Fewer
+    key-value heads than heads: each serves H/G neighbouring heads (Ainslie et al. 2023).
     """
     B, T, H, K = q_BxTxHxK.shape
     S, G = k_BxSxGxK.shape[1:3]
