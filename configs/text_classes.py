@@ -1,6 +1,7 @@
 """Which package of the standard library is this from? A language model, fine-tuned with a new head.
 
-    python -m experiments.train --config=configs/lm_transformer.py --workdir=runs/lm
+    python -m experiments.train --config=configs/lm_transformer.py --config.size=1e5 \\
+        --workdir=runs/lm
     python -m experiments.sweep --config=configs/text_classes.py --config.init.run=runs/lm \\
         --workdir=runs/classes
 
@@ -15,7 +16,7 @@ from research import grid
 def get_config():
     config = lm_transformer.get_config()
     config.name = "text_classes"
-    config.size = 3e5  # none with --config.init.run: the model is that run's
+    config.size = 1e5  # none with --config.init.run: the model is that run's
     config.data = {
         "name": "text_classes",
         # Also a folder with one folder or file for each class, or a .jsonl with both fields.
@@ -23,7 +24,7 @@ def get_config():
         "field": "text",
         "label_field": "label",
         "classes": 8,  # those with most text
-        "examples": 2048,
+        "examples": 1024,
         "context": 128,
         "heldout": 0.125,
         "tokenizer": "bytes",
@@ -31,7 +32,7 @@ def get_config():
     config.batch.size = 32
     config.task.name = "classification"
     config.optim.lr, config.optim.lr_rule = 1e-3, "constant"
-    config.horizon = {"unit": "examples", "amount": 6e3}
+    config.horizon = {"unit": "examples", "amount": 4e3}
     config.eval.update(every=0, examples=1024)
     config.save.every = 0
     return config
@@ -41,7 +42,7 @@ def sweep(config):
     return grid.product(starts(config), grid.values("data.examples", EXAMPLES), grid.seeds(2))
 
 
-EXAMPLES = (64, 256, 1024, 4096)
+EXAMPLES = (64, 256, 1024)
 
 
 def starts(config):

@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     bad = {name: value for name, value in numbers.items() if not FLAGS[name][1](value)}
     if bad:
         raise BadInput(*(f"--{name}={bad[name]}: expected {FLAGS[name][2]}" for name in bad))
+    del numbers["prompt"]  # it becomes ids
     path = chosen(args)
     kept, data = path / "tokenizer.json", files.read_json(path / "config.json")["data"]
     words = tokenizers.from_json(kept.read_text(encoding="utf-8") if kept.exists() else "")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     from research import branch, generate  # jax from here on
 
     source, begun = branch.open_run(path), time.monotonic()
-    made = generate.generate(source.model, source.params, **numbers | {"prompt": prompt})
+    made = generate.generate(source.model, source.params, prompt, **numbers)
     seconds = time.monotonic() - begun
     for sample in made.tolist():
         ids = prompt + sample

