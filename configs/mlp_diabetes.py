@@ -22,7 +22,10 @@ def get_config():
     }
     config.batch.size = 32
     config.optim.optimizer = {
-        "name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8,
+        "name": "adamw",
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
         "weight_decay": 0.3,
     }
     config.optim.lr = 3e-3

@@ -8,7 +8,7 @@ def get_config():
     config.name = "resnet_digits"
     config.model = {"name": "resnet", "width": 8, "depth": 1}  # depth: blocks in each of 3 stages
     config.optim.optimizer = {
-        **{"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8},
+        "name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8,
         "weight_decay": 0.05,
     }
     config.optim.lr = 5e-3

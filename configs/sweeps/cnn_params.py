@@ -6,8 +6,8 @@ Shifted images are never the same twice, so that the larger networks do not lear
 from configs import cnn_digits
 from research import grid
 
-SIZES = (1e3, 2.1e3, 3.7e3, 8.2e3, 1.44e4, 3.2e4, 5.7e4, 1.27e5)  # widths 2 to 24
-REPLICATED = 3.7e3
+SIZES = (2.1e3, 3.7e3, 8.2e3, 1.44e4, 3.2e4, 5.7e4, 1.27e5)  # widths 3 to 24
+REPLICATED = 1.44e4
 
 
 def get_config():

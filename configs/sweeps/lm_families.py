@@ -4,13 +4,14 @@ laws have the same exponent? The report draws both laws on one plot."""
 from configs import lm_gru, lm_transformer
 from research import grid
 
-SIZES = (16e3, 42e3, 1.0e5, 1.9e5, 4.5e5, 9e5)
+SIZES = (16e3, 32e3, 66e3, 1.4e5, 2.8e5)
 
 
 def get_config():
     config = lm_transformer.get_config()
     config.name = "lm_families"
-    config.eval.every = 400
+    config.horizon.amount = 6e5
+    config.eval.every = 0
     return config
 
 
@@ -20,6 +21,8 @@ def sweep(config):
 
 
 def of_family(config):
-    """Every size of the family of `config`, with its own learning rate."""
-    family = grid.section("model", config.model) | {"optim.lr": config.optim.lr}
-    return grid.product([family], grid.sizes(SIZES))
+    """Every size of the family of `config`."""
+    own = grid.section("model", config.model)
+    own |= {"batch.size": config.batch.size}  # what it is best trained with
+    own |= {"optim.lr": config.optim.lr, "optim.lr_rule": config.optim.lr_rule}
+    return grid.product([own], grid.sizes(SIZES))
