@@ -9,6 +9,7 @@ import pytest
 
 from research import models, tasks
 from research.models.layers import Pooled
+from tests.test_models import SMALL
 
 
 class Table:
@@ -119,24 +120,3 @@ def test_a_pooled_model_looks_at_real_tokens_alone():
     np.testing.assert_allclose(logits, short, rtol=1e-5, atol=1e-6)
     other = pooled.apply(params, np.where(longer == 0, 5, longer))
     assert np.abs(logits - other).max() > 1e-3
-
-
-SMALL = {
-    "vocab": 61,
-    "context": 16,
-    "width": 32,
-    "depth": 2,
-    "heads": 4,
-    "kv_heads": 4,
-    "hidden": 48,
-    "norm": "rms",
-    "positions": "rotary",
-    "rotary_theta": 1e4,
-    "activation": "swiglu",
-    "qk_norm": False,
-    "bias": False,
-    "tied": False,
-    "dtype": "float32",
-    "remat": False,
-    "unroll": 1,
-}

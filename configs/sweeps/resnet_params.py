@@ -1,0 +1,22 @@
+"""How held-out loss falls with the number of parameters of the residual network, at equal epochs."""
+
+from configs import resnet_digits
+from research import grid
+
+SIZES = (5.1e3, 1.97e4, 4.4e4, 9.9e4, 1.75e5, 2.72e5, 4.24e5)  # widths 4 to 20, 1 to 3 blocks
+REPLICATED = 1.97e4
+
+
+def get_config():
+    config = resnet_digits.get_config()
+    config.name, config.size = "resnet_params", 4.4e4
+    config.model.update(width=None, depth=None)
+    config.horizon.amount = 5.0
+    config.eval.every = 0
+    return config
+
+
+def sweep(config):
+    del config
+    replicates = grid.product(grid.sizes([REPLICATED]), grid.seeds(3))
+    return grid.chain(grid.product(grid.sizes(SIZES), grid.seeds(1)), replicates)
