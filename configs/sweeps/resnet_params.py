@@ -1,4 +1,4 @@
-"""How held-out loss falls with the number of parameters of the residual network, at equal epochs."""
+"""How held-out loss falls with the size of the residual network, at equal epochs."""
 
 from configs import resnet_digits
 from research import grid

@@ -67,10 +67,8 @@ class Model:
     def described(self) -> dict[str, Any]:
         """What `build` makes this model from, as JSON."""
         name = next(k for k, made in MODELS.items() if made is type(self.spec))
-        fields = {
-            f.name: getattr(self.spec, f.name) for f in dataclasses.fields(self.spec) if f.init
-        }
-        fields = {k: v for k, v in fields.items() if k not in ("parent", "name")}
+        own = [f.name for f in dataclasses.fields(self.spec) if f.name not in ("parent", "name")]
+        fields = {field: getattr(self.spec, field) for field in own}
         pooled = {"classes": self.classes, "pad": self.module.pad} if self.classes else {}  # type: ignore[attr-defined]
         return {"name": name, **fields, **pooled}
 
