@@ -18,10 +18,22 @@ SWEEPS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "sweeps").glob(
 SMALL = {"teacher": {"data.examples": 512, "data.heldout": 64}}
 
 
+def labelled(corpus):
+    """The lines of the corpus, in two classes."""
+    path = corpus.with_suffix(".jsonl")
+    if not path.exists():
+        lines = corpus.read_text().splitlines()
+        rows = [{"text": line, "label": "ab"[i % 2]} for i, line in enumerate(lines)]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
 def shrunk(path, corpus):
     config, module = cli.load(str(path))
     changes = {"eval.examples": 16, **SMALL.get(config["data"]["name"], {})}
-    if config["data"].get("path") == "stdlib":
+    if config["data"]["name"] == "text_classes":
+        changes |= {"data.path": str(labelled(corpus)), "data.classes": 2, "data.examples": 64}
+    elif config["data"].get("path") == "stdlib":
         changes["data.path"] = str(corpus)
     if config["horizon"]["unit"] == "tokens":
         changes["horizon.amount"] = 5e3
