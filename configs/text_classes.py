@@ -6,7 +6,7 @@
         --workdir=runs/classes
 
 The sweep trains on few and on many examples, from the language model and, the same network, from
-nothing; its report has both laws. The files that are held out are held out of the language model.
+nothing; its report compares them. The files that are held out are held out of the language model.
 """
 
 from configs import lm_transformer
