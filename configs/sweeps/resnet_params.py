@@ -1,8 +1,8 @@
 """How held-out loss falls with the size of the residual network, at equal epochs.
 
-Image size, shift and epochs were chosen by looking at these very held-out losses, over four versions
-whose exponents were 0.21 and 0.87 (not monotonic), 1.12, and 0.80 (kept): a demonstration of the
-path, not a measurement of the exponent of this family.
+Image size, shift and epochs were chosen by looking at these very held-out losses, over four
+versions whose exponents were 0.21 and 0.87 (not monotonic), 1.12, and 0.80 (kept): a demonstration
+of the path, not a measurement of the exponent of this family.
 """
 
 from configs import resnet_digits
