@@ -68,7 +68,7 @@ def chosen(args: Namespace) -> Path:
         texts = [r for r in rows if r.get("task") == "language_modelling"]
         ready = [r for r in texts if r["status"] == "done"] or texts[:1]
         if not ready:
-            raise BadInput(f"{path}: none of {len(rows)} runs {args.run or ''} is a language model")
+            raise BadInput(f"{path}: no language model among its runs ({args.run or 'any'})")
         path = path / "runs" / min(ready, key=lambda r: r.get("loss", 0.0))["run"]
         print(f"run {path.name} of {len(rows)}", file=sys.stderr)
     if (task := records.row(path).get("task")) != "language_modelling":

@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
 
     from research import records, report, summary
 
-    result = report.write(args.runs, args.against)
+    result = report.write(args.runs, args.against, every_way=True)
     records.write_table(args.runs)
     print(summary.text_summary(result))
     return 0

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     records.write_table(args.workdir)
     from research import report, summary  # matplotlib and scipy, which a plan does not need
 
-    print(summary.text_summary(report.write(args.workdir)))
+    print(summary.text_summary(report.write(args.workdir, every_way=True)))
     for run_id, reason in outcome.missing.items():
         print(f"missing: run {run_id}: {reason}")
     return UNFINISHED if outcome.missing else 0

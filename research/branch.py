@@ -32,6 +32,9 @@ class Start:
     taken: tuple[tuple[str, str], ...] = ()
     rule: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.run.name}, step {self.step}"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -72,7 +75,7 @@ def planned(start: Start, model: Model, inputs: Any) -> Start:
     not fit raises BadInput.
     """
     if start.what == "state":
-        return dataclasses.replace(start, rule=f"goes on from {start.name}, step {start.step}")
+        return dataclasses.replace(start, rule=f"goes on from {start}")
     there = {
         leaf.removeprefix(f"{start.part}/"): tuple(shape)
         for leaf, (shape, _) in checkpoint.manifest(start.path)["leaves"].items()
@@ -90,7 +93,7 @@ def planned(start: Start, model: Model, inputs: Any) -> Start:
             problems.append(f"init.run: {start.path} has {held} for {path}, shape {leaf.shape}")
     if problems:
         raise BadInput(*problems[:5])
-    rule = f"starts from {len(taken)} parameter arrays of {start.name}, step {start.step}"
+    rule = f"starts from {len(taken)} parameter arrays of {start}"
     rule += f"; new: {', '.join(new)}" if new else ""
     return dataclasses.replace(start, taken=tuple(taken), rule=rule)
 
@@ -157,7 +160,6 @@ def _directory(run: str) -> Path:
 
 def _name(directory: Path) -> str:
     try:
-        name = json.loads((directory / "config.json").read_text())["name"]
+        return json.loads((directory / "config.json").read_text())["name"]
     except (OSError, ValueError, KeyError, TypeError):
-        name = "run"
-    return f"{name} {directory.name}"
+        return "run"

@@ -3,6 +3,11 @@
 DONE, UNFINISHED, BAD_INPUT, IO_ERROR, PREEMPTED, DIVERGED, HUNG = 0, 1, 2, 74, 75, 76, 77
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of some library says, as one line for a message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class IsoflopError(Exception):
     """An error that is reported as a message, never as a traceback."""
 

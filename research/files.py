@@ -105,6 +105,11 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def delimiter(header: str) -> str:
+    """Of , ; tab and |, the one that the header of a CSV has most of."""
+    return max(",;\t|", key=header.count)
+
+
 def digest(*parts: bytes) -> str:
     """SHA-256 of the parts, each preceded by its length, in hexadecimal."""
     sha = hashlib.sha256()

@@ -26,6 +26,12 @@ def seeds(n: int, first: int = 0) -> list[Point]:
     return [{"seed": k, "batch.seed": k} for k in range(first, first + n)]
 
 
+def ladder(targets: Iterable[float], replicated: float, n: int = 3) -> list[Point]:
+    """One point for each target parameter count, and `n` seeds of the one that is `replicated`:
+    their spread is the noise of a run."""
+    return chain(product(sizes(targets), seeds(1)), product(sizes([replicated]), seeds(n)))
+
+
 def section(path: str, fields: Mapping[str, object]) -> Point:
     """A whole section, such as the model of another config, as one point."""
     return {f"{path}.{key}": value for key, value in fields.items()}

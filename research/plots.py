@@ -91,7 +91,7 @@ def loss_against(
         axes.set_xlabel(LABELS.get(column, column))
         axes.set_ylabel(f"held-out loss ({unit})")
         _log_loss(axes, y)
-        _log_ticks(axes.xaxis)
+        log_ticks(axes.xaxis)
         axes.legend(loc="upper right")
     return figure
 
@@ -126,7 +126,7 @@ def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Fig
         axes.set_xlabel(LABELS.get(column, column))
         axes.set_ylabel(f"held-out loss ({unit})")
         _log_loss(axes, np.concatenate(every))
-        _log_ticks(axes.xaxis)
+        log_ticks(axes.xaxis)
         axes.legend(loc="upper right", fontsize=9)
     return figure
 
@@ -146,7 +146,7 @@ def scores(
         axes.set_xscale("log")
         axes.set_xlabel(LABELS.get(column, column))
         axes.set_ylabel(f"{label}\nbars: standard deviation over seeds")
-        _log_ticks(axes.xaxis)
+        log_ticks(axes.xaxis)
         if len(series) > 1:
             axes.legend(loc="lower right")
     return figure
@@ -248,13 +248,11 @@ def learning_curves(
         examples = all(row.get("context") == 1 for row, _ in curves)
         axes.set_xlabel("training examples seen" if examples else "training tokens D")
         axes.set_ylabel(f"loss ({unit})\nthin: training, dots: held out")
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        _log_ticks(axes.xaxis)
+        plain_ticks(axes.yaxis)
+        log_ticks(axes.xaxis)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
         bar.set_label(LABELS.get(column, column))
-        _log_ticks(bar.ax.yaxis)
+        log_ticks(bar.ax.yaxis)
     return figure
 
 
@@ -284,7 +282,7 @@ def residuals(
         axes.set_xscale("log")
         axes.set_xlabel(LABELS.get(column, column))
         axes.set_ylabel("measured / law − 1 (%)")
-        _log_ticks(axes.xaxis)
+        log_ticks(axes.xaxis)
         axes.legend(loc="upper left", ncols=3, fontsize=8, bbox_to_anchor=(0, 1.2))
     return figure
 
@@ -299,11 +297,18 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return np.array(out)
 
 
-def _log_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
+    """1.5, 2, 3 on a logarithmic axis of losses."""
+    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log_ticks(axis: Any) -> None:
     """1k, 10k, 1M rather than powers of ten; steps between them where the range is short."""
     low, high = axis.get_view_interval()
     short = high / max(low, 1e-300) < 300
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=12))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda v, _: quantity(v)))
     axis.set_minor_formatter(NullFormatter())
 

@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from research import files, plots, records, scaling, summary
+import numpy as np
+
+from research import charts, files, law_plots, plots, records, scaling, summary
 from research.errors import BadInput
+from research.scaling.multiverse import multiverse
 from research.summary import end
 
 Row = dict[str, Any]
@@ -31,6 +34,9 @@ th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
 th { border-bottom: 2px solid #999; }
 td.text, th.text { text-align: left; }
 svg { max-width: 100%; height: auto; }
+.chart form label, .vega-bind { font-size: .95rem; }
+.chart input[type=range] { width: 20rem; vertical-align: middle; }
+.chart input[type=range] ~ * { display: none; }
 code, pre { background: #f5f5f5; font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
 """
@@ -38,6 +44,11 @@ OBJECTIVES = {
     "mse_log": "least squares of the log loss",
     "mse": "least squares of the loss",
     "huber_log": "Huber's loss of the log loss",
+}
+SURFACES = {
+    "chinchilla": "Loss against parameters and tokens",
+    "isoflop": "Compute-optimal sizes from isoFLOP minima",
+    "envelope": "The envelope of all runs",
 }
 # Columns of the table of runs, where rows have them: heading, format.
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -71,11 +82,14 @@ CARD = {
 }
 
 
-def write(workdir: str | Path, against: str | None = None) -> dict[str, Any]:
+def write(
+    workdir: str | Path, against: str | None = None, every_way: bool = False
+) -> dict[str, Any]:
     """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/.
 
     Runs of different groups (families, or starts from another run) have a law each, and a
-    fit-GROUP.json. `against` is by default the first column in which the runs differ. Returns
+    fit-GROUP.json. `against` is by default the first column in which the runs differ. With
+    `every_way`, the law of a single group is fitted again under every convention. Returns
     {"rows", "against", "fits": {group: {"document" (None if there are too few runs), "why" not}},
     "cards", "files"}. Raises BadInput when `workdir` holds no runs.
     """
@@ -84,8 +98,20 @@ def write(workdir: str | Path, against: str | None = None) -> dict[str, Any]:
     if not rows:
         raise BadInput(f"--runs={workdir}: no runs yet")
     against = against or summary.varying(rows)
-    fits = {name: _fit(members, against) for name, members in summary.groups(rows).items()}
+    groups = summary.groups(rows)
+    surfaces = _surfaces(groups)
+    if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
+        (name,) = groups
+        known = {"document": law.document, "why": "", "predictor": None}
+        fits: dict[str, dict[str, Any]] = {name: {"rows": groups[name], **known}}
+    else:
+        fits = {name: _fit(members, against) for name, members in groups.items()}
     figures = _figures(workdir, rows, fits, against)
+    if every_way and len(fits) == 1:
+        figures |= _multiverse(*fits.values())
+    for name, found in surfaces.items():
+        for kind, figure in law_plots.figures(found).items():
+            figures[f"{name}_{kind}"] = figure
     written = {"report": workdir / "report.html"}
     for name, figure in figures.items():
         written[f"{name}.png"], written[f"{name}.svg"] = plots.save(
@@ -96,8 +122,12 @@ def write(workdir: str | Path, against: str | None = None) -> dict[str, Any]:
             stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
             written[stem] = workdir / f"{stem}.json"
             files.write_json(written[stem], fit["document"])
+    for name, found in surfaces.items():
+        written[f"fit-{name}"] = workdir / f"fit-{name}.json"
+        files.write_json(written[f"fit-{name}"], found.document)
     cards = [files.read_json(p) for p in sorted((workdir / "data").glob("*.json"))]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
+    result["surfaces"] = surfaces
     svgs = {name: written[f"{name}.svg"].read_text() for name in figures}
     files.write_atomic(written["report"], page(result, svgs))
     return result
@@ -112,6 +142,54 @@ def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
     return {"rows": rows, "document": document, "why": "", "predictor": predictor}
 
 
+def _surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis]:
+    """The law of parameters and tokens, with the largest budget held out, and isoFLOP minima,
+    where one group's runs vary both."""
+    if len(groups) != 1:
+        return {}
+    (rows,) = groups.values()
+    done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
+    if len({row["tokens"] for row in done}) < 3 or len({row["params"] for row in done}) < 3:
+        return {}
+    budgets = np.geomspace(min(r["flops"] for r in done), 30 * max(r["flops"] for r in done), 25)
+    out = {}
+    most = max(row["flops"] for row in done)
+    held_out = {"holdout": f"flops>{0.9 * most!r}"}
+    for law, held in (("chinchilla", held_out), ("isoflop", {}), ("envelope", {})):
+        try:
+            out[law] = scaling.analyse(law, done, {"predict_flops": budgets.tolist(), **held})
+        except BadInput:
+            continue  # the table is not of that kind
+    return out
+
+
+def _multiverse(fit: Mapping[str, Any]) -> dict[str, Any]:
+    """The figure of the multiverse, which the fit's document then holds; {} without a law."""
+    if not (document := fit["document"]):
+        return {}
+    done = [row for row in fit["rows"] if row["status"] == "done"]
+    options = {"holdout": document["options"]["holdout"], "against": document["against"]}
+    try:
+        document["multiverse"] = multiverse(document["law"], done, scaling.Options(**options))
+    except BadInput:
+        return {}
+    return {"multiverse": law_plots.spread(document["multiverse"])}
+
+
+def _explorer(result: Mapping[str, Any]) -> str:
+    """The chart with a slider, of the first law that there is."""
+    fits, surfaces = result["fits"], result["surfaces"]
+    unit = scaling.unit(result["rows"])
+    done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
+    for found in surfaces.values():
+        return charts.page_part(charts.of_budget(done, found.document["predictions"], unit))
+    first = next(iter(fits.values()))
+    if len(fits) > 1 or not first["predictor"]:
+        return ""
+    made = charts.of_column(done, first["predictor"], result["against"], unit)
+    return charts.page_part(made) if made else ""
+
+
 def _figures(
     workdir: Path, rows: Sequence[Row], fits: Mapping[str, Mapping], against: str
 ) -> dict[str, Any]:
@@ -120,7 +198,7 @@ def _figures(
     (first, *others), unit = fits.values(), scaling.unit(rows)
     if done and others:
         out["loss"] = plots.groups(fits, against, unit)
-    elif done:
+    elif done and (first["predictor"] or not first["document"]):
         out["loss"] = plots.loss_against(rows, first["document"], first["predictor"], unit)
     if any(row.get("accuracy") is not None for row in done) and len(done) > 1:
         series = {n: summary.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
@@ -131,7 +209,7 @@ def _figures(
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
         out["curves"] = plots.learning_curves(curves, unit, against)
-    if first["document"] and not others:
+    if first["predictor"] and not others:
         out["residuals"] = plots.residuals(rows, first["document"], first["predictor"])
     return out
 
@@ -153,6 +231,12 @@ def page(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     if "loss" in svgs:
         noun = summary.NOUNS.get(against, against)
         parts += [f"<h2>Loss against {_e(noun)}</h2>", _svg(svgs["loss"])]
+    if explorer := _explorer(result):
+        parts += ["<h2>Ask the law</h2>", explorer]
+    for name, found in result["surfaces"].items():
+        parts.append(f"<h2>{SURFACES[name]}</h2>")
+        parts.append(f"<pre>{_e(summary.fit_summary(found.document, brief=True))}</pre>")
+        parts += [_svg(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
     if "accuracy" in svgs:
         parts += ["<h2>Accuracy</h2>", _svg(svgs["accuracy"])]
     if several and (side := summary.comparison(rows, against)):
@@ -167,7 +251,12 @@ def page(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     if "confusion" in svgs:
         best = _best_classifier([row for row in rows if row["status"] == "done"])
         parts += ["<h2>Classes</h2>", _svg(svgs["confusion"]), _classes(best) if best else ""]
-    for figure, heading in (("curves", "Learning curves"), ("residuals", "Residuals")):
+    still = (
+        ("curves", "Learning curves"),
+        ("residuals", "Residuals"),
+        ("multiverse", "Every way of counting and cleaning"),
+    )
+    for figure, heading in still:
         if figure in svgs:
             parts += [f"<h2>{heading}</h2>", _svg(svgs[figure])]
     parts += ["<h2>Data</h2>", *(_card(card) for card in result["cards"])]

@@ -93,13 +93,13 @@ def make_run(config: Mapping[str, Any]) -> Run:
     start = _start(config, dataset, model, inputs, steps)
     amounts = _amounts(model, dataset, counts, steps, batch)
     rules = (size_rule, _horizon_rule(config, dataset, steps, batch), lr_rule)
-    family = config["model"]["name"]
+    family, scaled = config["model"]["name"], "target_scale" in dataset.notes
     facts = {
         "name": config["name"],
         "family": family,
         "task": config["task"]["name"],
-        "loss_unit": task.unit,
-        "group": f"{family} from {start.name.rpartition(' ')[0]}" if start else family,
+        "loss_unit": task.unit + (" of standardised targets" if scaled else ""),
+        "group": f"{family} from {start.name}" if start else family,
         "size": config["size"],
         "seed": config["seed"],
         **counts,
@@ -162,7 +162,8 @@ def _enough(dataset: Dataset, batch: int, wanted: int) -> None:
         problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
     if len(dataset.heldout) < wanted:
         problems.append(
-            f"eval.examples: {wanted}, but there are {len(dataset.heldout)} held-out examples"
+            f"eval.examples: {wanted}, but there are {len(dataset.heldout)} held-out examples; "
+            "none takes all of them"
         )
     if problems:
         raise BadInput(*problems)

@@ -68,7 +68,15 @@ def headline(document: Mapping[str, Any] | None) -> str:
     """The result in a sentence: prediction against measurement of the largest size."""
     if not document or not document["holdout"]:
         return "Too few finished runs to fit a law and check it."
-    row, count = document["holdout"]["rows"][-1], document["n_points"]
+    held, count = document["holdout"], document["n_points"]
+    row = held["rows"][-1]
+    if len(held["rows"]) > 1 or document["response"] not in row:
+        what = "the budgets" if document["law"] == "isoflop" else "the runs"
+        return (
+            f"From {count} runs, {held['covered']} of {len(held['rows'])} of {what} that were held "
+            f"out lie inside their 95 % interval; mean absolute error "
+            f"{held['mean_absolute_error']:.2%}, bias {held['bias']:+.2%}."
+        )
     low, high = (end(x, ".4g") for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
     noun = NOUNS.get(document["against"], document["against"])
@@ -79,8 +87,9 @@ def headline(document: Mapping[str, Any] | None) -> str:
     )
 
 
-def fit_summary(document: Mapping[str, Any]) -> str:
-    """A fit as text: the law, the fall of the loss, prediction against measurement, warnings."""
+def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
+    """A fit as text: the law, the fall of the loss, prediction against measurement, warnings.
+    `brief` tells of the last prediction alone."""
     parts = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
@@ -93,13 +102,64 @@ def fit_summary(document: Mapping[str, Any]) -> str:
             f"the loss falls by {fall['nats']:.3g}{nats} from the smallest to the largest, "
             f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.2g})"
         )
-    for row in document["predictions"]:
-        low, high = (end(x, ".4f") for x in row["interval"])
-        at = quantity(row[document["against"]])
-        lines.append(f"predicted at {at}: {row['loss']:.4f} (law: {low} to {high})")
+    predictions = document["predictions"][-1:] if brief else document["predictions"]
+    lines += [_predicted(row, document) for row in predictions]
+    if scored := document.get("score"):
+        lines.append(
+            f"the given point: objective {scored['objective']:.6g}, {scored['above_optimum']:.3%} "
+            f"above the optimum, R² {scored['r2']:.4f}"
+        )
     if document["holdout"]:
         lines.append(headline(document))
+    lines += document.get("compare", {}).get("words", [])
+    if plan := document.get("next_runs"):
+        lines.append(
+            f"{len(plan['runs'])} runs of {plan['spent']:.3g} FLOPs in all would narrow the "
+            f"interval at the target from ±{plan['half_width_before']:.2%} to "
+            f"±{plan['half_width_after']:.2%} of the loss"
+        )
+    if "settling" in document:
+        lines.append(f"after {document['n_points']} runs: {document['settling']['suggestion']}")
+    if "multiverse" in document:
+        lines.append(_multiverse(document["multiverse"]))
     return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
+
+
+def _multiverse(section: Mapping[str, Any]) -> str:
+    def ends(key: str, spec: str) -> str:
+        found = section["spread"][key]
+        return " to ".join("open" if found[k] is None else format(found[k], spec)
+                           for k in ("least", "most"))  # fmt: skip
+
+    return (
+        f"over {len(section['universes'])} ways of counting and cleaning, the exponent goes from "
+        f"{ends('exponent', '.3f')}, and {section['target']} from {ends('prediction', '.4g')}"
+    )
+
+
+def _predicted(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """A prediction: of a law of one column, or of what is optimal for a budget."""
+    if "tokens" not in row:
+        low, high = (end(x, ".4f") for x in row["interval"])
+        at = quantity(row[document["against"]])
+        return f"predicted at {at}: {row['loss']:.4f} (law: {low} to {high})"
+    words = f"best for {row['flops']:.3g} FLOPs: "
+    if row["params"] is None:
+        return words + "the law has no optimum there"
+
+    def amount(name: str) -> str:
+        low, high = ("open" if x is None else quantity(x) for x in row["intervals"][name])
+        return f"{quantity(row[name])} ({low} to {high})"
+
+    words += f"{amount('params')} parameters, {amount('tokens')} tokens, "
+    words += f"{row['tokens_per_param']:.3g} tokens per parameter"
+    if row["loss"] is None:
+        return words
+    low, high = (end(x, ".4g") for x in row["intervals"]["loss"])
+    words += f", loss {row['loss']:.4g} ({low} to {high})"
+    if (most := row.get("regret", {}).get("quantile_95")) is not None:
+        words += f"; this choice costs at most {most:.2g} of loss (95 %)"
+    return words
 
 
 def expectation(cards: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> str:
@@ -142,7 +202,8 @@ def text_summary(result: Mapping[str, Any]) -> str:
     lines = ["", *_table(rows, several, result["against"])]
     for name, fit in result["fits"].items():
         lines += ["", *([f"{name}:"] if several else [])]
-        lines.append(fit_summary(fit["document"]) if fit["document"] else f"no law: {fit['why']}")
+        words = fit_summary(fit["document"], brief=True) if fit["document"] else ""
+        lines.append(words or f"no law: {fit['why']}")
         if fit["document"] and (words := expectation(result["cards"], fit["document"])):
             lines.append(words)
     if side := comparison(rows, result["against"]) if several else []:

@@ -297,7 +297,7 @@ def test_the_command_writes_what_the_library_does(workdir):
         (["--tokens=some"], "invalid int value: 'some'"),
         (["--samples=0", "--seed=-1"], "--seed=-1: expected a whole number from 0"),
         (["--prompt="], "--prompt=: expected what the text begins with"),
-        (["--run=nothere"], "none of 0 runs nothere is a language model"),
+        (["--run=nothere"], "no language model among its runs (nothere)"),
         (["--runs=/no/such/folder"], "/no/such/folder"),
         (["--top-k=3"], "unrecognized arguments"),
     ],

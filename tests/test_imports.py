@@ -36,11 +36,27 @@ MAY = {
     "sweep": {*GROUND, "run", "records", "train", "progress"},
     "scaling": {*GROUND, "scaling", "records"},
     "plots": {*GROUND, "scaling"},
+    "law_flags": GROUND,
+    "law_plots": {*GROUND, "scaling", "plots"},
     "summary": {"plots"},
-    "report": {*GROUND, "scaling", "plots", "records", "summary"},
+    "charts": {"scaling", "plots"},
+    "report": {*GROUND, "scaling", "plots", "law_plots", "charts", "records", "summary"},
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
-NO_JAX = {*GROUND, "data", "records", "sinks", "progress", "scaling", "plots", "summary", "report"}
+NO_JAX = {
+    *GROUND,
+    "data",
+    "records",
+    "sinks",
+    "progress",
+    "scaling",
+    "law_flags",
+    "law_plots",
+    "plots",
+    "summary",
+    "charts",
+    "report",
+}
 DANGEROUS = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

@@ -1,6 +1,10 @@
 """The page is whole, self-contained and escaped, and says what is missing."""
 
+import html
+import json
 import re
+import shutil
+import subprocess
 import xml.dom.minidom
 
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 
 from research import plots, records, report, summary
 from research.errors import BadInput
+from tests.test_minima import BUDGETS, iso_rows
 from tests.test_scaling import noisy
 
 
@@ -29,10 +34,15 @@ def workdir(path, rows, name="a sweep"):
     return path
 
 
+def without_scripts(page):
+    """What is left of a page for a reader who runs none."""
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
 def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
     result = report.write(workdir(tmp_path, noisy(0)))
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert without_scripts(page).count("<svg") == 3
     assert "was predicted as" in page
     assert "r8" in page
     for name in ("loss", "curves", "residuals"):
@@ -46,10 +56,11 @@ def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
 def test_the_page_fetches_nothing(tmp_path):
     report.write(workdir(tmp_path, noisy(0)))
     page = (tmp_path / "report.html").read_text()
-    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", page)
-    assert "<script" not in page
-    assert "@import" not in page
-    assert page.count("url(") == page.count("url(#")
+    still = without_scripts(page)
+    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", still)
+    assert "<script" not in still
+    assert "@import" not in still
+    assert still.count("url(") == still.count("url(#")
     assert len(page) < 2e6
 
 
@@ -177,3 +188,78 @@ def test_quantities_read_as_people_write_them(value, text):
 def test_smoothing_keeps_a_constant_and_has_no_bias_at_the_start():
     np.testing.assert_allclose(plots._smooth(np.full(50, 2.0)), 2.0)
     assert plots._smooth(np.arange(50.0))[0] == 0
+
+
+# In a browser.
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """<script>
+setTimeout(() => {
+  const out = document.createElement("pre");
+  const text = () => document.querySelector("#explore svg").textContent;
+  const slider = document.querySelector("#explore input[type=range]");
+  const before = text();
+  slider.value = slider.max;
+  slider.dispatchEvent(new Event("input"));
+  setTimeout(() => {
+    out.id = "probe";
+    out.textContent = JSON.stringify([before, text()]);
+    document.body.appendChild(out);
+  }, 500);
+}, 1500);
+</script></body>"""
+
+
+def in_browser(page, folder):
+    """What the slider's text says before and after it was moved to its end, and the console."""
+    pytest.importorskip("altair")
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed")
+    path = folder / "probe.html"
+    before, _, after = page.rpartition("</body>")  # Vega's own code speaks of it too
+    path.write_text(before + PROBE + after)
+    quiet = ("quic", "gpu", "background-networking", "component-update", "sync", "extensions")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr",
+            *(f"--disable-{name}" for name in quiet), f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=6000", "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, console
+    return json.loads(html.unescape(found[1])), console
+
+
+def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
+    report.write(workdir(tmp_path, noisy(0)))
+    (before, after), console = in_browser((tmp_path / "report.html").read_text(), tmp_path)
+    assert not console
+    losses = [float(re.search(r"loss (\d\.\d+)", text)[1]) for text in (before, after)]
+    assert losses[1] < losses[0] - 0.01
+
+
+def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
+    rows = [{**row, "status": "done"} for row in iso_rows(0.001, sizes=7, budgets=BUDGETS[:4])]
+    result = report.write(workdir(tmp_path, rows))
+    assert set(result["surfaces"]) == {"chinchilla", "isoflop", "envelope"}
+    page = (tmp_path / "report.html").read_text()
+    for name in ("chinchilla_contours", "chinchilla_frontier", "isoflop_isoflop"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
+    assert "best for" in page
+    assert len(page) < 2e6
+    (before, after), console = in_browser(page, tmp_path)
+    assert not console
+    sizes = [re.search(r"N\* ([\d.]+[kMBT])", text)[1] for text in (before, after)]
+    assert sizes[0] != sizes[1]
+
+
+def test_a_script_in_a_record_does_not_run(tmp_path):
+    evil = "</script><script>document.title = 'gotcha'</script>"
+    rows = [{**row, "group": evil} for row in noisy(0)]
+    report.write(workdir(tmp_path, rows, name=evil))
+    page = (tmp_path / "report.html").read_text()
+    assert "</script><script>document" not in page
+    assert html.escape(evil) in page

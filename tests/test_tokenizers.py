@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from research import data, files
-from research.data import text, token_files, tokenizers
+from research.data import order, text, token_files, tokenizers
 from research.errors import BadInput
 
 pytest.importorskip("tokenizers")
@@ -196,10 +196,10 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, trainings):
 
 def test_a_tokenizer_sees_training_documents_alone(tmp_path, trainings):
     texts = documents()
-    held = [text.is_held(hashlib.sha256(t.encode()).digest(), 0.25) for t in texts]
+    held = [order.is_held(hashlib.sha256(t.encode()).digest(), 0.25) for t in texts]
     assert 5 < sum(held) < 50
     more = [
-        d for d in documents(40, seed=5) if text.is_held(hashlib.sha256(d.encode()).digest(), 0.25)
+        d for d in documents(40, seed=5) if order.is_held(hashlib.sha256(d.encode()).digest(), 0.25)
     ]
     first = load(jsonl(tmp_path / "a.jsonl", texts))
     other = load(jsonl(tmp_path / "b.jsonl", [*texts, *more]))

@@ -16,7 +16,7 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: $PYTHON is Python $wanted; 3.11 or newer is needed, e.g. make setup PYTHON=python3.12" >&2
     exit 2
 fi
-echo "setting up $VENV for Python $wanted from $LOCK (once; about a minute)"
+echo "setting up $VENV for Python $wanted from $LOCK (once; a few minutes)"
 if [ ! -f "$VENV/.python" ] || [ "$(cat "$VENV/.python")" != "$wanted" ]; then
     rm -rf "$VENV"
     if "$PYTHON" -c 'import ensurepip' 2> /dev/null; then

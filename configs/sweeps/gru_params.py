@@ -18,5 +18,4 @@ def get_config():
 
 def sweep(config):
     del config
-    replicates = grid.product(grid.sizes([REPLICATED]), grid.seeds(3))
-    return grid.chain(grid.product(grid.sizes(SIZES), grid.seeds(1)), replicates)
+    return grid.ladder(SIZES, REPLICATED)

@@ -10,9 +10,10 @@ from typing import Any
 
 from research import files
 from research.data import text, token_files, tokenizers
+from research.data.order import is_held
 from research.data.token_files import Tokens
-from research.data.tokenizers import first_line, package
-from research.errors import BadInput
+from research.data.tokenizers import package
+from research.errors import BadInput, first_line
 from research.kinds import Count, Share
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a set on the hub
@@ -139,7 +140,7 @@ def _split(documents: Iterator[str], heldout: float) -> Iterator[tuple[bool, byt
         short = int.from_bytes(name[8:16], "big")  # 64 bits: two of 10^8 are equal once in 4,000
         if raw and short not in seen:
             seen.add(short)
-            yield text.is_held(name, heldout), raw
+            yield is_held(name, heldout), raw
 
 
 def _documents(path: str, revision: str, name: dict) -> Iterator[str]:

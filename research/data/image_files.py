@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research import files
-from research.errors import BadInput
+from research.errors import BadInput, first_line
 
 MOST_BYTES = 4 << 30  # of pixels in memory
 SOURCES = {
@@ -99,8 +99,8 @@ def read(path: str) -> Source:
     )
 
 
-def _missing(path: str, package: str) -> BadInput:
-    return BadInput(f"data.path: {path} comes through {package}; pip install 'isoflop[data]'")
+def _missing(path: str, package: str, extra: str = "data") -> BadInput:
+    return BadInput(f"data.path: {path} comes through {package}; pip install 'isoflop[{extra}]'")
 
 
 def _mnist5k() -> Source:
@@ -136,7 +136,7 @@ def _npz(path: str) -> Source:
                 raise BadInput(f"data.path: {path}: expected arrays {wanted}; there are {there}")
             read = [(name, arrays[name]) for name in chosen[-1]]
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f"data.path: {path}: not a .npz of numbers: {_first(error)}") from error
+        raise BadInput(f"data.path: {path}: not a .npz of numbers: {first_line(error)}") from error
     pairs = [(*read[i], *read[i + 1]) for i in range(0, len(read), 2)]
     return Source([_arrays(path, *pair) for pair in pairs])
 
@@ -204,7 +204,9 @@ def _idx(path: str, dims: int) -> np.ndarray:
     except FileNotFoundError as error:
         raise BadInput(f"data.path: {path}: {error.strerror}") from error
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise BadInput(f"data.path: {path}: not an IDX file of bytes: {_first(error)}") from error
+        raise BadInput(
+            f"data.path: {path}: not an IDX file of bytes: {first_line(error)}"
+        ) from error
     return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
@@ -244,7 +246,7 @@ def _opened(file: Path) -> np.ndarray:
                 return _pixels(image)
         except Exception as error:  # a damaged file makes Pillow raise many kinds
             raise BadInput(
-                f"data.path: {file}: not a .png or .jpg image: {_first(error)}"
+                f"data.path: {file}: not a .png or .jpg image: {first_line(error)}"
             ) from error
 
 
@@ -262,11 +264,11 @@ def _hub(path: str) -> Source:
     try:
         import datasets
     except ImportError as error:
-        raise _missing(path, "datasets") from error
+        raise _missing(path, "datasets", "text") from error
     try:
         made = datasets.load_dataset(path.removeprefix("hub:"))
     except Exception as error:  # whatever the hub, the network and the files raise
-        raise BadInput(f"data.path: {path}: {type(error).__name__}: {_first(error)}") from error
+        raise BadInput(f"data.path: {path}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, dict) or "train" not in made:
         raise BadInput(f"data.path: {path}: has no part named train")
     features = made["train"].features
@@ -292,9 +294,4 @@ def _decoded(path: str, table: Any, column: str) -> Iterator[np.ndarray]:
         try:
             yield _pixels(table[i][column])
         except Exception as error:  # as in _opened
-            raise BadInput(f"data.path: {path}: image {i}: {_first(error)}") from error
-
-
-def _first(error: BaseException) -> str:
-    """The first line of what went wrong."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadInput(f"data.path: {path}: image {i}: {first_line(error)}") from error

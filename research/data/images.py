@@ -12,7 +12,7 @@ import numpy as np
 
 from research import files
 from research.data import image_files
-from research.data.order import mix
+from research.data.order import in_turn, is_held, mix
 from research.errors import BadInput
 from research.kinds import Count, Share, Whole
 
@@ -152,7 +152,7 @@ def _split(path: str, stamp: object, heldout: float | None, resize: int | None) 
     if heldout is None:
         side = np.arange(len(labels)) >= len(parts[0].labels)
     else:  # by the hash of the pixels as they came, so that it is one split at every size
-        side = np.array([int.from_bytes(h[:8], "big") < heldout * 2**64 for h in hashes])
+        side = np.array([is_held(h, heldout) for h in hashes])
     keys = np.stack([np.frombuffer(_hash(image), np.uint8) for image in pixels])
     seen = {key.tobytes() for key in keys[side]}
     repeated = np.array([key.tobytes() in seen for key in keys])
@@ -251,10 +251,5 @@ def _balanced(
     if n > len(train):
         raise BadInput(f"data.examples: {n}, but {path} has {len(train)} to train on")
     # The split took the smallest hashes away; the largest are there whatever its share.
-    by_hash = sorted(train.tolist(), key=lambda i: keys[i].tobytes(), reverse=True)
-    turn = np.zeros(classes, np.int64)
-    place = {}
-    for i in by_hash:
-        place[i] = (turn[labels[i]], labels[i])
-        turn[labels[i]] += 1
-    return np.array(sorted(sorted(place, key=lambda i: place[i])[:n]))
+    by_hash = np.array(sorted(train.tolist(), key=lambda i: keys[i].tobytes(), reverse=True))
+    return np.sort(by_hash[in_turn(labels[by_hash])][:n])

@@ -1,4 +1,5 @@
-"""The order of the examples: a pure function of (seed, position), so it needs no saved state."""
+"""Which examples are held out, and the order of the others: pure functions of content, seed and
+position, so they need no saved state."""
 
 import functools
 from collections.abc import Sequence
@@ -70,6 +71,21 @@ def _cycle(seed: int, weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarra
         here = source_of == source
         before[here] = np.arange(here.sum())
     return source_of, before, counts
+
+
+def is_held(name: bytes, share: float) -> bool:
+    """Whether what has this SHA-256 is among the `share` that is held out."""
+    return int.from_bytes(name[:8], "big") < share * 2**64
+
+
+def in_turn(labels: np.ndarray) -> np.ndarray:
+    """The positions [n] in an order that takes the classes in turn: the first of every class, the
+    second of every class, and so on. Any beginning is as balanced as the classes allow."""
+    place = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        here = labels == label
+        place[here] = np.arange(here.sum())
+    return np.lexsort((labels, place))
 
 
 def draws(seed: int, step: int, batch: int) -> np.ndarray:

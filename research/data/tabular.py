@@ -8,7 +8,8 @@ import numpy as np
 
 from research import files
 from research.data.arrays import Arrays
-from research.errors import BadInput
+from research.data.order import is_held
+from research.errors import BadInput, first_line
 from research.kinds import Share
 
 SHOWN = 12  # column names in a message
@@ -136,7 +137,7 @@ def _read(path: str) -> Any:
         else:
             table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise BadInput(f"data.path: {path}: not a table: {str(error).splitlines()[0]}") from error
+        raise BadInput(f"data.path: {path}: not a table: {first_line(error)}") from error
     twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
     if twice:
         raise BadInput(f"data.path: {path}: more than one column is named {twice[0]!r}")
@@ -146,10 +147,10 @@ def _read(path: str) -> Any:
 
 
 def _delimiter(path: str) -> str:
-    """The one of , ; tab | that the header has most of."""
+    """Of the file's header (see files.delimiter)."""
     with open(path, encoding="utf-8", errors="replace") as file:
         header = file.readline(1 << 16)
-    return max(",;\t|", key=header.count)
+    return files.delimiter(header)
 
 
 def _chosen(
@@ -232,7 +233,7 @@ def _complete(path: str, name: str, missing: np.ndarray) -> None:
 def _held(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
     """True for the held-out rows: the hash of a row decides, not its place."""
     hashes = [files.digest(a.tobytes(), b.tobytes()) for a, b in zip(x, np.asarray(y, np.float64))]
-    return np.array([int(h[:16], 16) < heldout * 2**64 for h in hashes])
+    return np.array([is_held(bytes.fromhex(h), heldout) for h in hashes])
 
 
 def _standardised(values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from research import files
 from research.data import token_files, tokenizers
+from research.data.order import is_held
 from research.data.token_files import Tokens
 from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
@@ -123,11 +124,6 @@ def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list
             seen.add(name)
             parts[is_held(name, heldout)].append(document)
     return parts
-
-
-def is_held(name: bytes, heldout: float) -> bool:
-    """Whether the document of this SHA-256 is held out."""
-    return int.from_bytes(name[:8], "big") < heldout * 2**64
 
 
 def tokenised(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> Tokens:

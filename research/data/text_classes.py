@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from research import files
-from research.data import text, token_files, tokenizers
+from research.data import order, text, token_files, tokenizers
 from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
 from research.kinds import Count, Share
@@ -127,7 +127,7 @@ def _load(
     kept = {name: item for name, item in found.items() if item[0] in names}
     every = reader.encode_each([document for _, document in kept.values()])
     for (name, (label, _)), ids in zip(kept.items(), every):
-        side = held if text.is_held(name, heldout) else train
+        side = held if order.is_held(name, heldout) else train
         windows = _windows(ids, context, reader)
         side += [(name, names.index(label), window) for window in windows]
     if not train or not held:
@@ -156,7 +156,7 @@ def _largest(
     that have a document on each side of the split."""
     sizes: dict[str, list[int]] = {}
     for name, (label, document) in found.items():
-        sizes.setdefault(label, [0, 0])[text.is_held(name, heldout)] += len(document)
+        sizes.setdefault(label, [0, 0])[order.is_held(name, heldout)] += len(document)
     usable = sorted((label for label in sizes if all(sizes[label])), key=lambda x: -sum(sizes[x]))
     lost = sorted(set(sizes) - set(usable))
     if classes is None and lost:
@@ -168,7 +168,7 @@ def _largest(
     if not 2 <= wanted <= len(usable):
         raise BadInput(
             f"data.classes: {wanted}; {path} has {len(usable)} classes with documents to train on "
-            "and held out, and at least 2 are needed"
+            "and held out, and at least 2 are needed; none takes all"
         )
     return tuple(sorted(usable[:wanted]))
 
@@ -186,12 +186,7 @@ def _by_hash(rows: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, int
     """First one window of every class, then the second of every class, and so on; within a class
     in the order of hashes."""
     hashed = sorted(rows, key=lambda row: hashlib.sha256(row[0] + row[2].tobytes()).digest())
-    places: dict[int, int] = {}
-    order = []
-    for _, label, _ in hashed:
-        places[label] = places.get(label, -1) + 1
-        order.append((places[label], label))
-    return [hashed[i] for i in sorted(range(len(hashed)), key=order.__getitem__)]
+    return [hashed[i] for i in order.in_turn(np.array([label for _, label, _ in hashed]))]
 
 
 def _examples(rows: list[tuple[bytes, int, np.ndarray]]) -> Examples:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from research import files
-from research.errors import BadInput
+from research.errors import BadInput, first_line
 
 END = "<|endoftext|>"
 # What may stand between documents, the first that a vocabulary has.
@@ -206,10 +206,6 @@ def _byte_of() -> dict[str, int]:
 
 def _as_text(text: str | bytes) -> str:
     return text if isinstance(text, str) else text.decode("utf-8", "replace")
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def package(name: str, what: str) -> Any:

@@ -1,6 +1,21 @@
 """From a table of runs to a law, with honest uncertainty. Reads tables; knows no model."""
 
-from research.scaling.fit import Predictor, fit, predictor, unit
-from research.scaling.laws import LAWS, Law
+from research.scaling.analysis import Analysis, analyse, fit, predictor
+from research.scaling.findings import unit
+from research.scaling.fit import Fit
+from research.scaling.laws import LAWS, Law, named_law
+from research.scaling.options import Options, split
 
-__all__ = ["LAWS", "Law", "Predictor", "fit", "predictor", "unit"]
+__all__ = [
+    "LAWS",
+    "Analysis",
+    "Fit",
+    "Law",
+    "Options",
+    "analyse",
+    "fit",
+    "named_law",
+    "predictor",
+    "split",
+    "unit",
+]

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from research.errors import BadInput
+from research import files
+from research.errors import BadInput, first_line
 
 Row = dict[str, Any]
+UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place
 _COMPARISON = re.compile(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 _OPERATORS = {
     "<=": np.less_equal,
@@ -34,13 +36,12 @@ def read(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None)
         from research import records
 
         rows = records.table(path)
-    elif path.suffix == ".csv" and path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [dict(row) for row in csv.DictReader(file)]
-    elif path.suffix == ".parquet" and path.is_file():
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+    elif not path.exists():
+        raise BadInput(f"--runs={path}: no such file or folder")
+    elif path.suffix.lower() == ".csv":
+        rows = _csv(path)
+    elif path.suffix.lower() == ".parquet":
+        rows = _parquet(path)
     else:
         raise BadInput(f"--runs={path}: expected the workdir of a sweep, a .csv or a .parquet file")
     if not rows:
@@ -49,7 +50,49 @@ def read(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None)
         if theirs not in rows[0]:
             raise BadInput(f"--columns={ours}={theirs}: no column {theirs!r}; {_there(rows)}")
         rows = [{**row, ours: row.get(theirs)} for row in rows]
+    return [_with_flops(row) for row in rows]
+
+
+def _csv(path: Path) -> list[Row]:
+    """The rows of a CSV with a header, separated by what its header has most of."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        cells = list(csv.reader(lines, delimiter=files.delimiter((lines or [""])[0])))
+    except (UnicodeDecodeError, OSError, csv.Error) as error:
+        raise BadInput(f"--runs={path}: not a CSV in UTF-8: {first_line(error)}") from error
+    header = [name.strip() for name in cells[0]] if cells else []
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise BadInput(f"--runs={path}: more than one column is named {twice[0]!r}")
+    rows = []
+    for number, row in enumerate(cells[1:], 2):
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise BadInput(
+                f"--runs={path}: line {number} has {len(row)} cells, the header {len(header)}"
+            )
+        rows.append(dict(zip(header, (cell.strip() for cell in row), strict=True)))
     return rows
+
+
+def _parquet(path: Path) -> list[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"--runs={path}: not a parquet file: {first_line(error)}") from error
+
+
+def _with_flops(row: Row) -> Row:
+    """With 6 · params · tokens where a row has no FLOPs of its own."""
+    if row.get("flops") not in (None, ""):
+        return row
+    try:
+        return {**row, "flops": 6.0 * float(row["params"]) * float(row["tokens"])}
+    except (KeyError, TypeError, ValueError):
+        return row  # what is wrong with a column is said when it is needed
 
 
 def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[dict[str, str]]]:
@@ -63,7 +106,8 @@ def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[
         raise BadInput(*(f"no column {name!r}; {_there(rows)}" for name in missing))
     kept, dropped, texts = [], [], []
     for number, row in enumerate(rows):
-        label = str(row.get("run") or f"row {number + 1}")
+        unnamed = row.get("run") in (None, "")
+        label = f"row {number + 1}" if unnamed else str(row["run"])
         reason = ""
         if row.get("status", "done") != "done":
             reason = str(row["status"])
@@ -84,31 +128,39 @@ def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[
         if reason:
             dropped.append({"run": label, "reason": reason})
         else:
-            kept.append({**row, "run": label, **values})
+            kept.append({**row, "run": label, UNNAMED: unnamed, **values})
     if texts:
         raise BadInput(*texts)
     kept.sort(key=lambda row: (*(row.get(name, 0.0) for name in needed), row["run"]))
     return kept, dropped
 
 
-def where(rows: Sequence[Row], text: str) -> np.ndarray:
-    """Which rows satisfy `text`: comparisons with numbers, joined by commas or "and".
+def where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
+    """Which rows satisfy `text`: comparisons with numbers (or, by == and !=, with words), joined by
+    commas or "and".
 
     Parsed, never evaluated. Raises BadInput for anything else.
     """
-    keep = np.ones(len(rows), bool)
+    keep, said = np.ones(len(rows), bool), f"--{flag}={text}"
     for part in re.split(r",|\band\b", text):
         found = _COMPARISON.fullmatch(part)
         if not found:
-            raise BadInput(f"{text!r}: expected comparisons such as 'params<=1e5, tokens>1e6'")
+            largest = "largest, or " if flag == "holdout" else ""
+            raise BadInput(
+                f"{said}: expected {largest}comparisons such as 'params<=1e5, tokens>1e6'"
+            )
         name, operator, value = found.groups()
+        if rows and not any(name in row for row in rows):
+            raise BadInput(f"{said}: no column {name!r}; {_there(rows)}")
         try:
             number = float(value)
-            numbers = np.array([float(row[name]) for row in rows])
-        except KeyError as error:
-            raise BadInput(f"{text!r}: no column {name!r}; {_there(rows)}") from error
+            numbers = np.array([float(row.get(name)) for row in rows])  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
-            raise BadInput(f"{text!r}: {name} cannot be compared with {value!r}") from error
+            if operator not in ("==", "!="):
+                raise BadInput(f"{said}: {name} cannot be compared with {value!r}") from error
+            same = np.array([str(row.get(name)) == value.strip("'\"") for row in rows], bool)
+            keep &= same if operator == "==" else ~same
+            continue
         keep &= _OPERATORS[operator](numbers, number)
     return keep
 
@@ -118,6 +170,12 @@ def columns(rows: Sequence[Row], names: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: np.array([row[name] for row in rows], float) for name in names}
 
 
+def require(rows: Sequence[Row], flag: str, column: str) -> None:
+    """Raises BadInput naming the flag if no row has the column."""
+    if not any(row.get(column) not in (None, "") for row in rows):
+        raise BadInput(f"--{flag}={column}: no column {column!r}; {_there(rows)}")
+
+
 def _there(rows: Sequence[Row]) -> str:
-    names = sorted({name for row in rows for name in row})
-    return f"there are {', '.join(map(str, names))}"
+    names = sorted({str(name) for row in rows for name in row} - {UNNAMED})
+    return f"there are {', '.join(names)}"

@@ -1,85 +1,111 @@
 """How far the data let a parameter or a prediction move.
 
 Profile likelihood: fix what is asked about, refit everything else, and see where the objective has
-risen too far. With s² = 2·(least objective)/(n − P) estimated from the same rows, the 95 % interval
-ends where the objective has grown by a factor 1 + t²/(n − P), t the quantile of Student's
-distribution with n − P degrees of freedom. A handful of runs is enough for it, and a side on which
-the objective never rises that far is reported as open, which no standard error can say.
+risen too far. The 95 % interval ends where it has risen by ½ t² · var(ψ) / mean(ψ'), with ψ the
+derivative of the loss of a row by its residual, and t the quantile of Student's distribution with
+n - P degrees of freedom. For squares that is ½ t² s², s² the variance of the rows about the law;
+for Huber's loss it is what makes the rise right for rows whose noise is larger than delta (Heritier
+and Ronchetti 1994). A handful of runs is enough for it, and a side on which the objective never
+rises that far is reported as open, which no standard error can say.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from research.scaling.solve import Problem, minimise
 
-PINNED = 300  # relative weight of a row that a fit passes through: off it by under 1e-4 of a width,
-# while a stiffer one would keep the solver from moving along it
-PASSES = 80  # of a refit; those that need more are far beyond the limit
-
-
-def freedom(problem: Problem) -> int:
-    """Degrees of freedom that are left for the noise."""
-    return problem.terms.shape[0] - problem.terms.shape[2]
+PINNED = 20  # relative weight of a row that a fit passes through: off it by under 1 % of a width,
+# while a stiffer one keeps the solver from moving along it
+PASSES = 100  # steps of a refit; those that need more are far beyond the limit
 
 
 def noise(problem: Problem, theta: np.ndarray) -> float:
     """Standard deviation of one run about the law, in the units of the residuals."""
     r = problem.residuals(theta[None])[0][0]
-    return float(np.sqrt(np.sum(problem.weights * r * r) / max(freedom(problem), 1)))
+    return float(np.sqrt(np.sum(problem.weights * r * r) / max(problem.freedom, 1)))
 
 
-def _rise(problem: Problem, level: float) -> float:
-    nu = freedom(problem)
-    return 1 + float(stats.t.ppf((1 + level) / 2, nu)) ** 2 / nu
+def rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:
+    """By how much the objective may exceed its least value within the interval."""
+    nu = max(problem.freedom, 1)
+    t = float(stdtrit(nu, (1 + level) / 2))
+    pull = problem.influence(theta[None])[0]
+    variance = float(np.sum(problem.weights * pull**2)) / nu
+    return t * t / 2 * variance / _slope(problem, theta)
 
 
-def parameter_interval(
-    problem: Problem, best: np.ndarray, value: float, index: int, level: float = 0.95
-) -> tuple[float, float]:
-    """The profile interval of theta[index]; an end is ±inf where the data do not bound it."""
-    fixed = np.arange(len(best)) == index
+def _slope(problem: Problem, theta: np.ndarray) -> float:
+    """The mean of ψ': one for squares. For Huber's loss, the share of rows within delta, estimated
+    from a wider neighbourhood where delta is narrow and few rows would be counted."""
+    if problem.objective != "huber_log":
+        return 1.0
+    size = np.abs(problem.residuals(theta[None])[0][0])
+    spread = 1.4826 * float(np.median(size))
+    width = max(problem.delta, spread * len(size) ** -0.2)
+    share = float(np.mean(size <= width))
+    return max(share, 1 / len(size)) * problem.delta / width
 
-    def profile(targets_1xF: np.ndarray) -> np.ndarray:
-        theta = np.repeat(best[None], targets_1xF.size, 0)
-        theta[:, index] = targets_1xF[0]
-        return minimise(problem, theta, fixed, PASSES)[1][None]
 
-    width = 1.0 if problem.law.parameters[index] in problem.law.logged else 0.3 * abs(best[index])
-    limit = value * _rise(problem, level)
-    low, high = _bracket(profile, best[index : index + 1], max(width, 1e-3), limit)[0]
-    return float(low), float(high)
+def parameter_intervals(
+    problem: Problem, best: np.ndarray, value: float, level: float = 0.95
+) -> list[tuple[float, float]]:
+    """The profile interval of each fitted parameter; an end is ±inf where the data leave it open.
+    That of one that is held is its value."""
+    limit = value + rise(problem, best, level)
+    out = []
+    for i, name in enumerate(problem.law.parameters):
+        if problem.held[i]:
+            out.append((float(best[i]), float(best[i])))
+            continue
+        width = 1.0 if name in problem.law.positive else 0.3 * abs(best[i])
+        low, high = _bracket(
+            lambda targets, i=i: _profile(problem, best, i, targets),
+            best[i : i + 1], max(width, 1e-3), limit,
+        )[0]  # fmt: skip
+        out.append((float(low), float(high)))
+    return out
+
+
+def _profile(problem: Problem, best: np.ndarray, i: int, targets_1xF: np.ndarray) -> np.ndarray:
+    """The least objective [1, F] with parameter i at each target."""
+    theta = np.repeat(best[None], targets_1xF.size, 0)
+    theta[:, i] = targets_1xF[0]
+    return minimise(problem, theta, np.arange(len(best)) == i, PASSES)[1][None]
 
 
 def prediction_intervals(
-    problem: Problem, best: np.ndarray, value: float, terms: np.ndarray, level: float = 0.95
+    problem: Problem, best: np.ndarray, value: float, points: np.ndarray, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For points with `terms` [m, T, P]: log L [m], the interval of the law there [m, 2], and the
-    interval of the loss of one new run there [m, 2], which has the noise of a run as well."""
-    centre = problem.law.log_prediction(best[None], terms)[0][0]
+    """For points (what `law.prepare` makes of m rows): the log prediction [m], the interval of the
+    law there [m, 2], and that of one new run there [m, 2], which has the noise of a run as well."""
+    centre = problem.law.evaluate(best[None], points)[0][0]
     reach = noise(problem, best)
+    m = points.shape[-1]
 
     def profile(targets_MxF: np.ndarray) -> np.ndarray:
-        """The objective of the best laws that pass through these log losses at the points."""
-        m, f = targets_MxF.shape
-        rows = np.broadcast_to(problem.terms, (m * f, *problem.terms.shape))
-        row = np.repeat(terms, f, 0)[:, None]
-        y = np.broadcast_to(problem.log_loss, (m * f, len(problem.log_loss)))
+        """The objective of the best laws that pass through these log predictions at the points."""
+        fits = targets_MxF.size
+        at = np.repeat(np.arange(m), targets_MxF.shape[1])
+        rows = np.broadcast_to(problem.x, (fits, *problem.x.shape))
+        row = np.moveaxis(points[..., at], -1, 0)[..., None]
+        y = np.broadcast_to(problem.log_y, (fits, problem.n))
         held = dataclasses.replace(
             problem,
-            terms=np.concatenate([rows, row], axis=1),
-            log_loss=np.concatenate([y, targets_MxF.reshape(-1, 1)], axis=1),
+            x=np.concatenate([rows, row], axis=-1),
+            log_y=np.concatenate([y, targets_MxF.reshape(-1, 1)], axis=1),
             weights=np.concatenate([problem.weights, [PINNED * problem.weights.sum()]]),
         )
-        theta = minimise(held, np.repeat(best[None], m * f, 0), None, PASSES)[0]
-        return problem.value(theta).reshape(m, f)
+        theta = minimise(held, np.repeat(best[None], fits, 0), None, PASSES)[0]
+        return problem.value(theta).reshape(targets_MxF.shape)
 
-    limit = value * _rise(problem, level)
+    limit = value + rise(problem, best, level)
     law = _bracket(profile, centre, max(reach, 1e-6), limit)
-    spread = stats.t.ppf((1 + level) / 2, freedom(problem)) * reach
-    if problem.objective == "mse":  # noise in nats, here wanted in log loss
+    spread = stdtrit(max(problem.freedom, 1), (1 + level) / 2) * reach
+    if problem.objective == "mse":  # noise in the units of the loss, here wanted in log loss
         spread = (spread / np.exp(centre))[:, None]
     one_run = np.hypot(np.abs(law - centre[:, None]), spread)
     return centre, law, centre[:, None] + np.array([-1, 1]) * one_run
@@ -122,3 +148,17 @@ def bootstrap(
     counts = np.stack([np.bincount(draw, minlength=len(names)) for draw in draws])
     resampled = dataclasses.replace(problem, weights=problem.weights * counts[:, member])
     return minimise(resampled, np.repeat(best[None], k, 0))[0]
+
+
+def simulated(problem: Problem, best: np.ndarray, k: int, seed: int) -> np.ndarray:
+    """theta [k, P] refitted to tables simulated from the law with the noise of a run: what stands
+    in for the bootstrap where there are too few clusters to resample."""
+    reach = noise(problem, best)
+    draws = np.random.default_rng(seed).standard_normal((k, problem.n)) * reach
+    centre = problem.law.evaluate(best[None], problem.x)[0][0]
+    if problem.objective == "mse":
+        y = np.log(np.maximum(np.exp(centre) + draws, 1e-6 * math.exp(centre.min())))
+    else:
+        y = centre + draws / np.sqrt(np.maximum(problem.weights, 1e-12))
+    made = dataclasses.replace(problem, log_y=y)
+    return minimise(made, np.repeat(best[None], k, 0))[0]

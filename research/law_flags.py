@@ -1,0 +1,130 @@
+"""The flags of a fit: names and texts here, their meaning at Options. Imports no numpy."""
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from research.errors import BadInput
+
+FLAGS = {
+    "against": {"default": "params", "help": "the column x of a law of one column"},
+    "objective": {"help": "huber_log, mse_log or mse; mse_log by default below 30 rows"},
+    "huber_delta": {"type": float, "default": 0.001},
+    "where": {"help": "fit these rows: params<=1e6,tokens>1e5"},
+    "holdout": {"help": "predict these rows and do not fit them: largest, or comparisons"},
+    "drop_top_loss": {
+        "type": int,
+        "default": 0,
+        "metavar": "K",
+        "help": "leave out the K highest losses",
+    },
+    "bootstrap": {"type": int, "metavar": "K", "help": "resamples (0: none; default by the table)"},
+    "cluster": {"default": "run", "help": "the column of what is resampled as a whole"},
+    "seed": {"type": int, "default": 0},
+    "method": {"default": "akima", "help": "akima or parabola, for --law=isoflop"},
+    "noise": {"type": float, "help": "standard deviation of log loss, for --law=isoflop"},
+    "compare": {"metavar": "COLUMN", "help": "groups with shared exponents: --compare=group"},
+}
+LISTS = ("predict", "predict_flops")  # numbers joined by commas
+POINTS = ("fix", "init", "score")  # parameters: E=1.8,alpha=0.35
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Every flag of a fit but where the table is and where the results go."""
+    flag = parser.add_argument
+    flag("--law", default="power")
+    flag("--columns", default="", help="rename columns: params=N,loss=val_loss")
+    flag("--next_runs", type=float, metavar="FLOPS", help="propose runs that cost so much in all")
+    flag("--next_config", help="the config that they go on from; out/next.py is then a sweep")
+    flag("--anytime", action="store_true", help="how the prediction settles as FLOPs are spent")
+    flag("--multiverse", action="store_true", help="refit under every convention; the spread")
+    for name, kind in FLAGS.items():
+        flag(f"--{name}", **kind)
+    flag("--predict", default="", help="values of the law's column to predict at: 1e6,1e7")
+    flag("--predict_flops", default="", help="budgets to predict at: 1e21,1e22")
+    flag("--fix", default="", help="parameters that are given and not fitted: alpha=0.35")
+    flag("--init", default="", help="the only start: every parameter, E=1.8,A=400,...")
+    flag("--score", default="", help="a published point to compare: every parameter")
+
+
+def options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of Options. Raises BadInput for what cannot be read."""
+    given = {name: getattr(args, name) for name in FLAGS if name != "compare"}
+    given |= {name: _numbers(name, getattr(args, name)) for name in LISTS}
+    return given | {name: _point(name, getattr(args, name)) for name in POINTS}
+
+
+def columns(args: argparse.Namespace) -> dict[str, str]:
+    return _pairs("columns", args.columns)
+
+
+def _pairs(flag: str, text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if bad := [a for a, equals, b in pairs if not (a.strip() and equals and b.strip())]:
+        raise BadInput(f"--{flag}={text}: expected NAME=VALUE, found {bad[0]!r}")
+    names = [a.strip() for a, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"--{flag}={text}: {twice[0]} is given twice")
+    return {a.strip(): b.strip() for a, _, b in pairs}
+
+
+def _point(flag: str, text: str) -> dict[str, float]:
+    out = {}
+    for name, value in _pairs(flag, text).items():
+        try:
+            out[name] = float(value)
+        except ValueError as error:
+            raise BadInput(f"--{flag}={name}={value}: expected a number") from error
+        if not math.isfinite(out[name]):
+            raise BadInput(f"--{flag}={name}={value}: expected a finite number")
+    return out
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise BadInput(f"--{flag}={text}: expected numbers joined by commas") from error
+
+
+def next_config(args: argparse.Namespace) -> str | None:
+    """The module of --next_config, such as configs.lm_transformer. Raises BadInput for others."""
+    if (value := args.next_runs) is not None and not 0 < value < math.inf:
+        raise BadInput(f"--next_runs={value}: expected a number of FLOPs above 0")
+    if args.next_config is None:
+        return None
+    path = PurePath(args.next_config)
+    if args.next_runs is None:
+        raise BadInput("--next_config: for the runs that --next_runs=FLOPS proposes; give both")
+    if path.is_absolute() or path.parts[0] != "configs" or path.suffix != ".py":
+        raise BadInput(
+            f"--next_config={path}: expected a file below configs/, such as configs/lm_…"
+        )
+    if not Path(path).is_file():
+        raise BadInput(f"--next_config={path}: no such file here ({Path.cwd()})")
+    return ".".join(path.with_suffix("").parts)
+
+
+def sweep_of(module: str, document: Mapping[str, Any]) -> str:
+    """A config whose sweep is the proposed runs."""
+    package, _, name = module.rpartition(".")
+    points = []
+    for run in document["next_runs"]["runs"]:
+        point = {"size": float(f"{run['params']:.4g}")} if "params" in run else {}
+        if "tokens" in run:
+            point |= {"horizon.unit": "tokens", "horizon.amount": float(f"{run['tokens']:.4g}")}
+        elif "params" not in run and "flops" in run:
+            point |= {"horizon.unit": "flops", "horizon.amount": float(f"{run['flops']:.4g}")}
+        points.append(point)
+    lines = "".join(f"    {point!r},\n" for point in points)
+    return (
+        '"""Runs that narrow the prediction most; proposed by experiments.fit."""\n\n'
+        f"from {package} import {name} as base\n\nPOINTS = [\n{lines}]\n\n\n"
+        "def get_config():\n    return base.get_config()\n\n\n"
+        "def sweep(config):\n    del config\n"
+        "    # Seeds of their own, since equal runs may have been made.\n"
+        "    seeds = [1000 + k for k in range(len(POINTS))]\n"
+        '    return [{**p, "seed": k, "batch.seed": k} for p, k in zip(POINTS, seeds)]\n'
+    )

@@ -1,0 +1,79 @@
+"""A whole analysis of a table: the fit, and what was asked beside it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from research.errors import BadInput
+from research.scaling import compare, design, findings, minima, multiverse, table
+from research.scaling.fit import Fit
+from research.scaling.laws import METHODS, Law, named_law
+from research.scaling.options import Options, split
+
+
+def fit(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:
+    """The document of `fit.json` for a law (an object, or a name of LAWS or METHODS) on `rows` (see
+    table.read); `options` are the fields of Options.
+
+    Raises BadInput for a table that cannot be fitted, and for options that do not fit the law.
+    """
+    return analyse(law, rows, options).document
+
+
+def predictor(rows: Sequence[table.Row], document: Mapping[str, Any]) -> Fit:
+    """The fit of a document once more, for a plot's curve and band."""
+    names = {f.name for f in dataclasses.fields(Options)}
+    given = {k: v for k, v in document["options"].items() if k in names and v is not None}
+    options = Options(**{**given, "against": document["against"], "bootstrap": 0})
+    law = named_law(document["law"], document["against"])
+    return Fit(law, split(law, rows, options), options)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The document of fit.json, its fit (None for minima, which have no law), and the rows."""
+
+    document: dict[str, Any]
+    fit: Fit | None
+    rows: Sequence[table.Row]
+
+
+def analyse(
+    law: str | Law,
+    rows: Sequence[table.Row],
+    options: Mapping[str, Any],
+    compare_by: str | None = None,
+    multiverse_too: bool = False,
+    next_budget: float | None = None,
+    anytime: bool = False,
+) -> Analysis:
+    """`scaling.fit`, and where they are wanted the sections "compare" (groups by a column),
+    "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so many FLOPs) and
+    "settling"."""
+    chosen = Options(**options)
+    chosen.check()
+    if isinstance(law, str) and law in METHODS:
+        if compare_by:
+            raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
+        if next_budget or anytime:
+            raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
+        made, document = None, minima.fit(law, rows, chosen)
+    else:
+        named = named_law(law, chosen.against) if isinstance(law, str) else law
+        chosen.check_against(named)
+        if compare_by:
+            made, section = compare.compare(named, rows, chosen, compare_by)
+            document = findings.of(made)
+            document["compare"] = section
+        else:
+            made = Fit(named, split(named, rows, chosen), chosen)
+            document = findings.of(made)
+        target = design.target_of(made, chosen) if next_budget or anytime else {}
+        if next_budget:
+            document["next_runs"] = design.next_runs(made, target, next_budget)
+        if anytime:
+            document["settling"] = design.settling(made.law, made.parts, chosen, target)
+    if multiverse_too:
+        document["multiverse"] = multiverse.multiverse(str(law), rows, chosen)
+    return Analysis(document, made, rows)

@@ -1,0 +1,137 @@
+"""Recipes side by side: one law for all groups, and how much compute each needs for the same loss.
+
+Group g at compute C is taken to be worth the reference at m C. A law of parameters and tokens has
+both multiplied by sqrt(m), so that C = 6 N D is multiplied by m; a law of one column has that
+column multiplied. The exponents and the floor are shared, and an F test asks whether the data allow
+it: against a law of its own for every group, both by least squares of the log loss.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import fdtrc
+
+from research.errors import BadInput
+from research.scaling import table
+from research.scaling.fit import Fit
+from research.scaling.laws import GROUP, Columns, Law, Params
+from research.scaling.options import Options, Split, split
+
+LEVEL = 0.05  # of the test
+
+
+def compare(
+    law: Law, rows: Sequence[table.Row], options: Options, column: str
+) -> tuple[Fit, dict[str, Any]]:
+    """The fit of the shared law, whose own parameters are the reference group's, and the section of
+    the document that compares the groups. The first group by name is the reference.
+
+    Raises BadInput for fewer than two groups, and for a group that is too small.
+    """
+    if law.predict is None:
+        raise BadInput(f"--compare: {law.name} gives terms alone, no prediction to rescale")
+    table.require(rows, "compare", column)
+    missing = [i for i, row in enumerate(rows) if row.get(column) in (None, "")]
+    if missing:
+        raise BadInput(f"--compare={column}: row {missing[0] + 1} has no {column}")
+    names = sorted({str(row[column]) for row in rows})
+    if len(names) < 2:
+        raise BadInput(f"--compare={column}: every row is {names[0]!r}; two groups are needed")
+    numbered = [{**row, GROUP: 1.0 + names.index(str(row[column]))} for row in rows]
+    joint = shared(law, names)
+    parts = split(joint, numbered, options)
+    fit = Fit(joint, parts, options)
+    own = {}
+    for name in names:
+        its = [row for row in parts.fitted if str(row[column]) == name]
+        try:
+            parts_of = split(law, its, dataclasses.replace(options, where=None, holdout=None))
+        except BadInput as error:
+            raise BadInput(f"--compare={column}: group {name!r}: {error.problems[0]}") from error
+        own[name] = Fit(law, Split(parts_of.fitted, [], []), options, resample=False)
+    intervals = fit.reported_intervals()
+    groups = {}
+    for i, name in enumerate(names):
+        entry: dict[str, Any] = {
+            "n_points": len(own[name].parts.fitted),
+            "params": own[name].params,
+        }
+        if i:
+            label = f"multiplier[{name}]"
+            m, (low, high) = fit.params[label], intervals[label]
+            entry["compute_multiplier"] = {"value": m, "interval": [low, high]}
+            entry["needs"] = {
+                "value": 1 / m,
+                "interval": [1 / high if high else None, 1 / low if low else None],
+            }
+        groups[name] = entry
+    test = _test(law, joint, parts, own, options)
+    section = {"column": column, "reference": names[0], "groups": groups, "test": test}
+    return fit, {**section, "words": sentences(section)}
+
+
+def shared(law: Law, names: Sequence[str]) -> Law:
+    """`law` for several groups, numbered from 1 in the column GROUP (0 is the reference too)."""
+    labels = [f"multiplier[{name}]" for name in names[1:]]
+    scaled = [name for name in law.columns if name != "unique_tokens"]
+
+    def predict(p: Params, x: Columns) -> Any:
+        m: Any = 1.0
+        for i, label in enumerate(labels, 2):
+            m = m * np.where(x[GROUP] == i, p[label], 1.0)
+        moved = {name: x[name] * m ** (1 / len(scaled)) for name in scaled}
+        assert law.predict
+        return law.predict(p, {**x, **moved})
+
+    return dataclasses.replace(
+        law,
+        formula=f"{law.formula}, of {' and '.join(scaled)} times a multiplier for each group",
+        columns=(*law.columns, GROUP),
+        parameters=(*law.parameters, *labels),
+        positive=(*law.positive, *labels),
+        starts={**law.starts, **dict.fromkeys(labels, (1.0,))},
+        predict=predict,
+        terms=None,
+    )
+
+
+def _test(
+    law: Law, joint: Law, parts: Split, own: dict[str, Fit], options: Options
+) -> dict[str, Any]:
+    """Whether one law for all explains the rows as well as one each."""
+    squares = dataclasses.replace(options, objective="mse_log", bootstrap=0)
+    together = Fit(joint, parts, squares, resample=False)
+    apart = [Fit(law, f.parts, squares, resample=False) for f in own.values()]
+    more = sum((~f.problem.held).sum() for f in apart) - (~together.problem.held).sum()
+    left = together.problem.n - sum((~f.problem.held).sum() for f in apart)
+    value = sum(f.value for f in apart)
+    if left <= 0 or value <= 0:
+        return {"f": None, "p_value": None, "shared_exponents_justified": None}
+    f = (together.value - value) / more / (value / left)
+    p = float(fdtrc(more, left, max(f, 0.0)))
+    return {"f": float(f), "p_value": p, "shared_exponents_justified": p > LEVEL}
+
+
+def sentences(section: dict[str, Any]) -> list[str]:
+    """The comparison in words."""
+    out = []
+    for name, entry in section["groups"].items():
+        if "needs" in entry:
+            low, high = ("open" if x is None else f"{x:.3g}" for x in entry["needs"]["interval"])
+            out.append(
+                f"{name} needs {entry['needs']['value']:.3g}x the compute of "
+                f"{section['reference']} for the same loss (95 %: {low} to {high})"
+            )
+    p = section["test"]["p_value"]
+    if p is None:
+        out.append("too few rows to test whether the groups share their exponents")
+    elif section["test"]["shared_exponents_justified"]:
+        out.append(f"the data allow shared exponents (F test, p = {p:.2g})")
+    else:
+        out.append(
+            f"the data reject shared exponents (F test, p = {p:.2g}): the multiplier depends on "
+            "the scale, so compare the groups' own laws"
+        )
+    return out

@@ -1,0 +1,231 @@
+"""The compute-optimal size and tokens of a budget, and what it costs to miss them.
+
+For a law L(N, D) and a budget C = 6 N D (Hoffmann et al. 2022; any other accounting belongs in the
+columns), N*(C) is the size with the least loss. For E + A / N^alpha + B / D^beta it has a closed
+form: with G = (alpha A / (beta B))^(1 / (alpha + beta)), N* = G (C / 6)^(beta / (alpha + beta)) and
+D* = (C / 6)^(alpha / (alpha + beta)) / G. Other laws are searched.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.errors import BadInput
+from research.scaling.fit import Fit
+from research.scaling.laws import GROUP, Law
+from research.scaling.table import Row
+
+PER_TOKEN = 6.0  # training FLOPs per parameter and token
+SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
+WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
+NAMES = ("params_exponent", "params_coefficient", "tokens_exponent", "tokens_coefficient")
+SEARCHES = 200  # samples of a law whose optimum is searched for, one by one
+FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is told
+
+
+def has(law: Law) -> bool:
+    """Whether the law can say what is optimal: it reads parameters and tokens (and perhaps unique
+    tokens, which are then all fresh)."""
+    return law.response == "loss" and {"params", "tokens"} <= set(law.columns)
+
+
+def loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """The loss [K, m] of each law at m points, or at its own points [K, m]."""
+    columns = {"params": n, "tokens": d, "unique_tokens": d, GROUP: np.zeros(np.shape(n))}
+    if np.ndim(n) == 1:
+        return np.exp(law.evaluate(theta_KxP, law.prepare(columns))[0])
+    rows = [
+        np.exp(law.evaluate(theta[None], law.prepare({k: v[i] for k, v in columns.items()}))[0][0])
+        for i, theta in enumerate(theta_KxP)
+    ]
+    return np.array(rows).reshape(len(theta_KxP), n.shape[1])
+
+
+def best_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> np.ndarray:
+    """N* [K, m] of each law at each budget; NaN where the loss has no minimum within reach."""
+    c = np.asarray(flops, float) / PER_TOKEN
+    if law.name == "chinchilla":
+        values = dict(zip(law.parameters, law.report(theta_KxP).T[:, :, None], strict=True))
+        a, b = values["alpha"], values["beta"]
+        with np.errstate(all="ignore"):
+            log_g = np.log(a * values["A"] / (b * values["B"])) / (a + b)
+            found = np.exp(log_g + b / (a + b) * np.log(c))
+        return np.where((a > 0) & (b > 0), found, np.nan)
+    found = [_searched(law, theta, budget) for theta in theta_KxP for budget in c]
+    return np.array(found).reshape(len(theta_KxP), len(c))
+
+
+def _searched(law: Law, theta: np.ndarray, c: float) -> float:
+    """The least loss along N · D = c, on a grid of log N that is made finer thrice."""
+    low, high = (np.log(c) / 2 + s * SPAN / 2 * np.log(10) for s in (-1, 1))
+    middle = math.nan
+    for _ in range(4):
+        grid = np.linspace(low, high, 61)
+        n = np.exp(grid)
+        with np.errstate(all="ignore"):
+            values = loss(law, theta[None], n, c / n)[0]
+        at = int(np.nanargmin(values))
+        if at in (0, len(grid) - 1):
+            return float("nan")
+        low, middle, high = grid[at - 1 : at + 2]
+    return float(np.exp(middle))
+
+
+def slope(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
+    """The exponent of N*(C) at a budget [K]."""
+    step = 1.1
+    n = best_params(law, theta_KxP, [flops / step, flops])
+    with np.errstate(all="ignore"):
+        return np.log(n[:, 1] / n[:, 0]) / np.log(step)
+
+
+def optimal(fit: Fit) -> dict[str, Any]:
+    """N* = k C^a and D* = k' C^a', with 95 % intervals; exact for laws whose optimum is a power of
+    the budget, else its local form at the largest budget of the table."""
+    most = largest(fit.parts.fitted)
+
+    def power_laws(theta_KxP: np.ndarray) -> np.ndarray:
+        a = slope(fit.law, theta_KxP, most)
+        log_k = np.log(best_params(fit.law, theta_KxP, [most])[:, 0]) - a * np.log(most)
+        return np.stack([a, log_k, 1 - a, -np.log(PER_TOKEN) - log_k], axis=-1)
+
+    samples = _samples(fit)
+    with np.errstate(all="ignore"):
+        found, drawn = power_laws(fit.best[None])[0], power_laws(samples)
+    out: dict[str, Any] = {}
+    for i, name in enumerate(NAMES):
+        logged = name.endswith("coefficient")
+        value = np.exp(found[i]) if logged else found[i]
+        out[name] = _or_none(value)
+    out["intervals"] = {}
+    for i, name in enumerate(NAMES):
+        ends = _quantiles(drawn[:, i])
+        if name.endswith("coefficient"):
+            ends = [None if x is None else float(np.exp(x)) for x in ends]
+        out["intervals"][name] = ends
+    out["flops_convention"] = "6 * params * tokens"
+    return out
+
+
+def _samples(fit: Fit) -> np.ndarray:
+    return fit.samples if fit.law.name == "chinchilla" else fit.samples[:SEARCHES]
+
+
+def largest(rows: Sequence[Row]) -> float:
+    """The largest budget 6 N D of the rows."""
+    return max(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
+
+
+def predictions(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
+    """The compute-optimal run of each budget: size, tokens, loss, each with its 95 % interval, and
+    what the choice may cost.
+
+    "regret" is the loss of the recommended (N*, D*) above the least loss that the budget allows, if
+    one of the resampled laws were the true one: its median and 95 % quantile. "off_size" is the
+    loss at other sizes of the same budget, and the share of FLOPs that this wastes. "overtrained"
+    trains a smaller model longer to the same loss: the factor on training FLOPs, and on the cost of
+    a generated token.
+    """
+    if not len(flops):
+        return []
+    if not has(fit.law):
+        raise BadInput(f"--predict_flops: {fit.law.name} does not read params and tokens")
+    samples = _samples(fit)
+    n_all = best_params(fit.law, samples, flops)
+    n_best = best_params(fit.law, fit.best[None], flops)[0]
+    return [_prediction(fit, c, n_best[i], samples, n_all[:, i]) for i, c in enumerate(flops)]
+
+
+def _prediction(
+    fit: Fit, c: float, n: float, samples: np.ndarray, n_K: np.ndarray
+) -> dict[str, Any]:
+    law = fit.law
+    if not np.isfinite(n):
+        return {"flops": float(c), "params": None, "tokens": None, "loss": None}
+    d = c / PER_TOKEN / n
+    point = {"params": [n], "tokens": [d], "unique_tokens": [d], GROUP: [0.0]}
+    at, of_law, of_run = (x[0] for x in fit.predict(point))
+    d_K = c / PER_TOKEN / n_K
+    with np.errstate(all="ignore"):
+        here = loss(law, samples, np.array([n]), np.array([d]))[:, 0]
+        least = loss(law, samples, n_K[:, None], d_K[:, None])[:, 0]
+    regret = np.maximum(here - least, 0)
+    regret = regret[np.isfinite(regret)]
+    return {
+        "flops": float(c),
+        "params": float(n),
+        "tokens": float(d),
+        "tokens_per_param": float(d / n),
+        "loss": float(at),
+        "intervals": {
+            "params": _quantiles(n_K),
+            "tokens": _quantiles(d_K),
+            "tokens_per_param": _quantiles(d_K / n_K),
+            "loss": _ends(of_law),
+            "run": _ends(of_run),
+        },
+        "interval": _ends(of_law),
+        "run_interval": _ends(of_run),
+        "regret": {
+            "median": _or_none(np.median(regret)) if len(regret) else None,
+            "quantile_95": _or_none(np.quantile(regret, 0.95)) if len(regret) else None,
+        },
+        "off_size": [_off(fit, c, n, factor) for factor in FACTORS],
+        "overtrained": [_overtrained(fit, n, d, factor) for factor in (0.5, 0.25, 0.125)],
+    }
+
+
+def _off(fit: Fit, c: float, n: float, factor: float) -> dict[str, Any]:
+    """A size off by `factor` at the same budget: its loss, and the FLOPs that the optimal size
+    would have needed for that."""
+    best = fit.best[None]
+    value = loss(fit.law, best, np.array([n * factor]), np.array([c / PER_TOKEN / n / factor]))
+
+    def worse(budget: float) -> bool:
+        size = best_params(fit.law, best, [budget])[0]
+        return loss(fit.law, best, size, budget / PER_TOKEN / size)[0, 0] > value[0, 0]
+
+    same = _crossing(worse, c / WIDE, c)
+    return {"factor": factor, "loss": float(value[0, 0]), "wasted_flops": float(1 - same / c)}
+
+
+def _overtrained(fit: Fit, n: float, d: float, factor: float) -> dict[str, Any]:
+    """A model smaller by `factor` with the same loss: tokens, and the factor on training FLOPs;
+    None if no number of tokens brings it there."""
+    best, small = fit.best[None], np.array([n * factor])
+    target = loss(fit.law, best, np.array([n]), np.array([d]))[0, 0]
+    high = np.log(d * WIDE)
+    out: dict[str, Any] = {"params_factor": factor, "params": float(small[0])}
+    if not loss(fit.law, best, small, np.exp([high]))[0, 0] <= target:
+        return {**out, "tokens": None, "training_flops_factor": None}
+    tokens = _crossing(
+        lambda tokens: loss(fit.law, best, small, np.array([tokens]))[0, 0] > target, d, d * WIDE
+    )
+    return {**out, "tokens": tokens, "training_flops_factor": factor * tokens / d}
+
+
+def _crossing(worse: Callable[[float], bool], low: float, high: float) -> float:
+    """Where what is worse below becomes no worse, by bisection in the logarithm."""
+    low, high = math.log(low), math.log(high)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if worse(math.exp(middle)) else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def _quantiles(values: np.ndarray) -> list[float | None]:
+    """The 2.5 and 97.5 % quantiles; open where too many of the draws have no optimum."""
+    kept = values[np.isfinite(values)]
+    if not len(kept) or len(kept) < 0.95 * len(values):
+        return [None, None]
+    return [float(x) for x in np.quantile(kept, [0.025, 0.975])]
+
+
+def _ends(pair: np.ndarray) -> list[float | None]:
+    return [_or_none(x) for x in pair]
+
+
+def _or_none(value: float | np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,157 @@
+"""One question, every defensible way of asking it: the spread of the answer over conventions.
+
+An analyst chooses how to count parameters and FLOPs, which runs are outliers, how wide Huber's
+delta is, and whether the smallest models belong. Each choice is made in every combination; the
+spread of the exponent, and of the prediction at one target, is what no interval of a single fit
+contains.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.errors import BadInput
+from research.scaling import frontier, minima, table
+from research.scaling.fit import Fit
+from research.scaling.laws import METHODS, Law, named_law
+from research.scaling.options import Options, split
+
+PARAMS = ("params", "params_non_embedding", "params_matmul")
+FLOPS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
+OBJECTIVES = (("huber_log", 1e-4), ("huber_log", 1e-3), ("huber_log", 1e-2), ("mse_log", 1e-3))
+SMALL = 0.25  # quantile of sizes below which models are left out
+AHEAD = 10.0  # times the largest run, where no target is given
+
+
+def multiverse(law: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+    """{"target", "universes": [one entry each], "spread", "by_choice"} (see the module)."""
+    universes, failed = [], []
+    base = dataclasses.replace(options, bootstrap=0, predict=(), predict_flops=())
+    for choice in _choices(law, rows, options):
+        changed, made = _universe(rows, base, choice)
+        try:
+            exponent, prediction, n = _answer(law, changed, made, options)
+        except BadInput as error:
+            failed.append({**choice, "reason": str(error).splitlines()[0]})
+            continue
+        universes.append({**choice, "n_points": n, "exponent": exponent, "prediction": prediction})
+    if not universes:
+        raise BadInput(
+            "--multiverse: no combination of choices could be fitted", failed[0]["reason"]
+        )
+    return {
+        "target": _target_words(law, options),
+        "universes": universes,
+        "failed": failed,
+        "spread": {k: _spread(universes, k) for k in ("exponent", "prediction")},
+        "by_choice": {
+            axis: {
+                str(value): _median([u for u in universes if u[axis] == value])
+                for value in dict.fromkeys(u[axis] for u in universes)
+            }
+            for axis in _axes(universes)
+        },
+    }
+
+
+def _choices(law: str, rows: Sequence[table.Row], options: Options) -> Iterator[dict[str, Any]]:
+    def there(names: Sequence[str]) -> list[str]:
+        return [n for n in names if all(row.get(n) not in (None, "") for row in rows)]
+
+    counts = there(PARAMS) if options.against in PARAMS or law not in ("power", "broken") else []
+    budgets = there(FLOPS) if law in METHODS or options.against in FLOPS else []
+    outliers = sorted({0, options.drop_top_loss, max(1, round(0.02 * len(rows)))})
+    ways: Sequence[Any] = OBJECTIVES
+    if law in METHODS:
+        ways = [(m, None) for m in minima.LOCATE] if law == "isoflop" else [(None, None)]
+    axes = (counts or [None], budgets or [None], outliers, ways, ("all", "without the smallest"))
+    for count, budget, outlier, (way, delta), sizes in itertools.product(*axes):
+        chosen = {"params": count, "flops": budget, "drop_top_loss": outlier}
+        way_of = {"method": way} if law in METHODS else {"objective": way}
+        yield {**chosen, **way_of, "huber_delta": delta if way == "huber_log" else None,
+               "sizes": sizes}  # fmt: skip
+
+
+def _universe(
+    rows: Sequence[table.Row], base: Options, choice: Mapping[str, Any]
+) -> tuple[list[table.Row], Options]:
+    out = [dict(row) for row in rows]
+    for name in ("params", "flops"):
+        if (column := choice[name]) not in (None, name):
+            for row in out:
+                row[name] = row[column]
+    if choice["sizes"] != "all":
+        sizes = {float(row["params"]) for row in out if row.get("params") not in (None, "")}
+        cut = float(np.quantile(sorted(sizes), SMALL, method="lower")) if sizes else 0.0
+        out = [row for row in out if float(row.get("params") or 0) > cut]
+    against = base.against
+    if against in PARAMS and choice["params"]:
+        against = "params"
+    elif against in FLOPS and choice["flops"]:
+        against = "flops"
+    kept = {k: choice[k] for k in ("objective", "method") if choice.get(k)}
+    return out, dataclasses.replace(
+        base,
+        against=against,
+        drop_top_loss=choice["drop_top_loss"],
+        huber_delta=choice["huber_delta"] or base.huber_delta,
+        **kept,
+    )
+
+
+def _answer(
+    law: str, rows: Sequence[table.Row], made: Options, options: Options
+) -> tuple[float, float | None, int]:
+    """The exponent, the prediction at the target (a loss; for minima a size), and the rows used."""
+    targets = list(options.predict_flops) or list(options.predict)
+    if law in METHODS:
+        most = max(float(row["flops"]) for row in rows)
+        found = minima.fit(
+            law, rows, dataclasses.replace(made, bootstrap=100, predict_flops=[most * AHEAD])
+        )
+        k, a = found["params"]["params_coefficient"], found["params"]["params_exponent"]
+        c = targets[0] if targets else most * AHEAD
+        return a, k * c**a, found["n_points"]
+    chosen: Law = named_law(law, made.against)
+    fit = Fit(chosen, split(chosen, rows, made), made, resample=False)
+    n = len(fit.parts.fitted)
+    if frontier.has(chosen):
+        most = frontier.largest(fit.parts.fitted)
+        c = targets[0] if targets else most * AHEAD
+        a = frontier.slope(chosen, fit.best[None], most)[0]
+        size = frontier.best_params(chosen, fit.best[None], [c])[0]
+        loss = frontier.loss(chosen, fit.best[None], size, c / frontier.PER_TOKEN / size)[0, 0]
+        return float(a), float(loss) if math.isfinite(loss) else None, n
+    column = chosen.columns[0]
+    x = targets[0] if targets else AHEAD * max(row[column] for row in fit.parts.fitted)
+    point = chosen.prepare({column: np.array([x])})
+    value = float(np.exp(chosen.evaluate(fit.best[None], point)[0][0, 0]))
+    exponent = next((n for n in ("alpha", "c0", "k") if n in fit.params), chosen.parameters[0])
+    return fit.params[exponent], value, n
+
+
+def _target_words(law: str, options: Options) -> str:
+    targets = list(options.predict_flops) or list(options.predict)
+    what = "size" if law in METHODS else "loss"
+    where = f"{targets[0]:.3g}" if targets else f"{AHEAD:g} times the largest of the table"
+    return f"the {what} predicted at {where}"
+
+
+def _spread(universes: Sequence[Mapping[str, Any]], key: str) -> dict[str, float | None]:
+    values = [u[key] for u in universes if u[key] is not None and math.isfinite(u[key])]
+    if not values:
+        return {"least": None, "median": None, "most": None}
+    return {"least": min(values), "median": float(np.median(values)), "most": max(values)}
+
+
+def _median(universes: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    return {k: _spread(universes, k)["median"] for k in ("exponent", "prediction")}
+
+
+def _axes(universes: Sequence[Mapping[str, Any]]) -> list[str]:
+    fixed = ("n_points", "exponent", "prediction")
+    return [k for k in universes[0] if k not in fixed and len({u[k] for u in universes}) > 1]

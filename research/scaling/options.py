@@ -1,0 +1,184 @@
+"""How a table is to be fitted, and its rows accordingly: to fit, to predict, left out and why."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from research.errors import BadInput
+from research.scaling import table
+from research.scaling.laws import AGAINST, METHODS_OF_MINIMA, Law
+from research.scaling.solve import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a table is fitted; the flags of `experiments.fit` by the same names.
+
+    `objective` is huber_log, mse_log or mse, summed over rows; None: mse_log for fewer than 30
+    rows and huber_log from there on, where outliers can be told from noise. `holdout` is "largest"
+    (the rows with the largest value of the law's column) or comparisons; those rows are predicted
+    and not fitted. `predict` are values of the column `against` and `predict_flops` budgets to
+    predict at. `bootstrap` counts resamples by `cluster` (None: RESAMPLES from FEW clusters on, 0:
+    none). `fix`, `init` and `score` map parameters to reported values: not fitted, where the only
+    start is, and what to compare with the optimum. `starts` replaces the law's grid of starts.
+    `method` and `noise` are for the law "isoflop".
+    """
+
+    against: str = "params"
+    objective: str | None = None
+    huber_delta: float = 1e-3
+    where: str | None = None
+    drop_top_loss: int = 0
+    holdout: str | None = None
+    predict: Sequence[float] = ()
+    predict_flops: Sequence[float] = ()
+    bootstrap: int | None = None
+    cluster: str = "run"
+    seed: int = 0
+    fix: Mapping[str, float] = field(default_factory=dict)
+    init: Mapping[str, float] = field(default_factory=dict)
+    score: Mapping[str, float] = field(default_factory=dict)
+    starts: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    method: str = "akima"
+    noise: float | None = None
+
+    def check(self) -> None:
+        """Raises BadInput for what no table can be fitted with."""
+        problems = []
+        if self.objective not in (None, *OBJECTIVES):
+            problems.append(
+                f"--objective={self.objective}: expected one of {', '.join(OBJECTIVES)}"
+            )
+        if not 0 < self.huber_delta < math.inf:
+            problems.append(f"--huber_delta={self.huber_delta}: expected a number above 0")
+        for name in ("drop_top_loss", "bootstrap", "seed"):
+            if (getattr(self, name) or 0) < 0:
+                problems.append(f"--{name}={getattr(self, name)}: expected 0 or more")
+        if self.method not in METHODS_OF_MINIMA:
+            names = " or ".join(METHODS_OF_MINIMA)
+            problems.append(f"--method={self.method}: expected {names}")
+        if self.bootstrap == 1:
+            problems.append("--bootstrap=1: one resample has no spread; expected 0, or 2 or more")
+        for name in ("predict", "predict_flops"):
+            if bad := [x for x in getattr(self, name) if not 0 < x < math.inf]:
+                problems.append(f"--{name}: {bad[0]:g}; expected numbers above 0")
+        if self.noise is not None and not 0 < self.noise < math.inf:
+            problems.append(f"--noise={self.noise}: expected a number above 0")
+        if problems:
+            raise BadInput(*problems)
+
+    def check_against(self, law: Law) -> None:
+        """Raises BadInput for options that do not fit the law."""
+        problems = []
+        for flag in ("fix", "init", "score", "starts"):
+            given = getattr(self, flag)
+            if unknown := [name for name in given if name not in law.parameters]:
+                problems.append(
+                    f"--{flag}: {law.name} has no parameter {unknown[0]!r}; there are "
+                    f"{', '.join(law.parameters)}"
+                )
+            missing = [name for name in law.parameters if name not in given]
+            if flag in ("init", "score") and given and missing and not problems:
+                problems.append(f"--{flag}: no value for {missing[0]}; {law.name} needs every one")
+            for name, value in given.items():
+                if name in law.positive and np.min(value) <= 0:
+                    problems.append(f"--{flag}={name}={value:g}: {name} is positive")
+        if len(law.columns) > 1 and self.predict:
+            problems.append(
+                f"--predict is for laws of one column; {law.name} reads {', '.join(law.columns)}: "
+                "--predict_flops"
+            )
+        if law.name in AGAINST and self.against == law.response:
+            problems.append(f"--against={self.against}: is what the law predicts")
+        if law.name in AGAINST and self.predict_flops and self.against != "flops":
+            problems.append(
+                f"--predict_flops: the law is against {self.against}; give --against=flops, or a "
+                "law of params and tokens"
+            )
+        if law.response != "loss" and self.predict_flops:
+            problems.append(
+                f"--predict_flops: {law.name} predicts {law.response} from "
+                f"{', '.join(law.columns)}; give --predict"
+            )
+        if problems:
+            raise BadInput(*problems)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows to fit, rows to predict, and the others with why they are in neither."""
+
+    fitted: list[table.Row]
+    held: list[table.Row]
+    dropped: list[dict[str, str]]
+
+    @property
+    def kept(self) -> list[table.Row]:
+        return self.fitted + self.held
+
+
+def split(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
+    """Rows that can be used, filtered as the options say. Raises BadInput when they are too few."""
+    needed = [*law.columns, law.response]
+    kept, dropped = table.usable(rows, needed)
+    kept, dropped = filtered(kept, dropped, options, law.response)
+    against = law.columns[0]
+    fitted, held = held_out(kept, options.holdout, against)
+    distinct = len({tuple(row[c] for c in law.columns) for row in fitted})
+    needs = len(law.parameters) - len(options.fix) + 1
+    if distinct < needs:
+        what = f"values of {against}"
+        if len(law.columns) > 1:
+            what = f"points of {', '.join(law.columns)}"
+        raise BadInput(
+            f"{distinct} distinct {what} to fit ({len(held)} runs held out, {len(dropped)} rows "
+            f"left out{_why(dropped)}); {law.formula} has {needs - 1} parameters and needs at "
+            f"least {needs}"
+        )
+    return Split(fitted, held, dropped)
+
+
+def _why(dropped: Sequence[dict[str, str]]) -> str:
+    """The most frequent reason, for a message."""
+    reasons = [row["reason"] for row in dropped]
+    return f", most often: {max(reasons, key=reasons.count)}" if reasons else ""
+
+
+def filtered(
+    kept: list[table.Row], dropped: list[dict], options: Options, response: str
+) -> tuple[list[table.Row], list[dict]]:
+    text, top = options.where, options.drop_top_loss
+    if text:
+        keep = table.where(kept, text, "where")
+        dropped = dropped + [
+            {"run": row["run"], "reason": f"not {text}"} for row, k in zip(kept, keep) if not k
+        ]
+        kept = [row for row, k in zip(kept, keep) if k]
+    if top and kept:
+        limit = sorted((row[response] for row in kept), reverse=True)[min(top, len(kept)) - 1]
+        gone = [row for row in kept if row[response] >= limit]
+        dropped = dropped + [
+            {"run": row["run"], "reason": f"one of the {top} highest losses"} for row in gone
+        ]
+        kept = [row for row in kept if row[response] < limit]
+    return kept, dropped
+
+
+def held_out(
+    rows: list[table.Row], holdout: str | None, against: str
+) -> tuple[list[table.Row], list[table.Row]]:
+    if not holdout or not rows:
+        return rows, []
+    if holdout == "largest":
+        largest = max(row[against] for row in rows)
+        out = np.array([row[against] == largest for row in rows])
+    else:
+        out = table.where(rows, holdout, "holdout")
+        if not out.any():
+            raise BadInput(f"--holdout={holdout}: holds out none of {len(rows)} runs")
+    return (
+        [row for row, held in zip(rows, out) if not held],
+        [row for row, held in zip(rows, out) if held],
+    )
