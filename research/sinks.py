@@ -153,6 +153,9 @@ class Wandb:
         settings = dict.fromkeys((*quiet, "x_disable_machine_info", "silent"), True)
         settings |= {"console": "off", "x_save_requirements": False}
         settings |= {"x_transaction_log_flush_interval": SECONDS}
+        # The time in a folder's name is in whole seconds; launches within one would overwrite.
+        earlier = len(list(workdir.glob(f"wandb/*run-*-{run_id}-*")))
+        settings |= {"x_sync_dir_suffix": f"{earlier:04d}"}
         self.run = wandb.init(
             id=run_id,
             resume="allow",

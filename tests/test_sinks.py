@@ -180,7 +180,7 @@ def biases(tmp_path_factory, environment):
 
 
 def launches(workdir):
-    return sorted(workdir.glob("wandb/offline-run-*-r0/run-r0.wandb"))
+    return sorted(workdir.glob("wandb/offline-run-*-r0-*/run-r0.wandb"))
 
 
 def kinds(path):
