@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research import records
 from research.errors import BadInput
 from research.scaling import Fit, Options, analyse, fit, frontier, named_law, split, table
-from research.scaling.minima import akima, hull, parabola
+from research.scaling.envelope import hull
+from research.scaling.isoflop import akima, parabola
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 BUDGETS = np.geomspace(1e18, 1e21, 7)
@@ -206,6 +208,33 @@ def test_the_envelope_gives_the_exponent_of_the_law():
     assert all(m["run"].startswith("r") for m in document["minima"])
     with pytest.raises(BadInput, match="lie on the envelope"):
         fit("envelope", iso_rows()[:1])
+
+
+def test_the_envelope_of_whole_training_curves(tmp_path):
+    for i, n in enumerate(np.geomspace(1e4, 1e6, 9)):
+        with records.RunDirectory(tmp_path, f"r{i}") as directory:
+            directory.once("config.json", {})
+            d = 3e3 * n
+            for step in (20, 40, 60, 80, 100):
+                tokens = int(d * step / 100)
+                loss = 1.7 + 400 / n**0.34 + 410 / tokens**0.28
+                directory.append(step=step, tokens=tokens, loss=loss)
+            facts = {"params": int(n), "tokens": int(d), "unique_tokens": int(d), "steps": 100}
+            facts |= {"flops": 6 * n * d, "flops_6nd": 6 * n * d, "flops_convention": "x"}
+            directory.finish({"status": "done", "reason": "", "loss": loss, **facts})
+    rows = table.read(tmp_path, curves=True)
+    assert len(rows) == 45
+    assert all(r["flops"] == pytest.approx(6 * r["params"] * r["tokens"], rel=1e-3) for r in rows)
+    assert all(r["flops"] == pytest.approx(r["flops_6nd"]) for r in rows)
+    pooled = fit("envelope", rows, cluster="run")
+    assert pooled["n_points"] == 45
+    assert len(table.read(tmp_path)) == 9
+    (warning,) = [w for w in fit("chinchilla", rows)["warnings"] if "before the end" in w]
+    assert warning.startswith("36 rows")
+    assert not [w for w in fit("power", table.read(tmp_path))["warnings"] if "before" in w]
+    (tmp_path / "a.csv").write_text("params\n1\n")
+    with pytest.raises(BadInput, match="--curves"):
+        table.read(tmp_path / "a.csv", curves=True)
 
 
 # Recipes.
