@@ -16,6 +16,7 @@ from research import plots
 from research.plots import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
 from research.scaling import Fit, isoflop, table
 from research.scaling.envelope import NEEDED
+from research.scaling.laws import GROUP
 
 FEW = 8  # predictions that are drawn one by one; of more, only the band of their intervals
 # N*(C) of others, for a line beside ours: label, coefficient, exponent, and where it is printed.
@@ -26,7 +27,7 @@ PUBLISHED = (
 
 
 def of_minima(document: Mapping[str, Any], rows: Sequence[table.Row]) -> dict[str, Figure]:
-    """The figures of "isoflop" or "envelope", which fit no law of the loss."""
+    """The figures of optimal sizes without a law of the loss."""
     out = {}
     if document["law"] == "isoflop":
         out["isoflop"] = valleys(document, rows)
@@ -168,12 +169,18 @@ def compared(fit: Fit, section: Mapping[str, Any]) -> Figure:
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
             raw.plot(x, y, "o", ms=5, color=colour, label=name)
             scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{name}: x {m:.3g}")
+        if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
+            lines = scaled.get_lines()
+            reach = np.concatenate([np.asarray(line.get_xdata(), float) for line in lines])
+            grid = np.geomspace(reach.min(), reach.max(), 48)
+            law = fit.predict({columns[0]: grid, GROUP: np.ones(48)})[0]
+            scaled.plot(grid, law, color=GREY, lw=1.2, zorder=1, label="the shared law")
         words = LABELS.get(columns[0], columns[0]) if len(columns) == 1 else "6 N D"
         for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):
             axes.set(xscale="log", xlabel=text)
             plots.log_ticks(axes.xaxis)
             axes.legend(fontsize=8)
-        raw.set_ylabel("loss")
+        raw.set_ylabel("held-out loss")
     return figure
 
 

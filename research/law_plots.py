@@ -172,8 +172,11 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         axes = figure.subplots()
         lines = axes.contour(n_grid, d_grid, values, levels, cmap="viridis", norm=norm)
         axes.clabel(lines, fmt="%.3g", fontsize=8)
-        axes.scatter(n, d, c=y, cmap="viridis", norm=norm, s=26, edgecolors="white", lw=0.4,
-                     zorder=3, label="runs")  # fmt: skip
+        fitted, held = (fit.parts.fitted, "o", 26, "runs"), (fit.parts.held, "*", 80, "held out")
+        for some, marker, area, label in (fitted, held) if fit.parts.held else (fitted,):
+            at = [[row[k] for row in some] for k in ("params", "tokens", "loss")]
+            axes.scatter(*at[:2], area, at[2], cmap="viridis", norm=norm, marker=marker,
+                         edgecolors="white", lw=0.4, zorder=3, label=label)  # fmt: skip
         c = np.geomspace(6 * n.min() * d.min(), 6 * n.max() * d.max(), 60)
         best = frontier.best_params(fit.law, fit.best[None], c)[0]
         axes.plot(best, c / 6 / best, color=ORANGE, lw=1.8, label="efficient frontier", zorder=2)

@@ -237,6 +237,43 @@ def test_the_envelope_of_whole_training_curves(tmp_path):
         table.read(tmp_path / "a.csv", curves=True)
 
 
+def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):
+    c = np.geomspace(1e18, 1e20, 5)
+    n, d = 0.3 * c**0.45, c**0.55 / 1.8
+    rows = [
+        {"run": str(i), "flops": a, "params": b, "tokens": e}
+        for i, (a, b, e) in enumerate(zip(c, n, d))
+    ]
+    found = fit("optima", rows)["optimal"]
+    assert found["params_exponent"] == pytest.approx(0.45)
+    assert found["params_coefficient"] == pytest.approx(0.3)
+    assert found["tokens_exponent"] == pytest.approx(0.55)
+    rows[2]["params"] *= 1.1
+    moved = fit("optima", rows, predict_flops=[1e21])
+    slope = np.polyfit(np.log(c), np.log([r["params"] for r in rows]), 1)[0]
+    assert moved["params"]["params_exponent"] == pytest.approx(slope)
+    low, high = moved["intervals"]["params_exponent"]
+    assert low < slope < high
+    assert moved["predictions"][0]["params"] > 0
+    with pytest.raises(BadInput, match="at least 3"):
+        fit("optima", rows[:2])
+    with pytest.raises(BadInput, match="drop_top_loss"):
+        fit("optima", rows, drop_top_loss=1)
+
+
+@pytest.mark.skipif(not (DATA / "nanochat_isoflop_optima.csv").exists(), reason="no nanochat data")
+@pytest.mark.parametrize(
+    ("convention", "n", "d"),
+    [("kaplan", 0.524, 0.479), ("chinchilla", 0.366, 0.490), ("transformer_only", 0.681, 0.397)],
+)
+def test_the_exponent_depends_on_how_parameters_are_counted(convention, n, d):
+    names = {"params": "params_opt", "tokens": "tokens_opt"}
+    rows = table.read(DATA / "nanochat_isoflop_optima.csv", names)
+    found = fit("optima", rows, where=f"param_convention=={convention}")["params"]
+    assert found["params_exponent"] == pytest.approx(n, abs=1e-3)
+    assert found["tokens_exponent"] == pytest.approx(d, abs=1e-3)
+
+
 # Recipes.
 
 

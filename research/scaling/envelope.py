@@ -1,12 +1,13 @@
 """The envelope of all runs (Hoffmann et al. 2022, approach 1): the lower convex hull of loss
 against FLOPs in logarithms, and the power laws through the runs that lie on it. It depends strongly
-on which runs and checkpoints are in the table.
+on which runs and checkpoints are in the table. Beside it, the power laws through given optima.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from research.errors import BadInput
 from research.scaling import table
@@ -82,4 +83,34 @@ def trace(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
             f"{len(on)} of {len(rows)} points are on the envelope: the exponents depend strongly "
             "on which runs and checkpoints are in the table"
         ],
+    }
+
+
+def given(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+    """The power laws through a table whose rows are optima already, one of each budget, by plain
+    least squares of logarithms; the draws are Student's t about them."""
+    values = {k: np.log(v) for k, v in table.columns(rows, NEEDED[:3]).items()}
+    budgets = len(np.unique(values["flops"])) if len(rows) else 0
+    if budgets < 3:
+        raise BadInput(f"{budgets} budgets in flops; the power laws through optima need at least 3")
+    wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
+    rng, freedom = np.random.default_rng(options.seed), len(rows) - 2
+    # Uniform draws through the quantile function, so that heavy tails need no second generator.
+    t_2xK = stdtrit(freedom, rng.uniform(size=(2, wanted)))
+    x = np.stack([values["flops"], np.ones(len(rows))], axis=1)
+    root = np.linalg.cholesky(np.linalg.inv(x.T @ x))
+    lines, draws = [], []
+    for name in ("params", "tokens"):
+        best, *_ = np.linalg.lstsq(x, values[name])
+        spread = np.sqrt(np.sum((values[name] - x @ best) ** 2) / freedom)
+        drawn = best[:, None] + spread * root @ t_2xK
+        lines += [best[0], np.exp(best[1])]
+        draws += [drawn[0], np.exp(drawn[1])]
+    return {
+        "optimal": [float(v) for v in lines],
+        "draws": np.stack(draws, axis=1),
+        "dropped": [],
+        "method": f"least squares through {len(rows)} given optima, Student's t",
+        "minima": [{k: float(row[k]) for k in NEEDED[:3]} | {"run": row["run"]} for row in rows],
+        "warnings": [],
     }

@@ -1,5 +1,5 @@
-"""Compute-optimal sizes without a law of the loss: isoFLOP minima or the envelope of all runs, the
-power laws through them, and the document of that.
+"""Compute-optimal sizes without a law of the loss: isoFLOP minima, the envelope of all runs, or
+optima that somebody else has located; the power laws through them, and the document of that.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,23 @@ from research.scaling.findings import left_out, seed_noise, unit
 from research.scaling.options import Options, filtered, held_out
 
 NEEDED = envelope.NEEDED
+WAYS = {"isoflop": isoflop.locate, "envelope": envelope.trace, "optima": envelope.given}
 
 
 def fit(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    """The document of fit.json for "isoflop" or "envelope". Raises BadInput for fewer than two
-    budgets whose minimum can be located, and for options that belong to a law."""
+    """The document of fit.json for one of WAYS. Raises BadInput for fewer than two budgets whose
+    minimum can be located, and for options that belong to a law."""
     unfit = [k for k in ("fix", "init", "score", "starts", "predict") if getattr(options, k)]
+    unfit += ["drop_top_loss"] if name == "optima" and options.drop_top_loss else []
     if unfit:
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
-    kept, dropped = table.usable(rows, NEEDED)
+    kept, dropped = table.usable(rows, NEEDED[:3] if name == "optima" else NEEDED)
     kept, dropped = filtered(kept, dropped, options, "loss")
     fitted, held = held_out(kept, options.holdout, "flops")
-    made = (isoflop.locate if name == "isoflop" else envelope.trace)(fitted, options)
+    made = WAYS[name](fitted, options)
+    noise = {"seed_noise": None, "fall": None}
+    if name != "optima":
+        noise = seed_noise(fitted, ("flops", "params"))
     document = {
         "law": name,
         "formula": "N* = k C^a, D* = k' C^a'",
@@ -43,7 +48,7 @@ def fit(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any
         },
         **isoflop.parameters(made),
         "starts": None,
-        **seed_noise(fitted, ("flops", "params")),
+        **noise,
         "identifiability": {},
         "certificate": None,
         **{k: v for k, v in made.items() if k not in ("draws", "optimal")},
