@@ -33,13 +33,14 @@ def main(argv: Sequence[str]) -> int:
     found = scaling.analyse(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
-    out = files.make_directory(args.out)
+    figures, words = law_plots.figures(found), summary.fit_summary(found.document)
+    out = files.make_directory(args.out)  # from here on only the disk can fail
     files.write_json(out / "fit.json", found.document)
-    written = law_plots.write(found, out)
+    written = law_plots.save(figures, out)
     if sweep:
         files.write_atomic(out / "next.py", law_flags.sweep_of(sweep, found.document).encode())
         written.append(out / "next.py")
-    print(summary.fit_summary(found.document))
+    print(words)
     print("\n".join(str(path) for path in (out / "fit.json", *written)))
     return 0
 

@@ -2,6 +2,7 @@
 how much it depends on the way of asking."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> 
             for at, low, high in spans if len(points) <= FEW else []:
                 axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
             axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
-            plots.log_ticks(axes.xaxis)
+            plots.log_ticks(axes.xaxis, steps=(1, 3))
             plots.log_ticks(axes.yaxis)
         for axes, label in zip(panels, ("optimal parameters N*", "optimal tokens D*", "D* / N*")):
             axes.set_ylabel(label)
@@ -106,7 +107,7 @@ def valleys(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
         axes.set_ylabel(f"loss ({document['unit']})")
         plots.log_ticks(axes.xaxis)
         plots.plain_ticks(axes.yaxis)
-        axes.legend(frameon=True, framealpha=0.9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
         bar.set_label(LABELS["flops"])
         plots.log_ticks(bar.ax.yaxis)
@@ -149,14 +150,16 @@ def settled(section: Mapping[str, Any], unit: str) -> Figure:
         axes.plot(spent, losses, "o-", color=BLUE, lw=1.6, ms=5, label="prediction at the target")
         axes.set(xscale="log", xlabel="FLOPs spent, cheapest runs first")
         axes.set_ylabel(f"predicted loss ({unit})")
-        axes.set_ylim(0.8 * min(losses), 1.25 * max(losses))
-        axes.set_title(section["suggestion"], fontsize=9, loc="left")
+        shown = [*losses, *(y for _, *span in closed[-3:] for y in span)]
+        room = 0.1 * (max(shown) - min(shown)) + 1e-3 * min(losses)
+        axes.set_ylim(min(shown) - room, max(shown) + room)
+        axes.set_title(textwrap.fill(section["suggestion"], 80), fontsize=9, loc="left")
         plots.log_ticks(axes.xaxis)
         axes.legend()
     return figure
 
 
-def compared(fit: Fit, section: Mapping[str, Any]) -> Figure:
+def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
     """Every group's losses against compute times its multiplier: on one line if that is right."""
     columns = [c for c in fit.law.columns if c in ("params", "tokens", "flops")]
     with matplotlib.rc_context(STYLE):
@@ -180,7 +183,7 @@ def compared(fit: Fit, section: Mapping[str, Any]) -> Figure:
             axes.set(xscale="log", xlabel=text)
             plots.log_ticks(axes.xaxis)
             axes.legend(fontsize=8)
-        raw.set_ylabel("held-out loss")
+        raw.set_ylabel(f"held-out loss ({unit})")
     return figure
 
 

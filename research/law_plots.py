@@ -13,16 +13,14 @@ from matplotlib.figure import Figure
 from research import answer_plots, plots
 from research.plots import BLUE, GREEN, GREY, LABELS, ORANGE, STYLE
 from research.scaling import Analysis, Fit, frontier, table, uncertainty
+from research.scaling.laws import GROUP
 
 LEVELS = 9  # iso-loss contours
 
 
-def write(found: Analysis, out: Path) -> list[Path]:
-    """Every figure that the analysis has, as PNG and SVG in `out`; returns their paths."""
-    written = []
-    for name, figure in figures(found).items():
-        written += plots.save(figure, out / name)
-    return written
+def save(made: Mapping[str, Figure], out: Path) -> list[Path]:
+    """Every figure as PNG and SVG in `out`; returns their paths."""
+    return [path for name, figure in made.items() for path in plots.save(figure, out / name)]
 
 
 def figures(found: Analysis) -> dict[str, Figure]:
@@ -40,12 +38,12 @@ def figures(found: Analysis) -> dict[str, Figure]:
             [p for p in document["predictions"] if p.get("params")], document
         )
     out["residuals"] = residuals(fit)
-    if len(fit.samples) > 50:
-        out["pairs"] = pairs(fit)
+    if len(fit.samples) > 50 and (spread := pairs(fit)):
+        out["pairs"] = spread
     if "settling" in document:
         out["settling"] = answer_plots.settled(document["settling"], document["unit"])
     if "compare" in document:
-        out["compare"] = answer_plots.compared(fit, document["compare"])
+        out["compare"] = answer_plots.compared(fit, document["compare"], document["unit"])
     if "multiverse" in document:
         out["multiverse"] = answer_plots.spread(document["multiverse"])
     return out
@@ -197,7 +195,7 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
 
 def residuals(fit: Fit) -> Figure:
     """Measured over fitted, against each column that the law reads, and the spread of a run."""
-    columns = [c for c in fit.law.columns if any(row[c] > 0 for row in fit.parts.kept)]
+    columns = [c for c in fit.law.columns if c != GROUP]
     sd = uncertainty.noise(fit.problem, fit.best)
     if fit.problem.objective == "mse":
         sd /= float(np.exp(fit.problem.log_y).mean())
@@ -230,11 +228,13 @@ def residuals(fit: Fit) -> Figure:
     return figure
 
 
-def pairs(fit: Fit) -> Figure:
-    """The resampled parameters against each other; those that are positive by their logarithm."""
-    moving = np.flatnonzero(fit.samples.std(0) > 0)
+def pairs(fit: Fit) -> Figure | None:
+    """The resampled parameters against each other, those that are positive by their logarithm; None
+    if the data leave nothing open."""
+    moving = np.flatnonzero(fit.samples.std(0) > 1e-9 * np.maximum(np.abs(fit.best), 1))
     names, values = fit.law.parameters, fit.samples
-    k = len(moving)
+    if not (k := len(moving)):
+        return None
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(1.7 * k, 1.7 * k), layout="constrained")
         grid = figure.subplots(k, k, squeeze=False)

@@ -177,7 +177,8 @@ def learning_curves(
             train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
             if len(train) > 3:
                 tokens, loss = np.array(train[1:]).T
-                axes.plot(tokens, _smooth(loss), color=colour, lw=0.8, alpha=0.55)
+                axes.plot(tokens, _smooth(loss), color=colour, lw=0.8, alpha=0.55,
+                          rasterized=len(curves) > 24)  # fmt: skip
             held = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
             if held:
                 axes.plot(*np.array(held).T, "o-", color=colour, ms=4, lw=1.6)
@@ -211,18 +212,18 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def log_ticks(axis: Any) -> None:
+def log_ticks(axis: Any, steps: Sequence[int] = (1, 2, 5)) -> None:
     """1k, 10k, 1M rather than powers of ten; steps between them where the range is short."""
     low, high = axis.get_view_interval()
     short = high / max(low, 1e-300) < 300
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=8))
+    axis.set_major_locator(LogLocator(subs=steps if short else (1,), numticks=8))
     axis.set_major_formatter(FuncFormatter(lambda v, _: quantity(v)))
     axis.set_minor_formatter(NullFormatter())
 
 
 def quantity(value: float) -> str:
     """A count as people write it: 14k, 1.2M, 3.5e14."""
-    if value >= 1e13:
+    if value >= 1e15:
         return f"{value:.3g}".replace("e+", "e")
     for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
         if value >= 10**power * 0.9995:

@@ -177,8 +177,8 @@ def row(path: Path) -> dict[str, Any]:
 
 def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row per evaluation of every run, for an analysis of whole training curves: the run's row
-    with the loss, tokens, steps and FLOPs of that moment, and "part", the share of the run that was
-    over (1 at its end)."""
+    with the loss, tokens, steps and FLOPs of that moment, and "part_of_run", the share of it that
+    was over (1 at its end)."""
     out = []
     for last in table(workdir):
         for found in read_metrics(Path(workdir) / "runs" / last["run"]):
@@ -189,7 +189,7 @@ def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
                       and isinstance(v, int | float)}  # fmt: skip
             unique = min(last.get("unique_tokens", found["tokens"]), found["tokens"])
             then = {k: found[k] for k in ("loss", "tokens")} | {"steps": found["step"]}
-            then |= {"unique_tokens": unique, "part": part, "status": "done"}
+            then |= {"unique_tokens": unique, "part_of_run": part, "status": "done"}
             out.append({**last, **scaled, **then})
     return out
 

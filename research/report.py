@@ -49,7 +49,8 @@ def write(
         figures |= _multiverse(*fits.values())
     for name, found in surfaces.items():
         for kind, figure in law_plots.figures(found).items():
-            figures[f"{name}_{kind}"] = figure
+            if kind not in figures:  # the multiverse is there already
+                figures[f"{name}_{kind}"] = figure
     written = {"report": workdir / "report.html"}
     for name, figure in figures.items():
         written[f"{name}.png"], written[f"{name}.svg"] = plots.save(

@@ -108,7 +108,7 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     if scored := document.get("score"):
         lines.append(
             f"the given point: objective {scored['objective']:.6g}, {scored['above_optimum']:.3%} "
-            f"above the optimum, R² {scored['r2']:.4f}"
+            f"above the optimum, R² {end(scored['r2'], '.4f')}"
         )
     if document["holdout"]:
         lines.append(headline(document))

@@ -186,7 +186,14 @@ def test_the_same_records_give_the_same_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(950, "950"), (14_160, "14.2k"), (999_999, "1M"), (1.2e9, "1.2B"), (3.5e14, "3.5e14")],
+    [
+        (950, "950"),
+        (14_160, "14.2k"),
+        (999_999, "1M"),
+        (1.2e9, "1.2B"),
+        (3.5e14, "350T"),
+        (2e15, "2e15"),
+    ],
 )
 def test_quantities_read_as_people_write_them(value, text):
     assert plots.quantity(value) == text

@@ -1,5 +1,6 @@
 """A whole analysis of a table: the fit, and what was asked beside it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,4 +67,13 @@ def analyse(
             document["settling"] = design.settling(made.law, made.parts, chosen, target)
     if multiverse_too:
         document["multiverse"] = multiverse.multiverse(str(law), rows, chosen)
-    return Analysis(document, made, rows)
+    return Analysis(_finite(document), made, rows)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities; what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,6 +30,9 @@ def compare(
 
     Raises BadInput for fewer than two groups, and for a group that is too small.
     """
+    if options.init or options.score:
+        flag = "init" if options.init else "score"
+        raise BadInput(f"--{flag}: is for one law; --compare adds a parameter for every group")
     if law.predict is None:
         raise BadInput(f"--compare: {law.name} gives terms alone, no prediction to rescale")
     table.require(rows, "compare", column)
@@ -43,20 +46,24 @@ def compare(
     joint = shared(law, names)
     parts = split(joint, numbered, options)
     fit = Fit(joint, parts, options)
-    own = {}
+    own, counts = {}, {}
+    alone = dataclasses.replace(options, where=None, holdout=None, drop_top_loss=0)
     for name in names:
         its = [row for row in parts.fitted if str(row[column]) == name]
+        if not its:
+            raise BadInput(f"--compare={column}: no row of group {name!r} is left to fit")
+        counts[name] = len(its)
         try:
-            parts_of = split(law, its, dataclasses.replace(options, where=None, holdout=None))
-        except BadInput as error:
-            raise BadInput(f"--compare={column}: group {name!r}: {error.problems[0]}") from error
+            parts_of = split(law, its, alone)
+        except BadInput:  # too few rows for a law of its own, but they have a place on the shared
+            continue
         own[name] = Fit(law, Split(parts_of.fitted, [], []), options, resample=False)
     intervals = fit.reported_intervals()
     groups = {}
     for i, name in enumerate(names):
         entry: dict[str, Any] = {
-            "n_points": len(own[name].parts.fitted),
-            "params": own[name].params,
+            "n_points": counts[name],
+            "params": own[name].params if name in own else None,
         }
         if i:
             label = f"multiplier[{name}]"
@@ -103,6 +110,9 @@ def _test(
     law: Law, joint: Law, parts: Split, own: dict[str, Fit], options: Options
 ) -> dict[str, Any]:
     """Whether one law for all explains the rows as well as one each."""
+    none = {"f": None, "p_value": None, "shared_exponents_justified": None}
+    if len(own) <= len(joint.parameters) - len(law.parameters):  # a group has no law of its own
+        return none
     squares = dataclasses.replace(options, objective="mse_log", bootstrap=0)
     together = Fit(joint, parts, squares, resample=False)
     apart = [Fit(law, f.parts, squares, resample=False) for f in own.values()]
@@ -110,7 +120,7 @@ def _test(
     left = together.problem.n - sum((~f.problem.held).sum() for f in apart)
     value = sum(f.value for f in apart)
     if left <= 0 or value <= 0:
-        return {"f": None, "p_value": None, "shared_exponents_justified": None}
+        return none
     f = (together.value - value) / more / (value / left)
     p = float(fdtrc(more, left, max(f, 0.0)))
     return {"f": float(f), "p_value": p, "shared_exponents_justified": p > LEVEL}

@@ -15,7 +15,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import frontier, uncertainty
-from research.scaling.fit import Fit, finite
+from research.scaling.fit import ROUNDING, Fit, finite
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
 
@@ -36,7 +36,7 @@ def next_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[str,
             f"--next_runs={budget:g}: the cheapest run that would tell anything costs "
             f"{cost.min():.3g} FLOPs"
         )
-    noise = uncertainty.noise(fit.problem, fit.best)
+    noise = max(uncertainty.noise(fit.problem, fit.best), ROUNDING)  # of a law without any
     plans = [
         _greedy(fit, target, candidates, cost, budget, noise, by_cost) for by_cost in (True, False)
     ]
@@ -82,9 +82,9 @@ def _cost(fit: Fit, candidates: Mapping[str, np.ndarray]) -> np.ndarray:
     if name == "flops":
         return candidates[name]
     pairs = [
-        (math.log(row[name]), math.log(float(row["flops"])))
+        (math.log(row[name]), math.log(row["flops"]))
         for row in fit.parts.kept
-        if row.get("flops") not in (None, "")
+        if (row.get("flops") or 0) > 0
     ]
     if len({x for x, _ in pairs}) < 2:
         raise BadInput("--next_runs: the table has no column 'flops' to tell what a run costs")
@@ -139,6 +139,8 @@ def target_of(fit: Fit, options: Options) -> dict[str, float]:
         most = frontier.largest(fit.parts.kept)
         c = next(iter(options.predict_flops), 10 * most)
         n = float(frontier.best_params(law, fit.best[None], [c])[0, 0])
+        if frontier.together(fit.parts.fitted):
+            raise BadInput("params and tokens vary together in this table: no optimum to aim at")
         if not math.isfinite(n):
             raise BadInput(f"the law has no optimum at {c:g} FLOPs to aim at")
         d = c / frontier.PER_TOKEN / n
@@ -152,10 +154,10 @@ def target_of(fit: Fit, options: Options) -> dict[str, float]:
 def settling(law: Law, parts: Split, options: Options, target: Mapping[str, float]) -> dict:
     """How the prediction at `target` settled as FLOPs were spent, cheapest runs first, and whether
     the last stage still changed it."""
-    rows = sorted(parts.kept, key=lambda row: float(row.get("flops") or 0))
+    rows = sorted(parts.kept, key=lambda row: row.get("flops") or 0.0)
     needs = len(law.parameters) - len(options.fix) + 2
     counts = np.unique(np.linspace(needs, len(rows), STAGES).astype(int))
-    spent = np.cumsum([float(row.get("flops") or 0) for row in rows])
+    spent = np.cumsum([(row.get("flops") or 0.0) for row in rows])
     quick = dataclasses.replace(options, bootstrap=0, holdout=None)
     stages = []
     for count in counts:

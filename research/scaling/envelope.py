@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
 from research.errors import BadInput
 from research.scaling import table
@@ -15,11 +14,17 @@ from research.scaling.fit import RESAMPLES, clusters_of
 from research.scaling.options import Options
 
 NEEDED = ("flops", "params", "tokens", "loss")
+SAME = 0.05  # relative: FLOPs this near to each other are one budget
 
 
 def hull(log_c: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
     """The numbers of the points on the lower convex hull, from the cheapest to the least loss."""
     order = np.lexsort((log_loss, log_c))
+    # The least loss for at most SAME more: runs of one budget are never equal to the last FLOP, and
+    # the cheapest by a hair would be on any hull.
+    least = np.minimum.accumulate(log_loss[order])
+    within = np.searchsorted(log_c[order], log_c[order] + np.log1p(SAME), side="right") - 1
+    order = order[log_loss[order] <= least[within]]
     out: list[int] = []
     for i in order:
         while len(out) > 1 and _turns_up(log_c, log_loss, out[-2], out[-1], i):
@@ -95,17 +100,22 @@ def given(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
         raise BadInput(f"{budgets} budgets in flops; the power laws through optima need at least 3")
     wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
     rng, freedom = np.random.default_rng(options.seed), len(rows) - 2
-    # Uniform draws through the quantile function, so that heavy tails need no second generator.
-    t_2xK = stdtrit(freedom, rng.uniform(size=(2, wanted)))
-    x = np.stack([values["flops"], np.ones(len(rows))], axis=1)
-    root = np.linalg.cholesky(np.linalg.inv(x.T @ x))
+    centre = values["flops"].mean()
+    x = np.stack([values["flops"] - centre, np.ones(len(rows))], axis=1)
+    y = np.stack([values["params"], values["tokens"]], axis=1)
+    best_2x2, *_ = np.linalg.lstsq(x, y)
+    # Sizes and tokens miss their lines together (where N D is given, one by as much as the other).
+    errors = y - x @ best_2x2
+    size, axes = np.linalg.eigh(errors.T @ errors / freedom)
+    root = axes * np.sqrt(np.maximum(size, 0))
+    z = rng.standard_normal((wanted, 2, 2)) / np.sqrt((x * x).sum(0))[:, None] @ root.T
+    scale = np.sqrt(freedom / rng.chisquare(freedom, wanted))
+    drawn_Kx2x2 = best_2x2 + z * scale[:, None, None]
     lines, draws = [], []
-    for name in ("params", "tokens"):
-        best, *_ = np.linalg.lstsq(x, values[name])
-        spread = np.sqrt(np.sum((values[name] - x @ best) ** 2) / freedom)
-        drawn = best[:, None] + spread * root @ t_2xK
-        lines += [best[0], np.exp(best[1])]
-        draws += [drawn[0], np.exp(drawn[1])]
+    for i in (0, 1):
+        lines += [best_2x2[0, i], np.exp(best_2x2[1, i] - best_2x2[0, i] * centre)]
+        slope, level = drawn_Kx2x2[:, 0, i], drawn_Kx2x2[:, 1, i]
+        draws += [slope, np.exp(level - slope * centre)]
     return {
         "optimal": [float(v) for v in lines],
         "draws": np.stack(draws, axis=1),

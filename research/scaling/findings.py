@@ -20,7 +20,7 @@ def of(fit: Fit) -> dict[str, Any]:
     """The document of `fit.json`."""
     law, options = fit.law, fit.options
     profiles = fit.profiles()
-    agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + 1e-300))
+    agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
     document = {
         "law": law.name,
         "formula": law.formula,
@@ -35,7 +35,8 @@ def of(fit: Fit) -> dict[str, Any]:
         "starts": {"total": len(fit.values), "agree_fraction": agree},
         "certificate": {
             "gradient_norm": fit.gradient,
-            "moved": bool(np.abs(fit.best - fit.start).max() > 1e-9),
+            "moved": bool(np.abs(fit.best - fit.start).max() > 1e-9 or fit.value <= fit.exact),
+            "converged": fit.converged,
         },
         "r2": _r2(fit.problem, fit.best),
         "noise": uncertainty.noise(fit.problem, fit.best),
@@ -50,7 +51,9 @@ def of(fit: Fit) -> dict[str, Any]:
     }
     if options.score:
         document["score"] = _score(fit)
-    document["warnings"] = _unfinished(fit) + _mixed(fit) + _other_flops(fit) + _warnings(document)
+    document["warnings"] = (
+        _together(fit) + _unfinished(fit) + _mixed(fit) + _other_flops(fit) + _warnings(document)
+    )
     return document
 
 
@@ -160,20 +163,30 @@ def _score(fit: Fit) -> dict[str, Any]:
         "params": dict(fit.options.score),
         "objective": value,
         "r2": _r2(fit.problem, theta),
-        "above_optimum": value / fit.value - 1 if fit.value else math.inf,
-        "improvable": bool(value > fit.value * (1 + AGREE)),
+        "above_optimum": value / max(fit.value, fit.exact) - 1,
+        "improvable": bool(value > fit.value * (1 + AGREE) + fit.exact),
         "after_local_fit": local,
     }
 
 
 def _unfinished(fit: Fit) -> list[str]:
     """A warning where rows are from the middle of a run."""
-    count = sum(row.get("part", 1) < 1 for row in fit.parts.fitted)
+    count = sum((table.number(row.get("part_of_run")) or 1) < 1 for row in fit.parts.fitted)
     if not count:
         return []
     return [
         f"{count} rows are from before the end of a run, where its schedule had not come down yet: "
         "a law of final losses does not hold for them; --law=envelope is meant for them"
+    ]
+
+
+def _together(fit: Fit) -> list[str]:
+    """A warning where no fit can tell what size does and what tokens do."""
+    if not frontier.has(fit.law) or not frontier.together(fit.parts.fitted):
+        return []
+    return [
+        "params and tokens vary together: what each does cannot be told apart, so the exponents "
+        "mean little and there is no optimal size; runs with other tokens per parameter are needed"
     ]
 
 
@@ -274,6 +287,10 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
             f"only {starts_['agree_fraction']:.1%} of {starts_['total']} starts agree on the "
             "minimum"
         )
+    # Towards a bound there is no arriving, and that it is there is said already.
+    bound = any(found["flag"] == "at_bound" for found in document["identifiability"].values())
+    if not (document["certificate"]["converged"] or bound):
+        out.append("the optimizer had not arrived when it was stopped: the objective still falls")
     if not document["certificate"]["moved"]:
         out.append("the optimizer did not move from its start")
     scored = document.get("score")

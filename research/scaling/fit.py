@@ -16,34 +16,27 @@ from research.errors import BadInput
 from research.scaling import table, uncertainty
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
-from research.scaling.solve import Problem, search, starts
+from research.scaling.solve import Problem, minimise, search, starts
 
 FEW = 30  # clusters; below, a bootstrap of them is too coarse
 RESAMPLES = 1000
 AGREE = 1e-8  # relative: starts that end this near to the best have found the same minimum
+ROUNDING = 1e-10  # of log loss: a law that is this near to every row fits them exactly
+ROUNDS = 12  # of steps for the best start, until it has arrived
+APART = 0.02  # in a fitted parameter: minima that are further apart are not the same
+MOST_RIVALS = 3
 
 
 def problem_of(law: Law, rows: Sequence[table.Row], options: Options) -> Problem:
     values = table.columns(rows, [*law.columns, law.response])
     objective = options.objective or ("mse_log" if len(rows) < FEW else "huber_log")
-    weights = np.array([_weight(row) for row in rows])
+    weights = np.array([table.weight(row) for row in rows])
     log_y, fixed = np.log(values[law.response]), tuple(options.fix)
     x = law.prepare(values)
     names, clusters = np.unique(clusters_of(rows, options.cluster), return_inverse=True)
     alone = len(names) == len(rows)
     return Problem(law, x, log_y, weights, objective, options.huber_delta, fixed,
                    None if alone else clusters)  # fmt: skip
-
-
-def _weight(row: table.Row) -> float:
-    given = row.get("weight")
-    try:
-        weight = 1.0 if given in (None, "") else float(given)
-    except (TypeError, ValueError):
-        weight = math.nan
-    if not (math.isfinite(weight) and weight >= 0):
-        raise BadInput(f"{row['run']}: weight is {given!r}, expected a number of at least 0")
-    return weight
 
 
 class Fit:
@@ -58,8 +51,12 @@ class Fit:
         order = int(np.argmin(self.values))
         if not np.isfinite(self.values[order]):
             raise BadInput(f"{law.formula} has no finite value on these rows from any start")
+        self.exact = self.problem.n * ROUNDING**2
+        theta[order], self.values[order], self.gradient, self.converged = self._settled(
+            theta[order], float(self.values[order]), float(gradients[order])
+        )
         self.best, self.value = theta[order], float(self.values[order])
-        self.gradient, self.start = float(gradients[order]), self.begun[order]
+        self.start, self._ends = self.begun[order], theta
         self.clusters = clusters_of(parts.fitted, options.cluster)
         self.enough = len(set(self.clusters)) >= FEW
         wanted = options.bootstrap
@@ -90,6 +87,29 @@ class Fit:
         best = law.report(theta[int(np.argmin(values))])
         return {name: [float(v)] for name, v in zip(law.parameters, best, strict=True)}
 
+    def _settled(self, best: np.ndarray, value: float, gradient: float) -> tuple:
+        """The best point followed until the objective falls no more, and whether it came to that:
+        along a flat valley, as that of a small exponent, a fit needs thousands of steps."""
+        for _ in range(ROUNDS):
+            theta, values, gradients = minimise(self.problem, best[None])
+            before, best, value, gradient = value, theta[0], float(values[0]), float(gradients[0])
+            if value <= self.exact or before - value <= AGREE * value:
+                return best, value, gradient, True
+        return best, value, gradient, False
+
+    @functools.cached_property
+    def rivals(self) -> np.ndarray:
+        """Other minima [r, P] that the data cannot tell from the best one, at most MOST_RIVALS."""
+        limit = self.value + uncertainty.rise(self.problem, self.best)
+        out = [self.best]
+        for i in np.argsort(self.values, kind="stable"):
+            near = [np.abs(self._ends[i] - other).max() < APART for other in out]
+            if self.values[i] > limit or len(out) > MOST_RIVALS:
+                break
+            if not any(near):
+                out.append(self._ends[i])
+        return np.array(out[1:]).reshape(-1, len(self.best))
+
     def _resampled(self, k: int) -> np.ndarray:
         return uncertainty.bootstrap(self.problem, self.best, self.clusters, k, self.options.seed)
 
@@ -114,7 +134,9 @@ class Fit:
         """Response [m], interval of the law [m, 2], interval of one new run [m, 2], at m rows."""
         points = self.law.prepare({k: np.asarray(v, float) for k, v in columns.items()})
         if self.draws is None:
-            found = uncertainty.prediction_intervals(self.problem, self.best, self.value, points)
+            found = uncertainty.prediction_intervals(
+                self.problem, self.best, self.value, self.rivals, points
+            )
             return tuple(np.exp(part) for part in found)  # type: ignore[return-value]
         centre = self.law.evaluate(self.best[None], points)[0][0]
         logs = self.law.evaluate(self.draws, points)[0]
@@ -132,7 +154,7 @@ class Fit:
     def profiles(self) -> list[tuple[float, float]]:
         """The profile interval of every parameter, as reported: an open end of one that is
         positive is 0 or inf."""
-        found = uncertainty.parameter_intervals(self.problem, self.best, self.value)
+        found = uncertainty.parameter_intervals(self.problem, self.best, self.value, self.rivals)
         out = []
         for name, (low, high) in zip(self.law.parameters, found, strict=True):
             if name in self.law.positive:

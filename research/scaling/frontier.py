@@ -18,6 +18,7 @@ from research.scaling.laws import GROUP, Law
 from research.scaling.table import Row
 
 PER_TOKEN = 6.0  # training FLOPs per parameter and token
+TOGETHER = 0.2  # range of log(tokens / params) in which they count as one
 SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
 WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
 NAMES = ("params_exponent", "params_coefficient", "tokens_exponent", "tokens_coefficient")
@@ -29,6 +30,12 @@ def has(law: Law) -> bool:
     """Whether the law can say what is optimal: it reads parameters and tokens (and perhaps unique
     tokens, which are then all fresh)."""
     return law.response == "loss" and {"params", "tokens"} <= set(law.columns)
+
+
+def together(rows: Sequence[Row]) -> bool:
+    """Whether tokens go with parameters, so that no fit can tell what either does."""
+    ratios = [math.log(row["tokens"] / row["params"]) for row in rows]
+    return bool(np.ptp(ratios) < TOGETHER)
 
 
 def loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -81,9 +88,12 @@ def slope(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
         return np.log(n[:, 1] / n[:, 0]) / np.log(step)
 
 
-def optimal(fit: Fit) -> dict[str, Any]:
+def optimal(fit: Fit) -> dict[str, Any] | None:
     """N* = k C^a and D* = k' C^a', with 95 % intervals; exact for laws whose optimum is a power of
-    the budget, else its local form at the largest budget of the table."""
+    the budget, else its local form at the largest budget of the table. None if sizes and tokens
+    vary together."""
+    if together(fit.parts.fitted):
+        return None
     most = largest(fit.parts.fitted)
 
     def power_laws(theta_KxP: np.ndarray) -> np.ndarray:
@@ -135,6 +145,8 @@ def predictions(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
     samples = _samples(fit)
     n_all = best_params(fit.law, samples, flops)
     n_best = best_params(fit.law, fit.best[None], flops)[0]
+    if together(fit.parts.fitted):
+        n_best = np.full(len(flops), np.nan)
     return [_prediction(fit, c, n_best[i], samples, n_all[:, i]) for i, c in enumerate(flops)]
 
 

@@ -17,27 +17,30 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import table
+from research.scaling.envelope import SAME
 from research.scaling.findings import held_out_summary, pooled
 from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.frontier import NAMES
 from research.scaling.laws import power
 from research.scaling.options import Options, Split
 
-SAME = 0.02  # relative: FLOPs this near to each other are one budget,
-MOST = 0.1  # and those of one budget are not further apart than this
+MOST = 0.2  # relative: FLOPs of one budget are not further apart than this
 PER_INTERVAL = 25  # points at which an interpolation is looked at, between two sizes
 NOISE = 5e-4  # of log loss, where no replicates tell it: 0.002 nats at a loss of 4
 FEWEST = 4  # sizes of a budget
+NEAR = 5  # sizes around a minimum, through which a cubic has one degree of freedom left
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The runs of one budget by log size: loss in logs, averaged over runs of one size."""
+    """The runs of one budget by log size: loss in logs, averaged over runs of one size, of which
+    there are so many."""
 
     flops: float
     log_n: np.ndarray
     log_d: np.ndarray
     log_loss: np.ndarray
+    runs: np.ndarray
 
 
 def budgets(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str]]]:
@@ -62,7 +65,8 @@ def budgets(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str
         def mean(column: str, same: list = same) -> np.ndarray:
             return np.array([np.mean([math.log(row[column]) for row in rows]) for rows in same])
 
-        budget = Budget(flops, np.log(sizes), mean("tokens"), mean("loss"))
+        runs = np.array([len(rows) for rows in same])
+        budget = Budget(flops, np.log(sizes), mean("tokens"), mean("loss"), runs)
         out.append(budget)
     return out, dropped
 
@@ -108,7 +112,7 @@ def locate(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
             f"distinct value of flops (to {SAME:.0%})",
             *(f"{row['run']}: {row['reason']}" for row in dropped[:5]),
         )
-    noise, source = _noise(rows, options)
+    noise, source = _noise(rows, found, options)
     wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
     methods, reasons = {}, {}
     for name in LOCATE:
@@ -134,10 +138,10 @@ def locate(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     warnings = []
     if few := sum(len(budget.log_n) < 5 for budget in found):
         warnings.append(f"{few} budgets have fewer than 5 sizes")
-    if source.startswith("assumed"):
+    if source.startswith(("assumed", "scatter")):
+        words = "assumed to be" if source.startswith("assumed") else "taken from the scatter:"
         warnings.append(
-            f"no run was repeated: the noise of a run is assumed to be {noise:.2%} of its loss, "
-            "and the intervals count no more (--noise)"
+            f"no run was repeated: the noise of a run is {words} {noise:.2%} of its loss (--noise)"
         )
     return {
         **chosen,
@@ -152,8 +156,11 @@ def locate(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     }
 
 
-def _noise(rows: Sequence[table.Row], options: Options) -> tuple[float, str]:
-    """The standard deviation of log loss: given, or that of replicates, or an assumption."""
+def _noise(
+    rows: Sequence[table.Row], found: Sequence[Budget], options: Options
+) -> tuple[float, str]:
+    """The standard deviation of log loss of one run: given, or that of replicates, or the scatter
+    about smooth valleys, or an assumption."""
     if options.noise is not None:
         return options.noise, "given"
     replicas: dict[tuple, list[float]] = {}
@@ -162,6 +169,17 @@ def _noise(rows: Sequence[table.Row], options: Options) -> tuple[float, str]:
     sd, freedom = pooled(replicas.values())
     if freedom >= 2 and sd:
         return sd, "replicates"
+    squares, freedom = 0.0, 0
+    for budget in found:
+        middle = int(budget.log_loss.argmin())
+        first = max(0, min(middle - NEAR // 2, len(budget.log_n) - NEAR))
+        at = slice(first, first + NEAR)
+        x, y = budget.log_n[at] - budget.log_n[middle], budget.log_loss[at]
+        if len(x) == NEAR:
+            squares += float(np.sum((y - np.polyval(np.polyfit(x, y, NEAR - 2), x)) ** 2))
+            freedom += 1
+    if freedom >= 2:
+        return max(NOISE, math.sqrt(squares / freedom)), "scatter about smooth valleys"
     return NOISE, "assumed: no budget has replicates"
 
 
@@ -171,7 +189,8 @@ def _minima(
     rng = np.random.default_rng(seed)
     out, dropped = [], []
     for budget in found:
-        draws = budget.log_loss[:, None] + noise * rng.standard_normal((len(budget.log_n), k))
+        sd = (noise / np.sqrt(budget.runs))[:, None]
+        draws = budget.log_loss[:, None] + sd * rng.standard_normal((len(budget.log_n), k))
         every = np.concatenate([budget.log_loss[:, None], draws], axis=1)
         at, least = LOCATE[method](budget.log_n, every)
         drawn, least = (at[1:], least[1:]) if k else (at, least)  # without noise, once

@@ -29,7 +29,7 @@ from research.errors import BadInput
 Columns = Mapping[str, np.ndarray]
 Params = Mapping[str, Any]
 Starts = Sequence[float] | Callable[[Columns, np.ndarray], Sequence[float] | np.ndarray]
-EXPONENTS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
+EXPONENTS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 GROUP = "group_number"  # the column of a law of several groups; 0 is the reference
 STEP = 1e-30  # of the complex step: there is no difference to cancel
 LETTERS = {"params": "N", "tokens": "D", "train": "D", "unique": "D", "flops": "C"}

@@ -31,6 +31,7 @@ def multiverse(law: str, rows: Sequence[table.Row], options: Options) -> dict[st
     """{"target", "universes": [one entry each], "spread", "by_choice"} (see the module)."""
     universes, failed = [], []
     base = dataclasses.replace(options, bootstrap=0, predict=(), predict_flops=())
+    rows = [row for row in rows if row.get("status") not in table.NOT_DONE]
     for choice in _choices(law, rows, options):
         changed, made = _universe(rows, base, choice)
         try:
@@ -60,7 +61,7 @@ def multiverse(law: str, rows: Sequence[table.Row], options: Options) -> dict[st
 
 def _choices(law: str, rows: Sequence[table.Row], options: Options) -> Iterator[dict[str, Any]]:
     def there(names: Sequence[str]) -> list[str]:
-        return [n for n in names if all(row.get(n) not in (None, "") for row in rows)]
+        return [n for n in names if all(table.number(row.get(n)) for row in rows)]
 
     counts = there(PARAMS) if options.against in PARAMS or law not in ("power", "broken") else []
     budgets = there(FLOPS) if law in METHODS or options.against in FLOPS else []
@@ -85,9 +86,9 @@ def _universe(
             for row in out:
                 row[name] = row[column]
     if choice["sizes"] != "all":
-        sizes = {float(row["params"]) for row in out if row.get("params") not in (None, "")}
+        sizes = {n for row in out if (n := table.number(row.get("params")))}
         cut = float(np.quantile(sorted(sizes), SMALL, method="lower")) if sizes else 0.0
-        out = [row for row in out if float(row.get("params") or 0) > cut]
+        out = [row for row in out if (table.number(row.get("params")) or 0) > cut]
     against = base.against
     if against in PARAMS and choice["params"]:
         against = "params"
@@ -109,7 +110,7 @@ def _answer(
     """The exponent, the prediction at the target (a loss; for minima a size), and the rows used."""
     targets = list(options.predict_flops) or list(options.predict)
     if law in METHODS:
-        most = max(float(row["flops"]) for row in rows)
+        most = max(table.number(row.get("flops")) or 0.0 for row in rows)
         found = minima.fit(
             law, rows, dataclasses.replace(made, bootstrap=100, predict_flops=[most * AHEAD])
         )

@@ -124,6 +124,9 @@ def split(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
     """Rows that can be used, filtered as the options say. Raises BadInput when they are too few."""
     needed = [*law.columns, law.response]
     kept, dropped = table.usable(rows, needed)
+    unweighted = [row for row in kept if not table.weight(row)]
+    dropped = dropped + [{"run": row["run"], "reason": "weight is 0"} for row in unweighted]
+    kept = [row for row in kept if table.weight(row)]
     kept, dropped = filtered(kept, dropped, options, law.response)
     against = law.columns[0]
     fitted, held = held_out(kept, options.holdout, against)

@@ -287,7 +287,8 @@ def starts(
         if linear:
             basis = _basis(law, problem.x, point, linear)
             scale = np.maximum(basis.mean(0), 1e-300)
-            found, _ = nnls(basis / scale / y[:, None] * root[:, None], root)
+            relative = np.clip(basis / scale / y[:, None] * root[:, None], 0, 1e150)
+            found, _ = nnls(relative, root)
             # A zero would be minus infinity, from where nothing moves.
             floor = 1e-3 * y.min()
             found = np.maximum(found, floor) / scale

@@ -15,6 +15,8 @@ from research.errors import BadInput, first_line
 
 Row = dict[str, Any]
 UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place
+NOT_DONE = ("failed", "diverged", "unfinished", "running", "held")  # what records say of a run
+COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
 _COMPARISON = re.compile(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
 _OPERATORS = {
     "<=": np.less_equal,
@@ -54,7 +56,8 @@ def read(
     for ours, theirs in (columns or {}).items():
         if theirs not in rows[0]:
             raise BadInput(f"--columns={ours}={theirs}: no column {theirs!r}; {_there(rows)}")
-        rows = [{**row, ours: row.get(theirs)} for row in rows]
+    renamed = (columns or {}).items()
+    rows = [{**row, **{ours: row.get(theirs) for ours, theirs in renamed}} for row in rows]
     return [_with_flops(row) for row in rows]
 
 
@@ -100,21 +103,31 @@ def _with_flops(row: Row) -> Row:
         return row  # what is wrong with a column is said when it is needed
 
 
+def number(value: object) -> float | None:
+    """A finite number, whether as one or as text; None for anything else."""
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
 def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[dict[str, str]]]:
     """The rows with positive finite numbers in every needed column, and the others with reasons.
 
-    A run that is not done is left out. Rows come back in one order whatever theirs was. Raises
-    BadInput for a column that is missing, or holds text where a number is needed.
+    A run that is not done is left out. Rows come back in one order whatever theirs was, and with
+    numbers (or None) in every other column that holds counts, too. Raises BadInput for a column
+    that is missing, or holds text where a number is needed.
     """
     missing = [name for name in needed if not any(name in row for row in rows)]
     if missing:
         raise BadInput(*(f"no column {name!r}; {_there(rows)}" for name in missing))
     kept, dropped, texts = [], [], []
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         unnamed = row.get("run") in (None, "")
-        label = f"row {number + 1}" if unnamed else str(row["run"])
+        label = f"row {place + 1}" if unnamed else str(row["run"])
         reason = ""
-        if row.get("status", "done") != "done":
+        if row.get("status") in NOT_DONE:
             reason = str(row["status"])
         values = {}
         for name in needed if not reason else ():
@@ -133,11 +146,28 @@ def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[
         if reason:
             dropped.append({"run": label, "reason": reason})
         else:
-            kept.append({**row, "run": label, UNNAMED: unnamed, **values})
+            others = {k: number(v) for k, v in row.items() if k.startswith(COUNTS)}
+            kept.append({**row, **others, "run": label, UNNAMED: unnamed, **values})
     if texts:
         raise BadInput(*texts)
-    kept.sort(key=lambda row: (*(row.get(name, 0.0) for name in needed), row["run"]))
+    kept.sort(key=lambda row: (*(row.get(name, 0.0) for name in needed), _rest(row), row["run"]))
     return kept, dropped
+
+
+def _rest(row: Row) -> str:
+    """What orders rows without names that are equal in what a law reads."""
+    if not row[UNNAMED]:
+        return ""
+    return repr(sorted((k, str(v)) for k, v in row.items() if k != "run"))
+
+
+def weight(row: Row) -> float:
+    """The weight of a row, 1 where it has none. Raises BadInput for a negative one or none."""
+    given = row.get("weight")
+    found = 1.0 if given in (None, "") else number(given)
+    if found is None or found < 0:
+        raise BadInput(f"{row['run']}: weight is {given!r}, expected a number of at least 0")
+    return found
 
 
 def where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:

@@ -7,8 +7,10 @@ n - P degrees of freedom. For squares that is ½ t² s², s² the variance of th
 for Huber's loss it is what makes the rise right for rows whose noise is larger than delta (Heritier
 and Ronchetti 1994), with Huber's correction for few rows (1973, section 4). Rows of one cluster err
 together: the rise then grows by their design effect (Moulton 1986), and clusters are counted in
-place of rows. A handful of runs is enough for it, and a side on which the objective never rises
-that far is reported as open, which no standard error can say.
+place of rows. Where there are MANY runs, noise that is not the same for all is seen, and what is
+asked about gets the rise of its own direction, by the sandwich of White (1980), if that is more. A
+handful of runs is enough for a profile, and a side on which the objective never rises that far is
+reported as open, which no standard error can say.
 """
 
 import dataclasses
@@ -23,22 +25,49 @@ from research.scaling.solve import Problem, minimise
 PINNED = 20  # relative weight of a row that a fit passes through: off it by under 1 % of a width,
 # while a stiffer one keeps the solver from moving along it
 PASSES = 100  # steps of a refit; those that need more are far beyond the limit
+MANY = 30  # clusters, from which on their scores tell how noise differs between rows
 
 
 def noise(problem: Problem, theta: np.ndarray) -> float:
     """Standard deviation of one run about the law, in the units of the residuals."""
     r = problem.residuals(theta[None])[0][0]
-    return float(np.sqrt(np.sum(problem.weights * r * r) / max(problem.freedom, 1)))
+    weights = problem.weights / problem.weights.mean()  # 100 for every row is as 1 for every row
+    return float(np.sqrt(np.sum(weights * r * r) / max(problem.freedom, 1)))
 
 
 def rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:
     """By how much the objective may exceed its least value within the interval."""
     pull = np.sqrt(problem.weights) * problem.influence(theta[None])[0]
-    count = problem.n if problem.clusters is None else int(problem.clusters.max()) + 1
-    freedom = max(problem.freedom - problem.n + count, 1)
+    count, freedom = _counted(problem)
     t = float(stdtrit(freedom, (1 + level) / 2))
     variance = float(np.mean(pull**2)) * count / freedom * _design_effect(problem, pull)
     return t * t / 2 * variance / _slope(problem, theta)
+
+
+def _counted(problem: Problem) -> tuple[int, int]:
+    """How many clusters there are, and how many degrees of freedom they leave."""
+    count = problem.n if problem.clusters is None else int(problem.clusters.max()) + 1
+    return count, max(problem.freedom - problem.n + count, 1)
+
+
+def rises(problem: Problem, theta: np.ndarray, along_MxP: np.ndarray, level: float) -> np.ndarray:
+    """`rise` [m] for functions of the parameters with these derivatives."""
+    equal, (count, freedom) = rise(problem, theta, level), _counted(problem)
+    if count < MANY:
+        return np.full(len(along_MxP), equal)
+    free = ~problem.held
+    j_PxN = problem.residuals(theta[None])[1][0][free]
+    scores = j_PxN * problem.weights * problem.influence(theta[None])[0]
+    if problem.clusters is not None:
+        scores = np.stack([np.bincount(problem.clusters, row) for row in scores])
+    bread = (j_PxN * problem.weights) @ j_PxN.T * _slope(problem, theta)
+    away = np.linalg.pinv(bread, hermitian=True) @ along_MxP[:, free].T
+    meat = np.sum((scores.T @ away) ** 2, 0) * count / freedom
+    t = float(stdtrit(freedom, (1 + level) / 2))
+    plain = np.sum(along_MxP[:, free].T * away, 0)
+    with np.errstate(all="ignore"):
+        own = t * t / 2 * meat / plain
+    return np.where(np.isfinite(own), np.maximum(own, equal), equal)
 
 
 def _design_effect(problem: Problem, pull: np.ndarray) -> float:
@@ -64,22 +93,30 @@ def _slope(problem: Problem, theta: np.ndarray) -> float:
 
 
 def parameter_intervals(
-    problem: Problem, best: np.ndarray, value: float, level: float = 0.95
+    problem: Problem,
+    best: np.ndarray,
+    value: float,
+    rivals: np.ndarray,
+    level: float = 0.95,
 ) -> list[tuple[float, float]]:
     """The profile interval of each fitted parameter; an end is ±inf where the data leave it open.
-    That of one that is held is its value."""
-    limit = value + rise(problem, best, level)
+    That of one that is held is its value. It reaches over `rivals` [r, P], other minima that the
+    data allow."""
+    limits = value + rises(problem, best, np.eye(len(best)), level)
     out = []
     for i, name in enumerate(problem.law.parameters):
         if problem.held[i]:
             out.append((float(best[i]), float(best[i])))
             continue
         width = 1.0 if name in problem.law.positive else 0.3 * abs(best[i])
-        low, high = _bracket(
-            lambda targets, i=i: _profile(problem, best, i, targets),
-            best[i : i + 1], max(width, 1e-3), limit,
-        )[0]  # fmt: skip
-        out.append((float(low), float(high)))
+        ends = [
+            _bracket(
+                lambda targets, i=i, begun=begun: _profile(problem, begun, i, targets),
+                begun[i : i + 1], max(width, 1e-3), limits[i],
+            )[0]
+            for begun in (best, *rivals)
+        ]  # fmt: skip
+        out.append((float(min(low for low, _ in ends)), float(max(high for _, high in ends))))
     return out
 
 
@@ -91,7 +128,12 @@ def _profile(problem: Problem, best: np.ndarray, i: int, targets_1xF: np.ndarray
 
 
 def prediction_intervals(
-    problem: Problem, best: np.ndarray, value: float, points: np.ndarray, level: float = 0.95
+    problem: Problem,
+    best: np.ndarray,
+    value: float,
+    rivals: np.ndarray,
+    points: np.ndarray,
+    level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For points (what `law.prepare` makes of m rows): the log prediction [m], the interval of the
     law there [m, 2], and that of one new run there [m, 2], which has the noise of a run as well."""
@@ -112,11 +154,14 @@ def prediction_intervals(
             log_y=np.concatenate([y, targets_MxF.reshape(-1, 1)], axis=1),
             weights=np.concatenate([problem.weights, [PINNED * problem.weights.sum()]]),
         )
-        theta = minimise(held, np.repeat(best[None], fits, 0), None, PASSES)[0]
-        return problem.value(theta).reshape(targets_MxF.shape)
+        least = np.inf
+        for begun in (best, *rivals):
+            theta = minimise(held, np.repeat(begun[None], fits, 0), None, PASSES)[0]
+            least = np.minimum(least, problem.value(theta))
+        return np.reshape(least, targets_MxF.shape)
 
-    limit = value + rise(problem, best, level)
-    law = _bracket(profile, centre, max(reach, 1e-6), limit)
+    limit = value + rises(problem, best, problem.law.evaluate(best[None], points)[1][0].T, level)
+    law = _bracket(profile, centre, max(reach, 1e-6), limit[:, None])
     spread = stdtrit(max(problem.freedom, 1), (1 + level) / 2) * reach
     if problem.objective == "mse":  # noise in the units of the loss, here wanted in log loss
         spread = (spread / np.exp(centre))[:, None]
@@ -125,7 +170,10 @@ def prediction_intervals(
 
 
 def _bracket(
-    profile: Callable[[np.ndarray], np.ndarray], centre_M: np.ndarray, width: float, limit: float
+    profile: Callable[[np.ndarray], np.ndarray],
+    centre_M: np.ndarray,
+    width: float,
+    limit: float | np.ndarray,
 ) -> np.ndarray:
     """[m, 2]: where `profile` first exceeds `limit` below and above each centre; ±inf if nowhere.
 
