@@ -7,6 +7,7 @@ WORKDIR/runs/<id>/
     attempts/<k>.json  why launch k failed
     launch.json      what the first launch knew: the model, sizes and rules, and the devices and
                      mesh, which decide the last bits and are used again on resume
+    trunk.json       whose steps, up to which one, this run did not take itself (see trunk.py)
     tokenizer.json   of text that is not read as bytes
     checkpoints/     see checkpoint.py
 WORKDIR/data/<digest>.json   what a report says of the data
@@ -154,7 +155,12 @@ def write_card(
 
 def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row per run directory, by size, tokens and seed. Status: done, diverged, failed, or
-    unfinished; `reason` where there is one. Raises BadInput if there is no sweep at `workdir`."""
+    unfinished; `reason` where there is one.
+
+    `flops` are those of what a run means, `flops_spent` what it cost: without the steps that it has
+    from another run, and of one that diverged those up to there. Raises BadInput if there is no
+    sweep at `workdir`.
+    """
     root = Path(workdir) / "runs"
     if not root.is_dir():
         raise BadInput(f"--runs={workdir}: no directory {root}; expected the workdir of a sweep")
@@ -169,6 +175,8 @@ def row(path: Path) -> dict[str, Any]:
         out |= files.read_json(path / "launch.json")["facts"]
     if (path / "result.json").exists():
         out |= files.read_json(path / "result.json")
+        if out["status"] == "done":  # of which nothing was shared, if it does not say so
+            out.setdefault("flops_spent", out.get("flops"))
     attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
     if out["status"] == "unfinished" and attempts:
         out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
