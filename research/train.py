@@ -144,6 +144,8 @@ class Keeper:
         """The step and state to go on from."""
         abstract = self.trainer.abstract
         found = checkpoint.restore_newest(self.directory.path, abstract)
+        if found:
+            log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
         found = found or seeded(self.directory, self.trunks, abstract, self.recorder.shown.log)
         if found is None:
             state = self.trainer.init()
@@ -200,8 +202,6 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
     every, room = run.every, run.every.dispatch
     step, state = keeper.restore()
     first = step
-    if first:
-        log.info("run %s goes on from step %d of %d", run.id, first, run.steps)
     while step < run.steps:
         if every.eval and step and step % every.eval == 0:
             recorder.settle()
