@@ -87,14 +87,18 @@ def _checkpoint(own: Path, trunk: Trunk) -> tuple[Trunk, int, Path] | None:
 def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
     """What a run that has reached a step has cost, of what it means: `flops_spent`; and, if it
     began from a trunk, "trunk", "shared_tokens" and "shared_flops"."""
-    path = directory.path / MARK
-    mark = files.read_json(path) if path.exists() else {"run": None, "step": 0}
-    shared, flops = mark["step"], run.facts["flops"]
+    shared, flops = shared_steps(directory.path), run.facts["flops"]
     spent = {"flops_spent": flops * (reached - shared) / run.steps}
     if not shared:
         return spent
     return spent | {
-        "trunk": mark["run"],
+        "trunk": files.read_json(directory.path / MARK)["run"],
         "shared_tokens": shared * run.tokens_per_step,
         "shared_flops": flops * shared / run.steps,
     }
+
+
+def shared_steps(directory: Path) -> int:
+    """The steps that another run took for the one in `directory`."""
+    path = directory / MARK
+    return files.read_json(path)["step"] if path.exists() else 0
