@@ -22,10 +22,11 @@ def main(argv: Sequence[str]) -> int:
     args, config, module = cli.parse_config(parser, argv)
     configs = cli.points(config, module, args.sweep)
 
-    from research import records, sharding, sweep  # jax from here on
+    from research import compiled, records, sharding, sweep  # jax from here on
     from research.progress import Progress, plan_table
 
     sharding.use_all_cores()
+    compiled.keep_programs()
     points = sweep.plan(configs, args.workdir)
     pending = [p for p in points if p.pending]
     print(plan_table([(p.run.id, p.status, p.run.facts) for p in points]))

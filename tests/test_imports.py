@@ -22,6 +22,7 @@ MAY = {
     "trees": GROUND,
     "optim": {*GROUND, "trees"},
     "sharding": {*GROUND, "trees"},
+    "compiled": GROUND,
     "records": GROUND,
     "sinks": GROUND,
     "checkpoint": {*GROUND, "trees"},

@@ -237,7 +237,7 @@ def test_a_chain_that_is_stopped_anywhere_ends_the_same(alone, tiny, tmp_path):
         except Preempted:
             count += 1
     assert not left
-    assert count >= 4
+    assert count == 3
     assert_same(points, tmp_path, apart)
     rows = records.table(tmp_path)
     assert sum(r["flops_spent"] for r in rows) < sum(r["flops"] for r in rows)
