@@ -41,7 +41,7 @@ def keep_programs() -> Path | None:
 
 def _machine() -> str:
     """What jax's own key of a program leaves out, as a name: a program for other instructions does
-    not run, and one made for another number of cores splits its sums otherwise, so that the last
+    not run, and one made for another number of cores may split its sums otherwise, so that the last
     bits of a run would depend on who had compiled it."""
     known = {
         "jaxlib": importlib.metadata.version("jaxlib"),
