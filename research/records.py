@@ -183,6 +183,25 @@ def row(path: Path) -> dict[str, Any]:
     return out
 
 
+def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """One row per evaluation of every run, for an analysis of whole training curves: the run's row
+    with the loss, tokens, steps and FLOPs of that moment, and "part", the share of the run that was
+    over (1 at its end)."""
+    out = []
+    for last in table(workdir):
+        for found in read_metrics(Path(workdir) / "runs" / last["run"]):
+            if "loss" not in found or not last.get("tokens"):
+                continue
+            part = found["tokens"] / last["tokens"]
+            scaled = {k: v * part for k, v in last.items() if k.startswith("flops") and part < 1
+                      and isinstance(v, int | float)}  # fmt: skip
+            unique = min(last.get("unique_tokens", found["tokens"]), found["tokens"])
+            then = {k: found[k] for k in ("loss", "tokens")} | {"steps": found["step"]}
+            then |= {"unique_tokens": unique, "part": part, "status": "done"}
+            out.append({**last, **scaled, **then})
+    return out
+
+
 def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     """Write table.parquet and table.csv, one row per run; nested values as JSON text."""
     import pyarrow

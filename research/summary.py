@@ -206,6 +206,8 @@ def text_summary(result: Mapping[str, Any]) -> str:
         lines.append(words or f"no law: {fit['why']}")
         if fit["document"] and (words := expectation(result["cards"], fit["document"])):
             lines.append(words)
+    if compared := result["compared"]:
+        lines += ["", *compared.document["compare"]["words"]]
     if side := comparison(rows, result["against"]) if several else []:
         widths = [max(len(line[i]) for line in side) for i in range(len(side[0]))]
         lines += ["", *("  ".join(c.rjust(w) for c, w in zip(r, widths)) for r in side)]

@@ -260,6 +260,35 @@ def test_a_large_table_is_bootstrapped_by_cluster():
     assert by_run != fit("power", rows, bootstrap=200, cluster="group", seed=1)
 
 
+def test_few_runs_with_many_checkpoints_are_no_more_than_few_runs():
+    x = np.repeat(np.geomspace(1e4, 1e7, 12), 30)
+    rng = np.random.default_rng(0)
+    shared = np.repeat(rng.normal(size=12), 30) * 0.01
+    rows = rows_of(x, law_at(x) * np.exp(shared + 1e-5 * rng.normal(size=len(x))))
+    for i, row in enumerate(rows):
+        row["run"] = f"run{i // 30}"
+    once = fit("power", rows[::30], objective="mse_log")
+    every = fit("power", rows, objective="mse_log")
+    as_if_alone = fit(
+        "power", [r | {"run": str(i)} for i, r in enumerate(rows)], objective="mse_log"
+    )
+
+    def width(document):
+        low, high = document["intervals"]["alpha"]
+        return high - low
+
+    assert width(every) == pytest.approx(width(once), rel=0.1)
+    assert width(as_if_alone) < 0.3 * width(once)
+
+
+def test_a_table_of_independent_runs_has_profile_intervals_however_large():
+    rows = noisy(0, x=np.geomspace(1e4, 1e7, 60))
+    assert fit("power", rows)["method"].startswith("profile")
+    assert fit("power", rows, bootstrap=50)["method"].startswith("bootstrap of 50")
+    twice = [{**row, "loss": row["loss"] * 1.001} for row in rows]
+    assert fit("power", rows + twice)["method"].startswith("bootstrap")  # two rows of each run
+
+
 def test_huber_withstands_an_outlier_that_least_squares_does_not():
     x = np.geomspace(1e4, 1e7, 20)
     loss = law_at(x)

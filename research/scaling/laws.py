@@ -331,7 +331,7 @@ LAWS: dict[str, Callable[..., Law]] = {
 }
 AGAINST = ("power", "broken")
 METHODS_OF_MINIMA = ("akima", "parabola")  # of locating one
-METHODS = ("isoflop", "envelope")  # of finding optimal sizes without a law of the loss
+METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of the loss
 
 
 def named_law(name: str, against: str = "params") -> Law:
