@@ -175,8 +175,8 @@ def row(path: Path) -> dict[str, Any]:
         out |= files.read_json(path / "launch.json")["facts"]
     if (path / "result.json").exists():
         out |= files.read_json(path / "result.json")
-        if out["status"] == "done":  # of which nothing was shared, if it does not say so
-            out.setdefault("flops_spent", out.get("flops"))
+        if out["status"] == "done" and "flops" in out:  # nothing was shared if it does not say so
+            out.setdefault("flops_spent", out["flops"])
     attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
     if out["status"] == "unfinished" and attempts:
         out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
@@ -186,11 +186,13 @@ def row(path: Path) -> dict[str, Any]:
 def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row per evaluation of every run, for an analysis of whole training curves: the run's row
     with the loss, tokens, steps and FLOPs of that moment, and "part", the share of the run that was
-    over (1 at its end)."""
+    over (1 at its end). One of a shared trunk is a row of the run that took those steps alone."""
     out = []
     for last in table(workdir):
         for found in read_metrics(Path(workdir) / "runs" / last["run"]):
             if "loss" not in found or not last.get("tokens"):
+                continue
+            if found["tokens"] <= last.get("shared_tokens", 0):
                 continue
             part = found["tokens"] / last["tokens"]
             scaled = {k: v * part for k, v in last.items() if k.startswith("flops") and part < 1
@@ -198,6 +200,8 @@ def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             unique = min(last.get("unique_tokens", found["tokens"]), found["tokens"])
             then = {k: found[k] for k in ("loss", "tokens")} | {"steps": found["step"]}
             then |= {"unique_tokens": unique, "part": part, "status": "done"}
+            if "shared_flops" in last:
+                then["flops_spent"] = last["flops"] * part - last["shared_flops"]
             out.append({**last, **scaled, **then})
     return out
 

@@ -14,12 +14,19 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, ensemble, records, sharding, train
+from research import branch, check, checkpoint, cli, ensemble, grid, records, sharding, train
 from research.errors import Preempted, StorageError
 from research.run import make_run
 from research.train import Trainer
 
 LONG = {"horizon.amount": 40.0, "log.every": 1, "eval.every": 16, "save.every": 16}
+REAL = {  # a width at which XLA's choices are those of real runs
+    "model.width": 64,
+    "model.heads": 4,
+    "model.kv_heads": 4,
+    "model.hidden": 168,
+    "data.context": 64,
+}
 WAYS = (
     {"seed": 0, "optim.lr": 0.1},
     {"seed": 1, "optim.lr": 0.4, "optim.optimizer.weight_decay": 0.1},
@@ -36,6 +43,11 @@ def fit(runs, workdir, ids=None, **more):
 def alone(run, workdir):
     with records.RunDirectory(workdir, run.id) as directory:
         return train.fit(run, directory), directory.path
+
+
+def on(devices):
+    """A mesh for runs, so that several of them share a device."""
+    return Mesh(np.array(jax.devices()[:devices]), ("runs",))
 
 
 def path_of(run, workdir):
@@ -91,17 +103,114 @@ def test_every_member_has_the_losses_that_it_has_alone(group, tmp_path):
     runs, results, workdir = group
     assert [len(curve(run, workdir)) for run in runs] == [40] * 3
     assert_as_alone(runs, workdir, tmp_path)
-    # and they differ among each other by far more
+    # They differ among each other by far more.
     losses = [results[run.id]["loss"] for run in runs]
     assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-3
 
 
-def test_members_with_orders_of_their_own_have_their_own_batches(tiny, tmp_path):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_members_with_orders_of_their_own_have_their_own_batches(
+    devices, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ensemble, "runs_mesh", lambda *_: on(devices))
     runs = made(tiny, {"seed": 0, "batch.seed": 0}, {"seed": 0, "batch.seed": 1})
     fit(runs, tmp_path / "group")
     assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
     first, second = (curve(run, tmp_path / "group") for run in runs)
     assert first[0][1] != pytest.approx(second[0][1], rel=1e-4)
+
+
+MUON = {
+    "name": "muon",
+    "momentum": 0.95,
+    "weight_decay": 0.01,
+    "adam_scale": 0.3,
+    "b1": 0.9,
+    "b2": 0.98,
+    "eps": 1e-8,
+}
+FACTOR = {
+    "name": "adafactor",
+    "decay_rate": 0.8,
+    "clip_threshold": 1.0,
+    "scale_by_params": True,
+    "momentum": None,
+    "weight_decay": 0.01,
+}
+
+
+SHORT = {"size": 2e4, "data.context": 16}
+
+
+def test_members_of_one_device_have_the_losses_that_they_have_alone(group, tmp_path, monkeypatch):
+    runs, _, _ = group
+    monkeypatch.setattr(ensemble, "runs_mesh", lambda *_: on(1))
+    fit(runs, tmp_path / "group")
+    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_wide_members_have_the_losses_that_they_have_alone(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(ensemble, "runs_mesh", lambda *_: on(1))
+    runs = made(tiny, *WAYS, **REAL)
+    fit(runs, tmp_path / "group")
+    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
+    # As near as that and no nearer: vmapped products are others, so which group it was is stored.
+    curves = [[curve(r, tmp_path / n) for r in runs] for n in ("group", "alone")]
+    assert curves[0] != curves[1]
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("linear", {}),
+        ("mlp_teacher", {"size": 2e3, "batch.size": 32}),
+        slow("cnn_digits", {"model.width": 4, "batch.size": 8}),
+        slow("resnet_digits", {"model.width": 4, "batch.size": 8}),
+        slow("lm_gru", SHORT),
+        slow("lm_transformer", {**SHORT, "optim.ema": 0.9}),
+        slow("lm_transformer", {**SHORT, **grid.section("optim.optimizer", MUON)}),
+        slow("lm_transformer", {**SHORT, **grid.section("optim.optimizer", FACTOR)}),
+    ],
+)
+def test_every_family_and_optimizer_can_be_a_member(name, changes, corpus):
+    def run(**more):
+        config, _ = cli.load(f"configs/{name}.py")
+        text = {"data.path": str(corpus)} if name.startswith("lm") else {}
+        config, problems = check.override(config, {**text, "mesh.data": 1, **changes, **more})
+        assert not problems, problems
+        return make_run(cli.checked(config))
+
+    def losses(made):
+        state, out = made.init(), []
+        for step in (0, 5):
+            state, metrics = made.steps(state, made.batches(step, 5, 5), 5)
+            out.append(np.asarray(metrics["train_loss"]))
+        return np.concatenate(out)
+
+    first = run()
+    runs = [first, run(seed=1, **{"optim.lr": first.config["optim"]["lr"] * 2})]
+    together = losses(ensemble.Group(runs, on(1)))
+    one = sharding.make_mesh(ensemble.ALONE, first.batch)
+    for slot, member in enumerate(runs):
+        np.testing.assert_allclose(together[:, slot], losses(Trainer(member, one)), rtol=1e-5)
+    assert abs(together[-1, 0] / together[-1, 1] - 1) > 1e-3
+
+
+def test_a_member_with_a_closed_form_says_how_far_it_is(tmp_path):
+    config, _ = cli.load("configs/linear.py")
+    runs = []
+    for seed in (0, 1):
+        changed, _ = check.override(config, {"seed": seed, "horizon.amount": 30.0})
+        runs.append(make_run(cli.checked(changed)))
+    result = fit(runs, tmp_path / "group")[runs[1].id]
+    single = alone(runs[1], tmp_path / "alone")[0]
+    assert result["closed_form_loss"] == pytest.approx(single["closed_form_loss"], rel=1e-6)
+    assert result["closed_form_distance"] == pytest.approx(single["closed_form_distance"], rel=1e-4)
 
 
 def test_a_member_is_stored_as_a_run_alone(group, tiny, tmp_path):
@@ -182,7 +291,7 @@ def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
 def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
     def states(*ways):
         runs = made(tiny, *ways)
-        group = ensemble.Group(runs, Mesh(np.array(jax.devices()[:2]), ("runs",)))
+        group = ensemble.Group(runs, on(2))
         members = group.init()
         for step in (0, 10):
             members, _ = group.steps(members, group.batches(step, 10, 10), 10)
@@ -274,7 +383,8 @@ with ExitStack() as held:
 """
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 12])
 def test_a_killed_group_ends_bitwise_as_an_undisturbed_one(kills, tiny, tmp_path):
     steps = 40 + 40 * kills
     changes = {"horizon.amount": steps, "log.every": 1, "eval.every": 90, "save.every": 10}
