@@ -260,7 +260,7 @@ def _loop(
             recorder.evaluation(step, trainer.evaluate(state.evaluated))
         if every.save and step > first and step % every.save == 0:
             recorder.settle()
-            checkpoint.save(directory.path, step, state, keep)
+            checkpoint.save(directory.path, step, state, keep, directory.check)
         ends = [k - step % k for k in (every.eval, every.save) if k]
         n = min(room, run.steps - step, *ends)
         state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
@@ -268,11 +268,11 @@ def _loop(
         step += n
         if stop() and step < run.steps:
             recorder.settle()
-            checkpoint.save(directory.path, step, state, keep)
+            checkpoint.save(directory.path, step, state, keep, directory.check)
             raise Preempted(f"{directory.path}: stopped and saved at step {step} of {run.steps}")
     recorder.settle()
     if step > first:
-        checkpoint.save(directory.path, step, state, keep)
+        checkpoint.save(directory.path, step, state, keep, directory.check)
     metrics = trainer.evaluate(state.evaluated)
     recorder.evaluation(step, metrics)
     return metrics | trainer.against_closed_form(state.evaluated)
