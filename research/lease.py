@@ -14,6 +14,7 @@ has not changed for SILENCE seconds of the observer's own clock. No two clocks a
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import secrets
@@ -26,6 +27,8 @@ from typing import Any
 
 from research import files
 from research.errors import Held, StorageError
+
+log = logging.getLogger(__name__)
 
 BEAT = 5.0  # seconds between heartbeats
 SILENCE = 60.0  # seconds without one after which a holder on another host counts as dead
@@ -207,7 +210,7 @@ def take(folder: Path, patience: float = 0.0) -> Lease:
 
     A holder on another host is watched for at most `patience` seconds, in which it may prove dead.
     """
-    until = clock() + patience
+    until, watched = clock() + patience, False
     try:
         files.make_directory(folder)
         while True:
@@ -220,6 +223,11 @@ def take(folder: Path, patience: float = 0.0) -> Lease:
             elif before.here or clock() >= until:
                 raise Held(f"{folder.parent}: another process is training this run: {before}")
             else:
+                if not watched:
+                    log.info(
+                        "%s: waiting to see whether its holder lives: %s", folder.parent, before
+                    )
+                watched = True
                 time.sleep(POLL)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}") from error

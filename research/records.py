@@ -116,6 +116,11 @@ class RunDirectory:
         files.write_json(folder / f"{number}.json", {"reason": reason, **details})
 
     @property
+    def failures(self) -> int:
+        """How many attempts failed."""
+        return len(list((self.path / "attempts").glob("*.json")))
+
+    @property
     def result(self) -> dict | None:
         path = self.path / "result.json"
         return files.read_json(path) if path.exists() else None
@@ -154,17 +159,36 @@ def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return out
 
 
+def last_metrics(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str, Any]]:
+    """The newest records of a run, from the last `size` bytes: those of its last launch if it has
+    begun there. Nothing is said about damage."""
+    try:
+        with open(Path(run) / "metrics.jsonl", "rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(start)
+            lines = file.read().splitlines()[bool(start) :]
+    except FileNotFoundError:
+        return []
+    out: list[dict[str, Any]] = []
+    for record in filter(None, map(_record, lines)):
+        out = [] if "resume" in record else [*out, record]
+    return out
+
+
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for raw in file:
-            try:
-                record = json.loads(raw)
-                crc = record.pop("crc")
-                yield record if crc == zlib.crc32(files.canonical(record)) else None
-            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-                yield None
+        yield from map(_record, file)
+
+
+def _record(raw: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(raw)
+        crc = record.pop("crc")
+        return record if crc == zlib.crc32(files.canonical(record)) else None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def write_card(
@@ -197,6 +221,8 @@ def row(path: Path) -> dict[str, Any]:
     attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
     if out["status"] == "unfinished" and attempts:
         out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
+    elif out["status"] == "unfinished" and (last := lease.holder(path / "lease")) and last.deaths:
+        out["reason"] = f"its process died, {last.deaths} times in a row"
     return out
 
 
