@@ -23,7 +23,8 @@ def main(argv: Sequence[str]) -> int:
     from research import sharding, sweep  # jax from here on
     from research.progress import Progress
 
-    signals = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2.
+    stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     parent = int(os.environ.get(PARENT, os.getppid()))
     sharding.use_all_cores()
     points = sweep.read(args.sweep, args.workdir)
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"process {os.getpid()} takes part in {args.sweep}", flush=True)
     with Progress(p.run.facts for p in points if p.pending) as progress:
         # Without its launcher a worker would go on unseen.
-        sweep.work(points, args.workdir, progress, lambda: signals() or os.getppid() != parent)
+        sweep.work(points, args.workdir, progress, lambda: stop() or os.getppid() != parent)
     return 0
 
 

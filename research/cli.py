@@ -185,8 +185,9 @@ def read_value(text: str, field: plugs.Field) -> object:
 
 
 class StopSignal:
-    """Call it to learn whether one of `numbers` has come. A second one ends the process: at once,
-    or `orderly` by an exception, so that what is open is closed.
+    """Call it to learn whether one of `numbers` has come. Ctrl-C after one ends the process: at
+    once, or `orderly` by an exception, so that what is open is closed. Other signals may come
+    twice: a scheduler sends them to every process, and those to their children.
 
     As a context it turns Preempted into KeyboardInterrupt where Ctrl-C was the cause.
     """
@@ -197,11 +198,11 @@ class StopSignal:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.number and self.orderly:
-            raise KeyboardInterrupt
-        if self.number:
+        if self.number and number == signal.SIGINT:
+            if self.orderly:
+                raise KeyboardInterrupt
             os._exit(128 + number)
-        self.number = number
+        self.number = self.number or number
 
     def __call__(self) -> bool:
         return self.number != 0

@@ -1,6 +1,7 @@
 """Workers as actors of a Ray cluster: one that exists, or one on this machine."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -96,6 +97,7 @@ def _connected(address: str) -> Any:
         ) from error
     # Workers find the code where the launcher found it.
     paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+    handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own, which ends the process
     settings = {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}, "log_to_driver": False}
     try:
         if address:
@@ -104,4 +106,5 @@ def _connected(address: str) -> Any:
             ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BadInput(f"--executor_options: address={address}: {error}") from error
+    signal.signal(signal.SIGTERM, handler)
     return ray

@@ -1,5 +1,6 @@
 """Workers as a job array of Slurm, through submitit."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -35,7 +36,9 @@ class Task:
 
         if self.child:
             self.child.terminate()
-            self.child.wait()
+            # This is a signal handler, in the middle of the wait above, which holds a lock.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Task(*self.start))
 
 
