@@ -11,9 +11,10 @@ quarantine/, never deleted, and the step before it is used.
 
 import logging
 import os
+import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,37 @@ from research.errors import BadInput, StorageError
 log = logging.getLogger(__name__)
 
 
-def save(directory: Path, step: int, state: Any, keep: int, also: Collection[int] = ()) -> None:
+def save(
+    directory: Path,
+    step: int,
+    state: Any,
+    keep: int,
+    check: Callable[[], None] = lambda: None,
+    also: Collection[int] = (),
+) -> None:
     """Write `state` as `step`, durably, and then forget what `prune` forgets.
 
-    Raises StorageError when the disk refuses; what was there before stays as it was.
+    `check` is called before the step gets its name, and raises if it must not: another process may
+    have taken over. Raises StorageError when the disk refuses; what was there before stays.
     """
     root = _root(directory)
-    temporary, final = root / f".saving-{step}", root / str(step)
+    # Nobody else's name, lest one that was taken over removes what its successor is writing.
+    temporary, final = root / f".saving-{step}-{secrets.token_hex(4)}", root / str(step)
     try:
-        _remove(temporary)
         with _orbax() as writer:
             writer.save(temporary / "state", args=ocp.args.StandardSave(state))
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
         files.write_json(temporary / "manifest.json", listed)
+        check()
         if final.exists():
             _discard(final)
         os.rename(temporary, final)
         files.sync_directory(root)
     except (OSError, ValueError) as error:
-        _remove(temporary)
+        check()  # a successor clears away what was begun
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
+    finally:
+        _remove(temporary)
     prune(directory, keep, also)
 
 

@@ -177,7 +177,8 @@ class GroupKeeper:
         host, keep = jax.device_get(members), self.group.runs[0].keep
         for slot, recorder in self.recorder.live.items():
             state = self.group.member(host, slot)
-            checkpoint.save(recorder.directory.path, step, state, keep + 1)
+            directory = recorder.directory
+            checkpoint.save(directory.path, step, state, keep + 1, directory.check)
         for recorder in self.recorder.live.values():
             checkpoint.prune(recorder.directory.path, keep)
 

@@ -154,8 +154,8 @@ class Keeper:
         return found
 
     def save(self, step: int, state: TrainState) -> None:
-        keep = self.trainer.run.keep
-        checkpoint.save(self.directory.path, step, state, keep, self.branches)
+        keep, check = self.trainer.run.keep, self.directory.check
+        checkpoint.save(self.directory.path, step, state, keep, check, self.branches)
 
 
 def fit(
