@@ -68,6 +68,11 @@ class Unit:
         """What training the points costs."""
         return sum(p.run.facts["flops"] for p in self.points) - self.saved
 
+    @property
+    def shape(self) -> Hashable:
+        """Units of one shape run the same compiled programs."""
+        return _program(self.points[0].run), len(self.members)
+
 
 def units(
     points: Iterable[Point], workdir: str | Path, grouping: str, platform: str | None = None
@@ -297,9 +302,10 @@ def _program(run: Run) -> Hashable:
 
 
 def _fits_a_group(run: Run) -> bool:
-    """Whether it may lie whole on one device, and begins from nothing."""
-    mesh = run.mesh
-    return run.start is None and mesh["data"] in (-1, 1) and mesh["fsdp"] == mesh["tensor"] == 1
+    """Whether it may lie whole on one device of this one process, and begins from nothing."""
+    mesh, alone = run.mesh, jax.process_count() == 1
+    small = mesh["data"] in (-1, 1) and mesh["fsdp"] == mesh["tensor"] == 1
+    return alone and small and run.start is None
 
 
 def _pays(run: Run, platform: str) -> bool:
