@@ -35,12 +35,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
     parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
     parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
+    parser.add_argument("--grouping", default="auto", help="of runs in one program: auto|off|force")
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
     options = launch.options(args.executor, args.executor_options, args.workers)
     configs = cli.points(config, module, args.sweep)
 
-    from research import compiled, records, sharding, sweep  # jax from here on
+    from research import compiled, records, sharding, sweep, units  # jax from here on
     from research.progress import plan_table
 
     sharding.use_all_cores()
@@ -48,13 +49,16 @@ def main(argv: Sequence[str]) -> int:
     points = sweep.plan(configs, args.workdir)
     points = sweep.forgive(points) if args.retry_failed else points
     print(plan_table([(p.run.id, p.status, p.run.facts) for p in points]))
+    made = units.units(points, args.workdir, args.grouping)
+    print("\n".join(units.words(made, args.grouping)))
     if args.plan:
         return 0
     print(sweep.standing(points))
     started = time.monotonic()
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     with cli.StopSignal(*signals, orderly=args.executor != "inline") as stop:
-        outcome = sweep.launch(points, args.workdir, stop, args.executor, args.workers, options)
+        how = (args.executor, args.workers, options, args.grouping)
+        outcome = sweep.launch(points, args.workdir, stop, *how)
     if outcome.trained:
         print(f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s")
     else:

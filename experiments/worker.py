@@ -20,19 +20,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="the workdir of that launch")
     args = parser.parse_args(argv)
 
-    from research import sharding, sweep  # jax from here on
+    from research import compiled, sharding, sweep  # jax from here on
     from research.progress import Progress
 
     # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2.
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     parent = int(os.environ.get(PARENT, os.getppid()))
     sharding.use_all_cores()
-    points = sweep.read(args.sweep, args.workdir)
+    compiled.keep_programs()
+    points, grouping = sweep.read(args.sweep, args.workdir)
     sweep.check(points, args.workdir)
     print(f"process {os.getpid()} takes part in {args.sweep}", flush=True)
     with Progress(p.run.facts for p in points if p.pending) as progress:
         # Without its launcher a worker would go on unseen.
-        sweep.work(points, args.workdir, progress, lambda: stop() or os.getppid() != parent)
+        ending = lambda: stop() or os.getppid() != parent  # noqa: E731
+        sweep.work(points, args.workdir, progress, ending, grouping)
     return 0
 
 

@@ -14,16 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from research import cli, files, lease, records, train, watch
+from research import cli, files, lease, records, train, units, watch
 from research.errors import (
     BAD_INPUT,
     DONE,
     IO_ERROR,
     PREEMPTED,
     BadInput,
-    Diverged,
     Held,
-    IsoflopError,
     Preempted,
     StorageError,
 )
@@ -31,6 +29,7 @@ from research.launch import EXECUTORS, Job
 from research.progress import Progress
 from research.records import RunDirectory
 from research.run import Run, make_run
+from research.units import Unit
 
 log = logging.getLogger(__name__)
 
@@ -56,28 +55,6 @@ class Point:
         if self.status == "failed":
             return self.failures <= self.forgiven
         return self.status not in ("done", "diverged")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Points that are trained by one call, smallest FLOPs first."""
-
-    points: tuple[Point, ...]
-
-    @property
-    def flops(self) -> float:
-        return sum(p.run.facts["flops"] for p in self.points)
-
-    @property
-    def deaths(self) -> int:
-        return max(p.deaths for p in self.points)
-
-    @property
-    def shape(self) -> tuple:
-        """Units of one shape run the same compiled programs."""
-        run = self.points[0].run
-        numbers = (run.batch, run.eval_batch, run.eval_examples, run.every.dispatch)
-        return run.model, run.task, run.optimizer, run.schedule, *numbers
 
 
 @dataclass
@@ -133,23 +110,6 @@ def forgive(points: Iterable[Point]) -> list[Point]:
     return [replace(p, forgiven=p.failures) for p in points]
 
 
-def units(points: Iterable[Point]) -> list[Unit]:
-    """How points are bundled: each alone."""
-    return [Unit((p,)) for p in points]
-
-
-def train_unit(
-    unit: Unit,
-    directories: Sequence[RunDirectory],
-    progress: Progress,
-    stop: Callable[[], bool],
-) -> None:
-    """Train the runs of a unit, whose directories are held. Raises what `train.fit` raises."""
-    for point, directory in zip(unit.points, directories, strict=True):
-        progress.begin(point.run.facts)
-        train.fit(point.run, directory, progress.update, stop)
-
-
 def launch(
     points: Sequence[Point],
     workdir: str | Path,
@@ -157,6 +117,7 @@ def launch(
     executor: str = "inline",
     workers: int | None = None,
     options: Mapping[str, Any] | None = None,
+    grouping: str = "auto",
 ) -> Outcome:
     """Have the pending points trained by the workers of `executor`, and wait for them.
 
@@ -168,14 +129,14 @@ def launch(
         return outcome(points, workdir)
     if executor == "inline":  # the devices of other workers are for them to see
         check(points, workdir)
-    file = write(points, workdir)
+    file = write(points, workdir, grouping)
     view = watch.View(workdir, file)
     command = [sys.executable, "-m", "experiments.worker", f"--sweep={file.resolve()}"]
     command += [f"--workdir={Path(workdir).resolve()}"]
 
     def here() -> int:
         with Progress(p.run.facts for p in points if p.pending) as progress:
-            work(points, workdir, progress, stop)
+            work(points, workdir, progress, stop, grouping)
         return 0
 
     logs = file.with_suffix("")
@@ -233,7 +194,7 @@ def outcome(points: Iterable[Point], workdir: str | Path) -> Outcome:
     return out
 
 
-def write(points: Iterable[Point], workdir: str | Path) -> Path:
+def write(points: Iterable[Point], workdir: str | Path, grouping: str = "auto") -> Path:
     """WORKDIR/sweeps/<digest>.json: what workers need to take part, as data. `facts` are there for
     those who watch."""
     rows = [
@@ -246,7 +207,7 @@ def write(points: Iterable[Point], workdir: str | Path) -> Path:
         }
         for p in points
     ]
-    content = {"points": rows}
+    content = {"points": rows, "grouping": grouping}
     path = Path(workdir) / "sweeps" / f"{files.digest_of(content)[:12]}.json"
     if not path.exists():
         files.make_directory(path.parent)
@@ -254,19 +215,25 @@ def write(points: Iterable[Point], workdir: str | Path) -> Path:
     return path
 
 
-def read(path: str | Path, workdir: str | Path) -> list[Point]:
-    """The points of a file that `write` made, as they stand now. Raises BadInput."""
+def read(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
+    """The points of a file that `write` made, as they stand now, and how they are grouped. Raises
+    BadInput."""
     try:
-        rows = files.read_json(path, limit=1 << 30)["points"]
+        content = files.read_json(path, limit=1 << 30)
+        rows, grouping = content["points"], content["grouping"]
         configs = [(row["overrides"], cli.checked(row["config"])) for row in rows]
         forgiven = {row["run"]: row["forgiven"] for row in rows}
     except (KeyError, TypeError) as error:
         raise BadInput(f"--sweep={path}: not a sweep of this version ({error})") from error
-    return plan(configs, workdir, forgiven)
+    return plan(configs, workdir, forgiven), grouping
 
 
 def work(
-    points: Iterable[Point], workdir: str | Path, progress: Progress, stop: Callable[[], bool]
+    points: Sequence[Point],
+    workdir: str | Path,
+    progress: Progress,
+    stop: Callable[[], bool],
+    grouping: str = "auto",
 ) -> None:
     """Take units and train them until every one is done, failed or diverged, by whomever.
 
@@ -277,12 +244,13 @@ def work(
     Raises Preempted when asked to stop, StorageError since a disk that refuses one run refuses the
     next.
     """
-    left, held = units(p for p in points if p.pending), []
+    left: list[Unit] = units.units(points, workdir, grouping)
+    held: list[Unit] = []
     compiled, elsewhere = set(), set()
 
     def rank(unit: Unit) -> tuple:
         mine = 0 if unit.shape in compiled else 2 if unit.shape in elsewhere else 1
-        return unit.deaths, mine, unit.flops
+        return max(p.deaths for p in unit.points), mine, unit.flops
 
     while left or held:
         if stop():
@@ -330,37 +298,9 @@ def _take(unit: Unit, workdir: str | Path, progress: Progress, stop: Callable[[]
                 points.append(point)
                 directories.append(directory)
         if points:
-            _attempt(replace(unit, points=tuple(points)), directories, progress, stop)
+            units.train_unit(replace(unit, points=tuple(points)), directories, progress, stop)
         return bool(points)
 
 
 def _ended(point: Point, directory: RunDirectory) -> bool:
     return directory.result is not None or directory.failures > point.forgiven
-
-
-def _attempt(
-    unit: Unit,
-    directories: Sequence[RunDirectory],
-    progress: Progress,
-    stop: Callable[[], bool],
-) -> None:
-    started = time.time()
-    try:
-        train_unit(unit, directories, progress, stop)
-    except Diverged:
-        pass  # which is its result
-    except (Preempted, StorageError):
-        raise
-    except Exception as error:
-        if not isinstance(error, IsoflopError):
-            log.exception("run %s failed", " ".join(p.run.id for p in unit.points))
-        for directory in directories:
-            if directory.result is None:
-                reason = f"{type(error).__name__}: {error}"
-                directory.fail(reason, started=started, ended=time.time())
-    for directory in directories:
-        row = records.row(directory.path)
-        if row["status"] == "done":
-            progress.ended(f"loss {row['loss']:.4f} in {row['seconds']:.0f} s")
-        else:
-            progress.ended(f"{row['status']}: {row['reason']}")

@@ -41,7 +41,7 @@ MAY = {
     "progress": GROUND,
     "launch": {"launch", "errors"},
     "watch": {*GROUND, "lease", "records"},
-    "sweep": {*GROUND, "run", "lease", "records", "train", "launch", "progress", "watch"},
+    "sweep": {*GROUND, "run", "lease", "records", "train", "units", "launch", "progress", "watch"},
     "scaling": {*GROUND, "scaling", "records"},
     "plots": {*GROUND, "scaling"},
     "law_flags": GROUND,
