@@ -325,6 +325,16 @@ def test_a_stopped_group_goes_on_bit_for_bit(group, tmp_path):
         )
 
 
+def test_a_member_of_a_stopped_group_goes_on_alone(group, tmp_path):
+    runs, results, _ = group
+    with pytest.raises(Preempted):
+        fit(runs, tmp_path, stop=lambda: True)
+    result, path = alone(runs[2], tmp_path)
+    assert result["loss"] == pytest.approx(results[runs[2].id]["loss"], rel=1e-5)
+    assert [s for s, _ in curve(runs[2], tmp_path)] == list(range(40))
+    assert (path / "metrics.jsonl").read_text().count('{"resume": 10,') == 1
+
+
 def test_members_that_are_done_leave_slots_that_are_filled(group, tmp_path):
     """What a member computes depends on how many there are, not on who they are."""
     runs, _, workdir = group

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import checkpoint, ensemble, grid, records, sharding, sweep, train, units
+from research import check, checkpoint, cli, ensemble, grid, records, sharding, sweep, train, units
 from research.errors import BadInput, Preempted
 from research.progress import Progress
 
@@ -128,6 +128,15 @@ def test_budgets_of_one_size_cost_9_4_D_instead_of_15_D(tiny, tmp_path):
     assert kinds(off) == [("run", 1)] * 4
     assert sum(u.flops for u in off) == pytest.approx(15 * unit)
     assert units.words(off, "off") == ["grouping off"]
+
+
+def test_the_budgets_that_ship_have_a_trunk_for_each_size(corpus, tmp_path):
+    config, module = cli.load("configs/sweeps/lm_budgets.py")
+    config, _ = check.override(config, {"data.path": str(corpus), "eval.examples": 8})
+    points = sweep.plan(cli.points(config, module, "sweep"), tmp_path)
+    made = units.units(points, tmp_path, "auto")
+    assert kinds(made) == [("chain", 4)] * 4
+    assert sum(u.saved for u in made) / sum(p.run.facts["flops"] for p in points) > 0.36
 
 
 @pytest.mark.parametrize(
