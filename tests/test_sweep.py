@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from research import records, sweep, train
+from research import records, sweep, train, units
 from research.errors import BadInput, Preempted
 
 
@@ -80,7 +80,7 @@ def test_failed_runs_are_left_until_they_are_to_be_tried_again_once(tiny, tmp_pa
 def test_a_run_that_another_process_holds_is_waited_for(tiny, tmp_path, monkeypatch):
     """The others are trained first; then the one whose holder is gone."""
     made = sweep.plan(points(tiny, *SEEDS), tmp_path)
-    trained, original = [], sweep.train_unit
+    trained, original = [], units.train_unit
     holding = records.RunDirectory(tmp_path, made[0].run.id)
 
     def train_unit(unit, *rest):
@@ -89,7 +89,7 @@ def test_a_run_that_another_process_holds_is_waited_for(tiny, tmp_path, monkeypa
             holding.__exit__()
         return original(unit, *rest)
 
-    monkeypatch.setattr(sweep, "train_unit", train_unit)
+    monkeypatch.setattr(units, "train_unit", train_unit)
     monkeypatch.setattr(sweep, "POLL", 0.01)
     with holding:
         assert launch(made, tmp_path).trained == 3

@@ -1,7 +1,8 @@
-"""SIGKILL workers and launchers of a sweep at random, launch it again until it is done, and compare
-every run with that of an undisturbed sweep: each trained to its end once, bitwise the same.
+"""SIGKILL workers and launchers of a sweep of chains and groups at random, launch it again until it
+is done, and compare every run with that of an undisturbed sweep: each trained to its end once,
+bitwise the same.
 
-  python -m tools.kill_drill --repeats=20 --points=12
+  python -m tools.kill_drill --repeats=20
 """
 
 import argparse
@@ -19,8 +20,10 @@ import numpy as np
 
 from research import checkpoint, lease, records
 
+POINTS = 12
 SWEEP = """
 from configs import lm_transformer
+from research import grid
 
 def get_config():
     config = lm_transformer.get_config()
@@ -35,13 +38,19 @@ def get_config():
     return config
 
 def sweep(config):
-    return [{{"model.width": (16, 24, 32)[k % 3], "seed": k}} for k in range({points})]
+    wsd = {{"name": "wsd", "decay": 0.2, "final": 0.0}}
+    trunk = {{f"optim.schedule.{{k}}": v for k, v in wsd.items()}}
+    trunk |= {{"optim.warmup.unit": "steps", "optim.warmup.amount": 5.0}}
+    lengths = [{{**trunk, "horizon.amount": part * {steps}}} for part in (0.5, 0.75, 1.0)]
+    seeds = [{{"seed": k, "mesh.data": 1}} for k in range(3)]
+    return grid.product(grid.values("model.width", [16, 24]), [*lengths, *seeds])
 """
 
 
 def start(config: Path, workdir: Path, workers: int) -> subprocess.Popen:
     argv = [sys.executable, "-m", "experiments.sweep", f"--config={config}"]
     argv += [f"--workdir={workdir}", "--executor=local", f"--workers={workers}"]
+    argv += ["--grouping=force"]
     with open(workdir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(argv, stdout=log, stderr=log)
 
@@ -77,17 +86,17 @@ def content(run: Path) -> tuple[list[dict], dict[str, Any]]:
     return metrics, {"step": step, **checkpoint.read(path, "params")}
 
 
-def compare(whole: Path, workdir: Path, points: int, steps: int) -> list[str]:
+def compare(whole: Path, workdir: Path) -> list[str]:
     """What is wrong with a sweep that was disturbed."""
     rows = {r["run"]: r for r in records.table(workdir)}
     wrong = [
         f"{run}: {r['status']} {r['reason']}" for run, r in rows.items() if r["status"] != "done"
     ]
-    if len(rows) != points:
-        wrong.append(f"{len(rows)} rows for {points} points")
+    if len(rows) != POINTS:
+        wrong.append(f"{len(rows)} rows for {POINTS} points")
     for run in rows:
         (metrics, state), (expected, wanted) = (content(w / "runs" / run) for w in (workdir, whole))
-        if [m["step"] for m in metrics if "train_loss" in m] != list(range(steps)):
+        if [m["step"] for m in metrics if "train_loss" in m] != list(range(rows[run]["steps"])):
             wrong.append(f"{run}: not every step once")
         if metrics != expected:
             wrong.append(f"{run}: metrics differ")
@@ -101,7 +110,6 @@ def compare(whole: Path, workdir: Path, points: int, steps: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--points", type=int, default=12)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -110,7 +118,7 @@ def main() -> int:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "drill.py"
-        config.write_text(SWEEP.format(steps=float(args.steps), points=args.points))
+        config.write_text(SWEEP.format(steps=float(args.steps)))
         whole = Path(folder) / "whole"
         if code := start(config, whole, args.workers).wait():
             print(whole.with_suffix(".log").read_text())
@@ -119,7 +127,7 @@ def main() -> int:
             began = time.monotonic()
             workdir = Path(folder) / f"disturbed-{k}"
             killed = disturbed(config, workdir, args.workers, rng)
-            wrong = compare(whole, workdir, args.points, args.steps)
+            wrong = compare(whole, workdir)
             failed += bool(wrong)
             told = f"{killed['worker']} workers and {killed['launcher']} launchers killed"
             seconds = time.monotonic() - began
