@@ -175,7 +175,7 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         fitted, held = (fit.parts.fitted, "o", 26, "runs"), (fit.parts.held, "*", 80, "held out")
         for some, marker, area, label in (fitted, held) if fit.parts.held else (fitted,):
             at = [[row[k] for row in some] for k in ("params", "tokens", "loss")]
-            axes.scatter(*at[:2], area, at[2], cmap="viridis", norm=norm, marker=marker,
+            axes.scatter(at[0], at[1], s=area, c=at[2], cmap="viridis", norm=norm, marker=marker,
                          edgecolors="white", lw=0.4, zorder=3, label=label)  # fmt: skip
         c = np.geomspace(6 * n.min() * d.min(), 6 * n.max() * d.max(), 60)
         best = frontier.best_params(fit.law, fit.best[None], c)[0]
@@ -214,7 +214,8 @@ def residuals(fit: Fit) -> Figure:
             excess = 100 * np.expm1(log_y - fit.law.evaluate(fit.best[None], points)[0][0])
             for axes, column in zip(panels, columns, strict=True):
                 x = [row[column] for row in rows]
-                axes.scatter(x, excess, area, colour, marker=marker, label=label, zorder=3)
+                axes.scatter(x, excess, s=area, color=colour, marker=marker, label=label,
+                             zorder=3)  # fmt: skip
         for axes, column in zip(panels, columns, strict=True):
             axes.axhline(0, color=GREY, lw=1)
             axes.axhspan(-100 * sd, 100 * sd, color=GREY, alpha=0.15, lw=0,

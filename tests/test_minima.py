@@ -13,7 +13,17 @@ import pytest
 
 from research import records
 from research.errors import BadInput
-from research.scaling import Fit, Options, analyse, fit, frontier, named_law, split, table
+from research.scaling import (
+    Fit,
+    Options,
+    analyse,
+    fit,
+    frontier,
+    isoflop,
+    named_law,
+    split,
+    table,
+)
 from research.scaling.envelope import hull
 from research.scaling.isoflop import akima, parabola
 
@@ -235,6 +245,14 @@ def test_the_envelope_of_whole_training_curves(tmp_path):
     (tmp_path / "a.csv").write_text("params\n1\n")
     with pytest.raises(BadInput, match="--curves"):
         table.read(tmp_path / "a.csv", curves=True)
+
+
+def test_budgets_that_are_met_roughly_are_the_same():
+    rng = np.random.default_rng(0)
+    rough = [{**r, "flops": r["flops"] * (1 + 0.01 * rng.standard_normal())} for r in iso_rows()]
+    assert len(isoflop.budgets(rough)[0]) == len(isoflop.budgets(iso_rows())[0]) == len(BUDGETS)
+    apart = [{**r, "flops": r["flops"] * (1 + 0.2 * (i % 2))} for i, r in enumerate(iso_rows())]
+    assert len(isoflop.budgets(apart)[0]) > len(BUDGETS)
 
 
 def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from research import records, scaling
+from research import records, scaling, summary
 from research.errors import BadInput
 from research.scaling import LAWS, Options, fit, table
 from research.scaling.options import split
@@ -186,6 +186,29 @@ def test_repeated_tokens_count_for_less_and_fresh_ones_for_all():
     more = {**fresh, "unique_tokens": fresh["tokens"] * 7}  # not seen, so of no use
     a, b = (law.evaluate(theta, law.prepare(c))[0] for c in (fresh, more))
     np.testing.assert_array_equal(a, b)
+
+
+def test_accuracy_is_told_as_accuracy():
+    losses = np.linspace(4, 2, 16)
+    accuracy = 0.25 + 0.6 / (1 + np.exp(4 * (losses - 2.8)))
+    rows = [
+        {"run": str(i), "loss": x, "accuracy": y} for i, (x, y) in enumerate(zip(losses, accuracy))
+    ]
+    words = summary.fit_summary(fit("saturating", rows, predict=[2.5], holdout="loss<2.1"))
+    (predicted,) = [line for line in words.splitlines() if "predicted at" in line]
+    assert predicted.startswith("predicted at 2.5: 0.7111")
+    (held,) = [line for line in words.splitlines() if line.startswith("From")]
+    assert "the accuracy at 2 loss was predicted as 0.82" in held
+
+
+def test_a_law_far_from_the_data_warns_nobody():
+    n = np.geomspace(1e7, 4e9, 6)
+    rows = [
+        {"run": f"{i}{k}", "params": a, "tokens": k * 1e8, "unique_tokens": 1e8,
+         "loss": 1.9 + 500 / a**0.35 + 1500 / (k * 1e8) ** 0.35}
+        for i, a in enumerate(n) for k in (1, 2, 4)
+    ]  # fmt: skip
+    fit("data_constrained", rows, predict_flops=[1e21])  # a warning would be an error here
 
 
 def test_a_law_of_ones_own_is_ten_lines():

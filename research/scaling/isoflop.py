@@ -23,7 +23,8 @@ from research.scaling.frontier import NAMES
 from research.scaling.laws import power
 from research.scaling.options import Options, Split
 
-SAME = 0.02  # relative: FLOPs this near to each other are one budget
+SAME = 0.02  # relative: FLOPs this near to each other are one budget,
+MOST = 0.1  # and those of one budget are not further apart than this
 PER_INTERVAL = 25  # points at which an interpolation is looked at, between two sizes
 NOISE = 5e-4  # of log loss, where no replicates tell it: 0.002 nats at a loss of 4
 FEWEST = 4  # sizes of a budget
@@ -43,7 +44,8 @@ def budgets(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str
     """The budgets with enough sizes, and the others with the reason."""
     groups: list[list[table.Row]] = []
     for row in sorted(rows, key=lambda row: row["flops"]):
-        if groups and row["flops"] <= groups[-1][0]["flops"] * (1 + SAME):
+        near = groups and row["flops"] <= groups[-1][-1]["flops"] * (1 + SAME)
+        if near and row["flops"] <= groups[-1][0]["flops"] * (1 + MOST):
             groups[-1].append(row)
         else:
             groups.append([row])
