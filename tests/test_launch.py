@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from launching import end, launches, start, sweep_file
+from launching import end, launches, saved, start, sweep_file, wait_for
 
 from research import launch, lease, records
 from research.errors import BadInput
@@ -196,11 +195,7 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, workdir, f"--executor={executor}")
     running = 2 if executor == "local" else 1
-    deadline = time.monotonic() + 120
-    while len(list(workdir.glob("runs/*/checkpoints/10"))) < running:
-        assert process.poll() is None, end(process)[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: len(saved(workdir, 10)) == running, process)
     process.send_signal(getattr(signal, f"SIG{number}"))
     assert end(process)[0] == code
     begun = list(workdir.glob("runs/*/metrics.jsonl"))

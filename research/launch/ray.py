@@ -89,6 +89,8 @@ def _watched(ray: Any, job: Job, begin: Any, workers: int) -> list[int]:
 
 
 def _connected(address: str) -> Any:
+    if not address:  # on the loopback, where no other host reaches it
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -103,7 +105,7 @@ def _connected(address: str) -> Any:
         if address:
             ray.init(address=address, **settings)
         else:
-            ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **settings)
+            ray.init(address="local", include_dashboard=False, **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BadInput(f"--executor_options: address={address}: {error}") from error
     signal.signal(signal.SIGTERM, handler)
