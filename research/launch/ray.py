@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,12 @@ def _connected(address: str) -> Any:
     paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
     handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own, which ends the process
     settings = {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}, "log_to_driver": False}
+    if not address:
+        settings |= {"include_dashboard": False}
     try:
-        if address:
-            ray.init(address=address, **settings)
-        else:
-            ray.init(address="local", include_dashboard=False, **settings)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "os.fork")  # of jax: Ray's children run at once
+            ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BadInput(f"--executor_options: address={address}: {error}") from error
     signal.signal(signal.SIGTERM, handler)
