@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from launching import end, launches, saved, start, sweep_file, wait_for
+from launching import end, environment, launches, saved, start, sweep_file, wait_for
 
 from research import launch, lease, records
 from research.errors import BadInput
@@ -228,3 +228,11 @@ def test_workers_that_find_bad_input_tell_it_through_the_launcher(corpus, tmp_pa
     assert code == 2, out
     assert "error: point {'model.width': '16', 'seed': '0'}: mesh: data 3" in out
     assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_workers_and_launchers_are_killed_ends_as_an_undisturbed_one():
+    argv = [sys.executable, "-m", "tools.kill_drill", "--repeats=2", "--points=6"]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 workers and 0 launchers killed" not in done.stdout, "the test tested nothing"
