@@ -13,6 +13,7 @@ has not changed for SILENCE seconds of the observer's own clock. No two clocks a
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -245,6 +246,7 @@ def _awake() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+@functools.cache
 def _place() -> dict[str, str]:
     """Where a process id means something: the host as it runs since its start, and in it the
     container. One name alone may stand for several machines that share a disk."""

@@ -55,6 +55,7 @@ def seeded(
 ) -> tuple[int, Any] | None:
     """(step, state) from the first of `trunks` that has an intact checkpoint of steps that are also
     this run's, with its learning curve up to there; None if there is none."""
+    directory.check()
     (directory.path / MARK).unlink(missing_ok=True)
     found = next((f for trunk in trunks if (f := _checkpoint(directory.path, trunk))), None)
     if found is None:

@@ -123,9 +123,10 @@ class Sight:
             return Row(run, facts, "running", step, loss, _rate(losses), where)
         row = records.row(path)
         if row["status"] == "unfinished":
-            reason = row["reason"] or ("stopped" if last else "")
-            return Row(run, facts, "stopped" if last else "waiting", step, loss, 0.0, reason)
-        return Row(run, facts, row["status"], step, row.get("loss", loss), 0.0, row["reason"])
+            status = "stopped" if last else "waiting"
+            return Row(run, facts, status, step, loss, where=row["reason"])
+        loss = row.get("loss", loss)
+        return Row(run, facts, row["status"], step, loss, where=row["reason"])
 
 
 def _rate(losses: list[dict[str, Any]]) -> float:

@@ -61,14 +61,33 @@ def launches(workdir):
     }
 
 
-def kill_a_holder(workdir, after):
-    """SIGKILL the worker that has a run open and has saved `after` steps of it."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        for saved in workdir.glob(f"runs/*/checkpoints/{after}"):
-            last = lease.holder(saved.parents[1] / "lease")
+def saved(workdir, steps):
+    """The runs that have a checkpoint of at least `steps`; older ones are cleared away."""
+    every = workdir.glob("runs/*/checkpoints/*")
+    return {path.parents[1] for path in every if path.name.isdigit() and int(path.name) >= steps}
+
+
+def wait_for(condition, process, seconds=300):
+    """Until the condition holds; fails with what the process said if it ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, end(process)[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kill_a_holder(workdir, process):
+    """SIGKILL a worker that has a run open and has saved some of it; returns the run."""
+    killed = []
+
+    def kill():
+        for run in saved(workdir, 20):
+            last = lease.holder(run / "lease")
             if last and last.alive:
                 os.kill(last.content["pid"], signal.SIGKILL)
-                return saved.parents[1].name
-        time.sleep(0.05)
-    raise AssertionError("no worker got so far")
+                killed.append(run.name)
+                return True
+        return False
+
+    wait_for(kill, process)
+    return killed[0]

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import end, kill_a_holder, launches, start, sweep_file
+from launching import end, kill_a_holder, launches, saved, start, sweep_file, wait_for
 
 from research import lease, records
 
@@ -46,7 +46,7 @@ def test_ray_trains_a_sweep_although_a_worker_is_killed(ray, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=300.0, widths=(16,), seeds=4)
     process = start(config, tmp_path / "w", "--executor=ray", "--workers=2")
     try:
-        killed = kill_a_holder(tmp_path / "w", after=20)
+        killed = kill_a_holder(tmp_path / "w", process)
     finally:
         code, out = end(process)
     assert code == 0, out
@@ -56,7 +56,7 @@ def test_ray_trains_a_sweep_although_a_worker_is_killed(ray, corpus, tmp_path):
 def test_ray_is_stopped_by_ctrl_c_and_everything_is_saved(ray, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=ray", "--workers=2")
-    wait_for(lambda: len(list((tmp_path / "w").glob("runs/*/checkpoints/10"))) == 2, process)
+    wait_for(lambda: len(saved(tmp_path / "w", 10)) == 2, process)
     process.send_signal(signal.SIGINT)
     assert end(process)[0] == 130
     stopped(tmp_path / "w")
@@ -128,15 +128,6 @@ PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
-def wait_for(condition, *processes, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        for process in processes:
-            assert process.poll() is None, end(process)[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """A Slurm of this machine alone, on the loopback, that ends with the tests."""
@@ -170,7 +161,7 @@ def slurm(tmp_path_factory):
             found = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True)
             return found.stdout.strip() == "idle"
 
-        wait_for(idle, seconds=60)
+        wait_for(idle, None, seconds=60)
         yield
 
 
@@ -181,7 +172,7 @@ def test_slurm_trains_a_sweep_although_a_worker_is_killed(slurm, corpus, tmp_pat
     config = sweep_file(tmp_path / "s.py", corpus, steps=300.0, widths=(16,), seeds=4)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=2", OPTIONS)
     try:
-        killed = kill_a_holder(tmp_path / "w", after=20)
+        killed = kill_a_holder(tmp_path / "w", process)
     finally:
         code, out = end(process)
     assert code == 0, out
@@ -191,7 +182,7 @@ def test_slurm_trains_a_sweep_although_a_worker_is_killed(slurm, corpus, tmp_pat
 def test_slurm_is_stopped_by_ctrl_c_and_everything_is_saved(slurm, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=2", OPTIONS)
-    wait_for(lambda: len(list((tmp_path / "w").glob("runs/*/checkpoints/10"))) == 2, process)
+    wait_for(lambda: len(saved(tmp_path / "w", 10)) == 2, process)
     process.send_signal(signal.SIGINT)
     assert end(process)[0] == 130
     stopped(tmp_path / "w")
@@ -207,7 +198,7 @@ def test_slurm_jobs_queue_again_when_their_time_ends(slurm, corpus, tmp_path):
     """submitit's signal, as Slurm sends it before the limit: the worker saves, the job goes on."""
     config = sweep_file(tmp_path / "s.py", corpus, steps=400.0, widths=(16,), seeds=1)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=1", OPTIONS)
-    wait_for(lambda: list((tmp_path / "w").glob("runs/*/checkpoints/20")), process)
+    wait_for(lambda: saved(tmp_path / "w", 20), process)
     (job,) = jobs()
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
     code, out = end(process)

@@ -6,10 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from launching import end, launches, start, sweep_file
+from launching import end, environment, launches, saved, start, sweep_file, wait_for
 
 from research import launch, lease, records
 from research.errors import BadInput
@@ -196,11 +195,7 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, workdir, f"--executor={executor}")
     running = 2 if executor == "local" else 1
-    deadline = time.monotonic() + 120
-    while len(list(workdir.glob("runs/*/checkpoints/10"))) < running:
-        assert process.poll() is None, end(process)[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: len(saved(workdir, 10)) == running, process)
     process.send_signal(getattr(signal, f"SIG{number}"))
     assert end(process)[0] == code
     begun = list(workdir.glob("runs/*/metrics.jsonl"))
@@ -233,3 +228,11 @@ def test_workers_that_find_bad_input_tell_it_through_the_launcher(corpus, tmp_pa
     assert code == 2, out
     assert "error: point {'model.width': '16', 'seed': '0'}: mesh: data 3" in out
     assert "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_workers_and_launchers_are_killed_ends_as_an_undisturbed_one():
+    argv = [sys.executable, "-m", "tools.kill_drill", "--repeats=2", "--points=6"]
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 workers and 0 launchers killed" not in done.stdout, "the test tested nothing"

@@ -133,3 +133,60 @@ def test_plan_of_the_command_writes_and_trains_nothing(corpus, tmp_path):
     assert "attention" in out
     assert out.count(" new") == 9
     assert not (tmp_path / "w").exists()
+
+
+def killed(directory, times):
+    """The leases that processes leave which die in it."""
+    for _ in range(times):
+        directory.__enter__()
+        path = directory._lease.path
+        directory._lease._ended.set()
+        directory._lease = None
+        directory.__exit__()
+        path.write_text(path.read_text().replace('"born": "', '"born": "0'))
+
+
+def test_a_run_that_kills_its_process_comes_after_all_others(tiny, tmp_path, monkeypatch):
+    order, original = [], sweep.train_unit
+
+    def train_unit(unit, *rest):
+        order.append(unit.points[0].run.id)
+        return original(unit, *rest)
+
+    monkeypatch.setattr(sweep, "train_unit", train_unit)
+    configs = points(tiny, *SEEDS)
+    first = sweep.plan(configs, tmp_path)[0].run.id
+    killed(records.RunDirectory(tmp_path, first), 2)
+    made = sweep.plan(configs, tmp_path)
+    assert made[0].deaths == 2
+    assert records.row(tmp_path / "runs" / first)["reason"] == "its process died, 2 times in a row"
+    assert launch(made, tmp_path).trained == 3
+    assert order[-1] == first
+
+
+def test_units_of_a_shape_that_is_compiled_come_first(tiny, tmp_path, monkeypatch):
+    order, original = [], sweep.train_unit
+
+    def train_unit(unit, *rest):
+        order.append(unit.points[0].run.model.spec.width)
+        return original(unit, *rest)
+
+    monkeypatch.setattr(sweep, "train_unit", train_unit)
+    wide = {"model.width": 24}
+    changes = [{"horizon.amount": 6.0}, wide, wide | {"seed": 1}, {"horizon.amount": 60.0}]
+    made = sweep.plan(points(tiny, *changes), tmp_path)
+    assert [p.run.model.spec.width for p in made] == [16, 24, 24, 16], "smallest FLOPs first"
+    launch(made, tmp_path)
+    assert order == [16, 16, 24, 24]
+
+
+def test_a_sweep_file_is_data_that_gives_back_its_points(tiny, tmp_path):
+    made = sweep.forgive(sweep.plan(points(tiny, *SEEDS), tmp_path))
+    path = sweep.write(made, tmp_path)
+    assert sweep.write(made, tmp_path) == path
+    again = sweep.read(path, tmp_path)
+    assert [p.run.id for p in again] == [p.run.id for p in made]
+    assert [p.run.facts for p in again] == [p.run.facts for p in made]
+    path.write_text('{"points": [{}]}')
+    with pytest.raises(BadInput, match="not a sweep of this version"):
+        sweep.read(path, tmp_path)

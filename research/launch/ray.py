@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def _watched(ray: Any, job: Job, begin: Any, workers: int) -> list[int]:
 
 
 def _connected(address: str) -> Any:
+    if not address:  # on the loopback, where no other host reaches it
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -99,11 +102,12 @@ def _connected(address: str) -> Any:
     paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
     handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own, which ends the process
     settings = {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}, "log_to_driver": False}
+    if not address:
+        settings |= {"include_dashboard": False}
     try:
-        if address:
-            ray.init(address=address, **settings)
-        else:
-            ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **settings)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "os.fork")  # of jax: Ray's children run at once
+            ray.init(address=address or "local", **settings)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise BadInput(f"--executor_options: address={address}: {error}") from error
     signal.signal(signal.SIGTERM, handler)
