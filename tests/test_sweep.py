@@ -147,13 +147,13 @@ def killed(directory, times):
 
 
 def test_a_run_that_kills_its_process_comes_after_all_others(tiny, tmp_path, monkeypatch):
-    order, original = [], sweep.train_unit
+    order, original = [], units.train_unit
 
     def train_unit(unit, *rest):
         order.append(unit.points[0].run.id)
         return original(unit, *rest)
 
-    monkeypatch.setattr(sweep, "train_unit", train_unit)
+    monkeypatch.setattr(units, "train_unit", train_unit)
     configs = points(tiny, *SEEDS)
     first = sweep.plan(configs, tmp_path)[0].run.id
     killed(records.RunDirectory(tmp_path, first), 2)
@@ -165,13 +165,13 @@ def test_a_run_that_kills_its_process_comes_after_all_others(tiny, tmp_path, mon
 
 
 def test_units_of_a_shape_that_is_compiled_come_first(tiny, tmp_path, monkeypatch):
-    order, original = [], sweep.train_unit
+    order, original = [], units.train_unit
 
     def train_unit(unit, *rest):
         order.append(unit.points[0].run.model.spec.width)
         return original(unit, *rest)
 
-    monkeypatch.setattr(sweep, "train_unit", train_unit)
+    monkeypatch.setattr(units, "train_unit", train_unit)
     wide = {"model.width": 24}
     changes = [{"horizon.amount": 6.0}, wide, wide | {"seed": 1}, {"horizon.amount": 60.0}]
     made = sweep.plan(points(tiny, *changes), tmp_path)
@@ -184,7 +184,7 @@ def test_a_sweep_file_is_data_that_gives_back_its_points(tiny, tmp_path):
     made = sweep.forgive(sweep.plan(points(tiny, *SEEDS), tmp_path))
     path = sweep.write(made, tmp_path)
     assert sweep.write(made, tmp_path) == path
-    again = sweep.read(path, tmp_path)
+    again, _ = sweep.read(path, tmp_path)
     assert [p.run.id for p in again] == [p.run.id for p in made]
     assert [p.run.facts for p in again] == [p.run.facts for p in made]
     path.write_text('{"points": [{}]}')
