@@ -1,17 +1,29 @@
 """Train every point of a sweep that is not trained yet, then fit and report.
 
   python -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=DIR [--plan]
+  python -m experiments.sweep --watch=DIR                            (from another shell or host)
 
 --plan shows every point with its size, tokens, FLOPs, steps and status, and trains nothing.
-Launch the same command again to go on after an interruption.
+Launch the same command again to go on after an interruption, or at the same time to share the work.
 """
 
+import argparse
 import signal
 import time
 from collections.abc import Sequence
+from typing import Any
 
-from research import cli
+from research import cli, launch
 from research.errors import UNFINISHED
+
+
+class Watch(argparse.Action):
+    """Needs no other flag."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        from research import watch
+
+        parser.exit(watch.follow(given[1]))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,23 +31,34 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="runs, table and report are written here")
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
     parser.add_argument("--plan", action="store_true", help="show the points, train nothing")
+    parser.add_argument("--executor", choices=launch.EXECUTORS, default="inline")
+    parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
+    parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
+    parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
+    parser.add_argument("--grouping", default="auto", help="of runs in one program: auto|off|force")
+    parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
+    options = launch.options(args.executor, args.executor_options, args.workers)
     configs = cli.points(config, module, args.sweep)
 
-    from research import records, sharding, sweep  # jax from here on
-    from research.progress import Progress, plan_table
+    from research import compiled, records, sharding, sweep, units  # jax from here on
+    from research.progress import plan_table
 
     sharding.use_all_cores()
+    compiled.keep_programs()
     points = sweep.plan(configs, args.workdir)
-    pending = [p for p in points if p.pending]
+    points = sweep.forgive(points) if args.retry_failed else points
     print(plan_table([(p.run.id, p.status, p.run.facts) for p in points]))
+    made = units.units(points, args.workdir, args.grouping)
+    print("\n".join(units.words(made, args.grouping)))
     if args.plan:
         return 0
-    print(f"{len(points) - len(pending)} of {len(points)} runs are done, {len(pending)} to train")
+    print(sweep.standing(points))
     started = time.monotonic()
-    stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
-    with Progress(p.run.facts for p in pending) as progress:
-        outcome = sweep.launch(points, args.workdir, progress, stop)
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    with cli.StopSignal(*signals, orderly=args.executor != "inline") as stop:
+        how = (args.executor, args.workers, options, args.grouping)
+        outcome = sweep.launch(points, args.workdir, stop, *how)
     if outcome.trained:
         print(f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s")
     else:

@@ -18,13 +18,14 @@ def main(argv: Sequence[str]) -> int:
     args, config, _ = cli.parse_config(parser, argv)
     config = cli.checked(config)
 
-    from research import records, sharding, train  # jax from here on
+    from research import compiled, lease, records, sharding, train  # jax from here on
     from research.progress import Progress
     from research.run import make_run
 
     sharding.use_all_cores()
+    compiled.keep_programs()
     run = make_run(config)
-    directory = records.RunDirectory(args.workdir, run.id)
+    directory = records.RunDirectory(args.workdir, run.id, patience=2 * lease.SILENCE)
     for rule in run.facts["rules"].splitlines():
         print(rule)
     if directory.result:

@@ -11,8 +11,10 @@ quarantine/, never deleted, and the step before it is used.
 
 import logging
 import os
+import secrets
 import shutil
 import stat
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +28,44 @@ from research.errors import BadInput, StorageError
 log = logging.getLogger(__name__)
 
 
-def save(directory: Path, step: int, state: Any, keep: int) -> None:
-    """Write `state` as `step`, durably, and then forget all but the newest `keep` steps.
+def save(
+    directory: Path,
+    step: int,
+    state: Any,
+    keep: int,
+    check: Callable[[], None] = lambda: None,
+    also: Collection[int] = (),
+) -> None:
+    """Write `state` as `step`, durably, and then forget what `prune` forgets.
 
-    Raises StorageError when the disk refuses; what was there before stays as it was.
+    `check` is called before the step gets its name, and raises if it must not: another process may
+    have taken over. Raises StorageError when the disk refuses; what was there before stays.
     """
     root = _root(directory)
-    temporary, final = root / f".saving-{step}", root / str(step)
+    # Nobody else's name, lest one that was taken over removes what its successor is writing.
+    temporary, final = root / f".saving-{step}-{secrets.token_hex(4)}", root / str(step)
     try:
-        _remove(temporary)
         with _orbax() as writer:
             writer.save(temporary / "state", args=ocp.args.StandardSave(state))
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
         files.write_json(temporary / "manifest.json", listed)
+        check()
         if final.exists():
             _discard(final)
         os.rename(temporary, final)
         files.sync_directory(root)
     except (OSError, ValueError) as error:
-        _remove(temporary)
+        check()  # a successor clears away what was begun
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
-    for old in _steps(root)[keep:]:
+    finally:
+        _remove(temporary)
+    prune(directory, keep, also)
+
+
+def prune(directory: Path, keep: int, also: Collection[int] = ()) -> None:
+    """Forget all steps but the newest `keep` and those of `also`, which do not count."""
+    root = _root(directory)
+    for old in [step for step in _steps(root) if step not in also][keep:]:
         _discard(root / str(old))
 
 
@@ -57,22 +76,55 @@ def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
     Raises StorageError if there are checkpoints and none is intact, BadInput if one holds other
     shapes or dtypes than `abstract`.
     """
-    root = _root(directory)
-    for leftover in [*root.glob(".saving-*"), *root.glob(".deleting-*")]:
+    step = newest_common([directory])
+    if step is None:
+        return None
+    return step, restore(_root(directory) / str(step), abstract)
+
+
+def newest_common(directories: Sequence[Path]) -> int | None:
+    """The newest step that all of `directories` hold intact; None if there is no such step. Damaged
+    steps are quarantined with a warning.
+
+    Raises StorageError if one of them has had checkpoints and none is intact.
+    """
+    roots = [_root(directory) for directory in directories]
+    for leftover in [p for r in roots for p in [*r.glob(".saving-*"), *r.glob(".deleting-*")]]:
         _remove(leftover)
-    steps = _steps(root)
-    for step in steps:
-        damage = _damage(root / str(step))
-        if damage is None:
-            return step, restore(root / str(step), abstract)
-        place = _quarantine(directory, root / str(step))
-        log.warning("checkpoint %d: %s; moved to %s", step, damage, place)
-    if steps or (directory / "quarantine").exists():
-        raise StorageError(
-            f"{directory}: checkpoints were written, but none of them is intact; see "
-            f"{directory / 'quarantine'}. Remove {directory} to train this run from the start."
-        )
+    for step in sorted(set.intersection(*(set(_steps(root)) for root in roots)), reverse=True):
+        if all(_is_intact(directory, step) for directory in directories):
+            return step
+    for directory, root in zip(directories, roots, strict=True):
+        if not _steps(root) and (directory / "quarantine").exists():
+            raise StorageError(
+                f"{directory}: checkpoints were written, but none of them is intact; see "
+                f"{directory / 'quarantine'}. Remove {directory} to train this run from the start."
+            )
     return None
+
+
+def _is_intact(directory: Path, step: int) -> bool:
+    """Whether a step is as it was written; if not, it is moved away."""
+    path = directory / "checkpoints" / str(step)
+    damage = _damage(path)
+    if damage:
+        log.warning("checkpoint %d: %s; moved to %s", step, damage, _quarantine(directory, path))
+    return damage is None
+
+
+def intact(directory: Path, most: int | None = None) -> Iterator[tuple[int, Path]]:
+    """The intact checkpoints of a run, of at most step `most`, newest first; nothing is written or
+    moved."""
+    root = (directory / "checkpoints").resolve()
+    for step in steps(directory):
+        if (most is None or step <= most) and _damage(root / str(step)) is None:
+            yield step, root / str(step)
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of which a run has a checkpoint, intact or not, newest first."""
+    root = directory / "checkpoints"
+    return _steps(root) if root.is_dir() else []
 
 
 def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
@@ -80,13 +132,14 @@ def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
 
     Raises BadInput when there is none.
     """
-    root = (directory / "checkpoints").resolve()
-    steps = _steps(root) if root.is_dir() else []
-    for number in steps if step is None else [s for s in steps if s == step]:
-        if _damage(root / str(number)) is None:
-            return number, root / str(number)
+    for number, path in intact(directory, step):
+        if step in (None, number):
+            return number, path
+        break
     wanted = "" if step is None else f" of step {step}"
-    raise BadInput(f"{directory}: no intact checkpoint{wanted}; there are {sorted(steps)}")
+    raise BadInput(
+        f"{directory}: no intact checkpoint{wanted}; there are {sorted(steps(directory))}"
+    )
 
 
 def manifest(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from research import check, files, plugs
-from research.errors import IO_ERROR, BadInput, IsoflopError
+from research.errors import IO_ERROR, BadInput, IsoflopError, Preempted
 
 ModuleLike = Any
 
@@ -185,17 +185,31 @@ def read_value(text: str, field: plugs.Field) -> object:
 
 
 class StopSignal:
-    """Call it to learn whether one of `numbers` has come. A second signal ends the process."""
+    """Call it to learn whether one of `numbers` has come. Ctrl-C after one ends the process: at
+    once, or `orderly` by an exception, so that what is open is closed. Other signals may come
+    twice: a scheduler sends them to every process, and those to their children.
 
-    def __init__(self, *numbers: signal.Signals):
-        self.requested = False
+    As a context it turns Preempted into KeyboardInterrupt where Ctrl-C was the cause.
+    """
+
+    def __init__(self, *numbers: signal.Signals, orderly: bool = False):
+        self.number, self.orderly = 0, orderly
         for number in numbers:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.requested:
+        if self.number and number == signal.SIGINT:
+            if self.orderly:
+                raise KeyboardInterrupt
             os._exit(128 + number)
-        self.requested = True
+        self.number = self.number or number
 
     def __call__(self) -> bool:
-        return self.requested
+        return self.number != 0
+
+    def __enter__(self) -> "StopSignal":
+        return self
+
+    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        if kind is Preempted and self.number == signal.SIGINT:
+            raise KeyboardInterrupt from None

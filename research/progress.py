@@ -73,6 +73,11 @@ class Progress:
         self._bars.update(self._task, completed=self.spent)
         self.say(f"{self._label()}: {line}")
 
+    def passed(self, facts: Mapping[str, Any]) -> None:
+        """A run to come was ended by somebody else."""
+        self.index, self.spent = self.index + 1, self.spent + facts["flops"]
+        self._bars.update(self._task, completed=self.spent)
+
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.live:

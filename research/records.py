@@ -7,7 +7,9 @@ WORKDIR/runs/<id>/
     attempts/<k>.json  why launch k failed
     launch.json      what the first launch knew: the model, sizes and rules, and the devices and
                      mesh, which decide the last bits and are used again on resume
+    trunk.json       whose steps, up to which one, this run did not take itself (see trunk.py)
     tokenizer.json   of text that is not read as bytes
+    lease/           who holds it; see lease.py
     checkpoints/     see checkpoint.py
 WORKDIR/data/<digest>.json   what a report says of the data
 There is no shared mutable file: many launches may write below one workdir.
@@ -24,19 +26,24 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from research import files
+from research import files, lease
 from research.errors import BadInput, Held, StorageError
 
 log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """The directory of one run. One process writes it at a time: enter it to hold it."""
+    """The directory of one run. One process writes it at a time: enter it to hold it.
 
-    def __init__(self, workdir: str | os.PathLike[str], run_id: str):
+    A holder on another host is watched for at most `patience` seconds before it is believed alive.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], run_id: str, patience: float = 0.0):
         self.workdir = Path(workdir)
         self.path = self.workdir / "runs" / run_id
+        self.patience = patience
         self._lock: IO[str] | None = None
+        self._lease: lease.Lease | None = None
         self._metrics: IO[bytes] | None = None
 
     def __enter__(self) -> "RunDirectory":
@@ -47,31 +54,48 @@ class RunDirectory:
             raise StorageError(f"{self.path}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lease = lease.take(self.path / "lease", self.patience)
         except BlockingIOError as error:
             self.__exit__()
-            raise Held(f"{self.path}: another process is training this run") from error
+            by = lease.holder(self.path / "lease") or "which has just taken it"
+            raise Held(f"{self.path}: another process is training this run: {by}") from error
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._lease:
+            self._lease.release()
         for file in (self._metrics, self._lock):
             if file:
                 file.close()
-        self._metrics = self._lock = None
+        self._metrics = self._lock = self._lease = None
+
+    def check(self) -> None:
+        """Raises Held if another process took the run over, which this one must leave alone then.
+        Every method that writes calls it."""
+        assert self._lease, f"{self.path} is not held"
+        self._lease.check_now()
 
     def once(self, name: str, value: Mapping[str, object]) -> dict:
         """Write `name` unless it is there, and return what is there."""
         path = self.path / name
         if not path.exists():
+            self.check()
             files.write_json(path, value)
         return files.read_json(path)
 
     def once_text(self, name: str, text: str) -> None:
         """Write `name` unless it is there."""
         if not (self.path / name).exists():
+            self.check()
             files.write_atomic(self.path / name, text)
 
     def append(self, **record: object) -> None:
         """Add one line to metrics.jsonl. Raises StorageError when the disk refuses."""
+        assert self._lease, f"{self.path} is not held"
+        self._lease.check()
         try:
             if self._metrics is None:
                 self._metrics = _open_for_append(self.path / "metrics.jsonl")
@@ -82,13 +106,20 @@ class RunDirectory:
 
     def finish(self, result: Mapping[str, object]) -> None:
         """Write result.json; from now on the run is done."""
+        self.check()
         files.write_json(self.path / "result.json", result)
 
     def fail(self, reason: str, **details: object) -> None:
         """Note a failed attempt; the run can be launched again."""
+        self.check()
         folder = files.make_directory(self.path / "attempts")
         number = 1 + max((int(p.stem) for p in folder.glob("*.json")), default=0)
         files.write_json(folder / f"{number}.json", {"reason": reason, **details})
+
+    @property
+    def failures(self) -> int:
+        """How many attempts failed."""
+        return len(list((self.path / "attempts").glob("*.json")))
 
     @property
     def result(self) -> dict | None:
@@ -129,17 +160,36 @@ def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return out
 
 
+def last_metrics(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str, Any]]:
+    """The newest records of a run, from the last `size` bytes: those of its last launch if it has
+    begun there. Nothing is said about damage."""
+    try:
+        with open(Path(run) / "metrics.jsonl", "rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(start)
+            lines = file.read().splitlines()[bool(start) :]
+    except FileNotFoundError:
+        return []
+    out: list[dict[str, Any]] = []
+    for record in filter(None, map(_record, lines)):
+        out = [] if "resume" in record else [*out, record]
+    return out
+
+
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:
     if not path.exists():
         return
     with open(path, "rb") as file:
-        for raw in file:
-            try:
-                record = json.loads(raw)
-                crc = record.pop("crc")
-                yield record if crc == zlib.crc32(files.canonical(record)) else None
-            except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-                yield None
+        yield from map(_record, file)
+
+
+def _record(raw: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(raw)
+        crc = record.pop("crc")
+        return record if crc == zlib.crc32(files.canonical(record)) else None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def write_card(
@@ -154,7 +204,12 @@ def write_card(
 
 def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row per run directory, by size, tokens and seed. Status: done, diverged, failed, or
-    unfinished; `reason` where there is one. Raises BadInput if there is no sweep at `workdir`."""
+    unfinished; `reason` where there is one.
+
+    `flops` are those of what a run means, `flops_spent` what it cost: without the steps that it has
+    from another run, and of one that diverged those up to there. Raises BadInput if there is no
+    sweep at `workdir`.
+    """
     root = Path(workdir) / "runs"
     if not root.is_dir():
         raise BadInput(f"--runs={workdir}: no directory {root}; expected the workdir of a sweep")
@@ -169,20 +224,27 @@ def row(path: Path) -> dict[str, Any]:
         out |= files.read_json(path / "launch.json")["facts"]
     if (path / "result.json").exists():
         out |= files.read_json(path / "result.json")
+        if out["status"] == "done" and "flops" in out:  # nothing was shared if it does not say so
+            out.setdefault("flops_spent", out["flops"])
     attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
     if out["status"] == "unfinished" and attempts:
         out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
+    elif out["status"] == "unfinished" and (last := lease.holder(path / "lease")) and last.deaths:
+        out["reason"] = f"its process died, {last.deaths} times in a row"
     return out
 
 
 def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row per evaluation of every run, for an analysis of whole training curves: the run's row
     with the loss, tokens, steps and FLOPs of that moment, and "part_of_run", the share of it that
-    was over (1 at its end)."""
+    was over (1 at its end). One of a shared trunk is a row of the run that took those steps alone.
+    """
     out = []
     for last in table(workdir):
         for found in read_metrics(Path(workdir) / "runs" / last["run"]):
             if "loss" not in found or not last.get("tokens"):
+                continue
+            if found["tokens"] <= last.get("shared_tokens", 0):
                 continue
             part = found["tokens"] / last["tokens"]
             scaled = {k: v * part for k, v in last.items() if k.startswith("flops") and part < 1
@@ -190,6 +252,8 @@ def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             unique = min(last.get("unique_tokens", found["tokens"]), found["tokens"])
             then = {k: found[k] for k in ("loss", "tokens")} | {"steps": found["step"]}
             then |= {"unique_tokens": unique, "part_of_run": part, "status": "done"}
+            if "shared_flops" in last:
+                then["flops_spent"] = last["flops"] * part - last["shared_flops"]
             out.append({**last, **scaled, **then})
     return out
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from research import optim, sharding
 from research.models import Model
@@ -93,41 +94,99 @@ def dispatch_program(recipe: Recipe, shardings: Any) -> Callable:
     a run and the way to the next checkpoint, and any split into dispatches computes the same.
     """
 
-    def run_steps(state: TrainState, batches: dict, hyper: dict, n: Array) -> tuple:
+    run_steps = _several(recipe.step)
+    return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
+
+
+def _several(step: Callable) -> Callable:
+    """`n` of one step (state, batch, hyper) → (state, metrics) in a loop on the device."""
+
+    def run_steps(state: Any, batches: dict, hyper: dict, n: Array) -> tuple:
         size = jax.tree.leaves(batches)[0].shape[0]
-        blank = jax.eval_shape(recipe.step, state, jax.tree.map(lambda x: x[0], batches), hyper)[1]
+        blank = jax.eval_shape(step, state, jax.tree.map(lambda x: x[0], batches), hyper)[1]
         blank = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), blank)
 
         def body(i: Array, carry: tuple) -> tuple:
             state, metrics = carry
             batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches)
-            state, new = recipe.step(state, batch, hyper)
+            state, new = step(state, batch, hyper)
             metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
             return state, metrics
 
         return jax.lax.fori_loop(0, n, body, (state, blank))
 
-    return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
+    return run_steps
 
 
 @functools.lru_cache(maxsize=64)
 def eval_program(recipe: Recipe) -> Callable:
     """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
+    return jax.jit(functools.partial(_sums, recipe))
 
-    def evaluate(params: dict, batches: dict, weights: Array) -> dict[str, Array]:
-        def add(sums: dict, item: tuple) -> tuple:
-            batch, weight_B = item
-            terms = recipe.task.terms(recipe.model, params, batch)
-            weighted = {k: t * weight_B.reshape(-1, *[1] * (t.ndim - 1)) for k, t in terms.items()}
-            return {k: sums[k] + weighted[k].sum(axis=0) for k in sums}, None
 
-        first = jax.tree.map(lambda x: x[0], batches)
-        terms = functools.partial(recipe.task.terms, recipe.model)
-        shapes = jax.eval_shape(terms, params, first)
-        zeros = {name: jnp.zeros(x.shape[1:], jnp.float32) for name, x in shapes.items()}
-        return jax.lax.scan(add, zeros, (batches, weights))[0]
+def _sums(recipe: Recipe, params: dict, batches: dict, weights: Array) -> dict[str, Array]:
+    def add(sums: dict, item: tuple) -> tuple:
+        batch, weight_B = item
+        terms = recipe.task.terms(recipe.model, params, batch)
+        weighted = {k: t * weight_B.reshape(-1, *[1] * (t.ndim - 1)) for k, t in terms.items()}
+        return {k: sums[k] + weighted[k].sum(axis=0) for k in sums}, None
 
-    return jax.jit(evaluate)
+    first = jax.tree.map(lambda x: x[0], batches)
+    terms = functools.partial(recipe.task.terms, recipe.model)
+    shapes = jax.eval_shape(terms, params, first)
+    zeros = {name: jnp.zeros(x.shape[1:], jnp.float32) for name, x in shapes.items()}
+    return jax.lax.scan(add, zeros, (batches, weights))[0]
+
+
+class Members(NamedTuple):
+    """K runs side by side: every leaf of their states is [K, ...], `alive` is [K]."""
+
+    state: TrainState
+    alive: Array
+
+    @property
+    def evaluated(self) -> dict:
+        """The parameters that are evaluated and used, [K, ...]."""
+        return self.state.evaluated
+
+
+@functools.lru_cache(maxsize=64)
+def group_dispatch_program(recipe: Recipe, mesh: Mesh, shared: bool) -> Callable:
+    """As `dispatch_program`, of Members whose K runs are split over the devices of `mesh`: hyper
+    [K], batches [S, K, B, ...], or [S, B, ...] where they are `shared`, metrics [S, K].
+
+    A member whose loss or gradient is not finite stays as it was before that step, from then on.
+    Devices say nothing to each other, and a member's numbers do not depend on the other members'.
+    """
+
+    def step(members: Members, batch: dict, hyper: dict) -> tuple[Members, dict]:
+        vmapped = jax.vmap(recipe.step, in_axes=(0, None if shared else 0, 0))
+        stepped, metrics = vmapped(members.state, batch, hyper)
+        finite = jnp.isfinite(metrics["train_loss"]) & jnp.isfinite(metrics["grad_norm"])
+        alive_K = members.alive & finite
+
+        def either(new: Array, old: Array) -> Array:
+            return jnp.where(alive_K.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return Members(jax.tree.map(either, stepped, members.state), alive_K), metrics
+
+    by_step = P(None, "runs")
+    mapped = jax.shard_map(
+        _several(step),
+        mesh=mesh,
+        in_specs=(P("runs"), P() if shared else by_step, P("runs"), P()),
+        out_specs=(P("runs"), by_step),
+        check_vma=False,  # the loop's first metrics are zeros, the same everywhere
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=64)
+def group_eval_program(recipe: Recipe, mesh: Mesh) -> Callable:
+    """As `eval_program`, of parameters [K, ...] split over the devices of `mesh`; sums [K, ...]."""
+    vmapped = jax.vmap(functools.partial(_sums, recipe), in_axes=(0, None, None))
+    specs = {"in_specs": (P("runs"), P(), P()), "out_specs": P("runs")}
+    return jax.jit(jax.shard_map(vmapped, mesh=mesh, **specs, check_vma=False))
 
 
 class Placement:

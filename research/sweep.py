@@ -1,51 +1,81 @@
-"""A sweep: points → runs → plan → the pending ones, one after the other → table.
+"""A sweep: points → runs → plan → units of pending ones → taken by workers until nothing is left.
 
-A run that fails becomes a row with its reason and the others go on. Launching a sweep again trains
-what is not done: results are keyed by what a run means, so nothing is trained twice.
+Workers pull: each takes the units that nobody holds, and what is to do and what is done is only in
+the files of the runs. So two launches of one sweep share its work as two workers of one launch do.
+A run that fails becomes a row with its reason and the others go on; nothing is trained twice.
 """
 
+import contextlib
 import logging
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from research import records, train
-from research.errors import BadInput, Diverged, Held, IsoflopError, Preempted, StorageError
+from research import cli, files, lease, records, train, units, watch
+from research.errors import (
+    BAD_INPUT,
+    DONE,
+    IO_ERROR,
+    PREEMPTED,
+    BadInput,
+    Held,
+    Preempted,
+    StorageError,
+)
+from research.launch import EXECUTORS, Job
 from research.progress import Progress
 from research.records import RunDirectory
 from research.run import Run, make_run
+from research.units import Unit
 
 log = logging.getLogger(__name__)
+
+POLL = 0.5  # seconds between looks at runs that others hold
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a sweep: the overrides that made it, its run, and where that run stands."""
+    """One point of a sweep: the overrides that made it and its checked config, its run, and where
+    that stands. `failures` counts its attempts that failed, of which `forgiven` do not keep it from
+    being tried again; `deaths` those in a row whose process died."""
 
     overrides: dict
+    config: dict
     run: Run
     status: str
+    failures: int = 0
+    forgiven: int = 0
+    deaths: int = 0
 
     @property
     def pending(self) -> bool:
+        if self.status == "failed":
+            return self.failures <= self.forgiven
         return self.status not in ("done", "diverged")
 
 
 @dataclass
 class Outcome:
-    """What a launch did. `missing` says, by run id, why a run is not done."""
+    """What a launch left. `trained` are done now and were not before; `missing` says, by run id,
+    why a run is not done."""
 
     trained: int = 0
     skipped: int = 0
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def plan(configs: Iterable[tuple[dict, dict]], workdir: str | Path) -> list[Point]:
+def plan(
+    configs: Iterable[tuple[dict, dict]],
+    workdir: str | Path,
+    forgiven: Mapping[str, int] | None = None,
+) -> list[Point]:
     """The points of (overrides, checked config) pairs, smallest FLOPs first, each run once.
 
-    Trains nothing. Raises BadInput listing what is wrong with every point.
+    `forgiven` says, by run id, how many failures do not count. Trains nothing. Raises BadInput
+    listing what is wrong with every point.
     """
     points: dict[str, Point] = {}
     problems: list[str] = []
@@ -56,82 +86,221 @@ def plan(configs: Iterable[tuple[dict, dict]], workdir: str | Path) -> list[Poin
             problems += [f"point {overrides}: {line}" for line in error.problems]
             continue
         if run.id not in points:
-            path = RunDirectory(workdir, run.id).path
-            status = records.row(path)["status"] if path.exists() else "new"
-            points[run.id] = Point(overrides, run, status)
+            stands = _stands(RunDirectory(workdir, run.id), (forgiven or {}).get(run.id, 0))
+            points[run.id] = Point(overrides, config, run, **stands)
     if problems:
         raise BadInput(*dict.fromkeys(problems))
     return sorted(points.values(), key=lambda p: p.run.facts["flops"])
 
 
+def _stands(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
+    if not directory.path.exists():
+        return {"status": "new", "forgiven": forgiven}
+    last = lease.holder(directory.path / "lease")
+    return {
+        "status": records.row(directory.path)["status"],
+        "failures": directory.failures,
+        "forgiven": forgiven,
+        "deaths": last.deaths if last else 0,
+    }
+
+
+def forgive(points: Iterable[Point]) -> list[Point]:
+    """The points, those that failed pending again."""
+    return [replace(p, forgiven=p.failures) for p in points]
+
+
 def launch(
-    points: Iterable[Point],
+    points: Sequence[Point],
+    workdir: str | Path,
+    stop: Callable[[], bool],
+    executor: str = "inline",
+    workers: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    grouping: str = "auto",
+) -> Outcome:
+    """Have the pending points trained by the workers of `executor`, and wait for them.
+
+    Raises BadInput if the devices of the workers cannot take one of the points, Preempted when
+    asked to stop, StorageError when the disk fails; everything else that goes wrong with a run is
+    told in the outcome.
+    """
+    if not any(p.pending for p in points):
+        return outcome(points, workdir)
+    if executor == "inline":  # the devices of other workers are for them to see
+        check(points, workdir)
+    file = write(points, workdir, grouping)
+    view = watch.View(workdir, file)
+    command = [sys.executable, "-m", "experiments.worker", f"--sweep={file.resolve()}"]
+    command += [f"--workdir={Path(workdir).resolve()}"]
+
+    def here() -> int:
+        with Progress(p.run.facts for p in points if p.pending) as progress:
+            work(points, workdir, progress, stop, grouping)
+        return 0
+
+    logs = file.with_suffix("")
+    job = Job(command, workers, logs, view.finished, view.show, stop, here)
+    with view:
+        codes = EXECUTORS[executor](job, **(options or {}))
+    left = outcome(points, workdir)
+    said = _last_words(logs, codes)
+    if BAD_INPUT in codes:
+        raise BadInput(*said)
+    if IO_ERROR in codes:
+        raise StorageError("\n".join(said))
+    if left.missing and (stop() or PREEMPTED in codes):
+        raise Preempted(f"stopped with {len(left.missing)} runs left; launch again to go on")
+    for line in said:
+        log.error("%s", line)
+    return left
+
+
+def _last_words(logs: Path, codes: Sequence[int]) -> list[str]:
+    """What the workers said that ended otherwise than done or stopped: the end of their logs."""
+    said = []
+    for index, code in enumerate(codes):
+        path = logs / f"worker-{index}.log"
+        if code not in (DONE, PREEMPTED) and path.exists():
+            lines = path.read_text(errors="replace").splitlines()[-20:] or [""]
+            typed = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+            said += typed or [f"worker {index} ended with {code}; {path} ends in: {lines[-1]}"]
+    return list(dict.fromkeys(said))
+
+
+def standing(points: Sequence[Point]) -> str:
+    """How many there are to train, and how to have the others trained."""
+    pending = sum(p.pending for p in points)
+    done = sum(p.status == "done" for p in points)
+    text = f"{done} of {len(points)} runs are done, {pending} to train"
+    if failed := sum(p.status == "failed" and not p.pending for p in points):
+        text += f"; {failed} failed and are left as they are (--retry_failed tries them again)"
+    return text
+
+
+def outcome(points: Iterable[Point], workdir: str | Path) -> Outcome:
+    """Where the points stand now, read from their files."""
+    out = Outcome()
+    for point in points:
+        path = RunDirectory(workdir, point.run.id).path
+        row = records.row(path) if path.exists() else {"status": "unfinished", "reason": ""}
+        if row["status"] != "done":
+            reason = f": {row['reason']}" if row["reason"] else ""
+            out.missing[point.run.id] = f"{row['status']}{reason}"
+        if not point.pending:
+            out.skipped += 1
+        elif row["status"] == "done":
+            out.trained += 1
+    return out
+
+
+def write(points: Iterable[Point], workdir: str | Path, grouping: str = "auto") -> Path:
+    """WORKDIR/sweeps/<digest>.json: what workers need to take part, as data. `facts` are there for
+    those who watch."""
+    rows = [
+        {
+            "run": p.run.id,
+            "overrides": {key: repr(value) for key, value in p.overrides.items()},
+            "config": p.config,
+            "facts": {k: p.run.facts[k] for k in watch.FACTS},
+            "forgiven": p.forgiven,
+        }
+        for p in points
+    ]
+    content = {"points": rows, "grouping": grouping}
+    path = Path(workdir) / "sweeps" / f"{files.digest_of(content)[:12]}.json"
+    if not path.exists():
+        files.make_directory(path.parent)
+        files.write_atomic(path, files.canonical(content))
+    return path
+
+
+def read(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
+    """The points of a file that `write` made, as they stand now, and how they are grouped. Raises
+    BadInput."""
+    try:
+        content = files.read_json(path, limit=1 << 30)
+        rows, grouping = content["points"], content["grouping"]
+        configs = [(row["overrides"], cli.checked(row["config"])) for row in rows]
+        forgiven = {row["run"]: row["forgiven"] for row in rows}
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"--sweep={path}: not a sweep of this version ({error})") from error
+    return plan(configs, workdir, forgiven), grouping
+
+
+def work(
+    points: Sequence[Point],
     workdir: str | Path,
     progress: Progress,
     stop: Callable[[], bool],
-) -> Outcome:
-    """Train the pending points in this process, one after the other.
+    grouping: str = "auto",
+) -> None:
+    """Take units and train them until every one is done, failed or diverged, by whomever.
 
-    Raises BadInput, before the first run, if these devices cannot take one of them; Preempted when
-    asked to stop; StorageError, since a disk that refuses one run refuses the next. Everything else
-    that goes wrong with a run is noted and the next one starts.
+    Units of a shape that this process has compiled come first, those of a shape that others are
+    at last, smaller ones before larger; one that its process died of comes after all others. What
+    a live process holds is waited for: if it dies, it is taken over.
+
+    Raises Preempted when asked to stop, StorageError since a disk that refuses one run refuses the
+    next.
     """
-    points = list(points)
-    _check(points, workdir)
-    outcome = Outcome()
-    for point in points:
-        if not point.pending:
-            outcome.skipped += 1
-            if point.status != "done":
-                outcome.missing[point.run.id] = point.status
-            continue
-        progress.begin(point.run.facts)
-        directory = RunDirectory(workdir, point.run.id)
+    left: list[Unit] = units.units(points, workdir, grouping)
+    held: list[Unit] = []
+    compiled, elsewhere = set(), set()
+
+    def rank(unit: Unit) -> tuple:
+        mine = 0 if unit.shape in compiled else 2 if unit.shape in elsewhere else 1
+        return max(p.deaths for p in unit.points), mine, unit.flops
+
+    while left or held:
+        if stop():
+            raise Preempted(f"stopped with {len(left) + len(held)} units left")
+        if not left:
+            time.sleep(POLL)
+            left, held = held, []
+        unit = min(left, key=rank)
+        left.remove(unit)
         try:
-            with directory:
-                # Another launch may have finished it while this one was busy.
-                result = directory.result or _attempt(point, directory, progress.update, stop)
-        except Held as error:  # another launch of this sweep is at it
-            result = {"status": "held", "reason": str(error)}
-        except (Preempted, StorageError):
-            raise
-        except Exception as error:
-            if not isinstance(error, IsoflopError):
-                log.exception("run %s failed", point.run.id)
-            result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-        if result["status"] == "done":
-            outcome.trained += 1
-            progress.ended(f"loss {result['loss']:.4f} in {result['seconds']:.0f} s")
+            trained = _take(unit, workdir, progress, stop)
+        except Held as error:
+            log.debug("%s", error)
+            held.append(unit)
+            elsewhere.add(unit.shape)
         else:
-            outcome.missing[point.run.id] = f"{result['status']}: {result['reason']}"
-            progress.ended(outcome.missing[point.run.id])
-    return outcome
+            if trained:
+                compiled.add(unit.shape)
 
 
-def _check(points: Iterable[Point], workdir: str | Path) -> None:
+def check(points: Iterable[Point], workdir: str | Path) -> None:
+    """Raise BadInput if the devices of this process cannot take one of the pending points."""
     problems: list[str] = []
-    for point in points:
+    for point in (p for p in points if p.pending):
         try:
-            if point.pending:
-                train.check(point.run, RunDirectory(workdir, point.run.id))
+            train.check(point.run, RunDirectory(workdir, point.run.id))
         except BadInput as error:
             problems += [f"point {point.overrides}: {line}" for line in error.problems]
     if problems:
         raise BadInput(*problems)
 
 
-def _attempt(
-    point: Point,
-    directory: RunDirectory,
-    progress: Callable[[int, float], None],
-    stop: Callable[[], bool],
-) -> Mapping[str, Any]:
-    started = time.time()
-    try:
-        return train.fit(point.run, directory, progress, stop)
-    except Diverged:
-        return directory.result or {}
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        directory.fail(reason, started=started, ended=time.time())
-        raise
+def _take(unit: Unit, workdir: str | Path, progress: Progress, stop: Callable[[], bool]) -> bool:
+    """Train what is pending of a unit; whether anything was. Raises Held if another process is at
+    a part of it, Preempted and StorageError; what else goes wrong is noted."""
+    with contextlib.ExitStack() as stack:
+        points, directories = [], []
+        for point in unit.points:
+            directory = RunDirectory(workdir, point.run.id)
+            if _ended(point, directory):
+                progress.passed(point.run.facts)
+                continue
+            stack.enter_context(directory)
+            if not _ended(point, directory):  # by one that held it until now
+                points.append(point)
+                directories.append(directory)
+        if points:
+            units.train_unit(replace(unit, points=tuple(points)), directories, progress, stop)
+        return bool(points)
+
+
+def _ended(point: Point, directory: RunDirectory) -> bool:
+    return directory.result is not None or directory.failures > point.forgiven

@@ -9,8 +9,7 @@ had happened, bit for bit on the same devices.
 
 import logging
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +18,11 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, environment, records, sharding, sinks
+from research import branch, checkpoint, sharding, sinks
 from research.errors import Diverged, Preempted
 from research.files import read_json
-from research.records import RunDirectory, read_metrics
+from research.recorder import Progress, Recorder
+from research.records import RunDirectory
 from research.run import Run, example_inputs
 from research.step import (
     Recipe,
@@ -32,6 +32,7 @@ from research.step import (
     init_program,
     placement,
 )
+from research.trunk import Trunk, seeded
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,7 @@ class Trainer:
 
     def batches(self, step: int, n: int, room: int) -> dict[str, Array]:
         """The batches of steps [step, step + n), stacked; blank rows up to `room`."""
-        run = self.run
-        rows = [run.data.batch(run.order, s, run.batch) for s in range(step, step + n)]
-        stacked = {}
-        for name, x in rows[0].items():
-            stacked[name] = np.zeros((room, *x.shape), x.dtype)
-            np.stack([row[name] for row in rows], out=stacked[name][:n])
-        return sharding.put_rows(stacked, self.mesh, stacked=True)
+        return sharding.put_rows(host_batches(self.run, step, n, room), self.mesh, stacked=True)
 
     def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
         """`n` updates in one dispatch; returns at once. `state` is given away."""
@@ -102,132 +97,97 @@ class Trainer:
         }
 
     def _heldout(self) -> tuple[dict[str, Array], Array]:
-        count, batch = self.run.eval_examples, self.run.eval_batch
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch = math.ceil(min(batch, count) / ways) * ways
-        number = math.ceil(count / batch)
-        held = self.run.data.heldout
-        chosen = np.random.default_rng(0).permutation(len(held))[:count]
-        at = np.concatenate([np.sort(chosen), np.zeros(number * batch - count, np.int64)])
-        rows = {k: x.reshape(number, batch, *x.shape[1:]) for k, x in held.rows(at).items()}
-        real = np.arange(number * batch) < count
-        rows["weights"] = real.astype(np.float32).reshape(number, batch)
+        rows = host_heldout(self.run, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         put = sharding.put_rows(rows, self.mesh, stacked=True)
         return put, put.pop("weights")
 
 
-class Recorder:
-    """Writes the metrics of dispatches, one dispatch late, and notices when they diverge."""
+def host_batches(run: Run, step: int, n: int, room: int) -> dict[str, np.ndarray]:
+    """The batches of steps [step, step + n), [room, B, ...]; the rest is blank."""
+    rows = [run.data.batch(run.order, s, run.batch) for s in range(step, step + n)]
+    stacked = {}
+    for name, x in rows[0].items():
+        stacked[name] = np.zeros((room, *x.shape), x.dtype)
+        np.stack([row[name] for row in rows], out=stacked[name][:n])
+    return stacked
+
+
+def host_heldout(run: Run, ways: int) -> dict[str, np.ndarray]:
+    """The fixed held-out set in batches [S, B, ...] that `ways` divides, filled up with rows whose
+    "weights" [S, B] are 0."""
+    count, batch = run.eval_examples, run.eval_batch
+    batch = math.ceil(min(batch, count) / ways) * ways
+    number = math.ceil(count / batch)
+    held = run.data.heldout
+    chosen = np.random.default_rng(0).permutation(len(held))[:count]
+    at = np.concatenate([np.sort(chosen), np.zeros(number * batch - count, np.int64)])
+    rows = {k: x.reshape(number, batch, *x.shape[1:]) for k, x in held.rows(at).items()}
+    real = np.arange(number * batch) < count
+    return rows | {"weights": real.astype(np.float32).reshape(number, batch)}
+
+
+class Keeper:
+    """Where the states of a run are kept and found again. It keeps those of `branches` beyond
+    `keep`, and where it has none of its own it begins from one of `trunks`."""
 
     def __init__(
         self,
-        run: Run,
-        directory: RunDirectory,
-        progress: Callable[[int, float], None],
-        shown: sinks.Sinks,
+        trainer: Trainer,
+        recorder: Recorder,
+        trunks: Sequence[Trunk] = (),
+        branches: Collection[int] = (),
     ):
-        self.run, self.directory, self.progress, self.shown = run, directory, progress, shown
-        self.before = max(
-            (r.get("seconds", 0.0) for r in read_metrics(directory.path)), default=0.0
-        )
-        self.started = time.monotonic()
-        self.loss = math.nan
-        self._pending: tuple[int, int, dict] | None = None
+        self.trainer, self.recorder, self.trunks = trainer, recorder, trunks
+        self.directory, self.branches = recorder.directory, branches
 
-    @property
-    def seconds(self) -> float:
-        """Spent on this run, by earlier launches too."""
-        return self.before + time.monotonic() - self.started
+    def restore(self) -> tuple[int, TrainState]:
+        """The step and state to go on from."""
+        abstract = self.trainer.abstract
+        found = checkpoint.restore_newest(self.directory.path, abstract)
+        if found:
+            log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
+        found = found or seeded(self.directory, self.trunks, abstract, self.recorder.shown.log)
+        if found is None:
+            state = self.trainer.init()
+            found = int(state.step), state  # not 0 where it is another run's state
+        self.recorder.begin(found[0])
+        return found
 
-    def push(self, step: int, n: int, metrics: dict[str, Array]) -> None:
-        """Take the metrics of a dispatch just sent; wait for the one before it."""
-        pending, self._pending = self._pending, (step, n, metrics)
-        if pending:
-            self._write(*pending)
-
-    def settle(self) -> None:
-        """Wait for all that was sent. Raises Diverged."""
-        pending, self._pending = self._pending, None
-        if pending:
-            self._write(*pending)
-
-    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        if not math.isfinite(metrics["loss"]):
-            raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
-        self._line(step, **{k: v for k, v in metrics.items() if isinstance(v, float)})
-
-    def _write(self, first: int, n: int, metrics: dict[str, Array]) -> None:
-        host = jax.device_get(metrics)
-        for i in range(n):
-            loss, norm = float(host["train_loss"][i]), float(host["grad_norm"][i])
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise Diverged(
-                    f"loss {loss}, gradient norm {norm} at step {first + i}; "
-                    f"the last finite loss was {self.loss:.4g}"
-                )
-            self.loss = loss
-            if (first + i) % self.run.every.log == 0:
-                values = {k: float(v[i]) for k, v in host.items()}
-                self._line(first + i, **values)
-        self.progress(first + n, self.loss)
-
-    def _line(self, step: int, **values: float) -> None:
-        tokens = step * self.run.tokens_per_step
-        seconds = round(self.seconds, 3)
-        self.directory.append(step=step, tokens=tokens, **values, seconds=seconds)
-        self.shown.log(step, values)
+    def save(self, step: int, state: TrainState) -> None:
+        keep, check = self.trainer.run.keep, self.directory.check
+        checkpoint.save(self.directory.path, step, state, keep, check, self.branches)
 
 
 def fit(
     run: Run,
     directory: RunDirectory,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Progress = lambda step, loss: None,
     stop: Callable[[], bool] = lambda: False,
+    trunks: Sequence[Trunk] = (),
+    branches: Collection[int] = (),
 ) -> dict[str, Any]:
     """Train `run` to its end, from its newest checkpoint if there is one; returns its result.
 
     `directory` must be held. `progress(steps, train_loss)` is called after each dispatch; when
-    `stop()` turns true the state is saved. Raises Preempted then, Diverged when the loss is no
-    longer finite (which is recorded as this run's result), StorageError when the disk fails.
+    `stop()` turns true the state is saved. Without a checkpoint of its own it begins from the first
+    of `trunks` that has one, with the same result; its own after the steps `branches` are kept for
+    others. Raises Preempted when stopped, Diverged when the loss is no longer finite (which is
+    recorded as this run's result), StorageError when the disk fails.
     """
     sinks.check(run.sinks)  # whatever is refused leaves no file behind
-    trainer = Trainer(run, _mesh(run, directory))
-    mesh = trainer.mesh
-    records.write_card(directory.workdir, run.data.digest, run.data.card)
-    directory.once("config.json", run.config)
-    launch = {"mesh": dict(mesh.shape), "facts": run.facts, **environment.describe()}
-    directory.once("launch.json", launch | {"model": run.model.described()})
-    if run.data.tokenizer:
-        directory.once_text("tokenizer.json", run.data.tokenizer)
-    name = f"{run.facts['name']} {run.id}"
-    shown = sinks.open_all(run.sinks, run.id, name, run.config, directory.path, directory.workdir)
-    recorder = Recorder(run, directory, progress, shown)
+    trainer = Trainer(run, _mesh(run, directory, trunks))
+    recorder = Recorder(run, directory, progress, {"mesh": dict(trainer.mesh.shape)})
+    devices = trainer.mesh.size, trainer.mesh.devices.flat[0].device_kind
     try:
-        metrics = _loop(run, trainer, directory, recorder, stop)
-        status = {"status": "done", "reason": ""}
+        keeper = Keeper(trainer, recorder, trunks, branches)
+        metrics, state = loop(run, trainer, recorder, keeper, stop)
+        metrics |= trainer.against_closed_form(state.evaluated)
+        return recorder.finish("done", "", *devices, **metrics)
     except Diverged as error:
-        metrics, status = {}, {"status": "diverged", "reason": str(error)}
-    except BaseException:
-        shown.close()
-        raise
-    seconds = round(recorder.seconds, 3)
-    result = {
-        **status,
-        **run.facts,
-        **metrics,
-        "train_loss": recorder.loss if math.isfinite(recorder.loss) else None,
-        "seconds": seconds,
-        "device_seconds": round(seconds * mesh.size, 3),
-        "devices": mesh.size,
-        "device_kind": mesh.devices.flat[0].device_kind,
-        "data_digest": run.data.digest,
-        **environment.describe(),
-    }
-    directory.finish(result)
-    shown.close(result)
-    if status["status"] == "diverged":
-        raise Diverged(f"{directory.path}: {status['reason']}")
-    return result
+        recorder.finish("diverged", str(error), *devices)
+        raise Diverged(f"{directory.path}: {error}") from error
+    finally:
+        recorder.shown.close()
 
 
 def check(run: Run, directory: RunDirectory) -> None:
@@ -236,54 +196,47 @@ def check(run: Run, directory: RunDirectory) -> None:
     Trainer(run, _mesh(run, directory))
 
 
-def _loop(
-    run: Run,
-    trainer: Trainer,
-    directory: RunDirectory,
-    recorder: Recorder,
-    stop: Callable[[], bool],
-) -> dict[str, float]:
-    """All steps, in the order of the contract; returns the final evaluation."""
-    every, room, keep = run.every, run.every.dispatch, run.keep
-    restored = checkpoint.restore_newest(directory.path, trainer.abstract)
-    if restored:
-        first, state = restored
-        log.info("run %s goes on from step %d of %d", run.id, first, run.steps)
-    else:
-        state = trainer.init()
-        first = int(state.step)  # not 0 where it is another run's state
-    directory.append(resume=first)
-    step = first
+def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], bool]) -> tuple:
+    """All steps of a run (or of a group, see ensemble), in the order of the contract; returns the
+    final evaluation and the final state."""
+    every, room = run.every, run.every.dispatch
+    step, state = keeper.restore()
+    first = step
     while step < run.steps:
         if every.eval and step and step % every.eval == 0:
             recorder.settle()
             recorder.evaluation(step, trainer.evaluate(state.evaluated))
-        if every.save and step > first and step % every.save == 0:
+        due = step in keeper.branches or (every.save and step > first and step % every.save == 0)
+        if due:
             recorder.settle()
-            checkpoint.save(directory.path, step, state, keep)
+            keeper.save(step, state)
         ends = [k - step % k for k in (every.eval, every.save) if k]
+        ends += [branch - step for branch in keeper.branches if branch > step]
         n = min(room, run.steps - step, *ends)
         state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
         recorder.push(step, n, metrics)
         step += n
         if stop() and step < run.steps:
             recorder.settle()
-            checkpoint.save(directory.path, step, state, keep)
-            raise Preempted(f"{directory.path}: stopped and saved at step {step} of {run.steps}")
+            keeper.save(step, state)
+            raise Preempted(
+                f"{keeper.directory.path}: stopped and saved at step {step} of {run.steps}"
+            )
     recorder.settle()
     if step > first:
-        checkpoint.save(directory.path, step, state, keep)
+        keeper.save(step, state)
     metrics = trainer.evaluate(state.evaluated)
     recorder.evaluation(step, metrics)
-    return metrics | trainer.against_closed_form(state.evaluated)
+    return metrics, state
 
 
-def _mesh(run: Run, directory: RunDirectory) -> Mesh:
-    """The mesh of the first launch where the devices are there, since it decides the last bits."""
-    path = directory.path / "launch.json"
-    if path.exists():
-        stored = read_json(path)["mesh"]
-        if math.prod(stored.values()) <= jax.device_count():
-            return sharding.make_mesh(stored, run.batch)
-        log.warning("%s: first launched on mesh %s, which is not here", directory.path, stored)
+def _mesh(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -> Mesh:
+    """The mesh of the first launch, or of what it begins from, where the devices are there, since
+    it decides the last bits."""
+    for path in (directory.path, *(trunk.path for trunk in trunks)):
+        if (path / "launch.json").exists():
+            stored = read_json(path / "launch.json")["mesh"]
+            if math.prod(stored.values()) <= jax.device_count():
+                return sharding.make_mesh(stored, run.batch)
+            log.warning("%s: first launched on mesh %s, which is not here", path, stored)
     return sharding.make_mesh(run.mesh, run.batch)

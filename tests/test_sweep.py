@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-from research import records, sweep, train
-from research.errors import BadInput
-from research.progress import Progress
+from research import records, sweep, train, units
+from research.errors import BadInput, Preempted
 
 
 def points(tiny, *changes):
@@ -18,8 +17,7 @@ SEEDS = ({"seed": 0}, {"seed": 1}, {"seed": 2})
 
 
 def launch(made, workdir):
-    with Progress(p.run.facts for p in made if p.pending) as progress:
-        return sweep.launch(made, workdir, progress, stop=lambda: False)
+    return sweep.launch(made, workdir, stop=lambda: False)
 
 
 def test_a_second_launch_trains_nothing(tiny, tmp_path):
@@ -56,17 +54,54 @@ def test_a_failed_run_becomes_a_row_and_the_others_go_on(tiny, tmp_path, monkeyp
     rows = {r["run"]: r for r in records.table(tmp_path)}
     assert rows[broken]["status"] == "failed"
     assert "fire" in rows[broken]["reason"]
-    monkeypatch.undo()
-    assert launch(sweep.plan(configs, tmp_path), tmp_path).trained == 1
-    assert {r["status"] for r in records.table(tmp_path)} == {"done"}
 
 
-def test_a_run_that_another_launch_holds_is_passed_by(tiny, tmp_path):
+def test_failed_runs_are_left_until_they_are_to_be_tried_again_once(tiny, tmp_path, monkeypatch):
+    def init(self):
+        raise RuntimeError("the device caught fire")
+
+    original = train.Trainer.init
+    monkeypatch.setattr(train.Trainer, "init", init)
+    configs = points(tiny, {"seed": 0})
+    launch(sweep.plan(configs, tmp_path), tmp_path)
+    (again,) = made = sweep.plan(configs, tmp_path)
+    assert not again.pending
+    assert "0 to train; 1 failed and are left as they are (--retry_failed" in sweep.standing(made)
+    assert launch(made, tmp_path).skipped == 1
+    assert records.RunDirectory(tmp_path, again.run.id).failures == 1
+    launch(sweep.forgive(made), tmp_path)
+    assert records.RunDirectory(tmp_path, again.run.id).failures == 2
+    monkeypatch.setattr(train.Trainer, "init", original)
+    made = sweep.plan(configs, tmp_path)
+    assert not made[0].pending
+    assert launch(sweep.forgive(made), tmp_path).trained == 1
+
+
+def test_a_run_that_another_process_holds_is_waited_for(tiny, tmp_path, monkeypatch):
+    """The others are trained first; then the one whose holder is gone."""
     made = sweep.plan(points(tiny, *SEEDS), tmp_path)
-    with records.RunDirectory(tmp_path, made[0].run.id):
-        outcome = launch(made, tmp_path)
-    assert outcome.trained == 2
-    assert outcome.missing[made[0].run.id].startswith("held: ")
+    trained, original = [], units.train_unit
+    holding = records.RunDirectory(tmp_path, made[0].run.id)
+
+    def train_unit(unit, *rest):
+        trained.append(unit.points[0].run.id)
+        if len(trained) == 2:
+            holding.__exit__()
+        return original(unit, *rest)
+
+    monkeypatch.setattr(units, "train_unit", train_unit)
+    monkeypatch.setattr(sweep, "POLL", 0.01)
+    with holding:
+        assert launch(made, tmp_path).trained == 3
+    assert sorted(trained[:2]) == sorted(p.run.id for p in made[1:])
+    assert trained[2] == made[0].run.id
+
+
+def test_waiting_for_others_ends_when_asked_to_stop(tiny, tmp_path):
+    made = sweep.plan(points(tiny, {"seed": 0}), tmp_path)
+    asked = iter([False] * 3)
+    with records.RunDirectory(tmp_path, made[0].run.id), pytest.raises(Preempted):
+        sweep.launch(made, tmp_path, stop=lambda: next(asked, True))
 
 
 def test_a_diverged_run_is_a_row_and_is_not_tried_again(tiny, tmp_path):
@@ -98,3 +133,60 @@ def test_plan_of_the_command_writes_and_trains_nothing(corpus, tmp_path):
     assert "attention" in out
     assert out.count(" new") == 9
     assert not (tmp_path / "w").exists()
+
+
+def killed(directory, times):
+    """The leases that processes leave which die in it."""
+    for _ in range(times):
+        directory.__enter__()
+        path = directory._lease.path
+        directory._lease._ended.set()
+        directory._lease = None
+        directory.__exit__()
+        path.write_text(path.read_text().replace('"born": "', '"born": "0'))
+
+
+def test_a_run_that_kills_its_process_comes_after_all_others(tiny, tmp_path, monkeypatch):
+    order, original = [], units.train_unit
+
+    def train_unit(unit, *rest):
+        order.append(unit.points[0].run.id)
+        return original(unit, *rest)
+
+    monkeypatch.setattr(units, "train_unit", train_unit)
+    configs = points(tiny, *SEEDS)
+    first = sweep.plan(configs, tmp_path)[0].run.id
+    killed(records.RunDirectory(tmp_path, first), 2)
+    made = sweep.plan(configs, tmp_path)
+    assert made[0].deaths == 2
+    assert records.row(tmp_path / "runs" / first)["reason"] == "its process died, 2 times in a row"
+    assert launch(made, tmp_path).trained == 3
+    assert order[-1] == first
+
+
+def test_units_of_a_shape_that_is_compiled_come_first(tiny, tmp_path, monkeypatch):
+    order, original = [], units.train_unit
+
+    def train_unit(unit, *rest):
+        order.append(unit.points[0].run.model.spec.width)
+        return original(unit, *rest)
+
+    monkeypatch.setattr(units, "train_unit", train_unit)
+    wide = {"model.width": 24}
+    changes = [{"horizon.amount": 6.0}, wide, wide | {"seed": 1}, {"horizon.amount": 60.0}]
+    made = sweep.plan(points(tiny, *changes), tmp_path)
+    assert [p.run.model.spec.width for p in made] == [16, 24, 24, 16], "smallest FLOPs first"
+    launch(made, tmp_path)
+    assert order == [16, 16, 24, 24]
+
+
+def test_a_sweep_file_is_data_that_gives_back_its_points(tiny, tmp_path):
+    made = sweep.forgive(sweep.plan(points(tiny, *SEEDS), tmp_path))
+    path = sweep.write(made, tmp_path)
+    assert sweep.write(made, tmp_path) == path
+    again, _ = sweep.read(path, tmp_path)
+    assert [p.run.id for p in again] == [p.run.id for p in made]
+    assert [p.run.facts for p in again] == [p.run.facts for p in made]
+    path.write_text('{"points": [{}]}')
+    with pytest.raises(BadInput, match="not a sweep of this version"):
+        sweep.read(path, tmp_path)

@@ -157,7 +157,8 @@ def settling(law: Law, parts: Split, options: Options, target: Mapping[str, floa
     rows = sorted(parts.kept, key=lambda row: row.get("flops") or 0.0)
     needs = len(law.parameters) - len(options.fix) + 2
     counts = np.unique(np.linspace(needs, len(rows), STAGES).astype(int))
-    spent = np.cumsum([(row.get("flops") or 0.0) for row in rows])
+    # Steps that a run has from another one are paid for once.
+    spent = np.cumsum([row.get("flops_spent") or row.get("flops") or 0.0 for row in rows])
     quick = dataclasses.replace(options, bootstrap=0, holdout=None)
     stages = []
     for count in counts:

@@ -1,0 +1,75 @@
+"""Compiled programs are kept in the user's cache, so no process compiles what another one did."""
+
+import importlib.metadata
+import logging
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+from research import environment, files
+from research.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+SWITCH = "ISOFLOP_COMPILE_CACHE"
+
+
+def keep_programs() -> Path | None:
+    """Look compiled programs up in a folder of this user, and keep new ones there; call before the
+    first use of jax. Returns the folder.
+
+    ISOFLOP_COMPILE_CACHE=off keeps none, and a folder that JAX_COMPILATION_CACHE_DIR names is left
+    as it is. A folder that others can write to is not used: what lies there is run.
+    """
+    if os.environ.get(SWITCH, "").lower() in ("off", "0", "no", "false"):
+        return None
+    if chosen := jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return Path(chosen)
+    try:
+        folder = _private(files.cache("programs") / _machine())
+    except StorageError as error:
+        log.warning("compiled programs are not kept: %s", error)
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # Small programs too: a sweep of small models compiles many that take less than a second each.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
+
+
+def _machine() -> str:
+    """What jax's own key of a program leaves out, as a name: a program for other instructions does
+    not run, and one made for another number of cores may split its sums otherwise, so that the last
+    bits of a run would depend on who had compiled it."""
+    known = {
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "machine": platform.machine(),
+        "instructions": _instructions(),
+        "cores": environment.cores(),
+    }
+    return f"jax-{jax.__version__}-{files.digest_of(known)[:12]}"
+
+
+def _instructions() -> str:
+    """The instruction sets of this CPU, as Linux tells them; elsewhere its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    told = (line for line in lines if line.startswith(("flags", "Features")))
+    return " ".join(sorted(next(told, "").partition(":")[2].split()))
+
+
+def _private(folder: Path) -> Path:
+    """`folder`, made if it is not there, for this user alone. Raises StorageError."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made: {error.strerror}") from error
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+    if not mine or found.st_mode & 0o077 or folder.is_symlink():
+        raise StorageError(f"{folder}: others may write there; expected a folder of mode 0700")
+    return folder

@@ -1,0 +1,142 @@
+"""Workers as a job array of Slurm, through submitit."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.errors import BadInput
+from research.launch.job import Job, Restarts, start
+
+POLL = 2.0  # seconds between questions to the controller
+
+
+class Task:
+    """The command, run on a node. When the time is nearly over or the job is preempted, the worker
+    saves and the job queues again."""
+
+    def __init__(self, command: Sequence[str], log: Path, changes: dict[str, str], cwd: str):
+        self.start = (list(command), log, changes, cwd)
+        self.child: subprocess.Popen | None = None
+
+    def __call__(self) -> int:
+        self.child = start(*self.start)
+        # submitit lets SIGTERM pass; a worker saves on it, and its exit code says that it did.
+        signal.signal(signal.SIGTERM, lambda *_: self.child and self.child.terminate())
+        return self.child.wait()
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the job ends too early."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.child:
+            self.child.terminate()
+            # This is a signal handler, in the middle of the wait above, which holds a lock.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(Task(*self.start))
+
+
+def run(
+    job: Job,
+    *,
+    partition: str = "",
+    timeout: int = 60,
+    cpus: int = 1,
+    gpus: int = 0,
+    memory: float = 0.0,
+    account: str = "",
+) -> list[int]:
+    """Submit the workers as one array, submit again those that die, and return their exit codes.
+
+    `timeout` is in minutes, `memory` in GB (0: what the partition gives); `cpus` and `gpus` are
+    those of one worker. Without `job.workers` there is one. When stopped, jobs that wait are
+    cancelled and those that run get SIGTERM. Raises BadInput if submitit or Slurm is missing, or
+    Slurm refuses.
+    """
+    executor = _executor(job.logs)
+    wanted = {"slurm_partition": partition, "mem_gb": memory, "slurm_account": account}
+    executor.update_parameters(
+        name="isoflop",
+        timeout_min=timeout,
+        cpus_per_task=cpus,
+        **({"gpus_per_node": gpus} if gpus else {}),
+        **{k: v for k, v in wanted.items() if v},
+    )
+    changes = {} if gpus else {"JAX_NUM_CPU_DEVICES": str(cpus)}
+
+    def submit(slots: Sequence[int]) -> dict[int, Any]:
+        logs = {i: job.logs.resolve() / f"worker-{i}.log" for i in slots}
+        tasks = [Task(job.command, logs[i], changes, os.getcwd()) for i in slots]
+        try:
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+        except Exception as error:
+            raise BadInput(f"--executor=slurm: the jobs were refused: {error}") from error
+        return dict(zip(slots, jobs, strict=True))
+
+    return _watched(job, submit, job.workers or 1)
+
+
+def _watched(job: Job, submit: Any, workers: int) -> list[int]:
+    restarts, codes = Restarts(job), [0] * workers
+    jobs = submit(range(workers))
+    told = False
+    try:
+        while jobs:
+            if not told and job.stop():
+                told = True
+                for one in jobs.values():
+                    _cancel("--state=PENDING", one.job_id)
+                    _cancel("--signal=TERM", one.job_id)
+            listed = _listed(jobs.values())
+            ended = {i: one for i, one in jobs.items() if one.job_id not in listed}
+            for i, one in ended.items():
+                codes[i] = _code(one)
+                del jobs[i]
+            if again := [i for i in ended if restarts(i, codes[i])]:
+                jobs |= submit(again)
+            job.show()
+            time.sleep(POLL)
+    finally:
+        for one in jobs.values():
+            _cancel(one.job_id)
+    return codes
+
+
+def _code(one: Any) -> int:
+    """What the worker ended with; a job that left no result was killed, or its node was lost."""
+    return one.result() if one.paths.result_pickle.exists() else -signal.SIGKILL
+
+
+def _listed(jobs: Iterable[Any]) -> set[str]:
+    """The jobs that wait or run. One that was submitted counts until the controller says no."""
+    arrays = ",".join(sorted({one.job_id.partition("_")[0] for one in jobs}))
+    command = ["squeue", "--noheader", "--array", "--format=%i %t", f"--jobs={arrays}"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode and "Invalid job id" not in answer.stderr:
+        return {one.job_id for one in jobs}  # the controller is busy or away
+    rows = [line.split() for line in answer.stdout.splitlines()]
+    return {name for name, state in rows if state != "CD"}
+
+
+def _cancel(*arguments: str) -> None:
+    subprocess.run(["scancel", *arguments], stderr=subprocess.DEVNULL)
+
+
+def _executor(folder: Path) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise BadInput(
+            "--executor=slurm: needs the package submitit; pip install 'isoflop[slurm]'"
+        ) from error
+    if not shutil.which("sbatch"):
+        raise BadInput("--executor=slurm: no command sbatch; expected a node of a Slurm cluster")
+    # A job that its time limit stops queues again as often as it takes.
+    return submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=1_000_000)

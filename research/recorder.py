@@ -1,0 +1,131 @@
+"""What one run writes while it trains, whoever trains it: alone, or one of a group."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jax import Array
+
+from research import environment, records, sinks, trunk
+from research.errors import Diverged
+from research.records import RunDirectory, read_metrics
+from research.run import Run
+
+Progress = Callable[[int, float], None]
+
+
+class Late:
+    """Takes the metrics of dispatches and writes them one dispatch late, which also bounds how many
+    are in flight."""
+
+    def __init__(self) -> None:
+        self._pending: tuple[int, int, dict] | None = None
+
+    def push(self, step: int, n: int, metrics: dict[str, Array]) -> None:
+        """Take the metrics of a dispatch just sent; wait for the one before it."""
+        pending, self._pending = self._pending, (step, n, metrics)
+        if pending:
+            self.write(*pending[:2], jax.device_get(pending[2]))
+
+    def settle(self) -> None:
+        """Wait for all that was sent. Raises Diverged."""
+        pending, self._pending = self._pending, None
+        if pending:
+            self.write(*pending[:2], jax.device_get(pending[2]))
+
+    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+        """Record the metrics, on the host, of the steps [first, first + n)."""
+        raise NotImplementedError
+
+
+class Recorder(Late):
+    """Writes the records of a run, and notices when it diverges.
+
+    `directory` must be held. `launch` is what else launch.json says; `progress(steps, train_loss)`
+    is called after each dispatch. The seconds of a run that is one of `members` trained at once are
+    its share of theirs.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        directory: RunDirectory,
+        progress: Progress,
+        launch: Mapping[str, Any],
+        members: int = 1,
+    ):
+        super().__init__()
+        self.run, self.directory, self.progress = run, directory, progress
+        records.write_card(directory.workdir, run.data.digest, run.data.card)
+        directory.once("config.json", run.config)
+        known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
+        directory.once("launch.json", {**launch, **known})
+        if run.data.tokenizer:
+            directory.once_text("tokenizer.json", run.data.tokenizer)
+        name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
+        self.shown = sinks.open_all(run.sinks, run.id, name, run.config, *place)
+        earlier = (r.get("seconds", 0.0) for r in read_metrics(directory.path))
+        self.before = max(earlier, default=0.0)
+        self.started, self.members = time.monotonic(), members
+        self.loss, self.reached = math.nan, 0
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this run, by earlier launches too."""
+        return self.before + (time.monotonic() - self.started) / self.members
+
+    def begin(self, step: int) -> None:
+        """Steps from `step` on are done, perhaps again."""
+        self.reached = step
+        self.directory.append(resume=step)
+
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if not math.isfinite(metrics["loss"]):
+            raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
+        self._line(step, **{k: v for k, v in metrics.items() if isinstance(v, float)})
+
+    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+        for i in range(n):
+            self.reached = first + i + 1
+            loss, norm = float(host["train_loss"][i]), float(host["grad_norm"][i])
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise Diverged(
+                    f"loss {loss}, gradient norm {norm} at step {first + i}; "
+                    f"the last finite loss was {self.loss:.4g}"
+                )
+            self.loss = loss
+            if (first + i) % self.run.every.log == 0:
+                values = {k: float(v[i]) for k, v in host.items()}
+                self._line(first + i, **values)
+        self.progress(first + n, self.loss)
+
+    def finish(
+        self, status: str, reason: str, devices: int, device_kind: str, **metrics: object
+    ) -> dict[str, Any]:
+        """Write the result; from now on the run is done, or has diverged."""
+        seconds = round(self.seconds, 3)
+        result = {
+            "status": status,
+            "reason": reason,
+            **self.run.facts,
+            **metrics,
+            **trunk.costs(self.run, self.directory, self.reached),
+            "train_loss": self.loss if math.isfinite(self.loss) else None,
+            "seconds": seconds,
+            "device_seconds": round(seconds * devices, 3),
+            "devices": devices,
+            "device_kind": device_kind,
+            "data_digest": self.run.data.digest,
+            **environment.describe(),
+        }
+        self.directory.finish(result)
+        self.shown.close(result)
+        return result
+
+    def _line(self, step: int, **values: float) -> None:
+        tokens = step * self.run.tokens_per_step
+        seconds = round(self.seconds, 3)
+        self.directory.append(step=step, tokens=tokens, **values, seconds=seconds)
+        self.shown.log(step, values)
