@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from research import cli
+from research import cli, plan
 from research.errors import UNFINISHED
 
 
@@ -18,19 +18,25 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="runs, table and report are written here")
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
-    parser.add_argument("--plan", action="store_true", help="show the points, train nothing")
+    plan.add_flags(parser)
     args, config, module = cli.parse_config(parser, argv)
+    plan.check_flags(args)
     configs = cli.points(config, module, args.sweep)
 
-    from research import records, sharding, sweep  # jax from here on
-    from research.progress import Progress, plan_table
+    from research import cost, records, sharding, sweep  # jax from here on
+    from research.progress import Progress
 
     sharding.use_all_cores()
-    points = sweep.plan(configs, args.workdir)
-    pending = [p for p in points if p.pending]
-    print(plan_table([(p.run.id, p.status, p.run.facts) for p in points]))
+    kept, left_out = sweep.sensible(configs)
+    points = sweep.plan(kept, args.workdir)
+    rows = sweep.priced(points, args.calibrate, needed=args.max_hours is not None)
+    rows, trimmed = plan.within(rows, args.max_flops, args.max_hours, args.trim)
+    print(plan.text(rows, left_out=left_out + trimmed, room=cost.room()))
     if args.plan:
         return 0
+    left = {row.run for row in rows}
+    points = [p for p in points if p.run.id in left]
+    pending = [p for p in points if p.pending]
     print(f"{len(points) - len(pending)} of {len(points)} runs are done, {len(pending)} to train")
     started = time.monotonic()
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)

@@ -6,13 +6,14 @@ what is not done: results are keyed by what a run means, so nothing is trained t
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from research import records, train
+from research import check, cost, records, train
 from research.errors import BadInput, Diverged, Held, IsoflopError, Preempted, StorageError
+from research.plan import Row, nonsense
 from research.progress import Progress
 from research.records import RunDirectory
 from research.run import Run, make_run
@@ -42,6 +43,29 @@ class Outcome:
     missing: dict[str, str] = field(default_factory=dict)
 
 
+def sensible(
+    configs: Iterable[tuple[dict, dict]],
+) -> tuple[list[tuple[dict, dict]], list[str]]:
+    """The (overrides, checked config) pairs without the isoFLOP cells that make no sense, and a
+    line with the reason for each of these. Raises BadInput if none is left."""
+    kept, dropped = [], []
+    for overrides, config in configs:
+        reason = ""
+        if config["horizon"]["unit"] in check.FLOPS_UNITS:
+            try:
+                reason = nonsense(make_run(config).facts)
+            except BadInput as error:
+                if all(line.startswith("size:") for line in error.problems):
+                    reason = str(error)  # all else is for `plan` to tell
+        if reason:
+            dropped.append(f"dropped: {reason}")
+        else:
+            kept.append((overrides, config))
+    if dropped and not kept:
+        raise BadInput(*dropped)
+    return kept, list(dict.fromkeys(dropped))
+
+
 def plan(configs: Iterable[tuple[dict, dict]], workdir: str | Path) -> list[Point]:
     """The points of (overrides, checked config) pairs, smallest FLOPs first, each run once.
 
@@ -61,7 +85,28 @@ def plan(configs: Iterable[tuple[dict, dict]], workdir: str | Path) -> list[Poin
             points[run.id] = Point(overrides, run, status)
     if problems:
         raise BadInput(*dict.fromkeys(problems))
-    return sorted(points.values(), key=lambda p: p.run.facts["flops"])
+    facts = {key: point.run.facts for key, point in points.items()}
+    cost = {key: (f.get("budget", f["flops"]), f["params"]) for key, f in facts.items()}
+    return [points[key] for key in sorted(points, key=lambda key: cost[key])]
+
+
+def priced(points: Sequence[Point], calibrate: bool, needed: bool) -> list[Row]:
+    """The points as rows of the plan's table, with what they cost; the first of a program is to
+    compile it. With `calibrate`, or where seconds are `needed` and not known, the smallest and the
+    largest of the pending programs are timed first."""
+    runs = [point.run for point in points]
+    pending = [point.run for point in points if point.pending]
+    known = not needed or all(price.seconds is not None for price in cost.of(pending))
+    if calibrate or not known:
+        cost.calibrate(pending)
+    out, compiled = [], set()
+    for point, price in zip(points, cost.of(runs), strict=True):
+        first = point.pending and price.program not in compiled
+        compiled |= {price.program} if first else set()
+        compiling = price.compiling if first else 0.0
+        facts = point.run.facts
+        out.append(Row(point.run.id, point.status, facts, price.seconds, compiling, price.memory))
+    return out
 
 
 def launch(
