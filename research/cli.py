@@ -107,7 +107,7 @@ def points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[di
 
     Raises BadInput naming the points and everything wrong with them.
     """
-    function = getattr(module, sweep, None)
+    function: Callable[..., Any] | None = getattr(module, sweep, None)
     if not callable(function):
         there = ", ".join(sweeps(module)) or "no sweep at all"
         raise BadInput(

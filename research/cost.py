@@ -36,16 +36,16 @@ log = logging.getLogger(__name__)
 
 LONG_ENOUGH = 1.0  # seconds that a program is timed for
 REACH = 4.0  # how many times beyond the programs that were timed a prediction goes
-TRACED = 8  # programs whose activations are traced; those between are interpolated
+TRACED = 4  # programs whose activations are traced; those between are interpolated
 
 
 class Cost(NamedTuple):
     """Of one run: seconds to train it, seconds to compile what it runs, bytes on one device; None
     where these devices or this calibration cannot tell. Runs of one `program` compile once."""
 
+    seconds: float | None
+    compiling: float
     program: tuple
-    seconds: float | None = None
-    compiling: float = 0.0
     memory: float | None = None
 
 
@@ -66,13 +66,13 @@ def of(runs: Sequence[Run]) -> list[Cost]:
     bytes_, samples, out = _memory(placed), functools.cache(known), []
     for run, mesh in zip(runs, meshes, strict=True):
         if mesh is None:
-            out.append(Cost(("", run.id)))
+            out.append(Cost(None, 0.0, ("", run.id)))
             continue
         name, seconds, compiling = program(run, mesh), None, 0.0
         if at := _at(samples(_key(run, mesh)), run):
             evaluated = _evaluations(run) * run.eval_examples
             seconds, compiling = run.steps * at.step + evaluated * at.example, at.compiling
-        out.append(Cost(name, seconds, compiling, bytes_[name]))
+        out.append(Cost(seconds, compiling, name, bytes_[name]))
     return out
 
 

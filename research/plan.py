@@ -24,15 +24,16 @@ WORTH = 0.1  # of the FLOPs: a cheaper alternative that saves less is not told
 
 
 class Row(NamedTuple):
-    """A point of the plan. `seconds` to train it and `compiling` its program (0 if an earlier point
-    does), where they can be predicted; `memory` in bytes on one device; `group` is what it is
-    trained with."""
+    """A point of the plan. `seconds` to train it and to be `compiling` its `program` (once for all
+    points that share it), where they can be predicted; `memory` in bytes on one device; `group` is
+    what it is trained with."""
 
     run: str
     status: str
     facts: Facts
     seconds: float | None = None
     compiling: float = 0.0
+    program: object = None
     memory: float | None = None
     group: str = ""
 
@@ -94,46 +95,45 @@ def within(
     not set, or none does.
     """
     kept, told = list(rows), []
-    hours = _hours if max_hours is not None else None
-    for flag, limit, cost, unit in (
-        ("max_flops", max_flops, lambda r: r.facts["flops"], "FLOPs"),
-        ("max_hours", max_hours, hours, "hours"),
-    ):
-        if limit is None or cost is None:
-            continue
-        kept, out = _cheapest(kept, f"--{flag}={limit:g}", limit, cost, unit, trim)
-        told += [f"left out by --{flag}={limit:g}: {row}" for row in out]
+    for name, limit, cost in (("flops", max_flops, _flops), ("hours", max_hours, _hours)):
+        if limit is not None:
+            kept, out = _cheapest(kept, name, limit, cost, trim)
+            told += [f"left out by --max_{name}={limit:g}: {row}" for row in out]
     return kept, told
 
 
-def _hours(row: Row) -> float:
-    if row.seconds is None:
-        raise BadInput(f"--max_hours: {row} cannot be timed on this machine")
-    return (row.seconds + row.compiling) / 3600
+def _flops(rows: Iterable[Row]) -> float:
+    return sum(row.facts["flops"] for row in rows)
+
+
+def _hours(rows: Iterable[Row]) -> float:
+    rows = list(rows)
+    if untimed := [row for row in rows if row.seconds is None]:
+        raise BadInput(f"--max_hours: {untimed[0]} cannot be timed on this machine")
+    return (sum(row.seconds or 0.0 for row in rows) + _compiling(rows)) / 3600
+
+
+def _compiling(rows: Iterable[Row]) -> float:
+    return sum({row.program: row.compiling for row in rows}.values())
 
 
 def _cheapest(
-    rows: list[Row],
-    flag: str,
-    limit: float,
-    cost: Callable[[Row], float],
-    unit: str,
-    trim: bool,
+    rows: list[Row], name: str, limit: float, cost: Callable[[Sequence[Row]], float], trim: bool
 ) -> tuple[list[Row], list[Row]]:
-    pending = sorted((row for row in rows if row.pending), key=cost)
-    spent, fit = 0.0, 0
-    while fit < len(pending) and spent + cost(pending[fit]) <= limit:
-        spent, fit = spent + cost(pending[fit]), fit + 1
+    """The rows without the dearest of the pending ones, and these."""
+    pending = sorted((row for row in rows if row.pending), key=lambda row: cost([row]))
+    total, fit = cost(pending), len(pending)
+    while fit and cost(pending[:fit]) > limit:
+        fit -= 1
     if fit == len(pending):
         return rows, []
-    total = sum(map(cost, pending))
-    needs = f"{flag}: the {len(pending)} runs to train need {total:.3g} {unit}"
+    needs = f"--max_{name}={limit:g}: the {len(pending)} runs to train need {total:.3g} {name}"
     if not fit:
-        raise BadInput(f"{needs}; not even the cheapest fits, it needs {cost(pending[0]):.3g}")
+        raise BadInput(f"{needs}; not even the cheapest fits, with {cost(pending[:1]):.3g}")
     if not trim:
         raise BadInput(
-            f"{needs}; the {fit} cheapest would fit ({spent:.3g}); --trim leaves the "
-            f"{len(pending) - fit} dearest out, --max_{unit.lower()}={_above(total)} takes all"
+            f"{needs}; the {fit} cheapest would fit ({cost(pending[:fit]):.3g}); --trim leaves the "
+            f"{len(pending) - fit} dearest out, --max_{name}={_above(total)} takes all"
         )
     out = pending[fit:][::-1]
     left = {row.run for row in out}
@@ -181,35 +181,26 @@ def warnings(facts: Sequence[Facts]) -> list[str]:
 def cheaper(rows: Sequence[Row], saved: Mapping[str, float]) -> list[str]:
     """What costs less, one line each. `saved` names what is spared already, with its FLOPs."""
     pending = [row for row in rows if row.pending]
-    total = sum(row.facts["flops"] for row in pending)
-    out = [f"{how}: {flops:.3g} of {total:.3g} FLOPs are saved" for how, flops in saved.items()]
-    alternatives = []
-    if not saved:
-        alternatives.append(
-            (
-                _with_trunks(pending),
-                "optim.schedule.name=wsd with warm-up in steps: "
-                "the budgets of a size share a trunk",
-            )
-        )
-    largest = max((row.facts["params"] for row in pending), default=0)
-    without = [row for row in pending if row.facts["params"] < largest]
-    alternatives.append(
-        (
-            _flops(without) if without else total,
-            f"without the largest size ({largest:,} params), which shortens the law's reach",
-        )
-    )
+    total, largest = _flops(pending), max((row.facts["params"] for row in pending), default=0)
+    smaller = [row for row in pending if row.facts["params"] < largest]
     alone = {_but(row.facts, "seed"): row for row in reversed(pending)}.values()
-    alternatives.append((_flops(alone), "one seed of each point"))
-    for flops, words in alternatives:
-        if total and flops < (1 - WORTH) * total:
-            out.append(f"cheaper: {words}: {flops:.3g} FLOPs instead of {total:.3g}")
-    return out
-
-
-def _flops(rows: Iterable[Row]) -> float:
-    return sum(row.facts["flops"] for row in rows)
+    alternatives = {
+        "optim.schedule.name=wsd with warm-up in steps lets the lengths of a size share a trunk": (
+            total if saved else _with_trunks(pending)
+        ),
+        f"without the largest size ({largest:,} params), which shortens the law's reach": (
+            _flops(smaller) if smaller else total
+        ),
+        "one seed of each point": _flops(alone),
+    }
+    return [
+        *(f"{how}: {flops:.3g} of {total:.3g} FLOPs are saved" for how, flops in saved.items()),
+        *(
+            f"cheaper: {words}: {flops:.3g} FLOPs instead of {total:.3g}"
+            for words, flops in alternatives.items()
+            if flops < (1 - WORTH) * total
+        ),
+    ]
 
 
 def _with_trunks(rows: Sequence[Row]) -> float:
@@ -263,13 +254,11 @@ def _totals(rows: Sequence[Row]) -> list[str]:
         "count every dot product, forward and backward, with head and full attention map"
     ]
     pending = [row for row in rows if row.pending]
-    known = [row for row in pending if row.seconds is not None]
-    if known and len(known) == len(pending):
-        train, build = sum(row.seconds or 0 for row in known), sum(row.compiling for row in known)
-        programs = sum(row.compiling > 0 for row in known)
+    if pending and all(row.seconds is not None for row in pending):
+        train, programs = sum(row.seconds or 0.0 for row in pending), {r.program for r in pending}
         out.append(
             f"about {_time(train)} to train one after the other on these devices, and "
-            f"{_time(build)} to compile {programs} programs"
+            f"{_time(_compiling(pending))} to compile {len(programs)} programs"
         )
     elif pending:
         out.append("seconds are not predicted yet: --calibrate times two programs on this machine")

@@ -91,22 +91,18 @@ def plan(configs: Iterable[tuple[dict, dict]], workdir: str | Path) -> list[Poin
 
 
 def priced(points: Sequence[Point], calibrate: bool, needed: bool) -> list[Row]:
-    """The points as rows of the plan's table, with what they cost; the first of a program is to
-    compile it. With `calibrate`, or where seconds are `needed` and not known, the smallest and the
-    largest of the pending programs are timed first."""
+    """The points as rows of the plan's table, with what they cost. With `calibrate`, or where
+    seconds are `needed` and not known, the smallest and the largest of the pending programs are
+    timed first."""
     runs = [point.run for point in points]
     pending = [point.run for point in points if point.pending]
     known = not needed or all(price.seconds is not None for price in cost.of(pending))
     if calibrate or not known:
         cost.calibrate(pending)
-    out, compiled = [], set()
-    for point, price in zip(points, cost.of(runs), strict=True):
-        first = point.pending and price.program not in compiled
-        compiled |= {price.program} if first else set()
-        compiling = price.compiling if first else 0.0
-        facts = point.run.facts
-        out.append(Row(point.run.id, point.status, facts, price.seconds, compiling, price.memory))
-    return out
+    return [
+        Row(point.run.id, point.status, point.run.facts, *price)
+        for point, price in zip(points, cost.of(runs), strict=True)
+    ]
 
 
 def launch(
