@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
     points = sweep.plan(kept, args.workdir)
     rows = sweep.priced(points, args.calibrate, needed=args.max_hours is not None)
     rows, trimmed = plan.within(rows, args.max_flops, args.max_hours, args.trim)
-    print(plan.text(rows, left_out=left_out + trimmed, room=cost.room()))
+    repeats = len(kept) - len(points)
+    print(plan.text(rows, None, left_out + trimmed, repeats, cost.room()))
     if args.plan:
         return 0
     left = {row.run for row in rows}

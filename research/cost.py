@@ -7,9 +7,9 @@ the seconds per held-out example of the same two programs. Checkpoints are not c
 
 Bytes: parameters, optimizer state and gradients exactly, by their shardings; two dispatches of
 batches and the held-out set exactly; and activations by estimate: what `jax.vjp` of the loss keeps
-for the backward pass, in leaves that are not shaped like a parameter, for the rows of one device.
-On CPU that and the gradients came to 0.6 to 1.3 of what XLA reserves for six families (0.4 with
-remat, which works out one block again); on other devices it was not compared.
+for the backward pass besides parameters and batch, for the rows of one device.
+On CPU that and the gradients came to 0.7 to 1.3 of what XLA reserves for text and images (to 0.4
+with remat, which works out one block again); on other devices it was not compared.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import Var
 from jax.sharding import Mesh
 
 from research import accounting, environment, files, sharding
@@ -217,11 +218,13 @@ def _at(samples: Sequence[Sample], run: Run) -> Sample | None:
 
 def room() -> float:
     """Bytes of one device; on CPU, of its share of the machine's memory."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return float(stats["bytes_limit"])
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / jax.device_count()
+    return (
+        float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / jax.local_device_count()
+    )
 
 
 def _memory(placed: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
@@ -276,10 +279,9 @@ def _kept(recipe: Recipe, inputs: Any, shapes: tuple) -> int:
     def backward(params: dict, batch: Mapping) -> Any:
         return jax.vjp(lambda p: recipe.loss(p, batch), params)[1]
 
-    leaves = jax.tree.leaves(jax.eval_shape(backward, params, batch))
-    parameters = {(x.shape, x.dtype) for x in jax.tree.leaves(params)}
-    own = [x for x in leaves if (x.shape, x.dtype) not in parameters]
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in own)
+    graph = jax.make_jaxpr(backward)(params, batch).jaxpr
+    kept = {v for v in graph.outvars if isinstance(v, Var)} - {*graph.invars, *graph.constvars}
+    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)  # type: ignore[attr-defined]
 
 
 def _example(run: Run) -> dict[str, np.ndarray]:

@@ -221,14 +221,21 @@ def text(
     rows: Sequence[Row],
     saved: Mapping[str, float] | None = None,
     left_out: Sequence[str] = (),
+    repeats: int = 0,
     room: float | None = None,
 ) -> str:
     """The plan as text: a line for every point, the rules that they share, totals, warnings, what
-    is cheaper, what was left out and why. `room` is the memory of one device in bytes."""
+    is cheaper, what was left out and why. `repeats` counts the points that are the same run as
+    another; `room` is the memory of one device in bytes."""
     facts = [row.facts for row in rows]
     rules = [f["rules"].splitlines() for f in facts]
     shared = [line for line in rules[0] if all(line in other for other in rules)]
     told = warnings(facts)
+    if repeats:
+        told.append(
+            f"{repeats} points are the same run as another and train once (sizes are rounded to "
+            "whole widths)"
+        )
     if room and (over := [row for row in rows if (row.memory or 0) > room]):
         told.append(
             f"{len(over)} of {len(rows)} runs may not fit a device of {_size(room)} (up to "

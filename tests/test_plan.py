@@ -144,6 +144,8 @@ def test_the_text_names_every_point_and_only_columns_that_tell_something():
     assert "seconds" not in text.splitlines()[0]
     assert "--calibrate" in text
     assert text.endswith("left out: cc")
+    assert "same run" not in text
+    assert "warning: 2 points are the same run as another" in plan.text([row("aa")], repeats=2)
     large = [row("aa")._replace(memory=2e9), row("bb")._replace(memory=1e6)]
     assert "warning: 1 of 2 runs may not fit a device of 1 GB (up to 2 GB" in plan.text(
         large, room=1e9
