@@ -2,7 +2,8 @@
 
   python -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=DIR [--plan]
 
---plan shows every point with its size, tokens, FLOPs, steps and status, and trains nothing.
+--plan shows every point with its size, tokens, FLOPs, seconds, memory and status, what bends a law
+and what would be cheaper, and trains nothing. --calibrate times two programs here, for the seconds.
 Launch the same command again to go on after an interruption.
 """
 
@@ -20,23 +21,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
     plan.add_flags(parser)
     args, config, module = cli.parse_config(parser, argv)
-    plan.check_flags(args)
+    limits = plan.limits(args)
     configs = cli.points(config, module, args.sweep)
 
-    from research import cost, records, sharding, sweep  # jax from here on
+    from research import records, sharding, sweep  # jax from here on
     from research.progress import Progress
 
     sharding.use_all_cores()
-    kept, left_out = sweep.sensible(configs)
-    points = sweep.plan(kept, args.workdir)
-    rows = sweep.priced(points, args.calibrate, needed=args.max_hours is not None)
-    rows, trimmed = plan.within(rows, args.max_flops, args.max_hours, args.trim)
-    repeats = len(kept) - len(points)
-    print(plan.text(rows, None, left_out + trimmed, repeats, cost.room()))
+    points, told = sweep.prepare(configs, args.workdir, limits)
+    print(told)
     if args.plan:
         return 0
-    left = {row.run for row in rows}
-    points = [p for p in points if p.run.id in left]
     pending = [p for p in points if p.pending]
     print(f"{len(points) - len(pending)} of {len(points)} runs are done, {len(pending)} to train")
     started = time.monotonic()

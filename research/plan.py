@@ -15,6 +15,7 @@ Facts = Mapping[str, Any]
 # 1,000 tokens per parameter, the tiny ones at the upper end, and a cell is there to bracket them.
 FEWEST_STEPS = 50
 TOKENS_PER_PARAM = (0.1, 1e4)
+EXACT = "exact_full"  # the convention of the column "flops" (see accounting)
 # What is warned of. Porian et al. 2024 move the exponent from 0.84 to 0.57 by mending these.
 SHARE = 0.1  # of the FLOPs, in a part that changes over the ladder
 WARMUP = 0.2  # of the steps
@@ -58,19 +59,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trim", action="store_true", help=help_)
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Raises BadInput for limits that are none."""
-    limits = {name: getattr(args, name) for name in ("max_flops", "max_hours")}
-    given = {name: value for name, value in limits.items() if value is not None}
+class Limits(NamedTuple):
+    """What a sweep may cost, and whether to leave out runs (`trim`) or refuse where it costs more.
+    `calibrate` asks for programs to be timed anew."""
+
+    max_flops: float | None = None
+    max_hours: float | None = None
+    trim: bool = False
+    calibrate: bool = False
+
+
+def limits(args: argparse.Namespace) -> Limits:
+    """What the flags say. Raises BadInput for limits that are none."""
+    out = Limits(args.max_flops, args.max_hours, args.trim, args.calibrate)
     problems = [
         f"--{name}={value:g}: expected a finite number above 0"
-        for name, value in given.items()
-        if not 0 < value < math.inf
+        for name, value in (("max_flops", out.max_flops), ("max_hours", out.max_hours))
+        if value is not None and not 0 < value < math.inf
     ]
-    if args.trim and not given:
+    if out.trim and out.max_flops is None and out.max_hours is None:
         problems.append("--trim: nothing to trim to; give --max_flops or --max_hours")
     if problems:
         raise BadInput(*problems)
+    return out
 
 
 def nonsense(facts: Facts) -> str:
@@ -86,18 +97,19 @@ def nonsense(facts: Facts) -> str:
     return ""
 
 
-def within(
-    rows: Sequence[Row], max_flops: float | None, max_hours: float | None, trim: bool
-) -> tuple[list[Row], list[str]]:
+def within(rows: Sequence[Row], limits: Limits) -> tuple[list[Row], list[str]]:
     """The rows that the limits leave, and a line for each that is left out, dearest first.
 
     Only pending runs count. Raises BadInput, saying what would fit, where not all do and `trim` is
     not set, or none does.
     """
     kept, told = list(rows), []
-    for name, limit, cost in (("flops", max_flops, _flops), ("hours", max_hours, _hours)):
+    for name, limit, cost in (
+        ("flops", limits.max_flops, _flops),
+        ("hours", limits.max_hours, _hours),
+    ):
         if limit is not None:
-            kept, out = _cheapest(kept, name, limit, cost, trim)
+            kept, out = _cheapest(kept, name, limit, cost, limits.trim)
             told += [f"left out by --max_{name}={limit:g}: {row}" for row in out]
     return kept, told
 
@@ -158,6 +170,12 @@ def warnings(facts: Sequence[Facts]) -> list[str]:
                     "FLOPs; an exponent will depend on whether it is counted: compare "
                     "conventions (--multiverse of experiments.fit)"
                 )
+    for name in dict.fromkeys(f.get("budget_convention", EXACT) for f in facts):
+        if name != EXACT:
+            out.append(
+                f"budgets are counted as {name}, while tables and reports count {EXACT}: fit their "
+                f"minima with experiments.fit --law=isoflop --columns=flops=flops_{name}"
+            )
     if warm := [f["warmup_steps"] / f["steps"] for f in facts if f["warmup_steps"]]:
         long = [share for share in warm if share > WARMUP]
         if long:

@@ -13,7 +13,7 @@ from typing import Any
 
 from research import check, cost, records, train
 from research.errors import BadInput, Diverged, Held, IsoflopError, Preempted, StorageError
-from research.plan import Row, nonsense
+from research.plan import Limits, Row, nonsense, text, within
 from research.progress import Progress
 from research.records import RunDirectory
 from research.run import Run, make_run
@@ -41,6 +41,22 @@ class Outcome:
     trained: int = 0
     skipped: int = 0
     missing: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(
+    configs: Sequence[tuple[dict, dict]], workdir: str | Path, limits: Limits
+) -> tuple[list[Point], str]:
+    """The points that make sense and are within the limits, and the plan as text.
+
+    Raises BadInput for points that cannot be run, and for more than the limits allow.
+    """
+    kept, left_out = sensible(configs)
+    points = plan(kept, workdir)
+    rows = priced(points, limits.calibrate, needed=limits.max_hours is not None)
+    rows, trimmed = within(rows, limits)
+    left, repeats = {row.run for row in rows}, len(kept) - len(points)
+    told = text(rows, left_out=left_out + trimmed, repeats=repeats, room=cost.room())
+    return [point for point in points if point.run.id in left], told
 
 
 def sensible(
@@ -86,8 +102,8 @@ def plan(configs: Iterable[tuple[dict, dict]], workdir: str | Path) -> list[Poin
     if problems:
         raise BadInput(*dict.fromkeys(problems))
     facts = {key: point.run.facts for key, point in points.items()}
-    cost = {key: (f.get("budget", f["flops"]), f["params"]) for key, f in facts.items()}
-    return [points[key] for key in sorted(points, key=lambda key: cost[key])]
+    rank = {key: (f.get("budget", f["flops"]), f["params"]) for key, f in facts.items()}
+    return [points[key] for key in sorted(points, key=lambda key: rank[key])]
 
 
 def priced(points: Sequence[Point], calibrate: bool, needed: bool) -> list[Row]:

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from research import grid, plan, sweep
+from research import accounting, grid, plan, sweep
 from research.errors import BadInput
-from research.plan import Row
+from research.plan import Limits, Row
 
 FACTS = {
     "group": "transformer",
@@ -42,44 +42,44 @@ FIVE = [row(str(i), flops=float(10**i), params=10 * i, seed=0) for i in range(1,
 
 
 def test_a_sweep_within_its_limits_is_left_as_it_is():
-    assert plan.within(FIVE, 111110, None, trim=False) == (FIVE, [])
-    assert plan.within(FIVE, None, None, trim=False) == (FIVE, [])
+    assert plan.within(FIVE, Limits(111110, None, trim=False)) == (FIVE, [])
+    assert plan.within(FIVE, Limits(None, None, trim=False)) == (FIVE, [])
 
 
 def test_too_dear_a_sweep_is_refused_and_told_what_fits():
     with pytest.raises(BadInput) as error:
-        plan.within(FIVE, 2000, None, trim=False)
+        plan.within(FIVE, Limits(2000, None, trim=False))
     assert "need 1.11e+05 flops; the 3 cheapest would fit (1.11e+03)" in str(error.value)
     assert "--trim leaves the 2 dearest out, --max_flops=1.2e+05 takes all" in str(error.value)
-    assert plan.within(FIVE, 1.2e5, None, trim=False) == (FIVE, [])
+    assert plan.within(FIVE, Limits(1.2e5, None, trim=False)) == (FIVE, [])
 
 
 def test_trimming_leaves_out_the_dearest_and_names_them():
-    kept, told = plan.within(FIVE[::-1], 2000, None, trim=True)
+    kept, told = plan.within(FIVE[::-1], Limits(2000, None, trim=True))
     assert [r.run for r in kept] == ["3", "2", "1"]
     assert [line.partition(" (")[0] for line in told] == [
         "left out by --max_flops=2000: run 5",
         "left out by --max_flops=2000: run 4",
     ]
     with pytest.raises(BadInput, match="not even the cheapest"):
-        plan.within(FIVE, 1, None, trim=True)
+        plan.within(FIVE, Limits(1, None, trim=True))
 
 
 def test_what_is_done_costs_nothing_and_is_never_left_out():
     rows = [*FIVE[:2], FIVE[2]._replace(status="diverged"), FIVE[4]._replace(status="done")]
-    assert plan.within(rows, 110, None, trim=False) == (rows, [])
-    kept, told = plan.within(rows, 10, None, trim=True)
+    assert plan.within(rows, Limits(110, None, trim=False)) == (rows, [])
+    kept, told = plan.within(rows, Limits(10, None, trim=True))
     assert [r.run for r in kept] == ["1", "3", "5"]
     assert len(told) == 1
 
 
 def test_hours_count_a_program_once():
     rows = [row(str(i), seconds=1800.0, compiling=1800.0, program=i // 2) for i in range(4)]
-    assert plan.within(rows, None, 3.0, trim=False) == (rows, [])
+    assert plan.within(rows, Limits(None, 3.0, trim=False)) == (rows, [])
     with pytest.raises(BadInput, match="4 runs to train need 3 hours; the 3 cheapest"):
-        plan.within(rows, None, 2.99, trim=False)
+        plan.within(rows, Limits(None, 2.99, trim=False))
     with pytest.raises(BadInput, match="cannot be timed"):
-        plan.within(FIVE, None, 3.0, trim=False)
+        plan.within(FIVE, Limits(None, 3.0, trim=False))
 
 
 # What is told.
@@ -92,12 +92,14 @@ def test_what_bends_a_law_is_warned_of():
         ("the attention takes 5% to 20%", {"attention_share": 0.2}),
         ("warm-up takes over 20% of the steps of 1 of 2 runs", {"warmup_steps": 30}),
         ("1 of 2 runs see more tokens than there are", {"epochs": 1.5}),
+        ("--columns=flops=flops_6nd", {"budget_convention": "6nd"}),
         ("miss the budget of 1 of 2 runs by more than 1% (up to 3.0%)", {"budget_away": -0.03}),
     )
     for words, change in cases:
         (line,) = plan.warnings([FACTS, FACTS | change])
         assert words in line
     assert plan.warnings([FACTS | {"head_share": 0.3}] * 2) == []  # the same for all sizes
+    assert plan.EXACT == accounting.FLOPS_CONVENTION
     assert plan.warnings([FACTS | {"epochs": 7.0, "context": 1}]) == []  # no text
 
 

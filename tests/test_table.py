@@ -1,4 +1,4 @@
-"""The table of many runs: read once, kept, not trusted when stale; and the command that shows it."""
+"""The table of many runs: read once, kept, not trusted when stale; the command that shows it."""
 
 import csv
 import io
