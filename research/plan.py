@@ -88,12 +88,11 @@ def nonsense(facts: Facts) -> str:
     """Why an isoFLOP cell tells nothing about its budget, or ""."""
     if "budget" not in facts:
         return ""
-    cell = f"{facts['params']:,} params at {facts['budget']:.3g} FLOPs"
     ratio, (low, high) = facts["tokens"] / facts["params"], TOKENS_PER_PARAM
     if facts["steps"] < FEWEST_STEPS:
-        return f"{cell}: {facts['steps']} steps, fewer than {FEWEST_STEPS}"
+        return f"{facts['steps']} steps, fewer than {FEWEST_STEPS}"
     if not low <= ratio <= high:
-        return f"{cell}: {ratio:.3g} tokens per parameter, outside {low:g} to {high:g}"
+        return f"{ratio:.3g} tokens per parameter, outside {low:g} to {high:g}"
     return ""
 
 

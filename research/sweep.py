@@ -66,20 +66,26 @@ def sensible(
     line with the reason for each of these. Raises BadInput if none is left."""
     kept, dropped = [], []
     for overrides, config in configs:
-        reason = ""
-        if config["horizon"]["unit"] in check.FLOPS_UNITS:
-            try:
-                reason = nonsense(make_run(config).facts)
-            except BadInput as error:
-                if all(line.startswith("size:") for line in error.problems):
-                    reason = str(error)  # all else is for `plan` to tell
-        if reason:
-            dropped.append(f"dropped: {reason}")
+        if reason := _senseless(config):
+            size, horizon = config["size"], "{amount:.3g} {unit}".format(**config["horizon"])
+            cell = f"{overrides}" if size is None else f"size {size:g} at {horizon}"
+            dropped.append(f"dropped: {cell}: {reason}")
         else:
             kept.append((overrides, config))
     if dropped and not kept:
         raise BadInput(*dropped)
     return kept, list(dict.fromkeys(dropped))
+
+
+def _senseless(config: dict) -> str:
+    """Why an isoFLOP cell makes no sense, or ""."""
+    if config["horizon"]["unit"] not in check.FLOPS_UNITS:
+        return ""
+    try:
+        return nonsense(make_run(config).facts)
+    except BadInput as error:  # all but a size or a length that cannot be is for `plan` to tell
+        cannot = all(line.startswith(("size:", "optim.warmup.amount:")) for line in error.problems)
+        return "; ".join(error.problems) if cannot else ""
 
 
 def plan(configs: Iterable[tuple[dict, dict]], workdir: str | Path) -> list[Point]:

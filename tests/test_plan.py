@@ -169,13 +169,18 @@ def test_nonsense_cells_are_dropped_with_a_reason_and_the_others_keep_their_budg
     kept, dropped = sweep.sensible(points)
     assert [overrides["size"] for overrides, _ in kept] == [16e3, 3e4, 6e4]
     assert len(dropped) == 2
-    assert "steps, fewer than 50" in dropped[0]
-    assert "size: 10 parameters cannot be met" in dropped[1]
+    assert dropped[0].startswith("dropped: size 2e+06 at 6e+09 flops: 2 steps, fewer than 50")
+    assert "size 10 at 6e+09 flops: size: 10 parameters cannot be met" in dropped[1]
     for point in sweep.plan(kept, tmp_path):
         assert point.run.facts["flops"] == pytest.approx(6e9, rel=0.01)
         assert abs(point.run.facts["budget_away"]) < 0.01
     with pytest.raises(BadInput, match="fewer than 50"):
         sweep.sensible(points[3:])
+    long = {"optim.warmup.unit": "steps", "optim.warmup.amount": 100.0}
+    short = cells(tiny, *grid.product([long], grid.isoflop([6e9], [16e3, 6e4])))
+    kept, dropped = sweep.sensible(short)
+    assert len(kept) == 1
+    assert "optim.warmup.amount: 100 steps are 100 of" in dropped[0]
     other = cells(tiny, {"size": 10.0})  # no cell of a budget: a mistake, not a lattice
     assert sweep.sensible(other) == (other, [])
     with pytest.raises(BadInput, match="cannot be met"):
