@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,10 +83,8 @@ def calibrate(runs: Sequence[Run]) -> None:
     Takes seconds to minutes, as long as it takes to compile them. Raises StorageError where the
     cache cannot be written.
     """
-    kinds: dict[str, list[tuple[Run, Mesh]]] = {}
-    for run in runs:
-        if mesh := _mesh(run):
-            kinds.setdefault(_key(run, mesh), []).append((run, mesh))
+    meshes = ((run, _mesh(run)) for run in runs)
+    kinds = _by_kind([(run, mesh) for run, mesh in meshes if mesh])
     for key, pairs in kinds.items():
         pairs.sort(key=lambda pair: _step_flops(pair[0]))
         samples = {sample.flops: sample for sample in known(key)}
@@ -144,6 +142,14 @@ def _key(run: Run, mesh: Mesh) -> str:
             "dispatch": run.every.dispatch,
         }
     )[:24]
+
+
+def _by_kind(placed: Iterable[tuple[Run, Mesh]]) -> dict[str, list[tuple[Run, Mesh]]]:
+    """Runs that differ in size alone, as far as cost goes, together."""
+    kinds: dict[str, list[tuple[Run, Mesh]]] = {}
+    for run, mesh in placed:
+        kinds.setdefault(_key(run, mesh), []).append((run, mesh))
+    return kinds
 
 
 def known(key: str) -> list[Sample]:
@@ -229,20 +235,23 @@ def room() -> float:
 
 def _memory(placed: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
     """Bytes on one device by program."""
-    programs = {program(run, mesh): (run, mesh) for run, mesh in placed}
-    ordered = sorted(programs.items(), key=lambda item: _step_flops(item[1][0]))
-    at = np.linspace(0, len(ordered) - 1, min(TRACED, len(ordered))).round().astype(int)
-    by_key: dict[int, float] = {}
-    for i in dict.fromkeys(at.tolist()):
-        by_key[i] = activations(*ordered[i][1])
-    x = [math.log(_step_flops(ordered[i][1][0])) for i in by_key]
-    y = [math.log(max(1.0, value)) for value in by_key.values()]
     out: dict[tuple, float | None] = {}
-    for i, (name, (run, mesh)) in enumerate(ordered):
-        kept = by_key.get(i) or math.exp(np.interp(math.log(_step_flops(run)), x, y))
-        fixed = held(run, mesh)
-        out[name] = None if fixed is None else kept + sum(fixed.values())
+    for pairs in _by_kind(placed).values():
+        programs = {program(*pair): pair for pair in pairs}
+        kept = _activations(list(programs.values()))
+        for (name, pair), bytes_ in zip(programs.items(), kept, strict=True):
+            fixed = held(*pair)
+            out[name] = None if fixed is None else bytes_ + sum(fixed.values())
     return out
+
+
+def _activations(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
+    """Bytes of activations of runs of one kind: a few are traced, those between interpolated."""
+    x = np.log([_step_flops(run) for run, _ in pairs])
+    order = np.argsort(x, kind="stable")
+    at = order[np.linspace(0, len(pairs) - 1, min(TRACED, len(pairs))).round().astype(int)]
+    y = [math.log(max(1.0, activations(*pairs[i]))) for i in at]
+    return np.exp(np.interp(x, x[at], y))
 
 
 def held(run: Run, mesh: Mesh) -> dict[str, int] | None:

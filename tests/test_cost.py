@@ -68,6 +68,17 @@ def test_activations_are_about_what_xla_reserves(tiny):
     assert 0.4 < predicted / reserved < 2.5
 
 
+def test_activations_between_are_interpolated(tiny, monkeypatch):
+    pairs = [made(tiny, model__hidden=16 * k) for k in range(1, 2 * cost.TRACED)]
+    traced, original = [], cost.activations
+    monkeypatch.setattr(cost, "activations", lambda *pair: traced.append(1) or original(*pair))
+    guessed = [price.memory for price in cost.of([run for run, _ in pairs])]
+    assert len(traced) == cost.TRACED
+    exact = [original(*pair) + sum(cost.held(*pair).values()) for pair in pairs]
+    assert guessed == pytest.approx(exact, rel=0.05)
+    assert exact[-1] > 1.2 * exact[0]
+
+
 # Seconds.
 
 
