@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     from research import law_plots, scaling, summary
     from research.scaling import table
 
-    rows = table.read(args.runs, columns)
+    rows = table.read(args.runs, columns, args.curves)
     found = scaling.analyse(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )

@@ -20,7 +20,7 @@ FLAGS = {
         "metavar": "K",
         "help": "leave out the K highest losses",
     },
-    "bootstrap": {"type": int, "metavar": "K", "help": "resamples (0: none; default by the table)"},
+    "bootstrap": {"type": int, "metavar": "K", "help": "resamples for the intervals (0: none)"},
     "cluster": {"default": "run", "help": "the column of what is resampled as a whole"},
     "seed": {"type": int, "default": 0},
     "method": {"default": "akima", "help": "akima or parabola, for --law=isoflop"},
@@ -36,6 +36,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--law", default="power")
     flag("--columns", default="", help="rename columns: params=N,loss=val_loss")
+    flag("--curves", action="store_true", help="a row for every evaluation, for --law=envelope")
     flag("--next_runs", type=float, metavar="FLOPS", help="propose runs that cost so much in all")
     flag("--next_config", help="the config that they go on from; out/next.py is then a sweep")
     flag("--anytime", action="store_true", help="how the prediction settles as FLOPs are spent")

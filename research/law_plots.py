@@ -1,6 +1,5 @@
 """Figures of a fit: what the law says, what it was fitted to, and where it is off."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,12 @@ import matplotlib.cm
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from research import plots
-from research.plots import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
-from research.scaling import Analysis, Fit, frontier, minima, table
+from research import answer_plots, plots
+from research.plots import BLUE, GREEN, GREY, LABELS, ORANGE, STYLE
+from research.scaling import Analysis, Fit, frontier, table, uncertainty
 
 LEVELS = 9  # iso-loss contours
-FEW = 8  # predictions that are drawn one by one; of more, only the band of their intervals
-# N*(C) of others, for a line beside ours: label, coefficient, exponent, and where it is printed.
-PUBLISHED = (
-    ("Kaplan et al. 2020", 1.3e9 / 8.64e19**0.73, 0.73, "figure 14: 1.3e9 (C / PF-day)^0.73"),
-    ("Hoffmann et al. 2022 (20 tokens per parameter)", 1 / math.sqrt(120), 0.5, "table 3"),
-)
 
 
 def write(found: Analysis, out: Path) -> list[Path]:
@@ -37,67 +29,102 @@ def figures(found: Analysis) -> dict[str, Figure]:
     document, fit = found.document, found.fit
     out: dict[str, Figure] = {}
     if fit is None:
-        return _of_minima(document, found.rows)
+        return answer_plots.of_minima(document, found.rows)
     if len(fit.law.columns) == 1:
-        if fit.law.name == "power":
-            out["loss"] = plots.loss_against(fit.parts.kept, document, fit, document["unit"])
-        else:
-            out["law"] = curve(fit, document)
+        name = "loss" if fit.law.response == "loss" else "law"
+        out[name] = curve(fit.parts.kept, fit.law.columns[0], document["unit"], found)
     if frontier.has(fit.law):
         out["losses"] = losses(fit, document)
         out["contours"] = contours(fit, document)
-        out["frontier"] = optima([p for p in document["predictions"] if p.get("params")], document)
+        out["frontier"] = answer_plots.optima(
+            [p for p in document["predictions"] if p.get("params")], document
+        )
     out["residuals"] = residuals(fit)
-    if fit.draws is not None and len(fit.draws) > 50:
+    if len(fit.samples) > 50:
         out["pairs"] = pairs(fit)
     if "settling" in document:
-        out["settling"] = settled(document["settling"], document["unit"])
+        out["settling"] = answer_plots.settled(document["settling"], document["unit"])
     if "compare" in document:
-        out["compare"] = compared(fit, document["compare"])
+        out["compare"] = answer_plots.compared(fit, document["compare"])
     if "multiverse" in document:
-        out["multiverse"] = spread(document["multiverse"])
+        out["multiverse"] = answer_plots.spread(document["multiverse"])
     return out
 
 
-def _of_minima(document: Mapping[str, Any], rows: Sequence[table.Row]) -> dict[str, Figure]:
-    out = {}
-    if document["law"] == "isoflop":
-        out["isoflop"] = valleys(document, rows)
-    out["frontier"] = optima(document["minima"], document)
-    if document["law"] == "envelope":
-        out["envelope"] = envelope(document, rows)
-    if "multiverse" in document:
-        out["multiverse"] = spread(document["multiverse"])
-    return out
-
-
-def curve(fit: Fit, document: Mapping[str, Any]) -> Figure:
-    """The response against the column of the law, with the law and its 95 % band."""
-    column, response = fit.law.columns[0], fit.law.response
-    x, y = (np.array([row[k] for row in fit.parts.fitted], float) for k in (column, response))
-    logs = column != "loss"
-    spaced = np.geomspace if logs else np.linspace
-    reach = [row[column] for row in fit.parts.kept]
-    grid = spaced(min(reach), max(reach), 48)
-    value, band, _ = fit.at(column, grid)
+def curve(
+    rows: Sequence[table.Row], column: str, unit: str, found: Analysis | None = None
+) -> Figure:
+    """The response against the law's column: the runs, the law with its 95 % band, and the held-out
+    runs beside the interval that was predicted for them; the runs alone if there is no law."""
+    document = found.document if found else None
+    response = str(document["response"]) if document else "loss"
+    held = plots.held_out(document)
+    out = {r["run"] for r in (document or {}).get("dropped", [])}
+    done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
+    x, y = (np.array([r[k] for r in done], float) for k in (column, response))
+    kinds = np.array([(r["run"] in held) + 2 * (r["run"] in out) for r in done], int)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2))
         axes = figure.subplots()
-        axes.scatter(x, y, s=30, color=BLUE, zorder=3, label="runs, fitted")
-        axes.plot(grid, value, color=GREEN, lw=1.8, label=fit.law.name)
-        band = np.clip(band, 0.5 * value.min(), 2 * value.max())
-        axes.fill_between(grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0,
-                          label="95 % band of the law")  # fmt: skip
-        if fit.parts.held:
-            held = [[row[k] for row in fit.parts.held] for k in (column, response)]
-            axes.scatter(*held, s=70, marker="*", color=ORANGE, zorder=4, label="held out")
-        if logs:
+        if found and found.fit:
+            _band(axes, found.fit, x)
+            _expected(axes, found.document)
+        axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3, label="runs, fitted")
+        if (kinds >= 2).any():
+            axes.scatter(x[kinds >= 2], y[kinds >= 2], s=34, facecolors="none", edgecolors=GREY,
+                         zorder=3, label="left out of the fit")  # fmt: skip
+        if (kinds == 1).any():
+            axes.scatter(x[kinds == 1], y[kinds == 1], s=70, marker="*", color=ORANGE, zorder=5,
+                         label="measured, held out of the fit")  # fmt: skip
+        if column != "loss":
             axes.set_xscale("log")
             plots.log_ticks(axes.xaxis)
-        axes.set_xlabel(LABELS.get(column, column))
-        axes.set_ylabel(f"held-out loss ({document['unit']})" if response == "loss" else response)
-        axes.legend()
+        axes.set_xlabel(
+            LABELS.get(column, f"held-out loss ({unit})" if column == "loss" else column)
+        )
+        axes.set_ylabel(f"held-out loss ({unit})" if response == "loss" else response)
+        if response == "loss":
+            plots.log_loss(axes, y)
+        axes.legend(loc="upper right")
     return figure
+
+
+def _band(axes: Any, fit: Fit, x: np.ndarray) -> None:
+    """The law around x, and its 95 % band."""
+    column, params = fit.law.columns[0], fit.params
+    if column == "loss":
+        grid = np.linspace(x.min(), x.max(), 48)
+    else:
+        grid = np.geomspace(x.min() / 1.3, x.max() * 1.6, 48)
+    value, band, _ = fit.at(column, grid)
+    band = np.clip(band, 0.5 * value.min(), 2 * value.max())  # an open end leaves the picture
+    label = fit.law.name
+    if label == "power":
+        letter = fit.law.formula[2]  # L(N) = …
+        label = f"$E + A/{letter}^\\alpha$: $E$ = {params['E']:.3f}, "
+        label += f"$\\alpha$ = {params['alpha']:.3f}"
+    axes.plot(grid, value, color=GREEN, lw=1.8, label=label, zorder=2)
+    axes.fill_between(
+        grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="95 % band of the law"
+    )
+
+
+def _expected(axes: Any, document: Mapping[str, Any]) -> None:
+    """The floor, where it is identified, and what was predicted for the held-out runs."""
+    column, response = document["against"], document["response"]
+    floor = document["identifiability"].get("E", {"flag": ""})
+    if floor["flag"] == "ok":
+        axes.axhline(document["params"]["E"], color=GREEN, lw=1, ls=":", label="E")
+    for i, row in enumerate((document["holdout"] or {"rows": []})["rows"]):
+        low, high = row["run_interval"]
+        if low is None or high is None:
+            continue
+        at = row[column] * 1.06  # beside the measurement, not under it
+        axes.errorbar(
+            at, row[response], np.array([[row[response] - low], [high - row[response]]]),
+            fmt="D", ms=4.5, color=ORANGE, mfc="white", capsize=4, lw=1.4, zorder=4,
+            label=None if i else "predicted, 95 % interval of a run",
+        )  # fmt: skip
 
 
 def losses(fit: Fit, document: Mapping[str, Any]) -> Figure:
@@ -145,13 +172,16 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         axes = figure.subplots()
         lines = axes.contour(n_grid, d_grid, values, levels, cmap="viridis", norm=norm)
         axes.clabel(lines, fmt="%.3g", fontsize=8)
-        axes.scatter(n, d, c=y, cmap="viridis", norm=norm, s=26, edgecolors="white", lw=0.4,
-                     zorder=3, label="runs")  # fmt: skip
+        fitted, held = (fit.parts.fitted, "o", 26, "runs"), (fit.parts.held, "*", 80, "held out")
+        for some, marker, area, label in (fitted, held) if fit.parts.held else (fitted,):
+            at = [[row[k] for row in some] for k in ("params", "tokens", "loss")]
+            axes.scatter(at[0], at[1], s=area, c=at[2], cmap="viridis", norm=norm, marker=marker,
+                         edgecolors="white", lw=0.4, zorder=3, label=label)  # fmt: skip
         c = np.geomspace(6 * n.min() * d.min(), 6 * n.max() * d.max(), 60)
         best = frontier.best_params(fit.law, fit.best[None], c)[0]
         axes.plot(best, c / 6 / best, color=ORANGE, lw=1.8, label="efficient frontier", zorder=2)
         asked = [p for p in document["predictions"] if p.get("params")]
-        for p in asked if len(asked) <= FEW else []:
+        for p in asked if len(asked) <= answer_plots.FEW else []:
             axes.scatter(p["params"], p["tokens"], marker="D", s=44, color=ORANGE, zorder=4)
         axes.set(xscale="log", yscale="log", xlabel=LABELS["params"], ylabel=LABELS["tokens"])
         axes.set_xlim(n_grid[0], n_grid[-1])
@@ -165,133 +195,45 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> Figure:
-    """N*(C), D*(C) and D*/N*, with the power laws, their bands, and laws printed elsewhere."""
-    law = document["optimal"]
-    budgets = [p["flops"] for p in points] or [1e18, 1e22]
-    c = np.geomspace(min(budgets) / 3, max(budgets) * 3, 50)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-        panels = figure.subplots(1, 3)
-        if law and law["params_exponent"] is not None:
-            n = law["params_coefficient"] * c ** law["params_exponent"]
-            d = law["tokens_coefficient"] * c ** law["tokens_exponent"]
-            for axes, values in zip(panels, (n, d, d / n), strict=True):
-                axes.plot(c, values, color=BLUE, lw=1.8, label="this fit")
-        for (label, k, a, _), colour in zip(PUBLISHED, (GREY, GREEN), strict=True):
-            n = k * c**a
-            for axes, values in zip(panels, (n, c / 6 / n, c / 6 / n / n), strict=True):
-                axes.plot(c, values, color=colour, lw=1.1, ls="--", label=label)
-        for axes, key in zip(panels, ("params", "tokens", "tokens_per_param"), strict=True):
-            spans = [(p["flops"], *span) for p in points if (span := _span(p, key))]
-            if len(points) > FEW and spans:
-                at, low, high = zip(*spans, strict=True)
-                axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0)
-            for p in points if len(points) <= FEW else []:
-                value = p.get(key) or p["tokens"] / p["params"]
-                axes.plot(p["flops"], value, "o", color=ORANGE, ms=5, zorder=3)
-            for at, low, high in spans if len(points) <= FEW else []:
-                axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
-            axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
-            plots.log_ticks(axes.xaxis)
-            plots.log_ticks(axes.yaxis)
-        for axes, label in zip(panels, ("optimal parameters N*", "optimal tokens D*", "D* / N*")):
-            axes.set_ylabel(label)
-        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, ncols=4,
-                      loc="outside upper center")  # fmt: skip
-    return figure
-
-
-def _span(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    """The 95 % interval of a prediction, or of a located minimum; None if it is open."""
-    ends = (point.get("intervals") or {}).get(key)
-    if key == "params" and "sizes" in point:
-        ends = point["interval"]
-    return None if not ends or None in ends else (ends[0], ends[1])
-
-
-def valleys(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
-    """Loss against size at every budget, and where the minima were located."""
-    budgets, _ = minima.budgets(table.usable(rows, minima.NEEDED)[0])
-    ends = [budget.flops for budget in (budgets[0], budgets[-1])]
-    norm = LogNorm(ends[0], max(ends[1], ends[0] * 1.01))
-    colours = matplotlib.colormaps["viridis"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 4.6))
-        axes = figure.subplots()
-        for budget in budgets:
-            at = np.exp(budget.log_n), np.exp(budget.log_loss)
-            axes.plot(*at, "o-", ms=3, lw=0.9, color=colours(norm(budget.flops)))
-        sides = document["methods"]
-        for (name, side), marker in zip(sides.items(), "*P"):
-            at = [(m["params"], m["loss"]) for m in side["minima"]]
-            colour = ORANGE if name == "akima" else "#CC79A7"
-            axes.plot(*zip(*at, strict=True), marker, ms=9, color=colour, ls="none", zorder=4,
-                      label=f"minima, {name}: N* ~ C^{side['params_exponent']:.3f}")  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=LABELS["params"])
-        axes.set_ylabel(f"loss ({document['unit']})")
-        plots.log_ticks(axes.xaxis)
-        plots.plain_ticks(axes.yaxis)
-        axes.legend(frameon=True, framealpha=0.9)
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
-        bar.set_label(LABELS["flops"])
-        plots.log_ticks(bar.ax.yaxis)
-    return figure
-
-
-def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
-    """Loss against FLOPs of every run, and the lower convex hull."""
-    kept, _ = table.usable(rows, ("flops", "params", "tokens", "loss"))
-    c, y, n = (np.array([row[k] for row in kept]) for k in ("flops", "loss", "params"))
-    on = sorted((m["flops"], m["loss"]) for m in document["minima"])
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 4.4))
-        axes = figure.subplots()
-        made = axes.scatter(c, y, c=n, s=16, cmap="viridis", norm=LogNorm(), label="runs")
-        axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4, label="convex hull")
-        axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
-        axes.set_ylabel(f"loss ({document['unit']})")
-        plots.log_ticks(axes.xaxis)
-        plots.plain_ticks(axes.yaxis)
-        axes.legend()
-        bar = figure.colorbar(made, ax=axes, label=LABELS["params"])
-        plots.log_ticks(bar.ax.yaxis)
-    return figure
-
-
 def residuals(fit: Fit) -> Figure:
-    """Measured over fitted, against each column that the law reads."""
+    """Measured over fitted, against each column that the law reads, and the spread of a run."""
     columns = [c for c in fit.law.columns if any(row[c] > 0 for row in fit.parts.kept)]
+    sd = uncertainty.noise(fit.problem, fit.best)
+    if fit.problem.objective == "mse":
+        sd /= float(np.exp(fit.problem.log_y).mean())
+    fitted, held = (fit.parts.fitted, "o", 24, BLUE), (fit.parts.held, "*", 70, ORANGE)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(columns), 3.0), layout="constrained")
+        width = max(6.4, 4.6 * len(columns))
+        figure = Figure(figsize=(width, 2.8), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
-        for rows, colour, label in (
-            (fit.parts.fitted, BLUE, "fitted"),
-            (fit.parts.held, ORANGE, "held out"),
-        ):
+        for (rows, marker, area, colour), label in ((fitted, "fitted"), (held, "held out")):
             if not rows:
                 continue
             points = fit.law.prepare(table.columns(rows, fit.law.columns))
             log_y = np.log([row[fit.law.response] for row in rows])
             excess = 100 * np.expm1(log_y - fit.law.evaluate(fit.best[None], points)[0][0])
             for axes, column in zip(panels, columns, strict=True):
-                axes.scatter([r[column] for r in rows], excess, s=22, color=colour, label=label)
+                x = [row[column] for row in rows]
+                axes.scatter(x, excess, s=area, color=colour, marker=marker, label=label,
+                             zorder=3)  # fmt: skip
         for axes, column in zip(panels, columns, strict=True):
             axes.axhline(0, color=GREY, lw=1)
+            axes.axhspan(-100 * sd, 100 * sd, color=GREY, alpha=0.15, lw=0,
+                         label="± 1 standard deviation of a run")  # fmt: skip
             if column != "loss":
                 axes.set_xscale("log")
                 plots.log_ticks(axes.xaxis)
             axes.set_xlabel(LABELS.get(column, column))
         panels[0].set_ylabel("measured / law − 1 (%)")
-        panels[0].legend(fontsize=8)
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, fontsize=8, ncols=3, loc="outside upper left")
     return figure
 
 
 def pairs(fit: Fit) -> Figure:
     """The resampled parameters against each other; those that are positive by their logarithm."""
-    assert fit.draws is not None
-    moving = np.flatnonzero(fit.draws.std(0) > 0)
-    names, values = fit.law.parameters, fit.draws
+    moving = np.flatnonzero(fit.samples.std(0) > 0)
+    names, values = fit.law.parameters, fit.samples
     k = len(moving)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(1.7 * k, 1.7 * k), layout="constrained")
@@ -306,7 +248,8 @@ def pairs(fit: Fit) -> Figure:
                     axes.hist(values[:, i], 30, color=BLUE)
                     axes.set_yticks([])
                 else:
-                    axes.plot(values[:, j], values[:, i], ".", ms=1.5, color=BLUE, alpha=0.3)
+                    axes.plot(values[:, j], values[:, i], ".", ms=1.5, color=BLUE, alpha=0.3,
+                              rasterized=True)  # fmt: skip
                     axes.plot(fit.best[j], fit.best[i], "*", ms=8, color=ORANGE)
                 axes.tick_params(labelsize=6)
                 words = [f"log {names[m]}" if names[m] in fit.law.positive else names[m]
@@ -315,76 +258,4 @@ def pairs(fit: Fit) -> Figure:
                     axes.set_xlabel(words[0], fontsize=8)
                 if column == 0 and row:
                     axes.set_ylabel(words[1], fontsize=8)
-    return figure
-
-
-def settled(section: Mapping[str, Any], unit: str) -> Figure:
-    """The prediction at the target and its interval, as FLOPs were spent on the runs."""
-    stages = section["stages"]
-    spent = [stage["flops_spent"] for stage in stages]
-    closed = [(s["flops_spent"], *s["interval"]) for s in stages if None not in s["interval"]]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8))
-        axes = figure.subplots()
-        if closed:
-            at, low, high = zip(*closed, strict=True)
-            axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0,
-                              label="95 % interval of the law")  # fmt: skip
-        losses = [stage["loss"] for stage in stages]
-        axes.plot(spent, losses, "o-", color=BLUE, lw=1.6, ms=5, label="prediction at the target")
-        axes.set(xscale="log", xlabel="FLOPs spent, cheapest runs first")
-        axes.set_ylabel(f"predicted loss ({unit})")
-        axes.set_ylim(0.8 * min(losses), 1.25 * max(losses))
-        axes.set_title(section["suggestion"], fontsize=9, loc="left")
-        plots.log_ticks(axes.xaxis)
-        axes.legend()
-    return figure
-
-
-def compared(fit: Fit, section: Mapping[str, Any]) -> Figure:
-    """Every group's losses against compute times its multiplier: on one line if that is right."""
-    columns = [c for c in fit.law.columns if c in ("params", "tokens", "flops")]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-        raw, scaled = figure.subplots(1, 2, sharey=True)
-        for (name, entry), colour in zip(section["groups"].items(), SERIES * 9):
-            rows = [r for r in fit.parts.kept if str(r[section["column"]]) == name]
-            x = np.array([_amount(row, columns) for row in rows])
-            y = [row["loss"] for row in rows]
-            m = entry.get("compute_multiplier", {"value": 1.0})["value"]
-            raw.plot(x, y, "o", ms=5, color=colour, label=name)
-            scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{name}: x {m:.3g}")
-        words = LABELS.get(columns[0], columns[0]) if len(columns) == 1 else "6 N D"
-        for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):
-            axes.set(xscale="log", xlabel=text)
-            plots.log_ticks(axes.xaxis)
-            axes.legend(fontsize=8)
-        raw.set_ylabel("loss")
-    return figure
-
-
-def _amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
-    return row[columns[0]] if len(columns) == 1 else 6 * row["params"] * row["tokens"]
-
-
-def spread(section: Mapping[str, Any]) -> Figure:
-    """The multiverse: every exponent and prediction, sorted; and their medians by each choice."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
-        values = sorted(u["exponent"] for u in section["universes"])
-        left.plot(values, np.arange(1, len(values) + 1), ".", color=BLUE)
-        left.set_xlabel("exponent")
-        left.xaxis.set_major_locator(MaxNLocator(5))
-        right.xaxis.set_major_locator(MaxNLocator(5))
-        left.set_ylabel("refits, sorted")
-        labels, dots = [], []
-        for axis, choices in section["by_choice"].items():
-            for value, medians in choices.items():
-                labels.append(f"{axis}: {value}")
-                dots.append(medians["exponent"])
-        right.plot(dots, np.arange(len(dots)), "o", color=ORANGE)
-        right.set_yticks(np.arange(len(labels)), labels, fontsize=7)
-        right.invert_yaxis()
-        right.set_xlabel("median exponent with this choice")
     return figure

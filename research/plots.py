@@ -29,6 +29,7 @@ LABELS = {
     "unique_tokens": "unique training tokens D",
     "train_examples": "training examples D",
     "flops": "training FLOPs C",
+    "loss": "held-out loss",
 }
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -61,60 +62,25 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     return out[0], out[1]
 
 
-def loss_against(
-    rows: Sequence[Mapping[str, Any]],
-    document: Mapping[str, Any] | None,
-    predictor: Any = None,
-    unit: str = "nats per token",
-) -> Figure:
-    """Loss against the law's column: the runs, the fitted law with its 95 % band, and the held-out
-    runs beside the interval that was predicted for them."""
-    column = str(document["against"]) if document else "params"
-    done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
-    held = _held(document)
-    out = {r["run"] for r in (document or {}).get("dropped", [])}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.2))
-        axes = figure.subplots()
-        x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
-        if document and predictor:
-            _law(axes, document, predictor, x)
-        kinds = np.array([(r["run"] in held) + 2 * (r["run"] in out) for r in done])
-        axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3, label="runs, fitted")
-        if (kinds == 2).any():
-            axes.scatter(x[kinds == 2], y[kinds == 2], s=34, facecolors="none", edgecolors=GREY,
-                         zorder=3, label="left out of the fit")  # fmt: skip
-        if (kinds == 1).any():
-            axes.scatter(x[kinds == 1], y[kinds == 1], s=70, marker="*", color=ORANGE, zorder=5,
-                         label="measured, held out of the fit")  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlabel(LABELS.get(column, column))
-        axes.set_ylabel(f"held-out loss ({unit})")
-        _log_loss(axes, y)
-        log_ticks(axes.xaxis)
-        axes.legend(loc="upper right")
-    return figure
-
-
 def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
     """Groups of runs on one plot, each with its law and the law's 95 % band. `fits` maps names to
-    {"rows", "document", "predictor"}; the largest runs, which no law has seen, are stars."""
+    {"rows", "found"}, an Analysis or None; the largest runs, which no law has seen, are stars."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.6))
         axes = figure.subplots()
         every = []
         for i, (name, fit) in enumerate(fits.items()):
-            colour, document = SERIES[i % len(SERIES)], fit["document"]
+            colour, found = SERIES[i % len(SERIES)], fit["found"]
             done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
             x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
             every.append(y)
-            out = np.array([r["run"] in _held(document) for r in done], bool)
+            out = np.array([r["run"] in held_out(found and found.document) for r in done], bool)
             label = name
-            if document and fit["predictor"]:
-                label += f": $\\alpha$ = {document['params']['alpha']:.3f}"
-                label += f", $E$ = {document['params']['E']:.3f}"
+            if found:
+                params = found.fit.params
+                label += f": $\\alpha$ = {params['alpha']:.3f}, $E$ = {params['E']:.3f}"
                 grid = np.geomspace(x.min() / 1.2, x.max() * 1.3, 32)
-                loss, band, _ = fit["predictor"].at(column, grid)
+                loss, band, _ = found.fit.at(column, grid)
                 band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())
                 axes.plot(grid, loss, color=colour, lw=1.6)
                 axes.fill_between(grid, band[:, 0], band[:, 1], color=colour, alpha=0.12, lw=0)
@@ -125,7 +91,7 @@ def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Fig
         axes.set_xscale("log")
         axes.set_xlabel(LABELS.get(column, column))
         axes.set_ylabel(f"held-out loss ({unit})")
-        _log_loss(axes, np.concatenate(every))
+        log_loss(axes, np.concatenate(every))
         log_ticks(axes.xaxis)
         axes.legend(loc="upper right", fontsize=9)
     return figure
@@ -178,7 +144,7 @@ def _long(names: Sequence[str]) -> bool:
     return max(map(len, map(str, names))) > 3
 
 
-def _log_loss(axes: Any, losses: np.ndarray) -> None:
+def log_loss(axes: Any, losses: np.ndarray) -> None:
     """A logarithmic axis where the loss spans more than a factor of four."""
     if len(losses) and losses.min() > 0 and losses.max() > 4 * losses.min():
         axes.set_yscale("log")
@@ -187,38 +153,10 @@ def _log_loss(axes: Any, losses: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _held(document: Mapping[str, Any] | None) -> set[str]:
+def held_out(document: Mapping[str, Any] | None) -> set[str]:
     """The runs that the fit predicted and did not see."""
     found = document["holdout"] if document else None
     return {row["run"] for row in found["rows"]} if found else set()
-
-
-def _law(axes: Any, document: Mapping[str, Any], predictor: Any, x: np.ndarray) -> None:
-    column, holdout = document["against"], document["holdout"]
-    grid = np.geomspace(x.min() / 1.3, x.max() * 1.6, 32)
-    loss, band, _ = predictor.at(column, grid)
-    band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())  # an open end leaves the picture
-    params = document["params"]
-    letter = document["formula"][2]  # L(N) = …
-    label = f"$E + A/{letter}^\\alpha$: "
-    label += f"$E$ = {params['E']:.3f}, $\\alpha$ = {params['alpha']:.3f}"
-    axes.plot(grid, loss, color=GREEN, lw=1.8, label=label, zorder=2)
-    axes.fill_between(
-        grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="95 % band of the law"
-    )
-    floor = document["identifiability"]["E"]
-    if floor["flag"] == "ok":
-        axes.axhline(params["E"], color=GREEN, lw=1, ls=":", label="E")
-    for i, row in enumerate((holdout or {"rows": []})["rows"]):
-        low, high = row["run_interval"]
-        if low is None or high is None:
-            continue
-        at = row[column] * 1.06  # beside the measurement, not under it
-        axes.errorbar(
-            at, row["loss"], np.array([[row["loss"] - low], [high - row["loss"]]]),
-            fmt="D", ms=4.5, color=ORANGE, mfc="white", capsize=4, lw=1.4, zorder=4,
-            label=None if i else "predicted, 95 % interval of a run",
-        )  # fmt: skip
 
 
 def learning_curves(
@@ -253,37 +191,6 @@ def learning_curves(
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
         bar.set_label(LABELS.get(column, column))
         log_ticks(bar.ax.yaxis)
-    return figure
-
-
-def residuals(
-    rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any], predictor: Any
-) -> Figure:
-    """Measured loss over fitted loss, against the spread of a run about the law."""
-    column = str(document["against"])
-    held = _held(document)
-    out = {r["run"] for r in document["dropped"]}
-    done = [r for r in rows if r.get("status", "done") == "done" and r["run"] not in out]
-    x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
-    excess = 100 * (y / predictor.at(column, x)[0] - 1)
-    outside = np.array([r["run"] in held for r in done])
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.6))
-        axes = figure.subplots()
-        sd = (
-            100 * document["noise"] / (1 if "log" in document["options"]["objective"] else y.mean())
-        )
-        axes.axhspan(-sd, sd, color=GREY, alpha=0.15, lw=0, label="± 1 standard deviation of a run")
-        axes.axhline(0, color=GREY, lw=1)
-        axes.scatter(x[~outside], excess[~outside], s=30, color=BLUE, label="fitted", zorder=3)
-        if outside.any():
-            axes.scatter(x[outside], excess[outside], s=70, marker="*", color=ORANGE,
-                         label="held out", zorder=3)  # fmt: skip
-        axes.set_xscale("log")
-        axes.set_xlabel(LABELS.get(column, column))
-        axes.set_ylabel("measured / law − 1 (%)")
-        log_ticks(axes.xaxis)
-        axes.legend(loc="upper left", ncols=3, fontsize=8, bbox_to_anchor=(0, 1.2))
     return figure
 
 

@@ -200,6 +200,49 @@ def _read(path: Path) -> dict[str, Any]:
     return files.read_json(path) if os.path.exists(path) else {}
 
 
+def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """One row per evaluation of every run, for an analysis of whole training curves: the run's row
+    with the loss, tokens, steps and FLOPs of that moment, and "part", the share of the run that was
+    over (1 at its end)."""
+    out = []
+    for last in table(workdir):
+        for found in read_metrics(Path(workdir) / "runs" / last["run"]):
+            if "loss" not in found or not last.get("tokens"):
+                continue
+            part = found["tokens"] / last["tokens"]
+            scaled = {k: v * part for k, v in last.items() if k.startswith("flops") and part < 1
+                      and isinstance(v, int | float)}  # fmt: skip
+            unique = min(last.get("unique_tokens", found["tokens"]), found["tokens"])
+            then = {k: found[k] for k in ("loss", "tokens")} | {"steps": found["step"]}
+            then |= {"unique_tokens": unique, "part": part, "status": "done"}
+            out.append({**last, **scaled, **then})
+    return out
+
+
+def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
+    """Write table.parquet and table.csv, one row per run; nested values as JSON text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in r.items()}
+        for r in table(workdir)
+    ]
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    parquet = io.BytesIO()
+    pyarrow.parquet.write_table(
+        pyarrow.table({c: [r.get(c) for r in rows] for c in columns}), parquet
+    )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in rows])
+    paths = [Path(workdir) / "table.parquet", Path(workdir) / "table.csv"]
+    files.write_atomic(paths[0], parquet.getvalue())
+    files.write_atomic(paths[1], text.getvalue())
+    return paths
+
+
 def _stamps(path: str) -> list[list[int] | None]:
     """Changes when the row does: files are replaced whole, and an attempt is a new name."""
     out: list[list[int] | None] = []
@@ -231,27 +274,3 @@ def _keep(path: Path, rows: Mapping[str, list]) -> None:
 
 def _head(body: bytes) -> bytes:
     return f"isoflop rows {ROWS} {zlib.crc32(body)}".encode()
-
-
-def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
-    """Write table.parquet and table.csv, one row per run; nested values as JSON text."""
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [
-        {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in r.items()}
-        for r in table(workdir)
-    ]
-    columns = list(dict.fromkeys(k for r in rows for k in r))
-    parquet = io.BytesIO()
-    pyarrow.parquet.write_table(
-        pyarrow.table({c: [r.get(c) for r in rows] for c in columns}), parquet
-    )
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in rows])
-    paths = [Path(workdir) / "table.parquet", Path(workdir) / "table.csv"]
-    files.write_atomic(paths[0], parquet.getvalue())
-    files.write_atomic(paths[1], text.getvalue())
-    return paths

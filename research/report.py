@@ -3,7 +3,6 @@
 Reads records only, so any machine can draw it again.
 """
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,75 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from research import charts, files, law_plots, plots, records, scaling, summary
+from research import answer_plots, files, law_plots, page, plots, records, scaling, summary
 from research.errors import BadInput
 from research.scaling.multiverse import multiverse
-from research.summary import end
 
 Row = dict[str, Any]
-
-CSS = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto;
-       max-width: 66rem; padding: 1.5rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
-.lead { font-size: 1.15rem; }
-.warn { background: #fff4e5; border-left: 4px solid #d55e00; padding: .4rem .8rem;
-        margin: .3rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
-         white-space: nowrap; }
-th { border-bottom: 2px solid #999; }
-td.text, th.text { text-align: left; }
-svg { max-width: 100%; height: auto; }
-.chart form label, .vega-bind { font-size: .95rem; }
-.chart input[type=range] { width: 20rem; vertical-align: middle; }
-.chart input[type=range] ~ * { display: none; }
-code, pre { background: #f5f5f5; font-size: .85rem; }
-pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
-"""
-OBJECTIVES = {
-    "mse_log": "least squares of the log loss",
-    "mse": "least squares of the loss",
-    "huber_log": "Huber's loss of the log loss",
-}
-SURFACES = {
-    "chinchilla": "Loss against parameters and tokens",
-    "isoflop": "Compute-optimal sizes from isoFLOP minima",
-    "envelope": "The envelope of all runs",
-}
-# Columns of the table of runs, where rows have them: heading, format.
-COLUMNS: dict[str, tuple[str, str]] = {
-    "group": ("group", ""),
-    "params": ("parameters", ",d"),
-    "params_non_embedding": ("without embedding, head", ",d"),
-    "train_examples": ("training examples", ",d"),
-    "tokens": ("tokens or examples seen", ",d"),
-    "flops": ("FLOPs", ".3g"),
-    "lr": ("learning rate", ".3g"),
-    "seed": ("seed", "d"),
-    "loss": ("loss", ".4f"),
-    "bits_per_byte": ("bits/byte", ".4f"),
-    "accuracy": ("accuracy", ".4f"),
-    "macro_precision": ("precision", ".4f"),
-    "macro_recall": ("recall", ".4f"),
-    "macro_f1": ("F1", ".4f"),
-    "mse": ("MSE", ".4g"),
-    "mae": ("MAE", ".4g"),
-    "r2": ("R²", ".4f"),
-    "closed_form_loss": ("closed form", ".4f"),
-    "train_loss": ("training loss", ".4f"),
-    "seconds": ("seconds", ".0f"),
-}
-CARD = {
-    "train_tokens": "training tokens, unique",
-    "heldout_tokens": "held-out tokens",
-    "train_examples": "training examples",
-    "heldout_examples": "held-out examples",
-    "digest": "SHA-256",
-}
 
 
 def write(
@@ -91,7 +26,7 @@ def write(
     fit-GROUP.json. `against` is by default the first column in which the runs differ. With
     `every_way`, the law of a single group is fitted again under every convention. Returns
     {"rows", "against", "fits": {group: {"document" (None if there are too few runs), "why" not}},
-    "cards", "files"}. Raises BadInput when `workdir` holds no runs.
+    "cards", "files", "surfaces", "compared"}. Raises BadInput when `workdir` holds no runs.
     """
     workdir = Path(workdir)
     rows = records.table(workdir)
@@ -102,11 +37,14 @@ def write(
     surfaces = _surfaces(groups)
     if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
         (name,) = groups
-        known = {"document": law.document, "why": "", "predictor": None}
+        known = {"found": None, "document": law.document, "why": ""}
         fits: dict[str, dict[str, Any]] = {name: {"rows": groups[name], **known}}
     else:
         fits = {name: _fit(members, against) for name, members in groups.items()}
+    compared = _compared(fits, against)
     figures = _figures(workdir, rows, fits, against)
+    if compared:
+        figures["compare"] = law_plots.figures(compared)["compare"]
     if every_way and len(fits) == 1:
         figures |= _multiverse(*fits.values())
     for name, found in surfaces.items():
@@ -122,24 +60,34 @@ def write(
             stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
             written[stem] = workdir / f"{stem}.json"
             files.write_json(written[stem], fit["document"])
-    for name, found in surfaces.items():
+    for name, found in [*surfaces.items(), *([("compare", compared)] if compared else [])]:
         written[f"fit-{name}"] = workdir / f"fit-{name}.json"
         files.write_json(written[f"fit-{name}"], found.document)
     cards = [files.read_json(p) for p in sorted((workdir / "data").glob("*.json"))]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
-    result["surfaces"] = surfaces
+    result |= {"surfaces": surfaces, "compared": compared}
     svgs = {name: written[f"{name}.svg"].read_text() for name in figures}
-    files.write_atomic(written["report"], page(result, svgs))
+    files.write_atomic(written["report"], page.render(result, svgs))
     return result
 
 
 def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
     try:
-        document = scaling.fit("power", rows, against=against, holdout="largest")
+        found = scaling.analyse("power", rows, {"against": against, "holdout": "largest"})
     except BadInput as error:
-        return {"rows": rows, "document": None, "why": str(error), "predictor": None}
-    predictor = scaling.predictor(rows, document)
-    return {"rows": rows, "document": document, "why": "", "predictor": predictor}
+        return {"rows": rows, "found": None, "document": None, "why": str(error)}
+    return {"rows": rows, "found": found, "document": found.document, "why": ""}
+
+
+def _compared(fits: Mapping[str, Mapping], against: str) -> scaling.Analysis | None:
+    """One law for all groups with a multiplier each, where every group has a law of its own."""
+    if len(fits) < 2 or not all(fit["found"] for fit in fits.values()):
+        return None
+    done = [row for fit in fits.values() for row in fit["rows"] if row["status"] == "done"]
+    try:
+        return scaling.analyse("power", done, {"against": against}, compare_by="group")
+    except BadInput:
+        return None  # too few runs for so many parameters
 
 
 def _surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis]:
@@ -173,21 +121,7 @@ def _multiverse(fit: Mapping[str, Any]) -> dict[str, Any]:
         document["multiverse"] = multiverse(document["law"], done, scaling.Options(**options))
     except BadInput:
         return {}
-    return {"multiverse": law_plots.spread(document["multiverse"])}
-
-
-def _explorer(result: Mapping[str, Any]) -> str:
-    """The chart with a slider, of the first law that there is."""
-    fits, surfaces = result["fits"], result["surfaces"]
-    unit = scaling.unit(result["rows"])
-    done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
-    for found in surfaces.values():
-        return charts.page_part(charts.of_budget(done, found.document["predictions"], unit))
-    first = next(iter(fits.values()))
-    if len(fits) > 1 or not first["predictor"]:
-        return ""
-    made = charts.of_column(done, first["predictor"], result["against"], unit)
-    return charts.page_part(made) if made else ""
+    return {"multiverse": answer_plots.spread(document["multiverse"])}
 
 
 def _figures(
@@ -198,215 +132,17 @@ def _figures(
     (first, *others), unit = fits.values(), scaling.unit(rows)
     if done and others:
         out["loss"] = plots.groups(fits, against, unit)
-    elif done and (first["predictor"] or not first["document"]):
-        out["loss"] = plots.loss_against(rows, first["document"], first["predictor"], unit)
+    elif done and (first["found"] or not first["document"]):
+        out["loss"] = law_plots.curve(done, against, unit, first["found"])
     if any(row.get("accuracy") is not None for row in done) and len(done) > 1:
         series = {n: summary.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
         out["accuracy"] = plots.scores(series, against, "held-out accuracy")
-    if best := _best_classifier(done):
+    if best := page.best_classifier(done):
         out["confusion"] = plots.confusion(best["confusion"], best["class_names"])
     curves = [(row, records.read_metrics(workdir / "runs" / row["run"])) for row in rows]
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
         out["curves"] = plots.learning_curves(curves, unit, against)
-    if first["predictor"] and not others:
-        out["residuals"] = plots.residuals(rows, first["document"], first["predictor"])
+    if first["found"] and not others:
+        out["residuals"] = law_plots.residuals(first["found"].fit)
     return out
-
-
-def _best_classifier(done: Sequence[Row]) -> Row | None:
-    """The run with the highest accuracy, of those that kept their confusion matrix."""
-    return max((r for r in done if r.get("confusion")), key=lambda r: r["accuracy"], default=None)
-
-
-def page(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
-    """The whole page. All that comes from records is escaped."""
-    rows, fits, against = result["rows"], result["fits"], result["against"]
-    name, several = str(rows[0].get("name") or "sweep"), len(fits) > 1
-    parts = [f"<h1>{_e(name)}</h1>"]
-    for group, fit in fits.items():
-        words = f"{group}: " if several else ""
-        parts.append(f'<p class="lead">{_e(words + summary.headline(fit["document"]))}</p>')
-    parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, fits)]
-    if "loss" in svgs:
-        noun = summary.NOUNS.get(against, against)
-        parts += [f"<h2>Loss against {_e(noun)}</h2>", _svg(svgs["loss"])]
-    if explorer := _explorer(result):
-        parts += ["<h2>Ask the law</h2>", explorer]
-    for name, found in result["surfaces"].items():
-        parts.append(f"<h2>{SURFACES[name]}</h2>")
-        parts.append(f"<pre>{_e(summary.fit_summary(found.document, brief=True))}</pre>")
-        parts += [_svg(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
-    if "accuracy" in svgs:
-        parts += ["<h2>Accuracy</h2>", _svg(svgs["accuracy"])]
-    if several and (side := summary.comparison(rows, against)):
-        parts += ["<h2>Groups side by side</h2>", _table(side[0], side[1:])]
-        parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
-    for group, fit in fits.items():
-        if fit["document"]:
-            parts.append(f"<h2>The law{_e(f' of {group}') if several else ''}</h2>")
-            expected = summary.expectation(result["cards"], fit["document"])
-            parts += [_fit_table(fit["document"]), f"<p>{_e(expected)}</p>" if expected else ""]
-    parts += ["<h2>Runs</h2>", _runs_table(rows, several)]
-    if "confusion" in svgs:
-        best = _best_classifier([row for row in rows if row["status"] == "done"])
-        parts += ["<h2>Classes</h2>", _svg(svgs["confusion"]), _classes(best) if best else ""]
-    still = (
-        ("curves", "Learning curves"),
-        ("residuals", "Residuals"),
-        ("multiverse", "Every way of counting and cleaning"),
-    )
-    for figure, heading in still:
-        if figure in svgs:
-            parts += [f"<h2>{heading}</h2>", _svg(svgs[figure])]
-    parts += ["<h2>Data</h2>", *(_card(card) for card in result["cards"])]
-    parts += ["<h2>How it was made</h2>", _made(rows)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_e(name)}</title><style>{CSS}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
-
-
-def _warnings(rows: Sequence[Row], fits: Mapping[str, Mapping]) -> list[str]:
-    out = []
-    for name, fit in fits.items():
-        of = f" for {name}" if len(fits) > 1 else ""
-        out += [f"No law was fitted{of}: {fit['why']}"] if fit["why"] else []
-        document = fit["document"]
-        out += [f"{w}{of}" for w in document["warnings"]] if document else []
-    for row in rows:
-        if row["status"] != "done":
-            out.insert(0, f"Run {row['run']} is {row['status']}. {row.get('reason', '')}")
-    repeated = [row for row in rows if row.get("epochs", 0) > 1 and row.get("context", 0) > 1]
-    if repeated:
-        out.append(f"{len(repeated)} runs saw more tokens than the corpus has: data were repeated")
-    return out
-
-
-def _fit_table(document: Mapping[str, Any]) -> str:
-    head = ["", "value", "95 % interval", "standard error", "identified?"]
-    body = []
-    for name, value in document["params"].items():
-        low, high = document["intervals"][name]
-        error = document["standard_errors"][name]
-        body.append(
-            [
-                name,
-                f"{value:.4g}",
-                f"{end(low)} to {end(high)}",
-                "open" if error is None else f"{error:.2g}",
-                document["identifiability"][name]["flag"],
-            ]
-        )
-    noise, fall = document["seed_noise"], document["fall"]
-    seeds = ""
-    if noise and fall["in_seed_sd"]:
-        seeds = (
-            f" The seed's standard deviation is {noise['sd']:.3g} ({document['unit']}; "
-            f"{noise['degrees_of_freedom']} degrees of freedom); from the smallest to the largest "
-            f"the loss falls by {fall['nats']:.3g}, {fall['in_seed_sd']:.0f} of it."
-        )
-    agree, certificate = document["starts"], document["certificate"]
-    return (
-        f"<p>{_e(document['formula'])}, fitted to {document['n_points']} runs below the held-out "
-        f"size by {_e(OBJECTIVES[document['options']['objective']])}; intervals by "
-        f"{_e(document['method'])}. "
-        f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient "
-        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + _table(head, body)
-    )
-
-
-def _runs_table(rows: Sequence[Row], several: bool) -> str:
-    shown = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in rows)}
-    for name, keep in (("group", several), ("train_examples", _differ(rows, "train_examples"))):
-        if not keep:
-            shown.pop(name, None)
-    head = ["run", "status", *(heading for heading, _ in shown.values())]
-    body = [
-        [row["run"], row["status"], *(_cell(row.get(k), spec) for k, (_, spec) in shown.items())]
-        for row in rows
-    ]
-    convention = next((row["flops_convention"] for row in rows if "flops_convention" in row), "")
-    words = {
-        "exact_full": "FLOPs count every dot product and convolution, forward and backward, with "
-        "the head and the full attention map."
-    }
-    return _table(head, body, text=2) + f"<p>{_e(words.get(convention, convention))}</p>"
-
-
-def _differ(rows: Sequence[Row], column: str) -> bool:
-    return len({row.get(column) for row in rows}) > 1
-
-
-def _cell(value: Any, spec: str) -> str:
-    if value is None:
-        return "–"
-    try:
-        return format(value, spec)
-    except (TypeError, ValueError):  # a row from elsewhere
-        return str(value)
-
-
-def _classes(row: Row) -> str:
-    """Precision, recall and F1 of each class of one run."""
-    kinds = ("precision", "recall", "f1")
-    body = [
-        [str(name), str(sum(counts)), *(f"{row[f'class_{kind}'][i]:.3f}" for kind in kinds)]
-        for i, (name, counts) in enumerate(zip(row["class_names"], row["confusion"]))
-    ]
-    words = f"Run {row['run']}, the most accurate: accuracy {row['accuracy']:.4f}."
-    return f"<p>{_e(words)}</p>" + _table(["class", "held out", *kinds], body)
-
-
-def _card(card: Mapping[str, Any]) -> str:
-    body = []
-    for key, value in card.items():
-        if key in ("overlap", "overlap_length"):
-            continue
-        shown = f"{value:,}" if isinstance(value, int) else str(value)
-        body.append([CARD.get(key, key.replace("_", " ")), shown])
-    if "overlap" in card:
-        label = f"held-out {card.get('overlap_length')}-grams that occur in training"
-        body.append([label, f"{card['overlap']:.1%}"])
-    return _table(["", ""], body, text=2)
-
-
-def _made(rows: Sequence[Row]) -> str:
-    rules = dict.fromkeys(
-        line for row in rows for line in str(row.get("rules", "")).splitlines() if line
-    )
-    first = next((row for row in rows if "versions" in row), {})
-    versions = ", ".join(f"{k} {v}" for k, v in first.get("versions", {}).items())
-    where = f"{first.get('devices', '?')} × {first.get('device_kind', '?')}"
-    return (
-        f"<p>{_e(versions)}; {_e(where)}; commit {_e(first.get('commit') or 'unknown')}. Every run "
-        "repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
-        "<code>python -m experiments.report --runs=DIR</code>.</p>"
-        f"<pre>{_e(chr(10).join(rules))}</pre>"
-    )
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="text"' if i < text else "" for i in range(len(cells))]
-        inner = "".join(f"<{tag}{k}>{_e(c)}</{tag}>" for c, k in zip(cells, kinds, strict=True))
-        return f"<tr>{inner}</tr>"
-
-    heading = f"<thead>{row(head, 'th')}</thead>" if any(head) else ""
-    return (
-        f'<div class="scroll"><table>{heading}<tbody>'
-        + "".join(row(cells, "td") for cells in body)
-        + "</tbody></table></div>"
-    )
-
-
-def _svg(text: str) -> str:
-    """The figure itself, without the XML prologue that HTML does not take."""
-    return "<figure>" + text[text.index("<svg") :] + "</figure>"
-
-
-def _e(value: object) -> str:
-    return html.escape(str(value))

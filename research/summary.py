@@ -79,10 +79,11 @@ def headline(document: Mapping[str, Any] | None) -> str:
         )
     low, high = (end(x, ".4g") for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
-    noun = NOUNS.get(document["against"], document["against"])
+    noun, response = NOUNS.get(document["against"], document["against"]), document["response"]
+    runs = "smaller runs" if response == "loss" else "runs"
     return (
-        f"From {count} smaller runs, the loss at {quantity(row[document['against']])} {noun} "
-        f"was predicted as {row['loss']:.4g} (95 % interval {low} to {high}); measured: "
+        f"From {count} {runs}, the {response} at {quantity(row[document['against']])} {noun} "
+        f"was predicted as {row[response]:.4g} (95 % interval {low} to {high}); measured: "
         f"{row['measured']:.4g}, {verdict} the interval, {abs(row['error']):.1%} off."
     )
 
@@ -142,7 +143,8 @@ def _predicted(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     if "tokens" not in row:
         low, high = (end(x, ".4f") for x in row["interval"])
         at = quantity(row[document["against"]])
-        return f"predicted at {at}: {row['loss']:.4f} (law: {low} to {high})"
+        value = row[document["response"]]
+        return f"predicted at {at}: {value:.4f} (law: {low} to {high})"
     words = f"best for {row['flops']:.3g} FLOPs: "
     if row["params"] is None:
         return words + "the law has no optimum there"
@@ -206,6 +208,8 @@ def text_summary(result: Mapping[str, Any]) -> str:
         lines.append(words or f"no law: {fit['why']}")
         if fit["document"] and (words := expectation(result["cards"], fit["document"])):
             lines.append(words)
+    if compared := result["compared"]:
+        lines += ["", *compared.document["compare"]["words"]]
     if side := comparison(rows, result["against"]) if several else []:
         widths = [max(len(line[i]) for line in side) for i in range(len(side[0]))]
         lines += ["", *("  ".join(c.rjust(w) for c, w in zip(r, widths)) for r in side)]

@@ -40,10 +40,14 @@ MAY = {
     "scaling": {*GROUND, "scaling", "records"},
     "plots": {*GROUND, "scaling"},
     "law_flags": GROUND,
-    "law_plots": {*GROUND, "scaling", "plots"},
+    "law_plots": {*GROUND, "scaling", "plots", "answer_plots"},
+    "answer_plots": {"scaling", "plots"},
     "summary": {"plots"},
     "charts": {"scaling", "plots"},
-    "report": {*GROUND, "scaling", "plots", "law_plots", "charts", "records", "summary"},
+    "page": {"scaling", "charts", "summary"},
+    "report": {
+        *(*GROUND, "scaling", "plots", "law_plots", "answer_plots", "page", "records", "summary"),
+    },
 }
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NO_JAX = {
@@ -57,9 +61,11 @@ NO_JAX = {
     "scaling",
     "law_flags",
     "law_plots",
+    "answer_plots",
     "plots",
     "summary",
     "charts",
+    "page",
     "report",
 }
 DANGEROUS = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -11,9 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research import records
 from research.errors import BadInput
-from research.scaling import Fit, Options, analyse, fit, frontier, named_law, split, table
-from research.scaling.minima import akima, hull, parabola
+from research.scaling import (
+    Fit,
+    Options,
+    analyse,
+    fit,
+    frontier,
+    isoflop,
+    named_law,
+    split,
+    table,
+)
+from research.scaling.envelope import hull
+from research.scaling.isoflop import akima, parabola
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 BUDGETS = np.geomspace(1e18, 1e21, 7)
@@ -206,6 +218,78 @@ def test_the_envelope_gives_the_exponent_of_the_law():
     assert all(m["run"].startswith("r") for m in document["minima"])
     with pytest.raises(BadInput, match="lie on the envelope"):
         fit("envelope", iso_rows()[:1])
+
+
+def test_the_envelope_of_whole_training_curves(tmp_path):
+    for i, n in enumerate(np.geomspace(1e4, 1e6, 9)):
+        with records.RunDirectory(tmp_path, f"r{i}") as directory:
+            directory.once("config.json", {})
+            d = 3e3 * n
+            for step in (20, 40, 60, 80, 100):
+                tokens = int(d * step / 100)
+                loss = 1.7 + 400 / n**0.34 + 410 / tokens**0.28
+                directory.append(step=step, tokens=tokens, loss=loss)
+            facts = {"params": int(n), "tokens": int(d), "unique_tokens": int(d), "steps": 100}
+            facts |= {"flops": 6 * n * d, "flops_6nd": 6 * n * d, "flops_convention": "x"}
+            directory.finish({"status": "done", "reason": "", "loss": loss, **facts})
+    rows = table.read(tmp_path, curves=True)
+    assert len(rows) == 45
+    assert all(r["flops"] == pytest.approx(6 * r["params"] * r["tokens"], rel=1e-3) for r in rows)
+    assert all(r["flops"] == pytest.approx(r["flops_6nd"]) for r in rows)
+    pooled = fit("envelope", rows, cluster="run")
+    assert pooled["n_points"] == 45
+    assert len(table.read(tmp_path)) == 9
+    (warning,) = [w for w in fit("chinchilla", rows)["warnings"] if "before the end" in w]
+    assert warning.startswith("36 rows")
+    assert not [w for w in fit("power", table.read(tmp_path))["warnings"] if "before" in w]
+    (tmp_path / "a.csv").write_text("params\n1\n")
+    with pytest.raises(BadInput, match="--curves"):
+        table.read(tmp_path / "a.csv", curves=True)
+
+
+def test_budgets_that_are_met_roughly_are_the_same():
+    rng = np.random.default_rng(0)
+    rough = [{**r, "flops": r["flops"] * (1 + 0.01 * rng.standard_normal())} for r in iso_rows()]
+    assert len(isoflop.budgets(rough)[0]) == len(isoflop.budgets(iso_rows())[0]) == len(BUDGETS)
+    apart = [{**r, "flops": r["flops"] * (1 + 0.2 * (i % 2))} for i, r in enumerate(iso_rows())]
+    assert len(isoflop.budgets(apart)[0]) > len(BUDGETS)
+
+
+def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):
+    c = np.geomspace(1e18, 1e20, 5)
+    n, d = 0.3 * c**0.45, c**0.55 / 1.8
+    rows = [
+        {"run": str(i), "flops": a, "params": b, "tokens": e}
+        for i, (a, b, e) in enumerate(zip(c, n, d))
+    ]
+    found = fit("optima", rows)["optimal"]
+    assert found["params_exponent"] == pytest.approx(0.45)
+    assert found["params_coefficient"] == pytest.approx(0.3)
+    assert found["tokens_exponent"] == pytest.approx(0.55)
+    rows[2]["params"] *= 1.1
+    moved = fit("optima", rows, predict_flops=[1e21])
+    slope = np.polyfit(np.log(c), np.log([r["params"] for r in rows]), 1)[0]
+    assert moved["params"]["params_exponent"] == pytest.approx(slope)
+    low, high = moved["intervals"]["params_exponent"]
+    assert low < slope < high
+    assert moved["predictions"][0]["params"] > 0
+    with pytest.raises(BadInput, match="at least 3"):
+        fit("optima", rows[:2])
+    with pytest.raises(BadInput, match="drop_top_loss"):
+        fit("optima", rows, drop_top_loss=1)
+
+
+@pytest.mark.skipif(not (DATA / "nanochat_isoflop_optima.csv").exists(), reason="no nanochat data")
+@pytest.mark.parametrize(
+    ("convention", "n", "d"),
+    [("kaplan", 0.524, 0.479), ("chinchilla", 0.366, 0.490), ("transformer_only", 0.681, 0.397)],
+)
+def test_the_exponent_depends_on_how_parameters_are_counted(convention, n, d):
+    names = {"params": "params_opt", "tokens": "tokens_opt"}
+    rows = table.read(DATA / "nanochat_isoflop_optima.csv", names)
+    found = fit("optima", rows, where=f"param_convention=={convention}")["params"]
+    assert found["params_exponent"] == pytest.approx(n, abs=1e-3)
+    assert found["tokens_exponent"] == pytest.approx(d, abs=1e-3)
 
 
 # Recipes.

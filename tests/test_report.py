@@ -10,7 +10,7 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 
-from research import plots, records, report, summary
+from research import files, plots, records, report, summary
 from research.errors import BadInput
 from tests.test_minima import BUDGETS, iso_rows
 from tests.test_scaling import noisy
@@ -112,9 +112,16 @@ def test_groups_have_a_law_each_and_one_plot(tmp_path):
     assert "loss at" in text  # the two side by side
     assert "The law of gru" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "fit.json").exists()
+    page = (tmp_path / "report.html").read_text()
+    (words, _) = files.read_json(tmp_path / "fit-compare.json")["compare"]["words"]
+    assert words.startswith("transformer needs 0.")  # gru, the first by name, is 30 % worse
+    assert "the parameters of gru" in words
+    assert words in page
+    assert words in text
     alone = report.write(workdir(tmp_path / "alone", noisy(0)))
     assert (tmp_path / "alone" / "fit.json").exists()
     assert "loss at" not in summary.text_summary(alone).replace("the loss at", "")
+    assert not (tmp_path / "alone" / "fit-compare.json").exists()
 
 
 def test_a_run_that_failed_before_it_said_what_it_is_makes_no_group_of_its_own():

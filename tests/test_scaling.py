@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from research import records, scaling
+from research import records, scaling, summary
 from research.errors import BadInput
 from research.scaling import LAWS, Options, fit, table
 from research.scaling.options import split
@@ -188,6 +188,29 @@ def test_repeated_tokens_count_for_less_and_fresh_ones_for_all():
     np.testing.assert_array_equal(a, b)
 
 
+def test_accuracy_is_told_as_accuracy():
+    losses = np.linspace(4, 2, 16)
+    accuracy = 0.25 + 0.6 / (1 + np.exp(4 * (losses - 2.8)))
+    rows = [
+        {"run": str(i), "loss": x, "accuracy": y} for i, (x, y) in enumerate(zip(losses, accuracy))
+    ]
+    words = summary.fit_summary(fit("saturating", rows, predict=[2.5], holdout="loss<2.1"))
+    (predicted,) = [line for line in words.splitlines() if "predicted at" in line]
+    assert predicted.startswith("predicted at 2.5: 0.7111")
+    (held,) = [line for line in words.splitlines() if line.startswith("From")]
+    assert "the accuracy at 2 loss was predicted as 0.82" in held
+
+
+def test_a_law_far_from_the_data_warns_nobody():
+    n = np.geomspace(1e7, 4e9, 6)
+    rows = [
+        {"run": f"{i}{k}", "params": a, "tokens": k * 1e8, "unique_tokens": 1e8,
+         "loss": 1.9 + 500 / a**0.35 + 1500 / (k * 1e8) ** 0.35}
+        for i, a in enumerate(n) for k in (1, 2, 4)
+    ]  # fmt: skip
+    fit("data_constrained", rows, predict_flops=[1e21])  # a warning would be an error here
+
+
 def test_a_law_of_ones_own_is_ten_lines():
     own = scaling.Law(
         name="floor",
@@ -258,6 +281,35 @@ def test_a_large_table_is_bootstrapped_by_cluster():
     assert by_run["standard_errors"]["alpha"] > 1.5 * by_row["standard_errors"]["alpha"]
     assert by_run == fit("power", rows, bootstrap=200, cluster="group")
     assert by_run != fit("power", rows, bootstrap=200, cluster="group", seed=1)
+
+
+def test_few_runs_with_many_checkpoints_are_no_more_than_few_runs():
+    x = np.repeat(np.geomspace(1e4, 1e7, 12), 30)
+    rng = np.random.default_rng(0)
+    shared = np.repeat(rng.normal(size=12), 30) * 0.01
+    rows = rows_of(x, law_at(x) * np.exp(shared + 1e-5 * rng.normal(size=len(x))))
+    for i, row in enumerate(rows):
+        row["run"] = f"run{i // 30}"
+    once = fit("power", rows[::30], objective="mse_log")
+    every = fit("power", rows, objective="mse_log")
+    as_if_alone = fit(
+        "power", [r | {"run": str(i)} for i, r in enumerate(rows)], objective="mse_log"
+    )
+
+    def width(document):
+        low, high = document["intervals"]["alpha"]
+        return high - low
+
+    assert width(every) == pytest.approx(width(once), rel=0.1)
+    assert width(as_if_alone) < 0.3 * width(once)
+
+
+def test_a_table_of_independent_runs_has_profile_intervals_however_large():
+    rows = noisy(0, x=np.geomspace(1e4, 1e7, 60))
+    assert fit("power", rows)["method"].startswith("profile")
+    assert fit("power", rows, bootstrap=50)["method"].startswith("bootstrap of 50")
+    twice = [{**row, "loss": row["loss"] * 1.001} for row in rows]
+    assert fit("power", rows + twice)["method"].startswith("bootstrap")  # two rows of each run
 
 
 def test_huber_withstands_an_outlier_that_least_squares_does_not():

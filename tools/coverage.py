@@ -3,7 +3,7 @@
   python -m tools.coverage --tables=1000
 
 Two kinds of table: nine runs of different sizes (least squares, profile likelihood), and sixty runs
-on a grid of sizes and tokens (Huber's loss, bootstrap by run). Noise is 1 % of the loss.
+on a grid of sizes and tokens (Huber's loss, profile likelihood). Noise is 1 % of the loss.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """From a table of runs to a law, with honest uncertainty. Reads tables; knows no model."""
 
-from research.scaling.analysis import Analysis, analyse, fit, predictor
+from research.scaling.analysis import Analysis, analyse, fit
 from research.scaling.findings import unit
 from research.scaling.fit import Fit
 from research.scaling.laws import LAWS, Law, named_law
@@ -15,7 +15,6 @@ __all__ = [
     "analyse",
     "fit",
     "named_law",
-    "predictor",
     "split",
     "unit",
 ]

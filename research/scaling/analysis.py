@@ -1,6 +1,5 @@
 """A whole analysis of a table: the fit, and what was asked beside it."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,15 +18,6 @@ def fit(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, 
     Raises BadInput for a table that cannot be fitted, and for options that do not fit the law.
     """
     return analyse(law, rows, options).document
-
-
-def predictor(rows: Sequence[table.Row], document: Mapping[str, Any]) -> Fit:
-    """The fit of a document once more, for a plot's curve and band."""
-    names = {f.name for f in dataclasses.fields(Options)}
-    given = {k: v for k, v in document["options"].items() if k in names and v is not None}
-    options = Options(**{**given, "against": document["against"], "bootstrap": 0})
-    law = named_law(document["law"], document["against"])
-    return Fit(law, split(law, rows, options), options)
 
 
 @dataclass(frozen=True)

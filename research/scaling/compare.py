@@ -69,6 +69,8 @@ def compare(
         groups[name] = entry
     test = _test(law, joint, parts, own, options)
     section = {"column": column, "reference": names[0], "groups": groups, "test": test}
+    one = law.columns[0] if len(law.columns) == 1 else "flops"
+    section["of"] = {"flops": "compute", "params": "parameters"}.get(one, one)
     return fit, {**section, "words": sentences(section)}
 
 
@@ -121,7 +123,7 @@ def sentences(section: dict[str, Any]) -> list[str]:
         if "needs" in entry:
             low, high = ("open" if x is None else f"{x:.3g}" for x in entry["needs"]["interval"])
             out.append(
-                f"{name} needs {entry['needs']['value']:.3g}x the compute of "
+                f"{name} needs {entry['needs']['value']:.3g}x the {section['of']} of "
                 f"{section['reference']} for the same loss (95 %: {low} to {high})"
             )
     p = section["test"]["p_value"]

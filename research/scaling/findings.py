@@ -50,7 +50,7 @@ def of(fit: Fit) -> dict[str, Any]:
     }
     if options.score:
         document["score"] = _score(fit)
-    document["warnings"] = _mixed(fit) + _other_flops(fit) + _warnings(document)
+    document["warnings"] = _unfinished(fit) + _mixed(fit) + _other_flops(fit) + _warnings(document)
     return document
 
 
@@ -164,6 +164,17 @@ def _score(fit: Fit) -> dict[str, Any]:
         "improvable": bool(value > fit.value * (1 + AGREE)),
         "after_local_fit": local,
     }
+
+
+def _unfinished(fit: Fit) -> list[str]:
+    """A warning where rows are from the middle of a run."""
+    count = sum(row.get("part", 1) < 1 for row in fit.parts.fitted)
+    if not count:
+        return []
+    return [
+        f"{count} rows are from before the end of a run, where its schedule had not come down yet: "
+        "a law of final losses does not hold for them; --law=envelope is meant for them"
+    ]
 
 
 def _mixed(fit: Fit) -> list[str]:

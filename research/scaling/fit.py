@@ -18,7 +18,7 @@ from research.scaling.laws import Law
 from research.scaling.options import Options, Split
 from research.scaling.solve import Problem, search, starts
 
-FEW = 30  # clusters; below, a bootstrap of them is too coarse and the profile is used
+FEW = 30  # clusters; below, a bootstrap of them is too coarse
 RESAMPLES = 1000
 AGREE = 1e-8  # relative: starts that end this near to the best have found the same minimum
 
@@ -29,7 +29,10 @@ def problem_of(law: Law, rows: Sequence[table.Row], options: Options) -> Problem
     weights = np.array([_weight(row) for row in rows])
     log_y, fixed = np.log(values[law.response]), tuple(options.fix)
     x = law.prepare(values)
-    return Problem(law, x, log_y, weights, objective, options.huber_delta, fixed)
+    names, clusters = np.unique(clusters_of(rows, options.cluster), return_inverse=True)
+    alone = len(names) == len(rows)
+    return Problem(law, x, log_y, weights, objective, options.huber_delta, fixed,
+                   None if alone else clusters)  # fmt: skip
 
 
 def _weight(row: table.Row) -> float:
@@ -58,15 +61,11 @@ class Fit:
         self.best, self.value = theta[order], float(self.values[order])
         self.gradient, self.start = float(gradients[order]), self.begun[order]
         self.clusters = clusters_of(parts.fitted, options.cluster)
+        self.enough = len(set(self.clusters)) >= FEW
         wanted = options.bootstrap
-        if wanted is None:
-            wanted = 0 if len(set(self.clusters)) < FEW else RESAMPLES
-        self.draws = None
-        if wanted and resample:
-            made = uncertainty.bootstrap(
-                self.problem, self.best, self.clusters, wanted, options.seed
-            )
-            self.draws = made
+        if wanted is None and self.problem.clusters is not None and self.enough:
+            wanted = RESAMPLES  # rows of one run err together, each run in its own way
+        self.draws = self._resampled(wanted) if wanted and resample else None
 
     def _starts(self) -> np.ndarray:
         given = {**self.options.starts, **{k: [v] for k, v in self.options.fix.items()}}
@@ -91,6 +90,9 @@ class Fit:
         best = law.report(theta[int(np.argmin(values))])
         return {name: [float(v)] for name, v in zip(law.parameters, best, strict=True)}
 
+    def _resampled(self, k: int) -> np.ndarray:
+        return uncertainty.bootstrap(self.problem, self.best, self.clusters, k, self.options.seed)
+
     @property
     def params(self) -> dict[str, float]:
         return named(self.law, self.law.report(self.best))
@@ -104,6 +106,8 @@ class Fit:
             return self.draws
         if self.options.bootstrap == 0:
             return self.best[None][:0]
+        if self.enough:
+            return self._resampled(RESAMPLES)
         return uncertainty.simulated(self.problem, self.best, RESAMPLES, self.options.seed)
 
     def predict(self, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

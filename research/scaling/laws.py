@@ -95,12 +95,12 @@ class Law:
         columns = {name: x[..., i, :] for i, name in enumerate(self.columns)}
         (K, P), n = theta_KxP.shape, x.shape[-1]
         value, derivative = np.empty((K, n)), np.empty((K, P, n))
-        for i in range(P):
-            moved = theta_KxP + STEP * 1j * (np.arange(P) == i)
-            made = np.broadcast_to(self._predict(moved, columns), (K, n))
-            value = np.real(made)
-            derivative[:, i] = np.imag(made) / STEP / value
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):  # far from the data a law may have no finite value
+            for i in range(P):
+                moved = theta_KxP + STEP * 1j * (np.arange(P) == i)
+                made = np.broadcast_to(self._predict(moved, columns), (K, n))
+                value = np.real(made)
+                derivative[:, i] = np.imag(made) / STEP / value
             return np.log(value), derivative
 
     def _predict(self, theta_KxP: np.ndarray, columns: Columns) -> Any:
@@ -331,7 +331,7 @@ LAWS: dict[str, Callable[..., Law]] = {
 }
 AGAINST = ("power", "broken")
 METHODS_OF_MINIMA = ("akima", "parabola")  # of locating one
-METHODS = ("isoflop", "envelope")  # of finding optimal sizes without a law of the loss
+METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of the loss
 
 
 def named_law(name: str, against: str = "params") -> Law:

@@ -1,56 +1,33 @@
-"""Compute-optimal sizes without a law of the loss: isoFLOP minima (Hoffmann et al. 2022, approach
-2) and the envelope of all runs (approach 1), and the power laws through them.
-
-A minimum is located twice, side by side. "akima" interpolates log loss over log size by Akima's
-local cubics, which assume no shape; "parabola" fits one to the whole budget, which is biased where
-the sizes are off-centre or the valley is not symmetric. Noise is added to the losses again and
-again (Porian et al. 2024): a budget whose minimum lies on the edge of its sizes in half of the
-cases is dropped, and the others count by how sharply they are located, though never more sharply
-than a third of the distance between sizes.
+"""Compute-optimal sizes without a law of the loss: isoFLOP minima, the envelope of all runs, or
+optima that somebody else has located; the power laws through them, and the document of that.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from research.errors import BadInput
-from research.scaling import table
-from research.scaling.findings import held_out_summary, left_out, pooled, seed_noise, unit
-from research.scaling.fit import RESAMPLES, Fit, clusters_of
-from research.scaling.frontier import NAMES
-from research.scaling.laws import power
-from research.scaling.options import Options, Split, filtered, held_out
+from research.scaling import envelope, isoflop, table
+from research.scaling.findings import left_out, seed_noise, unit
+from research.scaling.options import Options, filtered, held_out
 
-SAME = 0.02  # relative: FLOPs this near to each other are one budget
-PER_INTERVAL = 25  # points at which an interpolation is looked at, between two sizes
-NOISE = 5e-4  # of log loss, where no replicates tell it: 0.002 nats at a loss of 4
-FEWEST = 4  # sizes of a budget
-NEEDED = ("flops", "params", "tokens", "loss")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The runs of one budget by log size: loss in logs, averaged over runs of one size."""
-
-    flops: float
-    log_n: np.ndarray
-    log_d: np.ndarray
-    log_loss: np.ndarray
+NEEDED = envelope.NEEDED
+WAYS = {"isoflop": isoflop.locate, "envelope": envelope.trace, "optima": envelope.given}
 
 
 def fit(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    """The document of fit.json for "isoflop" or "envelope". Raises BadInput for fewer than two
-    budgets whose minimum can be located, and for options that belong to a law."""
+    """The document of fit.json for one of WAYS. Raises BadInput for fewer than two budgets whose
+    minimum can be located, and for options that belong to a law."""
     unfit = [k for k in ("fix", "init", "score", "starts", "predict") if getattr(options, k)]
+    unfit += ["drop_top_loss"] if name == "optima" and options.drop_top_loss else []
     if unfit:
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
-    kept, dropped = table.usable(rows, NEEDED)
+    kept, dropped = table.usable(rows, NEEDED[:3] if name == "optima" else NEEDED)
     kept, dropped = filtered(kept, dropped, options, "loss")
     fitted, held = held_out(kept, options.holdout, "flops")
-    made = (_isoflop if name == "isoflop" else _envelope)(fitted, options)
+    made = WAYS[name](fitted, options)
+    noise = {"seed_noise": None, "fall": None}
+    if name != "optima":
+        noise = seed_noise(fitted, ("flops", "params"))
     document = {
         "law": name,
         "formula": "N* = k C^a, D* = k' C^a'",
@@ -69,318 +46,24 @@ def fit(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any
             "cluster": options.cluster,
             "bootstrap": len(made["draws"]),
         },
-        **_parameters(made),
+        **isoflop.parameters(made),
         "starts": None,
-        **seed_noise(fitted, ("flops", "params")),
+        **noise,
         "identifiability": {},
         "certificate": None,
         **{k: v for k, v in made.items() if k not in ("draws", "optimal")},
-        "predictions": [_prediction(made, c) for c in options.predict_flops],
-        "holdout": _holdout(made, held, options) if held and name == "isoflop" else None,
+        "predictions": [isoflop.prediction(made, c) for c in options.predict_flops],
+        "holdout": isoflop.check(made, held, options) if held and name == "isoflop" else None,
     }
     document["warnings"] = made["warnings"] + _warnings(document)
     return document
-
-
-def _parameters(made: Mapping[str, Any]) -> dict[str, Any]:
-    draws = made["draws"]
-    values = dict(zip(NAMES, made["optimal"], strict=True))
-    ends = dict(zip(NAMES, _quantiles(draws), strict=True))
-    spread = draws.std(0, ddof=1).tolist() if len(draws) > 1 else [None] * len(NAMES)
-    errors = dict(zip(NAMES, spread, strict=True))
-    optimal = {**values, "intervals": ends, "flops_convention": "the table's"}
-    return {"params": values, "intervals": ends, "standard_errors": errors, "optimal": optimal}
-
-
-def _quantiles(draws_KxM: np.ndarray) -> list[list[float | None]]:
-    """The 95 % interval of each column; open without draws."""
-    if not len(draws_KxM):
-        return [[None, None] for _ in range(draws_KxM.shape[1])]
-    return np.quantile(draws_KxM, [0.025, 0.975], axis=0).T.tolist()
-
-
-# IsoFLOP minima.
-
-
-def budgets(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str]]]:
-    """The budgets with enough sizes, and the others with the reason."""
-    groups: list[list[table.Row]] = []
-    for row in sorted(rows, key=lambda row: row["flops"]):
-        if groups and row["flops"] <= groups[-1][0]["flops"] * (1 + SAME):
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    out, dropped = [], []
-    for group in groups:
-        flops = float(np.exp(np.mean([math.log(row["flops"]) for row in group])))
-        sizes = sorted({row["params"] for row in group})
-        if len(sizes) < FEWEST:
-            reason = f"{len(sizes)} sizes at this budget; at least {FEWEST} are needed"
-            dropped.append({"run": f"budget {flops:.4g}", "reason": reason})
-            continue
-        same = [[row for row in group if row["params"] == size] for size in sizes]
-
-        def mean(column: str, same: list = same) -> np.ndarray:
-            return np.array([np.mean([math.log(row[column]) for row in rows]) for rows in same])
-
-        budget = Budget(flops, np.log(sizes), mean("tokens"), mean("loss"))
-        out.append(budget)
-    return out, dropped
-
-
-Located = tuple[np.ndarray, np.ndarray]  # log N* [K] (NaN on the edge), log loss there [K]
-
-
-def akima(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
-    """The minimum of Akima's interpolation between the sizes, for K sets of losses at once."""
-    from scipy.interpolate import Akima1DInterpolator
-
-    part = np.arange(PER_INTERVAL) / PER_INTERVAL
-    grid = np.append((log_n[:-1, None] + np.diff(log_n)[:, None] * part).ravel(), log_n[-1])
-    values = Akima1DInterpolator(log_n, log_loss_nxK)(grid)
-    at = values.argmin(0)
-    edge = (at == 0) | (at == len(grid) - 1)
-    least = np.take_along_axis(values, at[None], 0)[0]
-    return np.where(edge, np.nan, grid[at]), least
-
-
-def parabola(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
-    """The vertex of the least-squares parabola, for K sets of losses at once."""
-    centre, width = log_n.mean(), np.ptp(log_n)
-    x = (log_n - centre) / width
-    c, b, a = np.linalg.lstsq(np.stack([np.ones_like(x), x, x * x], 1), log_loss_nxK)[0]
-    with np.errstate(all="ignore"):
-        at = -b / (2 * a)
-        bad = ~((a > 0) & (at > x[0]) & (at < x[-1]))
-        return np.where(bad, np.nan, centre + width * at), c - b * b / (4 * a)
-
-
-LOCATE: dict[str, Callable[[np.ndarray, np.ndarray], Located]] = {
-    "akima": akima,
-    "parabola": parabola,
-}
-
-
-def _isoflop(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    found, dropped = budgets(rows)
-    if len(found) < 2:
-        raise BadInput(
-            f"{len(found)} budgets with at least {FEWEST} sizes; isoflop needs 2. A budget is a "
-            f"distinct value of flops (to {SAME:.0%})",
-            *(f"{row['run']}: {row['reason']}" for row in dropped[:5]),
-        )
-    noise, source = _noise(rows, options)
-    wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
-    methods, reasons = {}, {}
-    for name in LOCATE:
-        minima, reasons[name] = _minima(found, name, noise, wanted, options.seed)
-        methods[name] = _power_laws(minima) if len(minima) >= 2 else None
-        if methods[name]:
-            methods[name]["minima"] = minima
-    chosen = methods[options.method]
-    if chosen is None:
-        raise BadInput(
-            f"isoflop needs two budgets whose minimum lies between their sizes ({options.method})",
-            *(f"{row['run']}: {row['reason']}" for row in reasons[options.method][:8]),
-        )
-    side = {}
-    for name, made in methods.items():
-        if made:
-            side[name] = {
-                **(found_by := _parameters(made))["params"],
-                "intervals": found_by["intervals"],
-                "budgets": len(made["minima"]),
-                "minima": [_shown(m) for m in made["minima"]],
-            }
-    warnings = []
-    if few := sum(len(budget.log_n) < 5 for budget in found):
-        warnings.append(f"{few} budgets have fewer than 5 sizes")
-    if source.startswith("assumed"):
-        warnings.append(
-            f"no run was repeated: the noise of a run is assumed to be {noise:.2%} of its loss, "
-            "and the intervals count no more (--noise)"
-        )
-    return {
-        **chosen,
-        "dropped": dropped + reasons[options.method],
-        "method": f"{options.method}, {wanted} draws of noise {noise:.2g} ({source})",
-        "noise": noise,
-        "noise_source": source,
-        "methods": side,
-        "minima": side[options.method]["minima"],
-        "law_of_minima": _loss_law(chosen["minima"], options),
-        "warnings": warnings,
-    }
-
-
-def _noise(rows: Sequence[table.Row], options: Options) -> tuple[float, str]:
-    """The standard deviation of log loss: given, or that of replicates, or an assumption."""
-    if options.noise is not None:
-        return options.noise, "given"
-    replicas: dict[tuple, list[float]] = {}
-    for row in rows:
-        replicas.setdefault((row["flops"], row["params"]), []).append(math.log(row["loss"]))
-    sd, freedom = pooled(replicas.values())
-    if freedom >= 2 and sd:
-        return sd, "replicates"
-    return NOISE, "assumed: no budget has replicates"
-
-
-def _minima(
-    found: Sequence[Budget], method: str, noise: float, k: int, seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    rng = np.random.default_rng(seed)
-    out, dropped = [], []
-    for budget in found:
-        draws = budget.log_loss[:, None] + noise * rng.standard_normal((len(budget.log_n), k))
-        every = np.concatenate([budget.log_loss[:, None], draws], axis=1)
-        at, least = LOCATE[method](budget.log_n, every)
-        drawn, least = (at[1:], least[1:]) if k else (at, least)  # without noise, once
-        valid = np.isfinite(drawn)
-        if valid.mean() < 0.5:
-            side = "smallest" if budget.log_loss.argmin() == 0 else "largest"
-            edge = budget.log_loss.argmin() in (0, len(budget.log_n) - 1)
-            where = f"its least loss is at the {side} size" if edge else "its valley is not convex"
-            reason = f"{method}: the minimum is inside in {valid.mean():.0%} of the draws; {where}"
-            dropped.append({"run": f"budget {budget.flops:.4g}", "reason": reason})
-            continue
-        median = float(np.median(drawn[valid]))
-        place = min(max(int(np.searchsorted(budget.log_n, median)), 1), len(budget.log_n) - 1)
-        spacing = float(budget.log_n[place] - budget.log_n[place - 1])
-        out.append(
-            {
-                "flops": budget.flops,
-                "log_n": median,
-                "log_d": float(np.interp(median, budget.log_n, budget.log_d)),
-                "loss": float(np.exp(np.median(least[valid]))),
-                "sd": max(float(drawn[valid].std()), spacing / 3),
-                "draws": at[1:],
-                "budget": budget,
-                "sizes": len(budget.log_n),
-                "valid": float(valid.mean()),
-            }
-        )
-    return out, dropped
-
-
-def _power_laws(minima: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """N* and D* as powers of the budget, and the same for every draw."""
-    log_c = np.log([m["flops"] for m in minima])
-    weights = 1 / np.array([m["sd"] for m in minima]) ** 2
-    log_n_MxK = np.array([m["draws"] for m in minima])
-    log_d_MxK = np.array(
-        [np.interp(m["draws"], m["budget"].log_n, m["budget"].log_d) for m in minima]
-    )
-    n = np.array([[m["log_n"]] for m in minima])
-    d = np.array([[m["log_d"]] for m in minima])
-    optimal = np.concatenate([_line(log_c, n, weights)[0], _line(log_c, d, weights)[0]])
-    draws = np.concatenate(
-        [_line(log_c, log_n_MxK, weights), _line(log_c, log_d_MxK, weights)], axis=1
-    )
-    draws = draws[np.isfinite(draws).all(1)]
-    optimal[[1, 3]], draws[:, [1, 3]] = np.exp(optimal[[1, 3]]), np.exp(draws[:, [1, 3]])
-    return {"optimal": optimal.tolist(), "draws": draws}
-
-
-def _line(x: np.ndarray, y_MxK: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(slope, intercept) [K, 2] of weighted least squares; a missing y has no weight."""
-    there = np.isfinite(y_MxK)
-    w = weights[:, None] * there
-    y = np.where(there, y_MxK, 0.0)
-    with np.errstate(all="ignore"):
-        total = w.sum(0)
-        mx, my = (w * x[:, None]).sum(0) / total, (w * y).sum(0) / total
-        dx = x[:, None] - mx
-        slope = (w * dx * (y - my)).sum(0) / (w * dx * dx).sum(0)
-    slope = np.where(there.sum(0) >= 2, slope, np.nan)
-    return np.stack([slope, my - slope * mx], axis=1)
-
-
-def _shown(minimum: Mapping[str, Any]) -> dict[str, Any]:
-    draws = minimum["draws"][np.isfinite(minimum["draws"])]
-    n, d = math.exp(minimum["log_n"]), math.exp(minimum["log_d"])
-    (ends,) = _quantiles(np.exp(draws)[:, None])
-    return {
-        "flops": minimum["flops"],
-        "params": n,
-        "tokens": d,
-        "tokens_per_param": d / n,
-        "loss": minimum["loss"],
-        "interval": ends,
-        "sizes": minimum["sizes"],
-        "valid_fraction": minimum["valid"],
-    }
-
-
-def _loss_law(minima: Sequence[Mapping[str, Any]], options: Options) -> dict[str, Any] | None:
-    """L = E + A / C^alpha through the losses at the minima, for predictions; None if too few."""
-    if len(minima) < 5:
-        return None
-    rows = [{"run": str(i), "flops": m["flops"], "loss": m["loss"]} for i, m in enumerate(minima)]
-    law = Fit(power("flops"), Split(rows, [], []), Options(against="flops", bootstrap=0))
-    predicted = law.rows("flops", options.predict_flops)
-    return {"formula": law.law.formula, "params": law.params, "predictions": predicted}
-
-
-def _prediction(made: Mapping[str, Any], c: float) -> dict[str, Any]:
-    draws = made["draws"]
-    a, k, a2, k2 = made["optimal"]
-    n, d = k * c**a, k2 * c**a2
-    n_K, d_K = draws[:, 1] * c ** draws[:, 0], draws[:, 3] * c ** draws[:, 2]
-    law = made.get("law_of_minima")
-    of_loss = next((p for p in law["predictions"] if p["flops"] == c), None) if law else None
-    ends = _quantiles(np.stack([n_K, d_K, d_K / n_K], axis=1))
-    return {
-        "flops": float(c),
-        "params": float(n),
-        "tokens": float(d),
-        "tokens_per_param": float(d / n),
-        "loss": of_loss["loss"] if of_loss else None,
-        "intervals": {
-            "params": ends[0],
-            "tokens": ends[1],
-            "tokens_per_param": ends[2],
-            "loss": of_loss["interval"] if of_loss else [None, None],
-        },
-    }
-
-
-def _holdout(
-    made: Mapping[str, Any], held: Sequence[table.Row], options: Options
-) -> dict[str, Any] | None:
-    """The optimal sizes of held-out budgets, beside what was extrapolated."""
-    found, _ = budgets(held)
-    minima, _ = _minima(found, options.method, made["noise"], RESAMPLES, options.seed)
-    rows = []
-    for m in minima:
-        predicted = _prediction({**made, "law_of_minima": None}, m["flops"])
-        measured = math.exp(m["log_n"])
-        # Both the law and the measured minimum are uncertain.
-        ends = predicted["intervals"]["params"]
-        law = np.log([predicted["params"] if x is None else x for x in ends])
-        reach = np.hypot(law - math.log(predicted["params"]), 1.96 * m["sd"]) * [-1, 1]
-        low, high = predicted["params"] * np.exp(reach)
-        error = predicted["params"] / measured - 1
-        rows.append(
-            {
-                "run": f"budget {m['flops']:.4g}",
-                "flops": m["flops"],
-                "params": predicted["params"],
-                "interval": predicted["intervals"]["params"],
-                "run_interval": [float(low), float(high)],
-                "measured": measured,
-                "error": float(error),
-                "covered": bool(low <= measured <= high),
-            }
-        )
-    return held_out_summary(options.holdout, rows) if rows else None
 
 
 def _warnings(document: Mapping[str, Any]) -> list[str]:
     out = left_out(document["dropped"])
     sides = document.get("methods") or {}
     if len(sides) == 2:
-        one, two = (sides[name]["params_exponent"] for name in LOCATE)
+        one, two = (sides[name]["params_exponent"] for name in isoflop.LOCATE)
         if abs(one - two) > 0.02:
             out.append(
                 f"akima and parabola differ: the exponent of N* is {one:.3f} and {two:.3f}; the "
@@ -391,75 +74,3 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
         if missed:
             out.append(f"{missed} of {len(held['rows'])} held-out budgets lie outside")
     return out
-
-
-# The envelope.
-
-
-def hull(log_c: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
-    """The numbers of the points on the lower convex hull, from the cheapest to the least loss."""
-    order = np.lexsort((log_loss, log_c))
-    out: list[int] = []
-    for i in order:
-        while len(out) > 1 and _turns_up(log_c, log_loss, out[-2], out[-1], i):
-            out.pop()
-        if not out or log_c[i] > log_c[out[-1]]:
-            out.append(int(i))
-    lowest = int(np.argmin(log_loss[out]))
-    return np.array(out[: lowest + 1], int)
-
-
-def _turns_up(x: np.ndarray, y: np.ndarray, a: int, b: int, c: int) -> bool:
-    """Whether b lies on or above the line from a to c."""
-    return (y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a])
-
-
-def _envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    values = {k: np.log(v) for k, v in table.columns(rows, NEEDED).items()}
-
-    def power_laws(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        on = chosen[hull(values["flops"][chosen], values["loss"][chosen])]
-        # Where the best size is the table's least or largest, a better one may lie beyond it.
-        sizes = values["params"][on]
-        inner = on[(sizes > values["params"].min()) & (sizes < values["params"].max())]
-        on = inner if len(inner) >= 3 else on
-        if len(on) < 2:
-            return np.full(4, np.nan), on
-        lines = [np.polyfit(values["flops"][on], values[k][on], 1) for k in ("params", "tokens")]
-        return np.array([lines[0][0], np.exp(lines[0][1]), lines[1][0], np.exp(lines[1][1])]), on
-
-    every = np.arange(len(rows))
-    optimal, on = power_laws(every) if len(rows) else (np.full(4, np.nan), every)
-    if len(on) < 3:
-        raise BadInput(
-            f"{len(on)} of {len(rows)} runs lie on the envelope of loss against flops; the power "
-            "laws through it need at least 3"
-        )
-    clusters = clusters_of(rows, options.cluster)
-    names, member = np.unique(clusters, return_inverse=True)
-    members = [np.flatnonzero(member == i) for i in range(len(names))]
-    rng = np.random.default_rng(options.seed)
-    wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
-    draws = []
-    for _ in range(wanted):
-        chosen = np.unique(rng.integers(len(names), size=len(names)))
-        draws.append(power_laws(np.concatenate([members[i] for i in chosen]))[0])
-    drawn = np.array(draws).reshape(-1, 4)
-    every_on = hull(values["flops"], values["loss"])
-    edge = sorted(set(every_on.tolist()) - set(on.tolist()))
-    return {
-        "optimal": optimal.tolist(),
-        "draws": drawn[np.isfinite(drawn).all(1)],
-        "dropped": [
-            {"run": rows[i]["run"], "reason": "on the envelope, but of the least or largest size"}
-            for i in edge
-        ],
-        "method": f"{wanted} resamples by {options.cluster}",
-        "minima": [
-            {k: float(rows[i][k]) for k in NEEDED} | {"run": rows[i]["run"]} for i in on.tolist()
-        ],
-        "warnings": [
-            f"{len(on)} of {len(rows)} points are on the envelope: the exponents depend strongly "
-            "on which runs and checkpoints are in the table"
-        ],
-    }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import frontier, minima, table
+from research.scaling import frontier, isoflop, minima, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split
@@ -67,7 +67,7 @@ def _choices(law: str, rows: Sequence[table.Row], options: Options) -> Iterator[
     outliers = sorted({0, options.drop_top_loss, max(1, round(0.02 * len(rows)))})
     ways: Sequence[Any] = OBJECTIVES
     if law in METHODS:
-        ways = [(m, None) for m in minima.LOCATE] if law == "isoflop" else [(None, None)]
+        ways = [(m, None) for m in isoflop.LOCATE] if law == "isoflop" else [(None, None)]
     axes = (counts or [None], budgets or [None], outliers, ways, ("all", "without the smallest"))
     for count, budget, outlier, (way, delta), sizes in itertools.product(*axes):
         chosen = {"params": count, "flops": budget, "drop_top_loss": outlier}

@@ -20,10 +20,11 @@ class Options:
     rows and huber_log from there on, where outliers can be told from noise. `holdout` is "largest"
     (the rows with the largest value of the law's column) or comparisons; those rows are predicted
     and not fitted. `predict` are values of the column `against` and `predict_flops` budgets to
-    predict at. `bootstrap` counts resamples by `cluster` (None: RESAMPLES from FEW clusters on, 0:
-    none). `fix`, `init` and `score` map parameters to reported values: not fitted, where the only
-    start is, and what to compare with the optimum. `starts` replaces the law's grid of starts.
-    `method` and `noise` are for the law "isoflop".
+    predict at. `bootstrap` counts resamples by `cluster` whose quantiles are the intervals (None:
+    profile intervals, and resamples only where rows of one cluster err together; 0: none at all).
+    `fix`, `init` and `score` map parameters to reported values: not fitted, where the only start
+    is, and what to compare with the optimum. `starts` replaces the law's grid of starts. `method`
+    and `noise` are for the law "isoflop".
     """
 
     against: str = "params"

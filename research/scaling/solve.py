@@ -31,7 +31,8 @@ STUCK = 1e9  # damping at which not even a tiny step leads down
 @dataclass(frozen=True)
 class Problem:
     """Rows to fit: what `law.prepare` makes of them (or, [K, n, ...], each fit its own), the log of
-    the response [n] or [K, n], weights [n] or [K, n]."""
+    the response [n] or [K, n], weights [n] or [K, n], and the number of the cluster [n] that each
+    row belongs to (None: each is its own)."""
 
     law: Law
     x: np.ndarray
@@ -40,6 +41,7 @@ class Problem:
     objective: str = "huber_log"
     delta: float = 1e-3
     fixed: tuple[str, ...] = ()  # parameters that are given and not fitted
+    clusters: np.ndarray | None = None
 
     @property
     def n(self) -> int:

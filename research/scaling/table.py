@@ -26,8 +26,11 @@ _OPERATORS = {
 }
 
 
-def read(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None) -> list[Row]:
-    """Rows of a sweep's workdir, a CSV or a parquet file; `columns` maps our names to theirs.
+def read(
+    path: str | os.PathLike[str], columns: Mapping[str, str] | None = None, curves: bool = False
+) -> list[Row]:
+    """Rows of a sweep's workdir, a CSV or a parquet file; `columns` maps our names to theirs. Of a
+    workdir, `curves` makes a row of every evaluation instead of every run.
 
     Raises BadInput when there is no such table.
     """
@@ -35,7 +38,9 @@ def read(path: str | os.PathLike[str], columns: Mapping[str, str] | None = None)
     if path.is_dir():
         from research import records
 
-        rows = records.table(path)
+        rows = records.evaluations(path) if curves else records.table(path)
+    elif curves and path.exists():
+        raise BadInput(f"--curves: {path} is no workdir; its rows are taken as they are")
     elif not path.exists():
         raise BadInput(f"--runs={path}: no such file or folder")
     elif path.suffix.lower() == ".csv":

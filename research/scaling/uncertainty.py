@@ -5,8 +5,10 @@ risen too far. The 95 % interval ends where it has risen by ½ t² · var(ψ) / 
 derivative of the loss of a row by its residual, and t the quantile of Student's distribution with
 n - P degrees of freedom. For squares that is ½ t² s², s² the variance of the rows about the law;
 for Huber's loss it is what makes the rise right for rows whose noise is larger than delta (Heritier
-and Ronchetti 1994). A handful of runs is enough for it, and a side on which the objective never
-rises that far is reported as open, which no standard error can say.
+and Ronchetti 1994), with Huber's correction for few rows (1973, section 4). Rows of one cluster err
+together: the rise then grows by their design effect (Moulton 1986), and clusters are counted in
+place of rows. A handful of runs is enough for it, and a side on which the objective never rises
+that far is reported as open, which no standard error can say.
 """
 
 import dataclasses
@@ -31,23 +33,34 @@ def noise(problem: Problem, theta: np.ndarray) -> float:
 
 def rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:
     """By how much the objective may exceed its least value within the interval."""
-    nu = max(problem.freedom, 1)
-    t = float(stdtrit(nu, (1 + level) / 2))
-    pull = problem.influence(theta[None])[0]
-    variance = float(np.sum(problem.weights * pull**2)) / nu
+    pull = np.sqrt(problem.weights) * problem.influence(theta[None])[0]
+    count = problem.n if problem.clusters is None else int(problem.clusters.max()) + 1
+    freedom = max(problem.freedom - problem.n + count, 1)
+    t = float(stdtrit(freedom, (1 + level) / 2))
+    variance = float(np.mean(pull**2)) * count / freedom * _design_effect(problem, pull)
     return t * t / 2 * variance / _slope(problem, theta)
+
+
+def _design_effect(problem: Problem, pull: np.ndarray) -> float:
+    """By how much the variance grows since rows of one cluster err together."""
+    if problem.clusters is None or not pull.any():
+        return 1.0
+    sums = np.bincount(problem.clusters, pull)
+    return max(1.0, float(np.sum(sums**2) / np.sum(pull**2)))
 
 
 def _slope(problem: Problem, theta: np.ndarray) -> float:
     """The mean of ψ': one for squares. For Huber's loss, the share of rows within delta, estimated
-    from a wider neighbourhood where delta is narrow and few rows would be counted."""
+    from a wider neighbourhood where delta is narrow and few rows would be counted, and divided by
+    1 + P/n var(ψ') / mean(ψ')², since a fit to few rows passes nearer to them than the law does."""
     if problem.objective != "huber_log":
         return 1.0
     size = np.abs(problem.residuals(theta[None])[0][0])
     spread = 1.4826 * float(np.median(size))
     width = max(problem.delta, spread * len(size) ** -0.2)
-    share = float(np.mean(size <= width))
-    return max(share, 1 / len(size)) * problem.delta / width
+    share = max(float(np.mean(size <= width)), 1 / len(size))
+    nearer = 1 + (problem.n - problem.freedom) / problem.n * (1 - share) / share
+    return share * problem.delta / width / nearer
 
 
 def parameter_intervals(
@@ -153,7 +166,8 @@ def bootstrap(
 def simulated(problem: Problem, best: np.ndarray, k: int, seed: int) -> np.ndarray:
     """theta [k, P] refitted to tables simulated from the law with the noise of a run: what stands
     in for the bootstrap where there are too few clusters to resample."""
-    reach = noise(problem, best)
+    pull = np.sqrt(problem.weights) * problem.influence(best[None])[0]
+    reach = noise(problem, best) * math.sqrt(_design_effect(problem, pull))
     draws = np.random.default_rng(seed).standard_normal((k, problem.n)) * reach
     centre = problem.law.evaluate(best[None], problem.x)[0][0]
     if problem.objective == "mse":
