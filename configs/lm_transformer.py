@@ -38,7 +38,8 @@ def get_config():
                 "context": 128,
                 "heldout": 0.125,
             },
-            "batch": {"size": 4, "seed": 0},  # seed of the order of the data
+            # Sequences, or with "rule": "sqrt_tokens" those at 1e6 tokens; seed of their order.
+            "batch": {"size": 4, "seed": 0},
             "task": {"name": "language_modelling"},
             "optim": {
                 "optimizer": {

@@ -3,7 +3,8 @@
   python -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=DIR [--plan]
   python -m experiments.sweep --watch=DIR                            (from another shell or host)
 
---plan shows every point with its size, tokens, FLOPs, steps and status, and trains nothing.
+--plan shows every point with its size, tokens, FLOPs, seconds, memory and status, what bends a law
+and what would be cheaper, and trains nothing. --calibrate times two programs here, for the seconds.
 Launch the same command again to go on after an interruption, or at the same time to share the work.
 """
 
@@ -13,7 +14,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from research import cli, launch
+from research import cli, launch, plan
 from research.errors import UNFINISHED
 
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="runs, table and report are written here")
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
-    parser.add_argument("--plan", action="store_true", help="show the points, train nothing")
+    plan.add_flags(parser)
     parser.add_argument("--executor", choices=launch.EXECUTORS, default="inline")
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
     parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
@@ -38,19 +39,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--grouping", default="auto", help="of runs in one program: auto|off|force")
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
+    limits = plan.limits(args)
     options = launch.options(args.executor, args.executor_options, args.workers)
     configs = cli.points(config, module, args.sweep)
 
-    from research import compiled, records, sharding, sweep, units  # jax from here on
-    from research.progress import plan_table
+    from research import compiled, prepare, records, sharding, sweep  # jax from here on
 
     sharding.use_all_cores()
     compiled.keep_programs()
-    points = sweep.plan(configs, args.workdir)
-    points = sweep.forgive(points) if args.retry_failed else points
-    print(plan_table([(p.run.id, p.status, p.run.facts) for p in points]))
-    made = units.units(points, args.workdir, args.grouping)
-    print("\n".join(units.words(made, args.grouping)))
+    points, told = prepare.prepare(configs, args.workdir, limits, args.grouping, args.retry_failed)
+    print(told)
     if args.plan:
         return 0
     print(sweep.standing(points))

@@ -76,6 +76,14 @@ def step_flops(model: Model, batch: int) -> float:
     return _exact(model)[0] * batch
 
 
+def shares(model: Model) -> dict[str, float]:
+    """What the head and the whole attention map take of `flops_exact_full`. Where a share is large
+    and differs over a ladder, the exponent depends on whether it is counted."""
+    parts, total = model.forward_flops(), _exact(model)[0]
+    head, attention = parts.get("head", 0), parts.get("attention_full", 0)
+    return {"head_share": 3 * head / total, "attention_share": 3 * attention / total}
+
+
 def _exact(model: Model) -> tuple[float, float]:
     """Training FLOPs of one example: with the whole attention map, and with its causal half."""
     parts = model.forward_flops()

@@ -8,6 +8,7 @@ by `plugs`. All keys must be present: a scientific choice has no hidden default.
 import copy
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ from research.plugs import Field
 # What a data set tells its model; never written in a config. See data.Dataset.facts.
 FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
 
-_UNITS = ("steps", "tokens", "examples", "flops", "tokens_per_param", "epochs")
+# Units of a horizon in training FLOPs: exact, or as other conventions count (see accounting).
+FLOPS_UNITS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
+_UNITS = ("steps", "tokens", "examples", "tokens_per_param", "epochs", *FLOPS_UNITS)
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
 _SINKS = tuple(plugs.table("sinks.py", "SINKS"))
 
@@ -29,6 +32,7 @@ SECTIONS: dict[str, Field] = {
     "size": Field("Positive", optional=True),
     "batch.size": Field("Count", optional=True),
     "batch.seed": Field("Whole"),
+    "batch.rule": Field("str", choices=("constant", "sqrt_tokens"), required=False),
     "optim.lr": Field("Positive"),
     "optim.lr_rule": Field("str", choices=("constant", "inverse_width")),
     "optim.clip": Field("Positive", optional=True),
@@ -102,12 +106,17 @@ def override(config: dict, changes: Mapping[str, object]) -> tuple[dict, list[st
 
 def schema(config: Mapping[str, object]) -> dict[str, Field]:
     """Every dotted key that this config must or may have, given the plugs that it names."""
+    names = (_get(config, f"{section}.name") for section in PLUGS)
+    return dict(_schema(tuple(name if isinstance(name, str) else None for name in names)))
+
+
+@functools.cache  # every point of a sweep asks several times
+def _schema(names: tuple[str | None, ...]) -> dict[str, Field]:
     known = dict(SECTIONS)
-    for section, (file, table) in PLUGS.items():
+    for (section, (file, table)), name in zip(PLUGS.items(), names, strict=True):
         rows = plugs.table(file, table)
         known[f"{section}.name"] = Field("str", choices=tuple(rows))
-        name = _get(config, f"{section}.name")
-        if isinstance(name, str) and name in rows:
+        if name in rows:
             fields = plugs.fields(*rows[name])
             sized = plugs.literal(rows[name][0], "SIZED")
             for key, field in fields.items():

@@ -11,6 +11,7 @@ All problems are reported together, before jax is imported.
 import argparse
 import dataclasses
 import importlib.util
+import inspect
 import logging
 import os
 import signal
@@ -106,11 +107,15 @@ def points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[di
 
     Raises BadInput naming the points and everything wrong with them.
     """
-    function = getattr(module, sweep, None)
+    function: Callable[..., Any] | None = getattr(module, sweep, None)
     if not callable(function):
-        raise BadInput(f"the config has no function {sweep}(); it must return a list of overrides")
+        there = ", ".join(sweeps(module)) or "no sweep at all"
+        raise BadInput(
+            f"--sweep={sweep}: the config has no function {sweep}(), which must return a list of "
+            f"overrides; it has {there}"
+        )
     out, found = [], []
-    for index, point in enumerate(_call(function, config)):
+    for index, point in enumerate(_call(lambda: list(function(config) or ()))):
         if not isinstance(point, Mapping):
             found.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
             continue
@@ -123,6 +128,13 @@ def points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[di
     if not out:
         raise BadInput(f"{sweep}() yields no points")
     return out
+
+
+def sweeps(module: ModuleLike | None) -> list[str]:
+    """The sweeps of a config: its public functions of one parameter, `config`."""
+    public = {k: v for k, v in vars(module or object).items() if not k.startswith("_")}
+    made = {k: v for k, v in public.items() if inspect.isfunction(v)}
+    return [k for k, v in made.items() if [*inspect.signature(v).parameters] == ["config"]]
 
 
 def load(path: str) -> tuple[dict, ModuleLike | None]:

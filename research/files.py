@@ -105,6 +105,11 @@ def canonical(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def cell(value: object) -> object:
+    """A spreadsheet runs a text that begins like a formula; a quote in front makes it text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+
+
 def delimiter(header: str) -> str:
     """Of , ; tab and |, the one that the header of a CSV has most of."""
     return max(",;\t|", key=header.count)

@@ -10,6 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 Point = dict[str, object]
 
+# N* = k C^a, where sizes of an isoFLOP sweep are centred: with 20 tokens per parameter C = 6 N D is
+# C = 120 N^2 (Hoffmann et al. 2022, whose approaches 1 and 2 found exponents of 0.50 and 0.49).
+CHINCHILLA = (120**-0.5, 0.5)
+
 
 def values(key: str, choices: Iterable[object]) -> list[Point]:
     """One point for each value of one key."""
@@ -57,17 +61,42 @@ def chain(*sweeps: Sequence[Point]) -> list[Point]:
 
 
 def log_grid(low: float, high: float, n: int) -> list[float]:
-    """`n` values from `low` to `high`, both included, evenly spaced in the logarithm."""
+    """`n` values from `low` to `high`, both included, evenly spaced in the logarithm; one value is
+    their geometric mean. Raises ValueError unless both are above 0 and `n` at least 1."""
+    if n < 1 or not (low > 0 and high > 0):
+        raise ValueError(f"log_grid({low}, {high}, {n}): expected ends above 0 and n of at least 1")
     if n == 1:
         return [math.sqrt(low * high)]
     ratio = math.log(high / low) / (n - 1)
     return [low * math.exp(ratio * k) for k in range(n)]
 
 
-def isoflop(budgets: Iterable[float], targets: Iterable[float]) -> list[Point]:
-    """Every size at every budget; a budget is a horizon in training FLOPs."""
-    horizons = [{"horizon.unit": "flops", "horizon.amount": float(c)} for c in budgets]
-    return product(horizons, sizes(targets))
+def isoflop(
+    budgets: Iterable[float],
+    targets: Iterable[float] | None = None,
+    *,
+    n: int | None = None,
+    around: tuple[float, float] = CHINCHILLA,
+    spread: float = 4.0,
+    unit: str = "flops",
+) -> list[Point]:
+    """Every size at every budget; a budget is a horizon in training FLOPs.
+
+    Either `targets` are the sizes of all budgets, or each budget C has `n` sizes of its own, from
+    N* / `spread` to N* `spread`, evenly spaced in the logarithm, around a prior law N* = k C^a,
+    `around` = (k, a). `unit` says how FLOPs are counted when tokens are solved from them: "flops"
+    (exact, with head and whole attention map), "flops_exact_causal", "flops_6nd" or
+    "flops_6nd_non_embedding". Raises ValueError for both or neither of `targets` and `n`.
+    """
+    if (targets is None) == (n is None):
+        raise ValueError("isoflop: give either the sizes or n, how many around the prior law")
+    fixed, out = None if targets is None else list(targets), []
+    for budget in budgets:
+        horizon = {"horizon.unit": unit, "horizon.amount": float(budget)}
+        best = around[0] * budget ** around[1]
+        own = log_grid(best / spread, best * spread, n or 1) if fixed is None else fixed
+        out += product([horizon], sizes(own))
+    return out
 
 
 def _merge(*points: Point) -> Point:

@@ -8,11 +8,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from research import accounting, models
+from research import accounting, check, models
 from research.errors import BadInput
 from research.models import Model
 
 MOST_RUNGS = 4096
+REFERENCE_TOKENS = 1e6  # at which batch.rule = sqrt_tokens gives batch.size itself
+TOLERANCE = 0.01  # by how much whole steps may miss a horizon untold
 
 
 def at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
@@ -49,26 +51,73 @@ def _at_size(target: float, name: str, fields: tuple, inputs: Any) -> Model:
     return model
 
 
-def steps(
-    unit: str, amount: float, *, batch: int, counts: Mapping, flops: float, tokens: int, n: int
-) -> int:
-    """Training steps for a horizon, to the nearest whole step, at least 1.
+def per_example(model: Model, counts: Mapping, tokens: int, n: int) -> dict[str, float]:
+    """What one training example adds to a horizon of each unit but "steps".
 
-    `tokens` per example, `flops` per step (exact, full attention map), `n` unique examples;
-    tokens_per_param counts all parameters (20 is Chinchilla's rule of thumb).
+    `tokens` per example, `n` unique examples. "flops" is exact, with head and whole attention map;
+    the other units of FLOPs are named as `accounting` names their conventions; "tokens_per_param"
+    counts all parameters (20 is Chinchilla's rule of thumb).
     """
-    per_step = {
-        "steps": 1,
-        "examples": batch,
-        "tokens": batch * tokens,
-        "epochs": batch / n,
-        "flops": flops,
-        "tokens_per_param": batch * tokens / counts["params"],
-    }[unit]
-    count = round(amount / per_step)
+    flops = accounting.flops(model, counts, tokens, 1)
+    return {
+        "examples": 1.0,
+        "tokens": tokens,
+        "epochs": 1 / n,
+        "tokens_per_param": tokens / counts["params"],
+        "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
+        **flops,
+    }
+
+
+def batch(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> tuple[int, str]:
+    """Examples in a batch, and the rule in words ("" where the size is simply given).
+
+    "sqrt_tokens": the batch that is best for a run grows about as the square root of its tokens,
+    whatever the model's size (exponents of 0.38 to 0.5: Zhang et al. 2024, "How does critical batch
+    size scale in pre-training?"; Bergsma et al. 2025, "Power lines"). `per` is of `per_example`.
+    """
+    if rule == "constant":
+        return size, ""
+    if horizon["unit"] == "steps":
+        raise BadInput(
+            "batch.rule: sqrt_tokens, but horizon.unit is steps, which fix no tokens until the "
+            "batch is known; expected constant, or a horizon of another unit"
+        )
+    examples = horizon["amount"] / per[horizon["unit"]]
+    tokens = examples * per["tokens"]
+    made = 2 ** max(0, round(math.log2(size * math.sqrt(tokens / REFERENCE_TOKENS))))
+    while made > 1 and abs(max(1, round(examples / made)) * made / examples - 1) > TOLERANCE:
+        made //= 2
+    return made, (
+        f"batch = {size} sqrt(tokens / {REFERENCE_TOKENS:g}), to a power of 2, halved until whole "
+        f"steps are within {TOLERANCE:.0%} of the horizon; the learning rate does not follow it\n"
+        f"{tokens:.4g} tokens: batch {made}"
+    )
+
+
+def steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, str]:
+    """Training steps for a horizon {"unit", "amount"}, to the nearest whole step, at least 1; and
+    in words, with what rounding changes if that is more than TOLERANCE."""
+    unit, amount, tokens = horizon["unit"], horizon["amount"], per["tokens"]
+    wanted = amount if unit == "steps" else amount / (batch * per[unit])
+    count = max(1, round(wanted))
     if count >= 2**31 - 1:
-        raise BadInput(f"horizon.amount: {amount:g} {unit} are {count:.3g} steps, more than 2^31")
-    return max(1, count)
+        raise BadInput(f"horizon.amount: {amount:g} {unit} are {wanted:.3g} steps, more than 2^31")
+    each = f"{batch} x {tokens:g} tokens" if tokens > 1 else f"{batch} examples"
+    away = count / wanted - 1
+    told = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
+    return count, f"{count:,} steps of {each} for {amount:g} {unit}{told}"
+
+
+def budget(horizon: Mapping, examples: int, per: Mapping[str, float]) -> dict[str, Any]:
+    """Of an isoFLOP cell: the FLOPs that it was given, by which convention, and by what part whole
+    steps miss them. {} for a horizon of another unit."""
+    unit, amount = horizon["unit"], horizon["amount"]
+    if unit not in check.FLOPS_UNITS:
+        return {}
+    name = accounting.FLOPS_CONVENTION if unit == "flops" else unit.removeprefix("flops_")
+    away = examples * per[unit] / amount - 1
+    return {"budget": amount, "budget_convention": name, "budget_away": away}
 
 
 def learning_rate(rule: str, lr: float, model: Model) -> tuple[float, str]:

@@ -60,6 +60,7 @@ def table(file: str, name: str) -> dict[str, tuple[Path, str]]:
     return rows
 
 
+@functools.cache
 def literal(file: Path, name: str, default: object = ()) -> object:
     """The value of a constant written as a literal in `file`, or `default`."""
     node = _assigned(file, name)

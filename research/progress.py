@@ -1,9 +1,9 @@
-"""What a person sees: the plan, and runs while they train. A live bar on a terminal, a line now and
-then where output is piped."""
+"""What a person sees of runs while they train: a live bar on a terminal, a line now and then where
+output is piped."""
 
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -88,35 +88,3 @@ class Progress:
     def _label(self) -> str:
         params, seed = self.facts.get("params", 0), self.facts.get("seed", 0)
         return f"[{self.index}/{self.count}] {params:,} params, seed {seed}"
-
-
-def plan_table(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """(run id, status, facts) of every point as aligned text, the rules they share, and totals."""
-    groups = list(dict.fromkeys(group for _, _, f in rows for group in f["groups"]))
-    head = ["run", "size", "params", *groups, "tokens", "epochs", "FLOPs", "steps", "lr", "seed"]
-    cells = [[*head, "status"]]
-    for run_id, status, f in rows:
-        size = "" if f["size"] is None else f"{f['size']:g}"
-        counts = [f"{f['groups'].get(g, 0):,}" for g in groups]
-        cells.append(
-            [
-                *(run_id, size, f"{f['params']:,}", *counts, f"{f['tokens']:,}"),
-                *(f"{f['epochs']:.2g}", f"{f['flops']:.3g}", f"{f['steps']:,}", f"{f['lr']:.3g}"),
-                *(str(f["seed"]), status),
-            ]
-        )
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    done = sum(f["flops"] for _, status, f in rows if status == "done")
-    total = sum(f["flops"] for _, _, f in rows)
-    tokens = sum(f["tokens"] for _, _, f in rows)
-    rules = [f["rules"].splitlines() for _, _, f in rows]
-    shared = [line for line in rules[0] if all(line in other for other in rules)]
-    return "\n".join(
-        [
-            *lines,
-            *shared,
-            f"{len(rows)} runs, {tokens:,} tokens, {total:.3g} FLOPs ({done:.3g} done); FLOPs "
-            "count every dot product, forward and backward, with head and full attention map",
-        ]
-    )

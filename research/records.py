@@ -12,9 +12,12 @@ WORKDIR/runs/<id>/
     lease/           who holds it; see lease.py
     checkpoints/     see checkpoint.py
 WORKDIR/data/<digest>.json   what a report says of the data
-There is no shared mutable file: many launches may write below one workdir.
+WORKDIR/.table.cache         the rows of the table; may be deleted at any time
+There is no shared mutable file: many launches may write below one workdir. (The cache is replaced
+whole, and a row of it counts only while the run's files are as they were.)
 """
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -30,6 +33,10 @@ from research import files, lease
 from research.errors import BadInput, Held, StorageError
 
 log = logging.getLogger(__name__)
+
+SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is made from
+ROWS = 2  # counted up when `row` makes another row of the same files
+WORTH_KEEPING = 64  # runs read anew, before the table is kept for the next time
 
 
 class RunDirectory:
@@ -207,31 +214,47 @@ def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     unfinished; `reason` where there is one.
 
     `flops` are those of what a run means, `flops_spent` what it cost: without the steps that it has
-    from another run, and of one that diverged those up to there. Raises BadInput if there is no
-    sweep at `workdir`.
+    from another run, and of one that diverged those up to there. Rows whose files are as they were
+    come from WORKDIR/.table.cache, if it is there and whole. Raises BadInput if there is no sweep
+    at `workdir`.
     """
     root = Path(workdir) / "runs"
     if not root.is_dir():
         raise BadInput(f"--runs={workdir}: no directory {root}; expected the workdir of a sweep")
-    rows = [row(path) for path in root.iterdir() if (path / "config.json").exists()]
+    cache = Path(workdir) / ".table.cache"
+    known, new, fresh = _cached(cache), {}, 0
+    for name in os.listdir(root):
+        path = f"{root}{os.sep}{name}"
+        if not os.path.exists(f"{path}{os.sep}config.json"):
+            continue
+        stamps, found = _stamps(path), known.get(name)
+        if found is None or found[0] != stamps:
+            found, fresh = [stamps, row(Path(path))], fresh + 1
+        new[name] = found
+    if fresh >= WORTH_KEEPING and fresh > len(new) / 20:
+        _keep(cache, new)
+    rows = [found[1] for found in new.values()]
     return sorted(rows, key=lambda r: (r.get("params", 0), r.get("tokens", 0), r.get("seed", 0)))
 
 
 def row(path: Path) -> dict[str, Any]:
-    """The row of one run directory."""
+    """The row of one run directory, from the files named in SOURCES."""
     out: dict[str, Any] = {"run": path.name, "status": "unfinished", "reason": ""}
-    if (path / "launch.json").exists():
-        out |= files.read_json(path / "launch.json")["facts"]
-    if (path / "result.json").exists():
-        out |= files.read_json(path / "result.json")
-        if out["status"] == "done" and "flops" in out:  # nothing was shared if it does not say so
-            out.setdefault("flops_spent", out["flops"])
-    attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
-    if out["status"] == "unfinished" and attempts:
-        out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
-    elif out["status"] == "unfinished" and (last := lease.holder(path / "lease")) and last.deaths:
-        out["reason"] = f"its process died, {last.deaths} times in a row"
+    out |= _read(path / "launch.json").get("facts", {})
+    out |= _read(path / "result.json")
+    if out["status"] == "done" and "flops" in out:  # nothing was shared if it does not say so
+        out.setdefault("flops_spent", out["flops"])
+    if out["status"] == "unfinished":
+        attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
+        if attempts:
+            out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
+        elif (last := lease.holder(path / "lease")) and last.deaths:
+            out["reason"] = f"its process died, {last.deaths} times in a row"
     return out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return files.read_json(path) if os.path.exists(path) else {}
 
 
 def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -275,13 +298,41 @@ def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([[_cell(r.get(c)) for c in columns] for r in rows])
+    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in rows])
     paths = [Path(workdir) / "table.parquet", Path(workdir) / "table.csv"]
     files.write_atomic(paths[0], parquet.getvalue())
     files.write_atomic(paths[1], text.getvalue())
     return paths
 
 
-def _cell(value: object) -> object:
-    """A spreadsheet runs a text that begins like a formula; a quote in front makes it text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+def _stamps(path: str) -> list[list[int] | None]:
+    """Changes when the row does: files are replaced whole, and an attempt is a new name."""
+    out: list[list[int] | None] = []
+    for name in SOURCES:
+        try:
+            stat = os.stat(f"{path}{os.sep}{name}")
+            out.append([stat.st_size, stat.st_mtime_ns, stat.st_ino])
+        except OSError:
+            out.append(None)
+    return out
+
+
+def _cached(path: Path) -> dict[str, list]:
+    """Run -> [stamps, row], as kept; nothing where the file is missing, damaged or of another
+    form."""
+    try:
+        head, body = path.read_bytes().split(b"\n", 1)
+        return json.loads(body) if head == _head(body) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _keep(path: Path, rows: Mapping[str, list]) -> None:
+    body = json.dumps(rows).encode()
+    # Whoever may only read a workdir reads it without.
+    with contextlib.suppress(StorageError):
+        files.write_atomic(path, _head(body) + b"\n" + body)
+
+
+def _head(body: bytes) -> bytes:
+    return f"isoflop rows {ROWS} {zlib.crc32(body)}".encode()

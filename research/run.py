@@ -72,27 +72,23 @@ def make_run(config: Mapping[str, Any]) -> Run:
     config = copy.deepcopy(dict(config))
     dataset = data.load(**config["data"])
     task = _task(config, dataset)
-    batch = config["batch"]["size"] = config["batch"]["size"] or len(dataset.train)
     wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
-    _enough(dataset, batch, wanted)
     inputs = example_inputs(dataset)
     model, size_rule = _model(config, dataset, inputs)
     counts = accounting.params(model, inputs)
+    per = ladder.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
+    rule, size = config["batch"].pop("rule", "constant"), config["batch"]["size"]
+    batch, batch_rule = ladder.batch(rule, size or len(dataset.train), config["horizon"], per)
+    config["batch"]["size"] = batch
+    _enough(dataset, batch, wanted)
+    steps, horizon_rule = ladder.steps(config["horizon"], batch, per)
     per_step = batch * dataset.tokens_per_example
-    steps = ladder.steps(
-        **config["horizon"],
-        batch=batch,
-        counts=counts,
-        flops=accounting.step_flops(model, batch),
-        tokens=dataset.tokens_per_example,
-        n=len(dataset.train),
-    )
     lr, lr_rule = ladder.learning_rate(config["optim"]["lr_rule"], config["optim"]["lr"], model)
     warmup = _warmup(**config["optim"]["warmup"], steps=steps, tokens=per_step)
     resolved = _resolved(config, model, steps, lr, warmup)
     start = _start(config, dataset, model, inputs, steps)
     amounts = _amounts(model, dataset, counts, steps, batch)
-    rules = (size_rule, _horizon_rule(config, dataset, steps, batch), lr_rule)
+    rules = (size_rule, batch_rule, horizon_rule, lr_rule)
     family, scaled = config["model"]["name"], "target_scale" in dataset.notes
     facts = {
         "name": config["name"],
@@ -104,9 +100,12 @@ def make_run(config: Mapping[str, Any]) -> Run:
         "seed": config["seed"],
         **counts,
         **amounts,
+        **ladder.budget(config["horizon"], steps * batch, per),
+        "optimizer": config["optim"]["optimizer"]["name"],
+        "schedule": config["optim"]["schedule"]["name"],
         "lr": lr,
         "warmup_steps": warmup,
-        "rules": "\n".join([*rules, *([start.rule] if start else [])]),
+        "rules": "\n".join(filter(None, [*rules, start.rule if start else ""])),
     }
     return Run(
         id=identity(resolved, dataset.digest, start),
@@ -215,13 +214,6 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     return model, f"size rule: {family.SIZE_RULE}\nsize {config['size']:g}: {filled}"
 
 
-def _horizon_rule(config: dict, dataset: Dataset, steps: int, batch: int) -> str:
-    horizon = "{amount:g} {unit}".format(**config["horizon"])
-    tokens = dataset.tokens_per_example
-    each = f"{batch} x {tokens} tokens" if tokens > 1 else f"{batch} examples"
-    return f"{steps:,} steps of {each} for {horizon}"
-
-
 def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> Start | None:
     init = config["init"]
     if init["run"] is None and init["step"] is not None:
@@ -254,6 +246,7 @@ def _amounts(
         "unique_tokens": _unique(dataset, tokens),
         "epochs": tokens / dataset.unique_tokens,
         **flops,
+        **accounting.shares(model),
         "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
         "flops_convention": accounting.FLOPS_CONVENTION,
     }

@@ -48,7 +48,10 @@ class Recipe(NamedTuple):
         return optax.chain(optax.clip_by_global_norm(hyper["clip"]), made)
 
     def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:
-        params = self.model.init(key, inputs)
+        return self.begin(self.model.init(key, inputs), hyper)
+
+    def begin(self, params: dict, hyper: Mapping) -> TrainState:
+        """The state before the first update of `params`."""
         average = None if hyper["ema"] is None else jax.tree.map(jnp.copy, params)
         return TrainState(jnp.int32(0), params, self.transform(hyper).init(params), average)
 
@@ -200,7 +203,7 @@ class Placement:
 def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
     """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
     hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
-    abstract = jax.eval_shape(recipe.init, jax.random.key(0), inputs, hyper)
+    abstract = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
     tree = sharding.state_shardings(abstract, recipe.model.sharding, mesh)
     laid_out = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree

@@ -90,7 +90,9 @@ def plan(
             points[run.id] = Point(overrides, config, run, **stands)
     if problems:
         raise BadInput(*dict.fromkeys(problems))
-    return sorted(points.values(), key=lambda p: p.run.facts["flops"])
+    facts = {key: point.run.facts for key, point in points.items()}
+    rank = {key: (f.get("budget", f["flops"]), f["params"]) for key, f in facts.items()}
+    return [points[key] for key in sorted(points, key=lambda key: rank[key])]
 
 
 def _stands(directory: RunDirectory, forgiven: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research import accounting, ladder, models
+from research import accounting, check, ladder, models
 from research.errors import BadInput
 from research.tasks import LanguageModelling
 from tests.test_models import SMALL, VARIANTS
@@ -122,6 +122,72 @@ def test_a_size_below_the_ladder_is_refused():
     ],
 )
 def test_every_horizon_becomes_steps(unit, amount, steps):
-    counts = {"params": 1000}
-    got = ladder.steps(unit, amount, batch=8, counts=counts, flops=1e8, tokens=16, n=100)
+    got, words = ladder.steps({"unit": unit, "amount": amount}, 8, PER)
     assert got == steps
+    assert words.startswith(f"{steps} steps of 8 x 16 tokens for {amount:g} {unit}")
+    assert ("whole steps" in words) == (amount == 1)  # 1 step for a 128th of one
+
+
+PER = {
+    "examples": 1.0,
+    "tokens": 16,
+    "epochs": 1 / 100,
+    "flops": 1e8 / 8,
+    "tokens_per_param": 16 / 1000,
+}
+
+
+def test_every_unit_of_a_horizon_is_solved_and_flops_are_counted_by_its_name():
+    model = models.build("transformer", **SMALL)
+    counts = accounting.params(model, INPUTS)
+    per = ladder.per_example(model, counts, tokens=16, n=100)
+    assert {*per, "steps"} == {*check.SECTIONS["horizon.unit"].choices, "flops_exact_full"}
+    for unit in check.FLOPS_UNITS:
+        steps, _ = ladder.steps({"unit": unit, "amount": 1e9}, 1, per)
+        spent = accounting.flops(model, counts, steps * 16, steps)
+        spent["flops"] = spent["flops_exact_full"]
+        assert spent[unit] == pytest.approx(1e9, rel=0.01)
+        cell = ladder.budget({"unit": unit, "amount": 1e9}, steps, per)
+        assert cell["budget_away"] == pytest.approx(spent[unit] / 1e9 - 1, abs=1e-12)
+        assert cell["budget_convention"] == (
+            unit.removeprefix("flops_") if "_" in unit else "exact_full"
+        )
+    steps = {ladder.steps({"unit": u, "amount": 1e9}, 1, per)[0] for u in check.FLOPS_UNITS}
+    assert len(steps) == len(check.FLOPS_UNITS)  # the conventions do differ
+    assert ladder.budget({"unit": "tokens", "amount": 1e9}, 10, per) == {}
+
+
+@pytest.mark.parametrize("tokens", [1e3, 3e4, 1e6, 2.3e6, 1e8])
+def test_the_batch_grows_with_the_root_of_the_tokens_and_keeps_the_horizon(tokens):
+    horizon = {"unit": "tokens", "amount": tokens}
+    size, words = ladder.batch("sqrt_tokens", 8, horizon, PER)
+    steps, told = ladder.steps(horizon, size, PER)
+    assert size & (size - 1) == 0
+    assert size <= max(1, 8 * (tokens / 1e6) ** 0.5 * 2**0.5)
+    assert f"batch {size}" in words
+    assert steps * size * 16 == pytest.approx(tokens, rel=0.01)
+    assert "whole steps" not in told
+    assert ladder.batch("constant", 8, horizon, PER) == (8, "")
+
+
+def test_a_batch_that_is_given_may_miss_the_horizon_and_says_so():
+    _, told = ladder.steps({"unit": "tokens", "amount": 1e3}, 32, PER)
+    assert "+2.4% by whole steps" in told
+
+
+def test_the_rule_for_the_batch_needs_tokens():
+    with pytest.raises(BadInput, match="another unit"):
+        ladder.batch("sqrt_tokens", 8, {"unit": "steps", "amount": 10}, PER)
+
+
+def test_shares_are_of_the_exact_flops():
+    model = models.build("transformer", **SMALL)
+    shares, parts = accounting.shares(model), model.forward_flops()
+    assert shares["head_share"] == pytest.approx(
+        3 * parts["head"] / accounting.step_flops(model, 1)
+    )
+    assert 0 < shares["head_share"] + shares["attention_share"] < 1
+    assert accounting.shares(models.build("linear", features=3, outputs=1)) == {
+        "head_share": 0.0,
+        "attention_share": 0.0,
+    }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from research import check, cli
+from research.errors import BadInput
 from research.run import NOT_IN_ID, make_run
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +50,23 @@ def test_a_config_resolves_to_a_run(path, corpus):
     assert check.problems(run.config) == []
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=str)
-def test_every_point_of_a_sweep_resolves_to_a_run_of_its_own(path, corpus):
-    points = cli.points(*shrunk(path, corpus), "sweep")
+ALL_SWEEPS = [(path, name) for path in SWEEPS for name in cli.sweeps(cli.load(str(path))[1])]
+
+
+@pytest.mark.parametrize(("path", "name"), ALL_SWEEPS, ids=str)
+def test_every_point_of_a_sweep_resolves_to_a_run_of_its_own(path, name, corpus):
+    points = cli.points(*shrunk(path, corpus), name)
     runs = [make_run(config) for _, config in points]
     assert len({run.id for run in runs}) == len(runs) > 1
+
+
+def test_a_config_may_have_several_sweeps(corpus):
+    assert {"lr", "batch", "sweep"} == {name for path, name in ALL_SWEEPS if "tuning" in path.name}
+    assert all((path, "sweep") in ALL_SWEEPS for path in SWEEPS)
+    config, module = shrunk("configs/sweeps/lm_tuning.py", corpus)
+    assert {"size", "optim.lr"} == set(cli.points(config, module, "lr")[0][0])
+    with pytest.raises(BadInput, match=r"--sweep=rates: .* it has lr, batch, sweep$"):
+        cli.points(config, module, "rates")
 
 
 def test_the_demo_has_the_ladder_that_it_promises(corpus):

@@ -55,5 +55,25 @@ def test_isoflop_crosses_budgets_with_sizes():
     assert points[0] == {"horizon.unit": "flops", "horizon.amount": 1e11, "size": 1e4}
 
 
+def test_isoflop_centres_sizes_of_each_budget_on_a_prior_law():
+    points = grid.isoflop([1e12, 1e14], n=3, spread=2.0)
+    sizes = [point["size"] for point in points]
+    best = (1e12 / 120) ** 0.5  # 20 tokens per parameter at 6 N D
+    assert sizes[:3] == pytest.approx([best / 2, best, best * 2])
+    assert sizes[3:] == pytest.approx([10 * size for size in sizes[:3]])
+    own = grid.isoflop([1e12], n=1, around=(2.0, 0.25), unit="flops_6nd")
+    assert own == [{"horizon.unit": "flops_6nd", "horizon.amount": 1e12, "size": own[0]["size"]}]
+    assert own[0]["size"] == pytest.approx(2000)
+    for wrong in ({}, {"targets": [1e4], "n": 3}):
+        with pytest.raises(ValueError, match="either the sizes or n"):
+            grid.isoflop([1e12], **wrong)
+
+
+@pytest.mark.parametrize("ends", [(0, 1, 3), (1, -1, 3), (1, 2, 0)])
+def test_a_grid_that_is_none_is_refused(ends):
+    with pytest.raises(ValueError, match="expected ends above 0"):
+        grid.log_grid(*ends)
+
+
 def test_replicates_differ_in_both_seeds():
     assert grid.seeds(2) == [{"seed": 0, "batch.seed": 0}, {"seed": 1, "batch.seed": 1}]

@@ -436,6 +436,12 @@ def test_words_can_be_compared_too():
         table.where(rows, "kind<c")
 
 
+def test_a_row_without_a_value_meets_no_comparison_but_unlike():
+    rows = [{"loss": 1.0}, {"loss": None}, {}, {"loss": ""}]
+    assert table.where(rows, "loss<2").tolist() == [True, False, False, False]
+    assert table.where(rows, "loss!=1").tolist() == [False, True, True, True]
+
+
 def test_an_unknown_law_is_told():
     with pytest.raises(BadInput, match="expected one of power"):
         fit("kaplam", noisy(0))

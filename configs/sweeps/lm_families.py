@@ -17,10 +17,10 @@ def get_config():
 
 def sweep(config):
     del config
-    return grid.chain(*(of_family(made.get_config()) for made in (lm_transformer, lm_gru)))
+    return grid.chain(*(_of_family(made.get_config()) for made in (lm_transformer, lm_gru)))
 
 
-def of_family(config):
+def _of_family(config):
     """Every size of the family of `config`."""
     own = grid.section("model", config.model)
     own |= {"batch.size": config.batch.size}  # what it is best trained with

@@ -1,6 +1,7 @@
 """Three budgets of FLOPs, six sizes each: where is the best size, and how does it grow?
 
-The report fits L(N, D) to all runs and locates the minimum of every budget.
+The report fits L(N, D) to all runs and locates the minimum of every budget. --sweep=centred gives
+each budget sizes of its own, around 20 tokens per parameter, for where the best are not known.
 """
 
 from configs import lm_transformer
@@ -20,3 +21,8 @@ def get_config():
 def sweep(config):
     del config
     return grid.isoflop(BUDGETS, SIZES)
+
+
+def centred(config):
+    del config
+    return grid.isoflop(BUDGETS, n=6, around=grid.CHINCHILLA, spread=4.0)

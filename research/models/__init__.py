@@ -10,6 +10,7 @@ the one over its vocabulary; this is the same for all of them.
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,8 +103,13 @@ class Model:
         return self.module.apply({"params": params}, tokens, state, at, method="decode")  # type: ignore[return-value]
 
     def shapes(self, inputs: Any) -> dict:
-        """The parameters as abstract arrays; nothing is allocated."""
-        return jax.eval_shape(self.init, jax.random.key(0), inputs)
+        """The parameters as abstract arrays; nothing is allocated. `inputs` is abstract too."""
+        return jax.tree.map(lambda x: x, _shapes(self, inputs))
+
+
+@functools.lru_cache(maxsize=4096)  # a sweep asks for every size many times
+def _shapes(model: Model, inputs: Any) -> dict:
+    return jax.eval_shape(model.init, jax.random.key(0), inputs)
 
 
 def family(name: str) -> Any:

@@ -172,7 +172,7 @@ def weight(row: Row) -> float:
 
 def where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
     """Which rows satisfy `text`: comparisons with numbers (or, by == and !=, with words), joined by
-    commas or "and".
+    commas or "and". A row without the value satisfies only !=.
 
     Parsed, never evaluated. Raises BadInput for anything else.
     """
@@ -189,7 +189,8 @@ def where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
             raise BadInput(f"{said}: no column {name!r}; {_there(rows)}")
         try:
             number = float(value)
-            numbers = np.array([float(row.get(name)) for row in rows])  # type: ignore[arg-type]
+            given = (row.get(name) for row in rows)
+            numbers = np.array([math.nan if v in (None, "") else float(v) for v in given], float)
         except (TypeError, ValueError) as error:
             if operator not in ("==", "!="):
                 raise BadInput(f"{said}: {name} cannot be compared with {value!r}") from error

@@ -1,0 +1,36 @@
+"""The table of runs: print it, filter it, sort it.
+
+  python -m experiments.table --runs=DIR --where='params>1e5, status==done' --sort=-loss
+  python -m experiments.table --runs=DIR --columns=params,flops_6nd,loss --format=csv
+
+DIR is the workdir of a sweep, a .csv or a .parquet; its runs may still be training.
+"""
+
+from collections.abc import Sequence
+
+from research import cli, listing
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--runs", required=True, help="a sweep's workdir, a .csv or a .parquet")
+    parser.add_argument("--where", help="comparisons, all of which a row must meet: params>1e5")
+    parser.add_argument("--sort", help="a column; with - in front, the highest first")
+    help_ = "the columns to show, a comma between them; `all` is every one that there is"
+    parser.add_argument("--columns", help=help_)
+    parser.add_argument("--format", choices=sorted(listing.FORMATS), default="text")
+    args = parser.parse_args(argv)
+
+    from research.scaling import table
+
+    rows = table.read(args.runs)
+    if args.where:
+        rows = [row for row, keep in zip(rows, table.where(rows, args.where)) if keep]
+    if args.sort:
+        rows = listing.ordered(rows, args.sort)
+    print(listing.FORMATS[args.format](rows, listing.columns(rows, args.columns)))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,297 @@
+"""What a run costs on these devices, before it is trained: seconds from a quick calibration that is
+kept in the cache, and bytes on a device.
+
+Seconds: the programs of the fewest and of the most FLOPs per step are compiled and timed, and those
+between are interpolated, seconds over FLOPs in logarithms. To the steps come the evaluations, at
+the seconds per held-out example of the same two programs. Checkpoints are not counted.
+
+Bytes: parameters, optimizer state and gradients exactly, by their shardings; two dispatches of
+batches and the held-out set exactly; and activations by estimate: what `jax.vjp` of the loss keeps
+for the backward pass besides parameters and batch, for the rows of one device.
+On CPU that and the gradients came to 0.7 to 1.3 of what XLA reserves for text and images (to 0.4
+with remat, which works out one block again); on other devices it was not compared.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import Var
+from jax.sharding import Mesh
+
+from research import accounting, environment, files, sharding
+from research.errors import BadInput, StorageError
+from research.run import Run, example_inputs
+from research.step import Recipe, placement
+from research.train import Trainer
+
+log = logging.getLogger(__name__)
+
+LONG_ENOUGH = 1.0  # seconds that a program is timed for
+REACH = 4.0  # how many times beyond the programs that were timed a prediction goes
+TRACED = 4  # programs whose activations are traced; those between are interpolated
+
+
+class Cost(NamedTuple):
+    """Of one run: seconds to train it, seconds to compile what it runs, bytes on one device; None
+    where these devices or this calibration cannot tell. Runs of one `program` compile once."""
+
+    seconds: float | None
+    compiling: float
+    program: tuple
+    memory: float | None = None
+
+
+class Sample(NamedTuple):
+    """A program that was timed: seconds of a step of so many FLOPs, of compiling it, and of one
+    held-out example."""
+
+    flops: float
+    step: float
+    compiling: float
+    example: float
+
+
+def of(runs: Sequence[Run]) -> list[Cost]:
+    """What each run costs, by earlier calibrations."""
+    meshes = [_mesh(run) for run in runs]
+    placed = [(run, mesh) for run, mesh in zip(runs, meshes, strict=True) if mesh]
+    bytes_, samples, out = _memory(placed), functools.cache(known), []
+    for run, mesh in zip(runs, meshes, strict=True):
+        if mesh is None:
+            out.append(Cost(None, 0.0, ("", run.id)))
+            continue
+        name, seconds, compiling = program(run, mesh), None, 0.0
+        if at := _at(samples(_key(run, mesh)), run):
+            evaluated = _evaluations(run) * run.eval_examples
+            seconds, compiling = run.steps * at.step + evaluated * at.example, at.compiling
+        out.append(Cost(seconds, compiling, name, bytes_[name]))
+    return out
+
+
+def calibrate(runs: Sequence[Run]) -> None:
+    """Time the programs of the fewest and of the most FLOPs per step of each kind, and keep it.
+
+    Takes seconds to minutes, as long as it takes to compile them. Raises StorageError where the
+    cache cannot be written.
+    """
+    meshes = ((run, _mesh(run)) for run in runs)
+    kinds = _by_kind([(run, mesh) for run, mesh in meshes if mesh])
+    for key, pairs in kinds.items():
+        pairs.sort(key=lambda pair: _step_flops(pair[0]))
+        samples = {sample.flops: sample for sample in known(key)}
+        for run, mesh in {_step_flops(pair[0]): pair for pair in (pairs[0], pairs[-1])}.values():
+            sample = measure(run, mesh)
+            samples[sample.flops] = sample
+            name, count = run.facts["family"], f"{run.facts['params']:,}"
+            took = f"{1000 * sample.step:.3g} ms a step, {sample.compiling:.1f} s to compile"
+            log.info("timed %s with %s parameters: %s", name, count, took)
+        rows = [sample._asdict() for sample in sorted(samples.values())]
+        files.write_json(_file(key), {"samples": rows})
+
+
+def program(run: Run, mesh: Mesh) -> tuple:
+    """What decides the compiled programs of a run; runs that share it compile once."""
+    inputs, heldout = example_inputs(run.data), (run.eval_examples, run.eval_batch)
+    structure = jax.tree.structure(run.hyper)
+    sizes = (run.batch, run.every.dispatch, *heldout, tuple(mesh.shape.items()))
+    return recipe(run), inputs, structure, sizes
+
+
+def recipe(run: Run) -> Recipe:
+    return Recipe(run.model, run.task, run.optimizer, run.schedule)
+
+
+def _mesh(run: Run) -> Mesh | None:
+    """None where these devices cannot take the run, which a launch refuses with the reason."""
+    try:
+        return sharding.make_mesh(run.mesh, run.batch)
+    except BadInput:
+        return None
+
+
+def _evaluations(run: Run) -> int:
+    return 1 + ((run.steps - 1) // run.every.eval if run.every.eval else 0)
+
+
+# Seconds.
+
+
+def _key(run: Run, mesh: Mesh) -> str:
+    """The digest of all that decides how long a step takes, but for its size."""
+    fields = {k: v for k, v in run.model.described().items() if k not in run.model.family.SIZED}
+    inputs = example_inputs(run.data)
+    return files.digest_of(
+        {
+            "device": mesh.devices.flat[0].device_kind,
+            "mesh": dict(mesh.shape),
+            **{k: v for k, v in environment.describe().items() if k in ("cores", "xla_flags")},
+            "versions": environment.describe()["versions"],
+            "model": fields,
+            "inputs": [list(inputs.shape), str(inputs.dtype)],
+            "task": type(run.task).__name__,
+            "optimizer": [run.optimizer, run.schedule, str(jax.tree.structure(run.hyper))],
+            "dispatch": run.every.dispatch,
+        }
+    )[:24]
+
+
+def _by_kind(placed: Iterable[tuple[Run, Mesh]]) -> dict[str, list[tuple[Run, Mesh]]]:
+    """Runs that differ in size alone, as far as cost goes, together."""
+    kinds: dict[str, list[tuple[Run, Mesh]]] = {}
+    for run, mesh in placed:
+        kinds.setdefault(_key(run, mesh), []).append((run, mesh))
+    return kinds
+
+
+def known(key: str) -> list[Sample]:
+    """What was timed before, by FLOPs; nothing where the file is damaged."""
+    try:
+        path = _file(key)
+        rows = files.read_json(path)["samples"] if path.exists() else []
+        samples = [Sample(**{k: float(row[k]) for k in Sample._fields}) for row in rows]
+    except (BadInput, StorageError, KeyError, TypeError, ValueError):
+        return []
+    return sorted(s for s in samples if s.flops > 0 and s.step > 0)
+
+
+def _file(key: str) -> Path:
+    return files.cache("cost") / f"{key}.json"
+
+
+def measure(run: Run, mesh: Mesh) -> Sample:
+    """Time a run's programs as its loop uses them: the next dispatch is sent before the one before
+    it is waited for."""
+    few = min(run.eval_examples, 4 * run.eval_batch)
+    run = dataclasses.replace(run, eval_examples=few, start=None)
+    trainer, room = Trainer(run, mesh), run.every.dispatch
+    begun = time.perf_counter()
+    state, first = trainer.steps(trainer.init(), trainer.batches(0, room, room), room)
+    jax.block_until_ready(first)
+    trainer.evaluate(state.evaluated)
+    built = time.perf_counter() - begun
+
+    def dispatches(state: Any, count: int) -> tuple[Any, float]:
+        begun, before = time.perf_counter(), None
+        for _ in range(count):
+            state, sent = trainer.steps(state, trainer.batches(0, room, room), room)
+            jax.block_until_ready(before)
+            before = sent
+        jax.block_until_ready(before)
+        return state, (time.perf_counter() - begun) / count
+
+    state, once = dispatches(state, 1)
+    count = min(50, math.floor(LONG_ENOUGH / once))
+    if count > 1:
+        state, once = dispatches(state, count)
+    begun = time.perf_counter()
+    trainer.evaluate(state.evaluated)
+    evaluating = time.perf_counter() - begun
+    compiling = max(0.0, built - once - evaluating)
+    return Sample(_step_flops(run), once / room, compiling, evaluating / few)
+
+
+def _step_flops(run: Run) -> float:
+    return accounting.step_flops(run.model, run.batch)
+
+
+def _at(samples: Sequence[Sample], run: Run) -> Sample | None:
+    """The sample of this run's program, interpolated; None too far from what was timed. Below the
+    smallest a step takes as long as it, above the largest as much longer as it has more FLOPs."""
+    flops = _step_flops(run)
+    if not samples or not samples[0].flops / REACH <= flops <= samples[-1].flops * REACH:
+        return None
+    above = max(1.0, flops / samples[-1].flops)
+    x = np.log([s.flops for s in samples])
+
+    def between(values: Sequence[float]) -> float:
+        return float(np.exp(np.interp(math.log(flops), x, np.log(np.maximum(values, 1e-9)))))
+
+    step, compiling, example = (between([s[i] for s in samples]) for i in (1, 2, 3))
+    return Sample(flops, step * above, compiling, example * above)
+
+
+# Bytes.
+
+
+def room() -> float:
+    """Bytes of one device; on CPU, of its share of the machine's memory."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    return (
+        float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / jax.local_device_count()
+    )
+
+
+def _memory(placed: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
+    """Bytes on one device by program."""
+    out: dict[tuple, float | None] = {}
+    for pairs in _by_kind(placed).values():
+        programs = {program(*pair): pair for pair in pairs}
+        kept = _activations(list(programs.values()))
+        for (name, pair), bytes_ in zip(programs.items(), kept, strict=True):
+            fixed = held(*pair)
+            out[name] = None if fixed is None else bytes_ + sum(fixed.values())
+    return out
+
+
+def _activations(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
+    """Bytes of activations of runs of one kind: a few are traced, those between interpolated."""
+    x = np.log([_step_flops(run) for run, _ in pairs])
+    order = np.argsort(x, kind="stable")
+    at = order[np.linspace(0, len(pairs) - 1, min(TRACED, len(pairs))).round().astype(int)]
+    y = [math.log(max(1.0, activations(*pairs[i]))) for i in at]
+    return np.exp(np.interp(x, x[at], y))
+
+
+def held(run: Run, mesh: Mesh) -> dict[str, int] | None:
+    """Bytes on one device, exactly, by what they are of: "state", "gradients", "batches" and
+    "heldout". None where the mesh does not divide a parameter, which a launch refuses."""
+    structure = jax.tree.structure(run.hyper)
+    try:
+        _, abstract = placement(recipe(run), mesh, example_inputs(run.data), structure)
+    except BadInput:
+        return None
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    example = sum(x.nbytes for x in _example(run).values())
+    return {
+        "state": sharding.bytes_per_device(abstract),
+        "gradients": sharding.bytes_per_device(abstract.params),
+        "batches": 2 * run.every.dispatch * math.ceil(run.batch / ways) * example,
+        "heldout": math.ceil(run.eval_examples / ways) * (example + 4),
+    }
+
+
+def activations(run: Run, mesh: Mesh) -> float:
+    """Bytes that the backward pass needs of the forward pass, on one device, by estimate."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = math.ceil(run.batch / ways)
+    shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in _example(run).items())
+    return _kept(recipe(run), example_inputs(run.data), shapes) / mesh.shape["tensor"]
+
+
+@functools.lru_cache(maxsize=1024)
+def _kept(recipe: Recipe, inputs: Any, shapes: tuple) -> int:
+    params = recipe.model.shapes(inputs)
+    batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
+
+    def backward(params: dict, batch: Mapping) -> Any:
+        return jax.vjp(lambda p: recipe.loss(p, batch), params)[1]
+
+    graph = jax.make_jaxpr(backward)(params, batch).jaxpr
+    kept = {v for v in graph.outvars if isinstance(v, Var)} - {*graph.invars, *graph.constvars}
+    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)  # type: ignore[attr-defined]
+
+
+def _example(run: Run) -> dict[str, np.ndarray]:
+    return run.data.train.rows(np.zeros(1, np.int64))
