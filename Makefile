@@ -6,7 +6,7 @@ RUNS ?= runs/demo
 FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-slow check format lock clean
+.PHONY: help setup setup-dev demo demo-verify test test-slow check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ setup-dev: setup  ## the same with what tests and checks need
 
 demo: setup  ## train a ladder of language models on real text, fit L(N), write the report
 	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=$(RUNS) $(FLAGS)
+
+demo-verify: demo  ## train a run ten times larger than the demo's, against its prediction
+	@$(PY) -m experiments.verify --runs=$(RUNS)
 
 test: setup-dev  ## the default tests (8 simulated devices, 2 workers)
 	@$(PY) -m pytest -n 2 -m "not slow"

@@ -89,6 +89,9 @@ def render(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     if "loss" in svgs:
         noun = summary.NOUNS.get(against, against)
         parts += [f"<h2>Loss against {_e(noun)}</h2>", _svg(svgs["loss"])]
+    if found := result.get("verified"):
+        words = f"{summary.prediction(found)} {summary.verified(found)}"
+        parts += ["<h2>A larger run</h2>", f"<p>{_e(words)}</p>", _svg(svgs["verify"])]
     if explorer := _explorer(result):
         parts += ["<h2>Ask the law</h2>", explorer]
     for name, found in result["surfaces"].items():

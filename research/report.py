@@ -67,7 +67,11 @@ def write(
     cards = [files.read_json(p) for p in sorted((workdir / "data").glob("*.json"))]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
     result |= {"surfaces": surfaces, "compared": compared}
-    svgs = {name: written[f"{name}.svg"].read_text() for name in figures}
+    if (workdir / "verify" / "verify.json").exists():
+        result["verified"] = files.read_json(workdir / "verify" / "verify.json")
+        written["verify.svg"] = workdir / "figures" / "verify.svg"
+    named = [name.removesuffix(".svg") for name in written if name.endswith(".svg")]
+    svgs = {name: written[f"{name}.svg"].read_text() for name in named}
     files.write_atomic(written["report"], page.render(result, svgs))
     return result
 

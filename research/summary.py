@@ -88,6 +88,25 @@ def headline(document: Mapping[str, Any] | None) -> str:
     )
 
 
+def prediction(made: Mapping[str, Any]) -> str:
+    """What the law says of a larger run, before that is trained."""
+    low, high = (end(x, ".4g") for x in made["run_interval"])
+    return (
+        f"From {made['n_points']} runs, a run of {quantity(made['params'])} parameters and "
+        f"{quantity(made['tokens'])} tokens ({made['budget']:.3g} FLOPs) is predicted to have a "
+        f"loss of {made['loss']:.4g} (95 % interval {low} to {high})."
+    )
+
+
+def verified(found: Mapping[str, Any]) -> str:
+    """The same after it was trained."""
+    verdict = "inside" if found["covered"] else "outside"
+    return (
+        f"Measured: {found['measured']:.4g}, {verdict} the interval; the prediction was off by "
+        f"{abs(found['error']):.2%}."
+    )
+
+
 def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     """A fit as text: the law, the fall of the loss, prediction against measurement, warnings.
     `brief` tells of the last prediction alone."""

@@ -45,6 +45,8 @@ MAY = {
     "plan": GROUND,
     "listing": GROUND,
     "cost": {*GROUND, "accounting", "sharding", "run", "step", "train"},
+    "verify": {*GROUND, "records", "run", "sweep", "scaling", "plots", "verify_plot"},
+    "verify_plot": {"scaling", "plots"},
     "prepare": {*GROUND, "plan", "cost", "run", "units", "sweep"},
     "scaling": {*GROUND, "scaling", "records"},
     "plots": {*GROUND, "scaling"},

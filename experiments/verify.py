@@ -1,0 +1,41 @@
+"""Train a run larger than those of a sweep, and compare it with what their law predicted for it.
+
+  python -m experiments.verify --runs=DIR [--flops=1e14]
+
+The law L(N, D) is fitted to all runs in DIR; the run has the size that it says is best for a budget
+of ten times the largest one, or of --flops (6 N D). The prediction is written before the run is
+trained. Launch the same command again to go on after an interruption.
+"""
+
+import math
+import signal
+from collections.abc import Sequence
+
+from research import cli
+from research.errors import BadInput
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--runs", required=True, help="the workdir of a sweep over both")
+    parser.add_argument("--flops", type=float, help="the budget 6 N D of the larger run")
+    args = parser.parse_args(argv)
+    if args.flops is not None and not 0 < args.flops < math.inf:
+        raise BadInput(f"--flops={args.flops}: expected a number above 0")
+
+    from research import compiled, report, sharding, summary, verify  # jax from here on
+
+    sharding.use_all_cores()
+    compiled.keep_programs()
+    made, config = verify.predict(args.runs, args.flops)
+    print(summary.prediction(made), flush=True)
+    with cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
+        found = verify.measure(args.runs, made, config, stop)
+    print(summary.verified(found))
+    report.write(args.runs)
+    print(f"{args.runs}/verify/verify.json\n{args.runs}/figures/verify.png")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
