@@ -210,6 +210,7 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
         assert records.row(run)["status"] == "unfinished"
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_a_row_and_the_exit_code_says_so(corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=2)
     more = " + [{'optim.lr': 1e30, 'optim.clip': None}]\n"

@@ -1,5 +1,6 @@
 """Workers as actors of a Ray cluster: one that exists, or one on this machine."""
 
+import importlib
 import os
 import signal
 import sys
@@ -93,7 +94,7 @@ def _connected(address: str) -> Any:
     if not address:  # on the loopback, where no other host reaches it
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
-        import ray
+        ray = importlib.import_module("ray")
     except ImportError as error:
         raise BadInput(
             "--executor=ray: needs the package ray; pip install 'isoflop[ray]'"

@@ -1,6 +1,7 @@
 """Workers as a job array of Slurm, through submitit."""
 
 import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -32,14 +33,12 @@ class Task:
 
     def checkpoint(self) -> Any:
         """Called by submitit before the job ends too early."""
-        from submitit.helpers import DelayedSubmission
-
         if self.child:
             self.child.terminate()
             # This is a signal handler, in the middle of the wait above, which holds a lock.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Task(*self.start))
+        return importlib.import_module("submitit.helpers").DelayedSubmission(Task(*self.start))
 
 
 def run(
@@ -131,7 +130,7 @@ def _cancel(*arguments: str) -> None:
 
 def _executor(folder: Path) -> Any:
     try:
-        import submitit
+        submitit = importlib.import_module("submitit")
     except ImportError as error:
         raise BadInput(
             "--executor=slurm: needs the package submitit; pip install 'isoflop[slurm]'"
