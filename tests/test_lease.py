@@ -1,5 +1,6 @@
 """Leases: one holder at a time, whoever dies, wherever it ran, whatever the clocks say."""
 
+import fcntl
 import json
 import os
 import signal
@@ -101,25 +102,31 @@ def test_of_eight_that_start_at_once_exactly_one_wins(tmp_path):
             racer.wait()
 
 
+def unlocked(path):
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "a zombie"])
 def test_a_killed_holder_is_followed_at_once(tmp_path, reaped):
     argv = [sys.executable, "-c", HOLDER, str(tmp_path)]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    try:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(Held, match=f"process {process.pid} on"):
-            records.RunDirectory(tmp_path, "r0").__enter__()
-    finally:
-        process.send_signal(signal.SIGKILL)
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "held\n"
+            with pytest.raises(Held, match=f"process {process.pid} on"):
+                records.RunDirectory(tmp_path, "r0").__enter__()
+        finally:
+            process.send_signal(signal.SIGKILL)
         if reaped:
             process.wait()
-    process.stdout.read()  # until it is dead
-    with records.RunDirectory(tmp_path, "r0") as run:
-        holder = lease.holder(run.path / "lease")
-        assert (holder.number, holder.content["deaths"]) == (2, 1)
-    process.wait()
-    process.stdout.close()
+        until(lambda: unlocked(tmp_path / "runs" / "r0" / ".lock"))  # its last thread is gone
+        with records.RunDirectory(tmp_path, "r0") as run:
+            holder = lease.holder(run.path / "lease")
+            assert (holder.number, holder.content["deaths"]) == (2, 1)
     with records.RunDirectory(tmp_path, "r0") as run:
         assert lease.holder(run.path / "lease").content["deaths"] == 0
 
