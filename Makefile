@@ -27,8 +27,8 @@ setup:  ## make the virtual environment .venv from requirements.lock (once)
 setup-dev: setup  ## the same with what tests and checks need
 	@LOCK=requirements-dev.lock PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
 
-demo: setup  ## train a ladder of language models on real text, fit L(N), write the report
-	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=$(RUNS) $(FLAGS)
+demo: setup  ## an isoFLOP sweep of language models on real text: U-curves, L(N, D), the report
+	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_isoflop.py --workdir=$(RUNS) $(FLAGS)
 
 demo-verify: demo  ## train a run ten times larger than the demo's, against its prediction
 	@$(PY) -m experiments.verify --runs=$(RUNS)
