@@ -29,4 +29,5 @@ def sweep(config):
 
 
 def centred(config):
-    return grid.isoflop(budgets(config["horizon"]["amount"]), n=6, around=grid.CHINCHILLA, spread=4.0)
+    largest = config["horizon"]["amount"]
+    return grid.isoflop(budgets(largest), n=6, around=grid.CHINCHILLA, spread=4.0)
