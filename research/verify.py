@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from research import check, cli, files, plots, records, scaling, sweep, verify_plot
+from research import answer_plots, check, cli, files, plots, records, scaling, sweep
 from research.errors import BadInput
 from research.run import make_run
 from research.scaling import Fit, frontier, table
@@ -86,7 +86,7 @@ def measure(
         "seconds": row["seconds"],
     }
     files.write_json(folder / "verify.json", found)
-    plots.save(verify_plot.figure(law(workdir), found), Path(workdir) / "figures" / "verify")
+    plots.save(answer_plots.verified(law(workdir), found), Path(workdir) / "figures" / "verify")
     return found
 
 
