@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from research import plots
 from research.plots import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
-from research.scaling import Fit, isoflop, table
+from research.scaling import Fit, frontier, isoflop, table
 from research.scaling.envelope import NEEDED
 from research.scaling.laws import GROUP
 
