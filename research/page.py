@@ -4,8 +4,11 @@ All that comes from records is escaped; nothing on the page needs a network, and
 scripts misses the slider alone.
 """
 
+import base64
 import html
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from research import charts, scaling, summary
@@ -28,13 +31,15 @@ th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
          white-space: nowrap; }
 th { border-bottom: 2px solid #999; }
 td.text, th.text { text-align: left; }
-svg { max-width: 100%; height: auto; }
+svg, img { max-width: 100%; height: auto; }
 .chart form label, .vega-bind { font-size: .95rem; }
 .chart input[type=range] { width: 20rem; vertical-align: middle; }
 .chart input[type=range] ~ * { display: none; }
 code, pre { background: #f5f5f5; font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
 """
+LARGE = 120_000  # characters of an SVG
+COLOURS = 96
 OBJECTIVES = {
     "mse_log": "least squares of the log loss",
     "mse": "least squares of the loss",
@@ -88,24 +93,28 @@ def render(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, fits)]
     if "loss" in svgs:
         noun = summary.NOUNS.get(against, against)
-        parts += [f"<h2>Loss against {_e(noun)}</h2>", _svg(svgs["loss"])]
+        parts += [f"<h2>Loss against {_e(noun)}</h2>", _figure(svgs["loss"])]
     if found := result.get("verified"):
         words = f"{summary.prediction(found)} {summary.verified(found)}"
-        parts += ["<h2>A larger run</h2>", f"<p>{_e(words)}</p>", _svg(svgs["verify"])]
+        parts += ["<h2>A larger run</h2>", f"<p>{_e(words)}</p>", _figure(svgs["verify"])]
     if explorer := _explorer(result):
         parts += ["<h2>Ask the law</h2>", explorer]
     for name, found in result["surfaces"].items():
         parts.append(f"<h2>{SURFACES[name]}</h2>")
         parts.append(f"<pre>{_e(summary.fit_summary(found.document, brief=True))}</pre>")
-        parts += [_svg(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
+        parts += [_figure(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
     if "accuracy" in svgs:
-        parts += ["<h2>Accuracy</h2>", _svg(svgs["accuracy"])]
+        parts += ["<h2>Accuracy</h2>", _figure(svgs["accuracy"])]
     if several and (side := summary.comparison(rows, against)):
         parts += ["<h2>Groups side by side</h2>", _table(side[0], side[1:])]
         parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
     if compared := result["compared"]:
         words = " ".join(f"{w}." for w in compared.document["compare"]["words"])
-        parts += ["<h2>One law for all groups</h2>", f"<p>{_e(words)}</p>", _svg(svgs["compare"])]
+        parts += [
+            "<h2>One law for all groups</h2>",
+            f"<p>{_e(words)}</p>",
+            _figure(svgs["compare"]),
+        ]
     for group, fit in fits.items():
         if fit["document"]:
             parts.append(f"<h2>The law{_e(f' of {group}') if several else ''}</h2>")
@@ -114,7 +123,7 @@ def render(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     parts += ["<h2>Runs</h2>", _runs_table(rows, several)]
     if "confusion" in svgs:
         best = best_classifier([row for row in rows if row["status"] == "done"])
-        parts += ["<h2>Classes</h2>", _svg(svgs["confusion"]), _classes(best) if best else ""]
+        parts += ["<h2>Classes</h2>", _figure(svgs["confusion"]), _classes(best) if best else ""]
     still = (
         ("curves", "Learning curves"),
         ("residuals", "Residuals"),
@@ -122,7 +131,7 @@ def render(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
     )
     for figure, heading in still:
         if figure in svgs:
-            parts += [f"<h2>{heading}</h2>", _svg(svgs[figure])]
+            parts += [f"<h2>{heading}</h2>", _figure(svgs[figure])]
     parts += ["<h2>Data</h2>", *(_card(card) for card in result["cards"])]
     parts += ["<h2>How it was made</h2>", _made(rows)]
     return (
@@ -286,9 +295,22 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) ->
     )
 
 
-def _svg(text: str) -> str:
-    """The figure itself, without the XML prologue that HTML does not take."""
-    return "<figure>" + text[text.index("<svg") :] + "</figure>"
+def embedded(svg: Path) -> str:
+    """A figure for the page: the SVG itself, without the XML prologue that HTML does not take; or,
+    where it has so many marks that it is LARGE, the PNG beside it in COLOURS, which is smaller."""
+    from PIL import Image  # matplotlib's own
+
+    text = svg.read_text()
+    if len(text) <= LARGE:
+        return text[text.index("<svg") :]
+    raw = io.BytesIO()
+    Image.open(svg.with_suffix(".png")).convert("RGB").quantize(COLOURS).save(raw, "png")
+    data = base64.b64encode(raw.getvalue()).decode()
+    return f'<img alt="{_e(svg.stem)}" src="data:image/png;base64,{data}">'
+
+
+def _figure(markup: str) -> str:
+    return f"<figure>{markup}</figure>"
 
 
 def _e(value: object) -> str:

@@ -71,8 +71,8 @@ def write(
         result["verified"] = files.read_json(workdir / "verify" / "verify.json")
         written["verify.svg"] = workdir / "figures" / "verify.svg"
     named = [name.removesuffix(".svg") for name in written if name.endswith(".svg")]
-    svgs = {name: written[f"{name}.svg"].read_text() for name in named}
-    files.write_atomic(written["report"], page.render(result, svgs))
+    drawn = {name: page.embedded(written[f"{name}.svg"]) for name in named}
+    files.write_atomic(written["report"], page.render(result, drawn))
     return result
 
 

@@ -64,6 +64,26 @@ def test_the_page_fetches_nothing(tmp_path):
     assert len(page) < 2e6
 
 
+@pytest.mark.slow
+def test_the_page_of_a_large_sweep_stays_small(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for n in np.geomspace(1e4, 1e7, 20):
+        for d in n * np.geomspace(2, 500, 10):
+            loss = (1.7 + 400 / n**0.34 + 410 / d**0.28) * np.exp(0.004 * rng.normal())
+            facts = {
+                "params": int(n),
+                "tokens": int(d),
+                "unique_tokens": int(d),
+                "flops": 7 * n * d,
+            }
+            rows.append({"run": f"r{len(rows)}", "loss": loss, **facts})
+    report.write(workdir(tmp_path, rows), every_way=True)
+    page = (tmp_path / "report.html").read_text()
+    assert len(page) < 2e6
+    assert "data:image/png" in page  # what has many marks
+    assert "<svg" in page
+
+
 def test_what_comes_from_records_is_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
     rows = noisy(0)
