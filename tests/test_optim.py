@@ -340,6 +340,7 @@ def test_a_convolution_is_a_matrix_from_patches_to_channels():
     grads = jax.random.normal(jax.random.key(0), (3, 3, 2, 5))
     patches = directions(grads.reshape(18, 5), "dense0/kernel")
     convolved = directions(grads, "stage0/block1/conv1/kernel").reshape(18, 5)
-    np.testing.assert_allclose(convolved, patches, atol=1e-6)
+    # Newton-Schulz makes more of the rounding of products in another order.
+    np.testing.assert_allclose(convolved, patches, atol=2e-5)
     taps = np.stack([directions(g, "dense0/kernel") for g in grads.reshape(9, 2, 5)])
     assert np.abs(taps.reshape(18, 5) - convolved).max() > 0.1
