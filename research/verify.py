@@ -26,7 +26,7 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
 
     Raises BadInput where no law can be fitted, or another prediction was made before.
     """
-    path, fit = Path(workdir) / "verify" / "prediction.json", law(workdir)
+    path = Path(workdir) / "verify" / "prediction.json"
     if path.exists():
         made = files.read_json(path)
         if flops and abs(made["budget"] / flops - 1) > MISSED:
@@ -35,6 +35,7 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
                 f"{path.parent} to make another"
             )
         return made, made["config"]
+    fit = law(workdir)
     budget = flops or FACTOR * frontier.largest(fit.parts.fitted)
     best = frontier.best_params(fit.law, fit.best[None], [budget])[0, 0]
     if frontier.together(fit.parts.fitted) or not 0 < best < float("inf"):
