@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from research import files, trees
-from research.errors import BadInput, StorageError
+from research.errors import BadInput, Damaged, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
     """(step, state) of the newest intact checkpoint, laid out as `abstract` says; None if there
     never was one. Damaged steps are quarantined with a warning.
 
-    Raises StorageError if there are checkpoints and none is intact, BadInput if one holds other
+    Raises Damaged if there are checkpoints and none is intact, BadInput if one holds other
     shapes or dtypes than `abstract`.
     """
     step = newest_common([directory])
@@ -86,7 +86,7 @@ def newest_common(directories: Sequence[Path]) -> int | None:
     """The newest step that all of `directories` hold intact; None if there is no such step. Damaged
     steps are quarantined with a warning.
 
-    Raises StorageError if one of them has had checkpoints and none is intact.
+    Raises Damaged if one of them has had checkpoints and none is intact.
     """
     roots = [_root(directory) for directory in directories]
     for leftover in [p for r in roots for p in [*r.glob(".saving-*"), *r.glob(".deleting-*")]]:
@@ -96,7 +96,7 @@ def newest_common(directories: Sequence[Path]) -> int | None:
             return step
     for directory, root in zip(directories, roots, strict=True):
         if not _steps(root) and (directory / "quarantine").exists():
-            raise StorageError(
+            raise Damaged(
                 f"{directory}: checkpoints were written, but none of them is intact; see "
                 f"{directory / 'quarantine'}. Remove {directory} to train this run from the start."
             )

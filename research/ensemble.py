@@ -22,9 +22,8 @@ from jax.sharding import PartitionSpec as P
 
 from research import checkpoint, sharding, sinks
 from research.errors import Diverged
-from research.files import read_json
 from research.recorder import Late, Recorder
-from research.records import RunDirectory
+from research.records import RunDirectory, own
 from research.run import Run
 from research.step import Members, TrainState, group_dispatch_program, group_eval_program
 from research.train import Trainer, host_batches, host_heldout, loop
@@ -240,7 +239,7 @@ def runs_mesh(count: int, directories: Sequence[RunDirectory] = ()) -> Mesh:
     each = math.ceil(count / min(count, available))
     size = math.ceil(count / each)
     for path in (directory.path / "launch.json" for directory in directories):
-        stored = read_json(path).get("members_mesh") if path.exists() else None
+        stored = own(path).get("members_mesh") if path.exists() else None
         if stored and stored["runs"] <= available:
             size = stored["runs"]
             break

@@ -25,13 +25,19 @@ class BadInput(IsoflopError):
 
 
 class StorageError(IsoflopError):
-    """The disk failed, or what it holds cannot be trusted."""
+    """The disk failed."""
 
     exit_code = IO_ERROR
 
 
 class Held(StorageError):
     """Another process is training this run."""
+
+
+class Damaged(IsoflopError):
+    """The files of a run are not as they were written. Other runs are not concerned."""
+
+    exit_code = IO_ERROR
 
 
 class Preempted(IsoflopError):

@@ -30,12 +30,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from research import files, lease
-from research.errors import BadInput, Held, StorageError
+from research.errors import BadInput, Damaged, Held, StorageError
 
 log = logging.getLogger(__name__)
 
 SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is made from
-ROWS = 2  # counted up when `row` makes another row of the same files
+ROWS = 3  # counted up when `row` makes another row of the same files
 WORTH_KEEPING = 64  # runs read anew, before the table is kept for the next time
 
 
@@ -91,7 +91,7 @@ class RunDirectory:
         if not path.exists():
             self.check()
             files.write_json(path, value)
-        return files.read_json(path)
+        return own(path)
 
     def once_text(self, name: str, text: str) -> None:
         """Write `name` unless it is there."""
@@ -130,8 +130,21 @@ class RunDirectory:
 
     @property
     def result(self) -> dict | None:
+        """Raises Damaged if it is there and cannot be read."""
         path = self.path / "result.json"
-        return files.read_json(path) if path.exists() else None
+        return own(path) if path.exists() else None
+
+
+def own(path: Path) -> dict[str, Any]:
+    """A JSON file that a run wrote. Raises Damaged if it is not as it was written."""
+    try:
+        return files.read_json(path)
+    except BadInput as error:
+        remedy = {
+            "result.json": "launch again, and its last checkpoint is evaluated anew",
+            "launch.json": "remove this file to go on with the devices that are here",
+        }.get(path.name, "remove this file, or the run's directory to train it anew")
+        raise Damaged(f"{error}; {remedy}") from error
 
 
 def line(record: Mapping[str, object]) -> bytes:
@@ -238,7 +251,15 @@ def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def row(path: Path) -> dict[str, Any]:
-    """The row of one run directory, from the files named in SOURCES."""
+    """The row of one run directory, from the files named in SOURCES. One whose files are damaged has
+    failed."""
+    try:
+        return _row(path)
+    except Damaged as error:
+        return {"run": path.name, "status": "failed", "reason": f"Damaged: {error}"}
+
+
+def _row(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"run": path.name, "status": "unfinished", "reason": ""}
     out |= _read(path / "launch.json").get("facts", {})
     out |= _read(path / "result.json")
@@ -247,14 +268,14 @@ def row(path: Path) -> dict[str, Any]:
     if out["status"] == "unfinished":
         attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
         if attempts:
-            out |= {"status": "failed", "reason": files.read_json(attempts[-1])["reason"]}
+            out |= {"status": "failed", "reason": own(attempts[-1])["reason"]}
         elif (last := lease.holder(path / "lease")) and last.deaths:
             out["reason"] = f"its process died, {last.deaths} times in a row"
     return out
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return files.read_json(path) if os.path.exists(path) else {}
+    return own(path) if os.path.exists(path) else {}
 
 
 def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

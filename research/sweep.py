@@ -21,6 +21,7 @@ from research.errors import (
     IO_ERROR,
     PREEMPTED,
     BadInput,
+    Damaged,
     Held,
     Preempted,
     StorageError,
@@ -281,6 +282,8 @@ def check(points: Iterable[Point], workdir: str | Path) -> None:
             train.check(point.run, RunDirectory(workdir, point.run.id))
         except BadInput as error:
             problems += [f"point {point.overrides}: {line}" for line in error.problems]
+        except Damaged as error:  # this run fails, the others go on
+            log.warning("%s", error)
     if problems:
         raise BadInput(*problems)
 
@@ -305,4 +308,7 @@ def _take(unit: Unit, workdir: str | Path, progress: Progress, stop: Callable[[]
 
 
 def _ended(point: Point, directory: RunDirectory) -> bool:
-    return directory.result is not None or directory.failures > point.forgiven
+    try:
+        return directory.result is not None or directory.failures > point.forgiven
+    except Damaged:  # its last checkpoint is evaluated again
+        return False

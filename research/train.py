@@ -20,9 +20,8 @@ from jax.sharding import Mesh
 
 from research import branch, checkpoint, sharding, sinks
 from research.errors import Diverged, Preempted
-from research.files import read_json
 from research.recorder import Progress, Recorder
-from research.records import RunDirectory
+from research.records import RunDirectory, own
 from research.run import Run, example_inputs
 from research.step import (
     Recipe,
@@ -235,7 +234,7 @@ def _mesh(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -> Me
     it decides the last bits."""
     for path in (directory.path, *(trunk.path for trunk in trunks)):
         if (path / "launch.json").exists():
-            stored = read_json(path / "launch.json")["mesh"]
+            stored = own(path / "launch.json")["mesh"]
             if math.prod(stored.values()) <= jax.device_count():
                 return sharding.make_mesh(stored, run.batch)
             log.warning("%s: first launched on mesh %s, which is not here", path, stored)

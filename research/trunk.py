@@ -76,7 +76,7 @@ def seeded(
 def _checkpoint(own: Path, trunk: Trunk) -> tuple[Trunk, int, Path] | None:
     if not (trunk.path / "launch.json").exists():
         return None
-    here, there = (files.read_json(path / "launch.json") for path in (own, trunk.path))
+    here, there = (records.own(path / "launch.json") for path in (own, trunk.path))
     if differing := [key for key in ALIKE if here.get(key) != there.get(key)]:
         words = ", ".join(differing)
         log.info("%s: not begun from %s, another %s", own.name, trunk.path.name, words)
@@ -93,7 +93,7 @@ def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
     if not shared:
         return spent
     return spent | {
-        "trunk": files.read_json(directory.path / MARK)["run"],
+        "trunk": records.own(directory.path / MARK)["run"],
         "shared_tokens": shared * run.tokens_per_step,
         "shared_flops": flops * shared / run.steps,
     }
@@ -102,4 +102,4 @@ def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
 def shared_steps(directory: Path) -> int:
     """The steps that another run took for the one in `directory`."""
     path = directory / MARK
-    return files.read_json(path)["step"] if path.exists() else 0
+    return records.own(path)["step"] if path.exists() else 0

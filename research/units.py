@@ -7,6 +7,7 @@ one does. All others are trained alone. Which are together is a function of the 
 launch.json says of runs launched before, so all workers and all launches see the same units.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -17,8 +18,8 @@ from typing import Any, Protocol
 
 import jax
 
-from research import checkpoint, ensemble, files, train, trunk
-from research.errors import BadInput, Diverged, IsoflopError, Preempted, StorageError
+from research import checkpoint, ensemble, files, records, train, trunk
+from research.errors import BadInput, Damaged, Diverged, IsoflopError, Preempted, StorageError
 from research.progress import Progress
 from research.records import RunDirectory
 from research.run import PLACES, Run
@@ -209,13 +210,16 @@ def _line(result: Mapping[str, Any]) -> str:
 
 
 def _launched(points: Sequence[Point], runs: Path) -> dict[str, tuple[str, ...]]:
-    """For every run that was launched, the ids of its group; none, if it was launched alone."""
-    paths = {p.run.id: runs / p.run.id / "launch.json" for p in points}
-    return {
-        run_id: tuple(files.read_json(path).get("members", ()))
-        for run_id, path in paths.items()
-        if path.exists()
-    }
+    """For every run that was launched, the ids of its group; none, if it was launched alone or
+    cannot say."""
+    out = {}
+    for point in points:
+        path = runs / point.run.id / "launch.json"
+        if path.exists():
+            out[point.run.id] = ()
+            with contextlib.suppress(Damaged):  # which the run itself will tell
+                out[point.run.id] = tuple(records.own(path).get("members", ()))
+    return out
 
 
 def _stored(
@@ -277,7 +281,8 @@ def _chain(points: list[Point], runs: Path) -> Unit:
         best = sorted((name for name in have if have[name]), key=lambda n: have[n], reverse=True)
         shared = have[best[0]] if best else 0
         if own := checkpoint.steps(runs / point.run.id):  # it has begun, from wherever
-            shared = min(trunk.shared_steps(runs / point.run.id), own[0])
+            with contextlib.suppress(Damaged):
+                shared = min(trunk.shared_steps(runs / point.run.id), own[0])
         trunks[point.run.id] = tuple((name, stable[name]) for name in best)
         saved += point.run.facts["flops"] * shared / point.run.steps
         if any(q.pending for q in points[index + 1 :]):

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from research import checkpoint, sharding
-from research.errors import BadInput, StorageError
+from research.errors import BadInput, Damaged, StorageError
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 
@@ -146,7 +146,7 @@ def test_damage_to_all_steps_is_an_error_and_never_a_fresh_start(run):
     for step in ("10", "20"):
         (run / "checkpoints" / step / "manifest.json").write_text("{}")
     for _ in range(2):  # also when everything is in quarantine already
-        with pytest.raises(StorageError, match="none of them is intact"):
+        with pytest.raises(Damaged, match="none of them is intact"):
             checkpoint.restore_newest(run, abstract())
 
 

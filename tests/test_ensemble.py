@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh
 
 from research import branch, check, checkpoint, cli, ensemble, grid, records, sharding, train
-from research.errors import Preempted, StorageError
+from research.errors import Damaged, Preempted
 from research.run import make_run
 from research.train import Trainer
 
@@ -367,7 +367,7 @@ def test_a_group_whose_member_lost_all_says_so(group, tmp_path):
         fit(runs, tmp_path, stop=lambda: True)
     newest = path_of(runs[2], tmp_path) / "checkpoints" / "10"
     (newest / "manifest.json").write_text("{}")
-    with pytest.raises(StorageError, match="none of them is intact"):
+    with pytest.raises(Damaged, match="none of them is intact"):
         fit(runs, tmp_path)
 
 

@@ -190,3 +190,44 @@ def test_a_sweep_file_is_data_that_gives_back_its_points(tiny, tmp_path):
     path.write_text('{"points": [{}]}')
     with pytest.raises(BadInput, match="not a sweep of this version"):
         sweep.read(path, tmp_path)
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("file", ["launch.json", "trunk.json", "checkpoints"])
+def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, tiny, tmp_path):
+    configs = points(tiny, *SEEDS)
+    made = sweep.plan(configs, tmp_path)
+    launch(made[1:2], tmp_path)
+    path = tmp_path / "runs" / made[1].run.id
+    (path / "result.json").unlink()
+    if file == "checkpoints":
+        for manifest in path.glob("checkpoints/*/manifest.json"):
+            damaged(manifest)
+    else:
+        (path / file).touch()  # a run that began from no trunk has no trunk.json
+        damaged(path / file)
+    outcome = launch(sweep.plan(configs, tmp_path), tmp_path)
+    assert outcome.trained == 2
+    assert list(outcome.missing) == [path.name]
+    assert str(path) in outcome.missing[path.name], "which file is not told"
+    assert "remove" in outcome.missing[path.name].lower(), "what to do is not told"
+    rows = {r["run"]: r["status"] for r in records.table(tmp_path)}
+    assert rows.pop(path.name) == "failed"
+    assert set(rows.values()) == {"done"}
+
+
+def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path):
+    configs = points(tiny, *SEEDS[:1])
+    launch(sweep.plan(configs, tmp_path), tmp_path)
+    (path,) = tmp_path.glob("runs/*/result.json")
+    before = records.row(path.parent)
+    damaged(path)
+    assert records.row(path.parent)["status"] == "failed"
+    assert launch(sweep.plan(configs, tmp_path), tmp_path).trained == 1
+    after = records.row(path.parent)
+    assert after["loss"] == before["loss"]
+    lines = records.read_metrics(path.parent)
+    assert [r["step"] for r in lines] == sorted({r["step"] for r in lines}), "steps were redone"
