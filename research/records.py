@@ -251,8 +251,7 @@ def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def row(path: Path) -> dict[str, Any]:
-    """The row of one run directory, from the files named in SOURCES. One whose files are damaged has
-    failed."""
+    """The row of one run directory, from the files named in SOURCES. A damaged one has failed."""
     try:
         return _row(path)
     except Damaged as error:
