@@ -23,7 +23,7 @@ def get_config():
                 "shift": 2,  # pixels, at random, in training
                 "flip": False,
             },
-            "batch": {"size": 64, "seed": 0},  # seed of the order of the data
+            "batch": {"size": 64, "seed": 0, "accumulate": 1},  # seed of the order of the data
             "task": {"name": "classification"},
             "optim": {
                 "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8},

@@ -23,7 +23,7 @@ def get_config():
                 "heldout": 1000,
                 "seed": 0,
             },
-            "batch": {"size": None, "seed": 0},  # none: all training examples
+            "batch": {"size": None, "seed": 0, "accumulate": 1},  # none: all training examples
             "task": {"name": "regression"},
             "optim": {
                 "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8},

@@ -25,7 +25,7 @@ def get_config():
                 "bias": False,
                 "tied": False,
                 "dtype": "float32",
-                "remat": False,
+                "remat": "none",  # or what is kept of a block: "dots", or nothing: "full"
                 "unroll": 1,
             },
             "data": {
@@ -38,9 +38,11 @@ def get_config():
                 "context": 128,
                 "heldout": 0.125,
             },
-            # Sequences, or with "rule": "sqrt_tokens" those at 1e6 tokens; seed of their order.
-            "batch": {"size": 4, "seed": 0},
-            "task": {"name": "language_modelling"},
+            # Sequences, or with "rule": "sqrt_tokens" those at 1e6 tokens; seed of their order; in
+            # how many parts a step takes them.
+            "batch": {"size": 4, "seed": 0, "accumulate": 1},
+            # Tokens of a device whose logits are in memory at once; none: by rule, 0: all.
+            "task": {"name": "language_modelling", "chunk": None},
             "optim": {
                 "optimizer": {
                     "name": "adamw",

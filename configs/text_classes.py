@@ -30,7 +30,7 @@ def get_config():
         "tokenizer": "bytes",
     }
     config.batch.size = 32
-    config.task.name = "classification"
+    config.task = {"name": "classification"}
     config.optim.lr, config.optim.lr_rule = 1e-3, "constant"
     config.horizon = {"unit": "examples", "amount": 4e3}
     config.eval.update(every=0, examples=1024)

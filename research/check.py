@@ -32,6 +32,7 @@ SECTIONS: dict[str, Field] = {
     "size": Field("Positive", optional=True),
     "batch.size": Field("Count", optional=True),
     "batch.seed": Field("Whole"),
+    "batch.accumulate": Field("Count"),
     "batch.rule": Field("str", choices=("constant", "sqrt_tokens"), required=False),
     "optim.lr": Field("Positive"),
     "optim.lr_rule": Field("str", choices=("constant", "inverse_width")),
@@ -143,7 +144,8 @@ def problems(config: Mapping[str, object]) -> list[str]:
         model = plugs.table(*PLUGS["model"])[str(flat["model.name"])][0]
         given = {path: value for path, value in flat.items() if path not in wrong}
         out += [*_size(given, model), *_divides(given, model)]
-    return [*out, *_mesh({path: v for path, v in flat.items() if path not in wrong})]
+    right = {path: value for path, value in flat.items() if path not in wrong}
+    return [*out, *_accumulate(right), *_mesh(right)]
 
 
 def coerce(config: dict) -> dict:
@@ -252,6 +254,14 @@ def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
         a, b = flat.get(f"model.{small}"), flat.get(f"model.{large}")
         if isinstance(a, int) and isinstance(b, int) and b % a:
             yield f"model.{small}: {a} does not divide model.{large} = {b}"
+
+
+def _accumulate(flat: Mapping[str, object]) -> Iterator[str]:
+    size, parts = flat.get("batch.size"), flat.get("batch.accumulate")
+    if "batch.rule" in flat and flat["batch.rule"] != "constant":
+        return  # the size is not known yet
+    if isinstance(size, int) and isinstance(parts, int) and size % parts:
+        yield f"batch.accumulate: {parts} does not divide batch.size = {size}"
 
 
 def _mesh(flat: Mapping[str, object]) -> Iterator[str]:

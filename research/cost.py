@@ -31,7 +31,7 @@ from research import accounting, environment, files, sharding
 from research.errors import BadInput, StorageError
 from research.run import Run, example_inputs
 from research.step import Recipe, placement
-from research.train import Trainer
+from research.train import Trainer, recipe
 
 log = logging.getLogger(__name__)
 
@@ -103,17 +103,13 @@ def program(run: Run, mesh: Mesh) -> tuple:
     inputs, heldout = example_inputs(run.data), (run.eval_examples, run.eval_batch)
     structure = jax.tree.structure(run.hyper)
     sizes = (run.batch, run.every.dispatch, *heldout, tuple(mesh.shape.items()))
-    return recipe(run), inputs, structure, sizes
-
-
-def recipe(run: Run) -> Recipe:
-    return Recipe(run.model, run.task, run.optimizer, run.schedule)
+    return recipe(run, mesh), inputs, structure, sizes
 
 
 def _mesh(run: Run) -> Mesh | None:
     """None where these devices cannot take the run, which a launch refuses with the reason."""
     try:
-        return sharding.make_mesh(run.mesh, run.batch)
+        return sharding.make_mesh(run.mesh, run.batch, parts=run.accumulate)
     except BadInput:
         return None
 
@@ -137,7 +133,7 @@ def _key(run: Run, mesh: Mesh) -> str:
             "versions": environment.describe()["versions"],
             "model": fields,
             "inputs": [list(inputs.shape), str(inputs.dtype)],
-            "task": type(run.task).__name__,
+            "task": [type(run.task).__name__, run.how],
             "optimizer": [run.optimizer, run.schedule, str(jax.tree.structure(run.hyper))],
             "dispatch": run.every.dispatch,
         }
@@ -259,7 +255,7 @@ def held(run: Run, mesh: Mesh) -> dict[str, int] | None:
     "heldout". None where the mesh does not divide a parameter, which a launch refuses."""
     structure = jax.tree.structure(run.hyper)
     try:
-        _, abstract = placement(recipe(run), mesh, example_inputs(run.data), structure)
+        _, abstract = placement(recipe(run, mesh), mesh, example_inputs(run.data), structure)
     except BadInput:
         return None
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -277,7 +273,7 @@ def activations(run: Run, mesh: Mesh) -> float:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = math.ceil(run.batch / ways)
     shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in _example(run).items())
-    return _kept(recipe(run), example_inputs(run.data), shapes) / mesh.shape["tensor"]
+    return _kept(recipe(run, mesh), example_inputs(run.data), shapes) / mesh.shape["tensor"]
 
 
 @functools.lru_cache(maxsize=1024)

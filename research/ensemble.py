@@ -26,7 +26,7 @@ from research.recorder import Late, Recorder
 from research.records import RunDirectory, own
 from research.run import Run
 from research.step import Members, TrainState, group_dispatch_program, group_eval_program
-from research.train import Trainer, host_batches, host_heldout, loop
+from research.train import Trainer, as_launched, host_batches, host_heldout, loop, unbind
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ def fit(
     for run, _ in members:
         sinks.check(run.sinks)
     directories = [directory for _, directory in members]
+    members = _as_launched(members)
     mesh = runs_mesh(len(ids), directories)
     runs, filler = {run.id: run for run, _ in members}, members[0][0]
     slots = [runs.get(run_id, filler) for run_id in ids]
@@ -212,11 +213,20 @@ def fit(
     except Diverged:
         pass  # all of them have, and their results say so
     except Exception:
-        _unbind(directories)
+        unbind(directories)
         raise
     finally:
         recorder.close()
     return recorder.results
+
+
+def _as_launched(members: Sequence[tuple[Run, RunDirectory]]) -> list[tuple[Run, RunDirectory]]:
+    """All members as the group was computed at its first launch."""
+    for path in (directory.path for _, directory in members):
+        if checkpoint.steps(path):
+            stored = own(path / "launch.json")
+            return [(as_launched(run, stored, path), place) for run, place in members]
+    return list(members)
 
 
 def _recorders(
@@ -224,6 +234,7 @@ def _recorders(
 ) -> dict[int, Recorder]:
     """The members' recorders, by slot."""
     launch = {"mesh": ALONE, "members": list(ids), "members_mesh": dict(mesh.shape)}
+    launch["how"] = members[0][0].how
     out = {}
     for run, directory in members:
         shown = functools.partial(progress, run.id)
@@ -246,10 +257,3 @@ def runs_mesh(count: int, directories: Sequence[RunDirectory] = ()) -> Mesh:
         if stored:
             log.warning("%s: first launched on %s, which is not here", path.parent, stored)
     return Mesh(np.array(jax.devices()[:size]), ("runs",))
-
-
-def _unbind(directories: Sequence[RunDirectory]) -> None:
-    """Where nothing is computed yet, membership decides no bits; it may be chosen again."""
-    for directory in directories:
-        if not checkpoint.steps(directory.path):
-            (directory.path / "launch.json").unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """A config becomes a Run: the only room that turns names and numbers into objects."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from research.errors import BadInput
 from research.models import Model
 from research.tasks import TASKS, Task
 
+# How a run is computed, which changes its last bits at most. A run goes on as it was launched.
+HOW = ("batch.accumulate", "task.chunk", "model.remat", "model.unroll")
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
-NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch")
+NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *HOW)
 # What the digest of the data stands for (see data.Dataset).
 PLACES = ("path", "paths", "tokenizer")
 
@@ -47,6 +50,7 @@ class Run:
     seed: int
     order: int
     batch: int
+    accumulate: int
     steps: int
     mesh: dict[str, int]
     eval_examples: int
@@ -57,6 +61,30 @@ class Run:
     start: Start | None
     facts: dict
     config: dict
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The values of HOW, as JSON."""
+        flat = {
+            "batch.accumulate": self.accumulate,
+            **{f"task.{k}": v for k, v in vars(self.task).items()},
+            **{f"model.{k}": v for k, v in self.model.described().items()},
+        }
+        return {key: flat[key] for key in HOW if key in flat}
+
+    def computed(self, how: Mapping[str, Any]) -> "Run":
+        """This run, computed as the `how` of another says."""
+        how = self.how | {key: value for key, value in how.items() if key in self.how}
+
+        def of(section: str) -> dict[str, Any]:
+            return {k.removeprefix(section): v for k, v in how.items() if k.startswith(section)}
+
+        return dataclasses.replace(
+            self,
+            accumulate=how["batch.accumulate"],
+            task=dataclasses.replace(self.task, **of("task.")),  # type: ignore[type-var]
+            model=models.build(**self.model.described() | of("model.")),
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -80,6 +108,8 @@ def make_run(config: Mapping[str, Any]) -> Run:
     rule, size = config["batch"].pop("rule", "constant"), config["batch"]["size"]
     batch, batch_rule = ladder.batch(rule, size or len(dataset.train), config["horizon"], per)
     config["batch"]["size"] = batch
+    if batch % (parts := config["batch"]["accumulate"]):
+        raise BadInput(f"batch.accumulate: {parts} does not divide a batch of {batch} examples")
     _enough(dataset, batch, wanted)
     steps, horizon_rule = ladder.steps(config["horizon"], batch, per)
     per_step = batch * dataset.tokens_per_example
@@ -118,6 +148,7 @@ def make_run(config: Mapping[str, Any]) -> Run:
         seed=config["seed"],
         order=config["batch"]["seed"],
         batch=batch,
+        accumulate=config["batch"]["accumulate"],
         steps=steps,
         mesh=config["mesh"],
         eval_examples=wanted,
@@ -170,7 +201,7 @@ def _enough(dataset: Dataset, batch: int, wanted: int) -> None:
 
 def _task(config: dict, dataset: Dataset) -> Task:
     name = config["task"]["name"]
-    task = TASKS[name]()
+    task = TASKS[name](**{k: v for k, v in config["task"].items() if k != "name"})
     if task.targets != dataset.targets:
         fitting = [k for k, other in TASKS.items() if other.targets == dataset.targets]
         raise BadInput(

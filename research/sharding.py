@@ -27,8 +27,11 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", environment.cores())
 
 
-def make_mesh(sizes: Mapping[str, int], batch: int, devices: Sequence | None = None) -> Mesh:
-    """A mesh with the axes data, fsdp and tensor; one of `sizes` may be -1 for what is left.
+def make_mesh(
+    sizes: Mapping[str, int], batch: int, devices: Sequence | None = None, parts: int = 1
+) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor; one of `sizes` may be -1 for what is left. It
+    splits each of the equal `parts` that a batch is taken in.
 
     With a free data axis on CPU, devices that would not divide the batch are left idle; otherwise
     a mesh that does not fit the devices, or a batch that does not divide, raises BadInput.
@@ -37,10 +40,11 @@ def make_mesh(sizes: Mapping[str, int], batch: int, devices: Sequence | None = N
     fixed = int(np.prod([n for n in sizes.values() if n != -1]))
     free = [axis for axis, n in sizes.items() if n == -1]
     shape = {axis: max(1, n) for axis, n in sizes.items()}
+    rows = batch // parts
     if free:
         shape[free[0]] = max(1, len(devices) // fixed)
     if free == ["data"] and devices[0].platform == "cpu":
-        while batch % (shape["data"] * shape["fsdp"]) and shape["data"] > 1:
+        while rows % (shape["data"] * shape["fsdp"]) and shape["data"] > 1:
             shape["data"] -= 1
         devices = devices[: shape["data"] * fixed]
     words = " x ".join(f"{axis} {shape[axis]}" for axis in AXES)
@@ -48,9 +52,10 @@ def make_mesh(sizes: Mapping[str, int], batch: int, devices: Sequence | None = N
     if used > len(devices) or (free and used != len(devices)):
         raise BadInput(f"mesh: {words} needs {used} devices, there are {len(devices)}")
     ways = shape["data"] * shape["fsdp"]
-    if batch % ways:
+    if rows % ways:
+        name = "batch.size" if parts == 1 else "batch.size / batch.accumulate"
         raise BadInput(
-            f"batch.size: {batch} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
+            f"{name}: {rows} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
         )
     # The default axis type is Explicit, under which an embedding lookup does not even trace.
     grid = np.array(devices[:used]).reshape([shape[axis] for axis in AXES])

@@ -34,12 +34,16 @@ class TrainState(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What a compiled step depends on. All numbers of the optimizer and its schedule are traced."""
+    """What a compiled step depends on. All numbers of the optimizer and its schedule are traced.
+
+    A step takes its batch in `accumulate` parts, one after the other, which need the memory of one.
+    """
 
     model: Model
     task: Task
     optimizer: str
     schedule: str
+    accumulate: int = 1
 
     def transform(self, hyper: Mapping) -> optax.GradientTransformation:
         made = optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
@@ -57,20 +61,44 @@ class Recipe(NamedTuple):
 
     def loss(self, params: dict, batch: Mapping[str, Array]) -> Array:
         """The mean loss of a batch, in nats per token or per example."""
-        terms = self.task.terms(self.model, params, batch)
-        return terms["loss"].sum() / terms["count"].sum()
+        loss, count = self.task.loss(self.model, params, batch)
+        return loss / count
+
+    def gradient(self, params: dict, batch: Mapping[str, Array]) -> tuple[Array, dict]:
+        """The mean loss of a batch and its gradient.
+
+        Losses and gradients of the parts are sums, divided by the count of the whole batch: so
+        tokens weigh the same, whatever part they are in.
+        """
+        if self.accumulate == 1:
+            return jax.value_and_grad(self.loss)(params, batch)
+        total = jax.value_and_grad(functools.partial(self.task.loss, self.model), has_aux=True)
+
+        def add(sums: tuple, part: Mapping[str, Array]) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, sums, total(params, part)), None
+
+        zero = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
+        parts = {name: _parts(x, self.accumulate) for name, x in batch.items()}
+        ((loss, count), grads), _ = jax.lax.scan(add, zero, parts)
+        return loss / count, jax.tree.map(lambda g: g / count, grads)
 
     def step(
         self, state: TrainState, batch: Mapping[str, Array], hyper: Mapping
     ) -> tuple[TrainState, dict[str, Array]]:
         """One update. The metrics are of the state before it."""
-        loss, grads = jax.value_and_grad(self.loss)(state.params, batch)
+        loss, grads = self.gradient(state.params, batch)
         updates, opt_state = self.transform(hyper).update(grads, state.opt_state, state.params)
         lr = optim.learning_rate(self.schedule, state.step, hyper)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
         average = _moved(state.average, params, state.step, hyper["ema"])
         return TrainState(state.step + 1, params, opt_state, average), metrics
+
+
+def _parts(x: Array, number: int) -> Array:
+    """[B, ...] → [number, B/number, ...]. Every part has neighbours of all rows, so where the rows
+    are split over devices, each device has its share of each part already."""
+    return x.reshape(x.shape[0] // number, number, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _moved(average: dict | None, params: dict, step: Array, decay: Array | None) -> dict | None:

@@ -9,7 +9,8 @@ had happened, bit for bit on the same devices.
 
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class Trainer:
 
     def __init__(self, run: Run, mesh: Mesh):
         self.run, self.mesh = run, mesh
-        self.recipe = Recipe(run.model, run.task, run.optimizer, run.schedule)
+        self.recipe = recipe(run, mesh)
         self.inputs = example_inputs(run.data)
         self.shardings, self.abstract = placement(
             self.recipe, mesh, self.inputs, jax.tree.structure(run.hyper)
@@ -99,6 +100,12 @@ class Trainer:
         rows = host_heldout(self.run, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         put = sharding.put_rows(rows, self.mesh, stacked=True)
         return put, put.pop("weights")
+
+
+def recipe(run: Run, mesh: Mesh) -> Recipe:
+    """What the compiled steps of a run on a mesh depend on."""
+    task = run.task.placed(run.model, mesh.shape["data"] * mesh.shape["fsdp"])
+    return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate)
 
 
 def host_batches(run: Run, step: int, n: int, room: int) -> dict[str, np.ndarray]:
@@ -174,8 +181,11 @@ def fit(
     recorded as this run's result), StorageError when the disk fails.
     """
     sinks.check(run.sinks)  # whatever is refused leaves no file behind
-    trainer = Trainer(run, _mesh(run, directory, trunks))
-    recorder = Recorder(run, directory, progress, {"mesh": dict(trainer.mesh.shape)})
+    run, mesh = _launched(run, directory, trunks)
+    trainer = Trainer(run, mesh)
+    unbind([directory])
+    launch = {"mesh": dict(mesh.shape), "how": run.how}
+    recorder = Recorder(run, directory, progress, launch)
     devices = trainer.mesh.size, trainer.mesh.devices.flat[0].device_kind
     try:
         keeper = Keeper(trainer, recorder, trunks, branches)
@@ -192,7 +202,7 @@ def fit(
 def check(run: Run, directory: RunDirectory) -> None:
     """Raise the BadInput that `fit` would raise on this machine; compiles and writes nothing."""
     sinks.check(run.sinks)
-    Trainer(run, _mesh(run, directory))
+    Trainer(*_launched(run, directory))
 
 
 def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], bool]) -> tuple:
@@ -229,13 +239,33 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
     return metrics, state
 
 
-def _mesh(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -> Mesh:
-    """The mesh of the first launch, or of what it begins from, where the devices are there, since
-    it decides the last bits."""
-    for path in (directory.path, *(trunk.path for trunk in trunks)):
+def _launched(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -> tuple[Run, Mesh]:
+    """The run as it was computed at its first launch, or as what it begins from was, and that mesh
+    where its devices are there: both decide the last bits."""
+    begun = [directory.path] if checkpoint.steps(directory.path) else []
+    for path in (*begun, *(trunk.path for trunk in trunks)):
         if (path / "launch.json").exists():
-            stored = own(path / "launch.json")["mesh"]
-            if math.prod(stored.values()) <= jax.device_count():
-                return sharding.make_mesh(stored, run.batch)
-            log.warning("%s: first launched on mesh %s, which is not here", path, stored)
-    return sharding.make_mesh(run.mesh, run.batch)
+            stored = own(path / "launch.json")
+            run, mesh = as_launched(run, stored, path), stored["mesh"]
+            if math.prod(mesh.values()) <= jax.device_count():
+                return run, sharding.make_mesh(mesh, run.batch, parts=run.accumulate)
+            log.warning("%s: first launched on mesh %s, which is not here", path, mesh)
+    return run, sharding.make_mesh(run.mesh, run.batch, parts=run.accumulate)
+
+
+def as_launched(run: Run, stored: Mapping[str, Any], path: Path) -> Run:
+    """`run`, computed as the launch.json `stored` at `path` says."""
+    out = run.computed(stored.get("how", {}))
+    changed = {k: v for k, v in out.how.items() if v != run.how[k]}
+    if changed:
+        words = ", ".join(f"{key} {value}" for key, value in changed.items())
+        log.warning("%s: goes on as it was first launched, with %s", path, words)
+    return out
+
+
+def unbind(directories: Sequence[RunDirectory]) -> None:
+    """Where nothing is kept that was computed, nothing decides the last bits yet, and the next
+    launch may choose its devices, its members and all that a run does not mean again."""
+    for directory in directories:
+        if not checkpoint.steps(directory.path):
+            (directory.path / "launch.json").unlink(missing_ok=True)

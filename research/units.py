@@ -303,7 +303,8 @@ def _program(run: Run) -> Hashable:
     content = (run.data.digest, files.digest_of(data), run.batch, tuple(run.mesh.items()))
     kept = (run.eval_examples, run.eval_batch, run.every, run.keep, run.sinks)
     numbers = jax.tree.structure(run.hyper)
-    return run.model, run.task, run.optimizer, run.schedule, numbers, content, kept
+    program = run.model, run.task, run.optimizer, run.schedule, run.accumulate
+    return program, numbers, content, kept
 
 
 def _fits_a_group(run: Run) -> bool:

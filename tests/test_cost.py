@@ -53,7 +53,7 @@ def test_activations_grow_with_the_batch_and_shrink_with_devices_and_remat(tiny)
     assert cost.activations(*large) == pytest.approx(8 * cost.activations(*small), rel=0.05)
     one = made(tiny, batch__size=8, mesh__data=1)
     assert cost.activations(*one) == pytest.approx(8 * cost.activations(*small), rel=0.05)
-    again = made(tiny, batch__size=64, model__remat=True, model__depth=4)
+    again = made(tiny, batch__size=64, model__remat="full", model__depth=4)
     deep = made(tiny, batch__size=64, model__depth=4)
     assert cost.activations(*again) < 0.5 * cost.activations(*deep)
 

@@ -18,7 +18,7 @@ MAY = {
     **dict.fromkeys(GROUND, GROUND),
     "models": {"models", "kinds"},
     "data": {"data", "errors", "files", "kinds"},
-    "tasks": {"models"},
+    "tasks": {"models", "kinds"},
     "trees": GROUND,
     "optim": {*GROUND, "trees"},
     "sharding": {*GROUND, "trees"},

@@ -27,14 +27,14 @@ SMALL = {
     "bias": False,
     "tied": False,
     "dtype": "float32",
-    "remat": False,
+    "remat": "none",
     "unroll": 1,
 }
 VARIANTS = [
     {},
     {"norm": "layer", "positions": "learned", "activation": "gelu", "tied": True, "bias": True},
     {"kv_heads": 2, "qk_norm": True, "activation": "relu2"},
-    {"kv_heads": 1, "dtype": "bfloat16", "remat": True},
+    {"kv_heads": 1, "dtype": "bfloat16", "remat": "full"},
 ]
 
 
@@ -103,7 +103,7 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert np.ptp(np.asarray(scores)) > 0.1
 
 
-@pytest.mark.parametrize("change", [{"unroll": 3}, {"remat": True}])
+@pytest.mark.parametrize("change", [{"unroll": 3}, {"remat": "full"}])
 def test_unrolling_and_remat_do_not_change_the_function(change):
     plain, other = build(), build(**change)
     params = plain.init(jax.random.key(0), tokens())
@@ -123,7 +123,7 @@ def test_remat_really_recomputes():
         grad = jax.grad(lambda p: jnp.sum(logits(model, p, tokens())))
         return "remat" in str(jax.make_jaxpr(grad)(params))
 
-    assert recomputed(build(remat=True))
+    assert recomputed(build(remat="full"))
     assert not recomputed(build())
 
 

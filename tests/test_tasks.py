@@ -91,7 +91,7 @@ def test_padding_has_no_weight():
 
 def test_language_modelling_counts_bytes_where_they_are_known():
     sums = {"loss": np.float64(200.0), "count": np.float64(100.0)}
-    task = tasks.LanguageModelling()
+    task = tasks.LanguageModelling(chunk=None)
     assert task.metrics(sums, {"bytes_per_token": 4.0})["bits_per_byte"] == pytest.approx(
         2 / math.log(2) / 4
     )
@@ -100,9 +100,10 @@ def test_language_modelling_counts_bytes_where_they_are_known():
 
 
 def test_every_task_is_stated_by_its_targets_and_unit():
-    kinds = [task.targets for task in tasks.TASKS.values()]
-    assert sorted(kinds) == ["classes", "numbers", "tokens"]
-    assert all(task.unit and hash(task()) is not None for task in tasks.TASKS.values())
+    made = [tasks.LanguageModelling(chunk=None), tasks.Classification(), tasks.Regression()]
+    assert {type(task) for task in made} == set(tasks.TASKS.values())
+    assert sorted(task.targets for task in made) == ["classes", "numbers", "tokens"]
+    assert all(task.unit and hash(task) is not None for task in made)
 
 
 def test_a_pooled_model_looks_at_real_tokens_alone():

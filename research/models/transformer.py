@@ -66,7 +66,7 @@ class Transformer:
     bias: bool
     tied: bool
     dtype: Literal["float32", "bfloat16"]
-    remat: bool
+    remat: Literal["none", "dots", "full"]
     unroll: Count
 
     @property
@@ -89,7 +89,7 @@ class Decoder(nn.Module):
         if m.positions == "learned":
             self.position = nn.Embed(m.context, m.width, embedding_init=embed_init)
         self.blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if m.remat else Block,
+            _remat(m.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
@@ -155,6 +155,17 @@ class Block(nn.Module):
             m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
         )(y_MxD)
         return x_MxD, cache
+
+
+def _remat(kept: str) -> type[nn.Module]:
+    """A block of whose values only some are kept for the backward pass, which works out the others
+    again (Chen et al. 2016): all of them, its products with kernels (not the attention maps, which
+    grow with the square of the context), or what goes into it alone."""
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    return Block if kept == "none" else nn.remat(Block, prevent_cse=False, policy=policies[kept])
 
 
 class Attention(nn.Module):
