@@ -1,4 +1,4 @@
-"""The launching process itself, as the only worker; or its child processes, which are one together."""
+"""The launching process itself, as the only worker; or its children, which are one together."""
 
 from dataclasses import replace
 
