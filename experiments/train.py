@@ -29,19 +29,19 @@ def main(argv: Sequence[str]) -> int:
     if place is None and gang.number(args) > 1:
         return gang.run("experiments.train", argv, gang.number(args), stop)
 
-    from research import processes  # jax from here on
+    from research import compiled, processes, sharding  # jax from here on
 
+    sharding.use_all_cores()
+    compiled.keep_programs()
     with processes.joined(place):
         return train_one(config, args, lambda: stop() or launcher())
 
 
 def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
-    from research import compiled, lease, processes, records, sharding, train
+    from research import lease, processes, records, train
     from research.progress import Progress
     from research.run import make_run
 
-    sharding.use_all_cores()
-    compiled.keep_programs()
     run = make_run(config)
     made = records.RunDirectory if processes.first() else records.Follower
     directory = made(args.workdir, run.id, patience=2 * lease.SILENCE)

@@ -31,19 +31,19 @@ def main(argv: Sequence[str]) -> int:
     if place is None and gang.number(args) > 1:
         return gang.run("experiments.worker", argv, gang.number(args), stop)
 
-    from research import processes  # jax from here on
+    from research import compiled, processes, sharding  # jax from here on
 
+    sharding.use_all_cores()
+    compiled.keep_programs()
     with processes.joined(place):
         work(args, lambda: stop() or launcher())
     return 0
 
 
 def work(args: argparse.Namespace, stop: Callable[[], bool]) -> None:
-    from research import compiled, sharding, sweep
+    from research import sweep
     from research.progress import Progress
 
-    sharding.use_all_cores()
-    compiled.keep_programs()
     points, grouping = sweep.read(args.sweep, args.workdir)
     sweep.check(points, args.workdir)
     print(f"process {os.getpid()} takes part in {args.sweep}", flush=True)

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from research.errors import IO_ERROR, UNFINISHED, Diverged, IsoflopError, Lost, Preempted
+from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
 
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
 PATIENCE = 30.0  # seconds in which processes that all failed alike meet
@@ -41,7 +42,7 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def joined(place: Mapping[str, Any] | None) -> Iterator[None]:
-    """Be one process of several inside; call it before the first use of jax.
+    """Be one process of several inside; call it before the first use of jax's devices.
 
     `place` is what jax.distributed.initialize is told (nothing: what the cluster says); None is a
     run of one process, for which nothing happens. All but process 0 print nothing. Raises Lost when
@@ -51,9 +52,12 @@ def joined(place: Mapping[str, Any] | None) -> Iterator[None]:
         yield
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     try:
         jax.distributed.initialize(**place, heartbeat_timeout_seconds=SILENCE)
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
+        raise BadInput(f"--coordinator_address: no cluster tells it here: {error}") from error
+    except RuntimeError as error:
         raise Lost(f"the processes of this run do not find each other: {error}") from error
     _quiet(first())
     try:
@@ -153,6 +157,8 @@ def _quiet(speaks: bool) -> None:
     kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     sys.stdout = os.fdopen(kept if speaks else nothing, "w", buffering=1)
+    if not speaks:
+        logging.getLogger("research").setLevel(logging.ERROR)
 
 
 def _code(error: BaseException) -> int:

@@ -118,14 +118,14 @@ def own_rows(mesh: Mesh, batch: int) -> np.ndarray | None:
     if not mesh.is_multi_process:
         return None
     of = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch,))
-    return np.unique(np.concatenate([np.arange(batch)[rows] for (rows,) in of.values()]))
+    return np.unique(np.concatenate([np.arange(batch)[at] for at in of.values() if at]))
 
 
 def put_rows(
     arrays: Mapping[str, np.ndarray],
     mesh: Mesh,
     stacked: bool,
-    batch: int | None = None,
+    batch: int = 0,
     own: np.ndarray | None = None,
 ) -> dict[str, jax.Array]:
     """Host arrays → global arrays, the batch axis split over data and fsdp.
@@ -139,11 +139,12 @@ def put_rows(
     def put(a: np.ndarray) -> jax.Array:
         if own is None:
             return jax.make_array_from_callback(a.shape, sharding, lambda at: a[at])
-        shape = (*a.shape[:axis], batch, *a.shape[axis + 1 :])
+        shape, rows = (*a.shape[:axis], batch, *a.shape[axis + 1 :]), own
 
-        def taken(at: tuple) -> np.ndarray:
-            rows = np.searchsorted(own, np.arange(batch)[at[axis]])
-            return a[(*at[:axis], rows, *at[axis + 1 :])]
+        def taken(at: Any) -> np.ndarray:
+            start, stop, _ = at[axis].indices(batch)
+            begin = int(np.searchsorted(rows, start))
+            return a[(*at[:axis], slice(begin, begin + stop - start), *at[axis + 1 :])]
 
         return jax.make_array_from_callback(shape, sharding, taken)
 

@@ -181,7 +181,7 @@ def fit(
     """
     sinks.check(run.sinks)  # whatever is refused leaves no file behind
     trainer = Trainer(run, _mesh(run, directory, trunks))
-    launched = {"mesh": dict(trainer.mesh.shape)}
+    launched: dict[str, Any] = {"mesh": dict(trainer.mesh.shape)}
     if processes.count() > 1:  # which may decide the last bits
         launched["processes"] = processes.count()
     recorder = Recorder(run, directory, progress, launched)

@@ -4,7 +4,6 @@ told in FILE.json, and writes down what the test compares."""
 import argparse
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +35,12 @@ def perform(task):
     with made(task["workdir"], run.id) as directory:
         train.fit(run, directory)
     trainer = train.Trainer(run, sharding.make_mesh(run.mesh, run.batch))
-    out = processes.fetch(trainer.batches(0, run.steps, run.steps))
-    if "from" in task:
-        leaves, losses = restored_and_next(run, trainer, task["from"])
-        out |= {"losses": losses, **{f"state/{k}": v for k, v in leaves.items()}}
+    out = processes.fetch(trainer.batches(3, 6, 6))
+    leaves, losses = restored_and_next(run, trainer, task["from"])
+    out |= {"losses": losses, **{f"state/{k}": v for k, v in leaves.items()}}
     if processes.first():
         np.savez(task["out"], pid=os.getpid(), **out)
 
 
 with processes.joined(gang.place(args)):
-    for one in json.loads(Path(args.task).read_text()):
-        perform(one)
-print("all performed", file=sys.stderr)
+    perform(json.loads(Path(args.task).read_text()))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from launching import end, environment, launches, saved, start, sweep_file, wait_for
@@ -208,6 +209,29 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
         step = records.last_metrics(run)[-1]["step"]
         assert (run / "checkpoints" / str(step + 1)).is_dir(), "not saved where it was stopped"
         assert records.row(run)["status"] == "unfinished"
+
+
+@pytest.mark.slow
+def test_a_worker_of_two_processes_is_started_again_when_one_of_them_is_killed(corpus, tmp_path):
+    """One that follows, of which no lease speaks."""
+    workdir = tmp_path / "w"
+    config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
+    process = start(config, workdir, "--num_processes=2")
+    wait_for(lambda: saved(workdir, 20), process)
+    followers = [p for p in Path("/proc").glob("[0-9]*/cmdline") if is_follower(p, workdir)]
+    os.kill(int(followers[0].parent.name), signal.SIGKILL)
+    code, out = end(process)
+    assert code == 0, out
+    assert sorted(launches(workdir).values()) == [1, 2]
+    assert [r["status"] for r in records.table(workdir)] == ["done"] * 2
+
+
+def is_follower(cmdline, workdir):
+    try:
+        words = cmdline.read_text().split("\0")
+    except OSError:
+        return False
+    return "--process_id=1" in words and f"--workdir={workdir.resolve()}" in words
 
 
 @pytest.mark.slow

@@ -23,11 +23,15 @@ from research.launch import gang, machine
 from research.run import make_run
 
 HERE = Path(__file__).parent
-MESHES = {
-    "data": {"data": 8, "fsdp": 1, "tensor": 1},
-    "fsdp": {"data": 1, "fsdp": 8, "tensor": 1},  # every parameter lies in both processes
-    "tensor": {"data": 1, "fsdp": 1, "tensor": 2},  # one device of each process
-}
+# Parameters and batches lie in both processes; then each axis alone across them.
+BOTH = {"data": 1, "fsdp": 4, "tensor": 2}
+MESHES = [
+    pytest.param(BOTH, id="fsdp x tensor"),
+    pytest.param({"data": 8, "fsdp": 1, "tensor": 1}, id="data", marks=pytest.mark.slow),
+    pytest.param({"data": 1, "fsdp": 8, "tensor": 1}, id="fsdp", marks=pytest.mark.slow),
+    pytest.param({"data": 1, "fsdp": 1, "tensor": 2}, id="tensor", marks=pytest.mark.slow),
+]
+STEPS, HALF = 12, 6  # steps of a run, and of a dispatch
 
 
 def joined(task, tmp_path, count=2, each=4):
@@ -50,98 +54,83 @@ def joined(task, tmp_path, count=2, each=4):
     assert code == 0, log.read_text()
 
 
-@pytest.fixture(scope="module")
-def both(tiny, tmp_path_factory):
-    """Every mesh of MESHES trained by this process alone and by two; and what the two saw when they
-    went on from this one's checkpoint of step 6."""
+@pytest.fixture(scope="module", params=MESHES)
+def both(request, tiny, tmp_path_factory):
+    """A run on a mesh trained by this process alone and by two; and what the two saw when they went
+    on from this one's checkpoint half-way."""
     root = tmp_path_factory.mktemp("both")
-    tasks, alone = [], {}
-    for name, mesh in MESHES.items():
-        changes = {f"mesh.{axis}": n for axis, n in mesh.items()}
-        config = tiny({**changes, "save.every": 6, "save.keep": 9, "log.every": 1})
-        run = make_run(config)
-        with records.RunDirectory(root / name / "one", run.id) as directory:
-            train.fit(run, directory)
-        place = {"config": config, "workdir": str(root / name / "two")}
-        place |= {"from": str(directory.path / "checkpoints/6"), "out": str(root / f"{name}.npz")}
-        tasks.append(place)
-        two = records.RunDirectory(root / name / "two", run.id)
-        alone[name] = SimpleNamespace(run=run, one=directory.path, two=two.path)
-    joined(tasks, root)
-    for name, made in alone.items():
-        made.seen = dict(np.load(root / f"{name}.npz"))
-    return alone
+    changes = {f"mesh.{axis}": n for axis, n in request.param.items()}
+    changes |= {"horizon.amount": STEPS, "save.every": HALF, "save.keep": 9, "log.every": 1}
+    config = tiny({**changes, "loop.steps_per_dispatch": HALF})
+    run = make_run(config)
+    with records.RunDirectory(root / "one", run.id) as directory:
+        train.fit(run, directory)
+    here, two = directory.path, records.RunDirectory(root / "two", run.id).path
+    task = {"config": config, "workdir": str(root / "two"), "out": str(root / "seen.npz")}
+    joined(task | {"from": str(here / "checkpoints" / str(HALF))}, root)
+    seen = dict(np.load(root / "seen.npz"))
+    trainer = train.Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    return SimpleNamespace(run=run, trainer=trainer, one=here, two=two, seen=seen)
 
 
 def losses(path, key="train_loss"):
     return [r[key] for r in records.read_metrics(path) if key in r]
 
 
-def state(made, path, step):
-    trainer = train.Trainer(made.run, sharding.make_mesh(made.run.mesh, made.run.batch))
-    return trainer, checkpoint.restore(path / "checkpoints" / str(step), trainer.abstract)
+def state(both, path, step):
+    return checkpoint.restore(path / "checkpoints" / str(step), both.trainer.abstract)
 
 
 def flat(tree):
     return trees.by_path(jax.device_get(tree))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_two_processes_get_the_losses_and_the_state_of_one(mesh, both):
-    made = both[mesh]
-    one, two = losses(made.one), losses(made.two)
-    assert len(one) == len(two) == made.run.steps
+def test_two_processes_get_the_losses_and_the_state_of_one(both):
+    """Not to the bit: gloo adds in another order than XLA does within a process."""
+    one, two = losses(both.one), losses(both.two)
+    assert len(one) == len(two) == STEPS
     np.testing.assert_allclose(two, one, rtol=1e-6)
-    held = losses(made.one, "loss"), losses(made.two, "loss")
-    np.testing.assert_allclose(*held, rtol=1e-6)
-    ends = [flat(state(made, path, made.run.steps)[1]) for path in (made.one, made.two)]
-    for name, leaf in ends[0].items():
-        np.testing.assert_allclose(ends[1][name], leaf, rtol=1e-5, atol=1e-6, err_msg=name)
-    start = flat(state(made, made.one, 6)[1])  # of another step they are not the same
-    moved = [name for name in start if name.startswith("params/")]
-    assert any(np.abs(start[name] - ends[1][name]).max() > 1e-3 for name in moved)
+    np.testing.assert_allclose(*(losses(p, "loss") for p in (both.one, both.two)), rtol=1e-6)
+    ends = [flat(state(both, path, STEPS)) for path in (both.one, both.two)]
+    for name, leaf in ends[0].items():  # Adam divides by small numbers
+        np.testing.assert_allclose(ends[1][name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
+    before = flat(state(both, both.one, HALF))  # of another step they are not the same
+    moved = [name for name in before if name.startswith("params/")]
+    assert all(np.abs(before[name] - ends[1][name]).max() > 1e-3 for name in moved)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_the_order_of_the_data_does_not_depend_on_the_processes(mesh, both):
-    made = both[mesh]
-    steps = made.run.steps
-    for name, rows in train.host_batches(made.run, 0, steps, steps).items():
-        np.testing.assert_array_equal(made.seen[name], rows)
-        assert (made.seen[name][0] != rows[1]).any()
+def test_the_order_of_the_data_does_not_depend_on_the_processes(both):
+    for name, rows in train.host_batches(both.run, 3, HALF, HALF).items():
+        np.testing.assert_array_equal(both.seen[name], rows)
+        assert (both.seen[name][0] != rows[1]).any()
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_two_processes_go_on_from_one(mesh, both):
-    made = both[mesh]
-    _, here = state(made, made.one, 6)
-    for name, leaf in flat(here).items():
-        np.testing.assert_array_equal(made.seen[f"state/{name}"], leaf, err_msg=name)
-    np.testing.assert_allclose(made.seen["losses"], losses(made.one)[6:], rtol=1e-5)
-    assert not np.allclose(made.seen["losses"], losses(made.one)[:6], rtol=1e-5)
+def test_two_processes_go_on_from_one(both):
+    for name, leaf in flat(state(both, both.one, HALF)).items():
+        np.testing.assert_array_equal(both.seen[f"state/{name}"], leaf, err_msg=name)
+    np.testing.assert_allclose(both.seen["losses"], losses(both.one)[HALF:], rtol=1e-5)
+    assert not np.allclose(both.seen["losses"], losses(both.one)[:HALF], rtol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_one_process_goes_on_from_two(mesh, both):
-    made = both[mesh]
-    assert checkpoint.newest_intact(made.two, 6)[0] == 6, "the digests are those of all files"
-    trainer, here = state(made, made.two, 6)
-    _, metrics = trainer.steps(here, trainer.batches(6, 6, 6), 6)
-    np.testing.assert_allclose(metrics["train_loss"], losses(made.two)[6:], rtol=1e-5)
+def test_one_process_goes_on_from_two(both):
+    assert checkpoint.newest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
+    here, batches = state(both, both.two, HALF), both.trainer.batches(HALF, HALF, HALF)
+    _, metrics = both.trainer.steps(here, batches, HALF)
+    np.testing.assert_allclose(metrics["train_loss"], losses(both.two)[HALF:], rtol=1e-5)
+    assert not np.allclose(metrics["train_loss"], losses(both.two)[:HALF], rtol=1e-5)
 
 
 def test_process_0_alone_writes(both):
-    for made in both.values():
-        lines = (made.two / "metrics.jsonl").read_text().splitlines()
-        assert sum('"resume"' in line for line in lines) == 1
-        steps = [json.loads(line)["step"] for line in lines if "train_loss" in line]
-        assert steps == list(range(made.run.steps))
-        (held,) = (made.two / "lease").glob("*.json")
-        assert json.loads(held.read_text())["pid"] == made.seen["pid"]
-        assert json.loads((made.two / "launch.json").read_text())["processes"] == 2
-        assert json.loads((made.two / "result.json").read_text())["status"] == "done"
-        assert {p.name for p in made.two.iterdir()} == {p.name for p in made.one.iterdir()}
-        assert not list((made.two / "checkpoints").glob(".saving-*"))
+    lines = (both.two / "metrics.jsonl").read_text().splitlines()
+    assert sum('"resume"' in line for line in lines) == 1
+    steps = [json.loads(line)["step"] for line in lines if "train_loss" in line]
+    assert steps == list(range(STEPS))
+    (held,) = (both.two / "lease").glob("*.json")
+    assert json.loads(held.read_text())["pid"] == both.seen["pid"]
+    assert json.loads((both.two / "launch.json").read_text())["processes"] == 2
+    assert json.loads((both.two / "result.json").read_text())["status"] == "done"
+    assert {p.name for p in both.two.iterdir()} == {p.name for p in both.one.iterdir()}
+    assert not list((both.two / "checkpoints").glob(".saving-*"))
 
 
 # Commands.
