@@ -47,7 +47,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     directory = made(args.workdir, run.id, patience=2 * lease.SILENCE)
     for rule in run.facts["rules"].splitlines():
         print(rule)
-    if result := processes.agree(directory.result):
+    if result := processes.agree(lambda: directory.result):
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
     train.check(run, directory)

@@ -44,7 +44,7 @@ def save(
     """
     root = _root(directory)
     # Nobody else's name, lest one that was taken over removes what its successor is writing.
-    temporary = root / f".saving-{step}-{processes.agree(secrets.token_hex(4))}"
+    temporary = root / f".saving-{step}-{processes.agree(lambda: secrets.token_hex(4))}"
     final = root / str(step)
     try:
         with _orbax() as writer:  # returns when all processes have written
@@ -81,7 +81,7 @@ def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
     Raises Damaged if there are checkpoints and none is intact, BadInput if one holds other
     shapes or dtypes than `abstract`.
     """
-    step = processes.agree(newest_common([directory]) if processes.first() else None)
+    step = processes.agree(lambda: newest_common([directory]))
     if step is None:
         return None
     return step, restore(_root(directory) / str(step), abstract)

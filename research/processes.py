@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from research import errors
 from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
 
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
@@ -78,11 +79,28 @@ def joined(place: Mapping[str, Any] | None) -> Iterator[None]:
         jax.distributed.shutdown()
 
 
-def agree(value: Any) -> Any:
-    """What process 0 gives, as JSON takes it; all of them must ask."""
+def agree(decide: Callable[[], Any]) -> Any:
+    """What `decide()` gives in process 0, as JSON takes it, or the typed error that it raises
+    there; the others do not call it. All of them must ask."""
     if count() == 1:
-        return value
-    text = json.dumps(value).encode() if first() else b""
+        return decide()
+    told: dict[str, Any] = {}
+    if first():
+        try:
+            told["value"] = decide()
+        except IsoflopError as error:
+            told |= {"error": type(error).__name__, "lines": str(error).splitlines()}
+            _broadcast(told)
+            raise
+    told = _broadcast(told)
+    if "error" in told:
+        kind = getattr(errors, told["error"])
+        raise kind(*told["lines"]) if kind is BadInput else kind("\n".join(told["lines"]))
+    return told["value"]
+
+
+def _broadcast(told: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(told).encode() if first() else b""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
     room = max(64, 1 << (length - 1).bit_length())  # so that few programs are compiled
     sent = np.zeros(room, np.uint8)

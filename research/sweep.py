@@ -280,7 +280,7 @@ def work(
             if trained:
                 compiled.add(unit.shape)
     processes.either(False)
-    processes.agree(END)
+    processes.agree(lambda: END)
 
 
 def check(points: Iterable[Point], workdir: str | Path) -> None:
@@ -310,13 +310,13 @@ def _take(unit: Unit, workdir: str | Path, progress: Progress, stop: Callable[[]
             try:
                 stack.enter_context(directory)
             except Held:
-                processes.agree(None)
+                processes.agree(lambda: None)
                 raise
             if not _ended(point, directory):  # by one that held it until now
                 points.append(point)
                 directories.append(directory)
         names = [point.run.id for point in points]
-        processes.agree({"runs": names, "trunks": unit.trunks, "branches": unit.branches})
+        processes.agree(lambda: {"runs": names, "trunks": unit.trunks, "branches": unit.branches})
         if points:
             units.train_unit(replace(unit, points=tuple(points)), directories, progress, stop)
         return bool(points)
@@ -330,7 +330,7 @@ def _follow(
     while True:
         if processes.either(stop()):
             raise Preempted("stopped")
-        if (told := processes.agree(None)) == END:
+        if (told := processes.agree(lambda: None)) == END:
             return
         if told and told["runs"]:
             some = tuple(known[run_id] for run_id in told["runs"])

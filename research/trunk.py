@@ -55,13 +55,8 @@ def seeded(
 ) -> tuple[int, Any] | None:
     """(step, state) from the first of `trunks` that has an intact checkpoint of steps that are also
     this run's, with its learning curve up to there; None if there is none."""
-    found = None
-    if directory.writes:
-        directory.check()
-        (directory.path / MARK).unlink(missing_ok=True)
-        choices = (_checkpoint(directory.path, trunk) for trunk in trunks)
-        found = next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
-    if (found := processes.agree(found)) is None:
+    found = processes.agree(lambda: _found(directory, trunks))
+    if found is None:
         return None
     index, step, name = found
     trunk = trunks[index]
@@ -77,6 +72,14 @@ def seeded(
             show(at, {k: v for k, v in record.items() if k not in hidden})
     log.info("%s: begins at step %d, from %s", directory.path.name, step, trunk.path.name)
     return step, state
+
+
+def _found(directory: RunDirectory, trunks: Sequence[Trunk]) -> tuple[int, int, str] | None:
+    """Which of `trunks`, and the step and name of its checkpoint; forgets what was there before."""
+    directory.check()
+    (directory.path / MARK).unlink(missing_ok=True)
+    choices = (_checkpoint(directory.path, trunk) for trunk in trunks)
+    return next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
 
 
 def _checkpoint(own: Path, trunk: Trunk) -> tuple[int, str] | None:
