@@ -61,16 +61,20 @@ def both(request, tiny, tmp_path_factory):
     root = tmp_path_factory.mktemp("both")
     changes = {f"mesh.{axis}": n for axis, n in request.param.items()}
     changes |= {"horizon.amount": STEPS, "save.every": HALF, "save.keep": 9, "log.every": 1}
-    config = tiny({**changes, "loop.steps_per_dispatch": HALF})
+    changes |= {"loop.steps_per_dispatch": HALF}
+    config, longer = tiny(changes), tiny({**changes, "horizon.amount": 1000 * STEPS})
     run = make_run(config)
     with records.RunDirectory(root / "one", run.id) as directory:
         train.fit(run, directory)
     here, two = directory.path, records.RunDirectory(root / "two", run.id).path
-    task = {"config": config, "workdir": str(root / "two"), "out": str(root / "seen.npz")}
-    joined(task | {"from": str(here / "checkpoints" / str(HALF))}, root)
+    stopped = records.RunDirectory(root / "two", make_run(longer).id).path
+    task = {"config": config, "longer": longer, "workdir": str(root / "two")}
+    task |= {"from": str(here / "checkpoints" / str(HALF)), "out": str(root / "seen.npz")}
+    joined(task, root)
     seen = dict(np.load(root / "seen.npz"))
     trainer = train.Trainer(run, sharding.make_mesh(run.mesh, run.batch))
-    return SimpleNamespace(run=run, trainer=trainer, one=here, two=two, seen=seen)
+    places = {"one": here, "two": two, "stopped": stopped}
+    return SimpleNamespace(run=run, trainer=trainer, seen=seen, **places)
 
 
 def losses(path, key="train_loss"):
@@ -133,6 +137,14 @@ def test_process_0_alone_writes(both):
     assert not list((both.two / "checkpoints").glob(".saving-*"))
 
 
+def test_a_stop_that_one_process_saw_saves_all_at_one_step(both):
+    step = records.last_metrics(both.stopped)[-1]["step"] + 1
+    assert STEPS < step < 1000 * STEPS
+    assert max(checkpoint.steps(both.stopped)) == step, "not saved where it was stopped"
+    assert records.row(both.stopped)["status"] == "unfinished"
+    assert flat(state(both, both.stopped, step))["step"] == step
+
+
 # Commands.
 
 
@@ -154,6 +166,7 @@ def member(process, index):
     raise AssertionError(f"no process {index} among {children}")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_all_and_one_process_goes_on(corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
     process = trained(config, workdir)
