@@ -6,6 +6,7 @@
 --plan shows every point with its size, tokens, FLOPs, seconds, memory and status, what bends a law
 and what would be cheaper, and trains nothing. --calibrate times two programs here, for the seconds.
 Launch the same command again to go on after an interruption, or at the same time to share the work.
+--num_processes=K trains each run in K processes, which the executor starts.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 
 from research import cli, launch, plan
 from research.errors import UNFINISHED
+from research.launch import gang
 
 
 class Watch(argparse.Action):
@@ -34,12 +36,14 @@ def main(argv: Sequence[str]) -> int:
     plan.add_flags(parser)
     parser.add_argument("--executor", choices=launch.EXECUTORS, default="inline")
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
+    gang.add_flags(parser, member=False)
     parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
     parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
     parser.add_argument("--grouping", default="auto", help="of runs in one program: auto|off|force")
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
     limits = plan.limits(args)
+    number = gang.number(args)
     options = launch.options(args.executor, args.executor_options, args.workers)
     configs = cli.points(config, module, args.sweep)
 
@@ -47,15 +51,17 @@ def main(argv: Sequence[str]) -> int:
 
     sharding.use_all_cores()
     compiled.keep_programs()
-    points, told = prepare.prepare(configs, args.workdir, limits, args.grouping, args.retry_failed)
+    how = (args.grouping, args.retry_failed, number)
+    points, told = prepare.prepare(configs, args.workdir, limits, *how)
     print(told)
     if args.plan:
         return 0
     print(sweep.standing(points))
     started = time.monotonic()
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    with cli.StopSignal(*signals, orderly=args.executor != "inline") as stop:
-        how = (args.executor, args.workers, options, args.grouping)
+    here = args.executor == "inline" and number == 1
+    with cli.StopSignal(*signals, orderly=not here) as stop:
+        how = (args.executor, args.workers, options, args.grouping, number)
         outcome = sweep.launch(points, args.workdir, stop, *how)
     if outcome.trained:
         print(f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s")

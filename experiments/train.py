@@ -2,37 +2,55 @@
 
 python -m experiments.train --config=configs/lm_transformer.py --config.size=3e5 --workdir=DIR
 python -m experiments.train --config=DIR/runs/<id>/config.json --workdir=OTHER     (repeat a run)
+
+--num_processes=K trains it in K processes of this machine. Over several hosts, start this command
+K times with --coordinator_address=HOST:PORT --num_processes=K --process_id=I, or by a scheduler
+(srun) with --coordinator_address=auto.
 """
 
+import argparse
 import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research import cli
 from research.errors import DIVERGED
+from research.launch import gang
+from research.launch.job import orphaned
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
+    gang.add_flags(parser)
     args, config, _ = cli.parse_config(parser, argv)
-    config = cli.checked(config)
+    config, place, launcher = cli.checked(config), gang.place(args), orphaned()
+    stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
+    if place is None and gang.number(args) > 1:
+        return gang.run("experiments.train", argv, gang.number(args), stop)
 
-    from research import compiled, lease, records, sharding, train  # jax from here on
-    from research.progress import Progress
-    from research.run import make_run
+    from research import compiled, processes, sharding  # jax from here on
 
     sharding.use_all_cores()
     compiled.keep_programs()
+    with processes.joined(place):
+        return train_one(config, args, lambda: stop() or launcher())
+
+
+def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
+    from research import lease, processes, records, train
+    from research.progress import Progress
+    from research.run import make_run
+
     run = make_run(config)
-    directory = records.RunDirectory(args.workdir, run.id, patience=2 * lease.SILENCE)
+    made = records.RunDirectory if processes.first() else records.Follower
+    directory = made(args.workdir, run.id, patience=2 * lease.SILENCE)
     for rule in run.facts["rules"].splitlines():
         print(rule)
-    if directory.result:
-        print(f"run {run.id} is {directory.result['status']} already: {directory.path}")
-        return DIVERGED if directory.result["status"] == "diverged" else 0
+    if result := processes.agree(lambda: directory.result):
+        print(f"run {run.id} is {result['status']} already: {directory.path}")
+        return DIVERGED if result["status"] == "diverged" else 0
     train.check(run, directory)
-    stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)
         result = train.fit(run, directory, progress.update, stop)

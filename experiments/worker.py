@@ -3,39 +3,52 @@
 python -m experiments.worker --sweep=WORKDIR/sweeps/<digest>.json --workdir=WORKDIR
 
 Launchers start workers by this command, and so may you, on any host that sees WORKDIR, while the
-sweep runs or after it was interrupted. SIGTERM saves the run and ends.
+sweep runs or after it was interrupted. SIGTERM saves the run and ends. A worker may be several
+processes, by the flags of experiments.train.
 """
 
+import argparse
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from research import cli
-from research.launch.job import PARENT
+from research.launch import gang
+from research.launch.job import orphaned
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--sweep", required=True, metavar="FILE", help="written by the launcher")
     parser.add_argument("--workdir", required=True, help="the workdir of that launch")
+    gang.add_flags(parser)
     args = parser.parse_args(argv)
-
-    from research import compiled, sharding, sweep  # jax from here on
-    from research.progress import Progress
-
-    # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2.
+    place = gang.place(args)
+    # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
+    # its launcher a worker would go on unseen.
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-    parent = int(os.environ.get(PARENT, os.getppid()))
+    launcher = orphaned(os.getppid())
+    if place is None and gang.number(args) > 1:
+        return gang.run("experiments.worker", argv, gang.number(args), stop)
+
+    from research import compiled, processes, sharding  # jax from here on
+
     sharding.use_all_cores()
     compiled.keep_programs()
+    with processes.joined(place):
+        work(args, lambda: stop() or launcher())
+    return 0
+
+
+def work(args: argparse.Namespace, stop: Callable[[], bool]) -> None:
+    from research import sweep
+    from research.progress import Progress
+
     points, grouping = sweep.read(args.sweep, args.workdir)
     sweep.check(points, args.workdir)
     print(f"process {os.getpid()} takes part in {args.sweep}", flush=True)
     with Progress(p.run.facts for p in points if p.pending) as progress:
-        # Without its launcher a worker would go on unseen.
-        ending = lambda: stop() or os.getppid() != parent  # noqa: E731
-        sweep.work(points, args.workdir, progress, ending, grouping)
-    return 0
+        sweep.work(points, args.workdir, progress, stop, grouping)
 
 
 if __name__ == "__main__":

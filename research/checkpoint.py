@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from research import files, trees
+from research import files, processes, trees
 from research.errors import BadInput, Damaged, StorageError
 
 log = logging.getLogger(__name__)
@@ -38,15 +38,19 @@ def save(
 ) -> None:
     """Write `state` as `step`, durably, and then forget what `prune` forgets.
 
+    All processes of a run must call it: each writes what its devices hold, and process 0 commits.
     `check` is called before the step gets its name, and raises if it must not: another process may
     have taken over. Raises StorageError when the disk refuses; what was there before stays.
     """
     root = _root(directory)
     # Nobody else's name, lest one that was taken over removes what its successor is writing.
-    temporary, final = root / f".saving-{step}-{secrets.token_hex(4)}", root / str(step)
+    temporary = root / f".saving-{step}-{processes.agree(lambda: secrets.token_hex(4))}"
+    final = root / str(step)
     try:
-        with _orbax() as writer:
+        with _orbax() as writer:  # returns when all processes have written
             writer.save(temporary / "state", args=ocp.args.StandardSave(state))
+        if not processes.first():
+            return
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
         files.write_json(temporary / "manifest.json", listed)
         check()
@@ -58,7 +62,8 @@ def save(
         check()  # a successor clears away what was begun
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
     finally:
-        _remove(temporary)
+        if processes.first():
+            _remove(temporary)
     prune(directory, keep, also)
 
 
@@ -71,12 +76,12 @@ def prune(directory: Path, keep: int, also: Collection[int] = ()) -> None:
 
 def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
     """(step, state) of the newest intact checkpoint, laid out as `abstract` says; None if there
-    never was one. Damaged steps are quarantined with a warning.
+    never was one. Damaged steps are quarantined with a warning, by process 0, which decides.
 
     Raises Damaged if there are checkpoints and none is intact, BadInput if one holds other
     shapes or dtypes than `abstract`.
     """
-    step = newest_common([directory])
+    step = processes.agree(lambda: newest_common([directory]))
     if step is None:
         return None
     return step, restore(_root(directory) / str(step), abstract)

@@ -50,3 +50,10 @@ class Diverged(IsoflopError):
     """The loss is no longer finite."""
 
     exit_code = DIVERGED
+
+
+class Lost(IsoflopError):
+    """Of the processes of one run another is gone, or does not answer; the run can be launched
+    again."""
+
+    exit_code = HUNG

@@ -18,8 +18,10 @@ def prepare(
     limits: Limits,
     grouping: str = "auto",
     retry_failed: bool = False,
+    number: int = 1,
 ) -> tuple[list[Point], str]:
-    """The points to train (those that failed too, with `retry_failed`), and the plan as text.
+    """The points to train (those that failed too, with `retry_failed`) by workers of `number`
+    processes each, and the plan as text.
 
     Raises BadInput for points that cannot be run, and for more than the limits allow.
     """
@@ -30,12 +32,12 @@ def prepare(
     rows, trimmed = within(rows, limits)
     left, repeats = {row.run for row in rows}, len(kept) - len(points)
     points = [point for point in points if point.run.id in left]
-    made = units.units(points, workdir, grouping)
+    made = units.units(points, workdir, grouping, number=number)
     saved = sum(unit.saved for unit in made)
     told = text(
         [row._replace(group=_together(row.run, made)) for row in rows],
         saved={"by shared trunks": saved} if saved else {},
-        left_out=[*units.words(made, grouping), *left_out, *trimmed],
+        left_out=[*units.words(made, grouping, number), *left_out, *trimmed],
         repeats=repeats,
         room=cost.room(),
     )

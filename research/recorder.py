@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from jax import Array
 
-from research import environment, records, sinks, trunk
+from research import environment, processes, records, sinks, trunk
 from research.errors import Diverged
 from research.records import RunDirectory, read_metrics
 from research.run import Run
@@ -27,13 +26,13 @@ class Late:
         """Take the metrics of a dispatch just sent; wait for the one before it."""
         pending, self._pending = self._pending, (step, n, metrics)
         if pending:
-            self.write(*pending[:2], jax.device_get(pending[2]))
+            self.write(*pending[:2], processes.fetch(pending[2]))
 
     def settle(self) -> None:
         """Wait for all that was sent. Raises Diverged."""
         pending, self._pending = self._pending, None
         if pending:
-            self.write(*pending[:2], jax.device_get(pending[2]))
+            self.write(*pending[:2], processes.fetch(pending[2]))
 
     def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
         """Record the metrics, on the host, of the steps [first, first + n)."""
@@ -43,9 +42,9 @@ class Late:
 class Recorder(Late):
     """Writes the records of a run, and notices when it diverges.
 
-    `directory` must be held. `launch` is what else launch.json says; `progress(steps, train_loss)`
-    is called after each dispatch. The seconds of a run that is one of `members` trained at once are
-    its share of theirs.
+    `directory` must be held; one that only follows is not written. `launch` is what else
+    launch.json says; `progress(steps, train_loss)` is called after each dispatch. The seconds of a
+    run that is one of `members` trained at once are its share of theirs.
     """
 
     def __init__(
@@ -58,14 +57,16 @@ class Recorder(Late):
     ):
         super().__init__()
         self.run, self.directory, self.progress = run, directory, progress
-        records.write_card(directory.workdir, run.data.digest, run.data.card)
+        if directory.writes:
+            records.write_card(directory.workdir, run.data.digest, run.data.card)
         directory.once("config.json", run.config)
         known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
         directory.once("launch.json", {**launch, **known})
         if run.data.tokenizer:
             directory.once_text("tokenizer.json", run.data.tokenizer)
         name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
-        self.shown = sinks.open_all(run.sinks, run.id, name, run.config, *place)
+        shown = run.sinks if directory.writes else ()
+        self.shown = sinks.open_all(shown, run.id, name, run.config, *place)
         earlier = (r.get("seconds", 0.0) for r in read_metrics(directory.path))
         self.before = max(earlier, default=0.0)
         self.started, self.members = time.monotonic(), members

@@ -45,6 +45,8 @@ class RunDirectory:
     A holder on another host is watched for at most `patience` seconds before it is believed alive.
     """
 
+    writes = True
+
     def __init__(self, workdir: str | os.PathLike[str], run_id: str, patience: float = 0.0):
         self.workdir = Path(workdir)
         self.path = self.workdir / "runs" / run_id
@@ -85,7 +87,7 @@ class RunDirectory:
         assert self._lease, f"{self.path} is not held"
         self._lease.check_now()
 
-    def once(self, name: str, value: Mapping[str, object]) -> dict:
+    def once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
         """Write `name` unless it is there, and return what is there."""
         path = self.path / name
         if not path.exists():
@@ -145,6 +147,29 @@ def own(path: Path) -> dict[str, Any]:
             "launch.json": "remove this file to go on with the devices that are here",
         }.get(path.name, "remove this file, or the run's directory to train it anew")
         raise Damaged(f"{error}; {remedy}") from error
+
+
+class Follower(RunDirectory):
+    """The directory of a run that another process of it holds and writes: this one only reads."""
+
+    writes = False
+
+    def __enter__(self) -> "Follower":
+        return self
+
+    def check(self) -> None:
+        """The holder does."""
+
+    def once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
+        return value
+
+    def once_text(self, name: str, text: str) -> None: ...
+
+    def append(self, **record: object) -> None: ...
+
+    def finish(self, result: Mapping[str, object]) -> None: ...
+
+    def fail(self, reason: str, **details: object) -> None: ...
 
 
 def line(record: Mapping[str, object]) -> bytes:

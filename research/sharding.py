@@ -34,9 +34,11 @@ def make_mesh(
     splits each of the equal `parts` that a batch is taken in.
 
     With a free data axis on CPU, devices that would not divide the batch are left idle; otherwise
-    a mesh that does not fit the devices, or a batch that does not divide, raises BadInput.
+    a mesh that does not fit the devices, or a batch that does not divide, raises BadInput. Of
+    several processes each gives equally many of its devices, in the order of the processes.
     """
     devices = list(jax.devices() if devices is None else devices)
+    members = {device.process_index for device in devices}
     fixed = int(np.prod([n for n in sizes.values() if n != -1]))
     free = [axis for axis, n in sizes.items() if n == -1]
     shape = {axis: max(1, n) for axis, n in sizes.items()}
@@ -44,9 +46,11 @@ def make_mesh(
     if free:
         shape[free[0]] = max(1, len(devices) // fixed)
     if free == ["data"] and devices[0].platform == "cpu":
-        while rows % (shape["data"] * shape["fsdp"]) and shape["data"] > 1:
+        while shape["data"] > 1 and (
+            rows % (shape["data"] * shape["fsdp"]) or shape["data"] * fixed % len(members)
+        ):
             shape["data"] -= 1
-        devices = devices[: shape["data"] * fixed]
+        devices = _equally(devices, shape["data"] * fixed)
     words = " x ".join(f"{axis} {shape[axis]}" for axis in AXES)
     used = int(np.prod(list(shape.values())))
     if used > len(devices) or (free and used != len(devices)):
@@ -57,9 +61,23 @@ def make_mesh(
         raise BadInput(
             f"{name}: {rows} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
         )
+    devices = _equally(devices, used)
+    if len(devices) != used or {device.process_index for device in devices} != members:
+        raise BadInput(
+            f"mesh: {words} needs {used} devices, which {len(members)} processes of as many each "
+            f"do not have; expected a multiple of --num_processes = {len(members)}"
+        )
     # The default axis type is Explicit, under which an embedding lookup does not even trace.
-    grid = np.array(devices[:used]).reshape([shape[axis] for axis in AXES])
+    grid = np.array(devices).reshape([shape[axis] for axis in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _equally(devices: Sequence, used: int) -> list:
+    """The first `used` devices, equally many of each process where that is possible."""
+    of: dict[int, list] = {}
+    for device in devices:
+        of.setdefault(device.process_index, []).append(device)
+    return [device for mine in of.values() for device in mine[: max(1, used // len(of))]][:used]
 
 
 def state_shardings(state: Any, rules: paths.Table, mesh: Mesh) -> Any:
@@ -100,18 +118,42 @@ def _reduced(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return shape == (1,) or shape in [whole[:i] + whole[i + 1 :] for i in range(len(whole))]
 
 
-def put_rows(arrays: Mapping[str, np.ndarray], mesh: Mesh, stacked: bool) -> dict[str, jax.Array]:
+def own_rows(mesh: Mesh, batch: int) -> np.ndarray | None:
+    """The rows of a batch that the devices of this process take, in order; None if all do."""
+    if not mesh.is_multi_process:
+        return None
+    of = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch,))
+    return np.unique(np.concatenate([np.arange(batch)[at] for at in of.values() if at]))
+
+
+def put_rows(
+    arrays: Mapping[str, np.ndarray],
+    mesh: Mesh,
+    stacked: bool,
+    batch: int = 0,
+    own: np.ndarray | None = None,
+) -> dict[str, jax.Array]:
     """Host arrays → global arrays, the batch axis split over data and fsdp.
 
     The batch axis is the first, or the second when batches are `stacked`. Each device takes its own
-    rows, whatever the processes.
+    rows, whatever the processes; the arrays hold all rows, or of `batch` rows those of `own_rows`.
     """
     spec = PartitionSpec(None, *BATCH) if stacked else BATCH
-    sharding = NamedSharding(mesh, spec)
-    return {
-        name: jax.make_array_from_callback(a.shape, sharding, lambda at, a=a: a[at])
-        for name, a in arrays.items()
-    }
+    sharding, axis = NamedSharding(mesh, spec), int(stacked)
+
+    def put(a: np.ndarray) -> jax.Array:
+        if own is None:
+            return jax.make_array_from_callback(a.shape, sharding, lambda at: a[at])
+        shape, rows = (*a.shape[:axis], batch, *a.shape[axis + 1 :]), own
+
+        def taken(at: Any) -> np.ndarray:
+            start, stop, _ = at[axis].indices(batch)
+            begin = int(np.searchsorted(rows, start))
+            return a[(*at[:axis], slice(begin, begin + stop - start), *at[axis + 1 :])]
+
+        return jax.make_array_from_callback(shape, sharding, taken)
+
+    return {name: put(a) for name, a in arrays.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from research import cli, files, lease, records, train, units, watch
+from research import cli, files, lease, processes, records, train, units, watch
 from research.errors import (
     BAD_INPUT,
     DONE,
@@ -28,12 +28,13 @@ from research.errors import (
 )
 from research.launch import EXECUTORS, Job
 from research.progress import Progress
-from research.records import RunDirectory
+from research.records import Follower, RunDirectory
 from research.run import Run, make_run
 from research.units import Unit
 
 log = logging.getLogger(__name__)
 
+END = "end"  # what process 0 says to the others when all is done
 POLL = 0.5  # seconds between looks at runs that others hold
 
 
@@ -121,8 +122,10 @@ def launch(
     workers: int | None = None,
     options: Mapping[str, Any] | None = None,
     grouping: str = "auto",
+    number: int = 1,
 ) -> Outcome:
-    """Have the pending points trained by the workers of `executor`, and wait for them.
+    """Have the pending points trained by the workers of `executor`, each of which is `number`
+    processes, and wait for them.
 
     Raises BadInput if the devices of the workers cannot take one of the points, Preempted when
     asked to stop, StorageError when the disk fails; everything else that goes wrong with a run is
@@ -130,7 +133,7 @@ def launch(
     """
     if not any(p.pending for p in points):
         return outcome(points, workdir)
-    if executor == "inline":  # the devices of other workers are for them to see
+    if executor == "inline" and number == 1:  # the devices of other workers are for them to see
         check(points, workdir)
     file = write(points, workdir, grouping)
     view = watch.View(workdir, file)
@@ -143,7 +146,7 @@ def launch(
         return 0
 
     logs = file.with_suffix("")
-    job = Job(command, workers, logs, view.finished, view.show, stop, here)
+    job = Job(command, workers, logs, view.finished, view.show, stop, here, number)
     with view:
         codes = EXECUTORS[executor](job, **(options or {}))
     left = outcome(points, workdir)
@@ -244,9 +247,13 @@ def work(
     at last, smaller ones before larger; one that its process died of comes after all others. What
     a live process holds is waited for: if it dies, it is taken over.
 
+    Of a worker of several processes the first does this, and the others train what it says.
     Raises Preempted when asked to stop, StorageError since a disk that refuses one run refuses the
     next.
     """
+    if not processes.first():
+        _follow(points, workdir, progress, stop)
+        return
     left: list[Unit] = units.units(points, workdir, grouping)
     held: list[Unit] = []
     compiled, elsewhere = set(), set()
@@ -256,7 +263,7 @@ def work(
         return max(p.deaths for p in unit.points), mine, unit.flops
 
     while left or held:
-        if stop():
+        if processes.either(stop()):
             raise Preempted(f"stopped with {len(left) + len(held)} units left")
         if not left:
             time.sleep(POLL)
@@ -272,6 +279,8 @@ def work(
         else:
             if trained:
                 compiled.add(unit.shape)
+    processes.either(False)
+    processes.agree(lambda: END)
 
 
 def check(points: Iterable[Point], workdir: str | Path) -> None:
@@ -298,13 +307,36 @@ def _take(unit: Unit, workdir: str | Path, progress: Progress, stop: Callable[[]
             if _ended(point, directory):
                 progress.passed(point.run.facts)
                 continue
-            stack.enter_context(directory)
+            try:
+                stack.enter_context(directory)
+            except Held:
+                processes.agree(lambda: None)
+                raise
             if not _ended(point, directory):  # by one that held it until now
                 points.append(point)
                 directories.append(directory)
+        names = [point.run.id for point in points]
+        processes.agree(lambda: {"runs": names, "trunks": unit.trunks, "branches": unit.branches})
         if points:
             units.train_unit(replace(unit, points=tuple(points)), directories, progress, stop)
         return bool(points)
+
+
+def _follow(
+    points: Sequence[Point], workdir: str | Path, progress: Progress, stop: Callable[[], bool]
+) -> None:
+    """Train, with process 0, what `work` takes there."""
+    known = {point.run.id: point for point in points}
+    while True:
+        if processes.either(stop()):
+            raise Preempted("stopped")
+        if (told := processes.agree(lambda: None)) == END:
+            return
+        if told and told["runs"]:
+            some = tuple(known[run_id] for run_id in told["runs"])
+            unit = Unit(some, trunks=told["trunks"], branches=told["branches"])
+            directories = [Follower(workdir, run_id) for run_id in told["runs"]]
+            units.train_unit(unit, directories, progress, stop)
 
 
 def _ended(point: Point, directory: RunDirectory) -> bool:

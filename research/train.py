@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, sharding, sinks
+from research import branch, checkpoint, processes, sharding, sinks
 from research.errors import Diverged, Preempted
 from research.recorder import Progress, Recorder
 from research.records import RunDirectory, own
@@ -49,6 +49,7 @@ class Trainer:
         )
         self.hyper = jax.device_put(run.hyper, sharding.replicated(mesh))
         self._dispatch = dispatch_program(self.recipe, self.shardings)
+        self._rows = sharding.own_rows(mesh, run.batch)
         self._held: tuple | None = None
 
     def init(self) -> TrainState:
@@ -67,7 +68,8 @@ class Trainer:
 
     def batches(self, step: int, n: int, room: int) -> dict[str, Array]:
         """The batches of steps [step, step + n), stacked; blank rows up to `room`."""
-        return sharding.put_rows(host_batches(self.run, step, n, room), self.mesh, stacked=True)
+        rows = host_batches(self.run, step, n, room, self._rows)
+        return sharding.put_rows(rows, self.mesh, True, self.run.batch, self._rows)
 
     def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
         """`n` updates in one dispatch; returns at once. `state` is given away."""
@@ -77,7 +79,7 @@ class Trainer:
         """The task's metrics on the fixed held-out set, the same examples for every size."""
         if self._held is None:
             self._held = self._heldout()
-        sums = jax.device_get(eval_program(self.recipe)(params, *self._held))
+        sums = processes.fetch(eval_program(self.recipe)(params, *self._held))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return self.run.task.metrics(sums, self.run.data.notes)
 
@@ -89,7 +91,8 @@ class Trainer:
             return {}
         train = self.run.data.train
         best = solve(train.rows(np.arange(len(train))))
-        away = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - b).max()), params, best)
+        there = processes.fetch(params)
+        away = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), there, best)
         placed = jax.tree.map(lambda p, b: jax.device_put(np.float32(b), p.sharding), params, best)
         return {
             "closed_form_loss": self.evaluate(placed)["loss"],
@@ -108,9 +111,12 @@ def recipe(run: Run, mesh: Mesh) -> Recipe:
     return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate)
 
 
-def host_batches(run: Run, step: int, n: int, room: int) -> dict[str, np.ndarray]:
-    """The batches of steps [step, step + n), [room, B, ...]; the rest is blank."""
-    rows = [run.data.batch(run.order, s, run.batch) for s in range(step, step + n)]
+def host_batches(
+    run: Run, step: int, n: int, room: int, at: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """The batches of steps [step, step + n), [room, B, ...], or their rows `at`; the rest is
+    blank."""
+    rows = [run.data.batch(run.order, s, run.batch, at) for s in range(step, step + n)]
     stacked = {}
     for name, x in rows[0].items():
         stacked[name] = np.zeros((room, *x.shape), x.dtype)
@@ -183,9 +189,12 @@ def fit(
     sinks.check(run.sinks)  # whatever is refused leaves no file behind
     run, mesh = _launched(run, directory, trunks)
     trainer = Trainer(run, mesh)
-    unbind([directory])
-    launch = {"mesh": dict(mesh.shape), "how": run.how}
-    recorder = Recorder(run, directory, progress, launch)
+    if processes.first():
+        unbind([directory])
+    launched: dict[str, Any] = {"mesh": dict(mesh.shape), "how": run.how}
+    if processes.count() > 1:  # which may decide the last bits
+        launched["processes"] = processes.count()
+    recorder = Recorder(run, directory, progress, launched)
     devices = trainer.mesh.size, trainer.mesh.devices.flat[0].device_kind
     try:
         keeper = Keeper(trainer, recorder, trunks, branches)
@@ -208,7 +217,7 @@ def check(run: Run, directory: RunDirectory) -> None:
 def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], bool]) -> tuple:
     """All steps of a run (or of a group, see ensemble), in the order of the contract; returns the
     final evaluation and the final state."""
-    every, room = run.every, run.every.dispatch
+    every, room, stop = run.every, run.every.dispatch, processes.late(stop)
     step, state = keeper.restore()
     first = step
     while step < run.steps:
@@ -247,7 +256,8 @@ def _launched(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -
         if (path / "launch.json").exists():
             stored = own(path / "launch.json")
             run, mesh = as_launched(run, stored, path), stored["mesh"]
-            if math.prod(mesh.values()) <= jax.device_count():
+            used = math.prod(mesh.values())
+            if used <= jax.device_count() and used % processes.count() == 0:
                 return run, sharding.make_mesh(mesh, run.batch, parts=run.accumulate)
             log.warning("%s: first launched on mesh %s, which is not here", path, mesh)
     return run, sharding.make_mesh(run.mesh, run.batch, parts=run.accumulate)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from research import checkpoint, files, records
+from research import checkpoint, files, processes, records
 from research.records import RunDirectory
 from research.run import Run
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 MARK = "trunk.json"
 # What decides the last bits, of launch.json: a state from elsewhere is not what this run would be.
-ALIKE = ("mesh", "how", "members", "versions", "cores", "xla_flags")
+ALIKE = ("mesh", "how", "members", "processes", "versions", "cores", "xla_flags")
 # A division may be off by an ulp on some device, so a share this near to 1 counts as decayed.
 MARGIN = np.float32(1 + 1e-6)
 
@@ -55,13 +55,14 @@ def seeded(
 ) -> tuple[int, Any] | None:
     """(step, state) from the first of `trunks` that has an intact checkpoint of steps that are also
     this run's, with its learning curve up to there; None if there is none."""
-    directory.check()
-    (directory.path / MARK).unlink(missing_ok=True)
-    found = next((f for trunk in trunks if (f := _checkpoint(directory.path, trunk))), None)
+    found = processes.agree(lambda: _found(directory, trunks))
     if found is None:
         return None
-    trunk, step, path = found
-    state = checkpoint.restore(path, abstract)
+    index, step, name = found
+    trunk = trunks[index]
+    state = checkpoint.restore(trunk.path / "checkpoints" / name, abstract)
+    if not directory.writes:
+        return step, state
     files.write_json(directory.path / MARK, {"run": trunk.path.name, "step": step})
     directory.append(resume=0)
     for record in records.read_metrics(trunk.path):
@@ -73,7 +74,16 @@ def seeded(
     return step, state
 
 
-def _checkpoint(own: Path, trunk: Trunk) -> tuple[Trunk, int, Path] | None:
+def _found(directory: RunDirectory, trunks: Sequence[Trunk]) -> tuple[int, int, str] | None:
+    """Which of `trunks`, and the step and name of its checkpoint; forgets what was there before."""
+    directory.check()
+    (directory.path / MARK).unlink(missing_ok=True)
+    choices = (_checkpoint(directory.path, trunk) for trunk in trunks)
+    return next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
+
+
+def _checkpoint(own: Path, trunk: Trunk) -> tuple[int, str] | None:
+    """The step, and the name of its checkpoint, from which a run may begin."""
     if not (trunk.path / "launch.json").exists():
         return None
     here, there = (records.own(path / "launch.json") for path in (own, trunk.path))
@@ -82,7 +92,7 @@ def _checkpoint(own: Path, trunk: Trunk) -> tuple[Trunk, int, Path] | None:
         log.info("%s: not begun from %s, another %s", own.name, trunk.path.name, words)
         return None
     newest = next(checkpoint.intact(trunk.path, trunk.steps), None)
-    return (trunk, *newest) if newest else None
+    return (newest[0], newest[1].name) if newest else None
 
 
 def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:

@@ -18,8 +18,16 @@ from typing import Any, Protocol
 
 import jax
 
-from research import checkpoint, ensemble, files, records, train, trunk
-from research.errors import BadInput, Damaged, Diverged, IsoflopError, Preempted, StorageError
+from research import checkpoint, ensemble, files, processes, records, train, trunk
+from research.errors import (
+    BadInput,
+    Damaged,
+    Diverged,
+    IsoflopError,
+    Lost,
+    Preempted,
+    StorageError,
+)
 from research.progress import Progress
 from research.records import RunDirectory
 from research.run import PLACES, Run
@@ -37,6 +45,7 @@ RULE = (
     "grouping auto: shared trunks wherever there are some; one program for up to "
     f"{MOST} runs on accelerators, if a step takes at most {SMALL:g} FLOPs; never on CPU"
 )
+ONE_PROCESS = "a group of runs in one program is for workers of one process"
 
 
 class Point(Protocol):
@@ -76,19 +85,32 @@ class Unit:
 
 
 def units(
-    points: Iterable[Point], workdir: str | Path, grouping: str, platform: str | None = None
+    points: Iterable[Point],
+    workdir: str | Path,
+    grouping: str,
+    platform: str | None = None,
+    number: int | None = None,
 ) -> list[Unit]:
     """The units of all pending `points`, in the order of their first ones; the others are needed
-    too, they may be trunks. `platform` is that of the workers (this process's, if not given).
+    too, they may be trunks. `platform` is that of the workers, `number` of how many processes each
+    is (as this one, if not given).
 
     "off" shares nothing, "force" groups whatever can be one program; groups that were launched
-    stay as they are. Raises BadInput if `grouping` is none of GROUPING.
+    stay as they are. Raises BadInput if `grouping` is none of GROUPING, or asks for groups of
+    workers that are several processes.
     """
     if grouping not in GROUPING:
         raise BadInput(f"--grouping={grouping}: expected one of {', '.join(GROUPING)}")
+    several = (number or processes.count()) > 1
+    if grouping == "force" and several:
+        raise BadInput(f"--grouping=force: {ONE_PROCESS}; expected auto or off")
     points, runs = list(points), Path(workdir) / "runs"
     launched = _launched(points, runs)
     out, rest = _stored(points, launched)
+    if several and (begun := next((p for u in out for p in u.points if p.pending), None)):
+        raise BadInput(
+            f"--num_processes: run {begun.run.id} was begun in a group; {ONE_PROCESS}; expected 1"
+        )
     free = {p.run.id for p in rest if p.run.id not in launched}
     if grouping == "force":
         made, rest = _groups(rest, lambda run: run.id in free)
@@ -96,7 +118,7 @@ def units(
     if grouping != "off":
         made, rest = _chains(rest, runs)
         out += made
-    if grouping == "auto":
+    if grouping == "auto" and not several:
         here = platform or jax.default_backend()
         made, rest = _groups(rest, lambda run: run.id in free and _pays(run, here))
         out += made
@@ -106,9 +128,11 @@ def units(
     return sorted((u for u in out if u.points), key=lambda u: order[u.points[0].run.id])
 
 
-def words(made: Sequence[Unit], grouping: str) -> list[str]:
-    """What a plan says of its units, a line each."""
+def words(made: Sequence[Unit], grouping: str, number: int = 1) -> list[str]:
+    """What a plan says of its units, for workers of `number` processes, a line each."""
     lines = [RULE] if grouping == "auto" else [f"grouping {grouping}"]
+    if number > 1:
+        lines = [f"each run in {number} processes, none in a group: {ONE_PROCESS}"]
     if chains := [u for u in made if u.saved]:
         saved = sum(u.saved for u in chains)
         total = saved + sum(u.flops for u in made)
@@ -133,10 +157,10 @@ def train_unit(
     """
     if unit.members:
         return _train_group(unit, directories, progress, stop)
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for point, directory in zip(unit.points, directories, strict=True):
         out[point.run.id] = _train_one(unit, point.run, directory, progress, stop)
-    if all(result["status"] != "failed" for result in out.values()):
+    if processes.first() and all(result["status"] != "failed" for result in out.values()):
         runs, keep = directories[0].path.parent, unit.points[0].run.keep
         of_trunks = {name for options in unit.trunks.values() for name, _ in options}
         for path in (runs / name for name in of_trunks):
@@ -161,9 +185,10 @@ def _train_one(
         result = train.fit(run, directory, progress.update, stop, trunks, branches)
     except Diverged:
         result = directory.result or {}
-    except (Preempted, StorageError):
+    except (Preempted, StorageError, Lost):
         raise
     except Exception as error:
+        processes.meet(error)
         if not isinstance(error, IsoflopError):
             log.exception("run %s failed", run.id)
         reason = f"{type(error).__name__}: {error}"
@@ -308,10 +333,10 @@ def _program(run: Run) -> Hashable:
 
 
 def _fits_a_group(run: Run) -> bool:
-    """Whether it may lie whole on one device of this one process, and begins from nothing."""
-    mesh, alone = run.mesh, jax.process_count() == 1
+    """Whether it may lie whole on one device, and begins from nothing."""
+    mesh = run.mesh
     small = mesh["data"] in (-1, 1) and mesh["fsdp"] == mesh["tensor"] == 1
-    return alone and small and run.start is None
+    return small and run.start is None
 
 
 def _pays(run: Run, platform: str) -> bool:

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 from launching import end, kill_a_holder, launches, saved, start, sweep_file, wait_for
 
-from research import lease, records
+from research import files, lease, records
 
 pytestmark = pytest.mark.slow
 
 
-def all_done(workdir, killed):
+def all_done(workdir, killed, runs=4, processes=None):
     """Every run is done, and begun once; the one whose worker was killed, twice."""
-    assert [r["status"] for r in records.table(workdir)] == ["done"] * 4
+    assert [r["status"] for r in records.table(workdir)] == ["done"] * runs
+    for path in workdir.glob("runs/*/launch.json"):
+        assert files.read_json(path).get("processes") == processes
     begun = launches(workdir)
     assert begun.pop(killed) == 2
     assert set(begun.values()) == {1}
@@ -51,6 +53,24 @@ def test_ray_trains_a_sweep_although_a_worker_is_killed(ray, corpus, tmp_path):
         code, out = end(process)
     assert code == 0, out
     all_done(tmp_path / "w", killed)
+
+
+def test_ray_trains_runs_of_two_processes_although_one_is_killed(ray, corpus, tmp_path):
+    config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
+    process = start(config, tmp_path / "w", "--executor=ray", "--num_processes=2")
+    try:
+        killed = kill_a_holder(tmp_path / "w", process)
+    finally:
+        code, out = end(process)
+    assert code == 0, out
+    all_done(tmp_path / "w", killed, runs=2, processes=2)
+
+
+def test_a_ray_without_room_for_all_processes_is_bad_input(ray, corpus, tmp_path):
+    config = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=1)
+    code, out = end(start(config, tmp_path / "w", "--executor=ray", "--num_processes=99"))
+    assert code == 2, out
+    assert "--num_processes: 99, but the cluster has room for" in out
 
 
 def test_ray_is_stopped_by_ctrl_c_and_everything_is_saved(ray, corpus, tmp_path):
@@ -183,6 +203,27 @@ def test_slurm_is_stopped_by_ctrl_c_and_everything_is_saved(slurm, corpus, tmp_p
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=2", OPTIONS)
     wait_for(lambda: len(saved(tmp_path / "w", 10)) == 2, process)
+    process.send_signal(signal.SIGINT)
+    assert end(process)[0] == 130
+    stopped(tmp_path / "w")
+
+
+def test_slurm_trains_runs_of_two_processes_although_one_is_killed(slurm, corpus, tmp_path):
+    """Two tasks of one step find each other by what Slurm tells them."""
+    config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
+    process = start(config, tmp_path / "w", "--executor=slurm", "--num_processes=2", OPTIONS)
+    try:
+        killed = kill_a_holder(tmp_path / "w", process)
+    finally:
+        code, out = end(process)
+    assert code == 0, out
+    all_done(tmp_path / "w", killed, runs=2, processes=2)
+
+
+def test_slurm_jobs_of_two_processes_are_stopped_and_saved(slurm, corpus, tmp_path):
+    config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=1)
+    process = start(config, tmp_path / "w", "--executor=slurm", "--num_processes=2", OPTIONS)
+    wait_for(lambda: len(saved(tmp_path / "w", 10)) == 1, process)
     process.send_signal(signal.SIGINT)
     assert end(process)[0] == 130
     stopped(tmp_path / "w")

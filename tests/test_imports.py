@@ -12,7 +12,10 @@ ROOT = Path(__file__).parents[1]
 GROUND = {
     *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
 }
-PARTS = {"trees", "models", "data", "tasks", "optim", "sharding", "records", "checkpoint", "sinks"}
+PARTS = {
+    *("trees", "models", "data", "tasks", "optim", "sharding", "processes", "records"),
+    *("checkpoint", "sinks"),
+}
 # room -> the rooms of research/ that it may import
 MAY = {
     **dict.fromkeys(GROUND, GROUND),
@@ -23,25 +26,29 @@ MAY = {
     "optim": {*GROUND, "trees"},
     "sharding": {*GROUND, "trees"},
     "compiled": GROUND,
+    "processes": GROUND,
     "lease": {"errors", "files"},
     "records": {*GROUND, "lease"},
     "sinks": GROUND,
-    "checkpoint": {*GROUND, "trees"},
+    "checkpoint": {*GROUND, "trees", "processes"},
     "accounting": {*GROUND, "models"},
     "ladder": {*GROUND, "models", "accounting"},
     "branch": {*GROUND, "trees", "models", "checkpoint"},
     "run": {*GROUND, "branch", "models", "data", "tasks", "optim", "ladder", "accounting"},
     "step": {"optim", "sharding", "models", "tasks"},
     "generate": {*GROUND, "models", "data", "branch"},
-    "trunk": {*GROUND, "checkpoint", "records", "run"},
-    "recorder": {*GROUND, "records", "sinks", "run", "trunk"},
+    "trunk": {*GROUND, "processes", "checkpoint", "records", "run"},
+    "recorder": {*GROUND, "processes", "records", "sinks", "run", "trunk"},
     "train": {*GROUND, *PARTS, "branch", "run", "step", "trunk", "recorder"},
     "ensemble": {*GROUND, *PARTS, "run", "step", "recorder", "train"},
     "units": {*GROUND, *PARTS, "run", "trunk", "train", "ensemble", "progress"},
     "progress": GROUND,
     "launch": {"launch", "errors"},
     "watch": {*GROUND, "lease", "records"},
-    "sweep": {*GROUND, "run", "lease", "records", "train", "units", "launch", "progress", "watch"},
+    "sweep": {
+        *(*GROUND, "processes", "run", "lease", "records", "train", "units", "launch", "progress"),
+        "watch",
+    },
     "plan": GROUND,
     "listing": GROUND,
     "cost": {*GROUND, "accounting", "sharding", "run", "step", "train"},

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from launching import end, environment, launches, saved, start, sweep_file, wait_for
 
 from research import launch, lease, records
 from research.errors import BadInput
-from research.launch import local
+from research.launch import local, machine
 
 # Executors alone, with commands that train nothing.
 
@@ -102,25 +103,25 @@ def test_each_worker_has_its_own_cores_and_as_many_devices(tmp_path):
 
 
 def test_cores_and_gpus_are_shared_out_evenly():
-    slots = local._slots(None, range(4), [])
+    slots = machine.slots(None, range(4), [])
     assert [s.cores for s in slots] == [(0,), (1,), (2,), (3,)]
-    assert [s.cores for s in local._slots(2, range(5), [])] == [(0, 1), (2, 3)]
-    assert [s.cores for s in local._slots(3, range(2), [])] == [(0,), (1,), (0,)]
-    slots = local._slots(None, range(16), ["0", "1"])
+    assert [s.cores for s in machine.slots(2, range(5), [])] == [(0, 1), (2, 3)]
+    assert [s.cores for s in machine.slots(3, range(2), [])] == [(0,), (1,), (0,)]
+    slots = machine.slots(None, range(16), ["0", "1"])
     assert [s.environment() for s in slots] == [{"CUDA_VISIBLE_DEVICES": g} for g in "01"]
-    (slot,) = local._slots(1, range(16), ["0", "1"])
+    (slot,) = machine.slots(1, range(16), ["0", "1"])
     assert slot.environment() == {"CUDA_VISIBLE_DEVICES": "0,1"}
     with pytest.raises(BadInput, match="--workers: 3, but there are 2 GPUs"):
-        local._slots(3, range(16), ["0", "1"])
+        machine.slots(3, range(16), ["0", "1"])
 
 
 def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     for value, gpus in {"": [], "-1": [], "0": ["0"], "1,GPU-ab": ["1", "GPU-ab"]}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        assert local._gpus() == gpus
+        assert machine.gpus() == gpus
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert local._gpus() == []
+    assert machine.gpus() == []
 
 
 def test_options_are_read_by_the_parameters_of_the_executor():
@@ -130,7 +131,7 @@ def test_options_are_read_by_the_parameters_of_the_executor():
     assert launch.options("local", "", None) == {}
     with pytest.raises(BadInput) as error:
         launch.options("slurm", "partitoin=gpu,timeout=1h,cpus=-1,gpus", 0)
-    known = "partition, timeout, cpus, gpus, memory, account"
+    known = "partition, timeout, cpus, gpus, memory, account, nodes"
     assert error.value.problems == (
         "--workers: 0; expected at least 1",
         f"--executor_options: partitoin: no option of slurm; expected one of {known}",
@@ -208,6 +209,29 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
         step = records.last_metrics(run)[-1]["step"]
         assert (run / "checkpoints" / str(step + 1)).is_dir(), "not saved where it was stopped"
         assert records.row(run)["status"] == "unfinished"
+
+
+@pytest.mark.slow
+def test_a_worker_of_two_processes_is_started_again_when_one_of_them_is_killed(corpus, tmp_path):
+    """One that follows, of which no lease speaks."""
+    workdir = tmp_path / "w"
+    config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
+    process = start(config, workdir, "--num_processes=2")
+    wait_for(lambda: saved(workdir, 20), process)
+    followers = [p for p in Path("/proc").glob("[0-9]*/cmdline") if is_follower(p, workdir)]
+    os.kill(int(followers[0].parent.name), signal.SIGKILL)
+    code, out = end(process)
+    assert code == 0, out
+    assert sorted(launches(workdir).values()) == [1, 2]
+    assert [r["status"] for r in records.table(workdir)] == ["done"] * 2
+
+
+def is_follower(cmdline, workdir):
+    try:
+        words = cmdline.read_text().split("\0")
+    except OSError:
+        return False
+    return "--process_id=1" in words and f"--workdir={workdir.resolve()}" in words
 
 
 @pytest.mark.slow

@@ -45,14 +45,18 @@ class Dataset:
     mixture: tuple[tuple[int, float], ...] = ()
     tokenizer: str = ""  # its JSON, to be kept with the run
 
-    def batch(self, seed: int, step: int, size: int) -> dict[str, np.ndarray]:
-        """The training batch of `step`: a pure function of its arguments."""
+    def batch(
+        self, seed: int, step: int, size: int, at: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """The training batch of `step`, or its rows numbered `at`: a pure function of its
+        arguments."""
         if self.mixture:
             lengths, weights = zip(*self.mixture, strict=True)
             index = order.mixed(seed, step, size, lengths, weights)
         else:
             index = order.indices(seed, step, size, len(self.train))
-        return self.train.rows(index, order.draws(seed, step, size))
+        draw = order.draws(seed, step, size)
+        return self.train.rows(index, draw) if at is None else self.train.rows(index[at], draw[at])
 
 
 DATASETS: dict[str, Callable[..., dict]] = {

@@ -1,5 +1,6 @@
 """What every executor is given, and how a worker is started and started again."""
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,10 @@ IN_A_ROW = 3  # times that workers are started again without progress
 
 @dataclass(frozen=True)
 class Job:
-    """Copies of one command. `workers` is how many, None as many as the place has room for;
-    `progress()` is a value that changes when the work goes on; `show()` is called now and then
-    while workers run; `stop()` turns true when they are to save and end; `here()` does a worker's
-    work in this process."""
+    """Copies of one command. `workers` is how many, None as many as the place has room for, and
+    each is `processes` processes that are one run (see gang); `progress()` is a value that changes
+    when the work goes on; `show()` is called now and then while workers run; `stop()` turns true
+    when they are to save and end; `here()` does a worker's work in this process."""
 
     command: Sequence[str]
     workers: int | None
@@ -26,6 +27,7 @@ class Job:
     show: Callable[[], object]
     stop: Callable[[], bool]
     here: Callable[[], int]
+    processes: int = 1
 
 
 @dataclass
@@ -47,11 +49,19 @@ class Restarts:
         return self.used[slot] <= IN_A_ROW
 
 
+def orphaned(parent: int | None = None) -> Callable[[], bool]:
+    """Whether the launcher that started this process is gone; of one that no launcher started,
+    whether `parent` is."""
+    told = os.environ.get(PARENT, parent)
+    return lambda: told is not None and os.getppid() != int(told)
+
+
 def start(
-    command: Sequence[str], log: Path, changes: Mapping[str, str], cwd: str | None = None
+    command: Sequence[str], log: Path | None, changes: Mapping[str, str], cwd: str | None = None
 ) -> subprocess.Popen:
-    """The command as a child out of reach of the terminal's signals; its output goes to `log`."""
-    with open(log, "ab") as file:
+    """The command as a child out of reach of the terminal's signals; its output goes to `log`, or
+    where this process's goes."""
+    with open(log, "ab") if log else contextlib.nullcontext() as file:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -12,21 +12,32 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
+from research.launch import gang
 from research.launch.job import Job, Restarts, start
 
 POLL = 2.0  # seconds between questions to the controller
 
 
 class Task:
-    """The command, run on a node. When the time is nearly over or the job is preempted, the worker
-    saves and the job queues again."""
+    """The command, run on a node, of several processes once for each. When the time is nearly over
+    or the job is preempted, the worker saves and the job queues again.
 
-    def __init__(self, command: Sequence[str], log: Path, changes: dict[str, str], cwd: str):
-        self.start = (list(command), log, changes, cwd)
+    `gpus` are those of one process; if there are several on a node, each takes its own.
+    """
+
+    def __init__(
+        self, command: Sequence[str], log: Path, changes: dict[str, str], cwd: str, gpus: int = 0
+    ):
+        self.start = (list(command), log, changes, cwd, gpus)
         self.child: subprocess.Popen | None = None
 
     def __call__(self) -> int:
-        self.child = start(*self.start)
+        command, log, changes, cwd, gpus = self.start
+        if gpus > 1:  # of one each jax sees to it
+            local = int(os.environ.get("SLURM_LOCALID", "0"))
+            mine = range(local * gpus, (local + 1) * gpus)
+            changes = {**changes, "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine))}
+        self.child = start(command, log, changes, cwd)
         # submitit lets SIGTERM pass; a worker saves on it, and its exit code says that it did.
         signal.signal(signal.SIGTERM, lambda *_: self.child and self.child.terminate())
         return self.child.wait()
@@ -50,28 +61,38 @@ def run(
     gpus: int = 0,
     memory: float = 0.0,
     account: str = "",
+    nodes: int = 1,
 ) -> list[int]:
     """Submit the workers as one array, submit again those that die, and return their exit codes.
 
-    `timeout` is in minutes, `memory` in GB (0: what the partition gives); `cpus` and `gpus` are
-    those of one worker. Without `job.workers` there is one. When stopped, jobs that wait are
-    cancelled and those that run get SIGTERM. Raises BadInput if submitit or Slurm is missing, or
-    Slurm refuses.
+    `timeout` is in minutes, `memory` in GB on each node (0: what the partition gives); `cpus` and
+    `gpus` are those of one process, and the processes of a worker are divided over `nodes`. Without
+    `job.workers` there is one. When stopped, jobs that wait are cancelled and those that run get
+    SIGTERM. Raises BadInput if submitit or Slurm is missing, or Slurm refuses.
     """
-    executor = _executor(job.logs)
+    if nodes < 1 or job.processes % nodes:
+        raise BadInput(
+            f"--executor_options: nodes: {nodes}; expected a divisor of --num_processes = "
+            f"{job.processes}"
+        )
+    executor, on_each = _executor(job.logs), job.processes // nodes
     wanted = {"slurm_partition": partition, "mem_gb": memory, "slurm_account": account}
     executor.update_parameters(
         name="isoflop",
         timeout_min=timeout,
         cpus_per_task=cpus,
-        **({"gpus_per_node": gpus} if gpus else {}),
+        **({"nodes": nodes, "tasks_per_node": on_each} if job.processes > 1 else {}),
+        **({"gpus_per_node": gpus * on_each} if gpus else {}),
         **{k: v for k, v in wanted.items() if v},
     )
     changes = {} if gpus else {"JAX_NUM_CPU_DEVICES": str(cpus)}
+    several = job.processes > 1
+    command = [*job.command, *([f"--coordinator_address={gang.AUTO}"] if several else [])]
 
     def submit(slots: Sequence[int]) -> dict[int, Any]:
         logs = {i: job.logs.resolve() / f"worker-{i}.log" for i in slots}
-        tasks = [Task(job.command, logs[i], changes, os.getcwd()) for i in slots]
+        own = gpus if several else 0
+        tasks = [Task(command, logs[i], changes, os.getcwd(), own) for i in slots]
         try:
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
@@ -109,8 +130,10 @@ def _watched(job: Job, submit: Any, workers: int) -> list[int]:
 
 
 def _code(one: Any) -> int:
-    """What the worker ended with; a job that left no result was killed, or its node was lost."""
-    return one.result() if one.paths.result_pickle.exists() else -signal.SIGKILL
+    """What the worker ended with; one that left no result was killed, or its node was lost."""
+    tasks = [one.task(i) for i in range(one.num_tasks)]
+    left = [task.result() if task.paths.result_pickle.exists() else None for task in tasks]
+    return gang.verdict(-signal.SIGKILL if code is None else code for code in left)
 
 
 def _listed(jobs: Iterable[Any]) -> set[str]:
