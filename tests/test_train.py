@@ -55,7 +55,7 @@ def test_any_split_into_dispatches_gives_the_same_bits(tiny, sizes):
         other, same = trained(config, split, sizes)
         jax.tree.map(np.testing.assert_array_equal, single, other)
         assert losses == same
-    shifted, _ = trained(config | {"batch": {"size": 8, "seed": 1}}, [10, 10], sizes)
+    shifted, _ = trained(tiny(REAL | {"batch.seed": 1}), [10, 10], sizes)
     assert any(
         (a != b).any() for a, b in zip(*map(jax.tree.leaves, (single, shifted)), strict=True)
     )
