@@ -201,7 +201,7 @@ def test_a_rule_for_the_batch_is_resolved_and_repeats_the_run(tiny, tmp_path):
     (point,) = sweep.plan([({}, tiny(ruled))], tmp_path)
     run = point.run
     assert run.batch == 8
-    assert run.config["batch"] == {"size": 8, "seed": 0}
+    assert run.config["batch"] == {"size": 8, "seed": 0, "accumulate": 1}
     assert "batch = 64 sqrt(tokens" in run.facts["rules"]
     same = {"batch.size": 8, "horizon.unit": "tokens", "horizon.amount": 2e4}
     (again,) = sweep.plan([({}, tiny(same))], tmp_path)
