@@ -118,7 +118,8 @@ def make_run(config: Mapping[str, Any]) -> Run:
     resolved = _resolved(config, model, steps, lr, warmup)
     start = _start(config, dataset, model, inputs, steps)
     amounts = _amounts(model, dataset, counts, steps, batch)
-    rules = (size_rule, batch_rule, horizon_rule, lr_rule)
+    at_once = batch // parts * dataset.tokens_per_example
+    rules = (size_rule, batch_rule, horizon_rule, lr_rule, task.rule(model, at_once))
     family, scaled = config["model"]["name"], "target_scale" in dataset.notes
     facts = {
         "name": config["name"],

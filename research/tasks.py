@@ -44,6 +44,11 @@ class Task(Protocol):
         terms = self.terms(model, params, batch)
         return terms["loss"].sum(), terms["count"].sum()
 
+    def rule(self, model: Model, tokens: int) -> str:
+        """What the task chooses for so many tokens at a time, in words; "" where it does not."""
+        del model, tokens
+        return ""
+
     def placed(self, model: Model, ways: int) -> "Task":
         """The task where every batch is split over `ways` devices."""
         del model, ways
@@ -91,6 +96,15 @@ class LanguageModelling(Task):
         unembed, head = jax.closure_convert(functools.partial(model.unembed, params), x_NxMxD[0])
         chunks = x_NxMxD, _split(batch["targets"], N), weight_NxM
         return _chunked(unembed, *chunks, *head), jnp.float32(B * T)
+
+    def rule(self, model: Model, tokens: int) -> str:
+        chunk = self.chosen(model.spec.vocab)
+        if self.chunk is not None or tokens <= chunk:
+            return ""
+        return (
+            f"at most 2^{LOGITS.bit_length() - 1} logits in memory at once on a device, but of at "
+            f"least {FEW:,} tokens\nvocabulary {model.spec.vocab:,}: {chunk:,} tokens at once"
+        )
 
     def placed(self, model: Model, ways: int) -> "LanguageModelling":
         chunk = self.chosen(model.spec.vocab) if self.chunk is None else self.chunk
