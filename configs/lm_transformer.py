@@ -25,6 +25,7 @@ def get_config():
                 "bias": False,
                 "tied": False,
                 "dtype": "float32",
+                "attention": "auto",  # cuDNN where it can be, "own" elsewhere; or "xla"
                 "remat": "none",  # or what is kept of a block: "dots", or nothing: "full"
                 "unroll": 1,
             },

@@ -17,7 +17,7 @@ from research.models import Model
 from research.tasks import TASKS, Task
 
 # How a run is computed, which changes its last bits at most. A run goes on as it was launched.
-HOW = ("batch.accumulate", "task.chunk", "model.remat", "model.unroll")
+HOW = ("batch.accumulate", "task.chunk", "model.attention", "model.remat", "model.unroll")
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
 NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *HOW)
 # What the digest of the data stands for (see data.Dataset).

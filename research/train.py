@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from research import branch, checkpoint, processes, sharding, sinks
-from research.errors import Diverged, Preempted
+from research.errors import BadInput, Diverged, Preempted
 from research.recorder import Progress, Recorder
 from research.records import RunDirectory, own
 from research.run import Run, example_inputs
@@ -42,6 +42,7 @@ class Trainer:
 
     def __init__(self, run: Run, mesh: Mesh):
         self.run, self.mesh = run, mesh
+        _check_model(run, mesh)
         self.recipe = recipe(run, mesh)
         self.inputs = example_inputs(run.data)
         self.shardings, self.abstract = placement(
@@ -103,6 +104,16 @@ class Trainer:
         rows = host_heldout(self.run, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
         put = sharding.put_rows(rows, self.mesh, stacked=True)
         return put, put.pop("weights")
+
+
+def _check_model(run: Run, mesh: Mesh) -> None:
+    """Raise BadInput where the devices cannot compute the model as it says."""
+    check = getattr(run.model.family, "check", None)
+    try:
+        if check is not None:
+            check(run.model.spec, mesh.devices.flat[0].platform)
+    except ValueError as error:
+        raise BadInput(f"model.{error}") from error
 
 
 def recipe(run: Run, mesh: Mesh) -> Recipe:

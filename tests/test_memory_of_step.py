@@ -1,6 +1,8 @@
 """How a step is computed changes its memory, not its meaning: batches in parts, logits in chunks,
 blocks worked out again, layers in a scan, states given away."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 
 from research import check, models, records, sharding, step, train
 from research.errors import BadInput
+from research.models import attention
 from research.run import make_run
 from research.tasks import FEW, LOGITS, LanguageModelling
 from tests.test_models import SMALL
+from tests.test_optim import NUMBERS
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 ALL = {"data": 2, "fsdp": 2, "tensor": 2}
@@ -113,6 +117,7 @@ def test_parts_that_do_not_divide_are_refused_before_a_compile(tiny):
 OTHERWISE = {
     "batch.accumulate": 2,
     "task.chunk": 64,
+    "model.attention": "xla",
     "model.remat": "full",
     "model.unroll": 2,
 }
@@ -274,6 +279,133 @@ def test_the_booleans_of_earlier_configs_are_told_what_to_be(old, tiny):
     config["model"]["remat"] = old
     problems = check.problems(config)
     assert problems == [f"model.remat: {old} is of type bool; expected one of none, dots, full"]
+
+
+# Attention by one implementation or another.
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
+    keys = jax.random.split(jax.random.key(1), 4)
+    q, g = (jax.random.normal(key, (2, 8, 4, 16), dtype) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, 8, kv_heads, 16), dtype) for key in keys[2:])
+
+    def found(function):
+        out, back = jax.vjp(function, q, k, v)
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, back(g)))
+
+    own, theirs = (found(functools.partial(attention.causal, by)) for by in ("own", "xla"))
+    error = 5e-2 if dtype == "bfloat16" else 2e-5
+    close(own, theirs, rtol=error, atol=error)
+    seeing_all, _ = found(lambda q, k, v: jax.nn.dot_product_attention(q, k, v))
+    assert np.abs(own[0] - seeing_all).max() > 0.1
+
+
+def test_a_model_is_the_same_by_any_implementation(tiny):
+    (one, found), (other, others) = (
+        losses(trainer(tiny({"model.attention": by, "model.kv_heads": 1}))) for by in ("own", "xla")
+    )
+    np.testing.assert_allclose(found, others, rtol=1e-6)
+    close(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "platform", "by"),
+    [
+        ("bfloat16", 64, "gpu", "cudnn"),
+        ("bfloat16", 64, "cpu", "own"),
+        ("bfloat16", 64, "tpu", "own"),
+        ("float32", 64, "gpu", "own"),
+        ("bfloat16", 60, "gpu", "own"),
+        ("bfloat16", 256, "gpu", "own"),
+    ],
+)
+def test_attention_is_chosen_by_what_cudnn_takes(dtype, head_size, platform, by):
+    assert attention.chosen("auto", dtype, head_size, platform) == by
+    assert attention.chosen("xla", dtype, head_size, platform) == "xla"
+    if by == "cudnn":
+        assert attention.chosen("cudnn", dtype, head_size, platform) == "cudnn"
+    else:
+        with pytest.raises(ValueError, match=r"attention: cudnn .* expected auto, own or xla"):
+            attention.chosen("cudnn", dtype, head_size, platform)
+
+
+def test_cudnn_where_it_cannot_be_is_refused_before_a_compile(tiny):
+    with pytest.raises(BadInput, match=r"model.attention: cudnn runs on NVIDIA GPUs, not on cpu"):
+        trainer(tiny({"model.attention": "cudnn"}))
+
+
+# Precision.
+
+
+def products(jaxpr):
+    """(kinds of the operands, kinds of the results) of dot products, and those of exponentials."""
+    dots, exps = [], []
+    for eqn in jaxpr.eqns:
+        kinds = [str(v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")]
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            dots.append(tuple(kinds[:2]))
+        if eqn.primitive.name in ("exp", "exp2", "log", "rsqrt"):
+            exps += kinds[:1]
+        for value in eqn.params.values():
+            for one in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(one, "jaxpr", one)
+                if hasattr(inner, "eqns"):
+                    more = products(inner)
+                    dots, exps = dots + more[0], exps + more[1]
+    return dots, exps
+
+
+LOW = {
+    "transformer": models.build("transformer", **SMALL | {"dtype": "bfloat16", "qk_norm": True}),
+    "GPT-2": models.build(
+        "transformer",
+        **SMALL
+        | {"dtype": "bfloat16", "norm": "layer", "positions": "learned", "activation": "gelu"},
+    ),
+    "gru": models.build("gru", **GRU | {"dtype": "bfloat16"}, tied=False),
+}
+
+
+@pytest.mark.parametrize("name", LOW)
+@pytest.mark.parametrize("chunk", [0, 8])
+def test_bfloat16_is_for_products_and_float32_for_the_rest(name, chunk):
+    """Weights, moments, norms, softmax and loss are float32; products have bfloat16 operands."""
+    model, batch = LOW[name], tokens()
+    recipe = step.Recipe(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+    hyper = trainer_hyper()
+    state = jax.eval_shape(recipe.init, jax.random.key(0), batch["inputs"], hyper)
+    kinds = {str(x.dtype) for x in jax.tree.leaves(state)}
+    assert kinds <= {"float32", "int32"}
+
+    def of(recipe):
+        return products(jax.make_jaxpr(recipe.gradient)(state.params, batch).jaxpr)
+
+    dots, exps = of(recipe)
+    assert len(dots) > 8
+    assert {("bfloat16", "bfloat16")} == set(dots)
+    assert set(exps) == {"float32"}
+    exact = models.build(**model.described() | {"dtype": "float32"})
+    assert {("float32", "float32")} == set(of(recipe._replace(model=exact))[0])
+
+
+def trainer_hyper():
+    numbers = {"lr": 1e-2, "warmup": 0.0, "total": 40.0, "clip": 1.0, "ema": None}
+    numbers |= {"optimizer": NUMBERS["adamw"], "schedule": {}}
+    return jax.tree.map(np.float32, numbers)
+
+
+def test_training_in_bfloat16_stays_near_float32(tiny):
+    """Over 40 steps within 1 % of the loss; the products are rounded to 8 bits each."""
+    config = {"model.width": 32, "model.hidden": 64, "horizon.amount": 40.0}
+    exact, low = (
+        losses(trainer(tiny(config | {"model.dtype": kind})), 40)[1]
+        for kind in ("float32", "bfloat16")
+    )
+    assert exact[-1] < 0.8 * exact[0]
+    np.testing.assert_allclose(low, exact, rtol=1e-2)
+    assert np.abs(low - exact).max() > 1e-5
 
 
 # The program.

@@ -27,6 +27,7 @@ SMALL = {
     "bias": False,
     "tied": False,
     "dtype": "float32",
+    "attention": "own",
     "remat": "none",
     "unroll": 1,
 }

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count, Positive
-from research.models import layers
+from research.models import attention, layers
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
@@ -66,6 +66,7 @@ class Transformer:
     bias: bool
     tied: bool
     dtype: Literal["float32", "bfloat16"]
+    attention: Literal["auto", "own", "xla", "cudnn"]
     remat: Literal["none", "dots", "full"]
     unroll: Count
 
@@ -195,9 +196,16 @@ class Attention(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, at, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, at, axis=1)
             cache = k, v
-        y_MxD = layers.causal_attention(q, k, v, at).reshape(-1, m.width)
+            y = layers.causal_attention(q, k, v, at)
+        else:
+            y = attention.causal(m.attention, q, k, v)
         out = nn.Dense(m.width, m.bias, m.dtype, kernel_init=self.out_init, name="out")
-        return out(y_MxD), cache
+        return out(y.reshape(-1, m.width)), cache
+
+
+def check(m: Transformer, platform: str) -> None:
+    """Raise ValueError where the devices of this platform cannot compute it as it says."""
+    attention.chosen(m.attention, m.dtype, m.head_size, platform)
 
 
 def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:

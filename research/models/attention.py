@@ -1,0 +1,47 @@
+"""Which implementation computes causal self-attention. Dimensions as in `layers`."""
+
+import jax
+from jax import Array
+
+from research.models import layers
+
+# What cuDNN's kernel takes, forward and backward, on every GPU that has it: it is written for half
+# precision, and for heads of so many features at most, a multiple of 8.
+DTYPES, LARGEST, STEP = ("bfloat16", "float16"), 128, 8
+
+
+def chosen(wanted: str, dtype: str, head_size: int, platform: str) -> str:
+    """ "own", "xla" or "cudnn"; "auto" is cuDNN where it can be, which keeps no T x T map, else our
+    own. Raises ValueError where cuDNN is wanted and cannot be."""
+    wrong = [
+        words
+        for wrong, words in (
+            (platform not in ("gpu", "cuda"), f"runs on NVIDIA GPUs, not on {platform}"),
+            (dtype not in DTYPES, f"takes model.dtype bfloat16, not {dtype}"),
+            (
+                head_size % STEP != 0 or head_size > LARGEST,
+                f"takes heads of a multiple of {STEP} and at most {LARGEST}, not of {head_size}",
+            ),
+        )
+        if wrong
+    ]
+    if wanted == "cudnn" and wrong:
+        raise ValueError(f"attention: cudnn {'; '.join(wrong)}; expected auto, own or xla")
+    if wanted == "auto":
+        return "own" if wrong else "cudnn"
+    return wanted
+
+
+def causal(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
+    """As layers.causal_attention of all T positions, by one implementation or another."""
+    dtype, head_size = q_BxTxHxK.dtype.name, q_BxTxHxK.shape[-1]
+    by = chosen(wanted, dtype, head_size, jax.default_backend())
+    if by == "own":
+        return layers.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
+    return jax.nn.dot_product_attention(
+        q_BxTxHxK,
+        k_BxTxGxK,
+        v_BxTxGxK,
+        is_causal=True,
+        implementation=by,  # type: ignore[arg-type]
+    )
