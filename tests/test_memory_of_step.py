@@ -324,11 +324,12 @@ def test_a_model_is_the_same_by_any_implementation(tiny):
 def test_attention_is_chosen_by_what_cudnn_takes(dtype, head_size, platform, by):
     assert attention.chosen("auto", dtype, head_size, platform) == by
     assert attention.chosen("xla", dtype, head_size, platform) == "xla"
+    attention.check("auto", dtype, head_size, platform)
     if by == "cudnn":
-        assert attention.chosen("cudnn", dtype, head_size, platform) == "cudnn"
+        attention.check("cudnn", dtype, head_size, platform)
     else:
         with pytest.raises(ValueError, match=r"attention: cudnn .* expected auto, own or xla"):
-            attention.chosen("cudnn", dtype, head_size, platform)
+            attention.check("cudnn", dtype, head_size, platform)
 
 
 def test_cudnn_where_it_cannot_be_is_refused_before_a_compile(tiny):

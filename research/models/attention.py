@@ -10,10 +10,9 @@ from research.models import layers
 DTYPES, LARGEST, STEP = ("bfloat16", "float16"), 128, 8
 
 
-def chosen(wanted: str, dtype: str, head_size: int, platform: str) -> str:
-    """ "own", "xla" or "cudnn"; "auto" is cuDNN where it can be, which keeps no T x T map, else our
-    own. Raises ValueError where cuDNN is wanted and cannot be."""
-    wrong = [
+def unfit(dtype: str, head_size: int, platform: str) -> list[str]:
+    """Why cuDNN cannot be, in words."""
+    return [
         words
         for wrong, words in (
             (platform not in ("gpu", "cuda"), f"runs on NVIDIA GPUs, not on {platform}"),
@@ -25,11 +24,21 @@ def chosen(wanted: str, dtype: str, head_size: int, platform: str) -> str:
         )
         if wrong
     ]
-    if wanted == "cudnn" and wrong:
-        raise ValueError(f"attention: cudnn {'; '.join(wrong)}; expected auto, own or xla")
-    if wanted == "auto":
-        return "own" if wrong else "cudnn"
-    return wanted
+
+
+def check(wanted: str, dtype: str, head_size: int, platform: str) -> None:
+    """Raise ValueError where cuDNN is wanted and cannot be."""
+    why = unfit(dtype, head_size, platform)
+    if wanted == "cudnn" and why:
+        raise ValueError(f"attention: cudnn {'; '.join(why)}; expected auto, own or xla")
+
+
+def chosen(wanted: str, dtype: str, head_size: int, platform: str) -> str:
+    """ "own", "xla" or "cudnn"; "auto" is cuDNN where it can be, which keeps no T x T map, else our
+    own. So is "cudnn": elsewhere a model is traced for its shapes alone (see `check`)."""
+    if wanted in ("own", "xla"):
+        return wanted
+    return "own" if unfit(dtype, head_size, platform) else "cudnn"
 
 
 def causal(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:

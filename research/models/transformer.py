@@ -205,7 +205,7 @@ class Attention(nn.Module):
 
 def check(m: Transformer, platform: str) -> None:
     """Raise ValueError where the devices of this platform cannot compute it as it says."""
-    attention.chosen(m.attention, m.dtype, m.head_size, platform)
+    attention.check(m.attention, m.dtype, m.head_size, platform)
 
 
 def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
