@@ -41,6 +41,6 @@ def get_config():
             "eval": {"examples": None, "batch": 250, "every": 125},  # none: all held-out images
             "save": {"every": 0, "keep": 1},
             "log": {"every": 25, "sinks": []},
-            "loop": {"steps_per_dispatch": 25},
+            "loop": {"steps_per_dispatch": "auto"},
         }
     )

@@ -40,6 +40,6 @@ def get_config():
             "eval": {"examples": None, "batch": 1000, "every": 0},
             "save": {"every": 0, "keep": 1},
             "log": {"every": 50, "sinks": []},
-            "loop": {"steps_per_dispatch": 50},
+            "loop": {"steps_per_dispatch": "auto"},
         }
     )

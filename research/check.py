@@ -55,7 +55,7 @@ SECTIONS: dict[str, Field] = {
     "save.keep": Field("Count"),
     "log.every": Field("Count"),
     "log.sinks": Field("str", many=True, choices=_SINKS),
-    "loop.steps_per_dispatch": Field("Count"),
+    "loop.steps_per_dispatch": Field("Count", word="auto"),
 }
 PLUGS = {
     "model": ("models/__init__.py", "MODELS"),
@@ -176,6 +176,7 @@ def expected(field: Field) -> str:
     else:
         words = {"str": "text", "bool": "true or false"}.get(field.type, f"a {field.type}")
     words = f"a list, each {words}" if field.many else words
+    words = f"{words}, or {field.word}" if field.word else words
     return f"{words}, or none" if field.optional else words
 
 
@@ -194,7 +195,7 @@ def _unknown(path: str, known: Mapping[str, Field]) -> str:
 
 
 def _value(path: str, value: object, field: Field) -> Iterator[str]:
-    if value is None and field.optional:
+    if (value is None and field.optional) or (value is not None and value == field.word):
         return
     wanted = f"; expected {expected(field)}"
     if field.many:

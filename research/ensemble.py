@@ -116,6 +116,7 @@ class GroupRecorder(Late):
     def finish(self, slot: int, status: str, reason: str, metrics: Mapping[str, Any]) -> None:
         """End a member. Its seconds are its share of the group's, and `members` says whose."""
         recorder, kind = self.live.pop(slot), self.mesh.devices.flat[0].device_kind
+        recorder.dispatch = self.dispatch
         more = {**metrics, "members": self.ids}
         self.results[recorder.run.id] = recorder.finish(
             status, reason, self.mesh.size, kind, **more

@@ -19,14 +19,15 @@ REQUIRED = object()
 @dataclass(frozen=True)
 class Field:
     """A keyword of a plug: its type ("int", "float", "str", "bool", ...), `optional` if None is
-    allowed, the `choices` of a Literal, whether it can be left out, and whether it takes `many`
-    values of its type, as a list."""
+    allowed, the `choices` of a Literal, whether it can be left out, whether it takes `many` values
+    of its type, as a list, and a `word` that may stand for a number."""
 
     type: str
     optional: bool = False
     choices: tuple = ()
     required: bool = True
     many: bool = False
+    word: str | None = None
 
 
 @functools.cache

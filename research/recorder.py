@@ -17,9 +17,10 @@ Progress = Callable[[int, float], None]
 
 class Late:
     """Takes the metrics of dispatches and writes them one dispatch late, which also bounds how many
-    are in flight."""
+    are in flight. `dispatch` is how many steps the loop puts into one."""
 
     def __init__(self) -> None:
+        self.dispatch = 0
         self._pending: tuple[int, int, dict] | None = None
 
     def push(self, step: int, n: int, metrics: dict[str, Array]) -> None:
@@ -113,6 +114,7 @@ class Recorder(Late):
             **self.run.facts,
             **metrics,
             **trunk.costs(self.run, self.directory, self.reached),
+            "steps_per_dispatch": self.dispatch,
             "train_loss": self.loss if math.isfinite(self.loss) else None,
             "seconds": seconds,
             "device_seconds": round(seconds * devices, 3),

@@ -20,6 +20,9 @@ from research.tasks import TASKS, Task
 HOW = ("batch.accumulate", "task.chunk", "model.attention", "model.remat", "model.unroll")
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
 NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *HOW)
+# Of one dispatch, where the config leaves them free: enough to make the host's part small, few
+# enough to be held twice and sent in no time.
+MOST_STEPS, MOST_BYTES = 50, 2**22
 # What the digest of the data stands for (see data.Dataset).
 PLACES = ("path", "paths", "tokenizer")
 
@@ -31,6 +34,7 @@ class Every(NamedTuple):
     save: int
     log: int
     dispatch: int  # the most steps in one dispatch
+    paced: bool  # whether their number is chosen by the time that they take
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def make_run(config: Mapping[str, Any]) -> Run:
             config["eval"]["every"],
             config["save"]["every"],
             config["log"]["every"],
-            config["loop"]["steps_per_dispatch"],
+            *_dispatch(config["loop"]["steps_per_dispatch"], batch, dataset),
         ),
         keep=config["save"]["keep"],
         sinks=tuple(config["log"]["sinks"]),
@@ -185,6 +189,15 @@ def example_inputs(dataset: Dataset) -> jax.ShapeDtypeStruct:
     """Abstract model inputs for a batch of one example."""
     inputs = dataset.train.rows(np.zeros(1, np.int64))["inputs"]
     return jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+
+
+def _dispatch(wanted: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:
+    """The most steps in one dispatch, and whether fewer are taken if they take long. The most is
+    part of the compiled program, so it depends on the config alone."""
+    if isinstance(wanted, int):
+        return wanted, False
+    one = sum(x.nbytes for x in dataset.train.rows(np.zeros(1, np.int64)).values())
+    return max(1, min(MOST_STEPS, MOST_BYTES // (batch * one))), True
 
 
 def _enough(dataset: Dataset, batch: int, wanted: int) -> None:

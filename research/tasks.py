@@ -11,7 +11,7 @@ M/N tokens each (N divides T, or else the last ones are filled up).
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 
 from research.kinds import Whole
-from research.models import Model
+from research.models import Model, ops
 
 # Logits of a chunk on one device, where the task may choose: 256 MiB in float32. In a chunk of few
 # tokens the product with a large head waits for memory, so a chunk has at least FEW.
@@ -78,10 +78,10 @@ class LanguageModelling(Task):
         x_MxD, target_BxT = model.apply(params, batch["inputs"]), batch["targets"]
         unembed = functools.partial(model.unembed, params)
         if (N := self._chunks(model, B, T)) == 1:
-            nats_BxT = _nats(unembed(x_MxD), target_BxT.reshape(B * T)).reshape(B, T)
+            nats_BxT = ops.nats(unembed(x_MxD), target_BxT.reshape(B * T)).reshape(B, T)
         else:
             chunks = _split(x_MxD.reshape(B, T, -1), N), _split(target_BxT, N)
-            nats_NxM = jax.lax.map(lambda chunk: _nats(unembed(chunk[0]), chunk[1]), chunks)
+            nats_NxM = jax.lax.map(lambda chunk: ops.nats(unembed(chunk[0]), chunk[1]), chunks)
             nats_BxT = nats_NxM.reshape(N, B, -1).swapaxes(0, 1).reshape(B, -1)[:, :T]
         return {"loss": nats_BxT.sum(-1), "count": jnp.full((B,), T, jnp.float32)}
 
@@ -95,7 +95,7 @@ class LanguageModelling(Task):
         # The head's parameters, which only `unembed` knows, become arguments.
         unembed, head = jax.closure_convert(functools.partial(model.unembed, params), x_NxMxD[0])
         chunks = x_NxMxD, _split(batch["targets"], N), weight_NxM
-        return _chunked(unembed, *chunks, *head), jnp.float32(B * T)
+        return ops.chunked_nats(unembed, *chunks, *head), jnp.float32(B * T)
 
     def rule(self, model: Model, tokens: int) -> str:
         chunk = self.chosen(model.spec.vocab)
@@ -148,7 +148,7 @@ class Classification(Task):
         target_B, C = batch["targets"], logits_BxC.shape[-1]
         cell_B = target_B * C + jnp.argmax(logits_BxC, axis=-1)
         return {
-            "loss": _nats(logits_BxC, target_B),
+            "loss": ops.nats(logits_BxC, target_B),
             "count": jnp.ones(target_B.shape, jnp.float32),
             "confusion": jax.nn.one_hot(cell_B, C * C),
         }
@@ -213,12 +213,6 @@ class Regression(Task):
         }
 
 
-def _nats(logits_MxV: Array, target_M: Array) -> Array:
-    """−log softmax(logits)[target], [M]."""
-    chosen_M = jnp.take_along_axis(logits_MxV, target_M[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits_MxV, axis=-1) - chosen_M
-
-
 def _split(x_BxT: Array, N: int) -> Array:
     """[B, T, ...] → [N, M/N, ...]: the first T/N of every example, the next, …; zeros at the end
     where N does not divide T."""
@@ -228,47 +222,6 @@ def _split(x_BxT: Array, N: int) -> Array:
         x_BxT = jnp.pad(x_BxT, [(0, 0), (0, each * N - T), *[(0, 0)] * (x_BxT.ndim - 2)])
     x_BxNxT = x_BxT.reshape(B, N, each, *x_BxT.shape[2:])
     return x_BxNxT.swapaxes(0, 1).reshape(N, B * each, *x_BxT.shape[2:])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(
-    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
-) -> Array:
-    """Σ weight · nats over all chunks, of which one has its logits in memory at a time.
-
-    The gradient is worked out where the logits are: ∂Σ/∂logits = weight · (softmax − one-hot), of
-    each chunk as soon as it is there. So nothing as large as the logits is kept for the backward
-    pass and no product is computed twice, as it would be with jax.checkpoint, which took 1.2 to 1.5
-    times as long.
-    """
-    return _chunked_forward(unembed, x_NxMxD, target_NxM, weight_NxM, *head)[0]
-
-
-def _chunked_forward(
-    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
-) -> tuple[Array, tuple]:
-    def add(sums: tuple, chunk: tuple) -> tuple[tuple, Array]:
-        x_MxD, target_M, weight_M = chunk
-
-        def nats(x_MxD: Array, *head: Array) -> Array:
-            return (weight_M * _nats(unembed(x_MxD, *head), target_M)).sum()
-
-        total, back = jax.vjp(nats, x_MxD, *head)
-        dx_MxD, *dhead = back(jnp.float32(1))
-        return jax.tree.map(jnp.add, sums, (total, dhead)), dx_MxD
-
-    zero = jnp.float32(0), [jnp.zeros_like(w) for w in head]
-    (total, dhead), dx_NxMxD = jax.lax.scan(add, zero, (x_NxMxD, target_NxM, weight_NxM))
-    return total, (dx_NxMxD, dhead)
-
-
-def _chunked_backward(unembed: Callable, kept: tuple, d: Array) -> tuple:
-    del unembed
-    dx_NxMxD, dhead = kept
-    return (d * dx_NxMxD).astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
-
-
-_chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
 TASKS: dict[str, type] = {

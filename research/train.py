@@ -9,6 +9,7 @@ had happened, bit for bit on the same devices.
 
 import logging
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from research.step import (
 from research.trunk import Trunk, seeded
 
 log = logging.getLogger(__name__)
+
+LONG, FEW = 0.25, 4  # seconds of a dispatch; steps of the one that is timed to choose their number
 
 
 class Trainer:
@@ -149,6 +152,38 @@ def host_heldout(run: Run, ways: int) -> dict[str, np.ndarray]:
     return rows | {"weights": real.astype(np.float32).reshape(number, batch)}
 
 
+class Pace:
+    """How many steps go into a dispatch: the most that fit, or, if `paced`, as many as take about
+    LONG seconds, so that the host's part is small and a signal to stop is heard.
+
+    That is chosen once, by the time of the first dispatches, and for all processes of a run alike:
+    they must make the same dispatches. No choice changes what is computed.
+    """
+
+    def __init__(self, most: int, paced: bool):
+        self.most, self.settled = most, not paced
+        self.steps = most if self.settled else 1
+        self._sent: tuple[int, float] | None = None
+
+    def interrupt(self) -> None:
+        """Something else than steps comes next, so the time to the next dispatch says nothing."""
+        self._sent = None
+
+    def sent(self, n: int) -> None:
+        """`n` steps were just sent, and all that was sent before is done."""
+        now = time.perf_counter()
+        before, self._sent = self._sent, (n, now)
+        if self.settled:
+            return
+        few = min(FEW, self.most)
+        if before is None or before[0] != few:
+            self.steps = few
+        else:  # the dispatch before this one has been done meanwhile, and nothing else
+            each = processes.agree(lambda: (now - before[1]) / few)
+            self.steps = max(1, min(self.most, round(LONG / each)))
+            self.settled = True
+
+
 class Keeper:
     """Where the states of a run are kept and found again. It keeps those of `branches` beyond
     `keep`, and where it has none of its own it begins from one of `trunks`."""
@@ -229,21 +264,26 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
     """All steps of a run (or of a group, see ensemble), in the order of the contract; returns the
     final evaluation and the final state."""
     every, room, stop = run.every, run.every.dispatch, processes.late(stop)
+    pace = Pace(room, every.paced)
     step, state = keeper.restore()
     first = step
     while step < run.steps:
         if every.eval and step and step % every.eval == 0:
+            pace.interrupt()
             recorder.settle()
             recorder.evaluation(step, trainer.evaluate(state.evaluated))
         due = step in keeper.branches or (every.save and step > first and step % every.save == 0)
         if due:
+            pace.interrupt()
             recorder.settle()
             keeper.save(step, state)
         ends = [k - step % k for k in (every.eval, every.save) if k]
         ends += [branch - step for branch in keeper.branches if branch > step]
-        n = min(room, run.steps - step, *ends)
+        n = min(pace.steps, run.steps - step, *ends)
         state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
         recorder.push(step, n, metrics)
+        pace.sent(n)
+        recorder.dispatch = pace.steps
         step += n
         if stop() and step < run.steps:
             recorder.settle()

@@ -42,6 +42,7 @@ TINY = {
     "eval.batch": 8,
     "eval.every": 0,
     "save.every": 0,
+    "loop.steps_per_dispatch": 10,
 }
 
 

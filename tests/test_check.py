@@ -94,6 +94,7 @@ BAD = [
     ({"eval.examples": 0}, "eval.examples: 0 is out of range"),
     ({"save.keep": 0}, "save.keep: 0 is out of range"),
     ({"loop.steps_per_dispatch": 0}, "loop.steps_per_dispatch: 0 is out of range"),
+    ({"loop.steps_per_dispatch": "all"}, "expected a whole number of at least 1, or auto"),
 ]
 
 
@@ -114,6 +115,8 @@ def test_all_problems_are_told_at_once():
 def test_good_configs_have_no_problems():
     assert check.problems(base()) == []
     assert check.problems(with_(SIZED)) == []
+    for steps in (1, "auto"):
+        assert check.problems(with_({"loop.steps_per_dispatch": steps})) == []
 
 
 @pytest.mark.parametrize("path", sorted(check.schema(base())))

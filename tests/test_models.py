@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research import accounting, models
-from research.models import layers
+from research.models import layers, ops
 from research.models.transformer import Transformer
 
 SMALL = {
@@ -75,7 +75,7 @@ def test_logits_see_the_past_and_the_present_and_nothing_else(changes):
 
 def test_attention_without_its_mask_would_be_caught():
     q = jax.random.normal(jax.random.key(0), (1, 8, 2, 4))
-    grads = jax.grad(lambda k: layers.causal_attention(q, k, q)[:, 3].sum())(q)
+    grads = jax.grad(lambda k: ops.causal_attention(q, k, q)[:, 3].sum())(q)
     assert (np.asarray(grads)[:, 4:] == 0).all()
     grads = jax.grad(lambda k: jax.nn.dot_product_attention(q, k, q)[:, 3].sum())(q)
     assert (np.asarray(grads)[:, 4:] != 0).any()
@@ -86,7 +86,7 @@ def test_attention_is_that_of_jax(kv_heads):
     keys = jax.random.split(jax.random.key(1), 3)
     q = jax.random.normal(keys[0], (2, 8, 4, 16))
     k, v = (jax.random.normal(key, (2, 8, kv_heads, 16)) for key in keys[1:])
-    ours = layers.causal_attention(q, k, v)
+    ours = ops.causal_attention(q, k, v)
     theirs = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
     assert np.abs(ours - jax.nn.dot_product_attention(q, k, v)).max() > 1e-2

@@ -9,7 +9,7 @@ import pytest
 
 from research import records, sharding, train
 from research.errors import Diverged, Preempted, StorageError
-from research.run import make_run
+from research.run import MOST_STEPS, make_run
 from research.train import Trainer
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
@@ -66,6 +66,47 @@ def test_a_dispatch_of_one_step_programs_agrees_with_a_room_of_ten(tiny):
     _, ten = trained(tiny(REAL), [10], room=10)
     _, one = trained(tiny(REAL), [1] * 10, room=1)
     np.testing.assert_allclose(ten, one, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "chosen"), [(0.01, 50, 25), (1e-4, 50, 50), (3.0, 50, 1), (0.1, 1, 1)]
+)
+def test_a_dispatch_takes_a_quarter_of_a_second_or_all_that_fits(
+    seconds, most, chosen, monkeypatch
+):
+    now = [0.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    pace = train.Pace(most, True)
+    for dispatch in range(6):
+        if dispatch == 2:  # an evaluation, which is no step
+            pace.interrupt()
+            now[0] += 1000
+        n = pace.steps
+        pace.sent(n)
+        now[0] += n * seconds
+    assert pace.steps == chosen
+    assert train.Pace(most, False).steps == most
+
+
+def test_a_chosen_number_of_steps_is_recorded_and_changes_nothing(tiny, tmp_path):
+    def ended(name, steps):
+        config = tiny(
+            {"loop.steps_per_dispatch": steps, "log.every": 3, "eval.every": 7, "save.every": 8}
+        )
+        result, directory = fit(config, tmp_path / name)
+        lines = [
+            {k: v for k, v in line.items() if k != "seconds"}
+            for line in records.read_metrics(directory.path)
+        ]
+        return result["steps_per_dispatch"], lines
+
+    chosen, lines = ended("auto", "auto")
+    assert 1 <= chosen <= MOST_STEPS
+    most, same = ended("most", MOST_STEPS)
+    assert most == MOST_STEPS
+    assert lines == same
+    assert [line["step"] for line in lines if "loss" in line] == [7, 12]
+    assert [line["step"] for line in lines if "train_loss" in line] == [0, 3, 6, 9]
 
 
 def test_rates_boundaries_decay_and_length_recompile_nothing(tiny, compiles):

@@ -3,7 +3,7 @@
 import jax
 from jax import Array
 
-from research.models import layers
+from research.models import ops
 
 # What cuDNN's kernel takes, forward and backward, on every GPU that has it: it is written for half
 # precision, and for heads of so many features at most, a multiple of 8.
@@ -42,11 +42,11 @@ def chosen(wanted: str, dtype: str, head_size: int, platform: str) -> str:
 
 
 def causal(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
-    """As layers.causal_attention of all T positions, by one implementation or another."""
+    """As ops.causal_attention of all T positions, by one implementation or another."""
     dtype, head_size = q_BxTxHxK.dtype.name, q_BxTxHxK.shape[-1]
     by = chosen(wanted, dtype, head_size, jax.default_backend())
     if by == "own":
-        return layers.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
+        return ops.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
     return jax.nn.dot_product_attention(
         q_BxTxHxK,
         k_BxTxGxK,

@@ -7,22 +7,51 @@ Activations between blocks are flat, x_MxD: with [B, T, D] the gradient of a ker
 dimensions, for which XLA on CPU first writes a transposed copy (a third of the step at width 128).
 """
 
-import math
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
+
+from research.models import ops
 
 NormName = Literal["rms", "layer"]
 
 
-def norm(kind: str, bias: bool, name: str | None = None) -> nn.Module:
-    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm, in float32, with a scale and perhaps a bias."""
-    if kind == "rms":
-        return nn.RMSNorm(epsilon=1e-5, dtype=jnp.float32, name=name)
-    return nn.LayerNorm(epsilon=1e-5, use_bias=bias, dtype=jnp.float32, name=name)
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm in float32, with a scale and perhaps a bias (see ops.normalised)."""
+
+    kind: NormName
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = x.shape[-1:]
+        scale_D = self.param("scale", nn.initializers.ones, shape)
+        y = ops.normalised(x, scale_D, self.kind == "layer")
+        if not self.bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, shape).reshape(
+            (1,) * (y.ndim - 1) + shape
+        )
+
+
+class Dense(nn.Module):
+    """x_MxI → x w + b, [M, O], computed in `dtype` from weights in float32."""
+
+    features: int
+    bias: bool
+    dtype: str
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x_MxI: Array) -> Array:
+        w_IxO = self.param("kernel", self.kernel_init, (x_MxI.shape[-1], self.features))
+        y_MxO = ops.dense(x_MxI.astype(self.dtype), w_IxO.astype(self.dtype))
+        if not self.bias:
+            return y_MxO
+        b_O = self.param("bias", nn.initializers.zeros, (self.features,))
+        return y_MxO + b_O.astype(self.dtype)[None]
 
 
 def rotary_angles(
@@ -43,24 +72,6 @@ def rotate(x_BxTxHxK: Array, angles: tuple[Array, Array]) -> Array:
     cos, sin = (a[None, :, None, :].astype(x_BxTxHxK.dtype) for a in angles)
     left, right = jnp.split(x_BxTxHxK, 2, axis=-1)
     return x_BxTxHxK * cos + jnp.concatenate([-right, left], axis=-1) * sin
-
-
-def causal_attention(
-    q_BxTxHxK: Array, k_BxSxGxK: Array, v_BxSxGxK: Array, at: Array | int = 0
-) -> Array:
-    """softmax(q kᵀ / √K) v over the past and the present, softmax in float32; shape of q.
-
-    Keys and values are those of positions 0 … S−1, queries those of `at` … at + T−1. Fewer
-    key-value heads than heads: each serves H/G neighbouring heads (Ainslie et al. 2023).
-    """
-    B, T, H, K = q_BxTxHxK.shape
-    S, G = k_BxSxGxK.shape[1:3]
-    q_BxTxGxRxK = q_BxTxHxK.reshape(B, T, G, H // G, K) / math.sqrt(K)
-    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BxTxGxRxK, k_BxSxGxK)
-    past_TxS = at + jnp.arange(T)[:, None] >= jnp.arange(S)[None]
-    scores = jnp.where(past_TxS[None, None, None], scores.astype(jnp.float32), -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxGxK.dtype)
-    return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BxSxGxK).reshape(B, T, H, K)
 
 
 POOLED_GROUPS = (("classifier/(kernel|bias)", "head"),)
@@ -96,8 +107,8 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_MxD: Array) -> Array:
-        def dense(features: int, name: str, **kwargs) -> nn.Dense:
-            return nn.Dense(features, self.bias, self.dtype, name=name, **kwargs)
+        def dense(features: int, name: str, **kwargs) -> Dense:
+            return Dense(features, self.bias, self.dtype, name=name, **kwargs)
 
         up_MxF = dense(self.hidden, "up")(x_MxD)
         if self.activation == "swiglu":
@@ -105,5 +116,5 @@ class FeedForward(nn.Module):
         elif self.activation == "relu2":
             hidden_MxF = jnp.square(nn.relu(up_MxF))
         else:
-            hidden_MxF = nn.gelu(up_MxF)
+            hidden_MxF = ops.gelu(up_MxF)
         return dense(self.width, "down", kernel_init=self.out_init)(hidden_MxF)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count, Positive
-from research.models import attention, layers
+from research.models import attention, layers, ops
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
@@ -97,9 +97,9 @@ class Decoder(nn.Module):
             length=m.depth,
             unroll=min(m.unroll, m.depth),
         )(m)
-        self.final_norm = layers.norm(m.norm, m.bias)
+        self.final_norm = layers.Norm(m.norm, m.bias)
         if not m.tied:
-            self.head = nn.Dense(m.vocab, use_bias=False, dtype=m.dtype)
+            self.head = layers.Dense(m.vocab, False, m.dtype)
 
     @property
     def limit(self) -> int:
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
     def unembed(self, x_MxD: Array) -> Array:
         if self.m.tied:
             w_VxD = self.embed.embedding.astype(self.m.dtype)
-            return jnp.einsum("md,vd->mv", x_MxD, w_VxD).astype(jnp.float32)
+            return ops.dense(x_MxD, w_VxD.T).astype(jnp.float32)
         return self.head(x_MxD).astype(jnp.float32)
 
 
@@ -148,10 +148,10 @@ class Block(nn.Module):
         m = self.m
         # The branches add up over depth; scaled like this, their sum keeps its variance.
         out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
-        y_MxD = layers.norm(m.norm, m.bias, "attn_norm")(x_MxD).astype(m.dtype)
+        y_MxD = layers.Norm(m.norm, m.bias, name="attn_norm")(x_MxD).astype(m.dtype)
         y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
         x_MxD += y_MxD
-        y_MxD = layers.norm(m.norm, m.bias, "mlp_norm")(x_MxD).astype(m.dtype)
+        y_MxD = layers.Norm(m.norm, m.bias, name="mlp_norm")(x_MxD).astype(m.dtype)
         x_MxD += layers.FeedForward(
             m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
         )(y_MxD)
@@ -183,23 +183,23 @@ class Attention(nn.Module):
         m, T = self.m, angles[0].shape[0]
 
         def heads(count: int, name: str) -> Array:
-            y = nn.Dense(count * m.head_size, m.bias, m.dtype, name=name)(x_MxD)
+            y = layers.Dense(count * m.head_size, m.bias, m.dtype, name=name)(x_MxD)
             return y.reshape(-1, T, count, m.head_size)
 
         q, k, v = heads(m.heads, "query"), heads(m.kv_heads, "key"), heads(m.kv_heads, "value")
         if m.qk_norm:
-            q = layers.norm("rms", False, "query_norm")(q).astype(m.dtype)
-            k = layers.norm("rms", False, "key_norm")(k).astype(m.dtype)
+            q = layers.Norm("rms", name="query_norm")(q).astype(m.dtype)
+            k = layers.Norm("rms", name="key_norm")(k).astype(m.dtype)
         if m.positions == "rotary":
             q, k = layers.rotate(q, angles), layers.rotate(k, angles)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, at, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, at, axis=1)
             cache = k, v
-            y = layers.causal_attention(q, k, v, at)
+            y = ops.causal_attention(q, k, v, at)
         else:
             y = attention.causal(m.attention, q, k, v)
-        out = nn.Dense(m.width, m.bias, m.dtype, kernel_init=self.out_init, name="out")
+        out = layers.Dense(m.width, m.bias, m.dtype, self.out_init, name="out")
         return out(y.reshape(-1, m.width)), cache
 
 
