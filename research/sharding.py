@@ -1,12 +1,13 @@
 """The mesh, and where each array of the train state lives on it."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research import environment, paths, trees
 from research.errors import BadInput
@@ -80,7 +81,7 @@ def _equally(devices: Sequence, used: int) -> list:
     return [device for mine in of.values() for device in mine[: max(1, used // len(of))]][:used]
 
 
-def state_shardings(state: Any, rules: paths.Table, mesh: Mesh) -> Any:
+def state_shardings(state: Any, rules: paths.Table, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every leaf of the (abstract) train state, by the rules of its family.
 
     A rule gives the mesh axes of a leaf's trailing dimensions; scan and run axes in front are not
@@ -154,6 +155,24 @@ def put_rows(
         return jax.make_array_from_callback(shape, sharding, taken)
 
     return {name: put(a) for name, a in arrays.items()}
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of devices that need not be here."""
+    shape = tuple(sizes[axis] for axis in AXES)
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on(mesh: Mesh | AbstractMesh, function: Callable) -> Callable:
+    """`function`, traced where the names of the axes of `mesh` mean something (see models.layout)."""
+
+    @functools.wraps(function)
+    def named(*args: Any) -> Any:
+        names = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+        with jax.sharding.use_abstract_mesh(names):
+            return function(*args)
+
+    return named
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -79,7 +79,7 @@ class Trainer:
         """The task's metrics on the fixed held-out set, the same examples for every size."""
         if self._held is None:
             self._held = self._heldout()
-        sums = processes.fetch(eval_program(self.recipe)(params, *self._held))
+        sums = processes.fetch(eval_program(self.recipe, self.mesh)(params, *self._held))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return self.run.task.metrics(sums, self.run.data.notes)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count, Positive
-from research.models import layers
+from research.models import layers, layout
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
@@ -120,19 +120,22 @@ class Decoder(nn.Module):
         """Hidden states [B·T, D] of the tokens at positions `at` … at + T−1, and the state after
         them. Without a state they are all that there is."""
         B, T = tokens_BxT.shape
-        x_MxD = self.embed(tokens_BxT.reshape(B * T))
+        x_MxD = layout.look_up(self.embed.embedding, tokens_BxT.reshape(B * T))
         if self.m.positions == "learned":
             p_TxD = self.position(at + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
         angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta, at)
-        x_MxD, state = self.blocks(x_MxD.astype(self.m.dtype), state, angles, at)
+        x_MxD = layout.rows(x_MxD.astype(self.m.dtype))
+        x_MxD, state = self.blocks(x_MxD, state, angles, at)
         return self.final_norm(x_MxD).astype(self.m.dtype), state
 
     def unembed(self, x_MxD: Array) -> Array:
         if self.m.tied:
             w_VxD = self.embed.embedding.astype(self.m.dtype)
-            return jnp.einsum("md,vd->mv", x_MxD, w_VxD).astype(jnp.float32)
-        return self.head(x_MxD).astype(jnp.float32)
+            logits_MxV = jnp.einsum("md,vd->mv", x_MxD, w_VxD)
+        else:
+            logits_MxV = self.head(x_MxD)
+        return layout.rows(logits_MxV, "tensor").astype(jnp.float32)
 
 
 class Block(nn.Module):
@@ -149,12 +152,12 @@ class Block(nn.Module):
         out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
         y_MxD = layers.norm(m.norm, m.bias, "attn_norm")(x_MxD).astype(m.dtype)
         y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
-        x_MxD += y_MxD
+        x_MxD = layout.rows(x_MxD + y_MxD)
         y_MxD = layers.norm(m.norm, m.bias, "mlp_norm")(x_MxD).astype(m.dtype)
         x_MxD += layers.FeedForward(
             m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
         )(y_MxD)
-        return x_MxD, cache
+        return layout.rows(x_MxD), cache
 
 
 def _remat(kept: str) -> type[nn.Module]:

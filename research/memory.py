@@ -1,0 +1,126 @@
+"""Bytes that a run takes on one device, by part, before anything is compiled.
+
+Parameters and optimizer state follow exactly from their shardings, batches and the held-out set
+from their shapes. What a step needs besides is read from the traced step (see `traced`): the
+gradients, what the forward pass keeps for the backward pass, the logits, and workspace, where they
+are most together. Devices may be real or not: all that is asked of a mesh is the sizes of its axes.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+
+from research import sharding, traced, trees
+from research.errors import BadInput
+from research.run import Run, example_inputs
+from research.step import Recipe, placement
+
+AnyMesh = Mesh | AbstractMesh
+
+
+class Bytes(NamedTuple):
+    """Of one device. `kept` is what the forward pass keeps for the backward pass; `data` the
+    batches of two dispatches and the held-out set."""
+
+    parameters: float
+    optimizer: float
+    gradients: float
+    kept: float
+    logits: float
+    workspace: float
+    data: float
+
+    @property
+    def program(self) -> float:
+        """What one step needs at most, without its data."""
+        return sum(self) - self.data
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    def words(self) -> str:
+        """The parts by size, for a message."""
+        parts = sorted(self._asdict().items(), key=lambda item: -item[1])
+        return ", ".join(f"{name} {size(value)}" for name, value in parts if value)
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    power = min(4, int(math.log10(max(1, count))) // 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def recipe(run: Run) -> Recipe:
+    return Recipe(run.model, run.task, run.optimizer, run.schedule)
+
+
+def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:
+    """What `run` takes on one device of `mesh`; with `fused` attention, whose map is never written.
+
+    Raises BadInput where the mesh does not divide a parameter.
+    """
+    _, abstract = placed(run, mesh)
+    parameters = sharding.bytes_per_device(abstract.params)
+    parts = dict(step(run, mesh, fused).peak())
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    example = sum(x.nbytes for x in _example(run).values())
+    batch = math.ceil(run.batch / ways) * example
+    batches = 2 * run.every.dispatch * batch
+    heldout = math.ceil(run.eval_examples / ways) * (example + 4)
+    return Bytes(
+        parameters=parameters,
+        optimizer=sharding.bytes_per_device(abstract) - parameters,
+        **{k: parts.pop(k, 0.0) for k in ("gradients", "kept", "logits")},
+        workspace=max(0.0, sum(parts.values())) + batch,
+        data=batches + heldout,
+    )
+
+
+def placed(run: Run, mesh: AnyMesh) -> tuple[Any, Any]:
+    structure = jax.tree.structure(run.hyper)
+    return placement(recipe(run), mesh, example_inputs(run.data), structure)
+
+
+def step(run: Run, mesh: AnyMesh, fused: bool = False) -> traced.Program:
+    """The training step on one device of `mesh`."""
+    _, abstract = placed(run, mesh)
+    rows = math.ceil(run.batch / (mesh.shape["data"] * mesh.shape["fsdp"]))
+    shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in _example(run).items())
+    tensor = mesh.shape["tensor"]
+    structure = jax.tree.structure(run.hyper)
+    jaxpr = _traced(recipe(run), example_inputs(run.data), structure, shapes, tensor)
+    lies = [_lies(x) for x in jax.tree.leaves(abstract)]
+    names = {run.model.spec.vocab: "logits"} if hasattr(run.model.spec, "vocab") else {}
+    unwritten = getattr(run.model.family, "unwritten", None) if fused else None
+    hidden = functools.partial(unwritten, run.model.spec) if unwritten else lambda shape: False
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return traced.Program(jaxpr, lies, tensor, rows, hidden, names)
+
+
+@functools.lru_cache(maxsize=256)
+def _traced(
+    recipe: Recipe, inputs: Any, structure: Any, shapes: tuple, tensor: int
+) -> Any:
+    hyper = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct((), np.float32)] * structure.num_leaves)
+    state = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
+    batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
+    mesh = sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
+    return jax.make_jaxpr(sharding.on(mesh, recipe.step))(state, batch, hyper)
+
+
+def _lies(leaf: Any) -> tuple[int | None, int]:
+    """The dimension that the tensor axis splits, and over how many devices it lies in all."""
+    spec = [*leaf.sharding.spec, *[None] * leaf.ndim][: leaf.ndim]
+    split = next((i for i, axis in enumerate(spec) if axis == "tensor"), None)
+    whole, part = math.prod(leaf.shape), math.prod(leaf.sharding.shard_shape(leaf.shape))
+    return split, whole // max(1, part)
+
+
+def _example(run: Run) -> dict[str, np.ndarray]:
+    return run.data.train.rows(np.zeros(1, np.int64))
