@@ -32,7 +32,7 @@ USABLE = 0.9
 
 MACHINES: dict[str, Machine] = {
     "h100": Machine(
-        # float32 products run as TF32 by default. The sheet prints rates with sparsity, twice these.
+        # float32 products run as TF32 by default. The sheet's rates are with sparsity, twice these.
         rates={"bfloat16": 989.4e12, "float32": 494.7e12},
         memory=80e9,
         bandwidth=3.35e12,
@@ -85,8 +85,8 @@ MACHINES: dict[str, Machine] = {
         sources=(
             "AMD EPYC 9575F product page: 64 cores of 3.3 GHz (base), 12 channels of DDR5-6000 "
             "(576 GB/s)",
-            "AMD EPYC 9005 Processor Architecture Overview: two 512-bit FMA pipes, 64 float32 FLOPs "
-            "in a cycle",
+            "AMD EPYC 9005 Processor Architecture Overview: two 512-bit FMA pipes, 64 float32 "
+            "FLOPs in a cycle",
             "assumed, not printed: 768 GB and one 400 Gb/s port for 64 cores",
         ),
     ),

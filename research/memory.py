@@ -8,15 +8,13 @@ are most together. Devices may be real or not: all that is asked of a mesh is th
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from research import sharding, traced, trees
-from research.errors import BadInput
+from research import liveness, sharding, traced
 from research.run import Run, example_inputs
 from research.step import Recipe, placement
 
@@ -24,8 +22,8 @@ AnyMesh = Mesh | AbstractMesh
 
 
 class Bytes(NamedTuple):
-    """Of one device. `kept` is what the forward pass keeps for the backward pass; `data` the
-    batches of two dispatches and the held-out set."""
+    """Of one device. `kept` is what the forward pass keeps for the backward pass; `batches` those
+    of one dispatch; `waiting` those of the next one, and the held-out set."""
 
     parameters: float
     optimizer: float
@@ -33,12 +31,13 @@ class Bytes(NamedTuple):
     kept: float
     logits: float
     workspace: float
-    data: float
+    batches: float
+    waiting: float
 
     @property
-    def program(self) -> float:
-        """What one step needs at most, without its data."""
-        return sum(self) - self.data
+    def dispatch(self) -> float:
+        """What the compiled dispatch of steps needs at most."""
+        return sum(self) - self.waiting
 
     @property
     def total(self) -> float:
@@ -57,7 +56,9 @@ def size(count: float) -> str:
 
 
 def recipe(run: Run) -> Recipe:
-    return Recipe(run.model, run.task, run.optimizer, run.schedule)
+    """What the step of one device's rows depends on."""
+    task = run.task.placed(run.model, 1)
+    return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate)
 
 
 def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:
@@ -67,18 +68,19 @@ def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:
     """
     _, abstract = placed(run, mesh)
     parameters = sharding.bytes_per_device(abstract.params)
-    parts = dict(step(run, mesh, fused).peak())
+    parts = liveness.peak(step(run, mesh, fused))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     example = sum(x.nbytes for x in _example(run).values())
     batch = math.ceil(run.batch / ways) * example
-    batches = 2 * run.every.dispatch * batch
+    batches = run.every.dispatch * batch
     heldout = math.ceil(run.eval_examples / ways) * (example + 4)
     return Bytes(
         parameters=parameters,
         optimizer=sharding.bytes_per_device(abstract) - parameters,
         **{k: parts.pop(k, 0.0) for k in ("gradients", "kept", "logits")},
         workspace=max(0.0, sum(parts.values())) + batch,
-        data=batches + heldout,
+        batches=batches,
+        waiting=batches + heldout,
     )
 
 
@@ -104,10 +106,10 @@ def step(run: Run, mesh: AnyMesh, fused: bool = False) -> traced.Program:
 
 
 @functools.lru_cache(maxsize=256)
-def _traced(
-    recipe: Recipe, inputs: Any, structure: Any, shapes: tuple, tensor: int
-) -> Any:
-    hyper = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct((), np.float32)] * structure.num_leaves)
+def _traced(recipe: Recipe, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
+    hyper = jax.tree.unflatten(
+        structure, [jax.ShapeDtypeStruct((), np.float32)] * structure.num_leaves
+    )
     state = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
     mesh = sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
@@ -120,6 +122,10 @@ def _lies(leaf: Any) -> tuple[int | None, int]:
     split = next((i for i, axis in enumerate(spec) if axis == "tensor"), None)
     whole, part = math.prod(leaf.shape), math.prod(leaf.sharding.shard_shape(leaf.shape))
     return split, whole // max(1, part)
+
+
+def leaves(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree)
 
 
 def _example(run: Run) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """How long a step takes at best: kernels against compute and memory, collectives against links.
 
-Each kernel takes as long as its FLOPs at the machine's peak or its bytes at the machine's bandwidth,
+Each kernel takes as long as its FLOPs at the machine's peak or its bytes at its bandwidth,
 whichever is longer (Williams et al. 2009), and they follow each other. Gathers of parameters and
 sums of gradients run beside the kernels; sums within a tensor-parallel block are waited for.
 
@@ -11,8 +11,8 @@ slowest device cost nothing here. `docs/machines.md` says how far published runs
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from research.liveness import Kernel
 from research.machines import Machine
-from research.traced import Kernel
 
 AXES = ("tensor", "fsdp", "data")  # from neighbours outwards: the order of a mesh's devices
 
@@ -60,13 +60,12 @@ def traffic(
     again for the backward pass, and their gradients scattered as sums, for each of the `parts` of a
     batch (Rajbhandari et al. 2020, ZeRO stage 3); an all-reduce is both, so twice its bytes.
     """
-    data, fsdp, tensor = (mesh[axis] for axis in ("data", "fsdp", "tensor"))
     share = {axis: (mesh[axis] - 1) / mesh[axis] for axis in mesh}
     summed = sum(k.times * k.summed for k in made)
     return Traffic(
-        data=2 * share["data"] * parts * sharded / fsdp + 2 * (1 - 1 / (data * fsdp)) * whole,
-        fsdp=3 * share["fsdp"] * parts * sharded,
-        tensor=2 * share["tensor"] * summed if tensor > 1 else 0.0,
+        data=2 * share["data"] * (parts * sharded / mesh["fsdp"] + whole),
+        fsdp=share["fsdp"] * (3 * parts * sharded + 2 * whole),
+        tensor=2 * share["tensor"] * summed,
     )
 
 

@@ -56,12 +56,7 @@ def make_mesh(
     used = int(np.prod(list(shape.values())))
     if used > len(devices) or (free and used != len(devices)):
         raise BadInput(f"mesh: {words} needs {used} devices, there are {len(devices)}")
-    ways = shape["data"] * shape["fsdp"]
-    if rows % ways:
-        name = "batch.size" if parts == 1 else "batch.size / batch.accumulate"
-        raise BadInput(
-            f"{name}: {rows} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
-        )
+    check_rows(shape, batch, parts)
     devices = _equally(devices, used)
     if len(devices) != used or {device.process_index for device in devices} != members:
         raise BadInput(
@@ -79,6 +74,25 @@ def _equally(devices: Sequence, used: int) -> list:
     for device in devices:
         of.setdefault(device.process_index, []).append(device)
     return [device for mine in of.values() for device in mine[: max(1, used // len(of))]][:used]
+
+
+def check_rows(shape: Mapping[str, int], batch: int, parts: int = 1) -> None:
+    """Raise BadInput where the axes data and fsdp do not divide each of the `parts` of a batch."""
+    ways, rows = shape["data"] * shape["fsdp"], batch // parts
+    if rows % ways:
+        name = "batch.size" if parts == 1 else "batch.size / batch.accumulate"
+        words = " x ".join(f"{axis} {shape[axis]}" for axis in AXES)
+        raise BadInput(
+            f"{name}: {rows} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
+        )
+
+
+def check_fields(spec: Any, split: Mapping[str, Sequence[str]], shape: Mapping[str, int]) -> None:
+    """Raise BadInput where an axis does not divide a field of the model that it splits."""
+    for axis, names in split.items():
+        for name in names:
+            if (count := getattr(spec, name)) % shape[axis]:
+                raise BadInput(f"mesh.{axis}: {shape[axis]} does not divide model.{name} = {count}")
 
 
 def state_shardings(state: Any, rules: paths.Table, mesh: Mesh | AbstractMesh) -> Any:
@@ -164,7 +178,7 @@ def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
 
 
 def on(mesh: Mesh | AbstractMesh, function: Callable) -> Callable:
-    """`function`, traced where the names of the axes of `mesh` mean something (see models.layout)."""
+    """`function`, traced where the names of the mesh's axes mean something (see models.layout)."""
 
     @functools.wraps(function)
     def named(*args: Any) -> Any:

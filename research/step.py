@@ -234,6 +234,8 @@ def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[
     hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
     abstract = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
     tree = sharding.state_shardings(abstract, recipe.model.sharding, mesh)
+    split = getattr(recipe.model.family, "SPLIT", {})
+    sharding.check_fields(recipe.model.spec, split, mesh.shape)
     laid_out = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
     )

@@ -1,37 +1,42 @@
-"""What a traced program holds, computes and moves on one device of a mesh; nothing is compiled.
+"""A traced program as it is on one device of a mesh; nothing is compiled.
 
 The program is traced for the rows of one device, so the axes data and fsdp are in its shapes. The
 axis tensor is not: here each value gets the dimension that this axis splits, from the parameters on
 through every operation, as a partitioner would. Whatever a model, its task and its optimizer come
-to is read from the operations alone, so no formula is kept beside the code that it would describe.
-
-Memory is what is live in the order of the program. Chains of elementwise operations are one kernel,
-of which only the ends are written; loops hold what they stack and, once, what their body needs.
+to is read from the operations alone (see `liveness`), so no formula is kept beside the code that it
+would describe.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
 
 # One pass over their operands, fused with their like. What `pad` makes is written, though: that is
 # what XLA was seen to do.
-_CHEAP = frozenset(
-    "add sub mul neg min abs sign and or not xor eq ne lt le gt ge select_n clamp square "
-    "integer_pow convert_element_type broadcast_in_dim iota copy stop_gradient is_finite floor ceil "
-    "round add_any reduce_precision real imag slice dynamic_slice concatenate transpose rev "
-    "sharding_constraint reshape squeeze expand_dims split".split()
-)
+CHEAP = {
+    *("add", "sub", "mul", "neg", "min", "abs", "sign", "and", "or", "not", "xor", "eq"),
+    *("ne", "lt", "le", "gt", "ge", "select_n", "clamp", "square", "integer_pow"),
+    *("convert_element_type", "broadcast_in_dim", "iota", "copy", "stop_gradient"),
+    *("is_finite", "floor", "ceil", "round", "add_any", "reduce_precision", "real", "imag"),
+    *("slice", "dynamic_slice", "concatenate", "transpose", "rev", "sharding_constraint"),
+    *("reshape", "squeeze", "expand_dims", "split"),
+}
 # The same, but not worth doing twice: written where several read them.
-_DEAR = frozenset(
-    "max div exp exp2 expm1 log log1p tanh logistic sqrt rsqrt cbrt erf erf_inv erfc sin cos tan pow "
-    "atan2 rem nextafter".split()
-)
-_SAME = frozenset("reshape squeeze expand_dims copy sharding_constraint stop_gradient".split())
-_REDUCES = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
-)
+DEAR = {
+    *("max", "div", "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sqrt"),
+    *("rsqrt", "cbrt", "erf", "erf_inv", "erfc", "sin", "cos", "tan", "pow", "atan2"),
+    *("rem", "nextafter"),
+}
+ELEMENTWISE = CHEAP | DEAR
+_VIEWS = {
+    *("reshape", "squeeze", "expand_dims", "copy", "sharding_constraint", "stop_gradient"),
+}
+REDUCES = {
+    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
+    *("argmax", "argmin"),
+}
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _LOOPS = frozenset(("scan", "while", "cond", "shard_map"))
 
@@ -39,16 +44,17 @@ _LOOPS = frozenset(("scan", "while", "cond", "shard_map"))
 class Value:
     """An array of the program: `shape` and `size` (bytes) as traced; `split`, the dimension that
     the tensor axis splits, if any; `ways`, over how many devices it lies in all, where that is not
-    told by `split`; `partial`, whether devices of the tensor axis hold terms of a sum; `summed`,
-    whether it is one turn's gradient, which devices with other rows add up."""
+    told by `split`; `partial`, whether devices of the tensor axis hold terms of a sum; `added`, how
+    many bytes they add up then; `summed`, whether it is the gradient of one turn of a loop, which
+    devices with other rows add up."""
 
-    __slots__ = ("kind", "partial", "shape", "size", "split", "summed", "ways")
+    __slots__ = ("added", "kind", "partial", "shape", "size", "split", "summed", "ways")
 
     def __init__(self, aval: Any, split: int | None = None):
         self.shape = tuple(getattr(aval, "shape", ()))
         item = getattr(getattr(aval, "dtype", None), "itemsize", 4)
         self.size, self.split, self.ways, self.kind = math.prod(self.shape) * item, split, 0, ""
-        self.partial = self.summed = False
+        self.partial, self.added, self.summed = False, 0.0, False
 
 
 class Op(NamedTuple):
@@ -72,16 +78,6 @@ class Level(NamedTuple):
     stacked: int = 0
 
 
-class Kernel(NamedTuple):
-    """One kernel on one device: FLOPs of its products, bytes that it reads and writes, how often
-    it runs, and the bytes of its result that the devices of the tensor axis must add up."""
-
-    flops: float
-    moved: float
-    times: int
-    summed: float = 0.0
-
-
 class Program:
     """A traced program (`jaxpr`, closed) on one device of a mesh with `tensor` devices on that axis
     and `rows` among which examples are split.
@@ -103,7 +99,6 @@ class Program:
     ):
         self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
         self.names = names or {}
-        self.summed: dict[int, float] = {}
         self.kept = len(lies)
         ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
         for value, (split, ways) in zip(ins, lies, strict=False):
@@ -149,13 +144,15 @@ class Program:
         updates, and gradients up to the products that they come from, in loops too."""
         for op in reversed(level.ops):
             out = op.outs[0]
-            if op.name in _CHEAP or op.name in _DEAR:
-                order = op.params["permutation"] if op.name == "transpose" else range(len(out.shape))
-                for v in op.ins:
-                    if out.ways and not v.ways and len(v.shape) == len(out.shape):
-                        if v.shape == tuple(out.shape[list(order).index(d)] for d in range(len(order))):
-                            v.ways, v.kind = out.ways, "gradients"
-                            v.split = None if out.split is None else order[out.split]
+            if op.name in ELEMENTWISE:
+                order = (
+                    op.params["permutation"] if op.name == "transpose" else range(len(out.shape))
+                )
+                shape = tuple(size for _, size in sorted(zip(order, out.shape, strict=True)))
+                for v in op.ins if out.ways else ():
+                    if not v.ways and v.shape == shape:
+                        v.ways, v.kind = out.ways, "gradients"
+                        v.split = None if out.split is None else order[out.split]
             for body in op.bodies:
                 for out, inner in zip(op.outs[: body.stacked], body.outs, strict=False):
                     inner.ways, inner.split, inner.kind = out.ways, out.split, out.kind
@@ -214,7 +211,7 @@ class Program:
         """The splits of what an operation makes. Terms of one sum are added on each device before
         they are added up over devices."""
         terms = [v for v in op.ins if v.partial]
-        same = op.name in ("convert_element_type", *_SAME) and op.name != "sharding_constraint"
+        same = op.name in ("convert_element_type", *_VIEWS) and op.name != "sharding_constraint"
         passed = bool(terms) and (same or (op.name in ("add", "add_any") and len(terms) == 2))
         for v in () if passed else terms:
             self._add_up(v)
@@ -224,9 +221,7 @@ class Program:
 
     def _add_up(self, value: Value) -> None:
         if value.partial:
-            self.summed[id(value)], value.partial = float(self.bytes(value)), False
-
-    # Reading: memory and kernels.
+            value.added, value.partial = float(self.bytes(value)), False
 
     def bytes(self, value: Value) -> float:
         """On one device."""
@@ -234,129 +229,6 @@ class Program:
             return 0.0
         ways = value.ways or (self.tensor if value.split is not None else 1)
         return value.size / ways
-
-    def peak(self) -> dict[str, float]:
-        """Bytes on one device, by kind, where the program holds most besides its inputs: kinds
-        "gradients", "kept" (stacked by one loop for another), "workspace", and those of `names`.
-        The outputs that lie as inputs do are written in their place."""
-        return self._peak(self.level, {id(v) for v in self.level.outs[: self.kept]}, True)
-
-    def _peak(self, level: Level, free: set[int], top: bool = False) -> dict[str, float]:
-        written, last = _lives(level, top)
-        ends: dict[int, list[Value]] = {}
-        sizes = {id(v): 0.0 if id(v) in free else self.bytes(v) for v in written.values()}
-        if self.rows > 1:  # the gradients of a turn are added up together: what goes in, what comes
-            for key, v in written.items():
-                if v.summed:
-                    sizes[key], last[key] = 2 * sizes[key], len(level.ops)
-        for key, index in last.items():
-            ends.setdefault(index, []).append(written[key])
-        live: dict[int, tuple[str, float]] = {}
-        most, found = -1.0, {}
-        total = 0.0
-        for index, op in enumerate(level.ops):
-            made = [v for v in op.outs if id(v) in written]
-            inner: dict[str, float] = {}
-            for body in op.bodies:
-                one = self._peak(body, _in_place(body, op))
-                inner = max(inner, one, key=lambda part: sum(part.values()))
-            dying = [v for v in ends.get(index, ()) if id(v) in live and v not in made]
-            reused = 0.0
-            if op.name in _CHEAP or op.name in _DEAR or op.bodies:
-                gone = sorted((live[id(v)][1] for v in dying), reverse=True)
-                for v in sorted(made, key=lambda v: -sizes[id(v)]):
-                    hit = next((s for s in gone if s == sizes[id(v)]), None)
-                    if hit:
-                        gone.remove(hit)
-                        reused += hit
-            for v in made:
-                live[id(v)] = (self._kind(v), sizes[id(v)])
-                total += sizes[id(v)]
-            extra = self._gathered(op)
-            here = total - reused + sum(inner.values()) + extra
-            if here > most:
-                most, found = here, {}
-                for kind, size in live.values():
-                    found[kind] = found.get(kind, 0.0) + size
-                for kind, size in inner.items():
-                    found[kind] = found.get(kind, 0.0) + size
-                found["workspace"] = found.get("workspace", 0.0) + extra - reused
-            for v in ends.get(index, ()):
-                if id(v) in live:
-                    total -= live.pop(id(v))[1]
-        return found
-
-    def _kind(self, value: Value) -> str:
-        if value.kind:
-            return value.kind
-        last = value.shape[-1] if len(value.shape) > 1 else None
-        return self.names.get(last, "workspace")  # type: ignore[arg-type]
-
-    def _gathered(self, op: Op) -> float:
-        """What a kernel needs whole of a parameter that lies on several devices."""
-        if op.bodies or op.name in _CHEAP or op.name in _DEAR:
-            return 0.0
-        out = 0.0
-        for v in (*op.ins, *op.outs):
-            if v.ways and op.name.startswith("dot"):
-                out += v.size / (self.tensor if v.split is not None else 1) - v.size / v.ways
-        return out
-
-    def kernels(self, level: Level | None = None, times: int = 1) -> Iterator[Kernel]:
-        """All kernels of the program."""
-        level = level or self.level
-        written, _ = _lives(level, True)
-        sources: dict[int, set[int]] = {}
-        sizes = {id(v): self.bytes(v) for op in level.ops for v in (*op.ins, *op.outs)}
-        for op in level.ops:
-            for body in op.bodies[:1]:
-                yield from self.kernels(body, times * op.times)
-            if op.bodies:
-                continue
-            read: set[int] = set()
-            for v in op.ins:
-                read |= sources.get(id(v), {id(v)})
-            for v in op.outs:
-                if id(v) in written:
-                    moved = sizes[id(v)] + sum(min(sizes[k], _most(op, sizes)) for k in read)
-                    yield Kernel(self._flops(op), moved, times, self.summed.get(id(v), 0.0))
-                else:
-                    sources[id(v)] = read
-
-    def _flops(self, op: Op) -> float:
-        """Of a product on one device: a multiply and an add are two."""
-        if op.name == "dot_general":
-            (contracted, _), _ = op.params["dimension_numbers"]
-            inner = math.prod(op.ins[0].shape[d] for d in contracted)
-            whole = 2.0 * math.prod(op.outs[0].shape) * inner
-            halves = [v.split is not None for v in (*op.ins, *op.outs)]
-            return whole / (self.tensor if any(halves) else 1)
-        if op.name == "conv_general_dilated":
-            spec = op.params["dimension_numbers"].rhs_spec
-            inner = math.prod(op.ins[1].shape) // op.ins[1].shape[spec[0]]
-            whole = 2.0 * math.prod(op.outs[0].shape) * inner
-            return whole / (self.tensor if op.outs[0].split is not None else 1)
-        return 0.0
-
-
-def _in_place(body: Level, op: Op) -> set[int]:
-    """What a loop carries and works out from itself by element takes the place of what it was."""
-    first = op.params.get("num_consts", op.params.get("body_nconsts", 0))
-    sources: dict[int, set[int]] = {}
-    for inner in body.ops:
-        for v in inner.outs:
-            own = inner.name in _CHEAP or inner.name in _DEAR
-            read = set().union(*(sources.get(id(i), {id(i)}) for i in inner.ins)) if own else set()
-            sources[id(v)] = read
-    carried = zip(body.ins[first:], body.outs[: body.stacked], strict=False)
-    return {id(out) for was, out in carried if id(was) in sources.get(id(out), {id(out)})}
-
-
-def _most(op: Op, sizes: Mapping[int, float]) -> float:
-    """What one operand can give: a slice or a lookup reads no more than it makes."""
-    if op.name in ("dynamic_slice", "gather", "slice"):
-        return sum(sizes[id(v)] for v in op.outs)
-    return math.inf
 
 
 def _needed(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
@@ -369,60 +241,6 @@ def _needed(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
     return kept[::-1]
 
 
-def _lives(level: Level, outputs_live: bool) -> tuple[dict[int, Value], dict[int, int]]:
-    """The values that are written to memory, and the operation after which each is gone."""
-    readers: dict[int, list[int]] = {}
-    for index, op in enumerate(level.ops):
-        for v in op.ins:
-            readers.setdefault(id(v), []).append(index)
-    outs = {id(v) for v in level.outs}
-    for index in range(len(level.ops) - 1, -1, -1):  # who reads another view of it reads it
-        op = level.ops[index]
-        if _is_view(op):
-            readers.setdefault(id(op.ins[0]), []).extend(readers.get(id(op.outs[0]), []))
-            if id(op.outs[0]) in outs:
-                outs.add(id(op.ins[0]))
-    carried = outs if outputs_live else {id(v) for v in level.outs[: level.stacked]}
-    written: dict[int, Value] = {}
-    last: dict[int, int] = {}
-    ends: dict[int, int] = {}  # of any value: the last operation that reads what it stands for
-    for index in range(len(level.ops) - 1, -1, -1):
-        op = level.ops[index]
-        for v in op.outs:
-            after = readers.get(id(v), [])
-            end = index
-            for reader in after:
-                made = level.ops[reader].outs
-                for m in made:
-                    end = max(end, reader if id(m) in written else ends.get(id(m), reader))
-            if id(v) in carried:
-                end = len(level.ops)
-            ends[id(v)] = end
-            if _is_written(op, v, after, level, id(v) in outs):
-                written[id(v)], last[id(v)] = v, end
-    return written, last
-
-
-def _is_written(op: Op, v: Value, after: list[int], level: Level, is_out: bool) -> bool:
-    if op.bodies:
-        return True
-    if _is_view(op):
-        return False
-    if not (op.name in _CHEAP or op.name in _DEAR):
-        return True
-    if is_out:
-        return True
-    readers = [level.ops[i] for i in set(after) if not _is_view(level.ops[i])]
-    if op.name in _DEAR and len(readers) > 1:
-        return True
-    fused = (*_CHEAP, *_DEAR, *_REDUCES)
-    return any(reader.name not in fused for reader in readers)
-
-
-def _is_view(op: Op) -> bool:
-    return op.name in _SAME and bool(op.ins) and op.ins[0].size == op.outs[0].size
-
-
 def _split(op: Op, out: Value) -> tuple[int | None, bool]:
     """The dimension of `out` that the tensor axis splits, and whether its parts must be added."""
     split = [v.split for v in op.ins]
@@ -431,13 +249,13 @@ def _split(op: Op, out: Value) -> tuple[int | None, bool]:
     name, params = op.name, op.params
     if name == "dot_general":
         return _dot_split(op)
-    if name in _REDUCES:
+    if name in REDUCES:
         (at,), axes = split[:1], params["axes"]
         if at is None:
             return None, False
         return (None, True) if at in axes else (at - sum(a < at for a in axes), False)
     if name == "sharding_constraint":
-        return _constraint(params["sharding"].spec, len(out.shape)), False
+        return _constraint(params["sharding"].spec), False
     if name in ("reshape", "squeeze", "expand_dims"):
         return _reshaped(op.ins[0].shape, split[0], out.shape), False
     if name == "broadcast_in_dim":
@@ -448,7 +266,7 @@ def _split(op: Op, out: Value) -> tuple[int | None, bool]:
         return (None if at is None else params["permutation"].index(at)), False
     if name == "gather":
         return None, split[0] is not None
-    if name.startswith("scatter") or name.startswith("dynamic_update"):
+    if name.startswith(("scatter", "dynamic_update")):
         return next((s for s in split if s is not None and s < len(out.shape)), None), False
     if name == "conv_general_dilated":
         spec = params["dimension_numbers"]
@@ -475,10 +293,9 @@ def _dot_split(op: Op) -> tuple[int | None, bool]:
     return None, True
 
 
-def _constraint(spec: Any, rank: int) -> int | None:
-    axes = list(spec)
-    at = [i for i, a in enumerate(axes) if a == "tensor" or (isinstance(a, tuple) and "tensor" in a)]
-    return at[0] if at else None
+def _constraint(spec: Any) -> int | None:
+    named = (axes if isinstance(axes, tuple) else (axes,) for axes in spec)
+    return next((i for i, axes in enumerate(named) if "tensor" in axes), None)
 
 
 def _reshaped(before: tuple, split: int | None, after: tuple) -> int | None:
@@ -491,3 +308,8 @@ def _reshaped(before: tuple, split: int | None, after: tuple) -> int | None:
             return i
         at *= size
     return None
+
+
+def is_view(op: Op) -> bool:
+    """Whether it only looks at what is there in another shape."""
+    return op.name in _VIEWS and bool(op.ins) and op.ins[0].size == op.outs[0].size

@@ -75,6 +75,10 @@ class Trainer:
         """`n` updates in one dispatch; returns at once. `state` is given away."""
         return self._dispatch(state, batches, self.hyper, jax.device_put(np.int32(n)))
 
+    def lower(self, batches: dict) -> Any:
+        """The program of `steps` for abstract batches, to be compiled; nothing is allocated."""
+        return self._dispatch.lower(self.abstract, batches, self.hyper, np.int32(0))
+
     def evaluate(self, params: dict) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size."""
         if self._held is None:

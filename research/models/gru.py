@@ -128,18 +128,19 @@ class Recurrence(nn.Module):
         u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(m.dtype)
         # Whole on every device, and the gates of its rows: over a mesh axis, every token would wait
         # for what the other devices have of the state.
-        u_DxE, x_MxE = layout.whole(u_DxE, None, None), layout.rows(x_MxE)
+        u_DxE = layout.whole(u_DxE, None, None)
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
         def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, Array]:
             # The state stays float32: what is rounded off it at every step would add up.
+            h_BxD, x_BxE = layout.rows(h_BxD), layout.rows(x_BxE)
             y_BxE = h_BxD.astype(m.dtype) @ u_DxE
             rx, zx, nx = jnp.split(x_BxE.astype(jnp.float32), 3, axis=-1)
             rh, zh, nh = jnp.split(y_BxE.astype(jnp.float32), 3, axis=-1)
             r_BxD, z_BxD = nn.sigmoid(rx + rh), nn.sigmoid(zx + zh)
             n_BxD = jnp.tanh(nx + r_BxD * (nh + c_D[None]))
             h_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
-            return h_BxD, h_BxD.astype(m.dtype)
+            return layout.rows(h_BxD), h_BxD.astype(m.dtype)
 
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)
         unroll = min(m.unroll, x_TxBxE.shape[0])

@@ -44,6 +44,9 @@ SHARDING = (
     (r"((out|down)/bias|\w*norm/(scale|bias))", ()),
 )
 
+# Fields that a mesh axis must divide, although the kernels are divisible by more: heads stay whole.
+SPLIT = {"tensor": ("heads", "kv_heads")}
+
 Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block and example
 
 
@@ -216,6 +219,11 @@ def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
         "kv_heads": width // head_size,
         "hidden": hidden,
     }
+
+
+def unwritten(m: Transformer, shape: tuple[int, ...]) -> bool:
+    """Whether an array of this shape is never in memory where attention is one kernel: the map."""
+    return len(shape) > 3 and shape[-2:] == (m.context, m.context)
 
 
 def forward_flops(m: Transformer) -> dict[str, int]:
