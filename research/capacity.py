@@ -332,12 +332,20 @@ def _cell(
     tried = []
     for remat in ("none", "dots", "full"):
         run = first.computed({"model.remat": remat})
-        some = [
-            mesh
-            for mesh in meshes(run, machine, devices)
-            if mesh["fsdp"] in (devices // mesh["tensor"], machine.node // mesh["tensor"])
-        ]
+        some = _few(list(meshes(run, machine, devices)), machine)
         tried += [(on(run, machine, mesh), run) for mesh in some]
         if fitting := [pair for pair in tried if pair[0].fits]:
             return min(fitting, key=lambda pair: pair[0].seconds.step)
     return min(tried, key=lambda pair: pair[0].bytes.total)
+
+
+def _few(found: list[dict[str, int]], machine: Machine) -> list[dict[str, int]]:
+    """For each tensor size the meshes whose fsdp axis is a node, 64 devices or the longest."""
+    most: dict[int, int] = {}
+    for mesh in found:
+        most[mesh["tensor"]] = max(most.get(mesh["tensor"], 0), mesh["fsdp"])
+    return [
+        mesh
+        for mesh in found
+        if mesh["fsdp"] in (machine.node // mesh["tensor"], 64, most[mesh["tensor"]])
+    ]

@@ -102,6 +102,8 @@ def kernels(program: Program, level: Level | None = None, times: int = 1) -> Ite
                 yield Kernel(_flops(program, op), moved, times, v.added)
             else:
                 sources[id(v)] = read
+                if v.added:
+                    yield Kernel(0.0, 0.0, times, v.added)
 
 
 def _flops(program: Program, op: Op) -> float:

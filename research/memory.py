@@ -8,6 +8,7 @@ are most together. Devices may be real or not: all that is asked of a mesh is th
 
 import functools
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -15,29 +16,37 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from research import liveness, sharding, traced
+from research.errors import BadInput
 from research.run import Run, example_inputs
 from research.step import Recipe, placement
 
 AnyMesh = Mesh | AbstractMesh
+SMALL = 0.01
 
 
 class Bytes(NamedTuple):
-    """Of one device. `kept` is what the forward pass keeps for the backward pass; `batches` those
-    of one dispatch; `waiting` those of the next one, and the held-out set."""
+    """Of one device. `batches` are those of one dispatch; `waiting` those of the next one, and the
+    held-out set. The others are of the step where it needs most: gradients, what is `kept` of the
+    forward pass for the backward pass, logits, and workspace."""
 
     parameters: float
     optimizer: float
-    gradients: float
-    kept: float
-    logits: float
-    workspace: float
     batches: float
     waiting: float
+    gradients: float = 0.0
+    kept: float = 0.0
+    logits: float = 0.0
+    workspace: float = 0.0
 
     @property
     def dispatch(self) -> float:
         """What the compiled dispatch of steps needs at most."""
         return sum(self) - self.waiting
+
+    @property
+    def temporary(self) -> float:
+        """What is there within a step alone."""
+        return self.gradients + self.kept + self.logits + self.workspace
 
     @property
     def total(self) -> float:
@@ -66,22 +75,52 @@ def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:
 
     Raises BadInput where the mesh does not divide a parameter.
     """
+    fixed, parts = held(run, mesh), liveness.peak(step(run, mesh, fused))
+    kinds = {k: parts.pop(k, 0.0) for k in ("gradients", "kept", "logits")}
+    batch = fixed.batches / run.every.dispatch  # of one step, taken out of those of a dispatch
+    return fixed._replace(**kinds, workspace=max(0.0, sum(parts.values())) + batch)
+
+
+def held(run: Run, mesh: AnyMesh) -> Bytes:
+    """What it takes between two steps, exactly. Raises BadInput as `of` does."""
     _, abstract = placed(run, mesh)
     parameters = sharding.bytes_per_device(abstract.params)
-    parts = liveness.peak(step(run, mesh, fused))
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     example = sum(x.nbytes for x in _example(run).values())
-    batch = math.ceil(run.batch / ways) * example
-    batches = run.every.dispatch * batch
+    batches = run.every.dispatch * math.ceil(run.batch / ways) * example
     heldout = math.ceil(run.eval_examples / ways) * (example + 4)
-    return Bytes(
-        parameters=parameters,
-        optimizer=sharding.bytes_per_device(abstract) - parameters,
-        **{k: parts.pop(k, 0.0) for k in ("gradients", "kept", "logits")},
-        workspace=max(0.0, sum(parts.values())) + batch,
-        batches=batches,
-        waiting=batches + heldout,
-    )
+    optimizer = sharding.bytes_per_device(abstract) - parameters
+    return Bytes(parameters, optimizer, batches, batches + heldout)
+
+
+def room() -> float:
+    """Bytes of one device that is here; on CPU, of its share of the machine's memory."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return float(machine) / jax.local_device_count()
+
+
+def check(run: Run, mesh: Mesh) -> None:
+    """Raise BadInput, with the parts and what would fit, where a run needs more than there is.
+
+    A step is traced for it, which takes a second; where the state is SMALL beside the device, it is
+    left to the device.
+    """
+    there, found = room(), held(run, mesh)
+    if found.total < SMALL * there:
+        return
+    if found.total <= there:
+        found = of(run, mesh, fused=mesh.devices.flat[0].platform == "gpu")
+    if found.total > there:
+        fits = run.facts["params"] * there / found.total
+        raise BadInput(
+            f"size: {run.facts['params']:,} parameters need {size(found.total)} of each device, "
+            f"which has {size(there)}: {found.words()}; about {fits:.2g} parameters would fit, or "
+            "more devices of mesh.fsdp, a larger batch.accumulate, model.remat (--force tries it)"
+        )
 
 
 def placed(run: Run, mesh: AnyMesh) -> tuple[Any, Any]:

@@ -211,7 +211,7 @@ class Program:
         """The splits of what an operation makes. Terms of one sum are added on each device before
         they are added up over devices."""
         terms = [v for v in op.ins if v.partial]
-        same = op.name in ("convert_element_type", *_VIEWS) and op.name != "sharding_constraint"
+        same = op.name in _VIEWS and op.name != "sharding_constraint"
         passed = bool(terms) and (same or (op.name in ("add", "add_any") and len(terms) == 2))
         for v in () if passed else terms:
             self._add_up(v)

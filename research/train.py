@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, processes, sharding, sinks
+from research import branch, checkpoint, memory, processes, sharding, sinks
 from research.errors import Diverged, Preempted
 from research.recorder import Progress, Recorder
 from research.records import RunDirectory, own
@@ -212,10 +212,13 @@ def fit(
         recorder.shown.close()
 
 
-def check(run: Run, directory: RunDirectory) -> None:
-    """Raise the BadInput that `fit` would raise on this machine; compiles and writes nothing."""
+def check(run: Run, directory: RunDirectory, force: bool = False) -> None:
+    """Raise the BadInput that `fit` would raise on this machine, and that of a run which its
+    memory cannot hold, unless `force` is set; compiles and writes nothing."""
     sinks.check(run.sinks)
-    Trainer(*_launched(run, directory))
+    trainer = Trainer(*_launched(run, directory))
+    if not force:
+        memory.check(trainer.run, trainer.mesh)
 
 
 def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], bool]) -> tuple:

@@ -9,23 +9,31 @@ import numpy as np
 import pytest
 
 from research import exact, memory, sharding, trees
+from research.errors import BadInput
 from research.models import layout
 from research.run import make_run
 from tests.test_sharding import WIDE
 
 DEPTH, WIDTH, HIDDEN, T, B, V = 4, 64, 192, 64, 16, 256
 BLOCK = {
-    **{"model.width": WIDTH, "model.heads": 4, "model.kv_heads": 4, "model.hidden": HIDDEN},
-    **{"model.depth": DEPTH, "data.context": T, "batch.size": B, "loop.steps_per_dispatch": 2},
+    "model.width": WIDTH,
+    "model.heads": 4,
+    "model.kv_heads": 4,
+    "model.hidden": HIDDEN,
+    "model.depth": DEPTH,
+    "data.context": T,
+    "batch.size": B,
+    "loop.steps_per_dispatch": 2,
 }
 FSDP = {"data": 1, "fsdp": 8, "tensor": 1}
 ALL = {"data": 2, "fsdp": 2, "tensor": 2}
 KERNELS = {(WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH)}
-COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(")
+KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all"
+COLLECTIVE = re.compile(rf"= (.*?) ({KINDS})(?:-start)?\(")
 
 
 class Program:
-    """A compiled dispatch, with its collectives: (kind, shapes, whether in the loop over blocks)."""
+    """A compiled dispatch and its collectives: (kind, shapes, whether in the loop over blocks)."""
 
     def __init__(self, run, sizes):
         self.run, self.mesh = run, sharding.make_mesh(sizes, run.batch)
@@ -151,10 +159,8 @@ def test_bytes_are_predicted_without_compiling(name, request):
 
 
 def test_a_mesh_that_splits_a_head_is_refused(tiny):
-    from research.errors import BadInput
-
     run = make_run(tiny(WIDE | {"model.kv_heads": 2}))
-    with pytest.raises(BadInput, match="mesh.tensor: 4 does not divide model.kv_heads = 2"):
+    with pytest.raises(BadInput, match=r"mesh\.tensor: 4 does not divide model\.kv_heads"):
         memory.placed(run, sharding.abstract_mesh({"data": 2, "fsdp": 1, "tensor": 4}))
 
 
