@@ -46,7 +46,7 @@ def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> 
         made = [v for v in op.outs if id(v) in written]
         dying = [live[id(v)][1] for v in ends.get(index, ()) if id(v) in live]
         live |= {id(v): (_kind(program, v), sizes[id(v)]) for v in made}
-        turns = [_peak(program, body, _in_place(body, op)) for body in op.bodies]
+        turns = [_peak(program, body, _in_place(body)) for body in op.bodies]
         inner = max(turns, key=lambda part: sum(part.values()), default={})
         reused = _reused(op, [sizes[id(v)] for v in made], dying)
         extra = _gathered(program, op) - reused
@@ -121,16 +121,15 @@ def _flops(program: Program, op: Op) -> float:
     return whole / (program.tensor if split else 1)
 
 
-def _in_place(body: Level, op: Op) -> set[int]:
+def _in_place(body: Level) -> set[int]:
     """What a loop carries and works out from itself by element takes the place of what it was."""
-    first = op.params.get("num_consts", op.params.get("body_nconsts", 0))
     sources: dict[int, set[int]] = {}
     for inner in body.ops:
         for v in inner.outs:
             own = inner.name in ELEMENTWISE
             read = set().union(*(sources.get(id(i), {id(i)}) for i in inner.ins)) if own else set()
             sources[id(v)] = read
-    carried = zip(body.ins[first:], body.outs[: body.stacked], strict=False)
+    carried = zip(body.ins[body.first :], body.outs[: body.stacked], strict=False)
     return {id(out) for was, out in carried if id(was) in sources.get(id(out), {id(out)})}
 
 

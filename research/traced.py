@@ -69,13 +69,15 @@ class Op(NamedTuple):
 
 
 class Level(NamedTuple):
-    """Operations in their order, with what goes in and comes out. Of `outs`, those from `stacked`
-    on are written to a stack one by one; those before go on to the next turn."""
+    """Operations in their order, with what goes in and comes out. In the body of a loop, `outs`
+    from `stacked` on are written to a stack one by one; those before go on to the next turn, in
+    the place of `ins` from `first` on."""
 
     ops: list[Op]
     ins: list[Value]
     outs: list[Value]
     stacked: int = 0
+    first: int = 0
 
 
 class Program:
@@ -156,6 +158,8 @@ class Program:
             for body in op.bodies:
                 for out, inner in zip(op.outs[: body.stacked], body.outs, strict=False):
                     inner.ways, inner.split, inner.kind = out.ways, out.split, out.kind
+                for out, v in zip(op.outs[: body.stacked], op.ins[body.first :], strict=False):
+                    v.ways = v.ways or out.ways
                 for out, inner in zip(op.outs, body.outs, strict=False):
                     inner.summed = bool(out.ways) and out.shape != inner.shape
                 for v, inner in zip(op.ins, body.ins, strict=False):
@@ -205,7 +209,7 @@ class Program:
             if better == now:
                 break
             splits[consts : consts + carries] = better
-        return level._replace(stacked=carries)
+        return level._replace(stacked=carries, first=consts)
 
     def _spread(self, op: Op) -> None:
         """The splits of what an operation makes. Terms of one sum are added on each device before

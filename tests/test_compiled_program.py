@@ -77,7 +77,7 @@ def unsaid(tiny):
     patch = pytest.MonkeyPatch()
     patch.setattr(layout, "_constrained", lambda x, axes: x)
     try:  # another batch, so that no cached trace of the other program is used
-        yield Program(make_run(tiny(BLOCK | {"batch.size": 2 * B})), FSDP)
+        return Program(make_run(tiny(BLOCK | {"batch.size": 2 * B})), FSDP)
     finally:
         patch.undo()
 

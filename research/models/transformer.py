@@ -223,7 +223,8 @@ def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
 
 def unwritten(m: Transformer, shape: tuple[int, ...]) -> bool:
     """Whether an array of this shape is never in memory where attention is one kernel: the map."""
-    return len(shape) > 3 and shape[-2:] == (m.context, m.context)
+    sizes = [size for size in shape if size > 1]
+    return len(shape) > 3 and sizes[-2:] == [m.context, m.context]
 
 
 def forward_flops(m: Transformer) -> dict[str, int]:
