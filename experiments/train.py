@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
     gang.add_flags(parser)
+    parser.add_argument("--force", action="store_true", help="though memory may not suffice")
     args, config, _ = cli.parse_config(parser, argv)
     config, place, launcher = cli.checked(config), gang.place(args), orphaned()
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
@@ -50,7 +51,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     if result := processes.agree(lambda: directory.result):
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
-    train.check(run, directory)
+    train.check(run, directory, force=args.force)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)
         result = train.fit(run, directory, progress.update, stop)

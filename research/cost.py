@@ -5,32 +5,25 @@ Seconds: the programs of the fewest and of the most FLOPs per step are compiled 
 between are interpolated, seconds over FLOPs in logarithms. To the steps come the evaluations, at
 the seconds per held-out example of the same two programs. Checkpoints are not counted.
 
-Bytes: parameters, optimizer state and gradients exactly, by their shardings; two dispatches of
-batches and the held-out set exactly; and activations by estimate: what `jax.vjp` of the loss keeps
-for the backward pass besides parameters and batch, for the rows of one device.
-On CPU that and the gradients came to 0.7 to 1.3 of what XLA reserves for text and images (to 0.4
-with remat, which works out one block again); on other devices it was not compared.
+Bytes are those of `memory`; of many runs that differ in size a few are traced.
 """
 
 import dataclasses
 import functools
 import logging
 import math
-import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.extend.core import Var
 from jax.sharding import Mesh
 
-from research import accounting, environment, files, sharding
+from research import accounting, environment, files, memory, sharding
 from research.errors import BadInput, StorageError
 from research.run import Run, example_inputs
-from research.step import Recipe, placement
 from research.train import Trainer, recipe
 
 log = logging.getLogger(__name__)
@@ -218,76 +211,27 @@ def _at(samples: Sequence[Sample], run: Run) -> Sample | None:
 # Bytes.
 
 
-def room() -> float:
-    """Bytes of one device; on CPU, of its share of the machine's memory."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"])
-    return (
-        float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / jax.local_device_count()
-    )
-
-
 def _memory(placed: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
-    """Bytes on one device by program."""
+    """Bytes on one device by program; None where the mesh does not divide a parameter, which a
+    launch refuses."""
     out: dict[tuple, float | None] = {}
     for pairs in _by_kind(placed).values():
-        programs = {program(*pair): pair for pair in pairs}
-        kept = _activations(list(programs.values()))
-        for (name, pair), bytes_ in zip(programs.items(), kept, strict=True):
-            fixed = held(*pair)
-            out[name] = None if fixed is None else bytes_ + sum(fixed.values())
+        fixed: dict[tuple, tuple[tuple[Run, Mesh], float]] = {}
+        for pair in pairs:
+            try:
+                fixed[program(*pair)] = pair, memory.held(*pair).total
+            except BadInput:
+                out[program(*pair)] = None
+        more = _temporary([pair for pair, _ in fixed.values()]) if fixed else []
+        for (name, (_, held)), bytes_ in zip(fixed.items(), more, strict=True):
+            out[name] = held + bytes_
     return out
 
 
-def _activations(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
-    """Bytes of activations of runs of one kind: a few are traced, those between interpolated."""
+def _temporary(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
+    """Bytes within a step of runs of one kind: a few are traced, those between interpolated."""
     x = np.log([_step_flops(run) for run, _ in pairs])
     order = np.argsort(x, kind="stable")
     at = order[np.linspace(0, len(pairs) - 1, min(TRACED, len(pairs))).round().astype(int)]
-    y = [math.log(max(1.0, activations(*pairs[i]))) for i in at]
+    y = [math.log(max(1.0, memory.of(*pairs[i]).temporary)) for i in at]
     return np.exp(np.interp(x, x[at], y))
-
-
-def held(run: Run, mesh: Mesh) -> dict[str, int] | None:
-    """Bytes on one device, exactly, by what they are of: "state", "gradients", "batches" and
-    "heldout". None where the mesh does not divide a parameter, which a launch refuses."""
-    structure = jax.tree.structure(run.hyper)
-    try:
-        _, abstract = placement(recipe(run, mesh), mesh, example_inputs(run.data), structure)
-    except BadInput:
-        return None
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    example = sum(x.nbytes for x in _example(run).values())
-    return {
-        "state": sharding.bytes_per_device(abstract),
-        "gradients": sharding.bytes_per_device(abstract.params),
-        "batches": 2 * run.every.dispatch * math.ceil(run.batch / ways) * example,
-        "heldout": math.ceil(run.eval_examples / ways) * (example + 4),
-    }
-
-
-def activations(run: Run, mesh: Mesh) -> float:
-    """Bytes that the backward pass needs of the forward pass, on one device, by estimate."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = math.ceil(run.batch / ways)
-    shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in _example(run).items())
-    return _kept(recipe(run, mesh), example_inputs(run.data), shapes) / mesh.shape["tensor"]
-
-
-@functools.lru_cache(maxsize=1024)
-def _kept(recipe: Recipe, inputs: Any, shapes: tuple) -> int:
-    params = recipe.model.shapes(inputs)
-    batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
-
-    def backward(params: dict, batch: Mapping) -> Any:
-        return jax.vjp(lambda p: recipe.loss(p, batch), params)[1]
-
-    graph = jax.make_jaxpr(backward)(params, batch).jaxpr
-    kept = {v for v in graph.outvars if isinstance(v, Var)} - {*graph.invars, *graph.constvars}
-    return sum(math.prod(v.aval.shape) * v.aval.dtype.itemsize for v in kept)  # type: ignore[attr-defined]
-
-
-def _example(run: Run) -> dict[str, np.ndarray]:
-    return run.data.train.rows(np.zeros(1, np.int64))

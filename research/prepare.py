@@ -4,7 +4,7 @@ trained together, what they cost, and the plan that says so."""
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from research import check, cost, sweep, units
+from research import check, cost, memory, sweep, units
 from research.errors import BadInput
 from research.plan import Limits, Row, nonsense, text, within
 from research.run import make_run
@@ -39,7 +39,7 @@ def prepare(
         saved={"by shared trunks": saved} if saved else {},
         left_out=[*units.words(made, grouping, number), *left_out, *trimmed],
         repeats=repeats,
-        room=cost.room(),
+        room=memory.room(),
     )
     return points, told
 

@@ -95,14 +95,15 @@ class Run:
         return self.batch * self.data.tokens_per_example
 
 
-def make_run(config: Mapping[str, Any]) -> Run:
-    """The Run of a checked config (see cli.checked). Trains nothing and compiles nothing.
+def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
+    """The Run of a checked config (see cli.checked), on `dataset` where its own need not be there.
+    Trains nothing and compiles nothing.
 
     Raises BadInput for what only the data or the model can tell: files, lengths, a size that
     cannot be met.
     """
     config = copy.deepcopy(dict(config))
-    dataset = data.load(**config["data"])
+    dataset = dataset or data.load(**config["data"])
     task = _task(config, dataset)
     wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
     inputs = example_inputs(dataset)

@@ -1,12 +1,13 @@
 """The mesh, and where each array of the train state lives on it."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research import environment, paths, trees
 from research.errors import BadInput
@@ -57,12 +58,7 @@ def make_mesh(
     used = int(np.prod(list(shape.values())))
     if used > len(devices) or (free and used != len(devices)):
         raise BadInput(f"mesh: {words} needs {used} devices, there are {len(devices)}")
-    ways = shape["data"] * shape["fsdp"]
-    if rows % ways:
-        name = "batch.size" if parts == 1 else "batch.size / batch.accumulate"
-        raise BadInput(
-            f"{name}: {rows} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
-        )
+    check_rows(shape, batch, parts)
     devices = _equally(devices, used)
     if len(devices) != used or {device.process_index for device in devices} != members:
         raise BadInput(
@@ -82,7 +78,26 @@ def _equally(devices: Sequence, used: int) -> list:
     return [device for mine in of.values() for device in mine[: max(1, used // len(of))]][:used]
 
 
-def state_shardings(state: Any, rules: paths.Table, mesh: Mesh) -> Any:
+def check_rows(shape: Mapping[str, int], batch: int, parts: int = 1) -> None:
+    """Raise BadInput where the axes data and fsdp do not divide each of the `parts` of a batch."""
+    ways, rows = shape["data"] * shape["fsdp"], batch // parts
+    if rows % ways:
+        name = "batch.size" if parts == 1 else "batch.size / batch.accumulate"
+        words = " x ".join(f"{axis} {shape[axis]}" for axis in AXES)
+        raise BadInput(
+            f"{name}: {rows} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"
+        )
+
+
+def check_fields(spec: Any, split: Mapping[str, Sequence[str]], shape: Mapping[str, int]) -> None:
+    """Raise BadInput where an axis does not divide a field of the model that it splits."""
+    for axis, names in split.items():
+        for name in names:
+            if (count := getattr(spec, name)) % shape[axis]:
+                raise BadInput(f"mesh.{axis}: {shape[axis]} does not divide model.{name} = {count}")
+
+
+def state_shardings(state: Any, rules: paths.Table, mesh: Mesh | AbstractMesh) -> Any:
     """A NamedSharding for every leaf of the (abstract) train state, by the rules of its family.
 
     A rule gives the mesh axes of a leaf's trailing dimensions; scan and run axes in front are not
@@ -156,6 +171,24 @@ def put_rows(
         return jax.make_array_from_callback(shape, sharding, taken)
 
     return {name: put(a) for name, a in arrays.items()}
+
+
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh of devices that need not be here."""
+    shape = tuple(sizes[axis] for axis in AXES)
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on(mesh: Mesh | AbstractMesh, function: Callable) -> Callable:
+    """`function`, traced where the names of the mesh's axes mean something (see models.layout)."""
+
+    @functools.wraps(function)
+    def named(*args: Any) -> Any:
+        names = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+        with jax.sharding.use_abstract_mesh(names):
+            return function(*args)
+
+    return named
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

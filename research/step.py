@@ -113,7 +113,7 @@ def _moved(average: dict | None, params: dict, step: Array, decay: Array | None)
 @functools.lru_cache(maxsize=64)
 def init_program(recipe: Recipe, shardings: Any) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
-    return jax.jit(recipe.init, out_shardings=shardings.tree)
+    return jax.jit(sharding.on(shardings.mesh, recipe.init), out_shardings=shardings.tree)
 
 
 @functools.lru_cache(maxsize=64)
@@ -125,7 +125,7 @@ def dispatch_program(recipe: Recipe, shardings: Any) -> Callable:
     a run and the way to the next checkpoint, and any split into dispatches computes the same.
     """
 
-    run_steps = _several(recipe.step)
+    run_steps = sharding.on(shardings.mesh, _several(recipe.step))
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
 
 
@@ -150,9 +150,9 @@ def _several(step: Callable) -> Callable:
 
 
 @functools.lru_cache(maxsize=64)
-def eval_program(recipe: Recipe) -> Callable:
+def eval_program(recipe: Recipe, mesh: Mesh) -> Callable:
     """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
-    return jax.jit(functools.partial(_sums, recipe))
+    return jax.jit(sharding.on(mesh, functools.partial(_sums, recipe)))
 
 
 def _sums(recipe: Recipe, params: dict, batches: dict, weights: Array) -> dict[str, Array]:
@@ -221,10 +221,11 @@ def group_eval_program(recipe: Recipe, mesh: Mesh) -> Callable:
 
 
 class Placement:
-    """The shardings of a whole state, hashable by identity so that programs are cached by it."""
+    """The shardings of a whole state on a mesh, hashable by identity so that programs are cached
+    by it."""
 
-    def __init__(self, tree: Any):
-        self.tree = tree
+    def __init__(self, tree: Any, mesh: Mesh):
+        self.tree, self.mesh = tree, mesh
 
 
 @functools.lru_cache(maxsize=64)
@@ -233,7 +234,9 @@ def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[
     hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
     abstract = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
     tree = sharding.state_shardings(abstract, recipe.model.sharding, mesh)
+    split = getattr(recipe.model.family, "SPLIT", {})
+    sharding.check_fields(recipe.model.spec, split, mesh.shape)
     laid_out = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
     )
-    return Placement(tree), laid_out
+    return Placement(tree, mesh), laid_out

@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, processes, sharding, sinks
+from research import branch, checkpoint, memory, processes, sharding, sinks
 from research.errors import BadInput, Diverged, Preempted
 from research.recorder import Progress, Recorder
 from research.records import RunDirectory, own
@@ -79,11 +79,15 @@ class Trainer:
         """`n` updates in one dispatch; returns at once. `state` is given away."""
         return self._dispatch(state, batches, self.hyper, jax.device_put(np.int32(n)))
 
+    def lower(self, batches: dict) -> Any:
+        """The program of `steps` for abstract batches, to be compiled; nothing is allocated."""
+        return self._dispatch.lower(self.abstract, batches, self.hyper, np.int32(0))
+
     def evaluate(self, params: dict) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size."""
         if self._held is None:
             self._held = self._heldout()
-        sums = processes.fetch(eval_program(self.recipe)(params, *self._held))
+        sums = processes.fetch(eval_program(self.recipe, self.mesh)(params, *self._held))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return self.run.task.metrics(sums, self.run.data.notes)
 
@@ -254,10 +258,13 @@ def fit(
         recorder.shown.close()
 
 
-def check(run: Run, directory: RunDirectory) -> None:
-    """Raise the BadInput that `fit` would raise on this machine; compiles and writes nothing."""
+def check(run: Run, directory: RunDirectory, force: bool = False) -> None:
+    """Raise the BadInput that `fit` would raise on this machine, and that of a run which its
+    memory cannot hold, unless `force` is set; compiles and writes nothing."""
     sinks.check(run.sinks)
-    Trainer(*_launched(run, directory))
+    trainer = Trainer(*_launched(run, directory))
+    if not force:
+        memory.check(trainer.run, trainer.mesh)
 
 
 def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], bool]) -> tuple:

@@ -4,11 +4,11 @@ import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 
-from research import accounting, cost, grid, models, prepare, sharding, sweep, train
+from research import accounting, cost, grid, memory, models, prepare, sharding, sweep, train
 from research.cost import Sample
+from research.errors import BadInput
 from research.run import make_run
 
 
@@ -36,47 +36,55 @@ def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
         shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards]
         return sum(s.data.nbytes for s in shards if s.device == first)
 
-    state, held = trainer.init(), cost.held(run, placed)
-    assert held["state"] == on_first(state)
-    assert held["gradients"] == on_first(state.params)
-    assert held["heldout"] == on_first(trainer._heldout())
-    assert held["batches"] == 2 * on_first(trainer.batches(0, 10, run.every.dispatch))
+    state, held = trainer.init(), memory.held(run, placed)
+    batches = on_first(trainer.batches(0, 10, run.every.dispatch))
+    assert held.parameters == on_first(state.params)
+    assert held.parameters + held.optimizer == on_first(state)
+    assert held.batches == batches
+    assert held.waiting == batches + on_first(trainer._heldout())
+    assert held.temporary == 0
 
 
 def test_a_sharded_state_takes_less(tiny):
     whole, split = made(tiny), made(tiny, mesh__data=2, mesh__fsdp=4)
-    assert cost.held(*split)["state"] < 0.5 * cost.held(*whole)["state"]
+    for part in ("parameters", "optimizer"):
+        assert getattr(memory.held(*split), part) < 0.5 * getattr(memory.held(*whole), part)
 
 
-def test_activations_grow_with_the_batch_and_shrink_with_devices_and_remat(tiny):
-    small, large = made(tiny, batch__size=8), made(tiny, batch__size=64)
-    assert cost.activations(*large) == pytest.approx(8 * cost.activations(*small), rel=0.05)
-    one = made(tiny, batch__size=8, mesh__data=1)
-    assert cost.activations(*one) == pytest.approx(8 * cost.activations(*small), rel=0.05)
-    again = made(tiny, batch__size=64, model__remat="full", model__depth=4)
-    deep = made(tiny, batch__size=64, model__depth=4)
-    assert cost.activations(*again) < 0.5 * cost.activations(*deep)
+def test_what_a_step_keeps_grows_with_the_batch_and_shrinks_with_devices_and_remat(tiny):
+    def kept(**changes):
+        return memory.of(*made(tiny, **changes)).kept
+
+    small, large = kept(batch__size=8), kept(batch__size=64)
+    assert large == pytest.approx(8 * small, rel=0.05)
+    assert kept(batch__size=8, mesh__data=1) == pytest.approx(8 * small, rel=0.05)
+    deep = {"batch__size": 64, "model__depth": 4}
+    assert kept(**deep, model__remat="full") < 0.5 * kept(**deep)
+    assert kept(**deep, batch__accumulate=4) == pytest.approx(kept(**deep) / 4, rel=0.05)
 
 
-def test_activations_are_about_what_xla_reserves(tiny):
-    run, mesh = made(tiny, batch__size=64)
-    trainer = train.Trainer(run, mesh)
-    batches = trainer.batches(0, 1, run.every.dispatch)
-    program = trainer._dispatch.lower(trainer.abstract, batches, trainer.hyper, np.int32(1))
-    reserved = program.compile().memory_analysis().temp_size_in_bytes
-    predicted = cost.activations(run, mesh) + cost.held(run, mesh)["gradients"]
-    assert 0.4 < predicted / reserved < 2.5
-
-
-def test_activations_between_are_interpolated(tiny, monkeypatch):
+def test_what_is_between_is_interpolated(tiny, monkeypatch):
     pairs = [made(tiny, model__hidden=16 * k) for k in range(1, 2 * cost.TRACED)]
-    traced, original = [], cost.activations
-    monkeypatch.setattr(cost, "activations", lambda *pair: traced.append(1) or original(*pair))
+    exact = [memory.of(*pair).total for pair in pairs]
+    traced, original = [], memory.of
+    monkeypatch.setattr(memory, "of", lambda *pair: traced.append(1) or original(*pair))
     guessed = [price.memory for price in cost.of([run for run, _ in pairs])]
     assert len(traced) == cost.TRACED
-    exact = [original(*pair) + sum(cost.held(*pair).values()) for pair in pairs]
     assert guessed == pytest.approx(exact, rel=0.05)
     assert exact[-1] > 1.2 * exact[0]
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypatch):
+    run, mesh = made(tiny, model__hidden=512)
+    memory.check(run, mesh)
+    needed = memory.of(run, mesh).total
+    for there, fits in ((1.01 * needed, True), (0.99 * needed, False), (0.1 * needed, False)):
+        monkeypatch.setattr(memory, "room", lambda there=there: there)
+        if fits:
+            memory.check(run, mesh)
+        else:
+            with pytest.raises(BadInput, match=r"optimizer .* about .* parameters would fit"):
+                memory.check(run, mesh)
 
 
 # Seconds.

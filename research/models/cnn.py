@@ -8,7 +8,7 @@ import flax.linen as nn
 from jax import Array
 
 from research.kinds import Count
-from research.models import convolution
+from research.models import convolution, layout
 
 SIZED = ("width", "depth", "hidden")
 SIZE_RULE = (
@@ -61,6 +61,7 @@ class CNN(nn.Module):
             channels = self.width * 2**i
             x_BxHxWxC = convolution.Conv(channels, 3, name=f"conv{i}")(x_BxHxWxC)
             x_BxHxWxC = convolution.halved(nn.relu(x_BxHxWxC))
+            x_BxHxWxC = layout.rows(x_BxHxWxC, *[layout.ANY] * 3)
         x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
         x_BxD = nn.relu(nn.Dense(self.hidden, name="dense0")(x_BxF))
         return nn.Dense(self.classes, name="head")(x_BxD)

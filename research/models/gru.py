@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count
+from research.models import layout
 
 SIZED = ("width", "depth")
 SIZE_RULE = (
@@ -88,18 +89,21 @@ class Recurrent(nn.Module):
         """Hidden states [B·T, D] of the next T tokens, and the state after them."""
         del at  # the state knows no positions
         # Unit variance where the gates look; the table itself may also be the head.
-        x_MxD = self.embed(tokens_BxT.reshape(-1)) * math.sqrt(self.m.width)
+        x_MxD = layout.look_up(self.embed.embedding, tokens_BxT.reshape(-1))
+        x_MxD *= math.sqrt(self.m.width)
         after = []
         for layer, h_BxD in zip(self.layers, state, strict=True):
-            x_MxD, h_BxD = layer(x_MxD.astype(self.m.dtype), h_BxD)
+            x_MxD, h_BxD = layer(layout.rows(x_MxD.astype(self.m.dtype)), h_BxD)
             after.append(h_BxD)
         return x_MxD, after
 
     def unembed(self, x_MxD: Array) -> Array:
         if self.m.tied:
             w_VxD = self.embed.embedding.astype(self.m.dtype)
-            return jnp.einsum("md,vd->mv", x_MxD, w_VxD).astype(jnp.float32)
-        return self.head(x_MxD).astype(jnp.float32)
+            logits_MxV = jnp.einsum("md,vd->mv", x_MxD, w_VxD)
+        else:
+            logits_MxV = self.head(x_MxD)
+        return layout.rows(logits_MxV, "tensor").astype(jnp.float32)
 
 
 class Layer(nn.Module):
@@ -122,17 +126,21 @@ class Recurrence(nn.Module):
     def __call__(self, x_MxE: Array, h_BxD: Array) -> tuple[Array, Array]:
         m, (B, D) = self.m, h_BxD.shape
         u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(m.dtype)
+        # Whole on every device, and the gates of its rows: over a mesh axis, every token would wait
+        # for what the other devices have of the state.
+        u_DxE = layout.whole(u_DxE, None, None)
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
         def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, Array]:
             # The state stays float32: what is rounded off it at every step would add up.
+            h_BxD, x_BxE = layout.rows(h_BxD), layout.rows(x_BxE)
             y_BxE = h_BxD.astype(m.dtype) @ u_DxE
             rx, zx, nx = jnp.split(x_BxE.astype(jnp.float32), 3, axis=-1)
             rh, zh, nh = jnp.split(y_BxE.astype(jnp.float32), 3, axis=-1)
             r_BxD, z_BxD = nn.sigmoid(rx + rh), nn.sigmoid(zx + zh)
             n_BxD = jnp.tanh(nx + r_BxD * (nh + c_D[None]))
             h_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
-            return h_BxD, h_BxD.astype(m.dtype)
+            return layout.rows(h_BxD), h_BxD.astype(m.dtype)
 
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)
         unroll = min(m.unroll, x_TxBxE.shape[0])

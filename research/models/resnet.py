@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count
+from research.models import layout
 from research.models.convolution import Conv
 
 SIZED = ("width", "depth")
@@ -61,7 +62,7 @@ class ResNet(nn.Module):
         x_BxHxWxC = Stem(self.width, name="stem")(x_BxHxWxC)
         for i in range(STAGES):
             stage = Stage(self.width * 2**i, self.depth, 1 if i == 0 else 2, name=f"stage{i}")
-            x_BxHxWxC = stage(x_BxHxWxC)
+            x_BxHxWxC = layout.rows(stage(x_BxHxWxC), *[layout.ANY] * 3)
         return nn.Dense(self.classes, name="head")(x_BxHxWxC.mean((1, 2)))
 
 

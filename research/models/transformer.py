@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count, Positive
-from research.models import attention, layers, ops
+from research.models import attention, layers, layout, ops
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
@@ -43,6 +43,9 @@ SHARDING = (
     ("(query|key|value|up|gate)/bias", ("tensor",)),
     (r"((out|down)/bias|\w*norm/(scale|bias))", ()),
 )
+
+# Fields that a mesh axis must divide, although the kernels are divisible by more: heads stay whole.
+SPLIT = {"tensor": ("heads", "kv_heads")}
 
 Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block and example
 
@@ -121,19 +124,22 @@ class Decoder(nn.Module):
         """Hidden states [B·T, D] of the tokens at positions `at` … at + T−1, and the state after
         them. Without a state they are all that there is."""
         B, T = tokens_BxT.shape
-        x_MxD = self.embed(tokens_BxT.reshape(B * T))
+        x_MxD = layout.look_up(self.embed.embedding, tokens_BxT.reshape(B * T))
         if self.m.positions == "learned":
             p_TxD = self.position(at + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
         angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta, at)
-        x_MxD, state = self.blocks(x_MxD.astype(self.m.dtype), state, angles, at)
+        x_MxD = layout.rows(x_MxD.astype(self.m.dtype))
+        x_MxD, state = self.blocks(x_MxD, state, angles, at)
         return self.final_norm(x_MxD).astype(self.m.dtype), state
 
     def unembed(self, x_MxD: Array) -> Array:
         if self.m.tied:
             w_VxD = self.embed.embedding.astype(self.m.dtype)
-            return ops.dense(x_MxD, w_VxD.T).astype(jnp.float32)
-        return self.head(x_MxD).astype(jnp.float32)
+            logits_MxV = ops.dense(x_MxD, w_VxD.T)
+        else:
+            logits_MxV = self.head(x_MxD)
+        return layout.rows(logits_MxV, "tensor").astype(jnp.float32)
 
 
 class Block(nn.Module):
@@ -150,12 +156,12 @@ class Block(nn.Module):
         out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
         y_MxD = layers.Norm(m.norm, m.bias, name="attn_norm")(x_MxD).astype(m.dtype)
         y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
-        x_MxD += y_MxD
+        x_MxD = layout.rows(x_MxD + y_MxD)
         y_MxD = layers.Norm(m.norm, m.bias, name="mlp_norm")(x_MxD).astype(m.dtype)
         x_MxD += layers.FeedForward(
             m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
         )(y_MxD)
-        return x_MxD, cache
+        return layout.rows(x_MxD), cache
 
 
 def _remat(kept: str) -> type[nn.Module]:
@@ -221,6 +227,12 @@ def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
         "kv_heads": width // head_size,
         "hidden": hidden,
     }
+
+
+def unwritten(m: Transformer, shape: tuple[int, ...]) -> bool:
+    """Whether an array of this shape is never in memory where attention is one kernel: the map."""
+    sizes = [size for size in shape if size > 1]
+    return len(shape) > 3 and sizes[-2:] == [m.context, m.context]
 
 
 def forward_flops(m: Transformer) -> dict[str, int]:

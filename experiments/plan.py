@@ -1,0 +1,61 @@
+"""Plan a run for machines that are not here: memory, traffic, step time and MFU at best, what fits.
+
+  python -m experiments.plan --config=configs/lm_transformer.py --devices=4096 --device=h100
+      --config.size=7e9 --config.data.context=2048 --config.batch.size=4096 --vocab=32000
+      [--mesh=data:8,fsdp:64,tensor:8] [--exact] [--json]
+
+Without a mesh the best one is sought. With --vocab the text need not be there. --exact compiles the
+run for simulated devices and shows what XLA reserves. --table is the table of docs/machines.md.
+Nothing is allocated, and nothing here was measured on such machines.
+"""
+
+import json
+from collections.abc import Sequence
+
+from research import cli, machines
+from research.errors import BadInput
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.config_parser(__doc__)
+    parser.add_argument("--devices", type=int, default=8, help="how many there would be")
+    parser.add_argument("--device", default="h100", help=", ".join(machines.MACHINES))
+    parser.add_argument("--mesh", default="", metavar="AXIS:DEVICES,...", help="not the best one")
+    parser.add_argument("--vocab", type=int, help="of text that need not be there")
+    parser.add_argument("--largest", action="store_true", help="seek the largest model that fits")
+    parser.add_argument("--exact", action="store_true", help="compile it too, here")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--table", action="store_true", help="125M to 70B on 8 to 4096 devices")
+    args, config, _ = cli.parse_config(parser, argv)
+    machine = machines.machine(args.device)
+    for name in ("devices", "vocab"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise BadInput(f"--{name}={value}: expected at least 1")
+    config = cli.checked(config)
+
+    from research import capacity, exact  # jax from here on
+
+    if args.table:
+        print(capacity.table(config, args.device))
+        return 0
+    mesh = capacity.given(config, args.mesh, args.devices)
+    run = capacity.made(config, args.vocab)
+    if mesh:
+        plan = capacity.on(run, machine, mesh, alternatives=True)
+    else:
+        plan = capacity.best(run, machine, args.devices, alternatives=True)
+    most = None
+    if args.largest:
+        most = capacity.largest(config, args.vocab, machine, args.devices, mesh)
+    out = capacity.document(plan, run, args.device, most)
+    words = capacity.text(plan, run, args.device, most)
+    if args.exact:
+        found = exact.measured(config, args.vocab, plan.mesh)
+        out["exact"] = found._asdict() | {"peak": found.peak}
+        words += f"\nXLA on CPU reserves {found.peak:,} bytes on one device: {found}"
+    print(json.dumps(out) if args.json else words)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

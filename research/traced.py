@@ -1,0 +1,319 @@
+"""A traced program as it is on one device of a mesh; nothing is compiled.
+
+The program is traced for the rows of one device, so the axes data and fsdp are in its shapes. The
+axis tensor is not: here each value gets the dimension that this axis splits, from the parameters on
+through every operation, as a partitioner would. Whatever a model, its task and its optimizer come
+to is read from the operations alone (see `liveness`), so no formula is kept beside the code that it
+would describe.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend.core import Literal
+
+# One pass over their operands, fused with their like. What `pad` makes is written, though: that is
+# what XLA was seen to do.
+CHEAP = {
+    *("add", "sub", "mul", "neg", "min", "abs", "sign", "and", "or", "not", "xor", "eq"),
+    *("ne", "lt", "le", "gt", "ge", "select_n", "clamp", "square", "integer_pow"),
+    *("convert_element_type", "broadcast_in_dim", "iota", "copy", "stop_gradient"),
+    *("is_finite", "floor", "ceil", "round", "add_any", "reduce_precision", "real", "imag"),
+    *("slice", "dynamic_slice", "concatenate", "transpose", "rev", "sharding_constraint"),
+    *("reshape", "squeeze", "expand_dims", "split"),
+}
+# The same, but not worth doing twice: written where several read them.
+DEAR = {
+    *("max", "div", "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sqrt"),
+    *("rsqrt", "cbrt", "erf", "erf_inv", "erfc", "sin", "cos", "tan", "pow", "atan2"),
+    *("rem", "nextafter"),
+}
+ELEMENTWISE = CHEAP | DEAR
+_VIEWS = {
+    *("reshape", "squeeze", "expand_dims", "copy", "sharding_constraint", "stop_gradient"),
+}
+REDUCES = {
+    *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
+    *("argmax", "argmin"),
+}
+_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_LOOPS = frozenset(("scan", "while", "cond", "shard_map"))
+
+
+class Value:
+    """An array of the program: `shape` and `size` (bytes) as traced; `split`, the dimension that
+    the tensor axis splits, if any; `ways`, over how many devices it lies in all, where that is not
+    told by `split`; `partial`, whether devices of the tensor axis hold terms of a sum; `added`, how
+    many bytes they add up then; `summed`, whether it is the gradient of one turn of a loop, which
+    devices with other rows add up."""
+
+    __slots__ = ("added", "kind", "partial", "shape", "size", "split", "summed", "ways")
+
+    def __init__(self, aval: Any, split: int | None = None):
+        self.shape = tuple(getattr(aval, "shape", ()))
+        item = getattr(getattr(aval, "dtype", None), "itemsize", 4)
+        self.size, self.split, self.ways, self.kind = math.prod(self.shape) * item, split, 0, ""
+        self.partial, self.added, self.summed = False, 0.0, False
+
+
+class Op(NamedTuple):
+    """An operation, or a loop with the operations of its `bodies`, done `times`."""
+
+    name: str
+    ins: list[Value]
+    outs: list[Value]
+    params: Mapping[str, Any]
+    bodies: tuple["Level", ...] = ()
+    times: int = 1
+
+
+class Level(NamedTuple):
+    """Operations in their order, with what goes in and comes out. In the body of a loop, `outs`
+    from `stacked` on are written to a stack one by one; those before go on to the next turn, in
+    the place of `ins` from `first` on."""
+
+    ops: list[Op]
+    ins: list[Value]
+    outs: list[Value]
+    stacked: int = 0
+    first: int = 0
+
+
+class Program:
+    """A traced program (`jaxpr`, closed) on one device of a mesh with `tensor` devices on that axis
+    and `rows` among which examples are split.
+
+    `lies` says of the first inputs, and of the outputs of the same numbers, which dimension the
+    tensor axis splits and over how many devices they lie in all. Arrays for which
+    `unwritten(shape)` is true stay inside a kernel. `names` ({size of a last dimension: kind}) tell
+    kinds of memory apart.
+    """
+
+    def __init__(
+        self,
+        jaxpr: Any,
+        lies: Sequence[tuple[int | None, int]],
+        tensor: int,
+        rows: int = 1,
+        unwritten: Callable[[tuple], bool] = lambda shape: False,
+        names: Mapping[int, str] | None = None,
+    ):
+        self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
+        self.names = names or {}
+        self.kept = len(lies)
+        ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
+        for value, (split, ways) in zip(ins, lies, strict=False):
+            value.split, value.ways = split, ways
+        self.level = self._level(jaxpr.jaxpr, ins)
+        for out, (split, ways) in zip(self.level.outs, lies, strict=False):
+            out.split, out.ways = split, ways
+        self._lay(self.level)
+
+    # Building: operations with splits.
+
+    def _level(self, jaxpr: Any, ins: list[Value]) -> Level:
+        ops: list[Op] = []
+        outs = self._inline(jaxpr, ins, ops)
+        for v in outs:
+            self._add_up(v)
+        return Level(_needed(ops, outs), ins, outs)
+
+    def _inline(self, jaxpr: Any, ins: list[Value], ops: list[Op]) -> list[Value]:
+        env = dict(zip(jaxpr.invars, ins, strict=True))
+        env |= {v: Value(v.aval) for v in jaxpr.constvars}
+
+        def value(v: Any) -> Value:
+            return Value(v.aval) if isinstance(v, Literal) else env[v]
+
+        for eqn in jaxpr.eqns:
+            given, name = [value(v) for v in eqn.invars], eqn.primitive.name
+            inner = next((eqn.params[k] for k in _CALLS if k in eqn.params), None)
+            if inner is not None and name not in _LOOPS:
+                inner = getattr(inner, "jaxpr", inner)
+                outs = self._inline(inner, given, ops)
+            else:
+                outs = [Value(v.aval) for v in eqn.outvars]
+                op = self._loop(name, eqn.params, given, outs) or Op(name, given, outs, eqn.params)
+                if not op.bodies:
+                    self._spread(op)
+                ops.append(op)
+            env |= dict(zip(eqn.outvars, outs, strict=True))
+        return [value(v) for v in jaxpr.outvars]
+
+    def _lay(self, level: Level) -> None:
+        """What comes to a parameter by operations on each element lies where the parameter lies:
+        updates, and gradients up to the products that they come from, in loops too."""
+        for op in reversed(level.ops):
+            out = op.outs[0]
+            if op.name in ELEMENTWISE:
+                order = (
+                    op.params["permutation"] if op.name == "transpose" else range(len(out.shape))
+                )
+                shape = tuple(size for _, size in sorted(zip(order, out.shape, strict=True)))
+                for v in op.ins if out.ways else ():
+                    if not v.ways and v.shape == shape:
+                        v.ways, v.kind = out.ways, "gradients"
+                        v.split = None if out.split is None else order[out.split]
+            for body in op.bodies:
+                for out, inner in zip(op.outs[: body.stacked], body.outs, strict=False):
+                    inner.ways, inner.split, inner.kind = out.ways, out.split, out.kind
+                for out, v in zip(op.outs[: body.stacked], op.ins[body.first :], strict=False):
+                    v.ways = v.ways or out.ways
+                for out, inner in zip(op.outs, body.outs, strict=False):
+                    inner.summed = bool(out.ways) and out.shape != inner.shape
+                for v, inner in zip(op.ins, body.ins, strict=False):
+                    if v.shape == inner.shape:
+                        inner.ways = v.ways
+                self._lay(body)
+
+    def _loop(self, name: str, params: Mapping, ins: list[Value], outs: list[Value]) -> Op | None:
+        if name == "scan":
+            return self._scan(params, ins, outs)
+        if name == "while":
+            skip, consts = params["cond_nconsts"], params["body_nconsts"]
+            body = self._turns(params["body_jaxpr"], ins[skip:], consts, len(outs), ())
+            for out, made in zip(outs, body.outs, strict=True):
+                out.split = made.split
+            return Op(name, ins[skip:], outs, params, (body,))
+        if name == "cond":
+            bodies = [self._level(b.jaxpr, ins[1:]) for b in params["branches"]]
+            for out, *made in zip(outs, *(b.outs for b in bodies), strict=True):
+                out.split = next((m.split for m in made if m.split is not None), None)
+            return Op(name, ins, outs, params, tuple(bodies))
+        return None
+
+    def _scan(self, params: Mapping, ins: list[Value], outs: list[Value]) -> Op:
+        consts, carries = params["num_consts"], params["num_carry"]
+        xs = ins[consts + carries :]
+        body = self._turns(params["jaxpr"], ins[: consts + carries], consts, carries, xs)
+        for i, (out, made) in enumerate(zip(outs, body.outs, strict=True)):
+            stacked = i >= carries
+            out.split = made.split if made.split is None or not stacked else made.split + 1
+            if stacked:
+                out.kind = "kept"
+        return Op("scan", ins, outs, params, (body,), params["length"])
+
+    def _turns(
+        self, closed: Any, ins: list[Value], consts: int, carries: int, xs: Sequence[Value]
+    ) -> Level:
+        """The body of a loop; what it carries is split as it comes out, if it comes in whole."""
+        splits = [v.split for v in ins]
+        splits += [None if v.split is None else v.split - 1 if v.split else None for v in xs]
+        for _ in range(3):
+            given = [Value(v.aval, s) for v, s in zip(closed.jaxpr.invars, splits, strict=True)]
+            level = self._level(closed.jaxpr, given)
+            found = [v.split for v in level.outs[:carries]]
+            now = splits[consts : consts + carries]
+            better = [b if a is None else a for a, b in zip(now, found, strict=True)]
+            if better == now:
+                break
+            splits[consts : consts + carries] = better
+        return level._replace(stacked=carries, first=consts)
+
+    def _spread(self, op: Op) -> None:
+        """The splits of what an operation makes. Terms of one sum are added on each device before
+        they are added up over devices."""
+        terms = [v for v in op.ins if v.partial]
+        same = op.name in _VIEWS and op.name != "sharding_constraint"
+        passed = bool(terms) and (same or (op.name in ("add", "add_any") and len(terms) == 2))
+        for v in () if passed else terms:
+            self._add_up(v)
+        for out in op.outs:
+            out.split, summed = _split(op, out)
+            out.partial = self.tensor > 1 and (summed or passed)
+
+    def _add_up(self, value: Value) -> None:
+        if value.partial:
+            value.added, value.partial = float(self.bytes(value)), False
+
+    def bytes(self, value: Value) -> float:
+        """On one device."""
+        if self.unwritten(value.shape):
+            return 0.0
+        ways = value.ways or (self.tensor if value.split is not None else 1)
+        return value.size / ways
+
+
+def _needed(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
+    """Without operations whose results nobody reads."""
+    read, kept = {id(v) for v in outs}, []
+    for op in reversed(ops):
+        if any(id(v) in read for v in op.outs):
+            kept.append(op)
+            read |= {id(v) for v in op.ins}
+    return kept[::-1]
+
+
+def _split(op: Op, out: Value) -> tuple[int | None, bool]:
+    """The dimension of `out` that the tensor axis splits, and whether its parts must be added."""
+    split = [v.split for v in op.ins]
+    if all(s is None for s in split):
+        return None, False
+    name, params = op.name, op.params
+    if name == "dot_general":
+        return _dot_split(op)
+    if name in REDUCES:
+        (at,), axes = split[:1], params["axes"]
+        if at is None:
+            return None, False
+        return (None, True) if at in axes else (at - sum(a < at for a in axes), False)
+    if name == "sharding_constraint":
+        return _constraint(params["sharding"].spec), False
+    if name in ("reshape", "squeeze", "expand_dims"):
+        return _reshaped(op.ins[0].shape, split[0], out.shape), False
+    if name == "broadcast_in_dim":
+        at = split[0]
+        return (None if at is None else params["broadcast_dimensions"][at]), False
+    if name == "transpose":
+        at = split[0]
+        return (None if at is None else params["permutation"].index(at)), False
+    if name == "gather":
+        return None, split[0] is not None
+    if name.startswith(("scatter", "dynamic_update")):
+        return next((s for s in split if s is not None and s < len(out.shape)), None), False
+    if name == "conv_general_dilated":
+        spec = params["dimension_numbers"]
+        return (spec.out_spec[1] if split[1] == spec.rhs_spec[0] else None), False
+    for v in op.ins:  # elementwise, slices, cumulative sums: dimension for dimension
+        if v.split is not None and len(v.shape) == len(out.shape):
+            return v.split, False
+    return None, False
+
+
+def _dot_split(op: Op) -> tuple[int | None, bool]:
+    (lc, rc), (lb, rb) = op.params["dimension_numbers"]
+    left, right = op.ins
+    free_left = [d for d in range(len(left.shape)) if d not in (*lc, *lb)]
+    free_right = [d for d in range(len(right.shape)) if d not in (*rc, *rb)]
+    for split, batch, free, start in (
+        (left.split, lb, free_left, len(lb)),
+        (right.split, rb, free_right, len(lb) + len(free_left)),
+    ):
+        if split in batch:
+            return list(batch).index(split), False
+        if split in free:
+            return start + free.index(split), False
+    return None, True
+
+
+def _constraint(spec: Any) -> int | None:
+    named = (axes if isinstance(axes, tuple) else (axes,) for axes in spec)
+    return next((i for i, axes in enumerate(named) if "tensor" in axes), None)
+
+
+def _reshaped(before: tuple, split: int | None, after: tuple) -> int | None:
+    """The dimension of `after` that begins where the one that is split did."""
+    if split is None:
+        return None
+    start, at = math.prod(before[:split]), 1
+    for i, size in enumerate(after):
+        if at == start and size > 1:
+            return i
+        at *= size
+    return None
+
+
+def is_view(op: Op) -> bool:
+    """Whether it only looks at what is there in another shape."""
+    return op.name in _VIEWS and bool(op.ins) and op.ins[0].size == op.outs[0].size
