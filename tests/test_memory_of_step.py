@@ -422,7 +422,7 @@ def test_the_program_is_as_large_for_any_depth(tiny):
     few, many = (instructions(tiny({"model.depth": depth})) for depth in (12, 48))
     assert many <= 1.05 * few
     unrolled = instructions(tiny({"model.depth": 12, "model.unroll": 4}))
-    assert unrolled > 2 * few
+    assert unrolled > 1.3 * few
 
 
 @pytest.mark.parametrize("sizes", [ONE, ALL])
