@@ -12,7 +12,6 @@ On CPU that and the gradients came to 0.7 to 1.3 of what XLA reserves for text a
 with remat, which works out one block again); on other devices it was not compared.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -27,11 +26,11 @@ import numpy as np
 from jax.extend.core import Var
 from jax.sharding import Mesh
 
-from research import accounting, environment, files, sharding
+from research import accounting, bench, environment, files, sharding
 from research.errors import BadInput, StorageError
 from research.run import Run, example_inputs
 from research.step import Recipe, placement
-from research.train import Trainer, recipe
+from research.train import recipe
 
 log = logging.getLogger(__name__)
 
@@ -164,32 +163,17 @@ def _file(key: str) -> Path:
 
 
 def measure(run: Run, mesh: Mesh) -> Sample:
-    """Time a run's programs as its loop uses them: the next dispatch is sent before the one before
-    it is waited for."""
-    few = min(run.eval_examples, 4 * run.eval_batch)
-    run = dataclasses.replace(run, eval_examples=few, start=None)
-    trainer, room = Trainer(run, mesh), run.every.dispatch
+    """Time a run's programs as its loop uses them."""
+    few, room = min(run.eval_examples, 4 * run.eval_batch), run.every.dispatch
     begun = time.perf_counter()
-    state, first = trainer.steps(trainer.init(), trainer.batches(0, room, room), room)
-    jax.block_until_ready(first)
-    trainer.evaluate(state.evaluated)
+    loop = bench.Loop(run, mesh, few)
+    loop.block(room)
     built = time.perf_counter() - begun
-
-    def dispatches(state: Any, count: int) -> tuple[Any, float]:
-        begun, before = time.perf_counter(), None
-        for _ in range(count):
-            state, sent = trainer.steps(state, trainer.batches(0, room, room), room)
-            jax.block_until_ready(before)
-            before = sent
-        jax.block_until_ready(before)
-        return state, (time.perf_counter() - begun) / count
-
-    state, once = dispatches(state, 1)
-    count = min(50, math.floor(LONG_ENOUGH / once))
-    if count > 1:
-        state, once = dispatches(state, count)
+    once = loop.block(room)
+    if (count := min(50, math.floor(LONG_ENOUGH / once))) > 1:
+        once = loop.block(count * room) / count
     begun = time.perf_counter()
-    trainer.evaluate(state.evaluated)
+    loop.trainer.evaluate(loop.state.evaluated)
     evaluating = time.perf_counter() - begun
     compiling = max(0.0, built - once - evaluating)
     return Sample(_step_flops(run), once / room, compiling, evaluating / few)
