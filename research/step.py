@@ -131,6 +131,7 @@ def dispatch_program(recipe: Recipe, shardings: Any) -> Callable:
 
 def _several(step: Callable) -> Callable:
     """`n` of one step (state, batch, hyper) → (state, metrics) in a loop on the device."""
+    step = jax.jit(step, inline=True)  # so that it is traced once and not for its shapes too
 
     def run_steps(state: Any, batches: dict, hyper: dict, n: Array) -> tuple:
         size = jax.tree.leaves(batches)[0].shape[0]
