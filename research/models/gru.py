@@ -14,7 +14,7 @@ Dimensions as in `layers`; V vocabulary, E = 3D the gates r, z, n side by side.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -132,7 +132,7 @@ class Recurrence(nn.Module):
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)
-        h_TxBxD = ops.recurrence(x_TxBxE, h_BxD, u_DxE, c_D, m.unroll)
+        h_TxBxD: Any = ops.recurrence(x_TxBxE, h_BxD, u_DxE, c_D, m.unroll)
         return h_TxBxD.astype(m.dtype).swapaxes(0, 1).reshape(-1, D), h_TxBxD[-1]
 
 
