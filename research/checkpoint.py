@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from research import files, processes, trees
 from research.errors import BadInput, Damaged, StorageError
@@ -47,8 +46,8 @@ def save(
     temporary = root / f".saving-{step}-{processes.agree(lambda: secrets.token_hex(4))}"
     final = root / str(step)
     try:
-        with _orbax() as writer:  # returns when all processes have written
-            writer.save(temporary / "state", args=ocp.args.StandardSave(state))
+        with _checkpointer() as writer:  # returns when all processes have written
+            writer.save(temporary / "state", args=_orbax().args.StandardSave(_whole(state)))
         if not processes.first():
             return
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
@@ -154,6 +153,7 @@ def manifest(path: Path) -> dict[str, Any]:
 
 def read(path: Path, part: str) -> dict:
     """The nested dict of arrays below `part` of a state ("params"), on the host."""
+    ocp = _orbax()
     with ocp.PyTreeCheckpointer() as reader:
         kept = {
             leaf.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(shape, dtype)
@@ -177,12 +177,29 @@ def restore(path: Path, abstract: Any) -> Any:
         differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         lines = [f"{k}: holds {found.get(k)}, expected {wanted.get(k)}" for k in differing[:5]]
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
-    with _orbax() as reader:
-        return reader.restore(path / "state", args=ocp.args.StandardRestore(abstract))
+    with _checkpointer() as reader:
+        return reader.restore(path / "state", args=_orbax().args.StandardRestore(abstract))
 
 
-def _orbax() -> ocp.Checkpointer:
+def _whole(state: Any) -> Any:
+    """What every device has a copy of, as an array of the host: orbax would cut it into a slice for
+    each device, by a program that it compiles for every shape."""
+    if jax.process_count() > 1:
+        return state
+    copied = lambda x: isinstance(x, jax.Array) and x.is_fully_replicated  # noqa: E731
+    return jax.tree.map(lambda x: np.asarray(x) if copied(x) else x, state)
+
+
+def _checkpointer() -> Any:
+    ocp = _orbax()
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def _orbax() -> Any:
+    """orbax, imported when it is needed: for half a second a new run can train already."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
 
 
 def _root(directory: Path) -> Path:

@@ -8,23 +8,22 @@ the seconds per held-out example of the same two programs. Checkpoints are not c
 Bytes are those of `memory`; of many runs that differ in size a few are traced.
 """
 
-import dataclasses
 import functools
 import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from research import accounting, environment, files, memory, sharding
+from research import accounting, bench, environment, files, memory, sharding
 from research.errors import BadInput, StorageError
 from research.run import Run, example_inputs
-from research.train import Trainer, recipe
+from research.train import recipe
 
 log = logging.getLogger(__name__)
 
@@ -157,35 +156,21 @@ def _file(key: str) -> Path:
 
 
 def measure(run: Run, mesh: Mesh) -> Sample:
-    """Time a run's programs as its loop uses them: the next dispatch is sent before the one before
-    it is waited for."""
+    """Time a run's programs as its loop uses them."""
     few = min(run.eval_examples, 4 * run.eval_batch)
-    run = dataclasses.replace(run, eval_examples=few, start=None)
-    trainer, room = Trainer(run, mesh), run.every.dispatch
     begun = time.perf_counter()
-    state, first = trainer.steps(trainer.init(), trainer.batches(0, room, room), room)
-    jax.block_until_ready(first)
-    trainer.evaluate(state.evaluated)
+    loop = bench.Loop(run, mesh, few)
+    loop.block(1)
     built = time.perf_counter() - begun
-
-    def dispatches(state: Any, count: int) -> tuple[Any, float]:
-        begun, before = time.perf_counter(), None
-        for _ in range(count):
-            state, sent = trainer.steps(state, trainer.batches(0, room, room), room)
-            jax.block_until_ready(before)
-            before = sent
-        jax.block_until_ready(before)
-        return state, (time.perf_counter() - begun) / count
-
-    state, once = dispatches(state, 1)
-    count = min(50, math.floor(LONG_ENOUGH / once))
-    if count > 1:
-        state, once = dispatches(state, count)
+    loop.settle()
+    once = loop.block(loop.dispatch) / loop.dispatch
+    if (steps := min(50 * loop.dispatch, math.floor(LONG_ENOUGH / once))) > loop.dispatch:
+        once = loop.block(steps) / steps
     begun = time.perf_counter()
-    trainer.evaluate(state.evaluated)
+    loop.trainer.evaluate(loop.state.evaluated)
     evaluating = time.perf_counter() - begun
     compiling = max(0.0, built - once - evaluating)
-    return Sample(_step_flops(run), once / room, compiling, evaluating / few)
+    return Sample(_step_flops(run), once, compiling, evaluating / few)
 
 
 def _step_flops(run: Run) -> float:

@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -134,6 +133,8 @@ def meet(error: Exception) -> None:
     not: what the others are doing needs this one."""
     if count() == 1:
         return
+    import orbax.checkpoint as ocp  # late, for it takes half a second
+
     try:
         key = f"isoflop-{next(_meetings)}"
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=int(1000 * PATIENCE))

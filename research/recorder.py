@@ -58,8 +58,6 @@ class Recorder(Late):
     ):
         super().__init__()
         self.run, self.directory, self.progress = run, directory, progress
-        if directory.writes:
-            records.write_card(directory.workdir, run.data.digest, run.data.card)
         directory.once("config.json", run.config)
         known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
         directory.once("launch.json", {**launch, **known})
@@ -123,6 +121,10 @@ class Recorder(Late):
             "data_digest": self.run.data.digest,
             **environment.describe(),
         }
+        if (
+            self.directory.writes
+        ):  # now, because counting the data may take longer than a first step
+            records.write_card(self.directory.workdir, self.run.data.digest, self.run.data.card)
         self.directory.finish(result)
         self.shown.close(result)
         return result

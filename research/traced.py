@@ -51,7 +51,7 @@ class Value:
     __slots__ = ("added", "kind", "partial", "shape", "size", "split", "summed", "ways")
 
     def __init__(self, aval: Any, split: int | None = None):
-        self.shape = tuple(getattr(aval, "shape", ()))
+        self.shape: tuple[int, ...] = tuple(getattr(aval, "shape", ()))
         item = getattr(getattr(aval, "dtype", None), "itemsize", 4)
         self.size, self.split, self.ways, self.kind = math.prod(self.shape) * item, split, 0, ""
         self.partial, self.added, self.summed = False, 0.0, False
@@ -200,6 +200,7 @@ class Program:
         """The body of a loop; what it carries is split as it comes out, if it comes in whole."""
         splits = [v.split for v in ins]
         splits += [None if v.split is None else v.split - 1 if v.split else None for v in xs]
+        level = None
         for _ in range(3):
             given = [Value(v.aval, s) for v, s in zip(closed.jaxpr.invars, splits, strict=True)]
             level = self._level(closed.jaxpr, given)
@@ -209,6 +210,7 @@ class Program:
             if better == now:
                 break
             splits[consts : consts + carries] = better
+        assert level is not None
         return level._replace(stacked=carries, first=consts)
 
     def _spread(self, op: Op) -> None:

@@ -35,10 +35,26 @@ def attended(at, q, kv):
     return ours, functools.partial(plain_attention, at=at), (q, kv, kv)
 
 
+def plain_recurrence(x, h, u, c):
+    def step(h, x):
+        (rx, zx, nx), (rh, zh, nh) = (jnp.split(y, 3, axis=-1) for y in (x, h @ u))
+        r, z = jax.nn.sigmoid(rx + rh), jax.nn.sigmoid(zx + zh)
+        h = (1 - z) * jnp.tanh(nx + r * (nh + c[None])) + z * h
+        return h, h
+
+    return jax.lax.scan(step, h, x)[1]
+
+
 OPS = {
     "dense, wider": (ops.dense, jnp.matmul, ((12, 5), (5, 7))),
     "dense, narrower": (ops.dense, jnp.matmul, ((12, 7), (7, 5))),
     "gelu": (ops.gelu, jax.nn.gelu, ((12, 7),)),
+    "recurrence": (ops.recurrence, plain_recurrence, ((5, 2, 9), (2, 3), (3, 9), (3,))),
+    "recurrence, unrolled": (
+        lambda *args: ops.recurrence(*args, 2),
+        plain_recurrence,
+        ((5, 2, 9), (2, 3), (3, 9), (3,)),
+    ),
     "rms": (
         lambda x, s: ops.normalised(x, s, False),
         functools.partial(plain_norm, centred=False),

@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-from scipy.special import zeta
 
 from research import files
 from research.data.arrays import Arrays
@@ -47,6 +46,8 @@ def teacher(
 def _teacher(
     features: int, exponent: float, examples: int, heldout: int, seed: int
 ) -> dict[str, object]:
+    from scipy.special import zeta  # a quarter of a second that other data do not take
+
     rng = np.random.default_rng(seed)
     power = 1 + exponent
     share = np.arange(1, features + 1) ** -power / zeta(power)

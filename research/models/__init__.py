@@ -75,12 +75,7 @@ class Model:
 
     def init(self, key: Array, inputs: Array) -> dict:
         """All parameters, float32. A pure function of the key and the parameter's path."""
-
-        def everything(module: nn.Module, inputs: Array) -> Array:
-            outputs = module(inputs)  # type: ignore[operator]
-            return module.unembed(outputs) if hasattr(module, "unembed") else outputs  # type: ignore[attr-defined]
-
-        return self.module.init(key, inputs, method=everything)["params"]  # type: ignore[return-value]
+        return _init(self.module)(key, inputs)
 
     def apply(self, params: dict, inputs: Array) -> Array:
         return self.module.apply({"params": params}, inputs)  # type: ignore[return-value]
@@ -105,6 +100,18 @@ class Model:
     def shapes(self, inputs: Any) -> dict:
         """The parameters as abstract arrays; nothing is allocated. `inputs` is abstract too."""
         return jax.tree.map(lambda x: x, _shapes(self, inputs))
+
+
+@functools.lru_cache(maxsize=64)
+def _init(module: nn.Module) -> Callable[[Array, Array], dict]:
+    """`init` of a module, which jax traces once for its shapes and for the program that runs it."""
+
+    def everything(module: nn.Module, inputs: Array) -> Array:
+        outputs = module(inputs)  # type: ignore[operator]
+        return module.unembed(outputs) if hasattr(module, "unembed") else outputs  # type: ignore[attr-defined]
+
+    init = functools.partial(module.init, method=everything)
+    return jax.jit(lambda key, inputs: init(key, inputs)["params"], inline=True)
 
 
 @functools.lru_cache(maxsize=4096)  # a sweep asks for every size many times

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from research.models import ops
+
 Padding = Literal["SAME", "VALID"]
 
 
@@ -62,7 +64,8 @@ def by_patches(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Pa
         for j in range(w)
     ]
     patches = jnp.concatenate(shifted, axis=-1)
-    y_MxO = patches.reshape(B * rows * columns, h * w * I) @ kernel_hxwxIxO.reshape(h * w * I, O)
+    x_MxP = patches.reshape(B * rows * columns, h * w * I)
+    y_MxO = ops.dense(x_MxP, kernel_hxwxIxO.reshape(h * w * I, O))
     return y_MxO.reshape(B, rows, columns, O)
 
 

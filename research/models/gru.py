@@ -14,7 +14,7 @@ Dimensions as in `layers`; V vocabulary, E = 3D the gates r, z, n side by side.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.kinds import Count
-from research.models import layout
+from research.models import layers, layout, ops
 
 SIZED = ("width", "depth")
 SIZE_RULE = (
@@ -73,7 +73,7 @@ class Recurrent(nn.Module):
         self.embed = nn.Embed(m.vocab, m.width, embedding_init=embed_init)
         self.layers = [Layer(m, name=f"layer{i}") for i in range(m.depth)]
         if not m.tied:
-            self.head = nn.Dense(m.vocab, use_bias=False, dtype=m.dtype)
+            self.head = layers.Dense(m.vocab, False, m.dtype)
 
     def __call__(self, tokens_BxT: Array) -> Array:
         return self.decode(tokens_BxT, self.start(tokens_BxT.shape[0], 0), 0)[0]
@@ -100,7 +100,7 @@ class Recurrent(nn.Module):
     def unembed(self, x_MxD: Array) -> Array:
         if self.m.tied:
             w_VxD = self.embed.embedding.astype(self.m.dtype)
-            logits_MxV = jnp.einsum("md,vd->mv", x_MxD, w_VxD)
+            logits_MxV = ops.dense(x_MxD, w_VxD.T)
         else:
             logits_MxV = self.head(x_MxD)
         return layout.rows(logits_MxV, "tensor").astype(jnp.float32)
@@ -113,7 +113,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_MxD: Array, h_BxD: Array) -> tuple[Array, Array]:
-        gates_MxE = nn.Dense(3 * self.m.width, dtype=self.m.dtype, name="input")(x_MxD)
+        gates_MxE = layers.Dense(3 * self.m.width, True, self.m.dtype, name="input")(x_MxD)
         return Recurrence(self.m, name="recurrent")(gates_MxE, h_BxD)
 
 
@@ -131,21 +131,9 @@ class Recurrence(nn.Module):
         u_DxE = layout.whole(u_DxE, None, None)
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
-        def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, Array]:
-            # The state stays float32: what is rounded off it at every step would add up.
-            h_BxD, x_BxE = layout.rows(h_BxD), layout.rows(x_BxE)
-            y_BxE = h_BxD.astype(m.dtype) @ u_DxE
-            rx, zx, nx = jnp.split(x_BxE.astype(jnp.float32), 3, axis=-1)
-            rh, zh, nh = jnp.split(y_BxE.astype(jnp.float32), 3, axis=-1)
-            r_BxD, z_BxD = nn.sigmoid(rx + rh), nn.sigmoid(zx + zh)
-            n_BxD = jnp.tanh(nx + r_BxD * (nh + c_D[None]))
-            h_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
-            return layout.rows(h_BxD), h_BxD.astype(m.dtype)
-
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)
-        unroll = min(m.unroll, x_TxBxE.shape[0])
-        last_BxD, h_TxBxD = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=unroll)
-        return h_TxBxD.swapaxes(0, 1).reshape(-1, D), last_BxD
+        h_TxBxD: Any = ops.recurrence(x_TxBxE, h_BxD, u_DxE, c_D, m.unroll)
+        return h_TxBxD.astype(m.dtype).swapaxes(0, 1).reshape(-1, D), h_TxBxD[-1]
 
 
 def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:

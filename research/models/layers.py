@@ -7,7 +7,7 @@ Activations between blocks are flat, x_MxD: with [B, T, D] the gradient of a ker
 dimensions, for which XLA on CPU first writes a transposed copy (a third of the step at width 128).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ class Norm(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = x.shape[-1:]
         scale_D = self.param("scale", nn.initializers.ones, shape)
-        y = ops.normalised(x, scale_D, self.kind == "layer")
+        y: Any = ops.normalised(x, scale_D, self.kind == "layer")
         if not self.bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, shape).reshape(

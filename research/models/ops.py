@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from research.models import layout
+
 
 def _written(x: Array) -> Array:
     """`x`, which XLA on CPU is to write to memory as it stands.
@@ -40,11 +42,13 @@ def _dense_forward(x_MxI: Array, w_IxO: Array) -> tuple[Array, tuple]:
 
 def _dense_backward(kept: tuple, g_MxO: Array) -> tuple[Array, Array]:
     x_MxI, w_IxO = kept
+    return g_MxO @ w_IxO.T, _weight_gradient(x_MxI, g_MxO)
+
+
+def _weight_gradient(x_MxI: Array, g_MxO: Array) -> Array:
     if x_MxI.shape[1] <= g_MxO.shape[1]:
-        dw_IxO = _written(x_MxI.T) @ g_MxO
-    else:
-        dw_IxO = _written(_written(g_MxO.T) @ x_MxI).T
-    return g_MxO @ w_IxO.T, dw_IxO
+        return _written(x_MxI.T) @ g_MxO
+    return _written(_written(g_MxO.T) @ x_MxI).T
 
 
 dense.defvjp(_dense_forward, _dense_backward)
@@ -225,3 +229,68 @@ def _chunked_nats_backward(unembed: Callable, kept: tuple, d: Array) -> tuple:
 
 
 chunked_nats.defvjp(_chunked_nats_forward, _chunked_nats_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def recurrence(x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int = 1) -> Array:
+    """The states h_1 … h_T of a gated recurrent unit, [T, B, D] in float32, from h_0 and what its
+    inputs add to the gates r, z, n (E = 3D; see research/models/gru.py for the equations).
+
+    With y = h U and a = y_n + c, going back in time from g = dh_t, what comes from later included:
+
+        dn̂ = g (1 − z) (1 − n²);  dẑ = g (h − n) z (1 − z);  dr̂ = dn̂ a r (1 − r)
+        dx = (dr̂, dẑ, dn̂);  dy = (dr̂, dẑ, dn̂ r);  dh_{t−1} = g z + dy Uᵀ
+
+    dU = Σ_t h_{t−1}ᵀ dy_t and dc = Σ_t dn̂ r are one product and one sum after the last step. jax
+    adds to dU at every step, and where a batch is split, its devices add theirs up as often.
+    """
+    return _recurrence_forward(x_TxBxE, h_BxD, u_DxE, c_D, unroll)[0]
+
+
+def _recurrence_forward(
+    x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int
+) -> tuple[Array, tuple]:
+    def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, tuple]:
+        # The state stays float32: what is rounded off it at every step would add up.
+        h_BxD, x_BxE = layout.rows(h_BxD), layout.rows(x_BxE)
+        rx, zx, nx = jnp.split(_wide(x_BxE), 3, axis=-1)
+        rh, zh, nh = jnp.split(_wide(h_BxD.astype(u_DxE.dtype) @ u_DxE), 3, axis=-1)
+        r_BxD, z_BxD = jax.nn.sigmoid(rx + rh), jax.nn.sigmoid(zx + zh)
+        a_BxD = nh + c_D[None]
+        n_BxD = jnp.tanh(nx + r_BxD * a_BxD)
+        after_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
+        after_BxD = layout.rows(after_BxD)
+        kept = (x.astype(u_DxE.dtype) for x in (h_BxD, r_BxD, z_BxD, n_BxD, a_BxD))
+        return after_BxD, (after_BxD, *kept)
+
+    _, (h_TxBxD, *kept) = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=min(unroll, len(x_TxBxE)))
+    return h_TxBxD, (kept, u_DxE, c_D, jnp.zeros((), x_TxBxE.dtype))
+
+
+def _recurrence_backward(unroll: int, kept: tuple, g_TxBxD: Array) -> tuple[Array, ...]:
+    steps, u_DxE, c_D, like_x = kept
+    u_ExD = _written(u_DxE.T)
+
+    def step(later_BxD: Array, at: tuple) -> tuple[Array, tuple]:
+        g_BxD, *gates = at
+        h_BxD, r_BxD, z_BxD, n_BxD, a_BxD = (_wide(x) for x in gates)
+        g_BxD = layout.rows(g_BxD + later_BxD)
+        dn_BxD = g_BxD * (1 - z_BxD) * (1 - n_BxD * n_BxD)
+        dz_BxD = g_BxD * (h_BxD - n_BxD) * z_BxD * (1 - z_BxD)
+        dr_BxD = dn_BxD * a_BxD * r_BxD * (1 - r_BxD)
+        dy_BxE = jnp.concatenate([dr_BxD, dz_BxD, dn_BxD * r_BxD], axis=-1).astype(u_DxE.dtype)
+        return g_BxD * z_BxD + _wide(dy_BxE @ u_ExD), (dy_BxE, dn_BxD.astype(like_x.dtype))
+
+    zeros_BxD = jnp.zeros_like(g_TxBxD[0])
+    unroll = min(unroll, len(g_TxBxD))
+    dh_BxD, (dy_TxBxE, dn_TxBxD) = jax.lax.scan(
+        step, zeros_BxD, (g_TxBxD, *steps), reverse=True, unroll=unroll
+    )
+    D = c_D.shape[0]
+    du_DxE = _weight_gradient(steps[0].reshape(-1, D), dy_TxBxE.reshape(-1, 3 * D))
+    dc_D = _wide(dy_TxBxE[..., 2 * D :]).sum((0, 1)).astype(c_D.dtype)
+    dx_TxBxE = jnp.concatenate([dy_TxBxE[..., : 2 * D].astype(like_x.dtype), dn_TxBxD], axis=-1)
+    return dx_TxBxE, dh_BxD, du_DxE, dc_D
+
+
+recurrence.defvjp(_recurrence_forward, _recurrence_backward)

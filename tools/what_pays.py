@@ -1,0 +1,114 @@
+"""What each derivative written by hand is worth: the training step without it, against all of them.
+
+python -m tools.what_pays --width=128 --layers=4 --batch=16
+
+The step of configs/lm_gpt2.py on the devices that a run takes; one program for each row, which take
+turns, so that what else the machine does falls on all of them. A row says the median milliseconds
+of a step, and the seconds of processor that it took, which other processes disturb less. With
+GLIBC_TUNABLES=glibc.malloc.check=0 memory is given back between steps, as without our setting.
+"""
+
+import argparse
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from research import check, cli, sharding, step
+from research.models import ops
+from research.run import make_run
+from research.train import Trainer
+
+
+def plain_norm(x: Array, scale_D: Array, centred: bool) -> Array:
+    x = x - x.mean(-1, keepdims=True) if centred else x
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * scale_D[None]
+
+
+def plain_attention(q: Array, k: Array, v: Array, at: Array | int) -> Array:
+    scores = jnp.einsum("bthk,bshk->bhts", q / math.sqrt(q.shape[-1]), k)
+    past = at + jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])[None]
+    weights = jax.nn.softmax(jnp.where(past[None, None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bshk->bthk", weights, v)
+
+
+PLAIN: dict[str, Callable] = {
+    "dense": jnp.matmul,
+    "causal_attention": plain_attention,
+    "gelu": jax.nn.gelu,
+    "normalised": plain_norm,
+}
+
+
+def program(changes: dict, without: tuple[str, ...], steps: int) -> Callable[[], None]:
+    """A function that takes `steps` training steps; the ops named in `without` are plain jax."""
+    config, _ = cli.load("configs/lm_gpt2.py")
+    config, problems = check.override(config, changes)
+    assert not problems, problems
+    run = make_run(cli.checked(config))
+    for cached in (step.dispatch_program, step.init_program, step.placement):
+        cached.cache_clear()
+    jax.clear_caches()
+    ours = {name: getattr(ops, name) for name in without}
+    for name in without:
+        setattr(ops, name, PLAIN[name])
+    trainer = Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    batches = trainer.batches(0, steps, steps)
+    held = [trainer.steps(trainer.init(), batches, steps)[0]]
+    for name, op in ours.items():
+        setattr(ops, name, op)
+
+    def go() -> None:
+        held.append(trainer.steps(held.pop(), batches, steps)[0])
+        jax.block_until_ready(held[0])
+
+    return go
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, value in {"width": 128, "layers": 4, "batch": 16, "steps": 10, "turns": 9}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    sharding.use_all_cores()
+    changes = {
+        "model.width": args.width,
+        "model.depth": args.layers,
+        "model.hidden": 4 * args.width,
+        "batch.size": args.batch,
+    }
+    rows = {
+        "all": program(changes, (), args.steps),
+        **{f"without {name}": program(changes, (name,), args.steps) for name in PLAIN},
+        "without any": program(changes, tuple(PLAIN), args.steps),
+        "all, layers unrolled": program({**changes, "model.unroll": args.layers}, (), args.steps),
+    }
+    wall: dict[str, list[float]] = {name: [] for name in rows}
+    cpu: dict[str, list[float]] = {name: [] for name in rows}
+    faults: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(args.turns):
+        for name, go in rows.items():
+            before = time.perf_counter(), time.process_time(), _faults()
+            go()
+            after = time.perf_counter(), time.process_time(), _faults()
+            for out, a, b in zip((wall, cpu, faults), after, before, strict=True):
+                out[name].append((a - b) / args.steps)
+    print(f"{'':28}  ms a step  processor ms  page faults")
+    for name in rows:
+        times = 1e3 * statistics.median(wall[name]), 1e3 * statistics.median(cpu[name])
+        print(
+            f"{name:28} {times[0]:10.1f} {times[1]:13.1f} {statistics.median(faults[name]):12.0f}"
+        )
+
+
+def _faults() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+if __name__ == "__main__":
+    main()
