@@ -25,10 +25,15 @@ def trainer(config, sizes=ONE):
     return train.Trainer(run, sharding.make_mesh(sizes, run.batch, parts=run.accumulate))
 
 
-def compiled(config, sizes=ONE):
+def lowered(config, sizes=ONE):
     made = trainer(config, sizes)
     batches, n = made.batches(0, 4, 4), jax.device_put(np.int32(4))  # as in `losses`: one compile
-    return made, made._dispatch.lower(made.abstract, batches, made.hyper, n).compile()
+    return made, made._dispatch.lower(made.abstract, batches, made.hyper, n)
+
+
+def compiled(config, sizes=ONE):
+    made, program = lowered(config, sizes)
+    return made, program.compile()
 
 
 def temporaries(config, sizes=ONE):
@@ -415,7 +420,7 @@ def test_training_in_bfloat16_stays_near_float32(tiny):
 
 
 def instructions(config):
-    return sum(" = " in line for line in compiled(config)[1].as_text().splitlines())
+    return sum(" = " in line for line in lowered(config)[1].as_text().splitlines())
 
 
 def test_the_program_is_as_large_for_any_depth(tiny):
