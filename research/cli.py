@@ -58,9 +58,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def config_parser(description: str | None) -> argparse.ArgumentParser:
+def config_parser(description: str | None, required: bool = True) -> argparse.ArgumentParser:
     out = parser(description)
-    out.add_argument("--config", required=True, metavar="FILE", help="a .py or .json config")
+    out.add_argument("--config", required=required, metavar="FILE", help="a .py or .json config")
     out.epilog = "--config.KEY=VALUE overrides one key of the config, e.g. --config.size=3e5"
     return out
 
@@ -69,12 +69,17 @@ def parse_config(
     parser: argparse.ArgumentParser, argv: Sequence[str]
 ) -> tuple[argparse.Namespace, dict, ModuleLike | None]:
     """Flags, the config with its overrides (not yet checked as a whole), and its module if .py.
+    Where the parser lets --config be left out, the config is empty then.
 
     Raises BadInput with every unknown flag, unknown key and unreadable value.
     """
     texts = [a for a in argv if a.startswith("--config.")]
     args, rest = parser.parse_known_args([a for a in argv if a not in texts])
     problems = [f"{flag}: no such flag (see --help)" for flag in rest]
+    if args.config is None:
+        if problems := problems + [f"{text}: needs --config=FILE" for text in texts]:
+            raise BadInput(*problems)
+        return args, {}, None
     config, module = load(args.config)
     pairs = [text.removeprefix("--config.").partition("=") for text in texts]
     names = {path: value for path, _, value in pairs if path.endswith(".name")}

@@ -8,7 +8,6 @@ the seconds per held-out example of the same two programs. Checkpoints are not c
 Bytes are those of `memory`; of many runs that differ in size a few are traced.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -21,10 +20,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from research import accounting, environment, files, memory, sharding
+from research import accounting, bench, environment, files, memory, sharding
 from research.errors import BadInput, StorageError
 from research.run import Run, example_inputs
-from research.train import Trainer, recipe
+from research.train import recipe
 
 log = logging.getLogger(__name__)
 
@@ -157,32 +156,17 @@ def _file(key: str) -> Path:
 
 
 def measure(run: Run, mesh: Mesh) -> Sample:
-    """Time a run's programs as its loop uses them: the next dispatch is sent before the one before
-    it is waited for."""
-    few = min(run.eval_examples, 4 * run.eval_batch)
-    run = dataclasses.replace(run, eval_examples=few, start=None)
-    trainer, room = Trainer(run, mesh), run.every.dispatch
+    """Time a run's programs as its loop uses them."""
+    few, room = min(run.eval_examples, 4 * run.eval_batch), run.every.dispatch
     begun = time.perf_counter()
-    state, first = trainer.steps(trainer.init(), trainer.batches(0, room, room), room)
-    jax.block_until_ready(first)
-    trainer.evaluate(state.evaluated)
+    loop = bench.Loop(run, mesh, few)
+    loop.block(room)
     built = time.perf_counter() - begun
-
-    def dispatches(state: Any, count: int) -> tuple[Any, float]:
-        begun, before = time.perf_counter(), None
-        for _ in range(count):
-            state, sent = trainer.steps(state, trainer.batches(0, room, room), room)
-            jax.block_until_ready(before)
-            before = sent
-        jax.block_until_ready(before)
-        return state, (time.perf_counter() - begun) / count
-
-    state, once = dispatches(state, 1)
-    count = min(50, math.floor(LONG_ENOUGH / once))
-    if count > 1:
-        state, once = dispatches(state, count)
+    once = loop.block(room)
+    if (count := min(50, math.floor(LONG_ENOUGH / once))) > 1:
+        once = loop.block(count * room) / count
     begun = time.perf_counter()
-    trainer.evaluate(state.evaluated)
+    loop.trainer.evaluate(loop.state.evaluated)
     evaluating = time.perf_counter() - begun
     compiling = max(0.0, built - once - evaluating)
     return Sample(_step_flops(run), once / room, compiling, evaluating / few)

@@ -6,8 +6,10 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
+_IMPORTED = time.monotonic()
 _LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -37,6 +39,16 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         for option, value in _MALLOC.items():
             libc.mallopt(option, value)
+
+
+def age() -> float:
+    """Seconds since this process was started; where that cannot be seen, since this import."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):  # not Linux
+        return time.monotonic() - _IMPORTED
 
 
 @functools.cache

@@ -1,0 +1,78 @@
+"""How fast a config trains on this machine, its data included: the time of a step and of compiling,
+tokens and FLOPs per second, memory, what the host adds.
+
+python -m experiments.bench --config=configs/lm_gpt2.py --config.batch.size=16 [--json]
+python -m experiments.bench [--json]         a table of the shipped cases, a process for each
+
+No run is written. research/bench.py says what each number is.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from research import cli
+from research.errors import DONE
+
+
+def _gpt2(width: int, layers: int, batch: int) -> tuple[str, ...]:
+    shape = (f"model.width={width}", f"model.depth={layers}", f"model.hidden={4 * width}")
+    return ("configs/lm_gpt2.py", *shape, f"batch.size={batch}")
+
+
+# Each is a config and its overrides; of GPT-2's shape: width / layers / batch.
+CASES = {
+    "tiny 32/2/8": _gpt2(32, 2, 8),
+    "GPT-2 64/2/16": _gpt2(64, 2, 16),
+    "GPT-2 128/4/16": _gpt2(128, 4, 16),
+    "GPT-2 256/4/8": _gpt2(256, 4, 8),
+    "GRU 128/2/16": ("configs/lm_gru.py", "size=none", "model.width=128", "model.depth=2"),
+    "CNN, batch 64": ("configs/cnn_digits.py",),
+}
+
+
+def flags(case: Sequence[str]) -> list[str]:
+    return [f"--config={case[0]}", *(f"--config.{change}" for change in case[1:])]
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.config_parser(__doc__, required=False)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON alone")
+    parser.add_argument("--blocks", type=int, default=10, help="blocks that are timed")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a block, about")
+    args, config, _ = cli.parse_config(parser, argv)
+    timed = [f"--blocks={args.blocks}", f"--seconds={args.seconds}"]
+    if args.config is None:
+        return shipped(timed, args.json)
+    config = cli.checked(config)
+
+    from research import bench, compiled, sharding  # jax from here on
+    from research.run import make_run
+
+    sharding.use_all_cores()
+    compiled.keep_programs()
+    found = bench.measure(make_run(config), args.blocks, args.seconds)
+    print(json.dumps(found) if args.json else bench.text(found))
+    return 0
+
+
+def shipped(timed: Sequence[str], as_json: bool) -> int:
+    """The table of CASES; the exit code of the first that fails."""
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        command = [sys.executable, "-m", "experiments.bench", *flags(case), *timed, "--json"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode != DONE:
+            return done.returncode
+        found[name] = json.loads(done.stdout)
+
+    from research import bench
+
+    print(json.dumps(found) if as_json else bench.table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
