@@ -47,7 +47,7 @@ def save(
     final = root / str(step)
     try:
         with _checkpointer() as writer:  # returns when all processes have written
-            writer.save(temporary / "state", args=_orbax().args.StandardSave(state))
+            writer.save(temporary / "state", args=_orbax().args.StandardSave(_whole(state)))
         if not processes.first():
             return
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
@@ -179,6 +179,15 @@ def restore(path: Path, abstract: Any) -> Any:
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
     with _checkpointer() as reader:
         return reader.restore(path / "state", args=_orbax().args.StandardRestore(abstract))
+
+
+def _whole(state: Any) -> Any:
+    """What every device has a copy of, as an array of the host: orbax would cut it into a slice for
+    each device, by a program that it compiles for every shape."""
+    if jax.process_count() > 1:
+        return state
+    copied = lambda x: isinstance(x, jax.Array) and x.is_fully_replicated  # noqa: E731
+    return jax.tree.map(lambda x: np.asarray(x) if copied(x) else x, state)
 
 
 def _checkpointer() -> Any:

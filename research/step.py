@@ -110,10 +110,16 @@ def _moved(average: dict | None, params: dict, step: Array, decay: Array | None)
     return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)
 
 
+# A program that runs once is compiled without optimising it.
+_ONCE = {"xla_backend_optimization_level": 0}
+
+
 @functools.lru_cache(maxsize=64)
 def init_program(recipe: Recipe, shardings: Any) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
-    return jax.jit(sharding.on(shardings.mesh, recipe.init), out_shardings=shardings.tree)
+    options = _ONCE if jax.default_backend() == "cpu" else None
+    init = sharding.on(shardings.mesh, recipe.init)
+    return jax.jit(init, out_shardings=shardings.tree, compiler_options=options)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,0 +1,28 @@
+"""Our side of a comparison: the training loop of a config, a block at a time (see turns).
+
+python -m tools.bench.ours --config=FILE --config.KEY=VALUE...
+"""
+
+import sys
+
+from research import cli
+from tools.bench.turns import serve_blocks
+
+
+def main(argv: list[str]) -> int:
+    _, config, _ = cli.parse_config(cli.config_parser(__doc__), argv)
+    config = cli.checked(config)
+
+    from research import bench, compiled, sharding
+    from research.run import make_run
+
+    sharding.use_all_cores()
+    compiled.keep_programs()
+    run = make_run(config)
+    loop = bench.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    serve_blocks(loop.block, params=run.facts["params"], device=sys.platform)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
