@@ -6,10 +6,11 @@ RUNS ?= runs/demo
 FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-verify test test-slow check format lock clean
+.PHONY: help setup setup-dev demo demo-verify bench bench-peers bench-sweep bench-gpu test test-slow \
+	check format lock clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "PYTHON=python3.12 picks the interpreter; RUNS=$(RUNS) is where the demo writes,"
 	@echo "FLAGS=--config.KEY=VALUE changes its config."
 
@@ -32,6 +33,20 @@ demo: setup  ## an isoFLOP sweep of language models on real text: U-curves, L(N,
 
 demo-verify: demo  ## train a run ten times larger than the demo's, against its prediction
 	@$(PY) -m experiments.verify --runs=$(RUNS)
+
+bench: setup  ## how fast the shipped cases train here
+	@$(PY) -m experiments.bench
+
+# NANODO and NANOGPT are checkouts, TORCH_PYTHON an interpreter with PyTorch; each may be left out.
+PEERS = --nanodo="$(NANODO)" --nanogpt="$(NANOGPT)" --torch_python="$(TORCH_PYTHON)"
+bench-peers: setup  ## a step against those of NANODO=, NANOGPT=, TORCH_PYTHON=, in turn
+	@$(PY) -m tools.bench.peers $(PEERS)
+
+bench-sweep: setup  ## a sweep of 24 runs against one process for each run, ours and NANODO='s
+	@$(PY) -m tools.bench.sweep --nanodo="$(NANODO)"
+
+bench-gpu: setup  ## 124M and 350M parameters on one GPU: MFU, and NANOGPT= beside it
+	@$(PY) -m tools.bench.gpu $(PEERS)
 
 test: setup-dev  ## the default tests (8 simulated devices, 2 workers)
 	@$(PY) -m pytest -n 2 -m "not slow"
