@@ -6,7 +6,7 @@ RUNS ?= runs/demo
 FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-verify bench bench-peers bench-sweep bench-gpu test test-slow \
+.PHONY: help setup setup-dev demo demo-verify bench bench-peers bench-sweep bench-engine bench-gpu test test-slow \
 	check format lock clean
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ bench-peers: setup  ## a step against those of NANODO=, NANOGPT=, TORCH_PYTHON=,
 
 bench-sweep: setup  ## a sweep of 24 runs against one process for each run, ours and NANODO='s
 	@$(PY) -m tools.bench.sweep --nanodo="$(NANODO)"
+
+bench-engine: setup  ## what planning, a trivial run and a table of 10,000 runs take
+	@$(PY) -m tools.bench.engine
 
 bench-gpu: setup  ## 124M and 350M parameters on one GPU: MFU, and NANOGPT= beside it
 	@$(PY) -m tools.bench.gpu $(PEERS)

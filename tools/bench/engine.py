@@ -1,0 +1,99 @@
+"""What the engine of sweeps takes for itself.
+
+python -m tools.bench.engine
+
+plan    seconds from the command that plans 200 trivial points to the end of its output
+run     seconds of a run beyond those that it records (from its records being opened to its result:
+        compiling, training, evaluating, checkpoints), over 50 runs of one process
+table   seconds in which a table of 10,000 runs, copies of one of the 50 under other names, is read
+        for the first time, again, and again after 10 of them ended
+The last line is JSON.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from research import cli, files
+
+CONFIG = str(Path(__file__).parent / "linear_sweep.py")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000, help="of the table")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out: dict[str, object] = {"plan": planning(Path(folder))}
+        out["run"], run = overhead(Path(folder))
+        out["table"] = scanning(Path(folder) / "many", run, args.runs)
+    print(json.dumps(out))
+    return 0
+
+
+def planning(folder: Path) -> float:
+    command = [sys.executable, "-m", "experiments.sweep", f"--config={CONFIG}", "--plan"]
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        subprocess.run([*command, f"--workdir={folder / 'plan'}"], check=True, capture_output=True)
+        times.append(time.perf_counter() - begun)
+    print(f"200 points are planned in {words(times)}", flush=True)
+    return statistics.median(times)
+
+
+def overhead(folder: Path) -> tuple[float, Path]:
+    """Seconds for each of 50 runs, and the directory of one."""
+    from research import compiled, records, sharding, sweep
+
+    sharding.use_all_cores()
+    compiled.keep_programs()
+    config, module = cli.load(CONFIG)
+    points = sweep.plan(cli.points(config, module, "fifty"), folder)
+    begun = time.perf_counter()
+    sweep.launch(points, folder, lambda: False)
+    whole = time.perf_counter() - begun
+    rows = records.table(folder)
+    recorded = sum(row["seconds"] for row in rows)
+    each = (whole - recorded) / len(rows)
+    print(f"{len(rows)} runs in {whole:.2f} s, {recorded:.2f} s of which are the runs' own: "
+          f"{each:.3f} s for each", flush=True)  # fmt: skip
+    return each, folder / "runs" / rows[0]["run"]
+
+
+def scanning(workdir: Path, run: Path, count: int) -> dict[str, float]:
+    from research import records
+
+    launched, result = (files.read_json(run / name) for name in ("launch.json", "result.json"))
+    for i in range(count):
+        path = files.make_directory(workdir / "runs" / f"{i:012x}")
+        shutil.copy(run / "config.json", path)
+        shutil.copytree(run / "lease", path / "lease")
+        launched["facts"]["seed"] = result["seed"] = i
+        (path / "launch.json").write_text(json.dumps(launched, indent=1))
+        if i >= 10:
+            (path / "result.json").write_text(json.dumps(result, indent=1))
+    out = {}
+    for when in ("first", "again", "after 10 ended"):
+        if when == "after 10 ended":
+            for i in range(10):
+                (workdir / "runs" / f"{i:012x}" / "result.json").write_text(json.dumps(result))
+        begun = time.perf_counter()
+        assert len(records.table(workdir)) == count
+        out[when] = time.perf_counter() - begun
+        print(f"a table of {count:,} runs, {when}: {out[when]:.2f} s", flush=True)
+    return out
+
+
+def words(times: list[float]) -> str:
+    return f"{statistics.median(times):.2f} s (of {', '.join(f'{t:.2f}' for t in times)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
