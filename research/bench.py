@@ -17,6 +17,7 @@ peak_bytes             on one device: on accelerators what the allocator saw at 
                        the compiled training program reserves (arguments, outputs and temporary
                        memory, aliases once)
 device_ms_per_step     what one more step adds to a dispatch whose batches lie on the devices
+                       (the time of one of steps_per_dispatch steps less that of one step)
 host_ms_per_step       ms_per_step − device_ms_per_step: what the loop takes beyond it for a step,
                        with everything that the host did not hide behind the devices: batches,
                        dispatch, metrics, and page faults of memory given back between dispatches.
@@ -46,28 +47,40 @@ SIDES = (512, 1024, 2048)  # of the matrices whose product is timed on CPU
 
 class Loop:
     """A run's training loop on a mesh, to be timed: no files, no held-out set but a few examples,
-    and from a new state, whatever the run would start from."""
+    and from a new state, whatever the run would start from.
+
+    The first block chooses how many steps go into a dispatch, as the run itself would; the others
+    keep to that.
+    """
 
     def __init__(self, run: Run, mesh: Mesh, heldout: int = 1):
         every = run.every._replace(eval=0, save=0)
         heldout = min(run.eval_examples, heldout)
         self.run = dataclasses.replace(run, every=every, eval_examples=heldout, start=None)
         self.trainer = train.Trainer(self.run, mesh)
+        self.room, self.dispatch, self._seen = every.dispatch, 0, 0
         self.step, self.state = 0, self.trainer.init()
+
+    def settle(self) -> None:
+        """Take steps until their number in a dispatch is chosen."""
+        self.block(4 * train.FEW)
+        self.dispatch = self._seen
+        fixed = self.run.every._replace(dispatch=self.dispatch, paced=False)
+        self.run = dataclasses.replace(self.run, every=fixed)
 
     def block(self, steps: int) -> float:
         """Seconds of the next `steps` steps, until their metrics are on the host."""
         run, clock = dataclasses.replace(self.run, steps=self.step + steps), _Clock()
         keeper = _Keeper(self.step, self.state)
         begun = time.perf_counter()
-        _, self.state = train.loop(run, self.trainer, clock, keeper, lambda: False)
-        self.step += steps
+        _, self.state = train.loop(run, _Roomy(self), clock, keeper, lambda: False)
+        self.step, self._seen = self.step + steps, clock.dispatch
         return clock.read - begun
 
     def device_step(self, repeats: int = 9) -> float:
         """Seconds that one more step adds to a dispatch whose batches lie on the devices."""
-        room = max(2, self.run.every.dispatch)
-        batches = self.trainer.batches(self.step, room, room)
+        many, room = max(2, self.dispatch), max(2, self.room)
+        batches = self.trainer.batches(self.step, many, room)
 
         def dispatch(n: int) -> float:
             begun = time.perf_counter()
@@ -75,10 +88,10 @@ class Loop:
             jax.block_until_ready(metrics)
             return time.perf_counter() - begun
 
-        dispatch(room)
-        pairs = [(dispatch(1), dispatch(room)) for _ in range(repeats)]
+        dispatch(many)
+        pairs = [(dispatch(1), dispatch(many)) for _ in range(repeats)]
         one, full = (statistics.median(times) for times in zip(*pairs, strict=True))
-        return (full - one) / (room - 1)
+        return (full - one) / (many - 1)
 
     def bytes(self) -> float:
         """Bytes on one device, see `peak_bytes` above."""
@@ -86,12 +99,23 @@ class Loop:
         stats = [device.memory_stats() or {} for device in devices if device.platform != "cpu"]
         if seen := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
             return float(max(seen))
-        room = self.run.every.dispatch
-        batches = self.trainer.batches(self.step, 1, room)
+        batches = self.trainer.batches(self.step, 1, self.room)
         arguments = self.trainer.abstract, batches, self.trainer.hyper, np.int32(1)
         found = self.trainer._dispatch.lower(*arguments).compile().memory_analysis()
         held = found.argument_size_in_bytes + found.output_size_in_bytes
         return float(held + found.temp_size_in_bytes - found.alias_size_in_bytes)
+
+
+class _Roomy:
+    """A trainer whose batches have room for the most steps of a dispatch, however few there are in
+    one: the program that the run would compile."""
+
+    def __init__(self, loop: Loop):
+        self.room, self.trainer = loop.room, loop.trainer
+        self.steps, self.evaluate = loop.trainer.steps, loop.trainer.evaluate
+
+    def batches(self, step: int, n: int, room: int) -> dict[str, jax.Array]:
+        return self.trainer.batches(step, n, self.room)
 
 
 class _Clock(Late):
@@ -135,9 +159,9 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
     loop = Loop(run, mesh)
     built = time.perf_counter() - begun + loop.block(1)
     first, warm = environment.age(), loop.block(1)
-    room = run.every.dispatch
-    once = loop.block(room) / room
-    steps = room * max(1, round(seconds / (once * room)))
+    loop.settle()
+    once = loop.block(loop.dispatch) / loop.dispatch
+    steps = loop.dispatch * max(1, round(seconds / (once * loop.dispatch)))
     times = [loop.block(steps) / steps for _ in range(blocks)]
     step, device = statistics.median(times), loop.device_step()
     flops = accounting.step_flops(run.model, run.batch)
@@ -151,7 +175,7 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
         "batch": run.batch,
         "unit": unit,
         f"{unit}_per_step": run.tokens_per_step,
-        "steps_per_dispatch": room,
+        "steps_per_dispatch": loop.dispatch,
         "steps_timed": steps * blocks,
         "blocks": blocks,
         "mesh": dict(mesh.shape),

@@ -157,19 +157,20 @@ def _file(key: str) -> Path:
 
 def measure(run: Run, mesh: Mesh) -> Sample:
     """Time a run's programs as its loop uses them."""
-    few, room = min(run.eval_examples, 4 * run.eval_batch), run.every.dispatch
+    few = min(run.eval_examples, 4 * run.eval_batch)
     begun = time.perf_counter()
     loop = bench.Loop(run, mesh, few)
-    loop.block(room)
+    loop.block(1)
     built = time.perf_counter() - begun
-    once = loop.block(room)
-    if (count := min(50, math.floor(LONG_ENOUGH / once))) > 1:
-        once = loop.block(count * room) / count
+    loop.settle()
+    once = loop.block(loop.dispatch) / loop.dispatch
+    if (steps := min(50 * loop.dispatch, math.floor(LONG_ENOUGH / once))) > loop.dispatch:
+        once = loop.block(steps) / steps
     begun = time.perf_counter()
     loop.trainer.evaluate(loop.state.evaluated)
     evaluating = time.perf_counter() - begun
     compiling = max(0.0, built - once - evaluating)
-    return Sample(_step_flops(run), once / room, compiling, evaluating / few)
+    return Sample(_step_flops(run), once, compiling, evaluating / few)
 
 
 def _step_flops(run: Run) -> float:

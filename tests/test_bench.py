@@ -43,7 +43,8 @@ def test_figures_are_consistent(found, run):
     assert found["peak"] == "measured"
     for key in ("compile_seconds", "seconds_to_first_step", "peak_bytes", "steps_timed"):
         assert found[key] > 0, key
-    assert found["steps_timed"] % (found["blocks"] * run.every.dispatch) == 0
+    assert found["steps_per_dispatch"] == 3
+    assert found["steps_timed"] % (found["blocks"] * 3) == 0
 
 
 def test_the_words_hold_the_figures(found):
@@ -68,6 +69,18 @@ def test_blocks_train_as_the_run_does(run):
     equal = jax.tree.map(lambda a, b: bool((a == b).all()), six, twice)
     assert all(jax.tree.leaves(equal))
     assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), six, half)))
+
+
+def test_the_steps_of_a_dispatch_are_chosen_as_a_run_would(tiny):
+    run = make_run(tiny())
+    assert run.every.paced
+    loop = bench.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop.settle()
+    assert 1 <= loop.dispatch <= run.every.dispatch
+    assert (loop.run.every.dispatch, loop.run.every.paced) == (loop.dispatch, False)
+    programs = loop.trainer._dispatch._cache_size()
+    loop.block(2 * loop.dispatch)
+    assert loop.trainer._dispatch._cache_size() == programs  # the one that the run compiles
 
 
 def test_a_larger_batch_reserves_more(run, tiny):

@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
     compiled.keep_programs()
     run = make_run(config)
     loop = bench.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop.settle()
     serve_blocks(loop.block, params=run.facts["params"], device=sys.platform)
     return 0
 
