@@ -1,6 +1,6 @@
 """What each derivative written by hand is worth: the training step without it, against all of them.
 
-python -m tools.what_pays --width=128 --layers=4 --batch=16
+python -m tools.bench.what_pays --width=128 --layers=4 --batch=16
 
 The step of configs/lm_gpt2.py on the devices that a run takes; one program for each row, which take
 turns, so that what else the machine does falls on all of them. A row says the median milliseconds
