@@ -30,7 +30,7 @@ def plain_norm(x: Array, scale_D: Array, centred: bool) -> Array:
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * scale_D[None]
 
 
-def plain_attention(q: Array, k: Array, v: Array, at: Array | int) -> Array:
+def plain_attention(q: Array, k: Array, v: Array, at: Array | int = 0) -> Array:
     scores = jnp.einsum("bthk,bshk->bhts", q / math.sqrt(q.shape[-1]), k)
     past = at + jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])[None]
     weights = jax.nn.softmax(jnp.where(past[None, None], scores, -jnp.inf), axis=-1)
