@@ -27,7 +27,7 @@ def trainer(config, sizes=ONE):
 
 def compiled(config, sizes=ONE):
     made = trainer(config, sizes)
-    batches, n = made.batches(0, 1, 1), jax.device_put(np.int32(1))
+    batches, n = made.batches(0, 4, 4), jax.device_put(np.int32(4))  # as in `losses`: one compile
     return made, made._dispatch.lower(made.abstract, batches, made.hyper, n).compile()
 
 
@@ -190,8 +190,10 @@ def test_a_loss_in_chunks_is_the_same_loss(name, chunk):
     loss, grads = loss_and_gradient(model, 0, batch)
     found, others = loss_and_gradient(model, chunk, batch)
     assert float(found) == pytest.approx(float(loss), rel=1e-6)
-    low = model.spec.dtype == "bfloat16"
-    close(grads, others, rtol=2e-2 if low else 2e-5, atol=2e-4 if low else 1e-7)
+    if model.spec.dtype == "float32":
+        close(grads, others, atol=1e-7)
+    for one, other in zip(*map(jax.tree.leaves, (grads, others)), strict=True):
+        assert np.abs(one - other).max() < 0.03 * np.abs(one).max()
     assert any(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(grads))
     shifted = batch | {"targets": jnp.roll(batch["targets"], 1, axis=1)}
     other = loss_and_gradient(model, chunk, shifted)[0]
@@ -419,8 +421,8 @@ def instructions(config):
 def test_the_program_is_as_large_for_any_depth(tiny):
     few, many = (instructions(tiny({"model.depth": depth})) for depth in (12, 48))
     assert many <= 1.05 * few
-    unrolled = instructions(tiny({"model.depth": 12, "model.unroll": 12}))
-    assert unrolled > 2 * few
+    unrolled = instructions(tiny({"model.depth": 12, "model.unroll": 4}))
+    assert unrolled > 1.3 * few
 
 
 @pytest.mark.parametrize("sizes", [ONE, ALL])
