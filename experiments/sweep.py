@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="runs, table and report are written here")
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
     plan.add_flags(parser)
-    parser.add_argument("--executor", choices=launch.EXECUTORS, default="inline")
+    parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
     gang.add_flags(parser, member=False)
     parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
@@ -51,22 +51,21 @@ def main(argv: Sequence[str]) -> int:
 
     sharding.use_all_cores()
     compiled.keep_programs()
-    how = (args.grouping, args.retry_failed, number)
-    points, told = prepare.prepare(configs, args.workdir, limits, *how)
+    more = (limits, args.grouping, args.retry_failed, number)
+    points, told = prepare.prepare(configs, args.workdir, *more)
     print(told)
     if args.plan:
         return 0
     print(sweep.standing(points))
     started = time.monotonic()
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    here = args.executor == "inline" and number == 1
-    with cli.StopSignal(*signals, orderly=not here) as stop:
-        how = (args.executor, args.workers, options, args.grouping, number)
+    how = (args.grouping, args.workers, number)
+    executor = sweep.chosen(args.executor, points, args.workdir, *how)
+    with cli.StopSignal(*signals, orderly=executor != "inline" or number > 1) as stop:
+        how = (executor, args.workers, options, args.grouping, number)
         outcome = sweep.launch(points, args.workdir, stop, *how)
-    if outcome.trained:
-        print(f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s")
-    else:
-        print("nothing to train")
+    took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
+    print(took if outcome.trained else "nothing to train")
     records.write_table(args.workdir)
     from research import report, summary  # matplotlib and scipy, which a plan does not need
 

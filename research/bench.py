@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from research import accounting, environment, sharding, train
+from research import accounting, environment, machines, sharding, train
 from research.errors import BadInput
 from research.recorder import Late
 from research.run import Run
@@ -197,17 +197,13 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
     }
 
 
-# FLOP/s of dense products in bfloat16 by the data sheets of NVIDIA.
-SHEETS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12}
-
-
 def peak_flops(mesh: Mesh, dtype: str) -> tuple[float, str]:
     """FLOP/s that the devices of `mesh` could reach together, and whether that is "data sheet" or
     "measured"."""
     device = mesh.devices.flat[0]
-    for name, flops in SHEETS.items():
-        if dtype == "bfloat16" and name in device.device_kind:
-            return flops * mesh.size, "data sheet"
+    for name, machine in machines.MACHINES.items():
+        if device.platform != "cpu" and name in device.device_kind.lower():
+            return machine.rate(dtype) * mesh.size, "data sheet"
     return matrix_peak(tuple(mesh.devices.flat), dtype), "measured"
 
 

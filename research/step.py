@@ -119,8 +119,8 @@ _ONCE = {"xla_backend_optimization_level": 0}
 def init_program(recipe: Recipe, shardings: Any) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
     options = _ONCE if jax.default_backend() == "cpu" else None
-    made = sharding.on(shardings.mesh, recipe.init)
-    return jax.jit(made, out_shardings=shardings.tree, compiler_options=options)
+    init = sharding.on(shardings.mesh, recipe.init)
+    return jax.jit(init, out_shardings=shardings.tree, compiler_options=options)
 
 
 @functools.lru_cache(maxsize=64)

@@ -26,7 +26,7 @@ from research.errors import (
     Preempted,
     StorageError,
 )
-from research.launch import EXECUTORS, Job
+from research.launch import AUTO, EXECUTORS, Job
 from research.progress import Progress
 from research.records import Follower, RunDirectory
 from research.run import Run, make_run
@@ -112,6 +112,23 @@ def _stands(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
 def forgive(points: Iterable[Point]) -> list[Point]:
     """The points, those that failed pending again."""
     return [replace(p, forgiven=p.failures) for p in points]
+
+
+def chosen(
+    executor: str,
+    points: Sequence[Point],
+    workdir: str | Path,
+    grouping: str = "auto",
+    workers: int | None = None,
+    number: int = 1,
+) -> str:
+    """The executor that "auto" stands for here; another is itself."""
+    if executor != AUTO:
+        return executor
+    if workers or number > 1:
+        return "local" if workers else "inline"
+    apart = units.apart(units.units(points, workdir, grouping), points, workdir)
+    return "local" if apart else "inline"
 
 
 def launch(

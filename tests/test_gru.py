@@ -154,7 +154,10 @@ def test_the_inputs_of_all_steps_are_one_product():
     def dots(jaxpr):
         return str(jaxpr).count("dot_general")
 
-    jaxpr = jax.make_jaxpr(model.apply)(model.shapes(INPUTS), jnp.zeros(INPUTS.shape, int)).jaxpr
+    def forward(params, inputs):
+        return jax.vjp(lambda p: model.apply(p, inputs), params)[0]
+
+    jaxpr = jax.make_jaxpr(forward)(model.shapes(INPUTS), jnp.zeros(INPUTS.shape, int)).jaxpr
     (loop,) = (e for e in jaxpr.eqns if e.primitive.name == "scan")
     assert loop.params["length"] == 16
     assert dots(loop.params["jaxpr"]) == 1

@@ -61,7 +61,7 @@ MAY = {
     },
     "plan": GROUND,
     "listing": GROUND,
-    "bench": {*GROUND, "accounting", "sharding", "run", "train", "recorder"},
+    "bench": {*GROUND, "accounting", "sharding", "run", "train", "recorder", "machines"},
     "cost": {*GROUND, "accounting", "bench", "sharding", "run", "memory", "train"},
     "verify": {*GROUND, "records", "run", "sweep", "scaling", "plots", "answer_plots"},
     "prepare": {*GROUND, "plan", "cost", "memory", "run", "units", "sweep"},

@@ -12,6 +12,7 @@ import pytest
 from research import check, checkpoint, cli, ensemble, grid, records, sharding, sweep, train, units
 from research.errors import BadInput, Preempted
 from research.progress import Progress
+from research.records import RunDirectory
 
 WSD = {
     "optim.schedule.name": "wsd",
@@ -305,3 +306,39 @@ def test_a_group_that_cannot_be_one_is_trained_run_by_run(tiny, tmp_path, monkey
     assert [r["status"] for r in results.values()] == ["done", "done"]
     assert "a group failed (ZeroDivisionError" in caplog.text
     assert all("members" not in r for r in records.table(tmp_path))
+
+
+# One process with all cores, or a worker for each.
+
+
+def test_workers_of_a_core_each_where_there_is_enough_and_nothing_is_in_the_way(
+    tiny, tmp_path, monkeypatch
+):
+    points = plan(tiny, [{"seed": seed} for seed in range(8)], tmp_path)
+
+    def apart(points=points, **where):
+        made = units.units(points, tmp_path, "off")
+        return units.apart(made, points, tmp_path, **{"platform": "cpu", "cores": 2, **where})
+
+    assert not apart()  # too little to do
+    monkeypatch.setattr(units, "WORTH", sum(p.run.facts["flops"] for p in points))
+    assert apart()
+    assert not apart(cores=1)
+    assert not apart(platform="gpu")
+    assert not apart(cores=5)  # 2 of them would have two runs, and 3 one
+    assert not apart(plan(tiny, [{"seed": k, "mesh.fsdp": 2} for k in range(8)], tmp_path))
+    name = points[3].run.id
+    with RunDirectory(tmp_path, name) as directory:
+        directory.once("launch.json", {"mesh": {"data": 1, "fsdp": 1, "tensor": 1}})
+        assert apart()
+    (tmp_path / "runs" / name / "launch.json").unlink()
+    with RunDirectory(tmp_path, name) as directory:
+        directory.once("launch.json", {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}})
+    assert not apart()  # its last bits would be others
+
+
+def test_auto_stands_for_an_executor(tiny, tmp_path):
+    points = plan(tiny, [{"seed": 0}], tmp_path)
+    assert sweep.chosen("auto", points, tmp_path) == "inline"
+    assert sweep.chosen("auto", points, tmp_path, workers=2) == "local"
+    assert sweep.chosen("slurm", points, tmp_path) == "slurm"

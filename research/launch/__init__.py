@@ -9,7 +9,7 @@ from research.errors import BadInput
 from research.launch import inline, local, ray, slurm
 from research.launch.job import Job
 
-__all__ = ["EXECUTORS", "HELP", "Job", "options"]
+__all__ = ["AUTO", "CHOICES", "EXECUTORS", "HELP", "Job", "options"]
 
 # Each is run(job, **options) -> the exit codes of its workers; its keyword-only parameters are the
 # options that it takes.
@@ -19,6 +19,9 @@ EXECUTORS: dict[str, Callable[..., list[int]]] = {
     "ray": ray.run,
     "slurm": slurm.run,
 }
+
+AUTO = "auto"  # inline, or local where that is expected to end sooner
+CHOICES = (AUTO, *EXECUTORS)
 
 
 def options(executor: str, text: str, workers: int | None) -> dict[str, str | int | float]:
@@ -49,6 +52,8 @@ _WORDS = {int: "a whole number ≥ 0", float: "a number ≥ 0", str: "a text"}
 
 
 def _takes(executor: str) -> dict[str, type]:
+    if executor == AUTO:
+        return {}
     parameters = inspect.signature(EXECUTORS[executor]).parameters.values()
     return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
 

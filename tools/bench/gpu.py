@@ -4,8 +4,9 @@ same of nanoGPT, compiled, in turn.
 python -m tools.bench.gpu [--nanogpt=CHECKOUT --torch_python=INTERPRETER]
 
 The batch is the largest of BATCHES that both have memory for; a step is one update of that batch.
-MFU is of the FLOPs of accounting's `flops_exact_full`, for both, and of the peak that bench.SHEETS
-names for the card. Written for a machine that we did not have: nothing here has run on a GPU yet.
+MFU is of the FLOPs of accounting's `flops_exact_full`, for both, and of the peak that
+machines.MACHINES names for the card. Written for a machine that we did not have: nothing here has
+run on a GPU yet.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What each derivative written by hand is worth: the training step without it, against all of them.
 
-python -m tools.what_pays --width=128 --layers=4 --batch=16
+python -m tools.bench.what_pays --width=128 --layers=4 --batch=16
 
 The step of configs/lm_gpt2.py on the devices that a run takes; one program for each row, which take
 turns, so that what else the machine does falls on all of them. A row says the median milliseconds
@@ -30,7 +30,7 @@ def plain_norm(x: Array, scale_D: Array, centred: bool) -> Array:
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * scale_D[None]
 
 
-def plain_attention(q: Array, k: Array, v: Array, at: Array | int) -> Array:
+def plain_attention(q: Array, k: Array, v: Array, at: Array | int = 0) -> Array:
     scores = jnp.einsum("bthk,bshk->bhts", q / math.sqrt(q.shape[-1]), k)
     past = at + jnp.arange(q.shape[1])[:, None] >= jnp.arange(k.shape[1])[None]
     weights = jax.nn.softmax(jnp.where(past[None, None], scores, -jnp.inf), axis=-1)
