@@ -153,8 +153,10 @@ def apart(
 
 
 def _on_one_device(run: Run, path: Path) -> bool:
-    launched = path / "launch.json"
-    mesh = files.read_json(launched)["mesh"] if launched.exists() else run.mesh
+    launched, mesh = path / "launch.json", run.mesh
+    if launched.exists():
+        with contextlib.suppress(Damaged):  # which the run itself will tell
+            mesh = records.own(launched)["mesh"]
     return all(n in (1, *([-1] if axis == "data" else [])) for axis, n in mesh.items())
 
 
