@@ -53,20 +53,22 @@ def compiled(run: Run, mesh: Any) -> Any:
     return trainer.lower(batches).compile()
 
 
-def measured(config: Mapping[str, Any], vocab: int | None, mesh: Mapping[str, int]) -> Reserved:
+def measured(
+    config: Mapping[str, Any], vocab: int | None, mesh: Mapping[str, int], most: int = MOST
+) -> Reserved:
     """What XLA reserves on `mesh`, in a process with as many simulated devices.
 
-    The data axis only repeats what the others hold, so beyond MOST devices it is shortened, and the
-    batch with it. Raises BadInput where the other axes alone are more.
+    The data axis only repeats what the others hold, so beyond `most` devices it is shortened, and
+    the batch with it. Raises BadInput where the other axes alone are more.
     """
     mesh, config = dict(mesh), {**config, "batch": dict(config["batch"])}
     others = mesh["fsdp"] * mesh["tensor"]
-    if others > MOST:
-        raise BadInput(f"--exact: {others} devices of fsdp and tensor, more than {MOST}")
+    if others > most:
+        raise BadInput(f"--exact: {others} devices of fsdp and tensor, more than {most}")
     if (size := config["batch"]["size"]) is None:
         raise BadInput("--exact: batch.size is none; give it")
     shorter = max(
-        d for d in range(1, mesh["data"] + 1) if not mesh["data"] % d and d * others <= MOST
+        d for d in range(1, mesh["data"] + 1) if not mesh["data"] % d and d * others <= most
     )
     config["batch"]["size"] = size * shorter // mesh["data"]
     asked = {"config": config, "vocab": vocab, "mesh": mesh | {"data": shorter}}

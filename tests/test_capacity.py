@@ -12,6 +12,7 @@ from research import (
     capacity,
     check,
     cli,
+    exact,
     liveness,
     machines,
     memory,
@@ -207,6 +208,29 @@ def test_no_mesh_for_a_batch_that_nothing_divides():
     run = capacity.made(large(256, 2, 3), vocab=509)
     with pytest.raises(BadInput, match="no mesh of so many devices"):
         capacity.best(run, H100, 16)
+
+
+# Compiled for simulated devices.
+
+
+SMALL = {"model__dtype": "float32", "model__hidden": 192, "data__context": 64}
+
+
+@pytest.mark.slow
+def test_xla_reserves_what_is_planned():
+    """On more devices than are simulated: the data axis is shortened, with the batch."""
+    asked, sizes = config(**SMALL, batch__size=8192), mesh(data=1024, fsdp=2, tensor=2)
+    found = exact.measured(asked, 256, sizes, most=8)
+    run = capacity.made(asked, 256)
+    planned = memory.of(run, sharding.abstract_mesh(sizes)).dispatch
+    assert planned == pytest.approx(found.peak, rel=0.1)
+    other = memory.of(run, sharding.abstract_mesh(mesh(data=2048, tensor=2))).dispatch
+    assert other != pytest.approx(found.peak, rel=0.1)
+
+
+def test_what_cannot_be_simulated_is_refused():
+    with pytest.raises(BadInput, match="--exact: 1024 devices of fsdp and tensor, more than 512"):
+        exact.measured(config(**SMALL), 256, mesh(fsdp=128, tensor=8))
 
 
 # The command.
