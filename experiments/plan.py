@@ -51,8 +51,12 @@ def main(argv: Sequence[str]) -> int:
     words = capacity.text(plan, run, args.device, most)
     if args.exact:
         found = exact.measured(config, args.vocab, plan.mesh)
-        out["exact"] = found._asdict() | {"peak": found.peak}
-        words += f"\nXLA on CPU reserves {found.peak:,} bytes on one device: {found}"
+        predicted = capacity.unfused(run, plan.mesh)
+        out["exact"] = found._asdict() | {"peak": found.peak, "predicted": predicted}
+        words += (
+            f"\nXLA on CPU, where attention writes its map, reserves {found.peak:,} bytes for a "
+            f"dispatch; predicted for it: {predicted:,.0f} ({predicted / found.peak - 1:+.1%})"
+        )
     print(json.dumps(out) if args.json else words)
     return 0
 

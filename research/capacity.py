@@ -91,6 +91,11 @@ def on(run: Run, machine: Machine, mesh: Mapping[str, int], alternatives: bool =
     )
 
 
+def unfused(run: Run, mesh: Mapping[str, int]) -> float:
+    """Bytes of a dispatch where attention is no single kernel, as in what XLA compiles on CPU."""
+    return memory.of(run, sharding.abstract_mesh(mesh)).dispatch
+
+
 def _parameters(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, float]:
     """Bytes of one tensor slice of the parameters that the fsdp axis splits, in the type of `item`
     bytes that products are in; and, in float32, of all others."""
