@@ -72,7 +72,7 @@ def test_blocks_train_as_the_run_does(run):
 
 
 def test_the_steps_of_a_dispatch_are_chosen_as_a_run_would(tiny):
-    run = make_run(tiny())
+    run = make_run(tiny({"loop.steps_per_dispatch": "auto"}))
     assert run.every.paced
     loop = bench.Loop(run, sharding.make_mesh(run.mesh, run.batch))
     loop.settle()

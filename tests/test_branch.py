@@ -183,7 +183,7 @@ def test_every_model_is_built_again_from_its_description():
 
 
 FIELDS = (61, 16, 32, 2, 4, 4, 48, "rms", "rotary", 1e4, "swiglu", False, False, False)
-FIELDS += ("float32", False, 1)
+FIELDS += ("float32", "own", "none", 1)
 
 
 def test_the_moving_average_is_what_is_evaluated_kept_and_taken(tiny, tmp_path):
