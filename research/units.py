@@ -46,7 +46,8 @@ RULE = (
     f"{MOST} runs on accelerators, if a step takes at most {SMALL:g} FLOPs; never on CPU"
 )
 # Workers of a core each compile and train side by side without waiting for each other at every sum:
-# tools/bench/sweep.py took 57.7 s instead of 68.8 s on 2 cores. But they take seconds to start.
+# on 2 cores tools/bench/sweep.py took 57.7 s with them and 68.8 s without (an earlier step, one run
+# of each). But they take seconds to start.
 WORTH = 1e12  # FLOPs of a sweep from which on these are made up for
 UNEVEN = 1.2  # times the mean, what the busiest worker may have
 ONE_PROCESS = "a group of runs in one program is for workers of one process"
