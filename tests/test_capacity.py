@@ -213,7 +213,7 @@ def test_no_mesh_for_a_batch_that_nothing_divides():
 # Compiled for simulated devices.
 
 
-SMALL = {"model__dtype": "float32", "model__hidden": 192, "data__context": 64}
+SMALL = {"model__dtype": "float32", "model__depth": 4, "model__unroll": 1, "data__context": 64}
 
 
 @pytest.mark.slow
