@@ -40,7 +40,9 @@ def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> 
     ends: dict[int, list[Value]] = {}
     for key, index in last.items():
         ends.setdefault(index, []).append(written[key])
-    live: dict[int, tuple[str, float]] = {}
+    # What loops stack begins as zeros, which wait for nothing: XLA makes all of them at once.
+    stacks = [v for op in level.ops for body in op.bodies for v in op.outs[body.stacked :]]
+    live = {id(v): (_kind(program, v), sizes[id(v)]) for v in stacks if id(v) in written}
     most, found = -1.0, {}
     for index, op in enumerate(level.ops):
         made = [v for v in op.outs if id(v) in written]

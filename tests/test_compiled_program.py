@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import exact, memory, sharding, trees
+from research import capacity, check, cli, exact, memory, sharding, trees
 from research.errors import BadInput
 from research.models import layout
 from research.run import make_run
@@ -156,6 +156,22 @@ def test_bytes_are_predicted_without_compiling(name, request):
     assert memory.of(run, mesh).dispatch == pytest.approx(found, rel=0.1)
     wrong = sharding.abstract_mesh({"data": 2, "fsdp": 4, "tensor": 1})
     assert memory.of(run, wrong).dispatch != pytest.approx(found, rel=0.005)
+
+
+def test_the_steps_of_a_recurrence_wait_for_nobody():
+    """Every device takes its rows through all of time; only sums of gradients are exchanged."""
+    config, _ = cli.load("configs/lm_gru.py")
+    changes = {k: v for k, v in BLOCK.items() if k in ("model.width", "data.context", "batch.size")}
+    small = {"size": None, "model.depth": 2, "eval.examples": 16, "data.heldout": 0.01}
+    config, problems = check.override(config, changes | small)
+    assert not problems
+    run = capacity.made(cli.checked(config), V)
+    program = Program(run, {"data": 2, "fsdp": 4, "tensor": 1})
+    lines = [line for line in program.compiled.as_text().splitlines() if COLLECTIVE.search(line)]
+    assert not [line for line in lines if "recurrent/while/body/closed_call" in line]
+    assert len(lines) > 4
+    gathered = [s for kind, found, _ in program.collectives if kind == "all-gather" for s in found]
+    assert all(len(s) < 3 for s in gathered), gathered
 
 
 def test_a_mesh_that_splits_a_head_is_refused(tiny):

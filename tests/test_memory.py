@@ -15,6 +15,7 @@ BLOCK = {
     "model.heads": 4,
     "model.kv_heads": 4,
     "model.hidden": 192,
+    "model.unroll": 1,  # a loop over blocks, as in all that are deep
     "data.context": 64,
     "batch.size": 16,
     "eval.examples": 16,
@@ -39,21 +40,24 @@ CASES = {
     "transformer, tensor": ("lm_transformer", BLOCK, {"data": 2, "fsdp": 1, "tensor": 4}),
     "transformer, parts": ("lm_transformer", WIDER | {"batch.accumulate": 4}, TWO),
     "transformer, GPT-2": ("lm_gpt2", BLOCK | {"model.hidden": 256}, TWO),
-    "gru": ("lm_gru", GRU, {"data": 2, "fsdp": 2, "tensor": 2}),
+    "transformer, no loop": ("lm_gpt2", BLOCK | {"model.hidden": 256, "model.unroll": 4}, TWO),
+    "gru": ("lm_gru", GRU, {"data": 2, "fsdp": 2, "tensor": 1}),
     "gru, wider": ("lm_gru", GRU | {"model.width": 128}, ONE),
     "cnn": ("cnn_digits", {"batch.size": 64}, TWO),
     "resnet": ("resnet_digits", {"batch.size": 32}, TWO),
     "mlp": ("mlp_teacher", {"batch.size": 256}, ONE),
     "linear": ("linear", {}, ONE),
 }
-CLOSE = {name: 0.1 for name in CASES if name.startswith("transformer")}
+CLOSE = {name: 0.1 for name in CASES if name.startswith("transformer") and "no loop" not in name}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_bytes_are_those_that_xla_reserves(name, corpus):
     """What is compared: arguments + results + temporaries - those that share a place. Within a
-    quarter of it for every family, and a tenth for transformers, as plans for larger ones promise.
+    quarter of it for every family, and a tenth for transformers with a loop over their blocks, as
+    plans for larger ones promise. Without the loop, XLA on CPU works transposes for the way back
+    out on the way there, and keeps them.
     """
     file, changes, sizes = CASES[name]
     config, _ = cli.load(f"configs/{file}.py")

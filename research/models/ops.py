@@ -287,7 +287,10 @@ def _recurrence_backward(unroll: int, kept: tuple, g_TxBxD: Array) -> tuple[Arra
         step, zeros_BxD, (g_TxBxD, *steps), reverse=True, unroll=unroll
     )
     D = c_D.shape[0]
-    du_DxE = _weight_gradient(steps[0].reshape(-1, D), dy_TxBxE.reshape(-1, 3 * D))
+    # As in _weight_gradient, with two axes apart: flat, the rows of a mesh, which lie between the
+    # steps, would all have to come to every device.
+    h_DxTxB = _written(jnp.moveaxis(steps[0], -1, 0))
+    du_DxE = jnp.einsum("dtb,tbe->de", h_DxTxB, dy_TxBxE)
     dc_D = _wide(dy_TxBxE[..., 2 * D :]).sum((0, 1)).astype(c_D.dtype)
     dx_TxBxE = jnp.concatenate([dy_TxBxE[..., : 2 * D].astype(like_x.dtype), dn_TxBxD], axis=-1)
     return dx_TxBxE, dh_BxD, du_DxE, dc_D
