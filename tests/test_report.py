@@ -275,6 +275,7 @@ def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
     assert losses[1] < losses[0] - 0.01
 
 
+@pytest.mark.slow
 def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
     rows = [{**row, "status": "done"} for row in iso_rows(0.001, sizes=7, budgets=BUDGETS[:4])]
     result = report.write(workdir(tmp_path, rows))

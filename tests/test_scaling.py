@@ -201,6 +201,7 @@ def test_accuracy_is_told_as_accuracy():
     assert "the accuracy at 2 loss was predicted as 0.82" in held
 
 
+@pytest.mark.slow
 def test_a_law_far_from_the_data_warns_nobody():
     n = np.geomspace(1e7, 4e9, 6)
     rows = [
@@ -237,6 +238,7 @@ def test_the_order_of_the_rows_does_not_matter():
     assert fit("power", changed, holdout="largest") != backwards
 
 
+@pytest.mark.slow
 def test_intervals_cover_on_tables_like_the_demos():
     """95 % intervals on 40 tables: at least 33 must cover (binomial, p < 0.3 %)."""
     covered = dict.fromkeys([*TRUTH, "law", "run"], 0)

@@ -71,6 +71,7 @@ def test_the_command_trains_the_run_once_and_shows_both(swept, capsys):
     assert (swept / "verify" / "runs" / row["run"] / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_verified_is_told(swept, tmp_path):
     with pytest.raises(BadInput, match="--flops"):
         command.main([f"--runs={swept}", "--flops=-1"])
