@@ -21,6 +21,6 @@ def get_config():
         positions="learned",
         activation="gelu",
         tied=True,
-        unroll=4,  # a tenth less time for a step on CPU, more to compile
+        unroll=4,  # less time for a step on CPU, more to compile
     )
     return config

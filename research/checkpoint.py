@@ -184,7 +184,7 @@ def restore(path: Path, abstract: Any) -> Any:
 def _whole(state: Any) -> Any:
     """What every device has a copy of, as an array of the host: orbax would cut it into a slice for
     each device, by a program that it compiles for every shape."""
-    if jax.process_count() > 1:
+    if processes.count() > 1:
         return state
     copied = lambda x: isinstance(x, jax.Array) and x.is_fully_replicated  # noqa: E731
     return jax.tree.map(lambda x: np.asarray(x) if copied(x) else x, state)

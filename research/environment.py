@@ -31,8 +31,8 @@ def keep_memory() -> None:
     """Let this process keep the memory that it frees; call before the first use of jax.
 
     XLA on CPU frees the temporary memory of a program after every call, and inside one. glibc gives
-    large blocks back to the kernel, which then fills them with zeros anew, page by page: 5,600 page
-    faults in a step of 0.8 million parameters, a tenth of its time, and none with this. Only glibc
+    large blocks back to the kernel, which then fills them with zeros anew, page by page, in
+    every step (tools/bench/what_pays.py counts the faults with this and without). Only glibc
     has these switches; GLIBC_TUNABLES that set malloc are left as they are.
     """
     if platform.libc_ver()[0] == "glibc" and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):

@@ -121,9 +121,7 @@ class Recorder(Late):
             "data_digest": self.run.data.digest,
             **environment.describe(),
         }
-        if (
-            self.directory.writes
-        ):  # now, because counting the data may take longer than a first step
+        if self.directory.writes:  # now: counting the data may take longer than a first step
             records.write_card(self.directory.workdir, self.run.data.digest, self.run.data.card)
         self.directory.finish(result)
         self.shown.close(result)

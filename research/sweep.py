@@ -125,8 +125,10 @@ def chosen(
     """The executor that "auto" stands for here; another is itself."""
     if executor != AUTO:
         return executor
-    if workers or number > 1:
-        return "local" if workers else "inline"
+    if workers:
+        return "local"
+    if number > 1:
+        return "inline"
     apart = units.apart(units.units(points, workdir, grouping), points, workdir)
     return "local" if apart else "inline"
 

@@ -20,7 +20,7 @@ from research.models import layout
 def _written(x: Array) -> Array:
     """`x`, which XLA on CPU is to write to memory as it stands.
 
-    A product that contracts the first dimension of its left side runs at half the speed there, and
+    A product that contracts the first dimension of its left side runs slower there, and
     XLA would fold a transpose in front of a product into it. Accelerators have no such difference.
     """
     return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
