@@ -67,6 +67,6 @@ def get_config():
             "eval": {"examples": 1024, "batch": 64, "every": 200},
             "save": {"every": 500, "keep": 2},
             "log": {"every": 10, "sinks": []},
-            "loop": {"steps_per_dispatch": "auto"},  # or a number; a quarter of a second of them
+            "loop": {"steps_per_dispatch": "auto"},  # or a number; about a second of them
         }
     )

@@ -1,6 +1,5 @@
 """What else decides the last bits of a run: versions, cores, the commit."""
 
-import ctypes
 import functools
 import importlib.metadata
 import os
@@ -17,28 +16,6 @@ def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-# Of glibc's malloc.h, and what they are set to here.
-_MALLOC = {
-    -8: 1,  # M_ARENA_MAX: threads have heaps of their own, which the other two say nothing about
-    -4: 0,  # M_MMAP_MAX: a large block is part of the heap, and not a mapping that free() undoes
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap's free end is not given back
-}
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees; call before the first use of jax.
-
-    XLA on CPU frees the temporary memory of a program after every call, and inside one. glibc gives
-    large blocks back to the kernel, which then fills them with zeros anew, page by page, in
-    every step (tools/bench/what_pays.py counts the faults with this and without). Only glibc
-    has these switches; GLIBC_TUNABLES that set malloc are left as they are.
-    """
-    if platform.libc_ver()[0] == "glibc" and "malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
-        libc = ctypes.CDLL(None)
-        for option, value in _MALLOC.items():
-            libc.mallopt(option, value)
 
 
 def age() -> float:

@@ -19,13 +19,12 @@ _SCALARS = (("step|count|ns_coeffs", ()),)
 
 
 def use_all_cores() -> None:
-    """One XLA device per core that this process may use, on CPU, and memory that is not given back
-    between steps (see environment.keep_memory); call before the first use of jax.
+    """One XLA device per core that this process may use, on CPU; call before
+    the first use of jax.
 
     XLA runs the elementwise work of a small model on one core per device. JAX_NUM_CPU_DEVICES, and
     a count that is already set, are left as they are.
     """
-    environment.keep_memory()
     if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices == -1:  # type: ignore[attr-defined]
         jax.config.update("jax_num_cpu_devices", environment.cores())
 

@@ -37,7 +37,9 @@ from research.trunk import Trunk, seeded
 
 log = logging.getLogger(__name__)
 
-LONG, FEW = 0.25, 4  # seconds of a dispatch; steps of the one that is timed to choose their number
+# Seconds of a dispatch; steps of the one that is timed to choose their number. On CPU a dispatch
+# asks the kernel for its temporary memory anew, page by page, so many steps should share it.
+LONG, FEW = 1.0, 4
 
 
 class Trainer:

@@ -4,8 +4,7 @@ python -m tools.bench.what_pays --width=128 --layers=4 --batch=16
 
 The step of configs/lm_gpt2.py on the devices that a run takes; one program for each row, which take
 turns, so that what else the machine does falls on all of them. A row says the median milliseconds
-of a step, and the seconds of processor that it took, which other processes disturb less. With
-GLIBC_TUNABLES=glibc.malloc.check=0 memory is given back between steps, as without our setting.
+of a step, and the seconds of processor that it took, which other processes disturb less.
 """
 
 import argparse
