@@ -71,9 +71,7 @@ def test_a_dispatch_of_one_step_programs_agrees_with_a_room_of_ten(tiny):
 @pytest.mark.parametrize(
     ("seconds", "most", "chosen"), [(0.04, 50, 25), (1e-4, 50, 50), (3.0, 50, 1), (0.1, 1, 1)]
 )
-def test_a_dispatch_takes_a_second_or_all_that_fits(
-    seconds, most, chosen, monkeypatch
-):
+def test_a_dispatch_takes_a_second_or_all_that_fits(seconds, most, chosen, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
     pace = train.Pace(most, True)
