@@ -175,7 +175,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
 
 def identity(resolved: Mapping[str, Any], data_digest: str, start: Start | None) -> str:
     """The id of a run: what it means, wherever its data lie and whatever it prints."""
-    meaning = copy.deepcopy(dict(resolved))
+    meaning = {k: dict(v) if isinstance(v, Mapping) else v for k, v in resolved.items()}
     for path in NOT_IN_ID:
         section, _, key = path.rpartition(".")
         (meaning[section] if section else meaning).pop(key, None)
@@ -315,15 +315,16 @@ def _warmup(unit: str, amount: float, steps: int, tokens: int) -> int:
 
 def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) -> dict:
     """The config with every rule applied: it resolves to itself, and repeats the run."""
-    out = copy.deepcopy(config)
     sized = {k: getattr(model.spec, k) for k in models.family(config["model"]["name"]).SIZED}
-    out["model"] |= sized
-    out["size"] = None
+    warmed = {"unit": "steps", "amount": float(warmup)}
+    out = config | {
+        "model": config["model"] | sized,
+        "size": None,
+        "horizon": {"unit": "steps", "amount": float(steps)},
+        "optim": config["optim"] | {"lr": lr, "lr_rule": "constant", "warmup": warmed},
+    }
     if out["init"]["what"] == "shape":  # which is written in the model's fields by now
         out["init"] = {"run": None, "step": None, "what": "params"}
-    out["horizon"] = {"unit": "steps", "amount": float(steps)}
-    out["optim"] |= {"lr": lr, "lr_rule": "constant"}
-    out["optim"]["warmup"] = {"unit": "steps", "amount": float(warmup)}
     return out
 
 
