@@ -24,7 +24,7 @@ NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", 
 # enough to be held twice and sent in no time.
 MOST_STEPS, MOST_BYTES = 50, 2**22
 # What the digest of the data stands for (see data.Dataset).
-PLACES = ("path", "paths", "tokenizer")
+PLACES = ("path", "paths", "tokenizer", "undecodable")
 
 
 class Every(NamedTuple):
