@@ -17,10 +17,9 @@ the elementwise work, are in none of them. `flops` is `flops_exact_full`.
 
 import copy
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from research import paths
 from research.models import Model
@@ -44,7 +43,7 @@ def _params(model: Model, inputs: Any) -> dict[str, Any]:
     groups: dict[str, int] = {}
     matmul = 0
     for path, leaf in paths.flatten(model.shapes(inputs)):
-        size = int(np.prod(leaf.shape))  # type: ignore[attr-defined]
+        size = math.prod(leaf.shape)  # type: ignore[attr-defined]
         group = paths.match(model.groups, path, "parameter group")
         groups[group] = groups.get(group, 0) + size
         head = group == "embedding" and getattr(model.spec, "tied", False)

@@ -10,6 +10,8 @@ import dataclasses
 import difflib
 import functools
 import math
+import reprlib
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -64,6 +66,15 @@ PLUGS = {
     "optim.optimizer": ("optim.py", "OPTIMIZERS"),
     "optim.schedule": ("optim.py", "SCHEDULES"),
 }
+
+
+# What these sections hold of fractions is traced, and so a float32 to the program.
+_TRACED = ("optim.", "model.")
+_SMALLEST = 2.0**-126  # of float32, below which a CPU takes a number for 0
+LONGEST = 4096  # characters of a text, as of a path
+
+_words = reprlib.Repr()
+_words.maxstring = _words.maxother = _words.maxlong = 60
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -134,6 +145,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
     """Everything that is wrong with `config`, one line each: dotted path, value, what would do."""
     flat, known = flatten(config), schema(config)
     out = [_unknown(path, known) for path in flat if path not in known]
+    out += _dotted(config)
     for path, field in known.items():
         if path in flat:
             out += _value(path, flat[path], field)
@@ -145,7 +157,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
         given = {path: value for path, value in flat.items() if path not in wrong}
         out += [*_size(given, model), *_divides(given, model)]
     right = {path: value for path, value in flat.items() if path not in wrong}
-    return [*out, *_accumulate(right), *_mesh(right)]
+    return [*out, *_accumulate(right), *_mesh(right), *_warmup(right)]
 
 
 def coerce(config: dict) -> dict:
@@ -189,9 +201,29 @@ def _get(config: object, path: str) -> object:
 def _unknown(path: str, known: Mapping[str, Field]) -> str:
     if inside := [key for key in known if key.startswith(f"{path}.")]:
         return f"{path}: is a section; expected its keys, such as {inside[0]}"
-    close = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(path[:LONGEST], known, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{path}: no such key{hint}"
+    plain = path.isascii() and path.isprintable() and 0 < len(path) <= 100
+    return f"{path if plain else shown(path)}: no such key{hint}"
+
+
+def _dotted(config: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+    """A key with a dot in it would be taken for the path that it looks like, and hide what is
+    there."""
+    for key, value in config.items():
+        if "." in str(key):
+            where = prefix.rstrip(".") or "config"
+            yield f"{where}: has a key {shown(key)}, with a dot; expected a section for each part"
+        elif isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, not longer than a line."""
+    try:
+        return _words.repr(value)
+    except ValueError:  # Python writes no more than some thousand digits
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value"
 
 
 def _value(path: str, value: object, field: Field) -> Iterator[str]:
@@ -200,32 +232,57 @@ def _value(path: str, value: object, field: Field) -> Iterator[str]:
     wanted = f"; expected {expected(field)}"
     if field.many:
         if not isinstance(value, list | tuple):
-            yield f"{path}: {value!r} is {_a(value)}{wanted}"
+            yield f"{path}: {shown(value)} is {_a(value)}{wanted}"
             return
         one = dataclasses.replace(field, many=False, optional=False)
         for item in value:
             yield from _value(path, item, one)
         return
     if field.type in RANGES:
-        kind, low, low_allowed, high, _ = RANGES[field.type]
-        number = isinstance(value, int if kind is int else (int, float))
-        if not number or isinstance(value, bool):
-            yield f"{path}: {value!r} is {_a(value)}{wanted}"
-        elif (
-            not math.isfinite(value)
-            or value < low
-            or (value == low and not low_allowed)
-            or value >= high
-        ):  # type: ignore[arg-type, operator]
-            yield f"{path}: {value!r} is out of range{wanted}"
-        elif field.choices and value not in field.choices:
-            yield f"{path}: {value!r} is not offered{wanted}"
+        if wrong := _number(path, value, field):
+            yield f"{path}: {shown(value)} is {wrong}{wanted}"
     elif field.type in ("str", "bool") and type(value).__name__ != field.type:
-        yield f"{path}: {value!r} is {_a(value)}{wanted}"
+        yield f"{path}: {shown(value)} is {_a(value)}{wanted}"
     elif field.choices and value not in field.choices:
-        close = difflib.get_close_matches(str(value), map(str, field.choices), n=1)
+        close = difflib.get_close_matches(str(value)[:LONGEST], map(str, field.choices), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        yield f"{path}: {value!r} is not offered{wanted}{hint}"
+        yield f"{path}: {shown(value)} is not offered{wanted}{hint}"
+    elif isinstance(value, str) and (wrong := _text(value)):
+        yield f"{path}: {shown(value)} {wrong}{wanted}"
+
+
+def _number(path: str, value: object, field: Field) -> str:
+    """What is wrong with a number, or ""."""
+    kind, low, low_allowed, high, _ = RANGES[field.type]
+    if not isinstance(value, int if kind is int else (int, float)) or isinstance(value, bool):
+        return _a(value)
+
+    def within(x: float) -> bool:
+        return low <= x < high and (low_allowed or x > low)  # of NaN all comparisons are false
+
+    if not within(value) or (kind is float and isinstance(value, int) and abs(value) >= 2**1000):
+        most = kind is int and isinstance(value, int) and value >= high >= 2**31
+        return f"out of range (below 2^{math.log2(high):.0f})" if most else "out of range"
+    if kind is float and path.startswith(_TRACED) and not within(single := _single(value)):
+        return f"{single:g} in float32, out of range"
+    return "" if not field.choices or value in field.choices else "not offered"
+
+
+def _single(value: float) -> float:
+    """The number that a program in float32 sees."""
+    try:
+        (out,) = struct.unpack("f", struct.pack("f", value))
+    except OverflowError:
+        return math.copysign(math.inf, value)
+    return out if abs(out) >= _SMALLEST else 0.0
+
+
+def _text(value: str) -> str:
+    """What no file, name or terminal takes of a text, or ""."""
+    if len(value) > LONGEST:
+        return f"has {len(value):,} characters, more than {LONGEST:,}"
+    bad = next((c for c in value if ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or "\ud800" <= c <= "\udfff"), "")
+    return f"holds the character U+{ord(bad):04X}" if bad else ""
 
 
 def _a(value: object) -> str:
@@ -272,3 +329,28 @@ def _mesh(flat: Mapping[str, object]) -> Iterator[str]:
             yield f"{path}: {value} devices; expected at least 1, or -1 for all that are left"
     if sum(value == -1 for value in axes.values()) > 1:
         yield "mesh: more than one axis is -1; only one can take the devices that are left"
+
+
+def _warmup(flat: Mapping[str, object]) -> Iterator[str]:
+    """Of a warm-up whose share of the run needs no data to be known."""
+    keys = ("optim.warmup.unit", "optim.warmup.amount", "horizon.unit", "horizon.amount")
+    unit, amount, of, length = (flat.get(key) for key in keys)
+    decay = flat.get("optim.schedule.decay", 0.0)
+    numbers = (amount, length, decay)
+    if all(isinstance(x, int | float) for x in numbers) and unit in ("fraction", of):
+        share = float(amount) / (1.0 if unit == "fraction" else float(length))  # type: ignore[arg-type]
+        if wrong := long_warmup(share, float(decay)):  # type: ignore[arg-type]
+            yield f"optim.warmup.amount: {amount:g} {unit} are {wrong}"
+
+
+def long_warmup(share: float, decay: float) -> str:
+    """What is wrong with a warm-up of this share of a run whose last share `decay` is cooled down,
+    or ""."""
+    if share > 1:
+        return f"{share:.3g} times the run; expected at most the whole of it"
+    if decay and share + decay > 1:
+        return (
+            f"{share:.3g} of the run, and optim.schedule.decay is {decay:g} of it; expected at "
+            "most the whole of it from both"
+        )
+    return ""

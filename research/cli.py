@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import importlib.util
 import inspect
+import itertools
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ from research import check, files, plugs
 from research.errors import IO_ERROR, BadInput, IsoflopError, Preempted
 
 ModuleLike = Any
+MOST_POINTS = 100_000  # of a sweep, which may be a generator without end
+LARGEST = 1 << 20  # bytes of a .json config
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -40,6 +43,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; launch the same command again to go on", file=sys.stderr)
         code = 130
+    except MemoryError as error:
+        print(f"error: out of memory: {error}", file=sys.stderr)
+        code = IO_ERROR
     except BrokenPipeError:  # `| head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
@@ -90,8 +96,8 @@ def parse_config(
         elif path in known:
             try:
                 changes[path] = read_value(value, known[path])
-            except ValueError:
-                problems.append(f"{path}: {value!r}; expected {check.expected(known[path])}")
+            except (ValueError, OverflowError):  # of the whole number that infinity is not
+                problems.append(f"{path}: {check.shown(value)}; expected {check.expected(known[path])}")
         else:
             changes[path] = value  # `override` says what is wrong with it
     config, more = check.override(config, changes)
@@ -120,7 +126,10 @@ def points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[di
             f"overrides; it has {there}"
         )
     out, found = [], []
-    for index, point in enumerate(_call(lambda: list(function(config) or ()))):
+    given = _call(lambda: list(itertools.islice(function(config) or (), MOST_POINTS + 1)))
+    if len(given) > MOST_POINTS:
+        raise BadInput(f"{sweep}() yields more than {MOST_POINTS:,} points")
+    for index, point in enumerate(given):
         if not isinstance(point, Mapping):
             found.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
             continue
@@ -146,7 +155,7 @@ def load(path: str) -> tuple[dict, ModuleLike | None]:
     """A config as a plain nested dict. Raises BadInput."""
     suffix = Path(path).suffix
     if suffix == ".json":
-        return files.read_json(path), None
+        return files.read_json(path, LARGEST), None
     if suffix != ".py":
         raise BadInput(f"--config={path}: expected a .py file with get_config(), or a .json file")
     if not os.path.isfile(path):

@@ -1,12 +1,15 @@
 """Files that are either whole or absent, and their digests."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from research.errors import BadInput, StorageError
+
+DEEPEST = 32  # objects and lists in each other in a JSON document
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -83,14 +86,27 @@ def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return out
 
 
+def _depth(value: object) -> int:
+    """How many objects and lists lie in each other."""
+    depth, level = 0, [value]
+    while level := [x for x in level if isinstance(x, dict | list)]:
+        depth += 1
+        inner = (x.values() if isinstance(x, dict) else x for x in level)
+        level = list(itertools.chain.from_iterable(inner))
+    return depth
+
+
 def read_json(path: str | os.PathLike[str], limit: int = 16 << 20) -> dict:
-    """A JSON object from a file of at most `limit` bytes. Raises BadInput naming the file."""
+    """A JSON object from a file of at most `limit` bytes, in which at most DEEPEST objects lie in
+    each other and none has a key twice. Raises BadInput naming the file."""
     try:
         with open(path, "rb") as file:
             raw = file.read(limit + 1)
         if len(raw) > limit:
             raise ValueError(f"larger than {limit} bytes")
         value = json.loads(raw, object_pairs_hook=_no_repeats)
+        if _depth(value) > DEEPEST:
+            raise ValueError(f"nested more than {DEEPEST} deep")
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,8 @@
 """Names for the numbers in a config: int and float to Python; `check` knows their range."""
 
-Count = int  # at least 1
+Count = int  # at least 1; what is counted also becomes an index, of 32 bits
 Whole = int  # at least 0
+Layers = int  # from 1 to 1,024
 Positive = float  # above 0
 Amount = float  # at least 0
 Fraction = float  # 0 <= x < 1
@@ -9,8 +10,10 @@ Share = float  # 0 < x < 1
 
 # kind -> (type, lowest, lowest allowed itself?, bound above, in words)
 RANGES: dict[str, tuple[type, float, bool, float, str]] = {
-    "Count": (int, 1, True, 2**53, "a whole number of at least 1"),
+    "Count": (int, 1, True, 2**31, "a whole number of at least 1"),
     "Whole": (int, 0, True, 2**53, "a whole number of at least 0"),
+    # More could only be traced for hours.
+    "Layers": (int, 1, True, 1025, "a whole number from 1 to 1,024"),
     "int": (int, -(2**53), True, 2**53, "a whole number"),
     "Positive": (float, 0, False, float("inf"), "a finite number above 0"),
     "Amount": (float, 0, True, float("inf"), "a finite number of at least 0"),

@@ -85,6 +85,11 @@ def batch(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> t
         )
     examples = horizon["amount"] / per[horizon["unit"]]
     tokens = examples * per["tokens"]
+    if not 0 < tokens < 2**63:
+        raise BadInput(
+            f"horizon.amount: {horizon['amount']:g} {horizon['unit']} are {tokens:.3g} tokens; "
+            "expected fewer than 2^63, and some"
+        )
     made = 2 ** max(0, round(math.log2(size * math.sqrt(tokens / REFERENCE_TOKENS))))
     while made > 1 and abs(max(1, round(examples / made)) * made / examples - 1) > TOLERANCE:
         made //= 2
@@ -96,14 +101,18 @@ def batch(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> t
 
 
 def steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, str]:
-    """Training steps for a horizon {"unit", "amount"}, to the nearest whole step, at least 1; and
-    in words, with what rounding changes if that is more than TOLERANCE."""
+    """Training steps for a horizon {"unit", "amount"}, to the nearest whole step; and in words,
+    with what rounding changes if that is more than TOLERANCE. Raises BadInput for less than half a
+    step, and for more than can be counted."""
     unit, amount, tokens = horizon["unit"], horizon["amount"], per["tokens"]
     wanted = amount if unit == "steps" else amount / (batch * per[unit])
-    count = max(1, round(wanted))
-    if count >= 2**31 - 1:
-        raise BadInput(f"horizon.amount: {amount:g} {unit} are {wanted:.3g} steps, more than 2^31")
     each = f"{batch} x {tokens:g} tokens" if tokens > 1 else f"{batch} examples"
+    if not 0.5 <= wanted < 2**31 - 1:
+        raise BadInput(
+            f"horizon.amount: {amount:g} {unit} are {wanted:.3g} steps of {each}; expected at "
+            "least 1 step, and fewer than 2^31"
+        )
+    count = max(1, round(wanted))
     away = count / wanted - 1
     told = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
     return count, f"{count:,} steps of {each} for {amount:g} {unit}{told}"

@@ -114,6 +114,13 @@ def check(run: Run, mesh: Mesh) -> None:
         return
     if found.total <= there:
         found = of(run, mesh, fused=mesh.devices.flat[0].platform == "gpu")
+    count = run.every.dispatch
+    if count > 1 and not run.every.paced and found.batches > there / 4:
+        most = max(1, int(count * there / 4 / found.batches))
+        raise BadInput(
+            f"loop.steps_per_dispatch: {count:,}; their batches are {size(found.batches)} on each "
+            f"device, which has {size(there)}; expected auto, or at most {most:,} (--force tries it)"
+        )
     if found.total > there:
         fits = run.facts["params"] * there / found.total
         raise BadInput(

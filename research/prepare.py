@@ -77,7 +77,8 @@ def _senseless(config: dict) -> str:
     try:
         return nonsense(make_run(config).facts)
     except BadInput as error:  # all but a size or a length that cannot be is for `plan` to tell
-        cannot = all(line.startswith(("size:", "optim.warmup.amount:")) for line in error.problems)
+        lengths = ("size:", "horizon.amount:", "optim.warmup.amount:")
+        cannot = all(line.startswith(lengths) for line in error.problems)
         return "; ".join(error.problems) if cannot else ""
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from research import accounting, branch, data, files, ladder, models, plugs
+from research import accounting, branch, check, data, files, ladder, models, plugs
 from research.branch import Start
 from research.data import Dataset
 from research.errors import BadInput
@@ -24,7 +24,7 @@ NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", 
 # enough to be held twice and sent in no time.
 MOST_STEPS, MOST_BYTES = 50, 2**22
 # What the digest of the data stands for (see data.Dataset).
-PLACES = ("path", "paths", "tokenizer")
+PLACES = ("path", "paths", "tokenizer", "undecodable")
 
 
 class Every(NamedTuple):
@@ -119,7 +119,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     steps, horizon_rule = ladder.steps(config["horizon"], batch, per)
     per_step = batch * dataset.tokens_per_example
     lr, lr_rule = ladder.learning_rate(config["optim"]["lr_rule"], config["optim"]["lr"], model)
-    warmup = _warmup(**config["optim"]["warmup"], steps=steps, tokens=per_step)
+    warmup = _warmup(config["optim"], steps, per_step)
     resolved = _resolved(config, model, steps, lr, warmup)
     start = _start(config, dataset, model, inputs, steps)
     amounts = _amounts(model, dataset, counts, steps, batch)
@@ -255,7 +255,7 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
         given = {k: v for k, v in given.items() if k not in family.SIZED}
         model = ladder.at_size(config["size"], name, given, inputs)
     except ValueError as error:  # what a family says of its own numbers
-        raise BadInput(f"model: {error}") from error
+        raise BadInput(f"model.{error}") from error
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
     return model, f"size rule: {family.SIZE_RULE}\nsize {config['size']:g}: {filled}"
 
@@ -306,10 +306,13 @@ def _unique(dataset: Dataset, tokens: int) -> int:
     return min(tokens, dataset.unique_tokens)
 
 
-def _warmup(unit: str, amount: float, steps: int, tokens: int) -> int:
-    count = round({"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit])
-    if count > steps:
-        raise BadInput(f"optim.warmup.amount: {amount:g} {unit} are {count} of {steps} steps")
+def _warmup(optim: Mapping[str, Any], steps: int, tokens: int) -> int:
+    """The steps of the warm-up, in a run of `steps` of so many `tokens`."""
+    unit, amount = optim["warmup"]["unit"], optim["warmup"]["amount"]
+    wanted = {"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit]
+    count = round(min(wanted, 2.0**53))
+    if wrong := check.long_warmup(count / steps, optim["schedule"].get("decay", 0.0)):
+        raise BadInput(f"optim.warmup.amount: {amount:g} {unit} in {steps} steps are {wrong}")
     return count
 
 

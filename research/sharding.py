@@ -1,6 +1,7 @@
 """The mesh, and where each array of the train state lives on it."""
 
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ def make_mesh(
     """
     devices = list(jax.devices() if devices is None else devices)
     members = {device.process_index for device in devices}
-    fixed = int(np.prod([n for n in sizes.values() if n != -1]))
+    fixed = math.prod(n for n in sizes.values() if n != -1)
     free = [axis for axis, n in sizes.items() if n == -1]
     shape = {axis: max(1, n) for axis, n in sizes.items()}
     rows = batch // parts
@@ -54,7 +55,7 @@ def make_mesh(
             shape["data"] -= 1
         devices = _equally(devices, shape["data"] * fixed)
     words = " x ".join(f"{axis} {shape[axis]}" for axis in AXES)
-    used = int(np.prod(list(shape.values())))
+    used = math.prod(shape.values())
     if used > len(devices) or (free and used != len(devices)):
         raise BadInput(f"mesh: {words} needs {used} devices, there are {len(devices)}")
     check_rows(shape, batch, parts)
@@ -197,4 +198,4 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def bytes_per_device(tree: object) -> int:
     """What the arrays of `tree` take on one device (the largest share)."""
     leaves = jax.tree.leaves(tree)
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)

@@ -256,12 +256,12 @@ def test_a_target_size_is_met(name, target):
 
 
 def test_images_too_small_for_the_depth_are_refused():
-    with pytest.raises(ValueError, match="depth 2: images of 8 x 28 have room for 1"):
+    with pytest.raises(ValueError, match="depth: 2; images of 8 x 28 have room for 1"):
         models.build(**CNN | {"image_shape": (8, 28, 1)})
     with pytest.raises(ValueError, match="room for 0"):
         models.build(**CNN | {"image_shape": (3, 3, 1), "depth": 1})
     models.build(**CNN | {"image_shape": (10, 10, 1)})
-    with pytest.raises(ValueError, match="width 6: expected a multiple of 4"):
+    with pytest.raises(ValueError, match="width: 6; expected a multiple of 4"):
         models.build(**RESNET | {"width": 6})
 
 

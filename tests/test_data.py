@@ -123,7 +123,7 @@ def test_token_files_are_mapped_and_their_ids_checked(tmp_path):
     wide = tmp_path / "w.bin"
     ids.astype(np.uint32).tofile(wide)
     assert (load(wide, vocab=70_000).train.tokens == made.train.tokens).all()
-    with pytest.raises(BadInput, match=r"id \d+ at position \d+ .*data.vocab is 990"):
+    with pytest.raises(BadInput, match=r"id \d+ at position \d+, .*data.vocab\) has 990"):
         load(path, vocab=990)
     assert load(path, vocab=int(ids.max()) + 1).facts["vocab"] == ids.max() + 1
     with pytest.raises(BadInput, match=f"id {ids.max()} at position"):

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def _card(
 def _revision(path: str, name: dict) -> tuple[str, str]:
     """The path, and what changes when the content behind it does: of a folder, the digest of its
     files; of a set on the hub, its commit. Without a network, that of the last time."""
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return path, _folder(path)
     if not NAME.fullmatch(path):
         raise BadInput(f"data.path: {path}: no folder, and no name of a set on the hub")
@@ -114,7 +115,7 @@ def _contents(path: str, found: tuple[Path, ...], stamps: tuple) -> str:
 @functools.lru_cache(maxsize=4)
 def _tokens(path: str, revision: str, tokenizer: str, items: tuple) -> Tokens:
     name = dict(items)
-    place = {} if Path(path).is_dir() else {"path": path}
+    place = {} if os.path.isdir(path) else {"path": path}
     key = files.digest_of({**name, **place, "revision": revision})
     if (found := token_files.find(key)) is not None:
         return found
@@ -135,7 +136,7 @@ def _split(documents: Iterator[str], heldout: float) -> Iterator[tuple[bool, byt
     """(held out?, document), each once: as text.split, but one at a time."""
     seen: set[int] = set()
     for document in documents:
-        raw = document.encode("utf-8", "replace")
+        raw = document.encode()
         name = hashlib.sha256(raw).digest()
         short = int.from_bytes(name[8:16], "big")  # 64 bits: two of 10^8 are equal once in 4,000
         if raw and short not in seen:
@@ -161,12 +162,19 @@ def _documents(path: str, revision: str, name: dict) -> Iterator[str]:
                 f"data.field: {field!r} of document {number} of {path} is no text; "
                 f"there are {', '.join(row)}"
             )
+        try:
+            row[field].encode()
+        except UnicodeEncodeError as error:  # half of a pair, from an escape in JSON
+            raise BadInput(
+                f"data.field: document {number} of {path}: character {error.start} is no letter "
+                f"({error.reason})"
+            ) from error
         yield row[field]
 
 
 def _rows(path: str, revision: str, name: dict) -> Iterator[dict[str, Any]]:
     datasets = package("datasets", f"data.path: {path}")
-    at = {} if Path(path).is_dir() else {"revision": revision}
+    at = {} if os.path.isdir(path) else {"revision": revision}
     try:
         made = datasets.load_dataset(path, name["subset"], streaming=True, **at)
     except Exception as error:

@@ -5,6 +5,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -59,6 +60,7 @@ def load(
     tokenizer: str,
     field: str,
     vocab: Count | None,
+    undecodable: Literal["error", "replace"] = "error",
 ) -> dict[str, object]:
     """The fields of a `Dataset` of token windows from several sources.
 
@@ -76,10 +78,10 @@ def load(
         )
     with _several():
         stamps = (*map(text.stamp, paths), tokenizers.stamp(tokenizer))
-        made = _sources(tuple(paths), field, heldout, tokenizer, vocab, stamps)
+        made = _sources(tuple(paths), field, heldout, tokenizer, vocab, undecodable, stamps)
         sources = [text.windows(path, t, context) for path, t in zip(paths, made)]
-    train = [Windows(tokens.train, context) for tokens in made]
-    held = _proportional([Windows(tokens.held, context) for tokens in made], weights)
+    train = [Windows(tokens, "train", context) for tokens in made]
+    held = _proportional([Windows(tokens, "held", context) for tokens in made], weights)
     shares = np.array([len(part) for part in held]) / sum(map(len, held))
     rows = [
         {"path": path, "weight": weight, "unique_tokens": len(tokens.train)}
@@ -123,15 +125,19 @@ def _sources(
     heldout: float,
     tokenizer: str,
     vocab: int | None,
+    undecodable: str,
     stamps: tuple,
 ) -> tuple[Tokens, ...]:
     tokenizers.check(tokenizer, vocab)
     if ids := [path for path in paths if path.endswith(".bin")]:
         raise BadInput(f"data.paths: {ids[0]}: token ids cannot be mixed; expected text")
-    parts = [text.split(text.documents(path, field), heldout) for path in paths]
+    found, replaced = zip(*(text.documents(path, field, undecodable) for path in paths))
+    parts = [text.split(documents, heldout) for documents in found]
     training = itertools.chain.from_iterable(train for train, _ in parts)
     made = tokenizers.choose(tokenizer, vocab, training)
-    return tuple(text.tokenised(part, made) for part in parts)
+    return tuple(
+        text.tokenised(part, made)._replace(replaced=n) for part, n in zip(parts, replaced)
+    )
 
 
 def _proportional(parts: Sequence[Windows], weights: Sequence[float]) -> list[Chosen]:
@@ -164,6 +170,7 @@ def _card(
         "source": "; ".join(words),
         "digest": digest,
         "tokenizer": text.describe(tokenizer, made[0].tokenizer),
+        **text.substituted(sum(tokens.replaced for tokens in made)),
         "train_tokens": len(train),
         "heldout_tokens": len(heldout),
         "overlap_length": text.OVERLAP_LENGTH,

@@ -4,12 +4,14 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,22 +27,35 @@ BLOCK = 16 << 10  # bytes: a plain file is cut into blocks at line ends, so that
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 OVERLAP_LENGTH = 32  # tokens
 STRETCH = 1 << 22  # tokens that are hashed at once
+SUBSTITUTE = "\ufffd"  # what stands for bytes that are no text
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Non-overlapping windows: example i predicts tokens [i·T + 1, (i + 1)·T], each token once."""
+    """Non-overlapping windows of one part of a corpus: example i predicts tokens [i·T + 1,
+    (i + 1)·T], each token once."""
 
-    tokens: np.ndarray
+    corpus: Tokens
+    part: Literal["train", "held"]
     context: int
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return getattr(self.corpus, self.part)
 
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.context)
 
     def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """{"inputs": [B, T], "targets": [B, T]} int32, the targets one token later."""
+        """{"inputs": [B, T], "targets": [B, T]} int32, the targets one token later. Raises BadInput
+        where a mapped file is not what it was when the run began."""
         at = index[:, None] * self.context + np.arange(self.context + 1)
-        tokens = self.tokens[at].astype(np.int32)
+        self.corpus.unchanged()
+        tokens = self.tokens[at]
+        token_files.check_ids(tokens, self.corpus.vocab, f"data.path: {self.part} tokens", at)
+        tokens = tokens.astype(np.int32)
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
@@ -52,6 +67,7 @@ def load(
     tokenizer: str,
     field: str,
     vocab: Count | None,
+    undecodable: Literal["error", "replace"] = "error",
 ) -> dict[str, object]:
     """The fields of a `Dataset` of token windows.
 
@@ -63,15 +79,14 @@ def load(
 
     `tokenizer` is "bytes", "bpe" (of `vocab` tokens, trained on the training documents alone) or
     the path of a `tokenizer.json`. Ids other than bytes are kept in the cache and mapped.
+
+    `undecodable`: what is no UTF-8, and a byte 0, is an error that names the place; or U+FFFD takes
+    its place, and the card says how often.
     """
     stamps = (stamp(path), tokenizers.stamp(tokenizer))
-    tokens = _tokens(path, field, heldout, tokenizer, vocab, stamps)
-    size = tokens.tokenizer.vocab
-    if path.endswith(".bin"):
-        size = vocab or size
+    tokens = _tokens(path, field, heldout, tokenizer, vocab, undecodable, stamps)
     return {
         **windows(path, tokens, context),
-        "facts": {"vocab": size, "context": context},
         "card": functools.partial(_card, path, tokenizer, tokens),
     }
 
@@ -85,10 +100,10 @@ def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
                 f"data.context = {context} needs at least {context + 1}"
             )
     return {
-        "train": Windows(tokens.train, context),
-        "heldout": Windows(tokens.held, context),
+        "train": Windows(tokens, "train", context),
+        "heldout": Windows(tokens, "held", context),
         "targets": "tokens",
-        "facts": {"vocab": tokens.tokenizer.vocab, "context": context},
+        "facts": {"vocab": tokens.vocab, "context": context},
         "digest": tokens.digest,
         "tokens_per_example": context,
         "unique_tokens": len(tokens.train),
@@ -104,13 +119,21 @@ def stamp(path: str) -> tuple:
 
 @functools.lru_cache(maxsize=4)
 def _tokens(
-    path: str, field: str, heldout: float, tokenizer: str, vocab: int | None, stamps: tuple
+    path: str,
+    field: str,
+    heldout: float,
+    tokenizer: str,
+    vocab: int | None,
+    undecodable: str,
+    stamps: tuple,
 ) -> Tokens:
     if path.endswith(".bin"):
         return _token_file(path, tokenizer, vocab, heldout)
     tokenizers.check(tokenizer, vocab)
-    parts = split(documents(path, field), heldout)
-    return tokenised(parts, tokenizers.choose(tokenizer, vocab, parts[0]))
+    found, replaced = documents(path, field, undecodable)
+    parts = split(found, heldout)
+    made = tokenised(parts, tokenizers.choose(tokenizer, vocab, parts[0]))
+    return made._replace(replaced=replaced)
 
 
 def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list[bytes]]:
@@ -132,7 +155,7 @@ def tokenised(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> T
     if not tokenizer.json:
         train, held = (tokenizer.encode_documents(part) for part in parts)
         digest = files.digest(train.tobytes(), held.tobytes())
-        return Tokens(train, held, tokenizer, digest, 1.0)
+        return Tokens(train, held, tokenizer, digest, 1.0, tokenizer.vocab)
     names = (b"".join(hashlib.sha256(d).digest() for d in part) for part in parts)
     train_sha, held_sha = (hashlib.sha256(joined).digest() for joined in names)
     key = token_files.digest_of(train_sha, held_sha, tokenizer)
@@ -140,14 +163,17 @@ def tokenised(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> T
     return token_files.find(key) or token_files.store(key, tokenizer, pairs)
 
 
-def documents(path: str, field: str) -> list[bytes]:
-    """The documents of a source, in its order. Raises BadInput when it cannot be read as text."""
+def documents(path: str, field: str, undecodable: str = "error") -> tuple[list[bytes], int]:
+    """The documents of a source, in its order, and in how many places it was no text. Raises
+    BadInput when it cannot be read as text."""
     if path == "stdlib":
-        return [source for _, source in standard_library()]
+        return [source for _, source in standard_library()], 0
     if path.endswith(".jsonl"):
-        return _jsonl(path, field)
+        rows, replaced = records(path, {"data.field": field}, undecodable)
+        return [text.encode() for (text,) in rows], replaced
     if path.endswith(".txt"):
-        return _blocks(_utf8(path))
+        raw, replaced = _utf8(path, undecodable)
+        return _blocks(raw), replaced
     raise BadInput(f"data.path: {path}: expected stdlib, or a .txt, .jsonl or .bin file")
 
 
@@ -168,15 +194,24 @@ def standard_library() -> list[tuple[Path, bytes]]:
     return out
 
 
-def _utf8(path: str) -> bytes:
+def _utf8(path: str, undecodable: str) -> tuple[bytes, int]:
+    """A file that is text, and in how many places it was not."""
     raw = Path(path).read_bytes()
+    if undecodable == "replace":
+        text = raw.decode("utf-8", "replace").replace("\0", SUBSTITUTE)
+        if replaced := text.count(SUBSTITUTE) - raw.count(SUBSTITUTE.encode()):
+            log.warning("data.path: %s: %d places are no UTF-8 text and become U+FFFD", path, replaced)
+        return text.encode(), replaced
+    hint = "; data.undecodable=replace reads U+FFFD there"
+    if (at := raw.find(0)) >= 0:
+        raise BadInput(f"data.path: {path}: byte {at} is 0, as in UTF-16 or a binary file{hint}")
     try:
         raw.decode()
     except UnicodeDecodeError as error:
         raise BadInput(
-            f"data.path: {path}: byte {error.start} is not UTF-8 ({error.reason})"
+            f"data.path: {path}: byte {error.start} is not UTF-8 ({error.reason}){hint}"
         ) from error
-    return raw
+    return raw, 0
 
 
 def _blocks(raw: bytes) -> list[bytes]:
@@ -192,14 +227,19 @@ def _blocks(raw: bytes) -> list[bytes]:
     return out
 
 
-def _jsonl(path: str, field: str) -> list[bytes]:
-    return [text.encode() for (text,) in records(path, {"data.field": field})]
+def records(
+    path: str, fields: Mapping[str, str], undecodable: str = "error"
+) -> tuple[Iterator[tuple[str, ...]], int]:
+    """The text of `fields` (config key -> name) in every line of a `.jsonl`, and in how many places
+    it is no text. Raises BadInput naming the line."""
+    raw, replaced = _utf8(path, undecodable)
+    return _records(path, raw.splitlines(), fields), replaced
 
 
-def records(path: str, fields: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    """The text of `fields` (config key -> name) in every line of a `.jsonl`. Raises BadInput naming
-    the line."""
-    for number, line in enumerate(_utf8(path).splitlines(), 1):
+def _records(
+    path: str, lines: list[bytes], fields: Mapping[str, str]
+) -> Iterator[tuple[str, ...]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where, values = ("", ""), []
@@ -233,17 +273,24 @@ def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) ->
     size = stamp(path)[0]
     if size == 0 or size % kind.itemsize:
         raise BadInput(f"data.path: {path}: {size} bytes are no whole number of {kind.name} ids")
-    tokens = np.memmap(path, kind, "r")
-    # JAX clamps an id that is out of range; only the host can refuse it.
-    if (top := int(tokens.max())) >= vocab:
-        at = int(np.argmax(tokens >= vocab))
-        raise BadInput(
-            f"data.path: {path}: id {int(tokens[at])} at position {at} (largest {top}), "
-            f"but data.vocab is {vocab}"
-        )
+    tokens, unchanged = token_files.mapped(Path(path), kind)
+    _as_announced(path, tokens, kind, vocab)
     cut = len(tokens) - max(1, round(len(tokens) * heldout))
     digest = files.digest(files.digest_file(path).encode(), repr(heldout).encode())
-    return Tokens(tokens[:cut], tokens[cut:], made, digest, None)
+    unchanged()
+    return Tokens(tokens[:cut], tokens[cut:], made, digest, None, vocab, unchanged)
+
+
+def _as_announced(path: str, tokens: np.ndarray, kind: np.dtype, vocab: int) -> None:
+    """Raise BadInput for ids out of range, and for files of another kind whose ids are not."""
+    if tokens[:3].tobytes().startswith(b"\x93NUMPY"[: tokens[:3].nbytes]):
+        raise BadInput(f"data.path: {path}: is a .npy file; expected its array.tofile(path)")
+    if len(tokens) > 2 and not tokens[1::2].any():
+        raise BadInput(
+            f"data.path: {path}: every second id is 0, so it seems to hold wider numbers; "
+            f"expected {kind.name} for data.vocab = {vocab}"
+        )
+    token_files.check_ids(tokens, vocab, f"data.path: {path}")
 
 
 def _card(path: str, tokenizer: str, tokens: Tokens) -> dict[str, object]:
@@ -252,6 +299,7 @@ def _card(path: str, tokenizer: str, tokens: Tokens) -> dict[str, object]:
         "source": source(path),
         "digest": tokens.digest,
         "tokenizer": describe(tokenizer, tokens.tokenizer) if known else "token ids",
+        **substituted(tokens.replaced),
         **counts(tokens),
     }
 
@@ -262,6 +310,11 @@ def source(path: str) -> str:
         return path
     version = ".".join(map(str, sys.version_info[:3]))
     return f"source of the Python {version} standard library, without tests and site-packages"
+
+
+def substituted(count: int) -> dict[str, object]:
+    """What a card says of text that was none in `count` places."""
+    return {"undecodable": f"{count:,} places became U+FFFD"} if count else {}
 
 
 def describe(name: str, tokenizer: Tokenizer) -> str:

@@ -2,9 +2,11 @@
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -45,6 +47,7 @@ def load(
     context: Count,
     heldout: Share,
     tokenizer: str,
+    undecodable: Literal["error", "replace"] = "error",
 ) -> dict[str, object]:
     """The fields of a `Dataset` of classes.
 
@@ -66,8 +69,9 @@ def load(
             "path of its tokenizer.json, or bytes"
         )
     stamps = (_stamp(path), tokenizers.stamp(tokenizer))
-    made = _load(path, field, label_field, classes, context, heldout, tokenizer, stamps)
-    train, held, names, reader, digest = made
+    names = (field, label_field)
+    made = _load(path, names, classes, context, heldout, tokenizer, undecodable, stamps)
+    train, held, names, reader, digest, _ = made
     if examples is not None and examples > len(train):
         raise BadInput(
             f"data.examples: {examples}, but {path} gives {len(train)} training windows of "
@@ -89,13 +93,14 @@ def load(
 
 
 def _card(path: str, tokenizer: str, made: tuple) -> dict[str, object]:
-    train, held, names, reader, digest = made
+    train, held, names, reader, digest, replaced = made
     counts = [np.bincount(part.classes, minlength=len(names)) for part in (train, held)]
     words = (f"{name} ({a:,} and {b:,})" for name, a, b in zip(names, *counts))
     return {
         "source": text.source(path),
         "digest": digest,
         "tokenizer": text.describe(tokenizer, reader),
+        **text.substituted(replaced),
         "train_examples": len(train),
         "heldout_examples": len(held),
         "classes": ", ".join(words),
@@ -103,7 +108,7 @@ def _card(path: str, tokenizer: str, made: tuple) -> dict[str, object]:
 
 
 def _stamp(path: str) -> tuple:
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         return text.stamp(path)
     return tuple((str(p), text.stamp(str(p))) for _, p in _class_files(path))
 
@@ -111,16 +116,17 @@ def _stamp(path: str) -> tuple:
 @functools.lru_cache(maxsize=4)
 def _load(
     path: str,
-    field: str,
-    label_field: str,
+    fields: tuple[str, str],
     classes: int | None,
     context: int,
     heldout: float,
     tokenizer: str,
+    undecodable: str,
     stamps: tuple,
-) -> tuple[Examples, Examples, tuple[str, ...], Tokenizer, str]:
+) -> tuple[Examples, Examples, tuple[str, ...], Tokenizer, str, int]:
     reader = tokenizers.read(tokenizer)
-    found = _unambiguous(_documents(path, field, label_field))
+    documents, replaced = _documents(path, *fields, undecodable)
+    found = _unambiguous(documents)
     names = _largest(path, found, classes, heldout)
     train: list[tuple[bytes, int, np.ndarray]] = []
     held: list[tuple[bytes, int, np.ndarray]] = []
@@ -135,7 +141,7 @@ def _load(
     parts = _examples(_by_hash(train)), _examples(held)
     arrays = (x.tobytes() for part in parts for x in (part.windows, part.classes))
     digest = files.digest(*arrays, "\n".join(names).encode(), reader.digest.encode())
-    return *parts, names, reader, digest
+    return *parts, names, reader, digest, replaced
 
 
 def _unambiguous(documents: Iterable[Labelled]) -> dict[bytes, Labelled]:
@@ -175,6 +181,7 @@ def _largest(
 
 def _windows(ids: np.ndarray, context: int, reader: Tokenizer) -> np.ndarray:
     """[n, T], the last one filled with separators."""
+    token_files.check_ids(ids, reader.vocab, "data.tokenizer")
     out = np.full(
         -(-len(ids) // context) * context, reader.separator, token_files.kind_of(reader.vocab)
     )
@@ -193,23 +200,29 @@ def _examples(rows: list[tuple[bytes, int, np.ndarray]]) -> Examples:
     return Examples(np.stack([row for *_, row in rows]), np.array([label for _, label, _ in rows]))
 
 
-def _documents(path: str, field: str, label_field: str) -> Iterable[Labelled]:
+def _documents(
+    path: str, field: str, label_field: str, undecodable: str
+) -> tuple[Iterable[Labelled], int]:
+    """The documents with their classes, and in how many places they are no text."""
     if path == "stdlib":
-        return [
+        found = [
             (place.parts[0], source)
             for place, source in text.standard_library()
             if len(place.parts) > 1 and place.parts[0].isidentifier()
         ]
-    if Path(path).is_dir():
-        return [
-            (label, document)
-            for label, file in _class_files(path)
-            for document in text.documents(str(file), field)
-        ]
+        return found, 0
+    if os.path.isdir(path):
+        found, replaced = [], 0
+        for label, file in _class_files(path):
+            documents, n = text.documents(str(file), field, undecodable)
+            found += [(label, document) for document in documents]
+            replaced += n
+        return found, replaced
     if not path.endswith(".jsonl"):
         raise BadInput(f"data.path: {path}: expected stdlib, a folder or a .jsonl file")
-    rows = text.records(path, {"data.field": field, "data.label_field": label_field})
-    return [(label, document.encode()) for document, label in rows]
+    names = {"data.field": field, "data.label_field": label_field}
+    rows, replaced = text.records(path, names, undecodable)
+    return ((label, document.encode()) for document, label in rows), replaced
 
 
 def _class_files(path: str) -> list[tuple[str, Path]]:

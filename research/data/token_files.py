@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -21,14 +22,59 @@ BATCH = 4 << 20  # bytes that are tokenised at once
 
 
 class Tokens(NamedTuple):
-    """A corpus as ids. `digest` names the documents of both parts and the tokenizer; a separator
-    counts as the one byte that it is in a file of bytes."""
+    """A corpus as ids below `vocab`. `digest` names the documents of both parts and the tokenizer;
+    a separator counts as the one byte that it is in a file of bytes. `unchanged` raises BadInput
+    where the files are no longer what they were; in `replaced` places the text was no text."""
 
     train: np.ndarray
     held: np.ndarray
     tokenizer: Tokenizer
     digest: str
     bytes_per_token: float | None
+    vocab: int
+    unchanged: Callable[[], None] = lambda: None
+    replaced: int = 0
+
+
+def check_ids(ids: np.ndarray, vocab: int, what: str, at: np.ndarray | None = None) -> None:
+    """Raise BadInput, naming the first, for ids that are not below `vocab`. JAX takes another row
+    of the embedding for them and says nothing, so all that goes to a device is looked at here.
+
+    `what` begins the error; `at` are the positions of the ids, if not 0, 1, …
+    """
+    signed = ids.dtype.kind != "u"
+    if not ids.size or (int(ids.max()) < vocab and not (signed and int(ids.min()) < 0)):
+        return
+    first = int(np.argmax((ids >= vocab) | (ids < 0)))
+    place = first if at is None else int(at.flat[first])
+    raise BadInput(
+        f"{what}: id {int(ids.flat[first])} at position {place}, but the vocabulary (data.vocab) has "
+        f"{vocab}, 0 to {vocab - 1}"
+    )
+
+
+def mapped(path: Path, kind: np.dtype) -> tuple[np.ndarray, Callable[[], None]]:
+    """The ids of a file in memory that is the file, and a function that raises BadInput once it was
+    written to: what is cut off would end the process without a word when it is read. A file of
+    another content that takes the place of this one does no harm."""
+    file = os.open(path, os.O_RDONLY)
+    begun = _stamp(file)
+
+    def unchanged() -> None:
+        if _stamp(file) != begun:
+            raise BadInput(f"data.path: {path}: was written to while it is in use")
+
+    weakref.finalize(unchanged, os.close, file)
+    with open(path, "rb") as same:
+        ids = np.memmap(same, kind, "r") if begun[0] else np.zeros(0, kind)
+        if _stamp(same.fileno()) != begun:
+            raise BadInput(f"data.path: {path}: was written to while it was opened")
+    return ids, unchanged
+
+
+def _stamp(file: int) -> tuple[int, int, int]:
+    stat = os.fstat(file)
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def find(key: str) -> Tokens | None:
@@ -37,25 +83,30 @@ def find(key: str) -> Tokens | None:
     try:
         made = tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
         facts = files.read_json(folder / "facts.json")
-        train, held = (
-            _mapped(folder / f"{name}.bin", made.vocab, facts[f"{name}_tokens"])
-            for name in ("train", "heldout")
-        )
+        parts = [_part(folder, name, made.vocab, facts) for name in ("train", "heldout")]
         ratio = facts["heldout_bytes"] / max(1, facts["heldout_tokens"])
-        return Tokens(train, held, made, facts["digest"], ratio)
     except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, BadInput):
         return None
+    (train, one), (held, other) = parts
+
+    def unchanged() -> None:
+        one()
+        other()
+
+    return Tokens(train, held, made, facts["digest"], ratio, made.vocab, unchanged)
 
 
-def _mapped(path: Path, vocab: int, count: int) -> np.ndarray:
-    kind = kind_of(vocab)
-    if path.stat().st_size != count * kind.itemsize:
-        raise ValueError(f"{path}: expected {count} ids")
-    ids = np.memmap(path, kind, "r") if count else np.zeros(0, kind)
-    # JAX clamps an id that is out of range; only the host can refuse it.
-    if count and int(ids.max()) >= vocab:
-        raise ValueError(f"{path}: ids of {vocab} and above")
-    return ids
+def _part(
+    folder: Path, name: str, vocab: int, facts: dict
+) -> tuple[np.ndarray, Callable[[], None]]:
+    """One of the files, mapped. Raises ValueError or BadInput if it is not as it was written."""
+    path = folder / f"{name}.bin"
+    ids, unchanged = mapped(path, kind_of(vocab))
+    if len(ids) != facts[f"{name}_tokens"] or files.digest_file(path) != facts[f"{name}_sha256"]:
+        raise ValueError(f"{path}: not as it was written")
+    check_ids(ids, vocab, str(path))
+    unchanged()
+    return ids, unchanged
 
 
 def kind_of(vocab: int) -> np.dtype:
@@ -83,6 +134,7 @@ def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]
             for name, part in zip(("train", "heldout"), parts):
                 part.end()
                 facts |= {f"{name}_tokens": part.tokens, f"{name}_bytes": part.bytes}
+                facts[f"{name}_sha256"] = files.digest_file(part.file.name)
             shas = parts[0].sha.digest(), parts[1].sha.digest()
             facts["digest"] = digest_of(*shas, tokenizer)
             files.write_json(folder / "facts.json", facts)
@@ -124,6 +176,7 @@ class _Part:
         if not self.pending:
             return
         ids = self.tokenizer.encode_documents(self.pending)
+        check_ids(ids, self.tokenizer.vocab, "data.tokenizer")
         if self.begun:
             ids = np.concatenate([np.array([self.tokenizer.separator], ids.dtype), ids])
         self.file.write(ids.astype(self.kind).tobytes())

@@ -239,7 +239,7 @@ def stamp(name: str) -> tuple:
     """Changes when the file of the tokenizer does."""
     if name in ("bytes", "bpe"):
         return ()
-    if not Path(name).is_file():
+    if not os.path.isfile(name):
         raise BadInput(
             f"data.tokenizer: {name}: no such file; expected bytes, bpe or a tokenizer.json"
         )

@@ -7,7 +7,7 @@ Dimensions: B batch, H height, W width, C channels, F flattened features, D hidd
 import flax.linen as nn
 from jax import Array
 
-from research.kinds import Count
+from research.kinds import Count, Layers
 from research.models import convolution, layout
 
 SIZED = ("width", "depth", "hidden")
@@ -43,7 +43,7 @@ class CNN(nn.Module):
     image_shape: tuple[int, int, int]
     classes: Count
     width: Count
-    depth: Count
+    depth: Layers
     hidden: Count
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class CNN(nn.Module):
         if self.depth > most:
             height, width, _ = self.image_shape
             raise ValueError(
-                f"depth {self.depth}: images of {height} x {width} have room for {most} stages"
+                f"depth: {self.depth}; images of {height} x {width} have room for {most} stages"
             )
         super().__post_init__()
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count
+from research.kinds import Count, Layers
 from research.models import layers, layout, ops
 
 SIZED = ("width", "depth")
@@ -52,7 +52,7 @@ class GRU:
     vocab: Count
     context: Count
     width: Count
-    depth: Count
+    depth: Layers
     tied: bool
     dtype: Literal["float32", "bfloat16"]
     unroll: Count

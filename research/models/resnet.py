@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count
+from research.kinds import Count, Layers
 from research.models import layout
 from research.models.convolution import Conv
 
@@ -50,11 +50,11 @@ class ResNet(nn.Module):
     image_shape: tuple[int, int, int]
     classes: Count
     width: Count
-    depth: Count
+    depth: Layers
 
     def __post_init__(self) -> None:
         if self.width % GROUP:
-            raise ValueError(f"width {self.width}: expected a multiple of {GROUP}")
+            raise ValueError(f"width: {self.width}; expected a multiple of {GROUP}")
         super().__post_init__()
 
     @nn.compact

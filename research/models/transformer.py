@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count, Positive
+from research.kinds import Count, Layers, Positive
 from research.models import attention, layers, layout, ops
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
@@ -52,12 +52,13 @@ Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block a
 
 @dataclass(frozen=True)
 class Transformer:
-    """The numbers that make a transformer; `module()` is the network."""
+    """The numbers that make a transformer; `module()` is the network. Raises ValueError for heads
+    that cannot be."""
 
     vocab: Count
     context: Count
     width: Count
-    depth: Count
+    depth: Layers
     heads: Count
     kv_heads: Count
     hidden: Count
@@ -72,6 +73,13 @@ class Transformer:
     attention: Literal["auto", "own", "xla", "cudnn"]
     remat: Literal["none", "dots", "full"]
     unroll: Count
+
+    def __post_init__(self) -> None:
+        if self.positions == "rotary" and self.head_size % 2:
+            raise ValueError(
+                f"heads: {self.heads} of {self.head_size} features in a width of {self.width}; "
+                "expected heads of an even size, whose features rotary positions turn in pairs"
+            )
 
     @property
     def head_size(self) -> int:
