@@ -19,6 +19,11 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 # Of glibc's malloc.h, and what they are set to here.
 _MALLOC = {
     -8: 1,  # M_ARENA_MAX: threads have heaps of their own, which the other two say nothing about
