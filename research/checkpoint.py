@@ -225,7 +225,7 @@ def _check_arrays(path: Path, leaves: Mapping[str, list]) -> None:
 
 @contextlib.contextmanager
 def _typed(path: Path) -> Iterator[None]:
-    """What orbax and tensorstore raise on files that are whole and yet no checkpoint, as Damaged."""
+    """What orbax and tensorstore raise on whole files that are no checkpoint becomes Damaged."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

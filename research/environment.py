@@ -5,11 +5,14 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
 
 _IMPORTED = time.monotonic()
+SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # names of variables
+SHORTEST = 8  # characters of a value that is looked for
 _LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -17,6 +20,14 @@ def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def redacted(text: str) -> str:
+    """`text` with the name in place of the value of every variable that is called a secret."""
+    found = [(n, v) for n, v in os.environ.items() if SECRET.search(n) and len(v) >= SHORTEST]
+    for name, value in sorted(found, key=lambda pair: -len(pair[1])):
+        text = text.replace(value, f"[{name}]")
+    return text
 
 
 def memory() -> int:

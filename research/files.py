@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from research.errors import BadInput, StorageError, UnsafeFile
 
@@ -131,15 +131,23 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
 
 
 def cache(*parts: str) -> Path:
-    """A folder of the user's cache, made if it is not there: $ISOFLOP_CACHE, else `isoflop` in
-    $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
+    """A folder of the user's cache, made for this user alone if it is not there: $ISOFLOP_CACHE,
+    else `isoflop` in $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
     chosen, base = os.environ.get("ISOFLOP_CACHE"), os.environ.get("XDG_CACHE_HOME")
     root = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "isoflop"
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (root, *(root.joinpath(*parts[: i + 1]) for i in range(len(parts)))):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{root}: cannot be made: {error.strerror}") from error
-    return make_directory(root.joinpath(*parts))
+    return root.joinpath(*parts)
+
+
+def keep_private() -> None:
+    """What this process makes is for its user alone, whatever the umask; ISOFLOP_SHARED=1 leaves
+    that to the umask."""
+    if os.environ.get("ISOFLOP_SHARED", "").lower() not in ("1", "true", "yes", "on"):
+        os.umask(os.umask(0o077) | 0o077)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
@@ -178,7 +186,7 @@ def parse(raw: bytes, what: object) -> dict:
     # A list takes up to a hundred times the two bytes of its brackets.
     if raw.count(b"[") + raw.count(b"{") > max(1 << 16, len(raw) >> 4):
         raise UnsafeFile(f"{what}: holds more lists and objects than a file of its size should")
-    hooks = {"parse_constant": _no_number, "parse_float": _finite}
+    hooks: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite}
     try:
         value = json.loads(raw, object_pairs_hook=_no_repeats, **hooks)
     except (ValueError, RecursionError) as error:

@@ -169,7 +169,8 @@ def standard_library() -> list[tuple[Path, bytes]]:
 
 
 def _utf8(path: str) -> bytes:
-    raw = Path(path).read_bytes()
+    with files.opened(path) as file:
+        raw = file.read()
     try:
         raw.decode()
     except UnicodeDecodeError as error:
