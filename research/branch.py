@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from research import checkpoint, files, models, paths, trees
+from research import check, checkpoint, files, models, paths, trees
 from research.errors import BadInput
 from research.models import Model
 
@@ -121,6 +121,8 @@ def _described(directory: Path) -> dict[str, Any]:
     found = files.read_json(path, follow=False).get("model")
     if not isinstance(found, dict) or "name" not in found:
         raise BadInput(f"{path}: does not say what the model is")
+    if problems := check.model_problems(found):
+        raise BadInput(*(f"{path}: {problem}" for problem in problems))
     return found
 
 

@@ -148,6 +148,25 @@ def problems(config: Mapping[str, object]) -> list[str]:
     return [*out, *_accumulate(right), *_mesh(right)]
 
 
+def model_problems(described: Mapping[str, object]) -> list[str]:
+    """The same of a model by itself, as `Model.described` tells it: with what its data told it."""
+    rows, name = plugs.table(*PLUGS["model"]), described.get("name")
+    if not isinstance(name, str) or name not in rows:
+        return [f"model.name: {name!r:.50} is not offered; expected one of {', '.join(rows)}"]
+    known, out = plugs.fields(*rows[name]), []
+    for key, value in described.items():
+        if key in known:
+            out += _value(f"model.{key}", list(value) if isinstance(value, tuple) else value,
+                          known[key])  # fmt: skip
+        elif key in FACTS or key == "pad":
+            numbers = value if isinstance(value, list) else [value]
+            if not all(isinstance(n, int) and n >= 0 for n in numbers):
+                out.append(f"model.{key}: {value!r:.50}; expected whole numbers")
+        elif key != "name":
+            out.append(f"model.{key}: no such key")
+    return out
+
+
 def coerce(config: dict) -> dict:
     """A copy in which whole numbers in float fields are floats, so that one config has one id."""
     out = copy.deepcopy(config)

@@ -211,7 +211,8 @@ def _check_arrays(path: Path, leaves: Mapping[str, list]) -> None:
     """Raise UnsafeFile if the arrays are not of the shapes and dtypes that the manifest says, or
     one chunk of them is larger than the array: reading a single number would decode all of it."""
     with _orbax().PyTreeCheckpointer() as reader, _typed(path):
-        found = trees.by_path(reader.metadata(path / "state").item_metadata.tree)
+        metadata = reader.metadata(path / "state").item_metadata
+        found = trees.by_path(metadata.tree) if metadata else {}
     if found.keys() != leaves.keys():
         raise UnsafeFile(f"{path}: holds other arrays than its manifest says")
     for leaf, known in leaves.items():
@@ -278,6 +279,7 @@ def _digests(folder: Path) -> dict[str, list]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
+        files.check_plain(path)
         listed = manifest(path)["files"]
         found = _digests(path)
     except (BadInput, OSError) as error:

@@ -42,6 +42,7 @@ WRITTEN = (  # below a workdir, and not only replaced
 )
 LONGEST_LINE = 1 << 24  # bytes of metrics.jsonl
 LARGEST_CACHE = 1 << 28
+RUN = re.compile(r"\w[\w.-]{0,127}")  # the name of a run's directory
 NUMBER = re.compile("[0-9]{1,18}")
 WORTH_KEEPING = 64  # runs read anew, before the table is kept for the next time
 
@@ -65,6 +66,8 @@ class RunDirectory:
     writes = True
 
     def __init__(self, workdir: str | os.PathLike[str], run_id: str, patience: float = 0.0):
+        if not RUN.fullmatch(run_id):
+            raise UnsafeFile(f"{workdir}: {run_id!r:.50} is no name of a run, which is one word")
         self.workdir = Path(workdir)
         self.path = self.workdir / "runs" / run_id
         self.patience = patience

@@ -6,7 +6,6 @@ shell that sees the workdir can watch, on any host.
 """
 
 import contextlib
-import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from rich.text import Text
 from research import files, lease, records
 from research.errors import BadInput
 
-RUN = re.compile(r"\w[\w.-]{0,127}")  # the name of a run's folder
 FACTS = ("params", "tokens", "flops", "steps", "seed", "lr", "context")  # of a run, for its row
 EVERY = 1.0  # seconds between looks at the files
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -140,7 +138,7 @@ def _points(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise BadInput(f"{path}: not a sweep of this version ({error})") from error
     for run, facts in out:
         numbers = all(isinstance(x, int | float) for x in facts.values())
-        if not numbers or not RUN.fullmatch(run):
+        if not numbers or not records.RUN.fullmatch(run):
             raise BadInput(f"{path}: {run!r:.50} is no run, or its facts are no numbers")
     return out
 

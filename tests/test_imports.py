@@ -37,7 +37,7 @@ MAY = {
     "branch": {*GROUND, "trees", "models", "checkpoint"},
     "run": {*GROUND, "branch", "models", "data", "tasks", "optim", "ladder", "accounting"},
     "step": {"optim", "sharding", "models", "tasks"},
-    "generate": {*GROUND, "models", "data", "branch"},
+    "generate": {*GROUND, "trees", "models", "data", "branch"},
     "trunk": {*GROUND, "processes", "checkpoint", "records", "run"},
     "recorder": {*GROUND, "processes", "records", "sinks", "run", "trunk"},
     "train": {*GROUND, *PARTS, "branch", "run", "step", "memory", "trunk", "recorder"},

@@ -13,7 +13,7 @@ from research.data import sets, text, token_files, tokenizers
 from research.data.order import is_held
 from research.data.token_files import Tokens
 from research.data.tokenizers import package
-from research.errors import BadInput, UnsafeFile, first_line
+from research.errors import BadInput, first_line
 from research.kinds import Count, Share
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a set on the hub
@@ -168,8 +168,8 @@ def _rows(path: str, revision: str, name: dict) -> Iterator[dict[str, Any]]:
     package("datasets", f"data.path: {path}")
     try:
         made = sets.opened(path, name["subset"], revision).as_streaming_dataset()
-    except UnsafeFile as error:
-        raise UnsafeFile(f"data.path: {error}") from error
+    except BadInput as error:
+        raise type(error)(f"data.path: {error}") from error
     except Exception as error:
         raise BadInput(f"data.path: {path}: cannot be loaded: {first_line(error)}") from error
     if name["split"] not in made:

@@ -311,8 +311,8 @@ def _hub(path: str) -> Source:
         builder = sets.opened(name)
         builder.download_and_prepare()
         made = builder.as_dataset()
-    except UnsafeFile as error:
-        raise UnsafeFile(f"data.path: {error}") from error
+    except BadInput as error:
+        raise type(error)(f"data.path: {error}") from error
     except Exception as error:  # whatever the hub, the network and the files raise
         raise BadInput(f"data.path: {path}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, dict) or "train" not in made:

@@ -1,12 +1,14 @@
 """Sets of the Hugging Face hub, and folders like them, through `datasets`."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from research import files
-from research.errors import UnsafeFile
+from research.errors import BadInput, UnsafeFile, first_line
 
+LARGEST_README = 1 << 20  # bytes
 # Of the formats that `datasets` knows, those that hold data alone.
 FORMATS = ("json", "parquet", "text", "csv", "arrow", "imagefolder", "webdataset")
 
@@ -19,7 +21,9 @@ def opened(path: str, subset: str | None = None, revision: str | None = None) ->
     """
     import datasets
 
-    revision = None if Path(path).is_dir() else revision
+    if Path(path).is_dir():
+        revision = None
+        _check_words(Path(path))
     builder = datasets.load_dataset_builder(path, subset, revision=revision)
     rooms = [base.__module__.split(".") for base in type(builder).__mro__]
     own = [room[-1] for room in rooms if room[:2] == ["datasets", "packaged_modules"]]
@@ -32,6 +36,37 @@ def opened(path: str, subset: str | None = None, revision: str | None = None) ->
         elif not name.startswith(f"hf://datasets/{path}@") or ".." in name.split("/"):
             raise UnsafeFile(f"{path}: names {name} as its data, which is not its own")
     return builder
+
+
+def _check_words(folder: Path) -> None:
+    """Raise UnsafeFile where what a folder says of itself names data elsewhere: `datasets` asks for
+    an address before it can be refused. Raises BadInput where it is no YAML."""
+    import yaml
+
+    for name in ("README.md", ".huggingface.yaml"):
+        if not (place := folder / name).is_file():
+            continue
+        words = files.text(place, LARGEST_README, follow=False)
+        if name == "README.md":
+            words = words.split("\n---", 1)[0].removeprefix("---") if words[:3] == "---" else ""
+        try:
+            tokens = list(yaml.scan(words, yaml.SafeLoader))
+            if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in tokens):
+                raise UnsafeFile(f"{place}: holds aliases, which may unfold without an end")
+            found = yaml.safe_load(words)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise BadInput(f"{place}: not YAML: {first_line(error)}") from error
+        for part in _strings(found.get("configs") if isinstance(found, dict) else None):
+            if "://" in part or "::" in part or part.startswith(("/", "~")) or ".." in part:
+                raise UnsafeFile(f"{place}: names {part} as its data, which is not its own")
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def check_folder(path: str) -> list[Path]:
