@@ -76,7 +76,7 @@ format: setup-dev  ## let ruff format and mend
 
 COMPILE = uv pip compile -q --universal --generate-hashes --no-header --no-emit-find-links
 lock:  ## write both locks anew from pyproject.toml (needs uv)
-	$(COMPILE) --upgrade --extra data --extra text --extra report --extra track --extra ray --extra slurm --extra dev \
+	$(COMPILE) --upgrade --extra data --extra text --extra report --extra track --extra ray --extra slurm --extra export --extra dev \
 		-o requirements-dev.lock pyproject.toml
 	$(COMPILE) --upgrade --extra data --extra text --extra report -c requirements-dev.lock -o requirements.lock \
 		pyproject.toml

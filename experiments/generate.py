@@ -41,9 +41,11 @@ def main(argv: Sequence[str]) -> None:
         raise BadInput(*(f"--{name}={bad[name]}: expected {FLAGS[name][2]}" for name in bad))
     del numbers["prompt"]  # it becomes ids
     path = chosen(args)
-    kept, data = path / "tokenizer.json", files.read_json(path / "config.json")["data"]
-    words = tokenizers.from_json(kept.read_text(encoding="utf-8") if kept.exists() else "")
-    ids_alone = str(data.get("path", "")).endswith(".bin") and not kept.exists()
+    kept, data = path / "tokenizer.json", files.read_json(path / "config.json").get("data")
+    text = files.text(kept, tokenizers.LARGEST_FILE, follow=False) if kept.exists() else ""
+    words = tokenizers.from_json(text)
+    path_of_data = data.get("path") if isinstance(data, dict) else ""
+    ids_alone = str(path_of_data).endswith(".bin") and not text
     if ids_alone and not args.prompt.replace(" ", "").isdecimal():
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")
     prompt = [int(i) for i in (args.prompt.split() if ids_alone else words.encode(args.prompt))]

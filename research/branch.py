@@ -2,17 +2,17 @@
 opening a run to use what it learned. Other runs are read, never written."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from research import checkpoint, files, models, paths, trees
+from research import check, checkpoint, files, models, paths, trees
 from research.errors import BadInput
 from research.models import Model
 
+LARGEST_TOKENIZER = 64 << 20  # bytes
 NEW = "head"  # the parameter group that may differ: it belongs to the task
 
 
@@ -118,10 +118,12 @@ def shape(run: str, family: str) -> dict[str, Any]:
 
 def _described(directory: Path) -> dict[str, Any]:
     path = directory / "launch.json"
-    try:
-        return files.read_json(path)["model"]
-    except KeyError as error:
-        raise BadInput(f"{path}: does not say what the model is") from error
+    found = files.read_json(path, follow=False).get("model")
+    if not isinstance(found, dict) or "name" not in found:
+        raise BadInput(f"{path}: does not say what the model is")
+    if problems := check.model_problems(found):
+        raise BadInput(*(f"{path}: {problem}" for problem in problems))
+    return found
 
 
 def open_run(path: str | Path) -> Source:
@@ -142,7 +144,7 @@ def open_run(path: str | Path) -> Source:
 def _tokenizer(directory: Path) -> str:
     """The JSON of the tokenizer of a run; "": bytes."""
     kept = directory / "tokenizer.json"
-    return kept.read_text(encoding="utf-8") if kept.exists() else ""
+    return files.text(kept, LARGEST_TOKENIZER, follow=False) if kept.exists() else ""
 
 
 def _directory(run: str) -> Path:
@@ -159,7 +161,4 @@ def _directory(run: str) -> Path:
 
 
 def _name(directory: Path) -> str:
-    try:
-        return json.loads((directory / "config.json").read_text())["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "run"
+    return str(files.read_json(directory / "config.json", follow=False).get("name", "run"))

@@ -162,6 +162,25 @@ def problems(config: Mapping[str, object]) -> list[str]:
     return [*out, *_accumulate(right), *_mesh(right), *_warmup(right)]
 
 
+def model_problems(described: Mapping[str, object]) -> list[str]:
+    """The same of a model by itself, as `Model.described` tells it: with what its data told it."""
+    rows, name = plugs.table(*PLUGS["model"]), described.get("name")
+    if not isinstance(name, str) or name not in rows:
+        return [f"model.name: {name!r:.50} is not offered; expected one of {', '.join(rows)}"]
+    known, out = plugs.fields(*rows[name]), []
+    for key, value in described.items():
+        if key in known:
+            out += _value(f"model.{key}", list(value) if isinstance(value, tuple) else value,
+                          known[key])  # fmt: skip
+        elif key in FACTS or key == "pad":
+            numbers = value if isinstance(value, list) else [value]
+            if not all(isinstance(n, int) and n >= 0 for n in numbers):
+                out.append(f"model.{key}: {value!r:.50}; expected whole numbers")
+        elif key != "name":
+            out.append(f"model.{key}: no such key")
+    return out
+
+
 def coerce(config: dict) -> dict:
     """A copy in which whole numbers in float fields are floats, so that one config has one id."""
     out = copy.deepcopy(config)
@@ -283,7 +302,9 @@ def _text(value: str) -> str:
     """What no file, name or terminal takes of a text, or ""."""
     if len(value) > LONGEST:
         return f"has {len(value):,} characters, more than {LONGEST:,}"
-    bad = next((c for c in value if ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or "\ud800" <= c <= "\udfff"), "")
+    bad = next(
+        (c for c in value if ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or "\ud800" <= c <= "\udfff"), ""
+    )
     return f"holds the character U+{ord(bad):04X}" if bad else ""
 
 

@@ -8,24 +8,32 @@ A step exists once its directory has its final name, which is one rename after e
 written. orbax checks neither digests (one flipped bit in array data restores silently) nor dtypes
 (float32 is cast to bfloat16 without a word), hence the manifest. A damaged step is moved to
 quarantine/, never deleted, and the step before it is used.
+
+A checkpoint may come from elsewhere. Before orbax opens one, it is plain files, exactly those of
+the manifest, and holds arrays of exactly the shapes that the manifest says, in chunks no larger.
 """
 
+import contextlib
 import logging
+import math
 import os
+import re
 import secrets
 import shutil
-import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from research import files, processes, trees
-from research.errors import BadInput, Damaged, StorageError
+from research import environment, files, processes, trees
+from research.errors import BadInput, Damaged, StorageError, UnsafeFile, first_line
 
 log = logging.getLogger(__name__)
+
+LARGEST_MANIFEST = 64 << 20  # bytes
+STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
 def save(
@@ -143,7 +151,7 @@ def intact(directory: Path, most: int | None = None) -> Iterator[tuple[int, Path
 def steps(directory: Path) -> list[int]:
     """The steps of which a run has a checkpoint, intact or not, newest first."""
     root = directory / "checkpoints"
-    return _steps(root) if root.is_dir() else []
+    return _steps(root) if root.is_dir() and not root.is_symlink() else []
 
 
 def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
@@ -162,38 +170,82 @@ def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
 
 
 def manifest(path: Path) -> dict[str, Any]:
-    """{"step", "leaves": {path: [shape, dtype]}, "files"} of a checkpoint."""
-    return files.read_json(path / "manifest.json")
+    """{"step", "leaves": {path: [shape, dtype]}, "files"} of a checkpoint. Raises BadInput."""
+    found = files.read_json(path / "manifest.json", LARGEST_MANIFEST, follow=False)
+    leaves, listed = found.get("leaves"), found.get("files")
+    if not isinstance(leaves, dict) or not isinstance(listed, dict):
+        raise BadInput(f"{path}: its manifest lists no leaves or no files")
+    for leaf, known in leaves.items():
+        if not (
+            isinstance(known, list)
+            and [type(part) for part in known] == [list, str]
+            and all(type(n) is int and n >= 0 for n in known[0])
+        ):
+            raise BadInput(f"{path}: its manifest says of {leaf} {known!r:.50}, no shape and dtype")
+    return found
 
 
 def read(path: Path, part: str) -> dict:
-    """The nested dict of arrays below `part` of a state ("params"), on the host."""
+    """The nested dict of arrays below `part` of a state ("params"), on the host. Raises BadInput,
+    UnsafeFile or Damaged for what is no checkpoint."""
+    leaves = manifest(path)["leaves"]
+    _check_arrays(path, leaves)
     ocp = _orbax()
     with ocp.PyTreeCheckpointer() as reader:
         kept = {
-            leaf.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(shape, dtype)
-            for leaf, (shape, dtype) in manifest(path)["leaves"].items()
+            leaf.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(shape, np.dtype(dtype))
+            for leaf, (shape, dtype) in leaves.items()
             if leaf.startswith(f"{part}/")
         }
+        if (size := sum(x.size * x.dtype.itemsize for x in kept.values())) > environment.memory():
+            raise UnsafeFile(f"{path}: {part} would take {size / 1e9:,.1f} GB of memory")
         item = {part: trees.nested(kept)}
         args = ocp.args.PyTreeRestore(
             item,
             restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
             partial_restore=True,
         )
-        return reader.restore(path / "state", args=args)[part]
+        with _typed(path):
+            return reader.restore(path / "state", args=args)[part]
 
 
 def restore(path: Path, abstract: Any) -> Any:
     """The whole state of a checkpoint, laid out as `abstract` says. Raises BadInput if it holds
-    other shapes or dtypes."""
+    other shapes or dtypes, Damaged if orbax cannot read it."""
     wanted, found = _leaves(abstract), manifest(path)["leaves"]
     if wanted != found:
         differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         lines = [f"{k}: holds {found.get(k)}, expected {wanted.get(k)}" for k in differing[:5]]
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
-    with _checkpointer() as reader:
+    _check_arrays(path, found)
+    with _checkpointer() as reader, _typed(path):
         return reader.restore(path / "state", args=_orbax().args.StandardRestore(abstract))
+
+
+def _check_arrays(path: Path, leaves: Mapping[str, list]) -> None:
+    """Raise UnsafeFile if the arrays are not of the shapes and dtypes that the manifest says, or
+    one chunk of them is larger than the array: reading a single number would decode all of it."""
+    with _orbax().PyTreeCheckpointer() as reader, _typed(path):
+        metadata = reader.metadata(path / "state").item_metadata
+        found = trees.by_path(metadata.tree) if metadata else {}
+    if found.keys() != leaves.keys():
+        raise UnsafeFile(f"{path}: holds other arrays than its manifest says")
+    for leaf, known in leaves.items():
+        array = found[leaf]
+        chunk = getattr(getattr(array, "storage", None), "chunk_shape", None) or ()
+        if [list(getattr(array, "shape", "?")), str(getattr(array, "dtype", ""))] != known:
+            raise UnsafeFile(f"{path}: {leaf} is not the array that the manifest says")
+        if math.prod(chunk) > max(1, math.prod(known[0])):
+            raise UnsafeFile(f"{path}: {leaf} is stored in chunks {chunk}, larger than it is")
+
+
+@contextlib.contextmanager
+def _typed(path: Path) -> Iterator[None]:
+    """What orbax and tensorstore raise on whole files that are no checkpoint becomes Damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{path}: orbax cannot read it: {first_line(error)}") from error
 
 
 def _whole(state: Any) -> Any:
@@ -218,12 +270,15 @@ def _orbax() -> Any:
 
 
 def _root(directory: Path) -> Path:
-    # orbax wants an absolute path
+    """Where the steps are, as an absolute path, which orbax wants. Raises UnsafeFile where that is
+    elsewhere: what is pruned there might be another run's."""
+    if (directory / "checkpoints").is_symlink():
+        raise UnsafeFile(f"{directory / 'checkpoints'}: is a link; link the workdir instead")
     return files.make_directory((directory / "checkpoints").resolve())
 
 
 def _steps(root: Path) -> list[int]:
-    return sorted((int(p.name) for p in root.iterdir() if p.name.isdigit()), reverse=True)
+    return sorted((int(p.name) for p in root.iterdir() if STEP.fullmatch(p.name)), reverse=True)
 
 
 def _leaves(state: Any) -> dict[str, list]:
@@ -231,21 +286,15 @@ def _leaves(state: Any) -> dict[str, list]:
 
 
 def _digests(folder: Path) -> dict[str, list]:
-    """{relative path: [bytes, SHA-256]}. Raises ValueError on anything but plain files."""
-    out = {}
-    for path in sorted(folder.rglob("*")):
-        mode = path.lstat().st_mode
-        if stat.S_ISREG(mode):
-            name = path.relative_to(folder).as_posix()
-            out[name] = [path.stat().st_size, files.digest_file(path)]
-        elif not stat.S_ISDIR(mode):
-            raise ValueError(f"{path} is no plain file")
-    return out
+    """{relative path: [bytes, SHA-256]}. Raises UnsafeFile on anything but plain files."""
+    found = sorted(files.walk(folder))
+    return {name: [stat.st_size, files.digest_file(folder / name)] for name, stat in found}
 
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
+        files.check_plain(path)
         whole = manifest(path)
         if whole.pop("digest") != files.digest_of(whole):
             return "manifest.json is not as it was written"

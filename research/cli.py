@@ -18,11 +18,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from research import check, files, plugs
+from research import check, environment, files, plugs
 from research.errors import IO_ERROR, BadInput, IsoflopError, Preempted
 
 ModuleLike = Any
@@ -33,14 +34,18 @@ ECHO = 2.0  # seconds in which a signal to stop may come again
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and leave with its exit code; a typed error becomes message and code."""
+    files.keep_private()
     logging.basicConfig(format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Redacting("%(message)s"))
+    sys.excepthook = _told
     logging.getLogger("research").setLevel(logging.INFO)
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except IsoflopError as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        print("\n".join(f"error: {line}" for line in lines), file=sys.stderr)
+        print(environment.redacted("\n".join(f"error: {x}" for x in lines)), file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted; launch the same command again to go on", file=sys.stderr)
@@ -52,9 +57,21 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        print(f"error: {error.filename or 'I/O'}: {error.strerror or error}", file=sys.stderr)
+        words = f"error: {error.filename or 'I/O'}: {error.strerror or error}"
+        print(environment.redacted(words), file=sys.stderr)
         code = IO_ERROR
     sys.exit(code)
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return environment.redacted(super().format(record))
+
+
+def _told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """A traceback is a message too, and the logs of workers keep it."""
+    lines = traceback.format_exception(kind, error, trace)
+    print(environment.redacted("".join(lines)), end="", file=sys.stderr)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -99,7 +116,9 @@ def parse_config(
             try:
                 changes[path] = read_value(value, known[path])
             except (ValueError, OverflowError):  # of the whole number that infinity is not
-                problems.append(f"{path}: {check.shown(value)}; expected {check.expected(known[path])}")
+                problems.append(
+                    f"{path}: {check.shown(value)}; expected {check.expected(known[path])}"
+                )
         else:
             changes[path] = value  # `override` says what is wrong with it
     config, more = check.override(config, changes)

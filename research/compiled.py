@@ -53,13 +53,17 @@ def _machine() -> str:
 
 
 def _private(folder: Path) -> Path:
-    """`folder`, made if it is not there, for this user alone. Raises StorageError."""
+    """`folder`, made if it is not there, for this user alone, as is what it lies in below the
+    cache: who may write there could put another in its place. Raises StorageError."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        for place, others in ((folder, 0o077), (folder.parent, 0o022), (files.cache(), 0o022)):
+            found = place.lstat()
+            mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+            if not mine or found.st_mode & others or not place.is_dir() or place.is_symlink():
+                raise StorageError(
+                    f"{place}: others may write there; expected a folder of mode 0700"
+                )
     except OSError as error:
         raise StorageError(f"{folder}: cannot be made: {error.strerror}") from error
-    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    if not mine or found.st_mode & 0o077 or folder.is_symlink():
-        raise StorageError(f"{folder}: others may write there; expected a folder of mode 0700")
     return folder

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from research import files
 
 _IMPORTED = time.monotonic()
+SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # names of variables
+SHORTEST = 8  # characters of a value that is looked for
 _LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -28,6 +31,19 @@ def instructions() -> str:
         return platform.processor()
     told = (line for line in lines if line.startswith(("flags", "Features")))
     return " ".join(sorted(next(told, "").partition(":")[2].split()))
+
+
+def redacted(text: str) -> str:
+    """`text` with the name in place of the value of every variable that is called a secret."""
+    found = [(n, v) for n, v in os.environ.items() if SECRET.search(n) and len(v) >= SHORTEST]
+    for name, value in sorted(found, key=lambda pair: -len(pair[1])):
+        text = text.replace(value, f"[{name}]")
+    return text
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def age() -> float:

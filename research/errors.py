@@ -24,6 +24,11 @@ class BadInput(IsoflopError):
         self.problems = problems
 
 
+class UnsafeFile(BadInput):
+    """A file that is not only data: it is a link, a pipe or a device, leads out of its folder, or
+    would take far more memory than it has bytes."""
+
+
 class StorageError(IsoflopError):
     """The disk failed."""
 

@@ -1,15 +1,20 @@
-"""Files that are either whole or absent, and their digests."""
+"""Files that are either whole or absent, their digests, and how files from elsewhere are opened."""
 
+import errno
 import hashlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from research.errors import BadInput, StorageError
+from research.errors import BadInput, StorageError, UnsafeFile
 
-DEEPEST = 32  # objects and lists in each other in a JSON document
+MOST_FILES, DEEPEST = 1 << 18, 32  # of one folder from elsewhere
+NESTED = 32  # objects and lists in each other in a JSON document
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -21,7 +26,8 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     raw = content.encode() if isinstance(content, str) else content
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # a link of this name would be written through
+        with open(temporary, "xb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
@@ -36,11 +42,85 @@ def stamp(path: str | os.PathLike[str], what: str) -> tuple:
     """Changes when the file does, so that nothing is remembered of an older content. Raises
     BadInput, naming `what` asked for it, if it is no file or may not be read."""
     try:
-        with open(path, "rb") as file:
-            stat = os.fstat(file.fileno())
+        with opened(path) as file:
+            found = os.fstat(file.fileno())
     except OSError as error:
         raise BadInput(f"{what}: {path}: {error.strerror}") from error
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+    except UnsafeFile as error:
+        raise UnsafeFile(f"{what}: {error}") from error
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def opened(path: str | os.PathLike[str], follow: bool = True) -> BinaryIO:
+    """A file to read. A pipe would be waited for and a device has no end, so they are refused, and
+    so is a link unless `follow`. Raises UnsafeFile, and OSError where it cannot be read."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        file = os.fdopen(os.open(path, flags), "rb")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnsafeFile(f"{path}: is a link, which is not followed here") from error
+        raise
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UnsafeFile(f"{path}: is no plain file")
+    return file
+
+
+def read(path: str | os.PathLike[str], limit: int, follow: bool = True) -> bytes:
+    """The content of a file of at most `limit` bytes. Raises UnsafeFile, OSError."""
+    with opened(path, follow) as file:
+        raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+    if len(raw) > limit:
+        raise UnsafeFile(f"{path}: larger than {limit} bytes")
+    return raw
+
+
+def text(path: str | os.PathLike[str], limit: int, follow: bool = True) -> str:
+    """The same as UTF-8. Raises BadInput if it is none, too."""
+    try:
+        return read(path, limit, follow).decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: byte {error.start} is not UTF-8 ({error.reason})") from error
+
+
+def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """(path below `folder`, stat) of every file there, in no order. Raises UnsafeFile for what is
+    neither a plain file nor a directory, and where there are too many or they lie too deep."""
+    waiting, count = [("", 0)], 0
+    if os.path.islink(folder):
+        raise UnsafeFile(f"{folder}: is a link, which is not followed here")
+    while waiting:
+        below, depth = waiting.pop()
+        with os.scandir(os.path.join(folder, below)) as entries:
+            for entry in entries:
+                path = f"{below}{entry.name}"
+                count += 1
+                if count > MOST_FILES or depth > DEEPEST:
+                    raise UnsafeFile(f"{folder}: more than {MOST_FILES} files, or too deep")
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((f"{path}/", depth + 1))
+                elif entry.is_file(follow_symlinks=False):
+                    yield path, entry.stat(follow_symlinks=False)
+                else:
+                    raise UnsafeFile(f"{os.path.join(folder, path)}: is no plain file")
+
+
+def check_plain(folder: str | os.PathLike[str]) -> None:
+    """Raise UnsafeFile if `folder`, or something in it (not below), is a link or a special file:
+    who writes there would write elsewhere."""
+    if os.path.islink(folder):
+        raise UnsafeFile(f"{folder}: is a link; nothing is written through it")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
+                raise UnsafeFile(f"{entry.path}: is no plain file; nothing is written through it")
+
+
+def check_inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Raise UnsafeFile if `path` leads out of `folder`, by a link."""
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UnsafeFile(f"{path}: leads out of {folder}; give a copy of what it leads to")
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
@@ -53,15 +133,23 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
 
 
 def cache(*parts: str) -> Path:
-    """A folder of the user's cache, made if it is not there: $ISOFLOP_CACHE, else `isoflop` in
-    $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
+    """A folder of the user's cache, made for this user alone if it is not there: $ISOFLOP_CACHE,
+    else `isoflop` in $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
     chosen, base = os.environ.get("ISOFLOP_CACHE"), os.environ.get("XDG_CACHE_HOME")
     root = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "isoflop"
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (root, *(root.joinpath(*parts[: i + 1]) for i in range(len(parts)))):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{root}: cannot be made: {error.strerror}") from error
-    return make_directory(root.joinpath(*parts))
+    return root.joinpath(*parts)
+
+
+def keep_private() -> None:
+    """What this process makes is for its user alone, whatever the umask; ISOFLOP_SHARED=1 leaves
+    that to the umask."""
+    if os.environ.get("ISOFLOP_SHARED", "").lower() not in ("1", "true", "yes", "on"):
+        os.umask(os.umask(0o077) | 0o077)
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -103,24 +191,38 @@ def _depth(value: object) -> int:
     return depth
 
 
-def read_json(path: str | os.PathLike[str], limit: int = 16 << 20) -> dict:
-    """A JSON object from a file of at most `limit` bytes, in which at most DEEPEST objects lie in
-    each other and none has a key twice. Raises BadInput naming the file."""
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _no_number(text)
+
+
+def parse(raw: bytes, what: object) -> dict:
+    """The JSON object that `raw` is. Raises BadInput, beginning with `what`, for anything else:
+    numbers that are not finite, keys that come twice, what nests too deep."""
+    # A list takes up to a hundred times the two bytes of its brackets.
+    if raw.count(b"[") + raw.count(b"{") > max(1 << 16, len(raw) >> 4):
+        raise UnsafeFile(f"{what}: holds more lists and objects than a file of its size should")
+    hooks: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite}
     try:
-        with open(path, "rb") as file:
-            raw = file.read(limit + 1)
-        if len(raw) > limit:
-            raise ValueError(f"larger than {limit} bytes")
-        value = json.loads(raw, object_pairs_hook=_no_repeats)
-        if _depth(value) > DEEPEST:
-            raise ValueError(f"nested more than {DEEPEST} deep")
+        value = json.loads(raw, object_pairs_hook=_no_repeats, **hooks)
+        if _depth(value) > NESTED:
+            raise ValueError(f"nested more than {NESTED} deep")
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{what}: not a JSON document: {error}") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{what}: holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_json(path: str | os.PathLike[str], limit: int = 16 << 20, follow: bool = True) -> dict:
+    """A JSON object from a file of at most `limit` bytes. Raises BadInput naming the file."""
+    try:
+        return parse(read(path, limit, follow), path)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not a JSON document: {error}") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{path}: holds a {type(value).__name__}, expected a JSON object")
-    return value
 
 
 def canonical(value: object) -> bytes:
@@ -130,7 +232,7 @@ def canonical(value: object) -> bytes:
 
 def cell(value: object) -> object:
     """A spreadsheet runs a text that begins like a formula; a quote in front makes it text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n") else value
 
 
 def delimiter(header: str) -> str:

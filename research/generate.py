@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from research import trees
 from research.errors import BadInput
 from research.models import Model
 
@@ -49,7 +50,7 @@ def generate(
 
     Raises BadInput when the model is no language model, or the prompt is empty or holds other ids.
     """
-    _check(model, prompt)
+    _check(model, params, prompt)
     params = jax.device_put(params)
     how = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(samples))
@@ -70,7 +71,7 @@ def generate(
     return text[:, len(prompt) :]
 
 
-def _check(model: Model, prompt: Sequence[int]) -> None:
+def _check(model: Model, params: dict, prompt: Sequence[int]) -> None:
     if model.classes or not hasattr(model.module, "decode"):
         raise BadInput("this model predicts no next token; expected a language model")
     if not len(prompt):
@@ -78,6 +79,14 @@ def _check(model: Model, prompt: Sequence[int]) -> None:
     if outside := [i for i in prompt if not 0 <= i < model.spec.vocab]:
         raise BadInput(
             f"the prompt holds token {outside[0]}; expected ids below {model.spec.vocab}"
+        )
+    abstract = model.shapes(jax.ShapeDtypeStruct((1, 1), np.int32))
+    wanted, found = (
+        {path: x.shape for path, x in trees.by_path(tree).items()} for tree in (abstract, params)
+    )
+    if odd := sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k)):
+        raise BadInput(
+            f"parameter {odd[0]}: holds {found.get(odd[0])}, but the model has {wanted.get(odd[0])}"
         )
 
 

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import platform
+import re
 import secrets
 import threading
 import time
@@ -35,6 +36,8 @@ BEAT = 5.0  # seconds between heartbeats
 SILENCE = 60.0  # seconds without one after which a holder on another host counts as dead
 TRUST = 1.0  # seconds for which a look at the files is believed; far below SILENCE
 POLL = 0.5  # seconds between looks at a holder that is waited for
+NAME = re.compile(r"([1-9][0-9]{0,17})\.json")
+LARGEST = 1 << 16  # bytes of a lease
 
 # What this process saw last of each lease, and when it first looked so.
 _seen: dict[Path, tuple[bytes, float]] = {}
@@ -59,7 +62,8 @@ class Holder:
         """With this one, if it is dead; 0 once one has let go of the run."""
         if self.content.get("released"):
             return 0
-        return int(self.content.get("deaths", 0)) + (not self.alive)
+        deaths = self.content.get("deaths", 0)
+        return (deaths if isinstance(deaths, int) else 0) + (not self.alive)
 
     @property
     def here(self) -> bool:
@@ -87,7 +91,7 @@ def holder(folder: Path) -> Holder | None:
         return None
     path = folder / f"{max(numbers)}.json"
     try:
-        raw = path.read_bytes()
+        raw = files.read(path, LARGEST, follow=False)
     except FileNotFoundError:  # a still higher one was made, and this one cleared away
         return holder(folder)
     before = _seen.get(path)
@@ -95,7 +99,7 @@ def holder(folder: Path) -> Holder | None:
         before = _seen[path] = (raw, clock())
     try:
         content = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     known = content if isinstance(content, dict) else {}
     return Holder(max(numbers), known, clock() - before[1])
@@ -236,7 +240,7 @@ def take(folder: Path, patience: float = 0.0) -> Lease:
 
 def _numbers(folder: Path) -> list[int]:
     try:
-        return [int(n.removesuffix(".json")) for n in os.listdir(folder) if n[0].isdigit()]
+        return [int(found[1]) for name in os.listdir(folder) if (found := NAME.fullmatch(name))]
     except FileNotFoundError:
         return []
 

@@ -8,14 +8,13 @@ are most together. Devices may be real or not: all that is asked of a mesh is th
 
 import functools
 import math
-import os
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from research import liveness, sharding, traced
+from research import environment, liveness, sharding, traced
 from research.errors import BadInput
 from research.run import Run, example_inputs
 from research.step import Recipe, placement
@@ -99,8 +98,7 @@ def room() -> float:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return float(stats["bytes_limit"])
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return float(machine) / jax.local_device_count()
+    return environment.memory() / jax.local_device_count()
 
 
 def check(run: Run, mesh: Mesh) -> None:

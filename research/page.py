@@ -260,7 +260,7 @@ def _card(card: Mapping[str, Any]) -> str:
             continue
         shown = f"{value:,}" if isinstance(value, int) else str(value)
         body.append([CARD.get(key, key.replace("_", " ")), shown])
-    if "overlap" in card:
+    if isinstance(card.get("overlap"), float):
         label = f"held-out {card.get('overlap_length')}-grams that occur in training"
         body.append([label, f"{card['overlap']:.1%}"])
     return _table(["", ""], body, text=2)

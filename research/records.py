@@ -25,19 +25,37 @@ import io
 import json
 import logging
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from research import files, lease
-from research.errors import BadInput, Damaged, Held, StorageError
+from research import environment, files, lease, rows
+from research.errors import BadInput, Damaged, Held, StorageError, UnsafeFile
 
 log = logging.getLogger(__name__)
 
 SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is made from
-ROWS = 3  # counted up when `row` makes another row of the same files
+ROWS = 4  # counted up when `row` makes another row of the same files
+WRITTEN = (  # below a workdir, and not only replaced
+    *("runs", "sweeps", "data", "figures", "verify", "wandb", "mlflow.db", "mlflow-artifacts"),
+)
+LONGEST_LINE = 1 << 24  # bytes of metrics.jsonl
+LARGEST_CACHE = 1 << 28
+RUN = re.compile(r"\w[\w.-]{0,127}")  # the name of a run's directory
+NUMBER = re.compile("[0-9]{1,18}")
 WORTH_KEEPING = 64  # runs read anew, before the table is kept for the next time
+
+
+def check_workdir(workdir: str | os.PathLike[str]) -> None:
+    """Raise UnsafeFile where something below `workdir` that is written into is a link: it may have
+    come from elsewhere, with a name in it that leads elsewhere."""
+    for name in WRITTEN:
+        if (path := Path(workdir) / name).is_symlink():
+            raise UnsafeFile(
+                f"{path}: is a link, and nothing is written through one; make the workdir a link"
+            )
 
 
 class RunDirectory:
@@ -49,6 +67,8 @@ class RunDirectory:
     writes = True
 
     def __init__(self, workdir: str | os.PathLike[str], run_id: str, patience: float = 0.0):
+        if not RUN.fullmatch(run_id):
+            raise UnsafeFile(f"{workdir}: {run_id!r:.50} is no name of a run, which is one word")
         self.workdir = Path(workdir)
         self.path = self.workdir / "runs" / run_id
         self.patience = patience
@@ -57,9 +77,12 @@ class RunDirectory:
         self._metrics: io.FileIO | None = None
 
     def __enter__(self) -> "RunDirectory":
-        """Make the directory and hold it. Raises Held if another process does."""
+        """Make the directory and hold it. Raises Held if another process does, UnsafeFile where
+        writing into it would write elsewhere."""
         try:
-            self._lock = open(files.make_directory(self.path) / ".lock", "w")
+            check_workdir(self.workdir)
+            files.check_plain(files.make_directory(self.path))
+            self._lock = open(self.path / ".lock", "w")
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
         try:
@@ -132,13 +155,14 @@ class RunDirectory:
         """Note a failed attempt; the run can be launched again."""
         self.check()
         folder = files.make_directory(self.path / "attempts")
-        number = 1 + max((int(p.stem) for p in folder.glob("*.json")), default=0)
-        files.write_json(folder / f"{number}.json", {"reason": reason, **details})
+        number = 1 + max((int(p.stem) for p in _attempts(self.path)), default=0)
+        noted = {"reason": environment.redacted(reason), **details}
+        files.write_json(folder / f"{number}.json", noted)
 
     @property
     def failures(self) -> int:
         """How many attempts failed."""
-        return len(list((self.path / "attempts").glob("*.json")))
+        return len(_attempts(self.path))
 
     @property
     def result(self) -> dict | None:
@@ -147,10 +171,16 @@ class RunDirectory:
         return own(path) if path.exists() else None
 
 
+def _attempts(path: Path) -> list[Path]:
+    """The notes of a run's failed attempts, in their order."""
+    found = (path / "attempts").glob("*.json")
+    return sorted((p for p in found if NUMBER.fullmatch(p.stem)), key=lambda p: int(p.stem))
+
+
 def own(path: Path) -> dict[str, Any]:
     """A JSON file that a run wrote. Raises Damaged if it is not as it was written."""
     try:
-        return files.read_json(path)
+        return files.read_json(path, follow=False)
     except BadInput as error:
         remedy = {
             "result.json": "launch again, and its last checkpoint is evaluated anew",
@@ -239,11 +269,11 @@ def last_metrics(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[
     """The newest records of a run, from the last `size` bytes: those of its last launch if it has
     begun there. Nothing is said about damage."""
     try:
-        with open(Path(run) / "metrics.jsonl", "rb") as file:
+        with files.opened(Path(run) / "metrics.jsonl", follow=False) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
             lines = file.read().splitlines()[bool(start) :]
-    except FileNotFoundError:
+    except (FileNotFoundError, UnsafeFile):
         return []
     out: list[dict[str, Any]] = []
     for record in filter(None, map(_record, lines)):
@@ -254,15 +284,19 @@ def last_metrics(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:
     if not path.exists():
         return
-    with open(path, "rb") as file:
-        yield from map(_record, file)
+    with files.opened(path, follow=False) as file:
+        while raw := file.readline(LONGEST_LINE):
+            yield _record(raw)
 
 
 def _record(raw: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(raw)
         crc = record.pop("crc")
-        return record if crc == zlib.crc32(files.canonical(record)) else None
+        at = record.get("step", record.get("resume"))
+        numbers = [record.get(k, 0.0) for k in ("tokens", "seconds", "loss", "train_loss")]
+        known = isinstance(at, int) and all(isinstance(x, int | float) for x in numbers)
+        return record if known and crc == zlib.crc32(files.canonical(record)) else None
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return None
 
@@ -301,8 +335,8 @@ def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         new[name] = found
     if fresh >= WORTH_KEEPING and fresh > len(new) / 20:
         _keep(cache, new)
-    rows = [found[1] for found in new.values()]
-    return sorted(rows, key=lambda r: (r.get("params", 0), r.get("tokens", 0), r.get("seed", 0)))
+    every = [found[1] for found in new.values()]
+    return sorted(every, key=lambda r: [r.get(k) or 0 for k in ("params", "tokens", "seed")])
 
 
 def row(path: Path) -> dict[str, Any]:
@@ -315,14 +349,17 @@ def row(path: Path) -> dict[str, Any]:
 
 def _row(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"run": path.name, "status": "unfinished", "reason": ""}
-    out |= _read(path / "launch.json").get("facts", {})
+    facts = _read(path / "launch.json").get("facts", {})
+    out |= facts if isinstance(facts, dict) else {}
     out |= _read(path / "result.json")
+    out["run"] = path.name
+    if wrong := rows.problem(out):
+        raise Damaged(f"{path}: launch.json or result.json: {wrong}")
     if out["status"] == "done" and "flops" in out:  # nothing was shared if it does not say so
         out.setdefault("flops_spent", out["flops"])
     if out["status"] == "unfinished":
-        attempts = sorted((path / "attempts").glob("*.json"), key=lambda p: int(p.stem))
-        if attempts:
-            out |= {"status": "failed", "reason": own(attempts[-1])["reason"]}
+        if attempts := _attempts(path):
+            out |= {"status": "failed", "reason": str(own(attempts[-1]).get("reason"))}
         elif (last := lease.holder(path / "lease")) and last.deaths:
             out["reason"] = f"its process died, {last.deaths} times in a row"
     return out
@@ -361,19 +398,19 @@ def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     import pyarrow
     import pyarrow.parquet
 
-    rows = [
+    every = [
         {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in r.items()}
         for r in table(workdir)
     ]
-    columns = list(dict.fromkeys(k for r in rows for k in r))
+    columns = list(dict.fromkeys(k for r in every for k in r))
     parquet = io.BytesIO()
     pyarrow.parquet.write_table(
-        pyarrow.table({c: [r.get(c) for r in rows] for c in columns}), parquet
+        pyarrow.table({c: [r.get(c) for r in every] for c in columns}), parquet
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in rows])
+    writer.writerow(map(files.cell, columns))
+    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in every])
     paths = [Path(workdir) / "table.parquet", Path(workdir) / "table.csv"]
     files.write_atomic(paths[0], parquet.getvalue())
     files.write_atomic(paths[1], text.getvalue())
@@ -396,14 +433,16 @@ def _cached(path: Path) -> dict[str, list]:
     """Run -> [stamps, row], as kept; nothing where the file is missing, damaged or of another
     form."""
     try:
-        head, body = path.read_bytes().split(b"\n", 1)
-        return json.loads(body) if head == _head(body) else {}
-    except (OSError, ValueError):
+        head, body = files.read(path, LARGEST_CACHE, follow=False).split(b"\n", 1)
+        known = json.loads(body) if head == _head(body) else {}
+        known = {name: [stamps, dict(row)] for name, (stamps, row) in known.items()}
+        return {} if any(rows.problem(row) for _, row in known.values()) else known
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, UnsafeFile):
         return {}
 
 
-def _keep(path: Path, rows: Mapping[str, list]) -> None:
-    body = json.dumps(rows).encode()
+def _keep(path: Path, found: Mapping[str, list]) -> None:
+    body = json.dumps(found).encode()
     # Whoever may only read a workdir reads it without.
     with contextlib.suppress(StorageError):
         files.write_atomic(path, _head(body) + b"\n" + body)

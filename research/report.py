@@ -29,6 +29,7 @@ def write(
     "cards", "files", "surfaces", "compared"}. Raises BadInput when `workdir` holds no runs.
     """
     workdir = Path(workdir)
+    records.check_workdir(workdir)
     rows = records.table(workdir)
     if not rows:
         raise BadInput(f"--runs={workdir}: no runs yet")
@@ -64,16 +65,27 @@ def write(
     for name, found in [*surfaces.items(), *([("compare", compared)] if compared else [])]:
         written[f"fit-{name}"] = workdir / f"fit-{name}.json"
         files.write_json(written[f"fit-{name}"], found.document)
-    cards = [files.read_json(p) for p in sorted((workdir / "data").glob("*.json"))]
+    places = sorted((workdir / "data").glob("*.json"))
+    cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
     result |= {"surfaces": surfaces, "compared": compared}
     if (workdir / "verify" / "verify.json").exists():
-        result["verified"] = files.read_json(workdir / "verify" / "verify.json")
+        result["verified"] = _verified(workdir / "verify" / "verify.json")
         written["verify.svg"] = workdir / "figures" / "verify.svg"
     named = [name.removesuffix(".svg") for name in written if name.endswith(".svg")]
     drawn = {name: page.embedded(written[f"{name}.svg"]) for name in named}
     files.write_atomic(written["report"], page.render(result, drawn))
     return result
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """What verify.measure wrote. Raises BadInput for anything else."""
+    found = files.read_json(path, follow=False)
+    numbers = [found.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "error")]
+    numbers += found.get("run_interval") or [None]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise BadInput(f"{path}: not what experiments.verify writes; remove it")
+    return found
 
 
 def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
@@ -102,6 +114,7 @@ def _surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis
         return {}
     (rows,) = groups.values()
     done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
+    done = [row for row in done if row.get("params") and row.get("flops")]
     if len({row["tokens"] for row in done}) < 3 or len({row["params"] for row in done}) < 3:
         return {}
     budgets = np.geomspace(min(r["flops"] for r in done), 30 * max(r["flops"] for r in done), 25)

@@ -235,6 +235,7 @@ def write(points: Iterable[Point], workdir: str | Path, grouping: str = "auto") 
     content = {"points": rows, "grouping": grouping}
     path = Path(workdir) / "sweeps" / f"{files.digest_of(content)[:12]}.json"
     if not path.exists():
+        records.check_workdir(workdir)
         files.make_directory(path.parent)
         files.write_atomic(path, files.canonical(content))
     return path
@@ -248,7 +249,7 @@ def read(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
         rows, grouping = content["points"], content["grouping"]
         configs = [(row["overrides"], cli.checked(row["config"])) for row in rows]
         forgiven = {row["run"]: row["forgiven"] for row in rows}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"--sweep={path}: not a sweep of this version ({error})") from error
     return plan(configs, workdir, forgiven), grouping
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from research import checkpoint, files, processes, records
+from research.errors import Damaged
 from research.records import RunDirectory
 from research.run import Run
 
@@ -103,7 +104,7 @@ def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
     if not shared:
         return spent
     return spent | {
-        "trunk": records.own(directory.path / MARK)["run"],
+        "trunk": str(records.own(directory.path / MARK).get("run")),
         "shared_tokens": shared * run.tokens_per_step,
         "shared_flops": flops * shared / run.steps,
     }
@@ -112,4 +113,9 @@ def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
 def shared_steps(directory: Path) -> int:
     """The steps that another run took for the one in `directory`."""
     path = directory / MARK
-    return records.own(path)["step"] if path.exists() else 0
+    if not path.exists():
+        return 0
+    step = records.own(path).get("step")
+    if not isinstance(step, int) or step < 0:
+        raise Damaged(f"{path}: step is {step!r:.50}, expected a whole number")
+    return step

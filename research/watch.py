@@ -94,8 +94,8 @@ class Sight:
         self.runs = Path(workdir) / "runs"
         self.facts: dict[str, Mapping[str, Any]] = {}
         for path in sweeps:
-            points = files.read_json(path, limit=1 << 30)["points"]
-            self.facts |= {p["run"]: p["facts"] for p in points}
+            for run, facts in _points(path):
+                self.facts[run] = facts
         self._ended: dict[str, Row] = {}
 
     def rows(self) -> list[Row]:
@@ -127,6 +127,20 @@ class Sight:
             return Row(run, facts, status, step, loss, where=row["reason"])
         loss = row.get("loss", loss)
         return Row(run, facts, row["status"], step, loss, where=row["reason"])
+
+
+def _points(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(run, its facts) of a sweep. Raises BadInput for a file that is none."""
+    points = files.read_json(path, limit=1 << 30, follow=False).get("points")
+    try:
+        out = [(str(p["run"]), {k: p["facts"][k] for k in FACTS}) for p in points or ()]
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a sweep of this version ({error})") from error
+    for run, facts in out:
+        numbers = all(isinstance(x, int | float) for x in facts.values())
+        if not numbers or not records.RUN.fullmatch(run):
+            raise BadInput(f"{path}: {run!r:.50} is no run, or its facts are no numbers")
+    return out
 
 
 def _rate(losses: list[dict[str, Any]]) -> float:

@@ -133,7 +133,9 @@ class Mutator:
         path = self._leaf(config)
         inner, last = section(config, path)
         at = self.rng.randrange(len(last) + 1)
-        wrong = self.rng.choice((last[:at] + last[at + 1 :], last[:at] + "e" + last[at:], last.upper()))
+        wrong = self.rng.choice(
+            (last[:at] + last[at + 1 :], last[:at] + "e" + last[at:], last.upper())
+        )
         if last in inner:
             inner[wrong] = inner.pop(last)
         return f"{path} as {wrong}"
@@ -142,7 +144,9 @@ class Mutator:
         """A key that does not belong there, or a path that is written as one key."""
         path = self._leaf(config)
         inner, _ = section(config, path)
-        key = self.rng.choice((path, "extra", "name", "size", "", "optim.lr", "model.width", "__class__"))
+        key = self.rng.choice(
+            (path, "extra", "name", "size", "", "optim.lr", "model.width", "__class__")
+        )
         inner[key] = self.rng.choice(NASTY)
         return f"{path} beside {key!r:.40}"
 

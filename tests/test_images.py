@@ -506,12 +506,15 @@ def test_the_hub_is_read_through_datasets(tmp_path, monkeypatch):
         "none": datasets.DatasetDict({"valid": table}),
     }
 
-    def load_dataset(name):
-        if name not in there:
-            raise ConnectionError("offline\nand more")
-        return there[name]
+    class Opened:
+        def __init__(self, name):
+            if name not in there:
+                raise ConnectionError("offline\nand more")
+            self.as_dataset = lambda: there[name]
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        def download_and_prepare(self): ...
+
+    monkeypatch.setattr(image_files.sets, "opened", Opened)
     images._split.cache_clear()
     made = load("hub:good")
     assert everything(made) == {(a.tobytes(), int(b)) for a, b in zip(x, y, strict=True)}

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GROUND = {
     *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
+    *("tables", "rows"),
 }
 PARTS = {
     *("trees", "models", "data", "tasks", "optim", "sharding", "processes", "records"),
@@ -20,7 +21,7 @@ PARTS = {
 MAY = {
     **dict.fromkeys(GROUND, GROUND),
     "models": {"models", "kinds"},
-    "data": {"data", "errors", "files", "kinds"},
+    "data": {"data", "errors", "files", "tables", "kinds"},
     "tasks": {"models", "kinds"},
     "trees": GROUND,
     "optim": {*GROUND, "trees"},
@@ -38,7 +39,7 @@ MAY = {
     "branch": {*GROUND, "trees", "models", "checkpoint"},
     "run": {*GROUND, "branch", "models", "data", "tasks", "optim", "ladder", "accounting"},
     "step": {"optim", "sharding", "models", "tasks"},
-    "generate": {*GROUND, "models", "data", "branch"},
+    "generate": {*GROUND, "trees", "models", "data", "branch"},
     "trunk": {*GROUND, "processes", "checkpoint", "records", "run"},
     "recorder": {*GROUND, "processes", "records", "sinks", "run", "resume", "trunk"},
     "train": {

@@ -395,17 +395,12 @@ def test_an_empty_folder_and_a_missing_package_are_told(folder, tmp_path, monkey
 
 def test_a_prepared_set_needs_no_network(folder, monkeypatch, stores):
     """The hub is played by a folder: its commit by a word, its files by those of the folder."""
-    import datasets
-
-    real = datasets.load_dataset
-    asked = []
+    asked, real = [], hub.sets.opened
     monkeypatch.setattr(hub, "_commit", lambda path: "c0ffee")
     monkeypatch.setattr(
-        datasets,
-        "load_dataset",
-        lambda path, *a, revision, **k: (
-            asked.append((path, revision)) or real(str(folder), *a, **k)
-        ),
+        hub.sets,
+        "opened",
+        lambda path, subset, revision: asked.append((path, revision)) or real(str(folder), subset),
     )
     first = from_hub("owner/set")
     assert asked == [("owner/set", "c0ffee")]

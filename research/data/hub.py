@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from research import files
-from research.data import text, token_files, tokenizers
+from research.data import sets, text, token_files, tokenizers
 from research.data.order import is_held
 from research.data.token_files import Tokens
 from research.data.tokenizers import package
@@ -100,7 +100,7 @@ def _commit(path: str) -> str:
 
 
 def _folder(path: str) -> str:
-    found = sorted(p for p in Path(path).rglob("*") if p.is_file())
+    found = sets.check_folder(path)
     if not found:
         raise BadInput(f"data.path: {path}: the folder is empty")
     return _contents(path, tuple(found), tuple(files.stamp(p, "data.path") for p in found))
@@ -173,10 +173,11 @@ def _documents(path: str, revision: str, name: dict) -> Iterator[str]:
 
 
 def _rows(path: str, revision: str, name: dict) -> Iterator[dict[str, Any]]:
-    datasets = package("datasets", f"data.path: {path}")
-    at = {} if os.path.isdir(path) else {"revision": revision}
+    package("datasets", f"data.path: {path}")
     try:
-        made = datasets.load_dataset(path, name["subset"], streaming=True, **at)
+        made = sets.opened(path, name["subset"], revision).as_streaming_dataset()
+    except BadInput as error:
+        raise type(error)(f"data.path: {error}") from error
     except Exception as error:
         raise BadInput(f"data.path: {path}: cannot be loaded: {first_line(error)}") from error
     if name["split"] not in made:

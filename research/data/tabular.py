@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research import files
+from research import files, tables
 from research.data.arrays import Arrays
 from research.data.order import is_held
-from research.errors import BadInput, first_line
+from research.errors import BadInput
 from research.kinds import Share
 
 SHOWN = 12  # column names in a message
@@ -124,33 +124,15 @@ def _diabetes() -> Any:
 
 def _read(path: str) -> Any:
     """A pyarrow table. Raises BadInput when the file is not one."""
-    import pyarrow
-    import pyarrow.csv
-    import pyarrow.parquet
-
     if (suffix := Path(path).suffix) not in (".csv", ".parquet"):
         raise BadInput(f"data.path: {path}: expected diabetes, or a .csv or .parquet file")
-    try:
-        if suffix == ".csv":
-            options = pyarrow.csv.ParseOptions(delimiter=_delimiter(path))
-            table = pyarrow.csv.read_csv(path, parse_options=options)
-        else:
-            table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise BadInput(f"data.path: {path}: not a table: {first_line(error)}") from error
+    table = (tables.csv if suffix == ".csv" else tables.parquet)(path, f"data.path: {path}")
     twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
     if twice:
         raise BadInput(f"data.path: {path}: more than one column is named {twice[0]!r}")
     if not table.num_rows:
         raise BadInput(f"data.path: {path}: the table has no rows")
     return table
-
-
-def _delimiter(path: str) -> str:
-    """Of the file's header (see files.delimiter)."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        header = file.readline(1 << 16)
-    return files.delimiter(header)
 
 
 def _chosen(

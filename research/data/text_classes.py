@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from research import files
-from research.data import order, text, token_files, tokenizers
+from research.data import order, sets, text, token_files, tokenizers
 from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
 from research.kinds import Count, Share
@@ -228,11 +228,11 @@ def _documents(
 def _class_files(path: str) -> list[tuple[str, Path]]:
     """(class, file) of a folder that holds a folder or a file for each class."""
     found = [
-        (place.stem if place.is_file() else place.name, file)
-        for place in sorted(Path(path).iterdir())
-        for file in ([place] if place.is_file() else sorted(place.rglob("*")))
-        if file.suffix in (".txt", ".jsonl") and file.is_file()
+        (file.stem if file.parent == Path(path) else file.relative_to(path).parts[0], file)
+        for file in sets.check_folder(path)
+        if file.suffix in (".txt", ".jsonl")
     ]
+    found.sort(key=lambda pair: pair[1])
     if not found:
         raise BadInput(f"data.path: {path}: the folder holds no .txt or .jsonl files of classes")
     return found

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from research import files
+from research import files, tables
 from research.errors import BadInput, first_line
 
 Row = dict[str, Any]
+MOST_CELLS, LARGEST_CSV = 1 << 21, 1 << 25  # a table of runs is read into Python's own objects
 UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place
 NOT_DONE = ("failed", "diverged", "unfinished", "running", "held")  # what records say of a run
 COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
@@ -64,7 +65,7 @@ def read(
 def _csv(path: Path) -> list[Row]:
     """The rows of a CSV with a header, separated by what its header has most of."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = files.read(path, LARGEST_CSV).decode("utf-8-sig").splitlines()
         cells = list(csv.reader(lines, delimiter=files.delimiter((lines or [""])[0])))
     except (UnicodeDecodeError, OSError, csv.Error) as error:
         raise BadInput(f"--runs={path}: not a CSV in UTF-8: {first_line(error)}") from error
@@ -84,13 +85,7 @@ def _csv(path: Path) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"--runs={path}: not a parquet file: {first_line(error)}") from error
+    return tables.parquet(path, f"--runs={path}", MOST_CELLS).to_pylist()
 
 
 def _with_flops(row: Row) -> Row:
