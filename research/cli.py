@@ -97,7 +97,9 @@ def parse_config(
             try:
                 changes[path] = read_value(value, known[path])
             except (ValueError, OverflowError):  # of the whole number that infinity is not
-                problems.append(f"{path}: {check.shown(value)}; expected {check.expected(known[path])}")
+                problems.append(
+                    f"{path}: {check.shown(value)}; expected {check.expected(known[path])}"
+                )
         else:
             changes[path] = value  # `override` says what is wrong with it
     config, more = check.override(config, changes)
