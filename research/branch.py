@@ -2,6 +2,7 @@
 opening a run to use what it learned. Other runs are read, never written."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,10 @@ def _tokenizer(directory: Path) -> str:
 
 def _directory(run: str) -> Path:
     path = Path(run)
-    if (path / "config.json").is_file():
+    if os.path.isfile(path / "config.json"):
         return path
-    runs = sorted(p.parent for p in path.glob("runs/*/config.json"))
+    there = path.glob("runs/*/config.json") if os.path.isdir(path) else ()
+    runs = sorted(p.parent for p in there)
     if len(runs) == 1:
         return runs[0]
     if not runs:

@@ -31,7 +31,7 @@ _SINKS = tuple(plugs.table("sinks.py", "SINKS"))
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
     "seed": Field("Whole"),
-    "size": Field("Positive", optional=True),
+    "size": Field("Parameters", optional=True),
     "batch.size": Field("Count", optional=True),
     "batch.seed": Field("Whole"),
     "batch.accumulate": Field("Count"),
@@ -222,10 +222,22 @@ def _get(config: object, path: str) -> object:
 def _unknown(path: str, known: Mapping[str, Field]) -> str:
     if inside := [key for key in known if key.startswith(f"{path}.")]:
         return f"{path}: is a section; expected its keys, such as {inside[0]}"
-    close = difflib.get_close_matches(path[:LONGEST], known, n=1, cutoff=0.6)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = _nearest(path[:LONGEST], list(known))
+    hint = f"; did you mean {close!r}?" if close else ""
     plain = path.isascii() and path.isprintable() and 0 < len(path) <= 100
     return f"{path if plain else shown(path)}: no such key{hint}"
+
+
+def _nearest(path: str, known: list[str]) -> str | None:
+    """The key that was meant: of the same section, by the same name in another, or as a whole."""
+    section, _, last = path.rpartition(".")
+    names = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    if close := difflib.get_close_matches(last, names, n=1):
+        return names[close[0]]
+    same = [key for key in known if key.rpartition(".")[2] == last]
+    if not same and not names:
+        same = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
+    return next(iter(difflib.get_close_matches(path, same, n=1, cutoff=0.0)), None)
 
 
 def _dotted(config: Mapping[str, object], prefix: str = "") -> Iterator[str]:
@@ -300,6 +312,8 @@ def _single(value: float) -> float:
 
 def _text(value: str) -> str:
     """What no file, name or terminal takes of a text, or ""."""
+    if not value:
+        return "is empty"
     if len(value) > LONGEST:
         return f"has {len(value):,} characters, more than {LONGEST:,}"
     bad = next(
@@ -363,7 +377,7 @@ def _warmup(flat: Mapping[str, object]) -> Iterator[str]:
     if all(isinstance(x, int | float) for x in numbers) and unit in ("fraction", of):
         share = float(amount) / (1.0 if unit == "fraction" else float(length))  # type: ignore[arg-type]
         if wrong := long_warmup(share, float(decay)):  # type: ignore[arg-type]
-            yield f"optim.warmup.amount: {amount:g} {unit} are {wrong}"
+            yield f"optim.warmup.amount: {amount:g} ({unit}) is {wrong}"
 
 
 def long_warmup(share: float, decay: float) -> str:

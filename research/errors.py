@@ -1,5 +1,9 @@
 """Typed errors. Each carries the exit code that a launcher may act on without reading logs."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 DONE, UNFINISHED, BAD_INPUT, IO_ERROR, PREEMPTED, DIVERGED, HUNG = 0, 1, 2, 74, 75, 76, 77
 
 
@@ -27,6 +31,25 @@ class BadInput(IsoflopError):
 class UnsafeFile(BadInput):
     """A file that is not only data: it is a link, a pipe or a device, leads out of its folder, or
     would take far more memory than it has bytes."""
+
+
+class Together:
+    """Calls functions and keeps what is wrong, so that all that does not depend on each other is
+    told at once: `value = told(f, x)` is None where f raised BadInput, and `told.end()` raises."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def __call__(self, function: Callable[..., T], *args: Any) -> T | None:
+        try:
+            return function(*args)
+        except BadInput as error:
+            self.problems += error.problems
+            return None
+
+    def end(self) -> None:
+        if self.problems:
+            raise BadInput(*self.problems)
 
 
 class StorageError(IsoflopError):

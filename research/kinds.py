@@ -4,6 +4,7 @@ Count = int  # at least 1; what is counted also becomes an index, of 32 bits
 Whole = int  # at least 0
 Layers = int  # from 1 to 1,024
 Positive = float  # above 0
+Parameters = float  # above 0; a network of more could only be described for minutes
 Amount = float  # at least 0
 Fraction = float  # 0 <= x < 1
 Share = float  # 0 < x < 1
@@ -16,6 +17,7 @@ RANGES: dict[str, tuple[type, float, bool, float, str]] = {
     "Layers": (int, 1, True, 1025, "a whole number from 1 to 1,024"),
     "int": (int, -(2**53), True, 2**53, "a whole number"),
     "Positive": (float, 0, False, float("inf"), "a finite number above 0"),
+    "Parameters": (float, 0, False, 1e13, "a number above 0 and below 1e13"),
     "Amount": (float, 0, True, float("inf"), "a finite number of at least 0"),
     "Fraction": (float, 0, True, 1, "a number from 0 to below 1"),
     "Share": (float, 0, False, 1, "a number between 0 and 1"),

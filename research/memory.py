@@ -116,8 +116,8 @@ def check(run: Run, mesh: Mesh) -> None:
     if count > 1 and not run.every.paced and found.batches > there / 4:
         most = max(1, int(count * there / 4 / found.batches))
         raise BadInput(
-            f"loop.steps_per_dispatch: {count:,}; their batches are {size(found.batches)} on each "
-            f"device, which has {size(there)}; expected auto, or at most {most:,} (--force tries it)"
+            f"loop.steps_per_dispatch: {count}; their batches are {size(found.batches)} on each "
+            f"device, which has {size(there)}; expected auto, or at most {most} (--force tries it)"
         )
     if found.total > there:
         fits = run.facts["params"] * there / found.total

@@ -1,8 +1,9 @@
 """A config becomes a Run: the only room that turns names and numbers into objects."""
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from research import accounting, branch, check, data, files, ladder, models, plugs
 from research.branch import Start
 from research.data import Dataset
-from research.errors import BadInput
+from research.errors import BadInput, Together
 from research.models import Model
 from research.tasks import TASKS, Task
 
@@ -105,24 +106,27 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     """
     config = copy.deepcopy(dict(config))
     dataset = dataset or data.load(**config["data"])
-    task = _task(config, dataset)
+    told, inputs = Together(), example_inputs(dataset)
+    task, sized = told(_task, config, dataset), told(_model, config, dataset, inputs)
+    told.end()
+    assert task
+    assert sized
+    model, size_rule = sized
     wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
-    inputs = example_inputs(dataset)
-    model, size_rule = _model(config, dataset, inputs)
     counts = accounting.params(model, inputs)
     per = ladder.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
     rule, size = config["batch"].pop("rule", "constant"), config["batch"]["size"]
     batch, batch_rule = ladder.batch(rule, size or len(dataset.train), config["horizon"], per)
-    config["batch"]["size"] = batch
-    if batch % (parts := config["batch"]["accumulate"]):
-        raise BadInput(f"batch.accumulate: {parts} does not divide a batch of {batch} examples")
-    _enough(dataset, batch, wanted)
-    steps, horizon_rule = ladder.steps(config["horizon"], batch, per)
-    per_step = batch * dataset.tokens_per_example
-    lr, lr_rule = ladder.learning_rate(config["optim"]["lr_rule"], config["optim"]["lr"], model)
-    warmup = _warmup(config["optim"], steps, per_step)
+    config["batch"]["size"], parts = batch, config["batch"]["accumulate"]
+    told(_enough, dataset, batch, parts, wanted)
+    steps, horizon_rule = told(ladder.steps, config["horizon"], batch, per) or (0, "")
+    optim, per_step = config["optim"], batch * dataset.tokens_per_example
+    lr, lr_rule = told(ladder.learning_rate, optim["lr_rule"], optim["lr"], model) or (0.0, "")
+    warmup = told(_warmup, optim, steps, per_step) if steps else 0
+    start = told(_start, config, dataset, model, inputs, steps)
+    told.end()
+    assert warmup is not None
     resolved = _resolved(config, model, steps, lr, warmup)
-    start = _start(config, dataset, model, inputs, steps)
     amounts = _amounts(model, dataset, counts, steps, batch)
     at_once = batch // parts * dataset.tokens_per_example
     rules = (size_rule, batch_rule, horizon_rule, lr_rule, task.rule(model, at_once))
@@ -138,8 +142,8 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         **counts,
         **amounts,
         **ladder.budget(config["horizon"], steps * batch, per),
-        "optimizer": config["optim"]["optimizer"]["name"],
-        "schedule": config["optim"]["schedule"]["name"],
+        "optimizer": optim["optimizer"]["name"],
+        "schedule": optim["schedule"]["name"],
         "lr": lr,
         "warmup_steps": warmup,
         "rules": "\n".join(filter(None, [*rules, start.rule if start else ""])),
@@ -149,8 +153,8 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         model=model,
         task=task,
         data=dataset,
-        optimizer=config["optim"]["optimizer"]["name"],
-        schedule=config["optim"]["schedule"]["name"],
+        optimizer=optim["optimizer"]["name"],
+        schedule=optim["schedule"]["name"],
         hyper=_hyper(resolved),
         seed=config["seed"],
         order=config["batch"]["seed"],
@@ -211,8 +215,10 @@ def _dispatch(wanted: int | str, batch: int, dataset: Dataset) -> tuple[int, boo
     return max(1, min(MOST_STEPS, MOST_BYTES // (batch * one))), True
 
 
-def _enough(dataset: Dataset, batch: int, wanted: int) -> None:
+def _enough(dataset: Dataset, batch: int, parts: int, wanted: int) -> None:
     problems = []
+    if batch % parts:
+        problems.append(f"batch.accumulate: {parts} does not divide a batch of {batch} examples")
     if len(dataset.train) < batch:
         problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
     if len(dataset.heldout) < wanted:
@@ -243,7 +249,8 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
     given = {k: v for k, v in config["model"].items() if k != "name"}
     given |= {k: v for k, v in dataset.facts.items() if k in takes}
     if config["size"] is None and (run := config["init"]["run"]) is not None:
-        shape = branch.shape(run, name)
+        with _of_start():
+            shape = branch.shape(run, name)
         given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
     if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
         given |= {k: dataset.facts[k] for k in ("classes", "pad")}
@@ -270,19 +277,30 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     return model, f"size rule: {family.SIZE_RULE}\nsize {config['size']:g}: {filled}"
 
 
+@contextlib.contextmanager
+def _of_start() -> Iterator[None]:
+    """What `branch` says of a run is said of the key that names it."""
+    try:
+        yield
+    except BadInput as error:
+        lines = (f"init.run: {line.removeprefix('init.run: ')}" for line in error.problems)
+        raise BadInput(*lines) from error
+
+
 def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> Start | None:
     init = config["init"]
     if init["run"] is None and init["step"] is not None:
         raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
     if init["run"] is None or init["what"] == "shape":
         return None
-    start = branch.locate(init["run"], init["step"], init["what"])
+    with _of_start():
+        start = branch.locate(init["run"], init["step"], init["what"])
     if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
         raise BadInput(
             f"data.tokenizer: not that of init.run; expected "
             f"{start.run / 'tokenizer.json' if start.tokenizer else 'bytes'}"
         )
-    if start.what == "state" and start.step >= steps:
+    if start.what == "state" and 0 < steps <= start.step:
         raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
     return branch.planned(start, model, inputs)
 
@@ -322,7 +340,7 @@ def _warmup(optim: Mapping[str, Any], steps: int, tokens: int) -> int:
     wanted = {"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit]
     count = round(min(wanted, 2.0**53))
     if wrong := check.long_warmup(count / steps, optim["schedule"].get("decay", 0.0)):
-        raise BadInput(f"optim.warmup.amount: {amount:g} {unit} in {steps} steps are {wrong}")
+        raise BadInput(f"optim.warmup.amount: {amount:g} ({unit}) in {steps} steps is {wrong}")
     return count
 
 

@@ -251,7 +251,13 @@ def read(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
         forgiven = {row["run"]: row["forgiven"] for row in rows}
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"--sweep={path}: not a sweep of this version ({error})") from error
-    return plan(configs, workdir, forgiven), grouping
+    points = plan(configs, workdir, forgiven)
+    if new := [point for point in points if point.run.id not in forgiven]:
+        raise BadInput(
+            f"data: not what it was at the launch of --sweep={path}: point {new[0].overrides} is "
+            f"another run now, {new[0].run.id}; launch the sweep again"
+        )
+    return points, grouping
 
 
 def work(

@@ -119,10 +119,10 @@ class Trainer:
         return self.run.task.metrics(sums, self.run.data.notes)
 
     def against_closed_form(self, params: dict) -> dict[str, float]:
-        """Where the family knows the best parameters: their held-out loss, and how far `params`
-        are from them (the largest difference of a parameter)."""
+        """Where the family knows the best parameters for targets that are numbers: their held-out
+        loss, and how far `params` are from them (the largest difference of a parameter)."""
         solve = getattr(self.run.model.family, "solve", None)
-        if solve is None:
+        if solve is None or self.run.data.targets != "numbers":
             return {}
         train = self.run.data.train
         best = solve(train.rows(np.arange(len(train))))

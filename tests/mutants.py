@@ -1,4 +1,4 @@
-"""Configs with something wrong in them, by chance: what `tests/test_mutants.py` feeds to the product.
+"""Configs with something wrong in them, by chance, for `tests/test_mutants.py`.
 
 A mutant is a good config after one to three changes of the kinds below, some of which leave it a
 good one. Nothing here knows what the product accepts.
@@ -31,11 +31,11 @@ def leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def section(config: Config, path: str) -> tuple[Config, str]:
-    """What holds `path`, and the last key of it."""
-    *parents, last = path.split(".")
-    for key in parents:
-        config = config[key]
-    return config, last
+    """What holds `path`, and the last key of it; a key may be a path itself."""
+    for key, value in config.items():
+        if path.startswith(f"{key}.") and isinstance(value, dict) and value:
+            return section(value, path.removeprefix(f"{key}."))
+    return config, path
 
 
 def put(config: Config, path: str, value: object) -> None:
@@ -44,7 +44,7 @@ def put(config: Config, path: str, value: object) -> None:
 
 
 class Mutator:
-    """Changes configs by the numbers of `rng`. `sound` are good configs whose parts are mixed in."""
+    """Changes configs by the numbers of `rng`; `sound` are good ones, whose parts are mixed in."""
 
     def __init__(self, rng: random.Random, sound: list[Config]):
         self.rng, self.sound = rng, sound
@@ -107,10 +107,7 @@ class Mutator:
         """A leaf is as another config has it."""
         theirs = leaves(self.rng.choice(self.sound))
         path = self.rng.choice(list(theirs))
-        try:
-            put(config, path, theirs[path])
-        except (KeyError, TypeError):
-            return f"{path} left"
+        put(config, path, theirs[path])
         return f"{path} = {theirs[path]!r:.40}"
 
     def part(self, config: Config) -> str:

@@ -180,7 +180,7 @@ def test_nonsense_cells_are_dropped_with_a_reason_and_the_others_keep_their_budg
     short = cells(tiny, *grid.product([long], grid.isoflop([6e9], [16e3, 6e4])))
     kept, dropped = prepare.sensible(short)
     assert len(kept) == 1
-    assert "optim.warmup.amount: 100 steps in" in dropped[0]
+    assert "optim.warmup.amount: 100 (steps) in" in dropped[0]
     other = cells(tiny, {"size": 10.0})  # no cell of a budget: a mistake, not a lattice
     assert prepare.sensible(other) == (other, [])
     with pytest.raises(BadInput, match="cannot be met"):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+LARGEST = 1e18  # of a number, up or down: its square must be a float32
+
 
 @dataclass(frozen=True)
 class Arrays:

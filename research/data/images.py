@@ -174,6 +174,11 @@ def _gathered(
 ) -> tuple[np.ndarray, list[bytes]]:
     """The images of all parts, uint8 [N, H, W, C], and the hash of each before it is resized."""
     n = sum(len(part.labels) for part in parts)
+    if resize is not None and n * resize**2 > image_files.MOST_BYTES:
+        raise BadInput(
+            f"data.resize: {resize} makes {n} images {n * resize**2 / 1e9:.3g} GB of pixels, more "
+            f"than {image_files.MOST_BYTES / 1e9:.1f}"
+        )
     out, hashes = np.empty((n, 0, 0, 0), np.uint8), []
     for part in parts:
         for i, image in enumerate(part.images):

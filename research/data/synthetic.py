@@ -5,8 +5,11 @@ import functools
 import numpy as np
 
 from research import files
-from research.data.arrays import Arrays
+from research.data.arrays import LARGEST, Arrays
+from research.errors import BadInput
 from research.kinds import Amount, Count, Positive, Whole
+
+MOST_BYTES = 4 << 30  # of numbers in memory
 
 
 def linear(
@@ -18,9 +21,14 @@ def linear(
     heldout: Count,
     seed: Whole,
 ) -> dict[str, object]:
-    """y = Σ weights · x + bias + noise · N(0, 1), with x uniform on [0, 1]."""
+    """y = Σ weights · x + bias + noise · N(0, 1), with x uniform on [0, 1].
+
+    Raises BadInput for more than memory takes, and for targets that are too large.
+    """
+    if not weights:
+        raise BadInput("data.weights: empty; expected a number for each feature")
     rng = np.random.default_rng(seed)
-    n = examples + heldout
+    n = _bounded(examples + heldout, len(weights) + 1)
     x = rng.uniform(size=(n, len(weights)))
     y = x @ np.array(weights)[:, None] + bias + noise * rng.standard_normal((n, 1))
     words = " + ".join([*(f"{w:g} x{i + 1}" for i, w in enumerate(weights)), f"{bias:g}"])
@@ -49,10 +57,10 @@ def _teacher(
     from scipy.special import zeta  # a quarter of a second that other data do not take
 
     rng = np.random.default_rng(seed)
+    n = _bounded(examples + heldout, 2 * features)
     power = 1 + exponent
     share = np.arange(1, features + 1) ** -power / zeta(power)
     unseen = max(0.0, 1 - share.sum())
-    n = examples + heldout
     x = rng.standard_normal((n, features)).astype(np.float32)
     left, right = (_rotation(rng, features) for _ in range(2))
     matrix = (left * np.sqrt(share * features)) @ right  # mean square 1 - unseen
@@ -65,6 +73,18 @@ def _teacher(
     return _dataset(x, y, examples, {"source": source, "expected_exponent": exponent})
 
 
+def _bounded(examples: int, numbers: int) -> int:
+    """`examples`, of so many numbers each. Raises BadInput where they are too many, with the
+    matrices that are as wide."""
+    size = 8 * numbers * (examples + numbers)
+    if size > MOST_BYTES:
+        raise BadInput(
+            f"data.examples: {examples:,} with those held out, of {numbers:,} numbers each, are "
+            f"{size / 1e9:.3g} GB; expected at most {MOST_BYTES / 1e9:.1f}"
+        )
+    return examples
+
+
 def _rotation(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.linalg.qr(rng.standard_normal((n, n)))[0]
 
@@ -72,6 +92,11 @@ def _rotation(rng: np.random.Generator, n: int) -> np.ndarray:
 def _dataset(
     x: np.ndarray, y: np.ndarray, examples: int, words: dict[str, object]
 ) -> dict[str, object]:
+    if not np.abs(y).max() <= LARGEST:
+        raise BadInput(
+            f"data.weights: with data.bias and data.noise they make targets above {LARGEST:g}, the "
+            "square of which is no float32"
+        )
     x, y = x.astype(np.float32), y.astype(np.float32)
     digest = files.digest(x.tobytes(), y.tobytes(), str(examples).encode())
     card = {

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from research import files, tables
-from research.data.arrays import Arrays
+from research.data.arrays import LARGEST, Arrays
 from research.data.order import is_held
 from research.errors import BadInput
 from research.kinds import Share
@@ -188,6 +188,12 @@ def _numbers(path: str, table: Any, name: str) -> np.ndarray:
         )
     values = column.to_numpy().astype(np.float64)
     _complete(path, name, ~np.isfinite(values))
+    if (far := np.abs(values) > LARGEST).any():
+        row = int(np.argmax(far))
+        raise BadInput(
+            f"data.path: {path}: column {name!r} holds {values[row]:g} in row {row + 1}; expected "
+            f"at most {LARGEST:g}, since the square of it must be a float32"
+        )
     return values
 
 

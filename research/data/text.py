@@ -201,7 +201,9 @@ def _utf8(path: str, undecodable: str) -> tuple[bytes, int]:
     if undecodable == "replace":
         text = raw.decode("utf-8", "replace").replace("\0", SUBSTITUTE)
         if replaced := text.count(SUBSTITUTE) - raw.count(SUBSTITUTE.encode()):
-            log.warning("data.path: %s: %d places become U+FFFD, no UTF-8 text", path, replaced)
+            log.warning(
+                "data.path: %s: %d places are no UTF-8 text and become U+FFFD", path, replaced
+            )
         return text.encode(), replaced
     hint = "; data.undecodable=replace reads U+FFFD there"
     if (at := raw.find(0)) >= 0:

@@ -16,6 +16,7 @@ from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
 from research.kinds import Count, Share
 
+MOST_BYTES = 4 << 30  # of windows in memory
 Labelled = tuple[str, bytes]  # class, document
 
 
@@ -132,6 +133,12 @@ def _load(
     held: list[tuple[bytes, int, np.ndarray]] = []
     kept = {name: item for name, item in found.items() if item[0] in names}
     every = reader.encode_each([document for _, document in kept.values()])
+    room = token_files.kind_of(reader.vocab).itemsize * context
+    if (size := room * sum(-(-len(ids) // context) for ids in every)) > MOST_BYTES:
+        raise BadInput(
+            f"data.context: {context:,} makes {size / 1e9:.3g} GB of windows of the documents of "
+            f"{path}; expected at most {MOST_BYTES / 1e9:.1f}"
+        )
     for (name, (label, _)), ids in zip(kept.items(), every):
         side = held if order.is_held(name, heldout) else train
         windows = _windows(ids, context, reader)

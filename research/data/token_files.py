@@ -48,8 +48,8 @@ def check_ids(ids: np.ndarray, vocab: int, what: str, at: np.ndarray | None = No
     first = int(np.argmax((ids >= vocab) | (ids < 0)))
     place = first if at is None else int(at.flat[first])
     raise BadInput(
-        f"{what}: id {int(ids.flat[first])} at position {place}, but the vocabulary (data.vocab) has "
-        f"{vocab}, 0 to {vocab - 1}"
+        f"{what}: id {int(ids.flat[first])} at position {place}, but the vocabulary (data.vocab) "
+        f"has {vocab}, 0 to {vocab - 1}"
     )
 
 
