@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     options = launch.options(args.executor, args.executor_options, args.workers)
     configs = cli.points(config, module, args.sweep)
 
-    from research import compiled, prepare, records, sharding, sweep  # jax from here on
+    from research import compiled, prepare, records, sharding, sweep, watchdog  # jax from here on
 
     sharding.use_all_cores()
     compiled.keep_programs()
@@ -61,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     how = (args.grouping, args.workers, number)
     executor = sweep.chosen(args.executor, points, args.workdir, *how)
-    with cli.StopSignal(*signals, orderly=executor != "inline" or number > 1) as stop:
+    orderly = executor != "inline" or number > 1
+    with cli.StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
         how = (executor, args.workers, options, args.grouping, number)
         outcome = sweep.launch(points, args.workdir, stop, *how)
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
     gang.add_flags(parser)
+    parser.add_argument("--resume", action="store_true", help="refuse to begin a run anew")
     parser.add_argument("--force", action="store_true", help="though memory may not suffice")
     args, config, _ = cli.parse_config(parser, argv)
     config, place, launcher = cli.checked(config), gang.place(args), orphaned()
@@ -30,16 +31,16 @@ def main(argv: Sequence[str]) -> int:
     if place is None and gang.number(args) > 1:
         return gang.run("experiments.train", argv, gang.number(args), stop)
 
-    from research import compiled, processes, sharding  # jax from here on
+    from research import compiled, processes, sharding, watchdog  # jax from here on
 
     sharding.use_all_cores()
     compiled.keep_programs()
-    with processes.joined(place):
+    with processes.joined(place), watchdog.watching():
         return train_one(config, args, lambda: stop() or launcher())
 
 
 def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
-    from research import lease, processes, records, train
+    from research import lease, processes, records, resume, train
     from research.progress import Progress
     from research.run import make_run
 
@@ -51,6 +52,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     if result := processes.agree(lambda: directory.result):
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
+    processes.agree(lambda: resume.tell(args.workdir, run, args.resume))
     train.check(run, directory, force=args.force)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)

@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> int:
     if place is None and gang.number(args) > 1:
         return gang.run("experiments.worker", argv, gang.number(args), stop)
 
-    from research import compiled, processes, sharding  # jax from here on
+    from research import compiled, processes, sharding, watchdog  # jax from here on
 
     sharding.use_all_cores()
     compiled.keep_programs()
-    with processes.joined(place):
+    with processes.joined(place), watchdog.watching():
         work(args, lambda: stop() or launcher())
     return 0
 

@@ -140,7 +140,7 @@ class _Keeper:
     def restore(self) -> tuple[int, Any]:
         return self.found
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, must: bool) -> None:
         pass
 
 

@@ -39,9 +39,12 @@ def save(
 
     All processes of a run must call it: each writes what its devices hold, and process 0 commits.
     `check` is called before the step gets its name, and raises if it must not: another process may
-    have taken over. Raises StorageError when the disk refuses; what was there before stays.
+    have taken over. A step that is there, and whole, stays: it holds the same. Raises StorageError
+    when the disk refuses; what was there before stays, and nothing of what was begun.
     """
     root = _root(directory)
+    if processes.agree(lambda: (root / str(step)).exists() and _is_intact(directory, step)):
+        return
     # Nobody else's name, lest one that was taken over removes what its successor is writing.
     temporary = root / f".saving-{step}-{processes.agree(lambda: secrets.token_hex(4))}"
     final = root / str(step)
@@ -52,11 +55,10 @@ def save(
             return
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
         files.write_json(temporary / "manifest.json", listed)
+        files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
         check()
-        if final.exists():
-            _discard(final)
         os.rename(temporary, final)
-        files.sync_directory(root)
+        files.sync(root)
     except (OSError, ValueError) as error:
         check()  # a successor clears away what was begun
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
@@ -64,6 +66,18 @@ def save(
         if processes.first():
             _remove(temporary)
     prune(directory, keep, also)
+
+
+def check_room(directory: Path, abstract: Any) -> None:
+    """Raise StorageError if the disk has no room for one checkpoint of a state beside the last."""
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    root = _root(directory)
+    wanted, there = size * (1 if _steps(root) else 2), shutil.disk_usage(root).free
+    if there < wanted:
+        raise StorageError(
+            f"{root}: a checkpoint takes {size:,} bytes and needs {wanted:,} free; there are "
+            f"{there:,}"
+        )
 
 
 def prune(directory: Path, keep: int, also: Collection[int] = ()) -> None:

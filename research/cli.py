@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from research import check, files, plugs
 from research.errors import IO_ERROR, BadInput, IsoflopError, Preempted
 
 ModuleLike = Any
+ECHO = 2.0  # seconds in which a signal to stop may come again
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -203,23 +205,29 @@ def read_value(text: str, field: plugs.Field) -> object:
 
 class StopSignal:
     """Call it to learn whether one of `numbers` has come. Ctrl-C after one ends the process: at
-    once, or `orderly` by an exception, so that what is open is closed. Other signals may come
-    twice: a scheduler sends them to every process, and those to their children.
+    once, or `orderly` by an exception, so that what is open is closed. So does another signal that
+    comes ECHO seconds after the first and later; earlier ones are the same: a scheduler sends them
+    to every process, and those to their children.
 
     As a context it turns Preempted into KeyboardInterrupt where Ctrl-C was the cause.
     """
 
     def __init__(self, *numbers: signal.Signals, orderly: bool = False):
-        self.number, self.orderly = 0, orderly
+        self.number, self.orderly, self.came = 0, orderly, 0.0
         for number in numbers:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.number and number == signal.SIGINT:
+        late = time.monotonic() - self.came > ECHO
+        if self.number and (number == signal.SIGINT or late):
             if self.orderly:
                 raise KeyboardInterrupt
-            os._exit(128 + number)
-        self.number = self.number or number
+            if number == signal.SIGINT:
+                os._exit(128 + number)
+            signal.signal(number, signal.SIG_DFL)  # so that a launcher sees by what it ended
+            os.kill(os.getpid(), number)
+        if not self.number:
+            self.number, self.came = number, time.monotonic()
 
     def __call__(self) -> bool:
         return self.number != 0

@@ -46,20 +46,10 @@ def _machine() -> str:
     known = {
         "jaxlib": importlib.metadata.version("jaxlib"),
         "machine": platform.machine(),
-        "instructions": _instructions(),
+        "instructions": environment.instructions(),
         "cores": environment.cores(),
     }
     return f"jax-{jax.__version__}-{files.digest_of(known)[:12]}"
-
-
-def _instructions() -> str:
-    """The instruction sets of this CPU, as Linux tells them; elsewhere its name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    told = (line for line in lines if line.startswith(("flags", "Features")))
-    return " ".join(sorted(next(told, "").partition(":")[2].split()))
 
 
 def _private(folder: Path) -> Path:

@@ -26,7 +26,18 @@ from research.recorder import Late, Recorder
 from research.records import RunDirectory, own
 from research.run import Run
 from research.step import Members, TrainState, group_dispatch_program, group_eval_program
-from research.train import Trainer, as_launched, host_batches, host_heldout, loop, unbind
+from research.train import (
+    Trainer,
+    as_launched,
+    awaited,
+    check_finite,
+    host_batches,
+    host_heldout,
+    loop,
+    never,
+    refusals,
+    unbind,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,13 +90,13 @@ class Group:
         """`n` updates of all in one dispatch; returns at once. `members` is given away."""
         return self._dispatch(members, batches, self.hyper, jax.device_put(np.int32(n)))
 
-    def evaluate(self, params: dict) -> list[dict[str, Any]]:
-        """The task's metrics of every slot, for parameters [K, ...]."""
+    def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> list[dict[str, Any]]:
+        """The task's metrics of every slot, for parameters [K, ...]. Raises train.Stopped."""
         if self._held is None:
             rows = host_heldout(self.runs[0], 1)
             put = jax.device_put(rows, NamedSharding(self.mesh, P()))
             self._held = put, put.pop("weights")
-        sums = jax.device_get(self._eval(params, *self._held))
+        sums = jax.device_get(awaited(self._eval(params, *self._held), stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return [
             run.task.metrics({k: total[slot] for k, total in sums.items()}, run.data.notes)
@@ -108,10 +119,10 @@ class GroupRecorder(Late):
         self.results: dict[str, dict] = {}
 
     def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
-        self._each(lambda k, r: r.write(first, n, {name: x[:, k] for name, x in host.items()}))
+        self.each(lambda k, r: r.write(first, n, {name: x[:, k] for name, x in host.items()}))
 
     def evaluation(self, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
-        self._each(lambda k, r: r.evaluation(step, metrics[k]))
+        self.each(lambda k, r: r.evaluation(step, metrics[k]))
 
     def finish(self, slot: int, status: str, reason: str, metrics: Mapping[str, Any]) -> None:
         """End a member. Its seconds are its share of the group's, and `members` says whose."""
@@ -126,7 +137,9 @@ class GroupRecorder(Late):
         for recorder in self.live.values():
             recorder.shown.close()
 
-    def _each(self, act: Callable[[int, Recorder], None]) -> None:
+    def each(self, act: Callable[[int, Recorder], None]) -> None:
+        """Do something with every member that is left; one of which it shows that it has diverged
+        ends there. Raises Diverged when none is left."""
         for slot, recorder in list(self.live.items()):
             try:
                 act(slot, recorder)
@@ -172,15 +185,18 @@ class GroupKeeper:
             recorder.begin(found[0])
         return found
 
-    def save(self, step: int, members: Members) -> None:
+    def save(self, step: int, members: Members, must: bool = True) -> None:
         """Save every member and only then forget older steps: all always have one in common."""
         host, keep = jax.device_get(members), self.group.runs[0].keep
-        for slot, recorder in self.recorder.live.items():
-            state = self.group.member(host, slot)
-            directory = recorder.directory
-            checkpoint.save(directory.path, step, state, keep + 1, directory.check)
-        for recorder in self.recorder.live.values():
-            checkpoint.prune(recorder.directory.path, keep)
+        states = {slot: self.group.member(host, slot) for slot in self.recorder.live}
+        self.recorder.each(lambda slot, _: check_finite(step, states[slot]))
+        with refusals(self.group.runs[0], must):
+            for slot, recorder in self.recorder.live.items():
+                directory = recorder.directory
+                directory.sync()
+                checkpoint.save(directory.path, step, states[slot], keep + 1, directory.check)
+            for recorder in self.recorder.live.values():
+                checkpoint.prune(recorder.directory.path, keep)
 
 
 def fit(

@@ -8,6 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from research import files
+
 _IMPORTED = time.monotonic()
 _LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -16,6 +18,16 @@ def cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def instructions() -> str:
+    """The instruction sets of this CPU, as Linux tells them; elsewhere its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    told = (line for line in lines if line.startswith(("flags", "Features")))
+    return " ".join(sorted(next(told, "").partition(":")[2].split()))
 
 
 def age() -> float:
@@ -30,11 +42,12 @@ def age() -> float:
 
 @functools.cache
 def describe() -> dict[str, object]:
-    """{"versions", "cores", "xla_flags", "commit"}; the commit ends in "+" if files differ from it,
-    and is empty outside a checkout."""
+    """{"versions", "cores", "instructions", "xla_flags", "commit"}; the commit ends in "+" if files
+    differ from it, and is empty outside a checkout. Of the instruction sets a digest is told."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "cores": cores(),
+        "instructions": f"{platform.machine()} {files.digest(instructions().encode())[:12]}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "commit": _commit(),
     }

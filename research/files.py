@@ -23,7 +23,7 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        sync_directory(path.parent)
+        sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
@@ -61,13 +61,20 @@ def cache(*parts: str) -> Path:
     return make_directory(root.joinpath(*parts))
 
 
-def sync_directory(path: str | os.PathLike[str]) -> None:
-    """Make a rename or a new name in `path` survive a power loss."""
+def sync(path: str | os.PathLike[str]) -> None:
+    """Make what a file holds, or the names in a directory, survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make all files below `folder`, and their names, survive a power loss."""
+    paths = sorted(folder.rglob("*"), reverse=True)  # what is in a directory before it
+    for path in [*paths, folder]:
+        sync(path)
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:

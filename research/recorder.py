@@ -7,12 +7,13 @@ from typing import Any
 
 from jax import Array
 
-from research import environment, processes, records, sinks, trunk
+from research import environment, processes, records, resume, sinks, trunk
 from research.errors import Diverged
 from research.records import RunDirectory, read_metrics
 from research.run import Run
 
 Progress = Callable[[int, float], None]
+SKIPS = 20  # steps skipped in a row after which a run counts as diverged
 
 
 class Late:
@@ -58,7 +59,8 @@ class Recorder(Late):
     ):
         super().__init__()
         self.run, self.directory, self.progress = run, directory, progress
-        directory.once("config.json", run.config)
+        stored = directory.once("config.json", run.config)
+        resume.check_stored(directory.path / "config.json", stored, run)
         known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
         directory.once("launch.json", {**launch, **known})
         if run.data.tokenizer:
@@ -70,6 +72,7 @@ class Recorder(Late):
         self.before = max(earlier, default=0.0)
         self.started, self.members = time.monotonic(), members
         self.loss, self.reached = math.nan, 0
+        self.skips, self._skipped = 0, 0  # in all; in a row
 
     @property
     def seconds(self) -> float:
@@ -89,17 +92,27 @@ class Recorder(Late):
     def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
         for i in range(n):
             self.reached = first + i + 1
-            loss, norm = float(host["train_loss"][i]), float(host["grad_norm"][i])
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise Diverged(
-                    f"loss {loss}, gradient norm {norm} at step {first + i}; "
-                    f"the last finite loss was {self.loss:.4g}"
-                )
-            self.loss = loss
+            values = {k: float(v[i]) for k, v in host.items()}
+            self._sound(first + i, values)
             if (first + i) % self.run.every.log == 0:
-                values = {k: float(v[i]) for k, v in host.items()}
                 self._line(first + i, **values)
         self.progress(first + n, self.loss)
+
+    def _sound(self, step: int, values: Mapping[str, float]) -> None:
+        """Raise Diverged if a step was neither finite nor skipped, as a few in a row may be."""
+        loss, norm = values["train_loss"], values["grad_norm"]
+        skipped = bool(values.get("skipped"))
+        self._skipped = self._skipped + 1 if skipped else 0
+        self.skips = int(values.get("skips", 0))
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if not (finite or skipped) or self._skipped > SKIPS:
+            row = f"; the last {self._skipped} steps were skipped" if skipped else ""
+            raise Diverged(
+                f"loss {loss}, gradient norm {norm} at step {step}{row}; "
+                f"the last finite loss was {self.loss:.4g}"
+            )
+        if not skipped:
+            self.loss = loss
 
     def finish(
         self, status: str, reason: str, devices: int, device_kind: str, **metrics: object
@@ -113,6 +126,7 @@ class Recorder(Late):
             **metrics,
             **trunk.costs(self.run, self.directory, self.reached),
             "steps_per_dispatch": self.dispatch,
+            **({"skipped_steps": self.skips} if self.run.hyper["skip"] is not None else {}),
             "train_loss": self.loss if math.isfinite(self.loss) else None,
             "seconds": seconds,
             "device_seconds": round(seconds * devices, 3),
@@ -130,5 +144,6 @@ class Recorder(Late):
     def _line(self, step: int, **values: float) -> None:
         tokens = step * self.run.tokens_per_step
         seconds = round(self.seconds, 3)
+        values = {k: v for k, v in values.items() if math.isfinite(v)}  # of a step that was skipped
         self.directory.append(step=step, tokens=tokens, **values, seconds=seconds)
         self.shown.log(step, values)

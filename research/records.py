@@ -19,6 +19,7 @@ whole, and a row of it counts only while the run's files are as they were.)
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -53,7 +54,7 @@ class RunDirectory:
         self.patience = patience
         self._lock: IO[str] | None = None
         self._lease: lease.Lease | None = None
-        self._metrics: IO[bytes] | None = None
+        self._metrics: io.FileIO | None = None
 
     def __enter__(self) -> "RunDirectory":
         """Make the directory and hold it. Raises Held if another process does."""
@@ -64,6 +65,8 @@ class RunDirectory:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._lease = lease.take(self.path / "lease", self.patience)
+            for begun in self.path.glob(".*.tmp"):  # by a process that was killed
+                begun.unlink(missing_ok=True)
         except BlockingIOError as error:
             self.__exit__()
             by = lease.holder(self.path / "lease") or "which has just taken it"
@@ -108,8 +111,15 @@ class RunDirectory:
         try:
             if self._metrics is None:
                 self._metrics = _open_for_append(self.path / "metrics.jsonl")
-            self._metrics.write(line(record))
-            self._metrics.flush()
+            _write_whole(self._metrics, line(record))
+        except OSError as error:
+            raise StorageError(f"{self.path / 'metrics.jsonl'}: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """Make what was appended survive a power loss. Raises StorageError."""
+        try:
+            if self._metrics:
+                os.fsync(self._metrics.fileno())
         except OSError as error:
             raise StorageError(f"{self.path / 'metrics.jsonl'}: {error.strerror}") from error
 
@@ -167,6 +177,8 @@ class Follower(RunDirectory):
 
     def append(self, **record: object) -> None: ...
 
+    def sync(self) -> None: ...
+
     def finish(self, result: Mapping[str, object]) -> None: ...
 
     def fail(self, reason: str, **details: object) -> None: ...
@@ -178,29 +190,47 @@ def line(record: Mapping[str, object]) -> bytes:
     return json.dumps(body, allow_nan=False).encode() + b"\n"
 
 
-def _open_for_append(path: Path) -> IO[bytes]:
+def _open_for_append(path: Path) -> io.FileIO:
     """Open for appending; end a torn last line first, or the next record would be glued to it."""
     if path.exists() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-    return open(path, "ab")
+    return open(path, "ab", buffering=0)
+
+
+def _write_whole(file: io.FileIO, raw: bytes) -> None:
+    """Write a line, or, where the disk takes only a part of it, nothing."""
+    end = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(raw) < len(raw):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), end)
+        raise
 
 
 def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a run, each step once: what a later launch did again replaces what it redid.
+    """The records of a run, each step once: what a later launch did again replaces what it redid,
+    also where the line is damaged by which it said so.
 
     Torn or altered lines are left out with a warning in the log.
     """
     path = Path(run) / "metrics.jsonl"
     out: list[dict[str, Any]] = []
+    reached: tuple = ()
     for number, record in enumerate(_records(path), 1):
         if record is None:
             log.warning("%s: line %d is torn or damaged, left out", path, number)
-        elif "resume" in record:
-            out = [r for r in out if r["step"] < record["resume"]]
-        else:
+            continue
+        # At a step the state is evaluated before it is trained on.
+        at = (record["step"], "loss" not in record) if "step" in record else (record["resume"],)
+        if at <= reached:
+            out = [r for r in out if r["step"] < at[0]]
+        reached = at
+        if "resume" not in record:
             out.append(record)
     return out
 

@@ -61,6 +61,7 @@ class Run:
     eval_batch: int
     every: Every
     keep: int
+    on_save_error: str
     sinks: tuple[str, ...]
     start: Start | None
     facts: dict
@@ -166,6 +167,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
             *_dispatch(config["loop"]["steps_per_dispatch"], batch, dataset),
         ),
         keep=config["save"]["keep"],
+        on_save_error=config["save"].get("on_error", "stop"),
         sinks=tuple(config["log"]["sinks"]),
         start=start,
         facts=facts,
@@ -175,15 +177,23 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
 
 def identity(resolved: Mapping[str, Any], data_digest: str, start: Start | None) -> str:
     """The id of a run: what it means, wherever its data lie and whatever it prints."""
-    meaning = copy.deepcopy(dict(resolved))
+    out = meaning(resolved)
+    out["data"]["digest"] = data_digest
+    out["init"] = {"digest": start.digest, "what": start.what} if start else None
+    return files.digest_of(out)[:12]
+
+
+def meaning(resolved: Mapping[str, Any]) -> dict:
+    """A resolved config without what does not change what its run means, and without where its data
+    and the run that it begins from lie."""
+    out = copy.deepcopy(dict(resolved))
     for path in NOT_IN_ID:
         section, _, key = path.rpartition(".")
-        (meaning[section] if section else meaning).pop(key, None)
+        (out[section] if section else out).pop(key, None)
     for key in PLACES:
-        meaning["data"].pop(key, None)
-    meaning["data"]["digest"] = data_digest
-    meaning["init"] = {"digest": start.digest, "what": start.what} if start else None
-    return files.digest_of(meaning)[:12]
+        out["data"].pop(key, None)
+    out.pop("init", None)
+    return out
 
 
 def example_inputs(dataset: Dataset) -> jax.ShapeDtypeStruct:
@@ -323,6 +333,8 @@ def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) ->
         out["init"] = {"run": None, "step": None, "what": "params"}
     out["horizon"] = {"unit": "steps", "amount": float(steps)}
     out["optim"] |= {"lr": lr, "lr_rule": "constant"}
+    if out["optim"].get("skip") is None:  # which most configs do not name
+        out["optim"].pop("skip", None)
     out["optim"]["warmup"] = {"unit": "steps", "amount": float(warmup)}
     return out
 
@@ -336,6 +348,7 @@ def _hyper(resolved: dict) -> dict:
         "total": resolved["horizon"]["amount"],
         "clip": optim["clip"],
         "ema": optim["ema"],
+        "skip": optim.get("skip"),
         "optimizer": {k: v for k, v in optim["optimizer"].items() if k != "name"},
         "schedule": {k: v for k, v in optim["schedule"].items() if k != "name"},
     }

@@ -15,7 +15,7 @@ from research.errors import BadInput
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
 # Leaves of the state that belong to no parameter; every device has a copy.
-_SCALARS = (("step|count|ns_coeffs", ()),)
+_SCALARS = (("step|count|ns_coeffs|seen|mean|square|skipped", ()),)
 
 
 def use_all_cores() -> None:

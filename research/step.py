@@ -45,11 +45,13 @@ class Recipe(NamedTuple):
     schedule: str
     accumulate: int = 1
 
-    def transform(self, hyper: Mapping) -> optax.GradientTransformation:
+    def transform(self, hyper: Mapping) -> optax.GradientTransformationExtraArgs:
         made = optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
-        if hyper["clip"] is None:
-            return made
-        return optax.chain(optax.clip_by_global_norm(hyper["clip"]), made)
+        if hyper["clip"] is not None:
+            made = optax.chain(optax.clip_by_global_norm(hyper["clip"]), made)
+        if hyper["skip"] is not None:
+            made = optim.skipping(made, hyper["skip"])
+        return optax.with_extra_args_support(made)
 
     def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:
         return self.begin(self.model.init(key, inputs), hyper)
@@ -87,10 +89,15 @@ class Recipe(NamedTuple):
     ) -> tuple[TrainState, dict[str, Array]]:
         """One update. The metrics are of the state before it."""
         loss, grads = self.gradient(state.params, batch)
-        updates, opt_state = self.transform(hyper).update(grads, state.opt_state, state.params)
+        norm = optax.tree.norm(grads)
+        update: Callable[..., tuple[Any, Any]] = self.transform(hyper).update
+        updates, opt_state = update(grads, state.opt_state, state.params, loss=loss, norm=norm)
         lr = optim.learning_rate(self.schedule, state.step, hyper)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        metrics = {"train_loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr}
+        metrics = {"train_loss": loss, "grad_norm": norm, "lr": lr}
+        if hyper["skip"] is not None:
+            metrics["skips"] = opt_state.skipped
+            metrics["skipped"] = opt_state.skipped - state.opt_state.skipped
         average = _moved(state.average, params, state.step, hyper["ema"])
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
@@ -129,15 +136,24 @@ def dispatch_program(recipe: Recipe, shardings: Any) -> jax.stages.Wrapped:
 
     Several steps in one dispatch spare the host's overhead, and on CPU the page faults of memory
     that is given back after every call. `n` ≤ S is traced, so one program serves the remainder of
-    a run and the way to the next checkpoint, and any split into dispatches computes the same.
+    a run and the way to the next checkpoint, and any split into dispatches computes the same. A
+    step that is not finite ends its dispatch, so a run that diverges goes no further than the next
+    one, although the host looks at no step by itself.
     """
 
-    run_steps = sharding.on(shardings.mesh, _several(recipe.step))
+    run_steps = sharding.on(shardings.mesh, _several(recipe.step, _sound))
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
 
 
-def _several(step: Callable) -> Callable:
-    """`n` of one step (state, batch, hyper) → (state, metrics) in a loop on the device."""
+def _sound(state: TrainState, metrics: Mapping[str, Array]) -> Array:
+    """Whether a step was finite, or was skipped because it was not."""
+    finite = jnp.isfinite(metrics["train_loss"]) & jnp.isfinite(metrics["grad_norm"])
+    return finite | (metrics["skipped"] > 0) if "skipped" in metrics else finite
+
+
+def _several(step: Callable, going: Callable[[Any, Any], Array]) -> Callable:
+    """`n` of one step (state, batch, hyper) → (state, metrics) in a loop on the device, or fewer:
+    the last is one that is not `going`(state, metrics). Metrics of steps not taken are 0."""
     step = jax.jit(step, inline=True)  # so that it is traced once and not for its shapes too
 
     def run_steps(state: Any, batches: dict, hyper: dict, n: Array) -> tuple:
@@ -145,14 +161,15 @@ def _several(step: Callable) -> Callable:
         blank = jax.eval_shape(step, state, jax.tree.map(lambda x: x[0], batches), hyper)[1]
         blank = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), blank)
 
-        def body(i: Array, carry: tuple) -> tuple:
-            state, metrics = carry
+        def body(carry: tuple) -> tuple:
+            i, _, state, metrics = carry
             batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batches)
             state, new = step(state, batch, hyper)
             metrics = jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, new)
-            return state, metrics
+            return i + 1, going(state, new), state, metrics
 
-        return jax.lax.fori_loop(0, n, body, (state, blank))
+        first = jnp.int32(0), jnp.bool_(True), state, blank
+        return jax.lax.while_loop(lambda carry: (carry[0] < n) & carry[1], body, first)[2:]
 
     return run_steps
 
@@ -194,15 +211,14 @@ def group_dispatch_program(recipe: Recipe, mesh: Mesh, shared: bool) -> Callable
     """As `dispatch_program`, of Members whose K runs are split over the devices of `mesh`: hyper
     [K], batches [S, K, B, ...], or [S, B, ...] where they are `shared`, metrics [S, K].
 
-    A member whose loss or gradient is not finite stays as it was before that step, from then on.
+    A member whose step is not sound (see _sound) stays as it was before that step, from then on.
     Devices say nothing to each other, and a member's numbers do not depend on the other members'.
     """
 
     def step(members: Members, batch: dict, hyper: dict) -> tuple[Members, dict]:
         vmapped = jax.vmap(recipe.step, in_axes=(0, None if shared else 0, 0))
         stepped, metrics = vmapped(members.state, batch, hyper)
-        finite = jnp.isfinite(metrics["train_loss"]) & jnp.isfinite(metrics["grad_norm"])
-        alive_K = members.alive & finite
+        alive_K = members.alive & _sound(stepped, metrics)
 
         def either(new: Array, old: Array) -> Array:
             return jnp.where(alive_K.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -211,7 +227,7 @@ def group_dispatch_program(recipe: Recipe, mesh: Mesh, shared: bool) -> Callable
 
     by_step = P(None, "runs")
     mapped = jax.shard_map(
-        _several(step),
+        _several(step, lambda members, _: members.alive.any()),
         mesh=mesh,
         in_specs=(P("runs"), P() if shared else by_step, P("runs"), P()),
         out_specs=(P("runs"), by_step),

@@ -7,10 +7,11 @@ function of (seed, step), a run that was killed goes on from its newest checkpoi
 had happened, bit for bit on the same devices.
 """
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, memory, processes, sharding, sinks
-from research.errors import BadInput, Diverged, Preempted
+from research import branch, checkpoint, memory, processes, sharding, sinks, trees, watchdog
+from research.errors import BadInput, Diverged, Held, Preempted, StorageError
 from research.recorder import Progress, Recorder
 from research.records import RunDirectory, own
 from research.run import Run, example_inputs
@@ -37,9 +38,29 @@ from research.trunk import Trunk, seeded
 
 log = logging.getLogger(__name__)
 
+GLANCE = 0.002  # seconds between looks at what the devices compute
 # Seconds of a dispatch; steps of the one that is timed to choose their number. On CPU a dispatch
 # asks the kernel for its temporary memory anew, page by page, so many steps should share it.
 LONG, FEW = 1.0, 4
+
+
+class Stopped(Exception):
+    """Asked to stop while the devices compute what can be computed again."""
+
+
+def never() -> bool:
+    return False
+
+
+def awaited(tree: Any, stop: Callable[[], bool]) -> Any:
+    """`tree`, when the devices have computed it; raises Stopped if `stop()` turns true before. Of
+    several processes none may leave the others, so they wait."""
+    if stop is not never and processes.count() == 1:
+        while not all(x.is_ready() for x in jax.tree.leaves(tree)):
+            if stop():
+                raise Stopped
+            time.sleep(GLANCE)
+    return tree
 
 
 class Trainer:
@@ -85,11 +106,13 @@ class Trainer:
         """The program of `steps` for abstract batches, to be compiled; nothing is allocated."""
         return self._dispatch.lower(self.abstract, batches, self.hyper, np.int32(0))
 
-    def evaluate(self, params: dict) -> dict[str, Any]:
-        """The task's metrics on the fixed held-out set, the same examples for every size."""
+    def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> dict[str, Any]:
+        """The task's metrics on the fixed held-out set, the same examples for every size. Raises
+        Stopped as soon as `stop()` turns true."""
         if self._held is None:
             self._held = self._heldout()
-        sums = processes.fetch(eval_program(self.recipe, self.mesh)(params, *self._held))
+        sums = eval_program(self.recipe, self.mesh)(params, *self._held)
+        sums = processes.fetch(awaited(sums, stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return self.run.task.metrics(sums, self.run.data.notes)
 
@@ -217,9 +240,35 @@ class Keeper:
         self.recorder.begin(found[0])
         return found
 
-    def save(self, step: int, state: TrainState) -> None:
-        keep, check = self.trainer.run.keep, self.directory.check
-        checkpoint.save(self.directory.path, step, state, keep, check, self.branches)
+    def save(self, step: int, state: TrainState, must: bool = True) -> None:
+        """Save a state that is finite, or raise Diverged. If the disk refuses one that `must` not
+        be saved, the run may go on without."""
+        check_finite(step, state)
+        run, directory = self.trainer.run, self.directory
+        directory.sync()
+        with refusals(run, must):
+            keep, check = run.keep, directory.check
+            checkpoint.save(directory.path, step, state, keep, check, self.branches)
+
+
+def check_finite(step: int, state: TrainState) -> None:
+    """Raise Diverged if a number of `state` is not finite, though no loss was yet."""
+    if processes.either(not trees.finite(state)):
+        raise Diverged(f"the state after step {step - 1} is not finite; the loss before it was")
+
+
+@contextlib.contextmanager
+def refusals(run: Run, must: bool) -> Iterator[None]:
+    """What a disk that refuses a checkpoint does to a run: it ends it, or, where `save.on_error`
+    says so and there will be another, it is told."""
+    try:
+        yield
+    except Held:
+        raise
+    except StorageError as error:
+        if must or run.on_save_error == "stop":
+            raise
+        log.warning("%s; run %s goes on without it", error, run.id)
 
 
 def fit(
@@ -241,6 +290,7 @@ def fit(
     sinks.check(run.sinks)  # whatever is refused leaves no file behind
     run, mesh = _launched(run, directory, trunks)
     trainer = Trainer(run, mesh)
+    processes.agree(lambda: checkpoint.check_room(directory.path, trainer.abstract))
     if processes.first():
         unbind([directory])
     launched: dict[str, Any] = {"mesh": dict(mesh.shape), "how": run.how}
@@ -272,40 +322,57 @@ def check(run: Run, directory: RunDirectory, force: bool = False) -> None:
 def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], bool]) -> tuple:
     """All steps of a run (or of a group, see ensemble), in the order of the contract; returns the
     final evaluation and the final state."""
-    every, room, stop = run.every, run.every.dispatch, processes.late(stop)
+    every, room, asked = run.every, run.every.dispatch, processes.late(stop)
     pace = Pace(room, every.paced)
     step, state = keeper.restore()
-    first = step
+    first, stopped = step, False
+
+    def evaluate() -> Any:
+        with watchdog.doing("evaluation"):
+            metrics = trainer.evaluate(state.evaluated, stop)
+        recorder.evaluation(step, metrics)
+        return metrics
+
+    def save(must: bool) -> None:
+        with watchdog.doing("checkpoint"):
+            keeper.save(step, state, must)
+
     while step < run.steps:
         if every.eval and step and step % every.eval == 0:
             pace.interrupt()
             recorder.settle()
-            recorder.evaluation(step, trainer.evaluate(state.evaluated))
+            try:
+                evaluate()
+            except Stopped:  # the next launch evaluates this state
+                stopped = True
+        leaving = stopped or (asked() and step > first)
         due = step in keeper.branches or (every.save and step > first and step % every.save == 0)
-        if due:
+        if due or leaving:
             pace.interrupt()
             recorder.settle()
-            keeper.save(step, state)
+            save(must=leaving)
+        if leaving:
+            raise _preempted(run, keeper, step)
         ends = [k - step % k for k in (every.eval, every.save) if k]
         ends += [branch - step for branch in keeper.branches if branch > step]
         n = min(pace.steps, run.steps - step, *ends)
-        state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
-        recorder.push(step, n, metrics)
+        with watchdog.doing("dispatch"):
+            state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
+            recorder.push(step, n, metrics)
         pace.sent(n)
         recorder.dispatch = pace.steps
         step += n
-        if stop() and step < run.steps:
-            recorder.settle()
-            keeper.save(step, state)
-            raise Preempted(
-                f"{keeper.directory.path}: stopped and saved at step {step} of {run.steps}"
-            )
     recorder.settle()
     if step > first:
-        keeper.save(step, state)
-    metrics = trainer.evaluate(state.evaluated)
-    recorder.evaluation(step, metrics)
-    return metrics, state
+        save(must=True)
+    try:
+        return evaluate(), state
+    except Stopped:
+        raise _preempted(run, keeper, step) from None
+
+
+def _preempted(run: Run, keeper: Any, step: int) -> Preempted:
+    return Preempted(f"{keeper.directory.path}: stopped and saved at step {step} of {run.steps}")
 
 
 def _launched(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -> tuple[Run, Mesh]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 def key_path(path: tuple) -> str:
@@ -26,3 +28,14 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 def by_path(tree: Any) -> dict[str, Any]:
     """{path: leaf} of any pytree."""
     return {key_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def finite(tree: Any) -> bool:
+    """Whether all numbers of the arrays are finite, of those that lie in this process."""
+    return all(
+        bool(np.isfinite(np.asarray(shard.data)).all())
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+        for shard in x.addressable_shards
+        if shard.replica_id == 0
+    )

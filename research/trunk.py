@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 MARK = "trunk.json"
 # What decides the last bits, of launch.json: a state from elsewhere is not what this run would be.
-ALIKE = ("mesh", "how", "members", "processes", "versions", "cores", "xla_flags")
+ALIKE = ("mesh", "how", "members", "processes", "versions", "cores", "instructions", "xla_flags")
 # A division may be off by an ulp on some device, so a share this near to 1 counts as decayed.
 MARGIN = np.float32(1 + 1e-6)
 

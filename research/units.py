@@ -359,7 +359,7 @@ def _program(run: Run) -> Hashable:
     """What runs have in common that one compiled program could train, and the same records."""
     data = {k: v for k, v in run.config["data"].items() if k not in PLACES}
     content = (run.data.digest, files.digest_of(data), run.batch, tuple(run.mesh.items()))
-    kept = (run.eval_examples, run.eval_batch, run.every, run.keep, run.sinks)
+    kept = (run.eval_examples, run.eval_batch, run.every, run.keep, run.on_save_error, run.sinks)
     numbers = jax.tree.structure(run.hyper)
     program = run.model, run.task, run.optimizer, run.schedule, run.accumulate
     return program, numbers, content, kept

@@ -143,6 +143,6 @@ def _building(target: Path) -> Iterator[Path]:
             if find(target.name) is None:  # absent, or damaged; who has that mapped keeps it
                 shutil.rmtree(target, ignore_errors=True)
                 os.rename(folder, target)
-                files.sync_directory(target.parent)
+                files.sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
