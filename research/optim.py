@@ -154,8 +154,8 @@ def _by_shape(update: Array, dims: MuonDimensionNumbers) -> Array:
 
 
 class SkipState(NamedTuple):
-    """How many steps were `seen` and went into the moving `mean` and mean `square`, each [2], of loss and
-    gradient norm; how many were `skipped`."""
+    """How many steps were `seen` and are in the moving `mean` and mean `square`, each [2], of loss
+    and gradient norm; how many were `skipped`."""
 
     seen: Array
     mean: Array
@@ -186,7 +186,8 @@ def skipping(
         now = jnp.stack([told["loss"], told["norm"]]).astype(jnp.float32)
         known = jnp.maximum(1 - jnp.float32(MEMORY) ** state.seen, 1e-6)  # as Adam's correction
         mean, square = state.mean / known, state.square / known
-        high = mean + sigmas * jnp.sqrt(jnp.maximum(square - mean**2, 0))
+        spread = jnp.sqrt(jnp.maximum(square - mean**2, 1e-6 * mean**2))  # above what rounding does
+        high = mean + sigmas * spread
         good = jnp.isfinite(now).all() & ((state.seen < SEEN) | (now <= high).all())
 
         stepped, moments = inner.update(updates, state.inner, params)

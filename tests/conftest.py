@@ -65,6 +65,41 @@ def corpus(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def seen(request):
+    """A function: (trials, what was seen), for the table that `make faults` writes."""
+    return lambda trials, text: request.node.user_properties.append(("seen", [trials, text]))
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    """Starts commands as forks (see tests/zygote.py)."""
+    from tests.faulting import Zygote
+
+    made = Zygote()
+    yield made
+    made.close()
+
+
+VICTIM = {  # a run of two seconds that saves all the time
+    "horizon.amount": 120.0,
+    "save.every": 10,
+    "save.keep": 3,
+    "log.every": 1,
+    "eval.every": 25,
+    "loop.steps_per_dispatch": 5,
+}
+
+
+@pytest.fixture(scope="session")
+def victim(tiny, zygote, tmp_path_factory):
+    """A run to be injured, and what it is when nobody does (see tests/faulting.py)."""
+    from tests.faulting import Victim
+
+    folder = tmp_path_factory.mktemp("victim")
+    return Victim(zygote, tiny(VICTIM), tiny(VICTIM | {"save.keep": 1000, "save.every": 5}), folder)
+
+
 @pytest.fixture(scope="session")
 def tiny(corpus):
     """A function: dotted changes -> the checked config of a tiny transformer on the corpus."""

@@ -1,0 +1,359 @@
+"""Processes that are killed, stopped, hung or started twice lose nothing and believe nothing."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from research import checkpoint, records
+from tests.faulting import metrics_of, saved_bits
+
+
+def killed_at_random(victim, tmp_path, trials, rng):
+    """Launch and SIGKILL `trials` times at a random moment of a launch; when one has ended before,
+    begin anew. How many kills came while the run was taking steps, and how many runs ended."""
+    workdir, longest, training, ended = tmp_path / "0", 2.5, 0, 0
+    for _ in range(trials):
+        child = victim.start(workdir)
+        end = time.monotonic() + rng.uniform(0.02, longest)
+        child.until(lambda end=end: time.monotonic() > end)
+        child.signal(signal.SIGKILL)
+        code = child.wait()
+        if victim.path(workdir).exists():
+            training += victim.assert_sound(workdir) > 0
+        if code == 0:
+            victim.assert_ends_whole(workdir)  # which finds that there is nothing to do
+            ended += 1
+            workdir = tmp_path / str(ended)
+    victim.assert_ends_whole(workdir)
+    return training, ended
+
+
+@pytest.mark.fault(
+    "R1",
+    "SIGKILL at any moment",
+    "every listed step whole, each record once, the end bit for bit that of the undisturbed run",
+    "SIGKILL at a seeded random time after the launch, again and again",
+)
+@pytest.mark.parametrize("trials", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_at_random_ends_as_an_undisturbed_one(trials, victim, tmp_path, seen):
+    training, ended = killed_at_random(victim, tmp_path, trials, random.Random(trials))
+    assert training
+    seen(trials, f"{trials} of {trials} sound; {training} with steps saved, {ended} runs ended")
+
+
+SAVER = """
+import os, signal, sys, threading, time
+import numpy as np
+import orbax.checkpoint
+from pathlib import Path
+from research import checkpoint
+
+def state(step):
+    kernel = np.full((64, 64), step, np.float32)
+    return {"step": np.int32(step), "params": {"w": {"kernel": kernel}}}
+
+def killed_at(point):
+    '''Kill this process before its operation `point`, of those that change what survives.'''
+    count = 0
+    def counted(real):
+        def call(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+        return call
+    for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+
+def save(folder, step, point, delay):
+    if point:
+        killed_at(point)
+    else:
+        kill = lambda: (time.sleep(delay), os.kill(os.getpid(), signal.SIGKILL))
+        threading.Thread(target=kill, daemon=True).start()
+    checkpoint.save(Path(folder), step, state(step), keep=2)
+
+for line in sys.stdin:
+    folder, step, point, delay = line.split()
+    pid = os.fork()
+    if not pid:
+        try:
+            save(folder, int(step), int(point), float(delay))
+        finally:
+            os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def saver():
+    """A function: (folder, step, point, delay) -> exit code of a process that saves `step` there
+    and is killed at its operation `point`, or, if that is 0, after `delay` seconds."""
+    argv = [sys.executable, "-c", SAVER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, **pipes) as process:
+
+        def save(folder, step, point=0, delay=60.0):
+            print(folder, step, point, delay, file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        yield save
+        process.stdin.close()
+
+
+def assert_whole(folder, newest):
+    """All listed steps hold what they should, the newest is one of `newest`, and a start leaves
+    nothing half-made."""
+    for step in checkpoint.steps(folder):
+        path = folder / "checkpoints" / str(step)
+        assert checkpoint._damage(path) is None, path
+        assert (checkpoint.read(path, "params")["w"]["kernel"] == step).all()
+    found = checkpoint.newest_common([folder])
+    assert found in newest
+    assert not [p for p in (folder / "checkpoints").iterdir() if p.name.startswith(".")]
+    return found
+
+
+@pytest.mark.fault(
+    "R2",
+    "SIGKILL while a checkpoint is written or an old one deleted",
+    "all listed steps whole, the newest the old or the new one, nothing left after the next start",
+    "killed before each fsync, rename, unlink and rmdir of a save, and at random times of one",
+)
+@pytest.mark.parametrize(("every", "delays"), [(9, 3), pytest.param(1, 20, marks=pytest.mark.slow)])
+def test_a_save_that_is_killed_anywhere_leaves_whole_steps(every, delays, saver, tmp_path, seen):
+    for step in (1, 2):
+        assert saver(tmp_path / "old", step) == 0
+    rng, codes, found = random.Random(0), [], []
+
+    def trial(point, delay=60.0):
+        folder = tmp_path / f"{len(codes)}"
+        subprocess.run(["cp", "-r", tmp_path / "old", folder], check=True)
+        codes.append(saver(folder, 3, point, delay))
+        found.append(assert_whole(folder, (2, 3)))
+        return codes[-1]
+
+    for _ in range(delays):
+        trial(0, rng.uniform(0, 0.12))
+    point = 1
+    while trial(point):  # until there are no more operations
+        point += every
+    killed = sum(code == -signal.SIGKILL for code in codes)
+    assert killed > 30 // every
+    assert {2, 3} <= set(found[delays:-1])
+    seen(killed, f"{killed} of {killed} whole; {found.count(2)} at the old step")
+
+
+PHASES = {
+    "start": ("", lambda run: True),
+    "training": ("", lambda run: (run / "checkpoints" / "30").exists()),
+    "evaluation": (
+        """
+import jax, jax.numpy as jnp
+from research import train
+real = train.eval_program
+def slow(recipe, mesh):
+    program, loop = real(recipe, mesh), lambda i, x: jnp.sin(x)
+    wait = jax.jit(lambda x: jax.lax.fori_loop(0, 20_000, loop, x))
+    def run(params, *held):
+        print("evaluating", flush=True)
+        zero = 0 * wait(jnp.ones(100_000)).sum()
+        return jax.tree.map(lambda x: x + jax.device_get(0.0) + zero, program(params, *held))
+    return run
+train.eval_program = slow
+""",
+        None,
+    ),
+    "data wait": (
+        """
+import time
+from research import train
+real = train.host_batches
+def slow(run, step, *rest):
+    if step == 40:
+        print("waiting", flush=True)
+        time.sleep(3)
+    return real(run, step, *rest)
+train.host_batches = slow
+""",
+        None,
+    ),
+}
+
+
+@pytest.mark.fault(
+    "R3",
+    "SIGTERM at any phase",
+    "the step finished and saved, exit code 75; the run goes on to the same bits",
+    "SIGTERM at the start, in training, in a long evaluation, while the data are waited for",
+)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_run_that_is_asked_to_stop_saves_whatever_it_does(phase, victim, tmp_path, seen):
+    before, ready = PHASES[phase]
+    child, run = victim.start(tmp_path, before), victim.path(tmp_path)
+    if phase == "start":
+        time.sleep(0.7)
+    else:
+        words = {"evaluation": "evaluating", "data wait": "waiting"}.get(phase)
+        assert child.until(lambda: words in child.said if words else ready(run)), child.said
+    began = time.monotonic()
+    child.signal(signal.SIGTERM)
+    code = child.wait()
+    took = time.monotonic() - began
+    assert code == 75, child.said
+    saved = victim.assert_sound(tmp_path)
+    least = {"start": 5, "training": 30, "evaluation": 25, "data wait": 45}[phase]
+    assert saved >= least
+    assert took < 20, "it waited for the evaluation"
+    victim.assert_ends_whole(tmp_path)
+    seen(1, f"in {phase}: saved at step {saved}, {took:.1f} s after the signal")
+
+
+@pytest.mark.fault(
+    "R3",
+    "a second SIGTERM",
+    "the process ends at once, by the signal; nothing saved is harmed",
+    "two signals more than two seconds apart to a run whose data never come",
+)
+def test_a_second_signal_ends_at_once_what_cannot_stop(victim, tmp_path, seen):
+    stuck = PHASES["data wait"][0].replace("sleep(3)", "sleep(600)")
+    child = victim.start(tmp_path, stuck)
+    assert child.until(lambda: "waiting" in child.said)
+    child.signal(signal.SIGTERM)
+    time.sleep(0.2)
+    child.signal(signal.SIGTERM)  # an echo of the first
+    time.sleep(2.2)
+    assert not child.ended()
+    child.signal(signal.SIGTERM)
+    assert child.wait() == -signal.SIGTERM
+    assert victim.assert_sound(tmp_path) == 40
+    seen(1, "the echo changed nothing, the second ended it")
+
+
+@pytest.mark.fault(
+    "R9",
+    "one run launched eight times at once",
+    "exactly one trains; the others exit at once with code 74, naming the holder",
+    "eight processes of the same command",
+)
+def test_of_eight_launches_at_once_one_trains(victim, tmp_path, seen):
+    go = tmp_path / "go"
+    children = [victim.start(tmp_path, HELD.format(go=str(go))) for _ in range(8)]
+    end = time.monotonic() + 60
+    while sum(child.ended() for child in children) < 7:
+        assert time.monotonic() < end, children[0].said
+        time.sleep(0.05)
+    go.touch()
+    codes = {child.pid: child.wait() for child in children}
+    assert sorted(codes.values()) == [0] + [74] * 7, children[0].said
+    winner = next(pid for pid, code in codes.items() if code == 0)
+    # One that came in the instant of the taking may not know its name yet.
+    refused = "another process is training this run: "
+    assert children[0].said.count(refused) == 7
+    named = children[0].said.count(f"{refused}process {winner} on")
+    assert named
+    assert victim.assert_sound(tmp_path) == victim.run.steps
+    assert metrics_of(victim.path(tmp_path)) == victim.metrics
+    seen(8, f"one trained; seven were refused, of which {named} named its process")
+
+
+HELD = """
+import os, time
+from research import train
+real = train.host_batches
+def slow(run, step, *rest):
+    while step == 40 and not os.path.exists({go!r}):
+        time.sleep(0.05)
+    return real(run, step, *rest)
+train.host_batches = slow
+"""
+
+HUNG = """
+import time
+from research import train, watchdog
+watchdog.LEAST, watchdog.TIMES, watchdog.POLL = 1.5, 1, 0.1
+real = train.host_batches
+def stuck_for_ever(run, step, *rest):
+    if step == 60:
+        time.sleep(600)
+    return real(run, step, *rest)
+train.host_batches = stuck_for_ever
+"""
+
+
+@pytest.mark.fault(
+    "R21",
+    "a hang",
+    "no step for max(60 s, 10 x the median): stacks dumped, exit code 77; the run goes on",
+    "the data of a step never come; the limit is lowered to 1.5 s",
+)
+def test_a_run_that_hangs_dumps_its_stacks_and_ends(victim, tmp_path, seen):
+    child = victim.start(tmp_path, HUNG)
+    assert child.wait() == 77, child.said
+    assert "no end of a dispatch" in child.said
+    assert "in stuck_for_ever" in child.said
+    assert victim.assert_sound(tmp_path) == 60
+    victim.assert_ends_whole(tmp_path)
+    seen(1, "exit code 77 with the stack of what hung; the next launch ended the run")
+
+
+@pytest.mark.fault(
+    "R21",
+    "a process that is stopped for longer than the limit",
+    "it is not taken for one that hangs",
+    "SIGSTOP for twice the limit, then SIGCONT",
+)
+@pytest.mark.slow
+def test_a_process_that_slept_did_not_hang(victim, tmp_path, seen):
+    child = victim.start(tmp_path, HUNG.replace("600", "0"))
+    assert child.until(lambda: victim.path(tmp_path).joinpath("checkpoints/10").exists())
+    child.signal(signal.SIGSTOP)
+    time.sleep(3)
+    child.signal(signal.SIGCONT)
+    assert child.wait() == 0, child.said
+    assert victim.assert_sound(tmp_path) == victim.run.steps
+    seen(1, "went on to its end")
+
+
+FINAL = """
+import os, signal
+from research import train
+real = train.Trainer.evaluate
+def evaluate(self, params, *rest):
+    if os.path.exists({last!r}):
+        {act}
+    return real(self, params, *rest)
+train.Trainer.evaluate = evaluate
+"""
+
+
+@pytest.mark.fault(
+    "R23",
+    "the final evaluation is interrupted",
+    "the final checkpoint is there before; the next launch only evaluates",
+    "an error, and SIGKILL, in the final evaluation",
+)
+@pytest.mark.parametrize(
+    "act",
+    [
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        pytest.param("raise MemoryError", marks=pytest.mark.slow),
+    ],
+)
+def test_the_final_checkpoint_comes_before_the_final_evaluation(act, victim, tmp_path, seen):
+    run = victim.path(tmp_path)
+    last = run / "checkpoints" / str(victim.run.steps)
+    child = victim.start(tmp_path, FINAL.format(last=str(last), act=act))
+    assert child.wait() in (1, -signal.SIGKILL)
+    assert victim.assert_sound(tmp_path) == victim.run.steps
+    assert not (run / "result.json").exists()
+    victim.assert_ends_whole(tmp_path)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(records.read_metrics(run)) + 2, "a step was taken again"
+    assert saved_bits(run, victim.abstract, 1)
+    seen(1, "saved at the last step; the next launch took no step")
