@@ -1,7 +1,8 @@
 """Checkpoints: orbax writes and reads the arrays; digests, commit and fallback are ours.
 
 checkpoints/<step>/state/         as orbax writes it
-checkpoints/<step>/manifest.json  size and SHA-256 of every file, shape and dtype of every leaf
+checkpoints/<step>/manifest.json  size and SHA-256 of every file, shape and dtype of every leaf, and
+                                  the SHA-256 of all that
 
 A step exists once its directory has its final name, which is one rename after everything in it is
 written. orbax checks neither digests (one flipped bit in array data restores silently) nor dtypes
@@ -54,7 +55,7 @@ def save(
         if not processes.first():
             return
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
-        files.write_json(temporary / "manifest.json", listed)
+        files.write_json(temporary / "manifest.json", listed | {"digest": files.digest_of(listed)})
         files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
         check()
         os.rename(temporary, final)
@@ -245,8 +246,10 @@ def _digests(folder: Path) -> dict[str, list]:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        listed = manifest(path)["files"]
-        found = _digests(path)
+        whole = manifest(path)
+        if whole.pop("digest") != files.digest_of(whole):
+            return "manifest.json is not as it was written"
+        listed, found = whole["files"], _digests(path)
     except (BadInput, KeyError, OSError, ValueError) as error:
         return f"cannot be verified ({error})"
     found.pop("manifest.json")

@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 class Zygote:
     """Starts commands quickly (see tests/zygote.py); with `devices` simulated devices."""
 
-    def __init__(self, devices: int = DEVICES):
+    def __init__(self, devices: int = DEVICES, before=()):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.zygote"],
+            [*before, sys.executable, "-m", "tests.zygote"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

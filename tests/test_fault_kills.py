@@ -13,23 +13,28 @@ from tests.faulting import metrics_of, saved_bits
 
 
 def killed_at_random(victim, tmp_path, trials, rng):
-    """Launch and SIGKILL `trials` times at a random moment of a launch; when one has ended before,
-    begin anew. How many kills came while the run was taking steps, and how many runs ended."""
-    workdir, longest, training, ended = tmp_path / "0", 2.5, 0, 0
-    for _ in range(trials):
+    """Launch and SIGKILL `trials` times, a quarter of them at a random moment of the start, the
+    others of the training; when a run has ended before, begin anew. How many kills found steps
+    saved, and how many runs ended."""
+    workdir, saved, ended = tmp_path / "0", 0, 0
+    for trial in range(trials):
+        metrics = victim.path(workdir) / "metrics.jsonl"
+        before = metrics.stat().st_size if metrics.exists() else 0
         child = victim.start(workdir)
-        end = time.monotonic() + rng.uniform(0.02, longest)
+        if trial % 4:
+            child.until(lambda m=metrics, b=before: m.exists() and m.stat().st_size > b)
+        end = time.monotonic() + rng.uniform(0, 1)
         child.until(lambda end=end: time.monotonic() > end)
         child.signal(signal.SIGKILL)
         code = child.wait()
         if victim.path(workdir).exists():
-            training += victim.assert_sound(workdir) > 0
+            saved += victim.assert_sound(workdir) > 0
         if code == 0:
             victim.assert_ends_whole(workdir)  # which finds that there is nothing to do
             ended += 1
             workdir = tmp_path / str(ended)
     victim.assert_ends_whole(workdir)
-    return training, ended
+    return saved, ended
 
 
 @pytest.mark.fault(
@@ -40,9 +45,9 @@ def killed_at_random(victim, tmp_path, trials, rng):
 )
 @pytest.mark.parametrize("trials", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_random_ends_as_an_undisturbed_one(trials, victim, tmp_path, seen):
-    training, ended = killed_at_random(victim, tmp_path, trials, random.Random(trials))
-    assert training
-    seen(trials, f"{trials} of {trials} sound; {training} with steps saved, {ended} runs ended")
+    saved, ended = killed_at_random(victim, tmp_path, trials, random.Random(trials))
+    assert saved
+    seen(trials, f"{trials} of {trials} sound; {saved} with steps saved, {ended} runs ended")
 
 
 SAVER = """

@@ -1,0 +1,292 @@
+"""Damage to what a run has written is seen before it is used, and never a reason to begin anew."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from research import checkpoint, records, trunk
+from research.errors import Damaged
+from tests.faulting import bits, metrics_of
+
+
+@pytest.fixture(scope="module")
+def whole(victim, tmp_path_factory):
+    """A directory with the steps 10 and 20 of a real run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    for step in ("10", "20"):
+        source = victim.whole / "checkpoints" / step
+        shutil.copytree(source, folder / "checkpoints" / step)
+    return folder
+
+
+def every_file(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def assert_next_older(victim, run, restore=False):
+    """Step 20 is in quarantine and step 10 is used."""
+    if restore:
+        step, state = checkpoint.restore_newest(run, victim.abstract)
+        assert bits(state) == victim.bits[step]
+    else:
+        step = checkpoint.newest_common([run])
+    assert step == 10
+    assert (run / "quarantine" / "20").is_dir()
+
+
+@pytest.mark.fault(
+    "R5",
+    "one bit of a checkpoint flips",
+    "seen before use, the step put in quarantine, the next older one used",
+    "a seeded bit of a seeded file: every file of a real run's step, twice as often the large",
+)
+def test_every_flipped_bit_is_seen_and_the_step_before_is_used(victim, whole, tmp_path, seen):
+    rng, trials = random.Random(0), 240
+    names = [p.relative_to(whole) for p in every_file(whole / "checkpoints" / "20")]
+    names = [name for name in names if (whole / name).stat().st_size]
+    sizes = [(whole / name).stat().st_size for name in names]
+    run = shutil.copytree(whole, tmp_path / "run")
+    hit = set()
+    for trial in range(trials):
+        # Half of the trials by file, half by byte.
+        name = rng.choice(names) if trial % 2 else rng.choices(names, sizes)[0]
+        raw = bytearray((whole / name).read_bytes())
+        raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        (run / name).write_bytes(raw)
+        assert_next_older(victim, run, restore=trial % 60 == 0)
+        hit.add(name)
+        shutil.rmtree(run / "checkpoints" / "20", ignore_errors=True)
+        os.rename(run / "quarantine" / "20", run / "checkpoints" / "20")
+        shutil.copyfile(whole / name, run / name)
+    assert checkpoint.newest_common([run]) == 20, "the twin: undamaged it is used"
+    assert len(hit) > len(names) * 2 // 3
+    seen(trials, f"{trials} of {trials} seen before use, in {len(hit)} of {len(names)} files")
+
+
+@pytest.mark.fault(
+    "R4",
+    "a file of a checkpoint is cut, emptied or deleted",
+    "as with a flipped bit",
+    "every file of a real run's step x {half, empty, deleted}; the step's directory emptied",
+)
+def test_every_file_that_is_cut_emptied_or_deleted_is_missed(victim, whole, tmp_path, seen):
+    run, count = shutil.copytree(whole, tmp_path / "run"), 0
+    damages = {
+        "half": lambda p: os.truncate(p, p.stat().st_size // 2),
+        "empty": lambda p: os.truncate(p, 0),
+        "deleted": lambda p: p.unlink(),
+    }
+    for name in [p.relative_to(whole) for p in every_file(whole / "checkpoints" / "20")]:
+        for what, damage in damages.items():
+            if what == "deleted" or (whole / name).stat().st_size:
+                damage(run / name)
+                assert_next_older(victim, run)
+                count += 1
+                shutil.rmtree(run / "quarantine")
+                shutil.copytree(whole / "checkpoints" / "20", run / "checkpoints" / "20")
+    shutil.rmtree(run / "checkpoints" / "20")
+    (run / "checkpoints" / "20").mkdir()
+    assert_next_older(victim, run, restore=True)
+    seen(count + 1, f"{count + 1} of {count + 1} seen before use")
+
+
+@pytest.mark.fault(
+    "R4",
+    "all checkpoints of a run are damaged",
+    "exit code 74 and what to do, at every launch; never trained from the start",
+    "a byte of each of them changed, then two launches",
+)
+def test_with_all_damaged_a_run_is_never_begun_anew(victim, tmp_path, seen):
+    child, run = victim.start(tmp_path), victim.path(tmp_path)
+    child.until(lambda: (run / "checkpoints" / "30").exists())
+    child.signal(signal.SIGKILL)
+    child.wait()
+    before = metrics_of(run)
+    for step in checkpoint.steps(run):
+        path = max(every_file(run / "checkpoints" / str(step)), key=lambda p: p.stat().st_size)
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for _ in range(2):
+        child = victim.start(tmp_path)
+        assert child.wait() == 74, child.said
+        assert "none of them is intact" in child.said
+        assert "to train this run from the start" in child.said
+        assert metrics_of(run) == before
+    with pytest.raises(Damaged):
+        checkpoint.newest_common([run])
+    seen(2, "both launches ended with 74 and changed nothing")
+
+
+def flipped(raw, rng):
+    out = bytearray(raw)
+    out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
+    return bytes(out)
+
+
+@pytest.mark.fault(
+    "R13",
+    "a line of the records is torn or altered",
+    "that line alone is left out, with a warning; no step appears twice",
+    "one flipped bit in every line in turn, of a run that was resumed",
+)
+def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
+    with records.RunDirectory(tmp_path, "r0") as run:
+        for begin, end in ((0, 20), (10, 30)):
+            run.append(resume=begin)
+            for step in range(begin, end):
+                if step % 5 == 0:
+                    run.append(step=step, loss=step + begin / 100)
+                run.append(step=step, train_loss=step + begin / 100)
+    path, rng, trials = run.path / "metrics.jsonl", random.Random(0), 0
+    raw, expected = path.read_bytes(), records.read_metrics(run.path)
+    lines = raw.splitlines(keepends=True)
+    for index, line in enumerate(lines):
+        for _ in range(4):
+            damaged = flipped(line[:-1], rng) + line[-1:]
+            if b"\n" in damaged[:-1]:
+                continue  # two lines, both damaged
+            path.write_bytes(b"".join([*lines[:index], damaged, *lines[index + 1 :]]))
+            caplog.clear()
+            found, trials = records.read_metrics(run.path), trials + 1
+            if json.loads(line) == records._record(damaged):
+                continue
+            assert f"line {index + 1} is torn or damaged" in caplog.text
+            assert all(record in expected or record["step"] < 20 for record in found)
+            steps = [(r["step"], "loss" not in r) for r in found]
+            assert steps == sorted(set(steps)), "a step twice"
+            assert len(expected) - len(found) <= 1
+    seen(trials, f"{trials} flips told, no step twice, at most that record lost")
+
+
+WRITER = """
+import sys, time
+from research import records
+with records.RunDirectory(sys.argv[1], sys.argv[2]) as run:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for step in range(200):
+        run.append(step=step, text="x" * 500)
+        print(step, flush=True)
+        time.sleep(0.001)
+"""
+
+
+@pytest.mark.fault(
+    "R13",
+    "writers are killed while they append",
+    "no acknowledged record is lost, none is damaged, the table is made meanwhile",
+    "eight writers of 200 records below one workdir, four of them killed",
+)
+def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_path, seen):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    argv = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen([*argv, f"r{k}"], **pipes) for k in range(8)]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    told = [[] for _ in writers]
+    for k, writer in enumerate(writers[:4]):
+        told[k] = [int(writer.stdout.readline()) for _ in range(20 + 30 * k)]
+        writer.kill()
+    records.table(tmp_path)
+    for k, writer in enumerate(writers):
+        told[k] += [int(line) for line in writer.stdout]
+        writer.wait()
+        writer.stdin.close()
+        writer.stdout.close()
+    for k in range(8):
+        raw = (tmp_path / "runs" / f"r{k}" / "metrics.jsonl").read_bytes()
+        found = [r["step"] for r in records.read_metrics(tmp_path / "runs" / f"r{k}")]
+        assert found[: len(told[k])] == told[k]
+        assert len(found) - len(told[k]) <= 1
+        assert raw.count(b"\n") == len(found), "a torn line"
+    assert [len(t) for t in told[4:]] == [200] * 4
+    assert all(len(t) < 200 for t in told[:4])
+    seen(8, f"{sum(map(len, told))} acknowledged, all there; 4 of 8 killed")
+
+
+@pytest.mark.fault(
+    "R13",
+    "a launch.json, config.json or trunk.json is torn",
+    "the run says which file and what to do; nothing is guessed",
+    "each cut to its half, then a launch",
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "launch.json",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("config.json", trunk.MARK)),
+    ],
+)
+def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
+    child, run = victim.start(tmp_path), victim.path(tmp_path)
+    child.until(lambda: (run / "checkpoints" / "30").exists())
+    child.signal(signal.SIGKILL)
+    child.wait()
+    if name == trunk.MARK:
+        (run / name).write_text('{"run": "r", "step": 10}')
+    os.truncate(run / name, (run / name).stat().st_size // 2)
+    child = victim.start(tmp_path)
+    assert child.wait() == 74, child.said
+    assert name in child.said
+    assert "remove this file" in child.said
+    (run / name).unlink()
+    victim.assert_ends_whole(tmp_path)
+    seen(1, f"{name}: refused by name; removed, the run ended as it should")
+
+
+COMPUTE = """
+import sys
+import jax, jax.numpy as jnp
+from research import compiled
+compiled.keep_programs()
+x = jnp.arange(64.0).reshape(8, 8)
+print([float(jax.jit(lambda x, k=k: jnp.tanh(x @ x / 10**k).sum())(x)) for k in range(4, 7)])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.fault(
+    "R20",
+    "the cache of compiled programs is damaged",
+    "a warning and a new compilation, the same values",
+    "all entries cut, emptied, random, or with one flipped bit",
+)
+def test_a_damaged_compile_cache_changes_no_value(tmp_path, seen):
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    ours |= {"ISOFLOP_CACHE": str(tmp_path)}
+
+    def compute():
+        argv = [sys.executable, "-c", COMPUTE]
+        out = subprocess.run(argv, env=ours, capture_output=True, text=True, check=True)
+        return out.stdout, out.stderr
+
+    expected, _ = compute()
+    rng = random.Random(0)
+    damages = {
+        "cut": lambda raw: raw[: len(raw) // 2],
+        "emptied": lambda raw: b"",
+        "random": lambda raw: rng.randbytes(len(raw)),
+        **{f"flipped {k}": lambda raw: flipped(raw, rng) for k in range(12)},
+    }
+    warned = 0
+    for damage in damages.values():
+        entries = [p for p in Path(tmp_path).rglob("*") if p.is_file() and "atime" not in p.name]
+        assert entries
+        kept = {path: path.read_bytes() for path in entries}
+        for path, raw in kept.items():
+            path.write_bytes(damage(raw))
+        found, said = compute()
+        assert found == expected
+        warned += "cache" in said
+        for path, raw in kept.items():
+            path.write_bytes(raw)
+    seen(len(damages), f"the same values in {len(damages)} of {len(damages)}, told in {warned}")
