@@ -1,0 +1,183 @@
+"""A run that diverges is found at once and costs nothing but itself; a spike may be skipped."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from research import check, checkpoint, cli, records, sharding, train
+from research.errors import Diverged
+from research.run import make_run
+from research.train import Trainer
+
+STEPS = 50  # in a dispatch, the most that there are
+
+
+def exploding(changes=None):
+    """A linear regression whose rate is so high that its loss grows in every step, until it is no
+    number any more; after how many steps depends on the rate."""
+    config, _ = cli.load("configs/linear.py")
+    every = {"horizon.unit": "steps", "horizon.amount": 400.0, "optim.clip": None, "save.every": 10}
+    every |= {"optim.optimizer.name": "sgd", "optim.optimizer.momentum": 0.0, "eval.every": 0}
+    every |= {"optim.optimizer.nesterov": False, "optim.optimizer.weight_decay": 0.0}
+    every |= {"optim.schedule.name": "constant", "optim.lr": 3.0, "log.every": 1, "save.keep": 2}
+    every |= {"loop.steps_per_dispatch": STEPS, "optim.warmup.amount": 0.0} | (changes or {})
+    config, problems = check.override(config, every)
+    assert not problems, problems
+    return cli.checked(config)
+
+
+@pytest.mark.fault(
+    "R10",
+    "a run diverges",
+    "its dispatch ends on the device at the first step that is not finite; no sync of each step",
+    "a rate at which a linear model explodes, 50 steps in a dispatch",
+)
+def test_the_device_stops_at_the_first_step_that_is_not_finite(seen):
+    run = make_run(exploding())
+    trainer = Trainer(run, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, run.batch))
+    state, step, losses = trainer.init(), 0, []
+    while np.isfinite(losses).all():
+        state, metrics = trainer.steps(state, trainer.batches(step, STEPS, STEPS), STEPS)
+        metrics = jax.device_get(metrics)
+        taken = int(state.step) - step
+        losses += list(metrics["train_loss"][:taken])
+        assert not metrics["train_loss"][taken:].any()
+        step += taken
+    assert step > 20
+    assert np.isfinite(losses[:-1]).all()
+    again, _ = trainer.steps(state, trainer.batches(step, STEPS, STEPS), STEPS)
+    assert int(again.step) == step + 1, "a dispatch that was on its way takes one step more"
+    seen(1, f"stopped at step {step - 1}, the first that was not finite; one step more at most")
+
+
+@pytest.mark.fault(
+    "R10",
+    "a run diverges: what is kept",
+    "exit code 76; step and last finite loss recorded; the newest finite checkpoint kept",
+    "the same by the command, saved every 10 steps",
+)
+def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(exploding()))
+    child = zygote.start(file, tmp_path / "w")
+    assert child.wait() == 76, child.said
+    row = records.table(tmp_path / "w")[0]
+    assert row["status"] == "diverged"
+    assert "the last finite loss was" in row["reason"] or "is not finite" in row["reason"]
+    path = tmp_path / "w" / "runs" / row["run"]
+    losses = [r["train_loss"] for r in records.read_metrics(path) if "train_loss" in r]
+    newest = checkpoint.steps(path)[0]
+    assert len(losses) - 20 <= newest <= len(losses)
+    params = checkpoint.read(path / "checkpoints" / str(newest), "params")
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    child = zygote.start(file, tmp_path / "w")
+    assert child.wait() == 76
+    assert "is diverged already" in child.said
+    seen(1, f"diverged after {len(losses)} finite losses, step {newest} kept")
+
+
+@pytest.mark.fault(
+    "R10",
+    "an update is not finite though its loss was",
+    "it is not saved; the step before it stays the newest",
+    "a parameter made infinite in the state that is to be saved",
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monkeypatch, seen):
+    real = train.check_finite
+    poisoned = []
+
+    def poison(step, state):
+        if step == 20:
+            poisoned.append(step)
+            state = state._replace(params=jax.tree.map(lambda x: x + math.inf, state.params))
+        real(step, state)
+
+    monkeypatch.setattr(train, "check_finite", poison)
+    run = make_run(tiny({"horizon.amount": 40.0, "save.every": 10, "save.keep": 1}))
+    with records.RunDirectory(tmp_path, run.id) as directory:
+        if grouped:
+            from research import ensemble
+
+            monkeypatch.setattr(ensemble, "check_finite", poison)
+            ensemble.fit([(run, directory)], [run.id])
+        else:
+            with pytest.raises(Diverged, match="state after step 19 is not finite"):
+                train.fit(run, directory)
+    assert poisoned == [20]
+    assert directory.result["status"] == "diverged"
+    assert checkpoint.steps(directory.path) == [10]
+    seen(1, "diverged at the save of step 20; step 10 kept")
+
+
+SPIKES = (45, 60, 61)
+
+
+@pytest.fixture
+def spiked(monkeypatch):
+    """Batches of which some, once, have targets that are far off, or no number."""
+
+    def at(bad):
+        real = train.host_batches
+
+        def batches(run, step, n, *rest):
+            rows = real(run, step, n, *rest)
+            for k, value in bad.items():
+                if step <= k < step + n:
+                    rows["targets"][k - step] = value
+            return rows
+
+        monkeypatch.setattr(train, "host_batches", batches)
+
+    return at
+
+
+def fit(config, workdir, **more):
+    run = make_run(config)
+    with records.RunDirectory(workdir, run.id) as directory:
+        return train.fit(run, directory, **more), directory.path
+
+
+@pytest.mark.fault(
+    "R10",
+    "spikes of the loss, `optim.skip` set",
+    "steps far above the mean, or not finite, change nothing and are counted; off by default",
+    "targets of three steps made huge or infinite; stopped and resumed between",
+)
+def test_spikes_are_skipped_and_counted(tmp_path, spiked, seen):
+    calm = {"optim.lr": 0.05, "horizon.amount": 120.0, "loop.steps_per_dispatch": 10}
+    skipping = exploding(calm | {"optim.skip": 6.0})
+    plain, _ = fit(skipping, tmp_path / "plain")
+    assert plain["skipped_steps"] == 0
+    spiked({45: 1e6, 60: np.inf, 61: -1e4})
+    result, path = fit(skipping, tmp_path / "whole")
+    assert result["skipped_steps"] == len(SPIKES)
+    assert result["loss"] == pytest.approx(plain["loss"], rel=0.05)
+    steps = {r["step"]: r for r in records.read_metrics(path) if "lr" in r}
+    assert [k for k, r in steps.items() if r["skipped"]] == list(SPIKES)
+    assert "train_loss" not in steps[60], "infinity is no JSON"
+    calls = iter(range(1000))
+    with pytest.raises(train.Preempted):
+        fit(skipping, tmp_path / "twice", stop=lambda: next(calls) > 5)
+    again, _ = fit(skipping, tmp_path / "twice")
+    assert (again["loss"], again["skipped_steps"]) == (result["loss"], result["skipped_steps"])
+    with pytest.raises(Diverged):  # the twin: without it
+        fit(exploding(calm), tmp_path / "without")
+    seen(len(SPIKES), "three of three skipped and counted, the same after a resume")
+
+
+def test_what_would_be_skipped_for_ever_has_diverged(tmp_path, spiked):
+    calm = {"optim.lr": 0.05, "horizon.amount": 120.0, "loop.steps_per_dispatch": 10}
+    spiked(dict.fromkeys(range(50, 120), 1000000.0))
+    with pytest.raises(Diverged, match="the last 21 steps were skipped"):
+        fit(exploding(calm | {"optim.skip": 6.0}), tmp_path)
+
+
+def test_without_it_nothing_of_it_is_in_a_run():
+    run = make_run(exploding())
+    assert run.hyper["skip"] is None
+    assert make_run(exploding({"optim.skip": None})).id == run.id
+    assert make_run(exploding({"optim.skip": 6.0})).id != run.id
