@@ -7,7 +7,7 @@ FLAGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev demo demo-verify bench bench-peers bench-sweep bench-engine bench-gpu test test-slow \
-	check format lock clean
+	faults soak check format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +56,13 @@ test: setup-dev  ## the default tests (8 simulated devices, 2 workers)
 
 test-slow: setup-dev  ## the tests that take longer than a minute each
 	@$(PY) -m pytest -n 2 -m slow
+
+faults: setup-dev  ## inject every fault of docs/reliability.md and write its table
+	@$(PY) -m tools.faults
+
+HOURS ?= 2
+soak: setup-dev  ## HOURS=2 of a sweep that is killed, damaged, stalled, its disk filled
+	@$(PY) -m tools.kill_drill --hours=$(HOURS)
 
 check: setup-dev  ## ruff (lint and format), basedpyright, import directions
 	@$(PY) -m ruff check .

@@ -38,7 +38,7 @@ from research.trunk import Trunk, seeded
 
 log = logging.getLogger(__name__)
 
-GLANCE = 0.002  # seconds between looks at what the devices compute
+GLANCE, PATIENT = 0.002, 2.0  # seconds between looks at what the devices compute; before giving up
 # Seconds of a dispatch; steps of the one that is timed to choose their number. On CPU a dispatch
 # asks the kernel for its temporary memory anew, page by page, so many steps should share it.
 LONG, FEW = 1.0, 4
@@ -53,11 +53,13 @@ def never() -> bool:
 
 
 def awaited(tree: Any, stop: Callable[[], bool]) -> Any:
-    """`tree`, when the devices have computed it; raises Stopped if `stop()` turns true before. Of
-    several processes none may leave the others, so they wait."""
+    """`tree`, when the devices have computed it; raises Stopped if that takes more than PATIENT
+    seconds and `stop()` turns true. Of several processes none may leave the others, so they wait.
+    """
     if stop is not never and processes.count() == 1:
+        began = time.monotonic()
         while not all(x.is_ready() for x in jax.tree.leaves(tree)):
-            if stop():
+            if time.monotonic() - began > PATIENT and stop():
                 raise Stopped
             time.sleep(GLANCE)
     return tree
@@ -108,7 +110,7 @@ class Trainer:
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size. Raises
-        Stopped as soon as `stop()` turns true."""
+        Stopped, see `awaited`."""
         if self._held is None:
             self._held = self._heldout()
         sums = eval_program(self.recipe, self.mesh)(params, *self._held)
@@ -345,7 +347,7 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
                 evaluate()
             except Stopped:  # the next launch evaluates this state
                 stopped = True
-        leaving = stopped or (asked() and step > first)
+        leaving = stopped or (step > first and asked())
         due = step in keeper.branches or (every.save and step > first and step % every.save == 0)
         if due or leaving:
             pace.interrupt()

@@ -268,6 +268,12 @@ def test_more_members_than_devices_are_filled_up(tiny, tmp_path):
     )
 
 
+@pytest.mark.fault(
+    "R11",
+    "a member of a vmapped group diverges",
+    "the others bit for bit as without it; its row says diverged",
+    "one member at a rate of 1e20",
+)
 def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
     calm, _, workdir = group
     lost = made(tiny, WAYS[1] | {"optim.lr": 1e30})[0]
@@ -288,6 +294,12 @@ def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
     assert [s for s, _ in curve(lost, tmp_path / "wild")] == [s for s, _ in curve(lost, tmp_path)]
 
 
+@pytest.mark.fault(
+    "R11",
+    "a member diverges beside others on one device",
+    "it is frozen as it was, the others go on",
+    "one member at a rate of 1e20",
+)
 def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
     def states(*ways):
         runs = made(tiny, *ways)
@@ -308,6 +320,12 @@ def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
         assert np.isfinite(b).all()
 
 
+@pytest.mark.fault(
+    "R11",
+    "all members of a group diverge",
+    "all are recorded so, and the sweep goes on",
+    "all rates absurd",
+)
 def test_a_group_in_which_all_diverge_ends(tiny, tmp_path):
     runs = made(tiny, *({"seed": k, "optim.lr": 1e30} for k in range(3)))
     assert {r["status"] for r in fit(runs, tmp_path).values()} == {"diverged"}

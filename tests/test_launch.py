@@ -45,6 +45,12 @@ def test_a_worker_that_dies_without_progress_is_started_again_three_times(tmp_pa
     assert begun(tmp_path) == 1 + 3
 
 
+@pytest.mark.fault(
+    "R12",
+    "a worker dies again and again",
+    "started again while there is progress, three times without",
+    "workers that kill themselves",
+)
 def test_progress_gives_a_worker_that_dies_new_chances(tmp_path):
     count = itertools.count()
     made = job(tmp_path, *python(DIES), progress=lambda: min(next(count), 5))
@@ -255,6 +261,12 @@ def test_workers_that_find_bad_input_tell_it_through_the_launcher(corpus, tmp_pa
     assert "Traceback" not in out
 
 
+@pytest.mark.fault(
+    "R12",
+    "workers and launchers of a sweep are killed",
+    "every run done once, bit for bit as in an undisturbed sweep",
+    "SIGKILL at random, chains and groups of 12 runs",
+)
 @pytest.mark.slow
 def test_a_sweep_whose_workers_and_launchers_are_killed_ends_as_an_undisturbed_one():
     argv = [sys.executable, "-m", "tools.kill_drill", "--repeats=2"]

@@ -81,6 +81,12 @@ def until(condition, seconds=60):
         time.sleep(0.002)
 
 
+@pytest.mark.fault(
+    "R9",
+    "eight takers of one run at the same instant",
+    "exactly one wins, of a free run and of that of a dead process",
+    "eight processes released by one file, many rounds",
+)
 def test_of_eight_that_start_at_once_exactly_one_wins(tmp_path):
     """Half of the rounds are over a run that nobody held, half over that of a dead process."""
     pid = dead_pid()
@@ -111,6 +117,12 @@ def unlocked(path):
     return True
 
 
+@pytest.mark.fault(
+    "R9",
+    "the holder of a run is killed",
+    "the next taker has the run at once",
+    "SIGKILL, reaped or a zombie",
+)
 @pytest.mark.parametrize("reaped", [True, False], ids=["gone", "a zombie"])
 def test_a_killed_holder_is_followed_at_once(tmp_path, reaped):
     argv = [sys.executable, "-c", HOLDER, str(tmp_path)]
@@ -167,6 +179,12 @@ def test_a_file_that_is_no_lease_is_respected_for_a_while(tmp_path, clock):
     lease.take(tmp_path).release()
 
 
+@pytest.mark.fault(
+    "R22",
+    "the clock jumps while a lease is watched",
+    "a lease ends by the observer's own steady clock alone",
+    "time.time and dates of files moved by 1e6 s",
+)
 def test_no_jump_of_the_wall_clock_ends_or_keeps_a_lease(tmp_path, clock, monkeypatch):
     plant(tmp_path)
     for jump in (-1e6, 1e6):
@@ -213,6 +231,12 @@ def everything(path):
     return {p: p.read_bytes() for p in kept}
 
 
+@pytest.mark.fault(
+    "R9",
+    "a holder thought dead comes back",
+    "it writes nothing: every write asks for the lease first",
+    "a higher lease planted beside its own, then each kind of write",
+)
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_a_holder_that_was_taken_over_writes_nothing_more(tmp_path, write):
     with records.RunDirectory(tmp_path, "r0") as run:

@@ -109,6 +109,12 @@ def test_the_order_of_the_data_does_not_depend_on_the_processes(both):
         assert (both.seen[name][0] != rows[1]).any()
 
 
+@pytest.mark.fault(
+    "R7",
+    "a run of one process goes on as two",
+    "the same losses and state",
+    "two real processes of jax.distributed",
+)
 def test_two_processes_go_on_from_one(both):
     for name, leaf in flat(state(both, both.one, HALF)).items():
         np.testing.assert_array_equal(both.seen[f"state/{name}"], leaf, err_msg=name)
@@ -116,6 +122,12 @@ def test_two_processes_go_on_from_one(both):
     assert not np.allclose(both.seen["losses"], losses(both.one)[:HALF], rtol=1e-5)
 
 
+@pytest.mark.fault(
+    "R7",
+    "a run of two processes goes on as one",
+    "the same losses and state",
+    "two real processes of jax.distributed",
+)
 def test_one_process_goes_on_from_two(both):
     assert checkpoint.newest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
     here, batches = state(both, both.two, HALF), both.trainer.batches(HALF, HALF, HALF)
@@ -182,6 +194,12 @@ def test_a_signal_to_one_process_saves_all_and_one_process_goes_on(corpus, tmp_p
     assert "Gloo" not in out
 
 
+@pytest.mark.fault(
+    "R12",
+    "one of the processes of a run is killed",
+    "the others end, and the run can be launched again",
+    "SIGKILL of process 0 or 1",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_when_one_process_is_killed_the_launcher_ends_the_other(index, corpus, tmp_path):

@@ -155,6 +155,12 @@ def test_each_device_loads_its_own_rows():
     assert {s.data.shape for s in put.addressable_shards} == {(2, 2)}
 
 
+@pytest.mark.fault(
+    "R7",
+    "a mesh that does not fit",
+    "an error that names axis, size and devices",
+    "meshes for other batches and other machines",
+)
 @pytest.mark.parametrize(
     ("sizes", "batch", "words"),
     [

@@ -36,6 +36,12 @@ def test_equal_points_are_one_run(tiny, tmp_path):
     assert len(sweep.plan(points(tiny, {"seed": 0}, {"seed": 0}, {"name": "other"}), tmp_path)) == 1
 
 
+@pytest.mark.fault(
+    "R12",
+    "a run of a sweep fails",
+    "a row with its reason, the others go on, the exit code says so",
+    "an error raised in one of them",
+)
 def test_a_failed_run_becomes_a_row_and_the_others_go_on(tiny, tmp_path, monkeypatch):
     configs = points(tiny, *SEEDS)
     broken = sweep.plan(configs, tmp_path)[1].run.id
@@ -146,6 +152,12 @@ def killed(directory, times):
         path.write_text(path.read_text().replace('"born": "', '"born": "0'))
 
 
+@pytest.mark.fault(
+    "R12",
+    "a run kills its process (out of memory)",
+    "it is tried after all others",
+    "a lease of dead holders",
+)
 def test_a_run_that_kills_its_process_comes_after_all_others(tiny, tmp_path, monkeypatch):
     order, original = [], units.train_unit
 

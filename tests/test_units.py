@@ -273,10 +273,10 @@ def test_a_run_of_a_chain_that_fails_is_told_and_the_others_go_on(alone, tmp_pat
     (chain,) = units.units(points, tmp_path, "auto")
     broken, original = points[1].run.id, train.Trainer.evaluate
 
-    def evaluate(self, params):
+    def evaluate(self, params, *stop):
         if self.run.id == broken:
             raise RuntimeError("the device caught fire")
-        return original(self, params)
+        return original(self, params, *stop)
 
     monkeypatch.setattr(train.Trainer, "evaluate", evaluate)
     results = run_unit(chain, tmp_path)

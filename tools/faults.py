@@ -1,0 +1,120 @@
+"""Inject every fault of the matrix and write the table of docs/reliability.md: what must hold, how
+it was injected, what was seen, by which test.
+
+  python -m tools.faults            everything, about five minutes on two cores
+  python -m tools.faults --quick    what the default tests have; writes nothing
+
+A test is a row of the matrix by the marker `fault`, and says what it saw by the fixture `seen`.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- made by `make faults` -->", "<!-- end -->"
+HEAD = (
+    "| row | fault | what must hold | how it is injected | trials | seen | test |\n"
+    + "|---" * 7
+    + "|"
+)
+
+
+class Rows:
+    """A pytest plugin that keeps the tests of the matrix and how they went."""
+
+    def __init__(self) -> None:
+        self.marks: dict[str, tuple] = {}
+        self.went: dict[str, tuple[str, list]] = {}
+        self.seconds = 0.0
+
+    def pytest_collection_modifyitems(self, config, items) -> None:
+        mine = [item for item in items if item.get_closest_marker("fault")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+        items[:] = mine
+        for item in mine:
+            self.marks[item.nodeid] = item.get_closest_marker("fault").args
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.when == "call" or report.outcome != "passed":
+            said = [value for name, value in report.user_properties if name == "seen"]
+            self.went[report.nodeid] = (report.outcome, said)
+        self.seconds += report.duration
+
+    def table(self) -> str:
+        """A line for each test, those of one function together."""
+        functions: dict[tuple, list[str]] = {}
+        for test in self.marks:
+            functions.setdefault((*self.marks[test], test.partition("[")[0]), []).append(test)
+        ordered = sorted(functions, key=lambda key: (int(key[0][1:].split("-")[0]), key[1:]))
+        return "\n".join([HEAD, *(self.line(key, functions[key]) for key in ordered)])
+
+    def line(self, key: tuple, tests: list[str]) -> str:
+        row, fault, holds, how, name = key
+        went = [self.went.get(test, ("not run", [])) for test in tests]
+        said = [pair for outcome, pairs in went for pair in pairs if outcome == "passed"]
+        trials = sum(count for count, _ in said) or sum(o == "passed" for o, _ in went)
+        texts = list(dict.fromkeys(text for _, text in said))
+        if len(texts) > 1 and len({count for count, _ in said}) > 1:  # the largest says it all
+            trials, *texts = max(said)
+        texts += [f"**{outcome}**" for outcome, _ in went if outcome != "passed"]
+        file, _, function = name.partition("::")
+        test = f"`{Path(file).name}` {function.removeprefix('test_').replace('_', ' ')}"
+        cells = (row, fault, holds, how, trials, "; ".join(texts) or "held", test)
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def hardware() -> str:
+    """This machine and its versions, in a sentence."""
+    from research import environment
+
+    known = environment.describe()
+    names = {line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")}
+    versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    today = datetime.date.today().isoformat()
+    return (
+        f"On {today}, commit {known['commit'][:12]}: {known['cores']} cores of "
+        f"{', '.join(sorted(names)) or platform.machine()}, {memory:.0f} GB, "
+        f"{platform.system()} {platform.release()}; {versions}."
+    )
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="leave out what takes long")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    rows, began = Rows(), time.monotonic()
+    chosen = ["-m", "fault and not slow" if args.quick else "fault"]
+    code = pytest.main(
+        ["-q", "--show-capture=no", "-p", "no:cacheprovider", *chosen], plugins=[rows]
+    )
+    failed = [test for test, (outcome, _) in rows.went.items() if outcome == "failed"]
+    minutes = (time.monotonic() - began) / 60
+    print(f"{len(rows.went) - len(failed)} of {len(rows.marks)} held, in {minutes:.1f} minutes")
+    if not args.quick:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        told = f"{hardware()} {len(rows.went)} tests in {minutes:.1f} minutes."
+        PAGE.write_text(f"{before}{BEGIN}\n\n{told}\n\n{rows.table()}\n\n{END}{after}")
+        print(f"written: {PAGE.relative_to(ROOT)}")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
