@@ -1,18 +1,25 @@
-"""SIGKILL workers and launchers of a sweep of chains and groups at random, launch it again until it
-is done, and compare every run with that of an undisturbed sweep: each trained to its end once,
-bitwise the same.
+"""Kill workers and launchers of a sweep of chains and groups at random, launch it again until it is
+done, and compare every run with that of an undisturbed sweep: each trained to its end once, bitwise
+the same.
 
   python -m tools.kill_drill --repeats=20
+  python -m tools.kill_drill --hours=2         sweep after sweep, with all that FAULTS can do
+
+With --hours a disk of its own is filled now and then, where `unshare` may mount one (Linux).
 """
 
 import argparse
+import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +28,7 @@ import numpy as np
 from research import checkpoint, lease, records
 
 POINTS = 12
+DISK = 384  # MB of the disk that is filled
 SWEEP = """
 from configs import lm_transformer
 from research import grid
@@ -51,32 +59,137 @@ def start(config: Path, workdir: Path, workers: int) -> subprocess.Popen:
     argv = [sys.executable, "-m", "experiments.sweep", f"--config={config}"]
     argv += [f"--workdir={workdir}", "--executor=local", f"--workers={workers}"]
     argv += ["--grouping=force"]
-    with open(workdir.with_suffix(".log"), "ab") as log:
+    with open(config.parent / f"{workdir.name}.log", "ab") as log:
         return subprocess.Popen(argv, stdout=log, stderr=log)
 
 
 def holders(workdir: Path) -> list[int]:
     """The process ids of the workers that hold a run now."""
     found = [lease.holder(path) for path in workdir.glob("runs/*/lease")]
-    return [h.content["pid"] for h in found if h and h.alive]
+    return [h.content["pid"] for h in found if h and h.alive and "pid" in h.content]
 
 
-def disturbed(config: Path, workdir: Path, workers: int, rng: random.Random) -> dict[str, int]:
-    """Launch and kill until a launch ends by itself; how many of each were killed."""
-    killed = {"launcher": 0, "worker": 0}
+class Sweep:
+    """A sweep that is being disturbed. Each fault is a method that answers whether it could be."""
+
+    def __init__(self, process: subprocess.Popen, workdir: Path, rng: random.Random):
+        self.process, self.workdir, self.rng = process, workdir, rng
+
+    def worker(self) -> bool:
+        """SIGKILL a worker."""
+        return self._signal(signal.SIGKILL)
+
+    def launcher(self) -> bool:
+        """SIGKILL the launcher, which ends its workers."""
+        self.process.kill()
+        return True
+
+    def stop(self) -> bool:
+        """SIGTERM the launcher: all is saved."""
+        self.process.terminate()
+        return True
+
+    def stall(self) -> bool:
+        """SIGSTOP a worker for a while."""
+        if not (at := holders(self.workdir)):
+            return False
+        pid = self.rng.choice(at)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(self.rng.uniform(1, 15))
+            os.kill(pid, signal.SIGCONT)
+        return True
+
+    def flip(self) -> bool:
+        """A bit of the newest checkpoint of a run that is not done and has an older whole one."""
+        return self._damage(lambda path, raw: path.write_bytes(self._flipped(raw)))
+
+    def cut(self) -> bool:
+        """A file of such a checkpoint cut anywhere, or deleted."""
+
+        def act(path: Path, raw: bytes) -> None:
+            at = self.rng.randrange(-1, len(raw))
+            path.unlink() if at < 0 else os.truncate(path, at)
+
+        return self._damage(act)
+
+    def tear(self) -> bool:
+        """The last record of a run that nobody holds, where its checkpoint is older."""
+        for run in self._unfinished():
+            last = lease.holder(run / "lease")
+            newest = next(iter(checkpoint.intact(run)), (0, run))[0]
+            found = records.last_metrics(run)
+            if last and not last.alive and found and found[-1]["step"] >= newest:
+                path = run / "metrics.jsonl"
+                os.truncate(path, path.stat().st_size - self.rng.randrange(1, 20))
+                return True
+        return False
+
+    def full(self) -> bool:
+        """No byte left on the disk for a while."""
+        if not os.path.ismount(self.workdir.parent):
+            return False
+        ballast = self.workdir.parent / "ballast"
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(1 << 16)):
+                pass
+        time.sleep(self.rng.uniform(1, 10))
+        ballast.unlink()
+        return True
+
+    def _signal(self, number: signal.Signals) -> bool:
+        if not (at := holders(self.workdir)):
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.rng.choice(at), number)
+        return True
+
+    def _unfinished(self) -> list[Path]:
+        runs = [p for p in self.workdir.glob("runs/*") if not (p / "result.json").exists()]
+        return self.rng.sample(sorted(runs), len(runs))
+
+    def _damage(self, act: Callable[[Path, bytes], Any]) -> bool:
+        for run in self._unfinished():
+            steps = checkpoint.steps(run)
+            if len(steps) < 2 or checkpoint._damage(run / "checkpoints" / str(steps[1])):
+                continue
+            last = records.row(run).get("steps")
+            with contextlib.suppress(OSError):  # it is forgotten meanwhile
+                root = run / "checkpoints" / str(steps[0])
+                path = self.rng.choice(sorted(p for p in root.rglob("*") if p.is_file()))
+                if steps[0] != last and (raw := path.read_bytes()):
+                    act(path, raw)
+                    return True
+        return False
+
+    def _flipped(self, raw: bytes) -> bytes:
+        out = bytearray(raw)
+        out[self.rng.randrange(len(out))] ^= 1 << self.rng.randrange(8)
+        return bytes(out)
+
+
+KILLS = {"worker": 12, "launcher": 5}  # and how often, at most, in one sweep
+FAULTS = {**KILLS, "stop": 3, "stall": 4, "flip": 4, "cut": 4, "tear": 3, "full": 4}
+
+
+def disturbed(
+    config: Path, workdir: Path, workers: int, rng: random.Random, most: dict[str, int]
+) -> Counter:
+    """Launch and disturb until a launch ends by itself; how often each fault was."""
+    done: Counter = Counter()
     while True:
         process = start(config, workdir, workers)
-        end = time.monotonic() + rng.uniform(8, 25)
-        while time.monotonic() < end and process.poll() is None:
+        sweep, launched = Sweep(process, workdir, rng), time.monotonic()
+        while process.poll() is None:
             time.sleep(rng.uniform(0.5, 4))
-            if (at := holders(workdir)) and rng.random() < 0.5 and killed["worker"] < 12:
-                os.kill(rng.choice(at), signal.SIGKILL)
-                killed["worker"] += 1
-        if process.poll() is None and killed["launcher"] < 5:
-            process.kill()
-            killed["launcher"] += 1
+            left = [name for name in most if done[name] < most[name]]
+            if time.monotonic() - launched < 8:  # a launcher should come to something
+                left = [name for name in left if name not in ("launcher", "stop")]
+            if left and rng.random() < 0.6 and process.poll() is None:
+                name = rng.choice(left)
+                done[name] += getattr(sweep, name)()
         if process.wait() == 0:
-            return killed
+            return done
 
 
 def content(run: Path) -> tuple[list[dict], dict[str, Any]]:
@@ -107,32 +220,57 @@ def compare(whole: Path, workdir: Path) -> list[str]:
     return wrong
 
 
+def on_small_disk() -> int | None:
+    """The exit code of this command on a disk of its own; None where none may be mounted."""
+    with tempfile.TemporaryDirectory() as place:
+        mount = f'mount -t tmpfs -o size={DISK}m none "$0"'
+        inside = ["unshare", "-rm", "sh", "-c"]
+        try:
+            subprocess.run([*inside, mount, place], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            print("no disk may be mounted here, so none is filled", flush=True)
+            return None
+        argv = [sys.executable, "-m", "tools.kill_drill", *sys.argv[1:], f"--disk={place}"]
+        return subprocess.call([*inside, f'{mount} && exec "$@"', place, *argv])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--hours", type=float, help="of all faults, in the place of --repeats")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--disk", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.hours and not args.disk and (code := on_small_disk()) is not None:
+        return code
     rng = random.Random(args.seed)
-    failed = 0
+    failed, count, faults = 0, 0, Counter()
+    until = time.monotonic() + 3600 * (args.hours or 0)
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "drill.py"
+        config, disk = Path(folder) / "drill.py", Path(args.disk or folder)
         config.write_text(SWEEP.format(steps=float(args.steps)))
         whole = Path(folder) / "whole"
         if code := start(config, whole, args.workers).wait():
-            print(whole.with_suffix(".log").read_text())
+            print((Path(folder) / "whole.log").read_text())
             return code
-        for k in range(args.repeats):
-            began = time.monotonic()
-            workdir = Path(folder) / f"disturbed-{k}"
-            killed = disturbed(config, workdir, args.workers, rng)
+        while time.monotonic() < until if args.hours else count < args.repeats:
+            count, began = count + 1, time.monotonic()
+            workdir = disk / f"disturbed-{count}"
+            done = disturbed(config, workdir, args.workers, rng, FAULTS if args.hours else KILLS)
             wrong = compare(whole, workdir)
-            failed += bool(wrong)
-            told = f"{killed['worker']} workers and {killed['launcher']} launchers killed"
+            failed, faults = failed + bool(wrong), faults + done
+            told = ", ".join(f"{n} {name}" for name, n in done.items() if n)
             seconds = time.monotonic() - began
-            print(f"{k + 1}: {told} in {seconds:.0f} s: {wrong or 'as undisturbed'}", flush=True)
-    print(f"{args.repeats - failed} of {args.repeats} sweeps ended as the undisturbed one")
+            print(f"{count}: {told} in {seconds:.0f} s: {wrong or 'as undisturbed'}", flush=True)
+            if wrong:
+                kept = Path(tempfile.mkdtemp(prefix="kill-drill-"))
+                shutil.copytree(workdir, kept, dirs_exist_ok=True)
+                shutil.copy(config.parent / f"{workdir.name}.log", kept)
+                print(f"   kept: {kept}", flush=True)
+            shutil.rmtree(workdir)
+    print(f"{count - failed} of {count} sweeps ended as the undisturbed one; {dict(faults)}")
     return 1 if failed else 0
 
 
