@@ -45,6 +45,20 @@ def test_a_worker_that_dies_without_progress_is_started_again_three_times(tmp_pa
     assert begun(tmp_path) == 1 + 3
 
 
+HANGS = "print('begun', flush=True); raise SystemExit(77)"
+
+
+@pytest.mark.fault(
+    "R21",
+    "a worker ends itself because it hung",
+    "the launcher starts it again, three times without progress",
+    "workers that end with exit code 77",
+)
+def test_a_worker_that_hung_is_started_again(tmp_path):
+    assert local.run(job(tmp_path, *python(HANGS))) == [77]
+    assert begun(tmp_path) == 1 + 3
+
+
 @pytest.mark.fault(
     "R12",
     "a worker dies again and again",

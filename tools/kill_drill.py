@@ -238,19 +238,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--hours", type=float, help="of all faults, in the place of --repeats")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, help="of the longest runs; by default 150, or 2000")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--disk", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.hours and not args.disk and (code := on_small_disk()) is not None:
         return code
-    rng = random.Random(args.seed)
+    rng, steps = random.Random(args.seed), args.steps or (2000 if args.hours else 150)
     failed, count, faults = 0, 0, Counter()
     until = time.monotonic() + 3600 * (args.hours or 0)
     with tempfile.TemporaryDirectory() as folder:
         config, disk = Path(folder) / "drill.py", Path(args.disk or folder)
-        config.write_text(SWEEP.format(steps=float(args.steps)))
+        config.write_text(SWEEP.format(steps=float(steps)))
         whole = Path(folder) / "whole"
         if code := start(config, whole, args.workers).wait():
             print((Path(folder) / "whole.log").read_text())
