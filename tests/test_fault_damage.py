@@ -219,13 +219,8 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
     "the run says which file and what to do; nothing is guessed",
     "each cut to its half, then a launch",
 )
-@pytest.mark.parametrize(
-    "name",
-    [
-        "launch.json",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("config.json", trunk.MARK)),
-    ],
-)
+@pytest.mark.parametrize("name", ["launch.json", "config.json", trunk.MARK])
+@pytest.mark.slow
 def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
     child, run = victim.start(tmp_path), victim.path(tmp_path)
     child.until(lambda: (run / "checkpoints" / "30").exists())

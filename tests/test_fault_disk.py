@@ -85,6 +85,7 @@ def test_a_full_disk_ends_a_run_at_the_save_that_it_refuses(victim, small_disk, 
     "the run is told and goes on; it ends with the same bits",
     "the same, with room again before the save of step 60; the records lie elsewhere",
 )
+@pytest.mark.slow
 def test_a_run_may_go_on_without_a_checkpoint(victim, small_disk, tmp_path, seen):
     there, outside, zygote = small_disk
     folder = outside / "go_on"

@@ -85,7 +85,7 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen)
     "it is not saved; the step before it stays the newest",
     "a parameter made infinite in the state that is to be saved",
 )
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("grouped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monkeypatch, seen):
     real = train.check_finite
     poisoned = []

@@ -17,13 +17,15 @@ def killed_at_random(victim, tmp_path, trials, rng):
     others of the training; when a run has ended before, begin anew. How many kills found steps
     saved, and how many runs ended."""
     workdir, saved, ended = tmp_path / "0", 0, 0
+    whole = (victim.whole / "metrics.jsonl").stat().st_size
     for trial in range(trials):
         metrics = victim.path(workdir) / "metrics.jsonl"
         before = metrics.stat().st_size if metrics.exists() else 0
         child = victim.start(workdir)
-        if trial % 4:
-            child.until(lambda m=metrics, b=before: m.exists() and m.stat().st_size > b)
-        end = time.monotonic() + rng.uniform(0, 1)
+        if trial % 4:  # when so many bytes were recorded, and a little later
+            size = before + rng.uniform(0, 1) * whole
+            child.until(lambda m=metrics, size=size: m.exists() and m.stat().st_size > size)
+        end = time.monotonic() + rng.uniform(0, 0.05 if trial % 4 else 1.5)
         child.until(lambda end=end: time.monotonic() > end)
         child.signal(signal.SIGKILL)
         code = child.wait()
@@ -197,7 +199,14 @@ train.host_batches = slow
     "the step finished and saved, exit code 75; the run goes on to the same bits",
     "SIGTERM at the start, in training, in a long evaluation, while the data are waited for",
 )
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "training",
+        "evaluation",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("start", "data wait")),
+    ],
+)
 def test_a_run_that_is_asked_to_stop_saves_whatever_it_does(phase, victim, tmp_path, seen):
     before, ready = PHASES[phase]
     child, run = victim.start(tmp_path, before), victim.path(tmp_path)
@@ -225,6 +234,7 @@ def test_a_run_that_is_asked_to_stop_saves_whatever_it_does(phase, victim, tmp_p
     "the process ends at once, by the signal; nothing saved is harmed",
     "two signals more than two seconds apart to a run whose data never come",
 )
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once_what_cannot_stop(victim, tmp_path, seen):
     stuck = PHASES["data wait"][0].replace("sleep(3)", "sleep(600)")
     child = victim.start(tmp_path, stuck)
@@ -246,6 +256,7 @@ def test_a_second_signal_ends_at_once_what_cannot_stop(victim, tmp_path, seen):
     "exactly one trains; the others exit at once with code 74, naming the holder",
     "eight processes of the same command",
 )
+@pytest.mark.slow
 def test_of_eight_launches_at_once_one_trains(victim, tmp_path, seen):
     go = tmp_path / "go"
     children = [victim.start(tmp_path, HELD.format(go=str(go))) for _ in range(8)]
