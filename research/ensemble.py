@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from research import checkpoint, sharding, sinks
 from research.errors import Diverged
+from research.keeper import check_finite, refusals
 from research.recorder import Late, Recorder
 from research.records import RunDirectory, own
 from research.run import Run
@@ -30,12 +31,10 @@ from research.train import (
     Trainer,
     as_launched,
     awaited,
-    check_finite,
     host_batches,
     host_heldout,
     loop,
     never,
-    refusals,
     unbind,
 )
 
@@ -151,7 +150,7 @@ class GroupRecorder(Late):
 
 
 class GroupKeeper:
-    """As train.Keeper: every member's states lie in its own directory."""
+    """As keeper.Keeper: every member's states lie in its own directory."""
 
     branches = ()
 

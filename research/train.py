@@ -7,11 +7,10 @@ function of (seed, step), a run that was killed goes on from its newest checkpoi
 had happened, bit for bit on the same devices.
 """
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, memory, processes, sharding, sinks, trees, watchdog
-from research.errors import BadInput, Diverged, Held, Preempted, StorageError
+from research import branch, checkpoint, memory, processes, sharding, sinks, watchdog
+from research.errors import BadInput, Diverged, Preempted
+from research.keeper import Keeper
 from research.recorder import Progress, Recorder
 from research.records import RunDirectory, own
 from research.run import Run, example_inputs
@@ -34,7 +34,7 @@ from research.step import (
     init_program,
     placement,
 )
-from research.trunk import Trunk, seeded
+from research.trunk import Trunk
 
 log = logging.getLogger(__name__)
 
@@ -215,64 +215,6 @@ class Pace:
             self.settled = True
 
 
-class Keeper:
-    """Where the states of a run are kept and found again. It keeps those of `branches` beyond
-    `keep`, and where it has none of its own it begins from one of `trunks`."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        recorder: Recorder,
-        trunks: Sequence[Trunk] = (),
-        branches: Collection[int] = (),
-    ):
-        self.trainer, self.recorder, self.trunks = trainer, recorder, trunks
-        self.directory, self.branches = recorder.directory, branches
-
-    def restore(self) -> tuple[int, TrainState]:
-        """The step and state to go on from."""
-        abstract = self.trainer.abstract
-        found = checkpoint.restore_newest(self.directory.path, abstract)
-        if found:
-            log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
-        found = found or seeded(self.directory, self.trunks, abstract, self.recorder.shown.log)
-        if found is None:
-            state = self.trainer.init()
-            found = int(state.step), state  # not 0 where it is another run's state
-        self.recorder.begin(found[0])
-        return found
-
-    def save(self, step: int, state: TrainState, must: bool = True) -> None:
-        """Save a state that is finite, or raise Diverged. If the disk refuses one that `must` not
-        be saved, the run may go on without."""
-        check_finite(step, state)
-        run, directory = self.trainer.run, self.directory
-        directory.sync()
-        with refusals(run, must):
-            keep, check = run.keep, directory.check
-            checkpoint.save(directory.path, step, state, keep, check, self.branches)
-
-
-def check_finite(step: int, state: TrainState) -> None:
-    """Raise Diverged if a number of `state` is not finite, though no loss was yet."""
-    if processes.either(not trees.finite(state)):
-        raise Diverged(f"the state after step {step - 1} is not finite; the loss before it was")
-
-
-@contextlib.contextmanager
-def refusals(run: Run, must: bool) -> Iterator[None]:
-    """What a disk that refuses a checkpoint does to a run: it ends it, or, where `save.on_error`
-    says so and there will be another, it is told."""
-    try:
-        yield
-    except Held:
-        raise
-    except StorageError as error:
-        if must or run.on_save_error == "stop":
-            raise
-        log.warning("%s; run %s goes on without it", error, run.id)
-
-
 def fit(
     run: Run,
     directory: RunDirectory,
@@ -339,10 +281,14 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
         with watchdog.doing("checkpoint"):
             keeper.save(step, state, must)
 
+    def settle() -> None:
+        pace.interrupt()
+        with watchdog.doing("wait"):
+            recorder.settle()
+
     while step < run.steps:
         if every.eval and step and step % every.eval == 0:
-            pace.interrupt()
-            recorder.settle()
+            settle()
             try:
                 evaluate()
             except Stopped:  # the next launch evaluates this state
@@ -350,8 +296,7 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
         leaving = stopped or (step > first and asked())
         due = step in keeper.branches or (every.save and step > first and step % every.save == 0)
         if due or leaving:
-            pace.interrupt()
-            recorder.settle()
+            settle()
             save(must=leaving)
         if leaving:
             raise _preempted(run, keeper, step)
@@ -364,7 +309,7 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
         pace.sent(n)
         recorder.dispatch = pace.steps
         step += n
-    recorder.settle()
+    settle()
     if step > first:
         save(must=True)
     try:

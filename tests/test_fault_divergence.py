@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import check, checkpoint, cli, records, sharding, train
+from research import check, checkpoint, cli, keeper, records, sharding, train
 from research.errors import Diverged
 from research.run import make_run
 from research.train import Trainer
@@ -87,7 +87,7 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen)
 )
 @pytest.mark.parametrize("grouped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monkeypatch, seen):
-    real = train.check_finite
+    real = keeper.check_finite
     poisoned = []
 
     def poison(step, state):
@@ -96,7 +96,7 @@ def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monk
             state = state._replace(params=jax.tree.map(lambda x: x + math.inf, state.params))
         real(step, state)
 
-    monkeypatch.setattr(train, "check_finite", poison)
+    monkeypatch.setattr(keeper, "check_finite", poison)
     run = make_run(tiny({"horizon.amount": 40.0, "save.every": 10, "save.keep": 1}))
     with records.RunDirectory(tmp_path, run.id) as directory:
         if grouped:
