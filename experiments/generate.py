@@ -36,16 +36,14 @@ def main(argv: Sequence[str]) -> None:
         parser.add_argument(f"--{name}", type=type(default), default=default, help=words)
     args = parser.parse_args(argv)
     numbers = {name: getattr(args, name) for name in FLAGS}
-    bad = {name: value for name, value in numbers.items() if not FLAGS[name][1](value)}
-    if bad:
+    if bad := {name: value for name, value in numbers.items() if not FLAGS[name][1](value)}:
         raise BadInput(*(f"--{name}={bad[name]}: expected {FLAGS[name][2]}" for name in bad))
     del numbers["prompt"]  # it becomes ids
     path = chosen(args)
     kept, data = path / "tokenizer.json", files.read_json(path / "config.json").get("data")
     text = files.text(kept, tokenizers.LARGEST_FILE, follow=False) if kept.exists() else ""
     words = tokenizers.from_json(text)
-    path_of_data = data.get("path") if isinstance(data, dict) else ""
-    ids_alone = str(path_of_data).endswith(".bin") and not text
+    ids_alone = isinstance(data, dict) and str(data.get("path")).endswith(".bin") and not text
     if ids_alone and not args.prompt.replace(" ", "").isdecimal():
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")
     prompt = [int(i) for i in (args.prompt.split() if ids_alone else words.encode(args.prompt))]
