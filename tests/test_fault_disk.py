@@ -165,7 +165,7 @@ with records.RunDirectory({folder!r}, "r0") as run:
     "R6",
     "a disk with less room than a checkpoint needs",
     "refused before anything is compiled, with the bytes that are needed and there",
-    "a disk whose free bytes are fewer",
+    "the figure of free bytes replaced by a smaller one",
 )
 def test_a_disk_without_room_is_refused_beforehand(tmp_path, monkeypatch, seen):
     state = {"w": np.zeros((1000, 1000), np.float32)}

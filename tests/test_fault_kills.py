@@ -43,7 +43,7 @@ def killed_at_random(victim, tmp_path, trials, rng):
     "R1",
     "SIGKILL at any moment",
     "every listed step whole, each record once, the end bit for bit that of the undisturbed run",
-    "SIGKILL at a seeded random time after the launch, again and again",
+    "SIGKILL in a start, or when a seeded number of bytes was recorded, again and again",
 )
 @pytest.mark.parametrize("trials", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_random_ends_as_an_undisturbed_one(trials, victim, tmp_path, seen):
@@ -253,7 +253,7 @@ def test_a_second_signal_ends_at_once_what_cannot_stop(victim, tmp_path, seen):
 @pytest.mark.fault(
     "R9",
     "one run launched eight times at once",
-    "exactly one trains; the others exit at once with code 74, naming the holder",
+    "exactly one trains; the others end with code 74, naming the holder if its lease is written",
     "eight processes of the same command",
 )
 @pytest.mark.slow

@@ -52,7 +52,7 @@ HANGS = "print('begun', flush=True); raise SystemExit(77)"
     "R21",
     "a worker ends itself because it hung",
     "the launcher starts it again, three times without progress",
-    "workers that end with exit code 77",
+    "workers that do nothing but end with exit code 77",
 )
 def test_a_worker_that_hung_is_started_again(tmp_path):
     assert local.run(job(tmp_path, *python(HANGS))) == [77]

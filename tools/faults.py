@@ -1,7 +1,7 @@
 """Inject every fault of the matrix and write the table of docs/reliability.md: what must hold, how
 it was injected, what was seen, by which test.
 
-  python -m tools.faults            everything, about five minutes on two cores
+  python -m tools.faults            everything; the page says how long it took
   python -m tools.faults --quick    what the default tests have; writes nothing
 
 A test is a row of the matrix by the marker `fault`, and says what it saw by the fixture `seen`.
@@ -81,7 +81,9 @@ def hardware() -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     today = datetime.date.today().isoformat()
     return (
-        f"On {today}, commit {known['commit'][:12]}: {known['cores']} cores of "
+        f"On {today}, commit {str(known['commit'])[:12]}"
+        f"{'+' * str(known['commit']).endswith('+')}, {os.getloadavg()[2]:.1f} processes at work: "
+        f"{known['cores']} cores of "
         f"{', '.join(sorted(names)) or platform.machine()}, {memory:.0f} GB, "
         f"{platform.system()} {platform.release()}; {versions}."
     )
