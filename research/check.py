@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import re
 import reprlib
 import struct
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,7 @@ PLUGS = {
 _TRACED = ("optim.", "model.")
 _SMALLEST = 2.0**-126  # of float32, below which a CPU takes a number for 0
 LONGEST = 4096  # characters of a text, as of a path
+_NO_TEXT = re.compile("[\\0-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 
 _words = reprlib.Repr()
 _words.maxstring = _words.maxother = _words.maxlong = 60
@@ -222,7 +224,7 @@ def _get(config: object, path: str) -> object:
 def _unknown(path: str, known: Mapping[str, Field]) -> str:
     if inside := [key for key in known if key.startswith(f"{path}.")]:
         return f"{path}: is a section; expected its keys, such as {inside[0]}"
-    close = _nearest(path[:LONGEST], list(known))
+    close = _nearest(path[:100], list(known))
     hint = f"; did you mean {close!r}?" if close else ""
     plain = path.isascii() and path.isprintable() and 0 < len(path) <= 100
     return f"{path if plain else shown(path)}: no such key{hint}"
@@ -277,7 +279,7 @@ def _value(path: str, value: object, field: Field) -> Iterator[str]:
     elif field.type in ("str", "bool") and type(value).__name__ != field.type:
         yield f"{path}: {shown(value)} is {_a(value)}{wanted}"
     elif field.choices and value not in field.choices:
-        close = difflib.get_close_matches(str(value)[:LONGEST], map(str, field.choices), n=1)
+        close = difflib.get_close_matches(str(value)[:100], map(str, field.choices), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         yield f"{path}: {shown(value)} is not offered{wanted}{hint}"
     elif isinstance(value, str) and (wrong := _text(value)):
@@ -316,10 +318,8 @@ def _text(value: str) -> str:
         return "is empty"
     if len(value) > LONGEST:
         return f"has {len(value):,} characters, more than {LONGEST:,}"
-    bad = next(
-        (c for c in value if ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or "\ud800" <= c <= "\udfff"), ""
-    )
-    return f"holds the character U+{ord(bad):04X}" if bad else ""
+    bad = _NO_TEXT.search(value)
+    return f"holds the character U+{ord(bad[0]):04X}" if bad else ""
 
 
 def _a(value: object) -> str:

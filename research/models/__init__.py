@@ -116,7 +116,7 @@ def _init(module: nn.Module) -> Callable[[Array, Array], dict]:
 
 @functools.lru_cache(maxsize=4096)  # a sweep asks for every size many times
 def _shapes(model: Model, inputs: Any) -> dict:
-    return jax.eval_shape(model.init, jax.random.key(0), inputs)
+    return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), inputs)
 
 
 def family(name: str) -> Any:
