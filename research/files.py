@@ -26,7 +26,8 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     raw = content.encode() if isinstance(content, str) else content
     try:
-        temporary.unlink(missing_ok=True)  # a link of this name would be written through
+        if os.path.lexists(temporary):  # a link of this name would be written through
+            temporary.unlink()
         with open(temporary, "xb") as file:
             file.write(raw)
             file.flush()

@@ -120,14 +120,14 @@ def test_a_size_below_the_ladder_is_refused():
         ("epochs", 2, 25),
         ("flops", 3e9, 30),
         ("tokens_per_param", 20, 156),
-        ("tokens", 1, 1),
+        ("tokens", 77, 1),
     ],
 )
 def test_every_horizon_becomes_steps(unit, amount, steps):
     got, words = ladder.steps({"unit": unit, "amount": amount}, 8, PER)
     assert got == steps
     assert words.startswith(f"{steps} steps of 8 x 16 tokens for {amount:g} {unit}")
-    assert ("whole steps" in words) == (amount == 1)  # 1 step for a 128th of one
+    assert ("whole steps" in words) == (amount == 77)  # 1 step for three fifths of one
 
 
 PER = {

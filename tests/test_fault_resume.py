@@ -150,7 +150,10 @@ OTHER = {  # another valid value of each key
     "task.name": "classification",
     "task.chunk": 64,
 }
-ELSEWHERE = ("size", "init", "data.path", "data.field", "data.vocab", "data.tokenizer")
+ELSEWHERE = (
+    *("size", "init", "data.path", "data.field", "data.vocab", "data.tokenizer"),
+    "data.undecodable",  # which changes the data, or nothing
+)
 BY_DATA = ("model.name", "data.name", "task.name")  # what names other data or another model
 
 

@@ -121,7 +121,8 @@ def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
     elif harm == "damaged":
         files = (place / "checkpoints" / str(steps)).rglob("d/*")
         victim = max(files, key=lambda p: p.stat().st_size)
-        victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
+        raw = victim.read_bytes()
+        victim.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     else:
         described = (place / "launch.json").read_text()
         assert '"cores": ' in described
