@@ -51,6 +51,7 @@ def large(width, depth, batch, parts=1, remat="none", **changes):
         batch__size=batch * parts,
         batch__accumulate=parts,
         data__context=2048,
+        horizon__amount=1e12,  # for the most tokens in a step
         **changes,
     )
 
