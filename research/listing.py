@@ -48,6 +48,14 @@ def ordered(rows: Sequence[Row], by: str) -> list[Row]:
     return sorted(given, key=rank, reverse=by.startswith("-")) + without
 
 
+def best(rows: Sequence[Row], task: str) -> str | None:
+    """The run of a task with the lowest loss, of those that are done, else the first; None if there
+    is none."""
+    rows = [row for row in rows if row.get("task") == task]
+    done = [row for row in rows if row["status"] == "done"] or rows[:1]
+    return min(done, key=lambda row: row.get("loss", 0.0))["run"] if done else None
+
+
 def _known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
     if not there:
         return  # no rows: nothing to show, and nothing to say of columns

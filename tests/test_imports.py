@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GROUND = {
     *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
-    *("tables", "rows"),
+    *("tables", "rows", "sealed"),
 }
 PARTS = {
     *("trees", "models", "data", "tasks", "optim", "sharding", "processes", "records"),
@@ -37,6 +37,7 @@ MAY = {
     "branch": {*GROUND, "trees", "models", "checkpoint"},
     "run": {*GROUND, "branch", "models", "data", "tasks", "optim", "ladder", "accounting"},
     "step": {"optim", "sharding", "models", "tasks"},
+    "export": {*GROUND, "trees", "models", "checkpoint", "records", "branch"},
     "generate": {*GROUND, "trees", "models", "data", "branch"},
     "trunk": {*GROUND, "processes", "checkpoint", "records", "run"},
     "recorder": {*GROUND, "processes", "records", "sinks", "run", "trunk"},
