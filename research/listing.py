@@ -72,13 +72,14 @@ def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Aligned columns, numbers to the right, and how many rows there are."""
     cells = [[_short(row.get(name)) for name in names] for row in rows]
     numbers = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    heads = [_short(name) for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     lines = [
         "  ".join(
             cell.rjust(width) if number else cell.ljust(width)
             for cell, width, number in zip(line, widths, numbers, strict=True)
         ).rstrip()
-        for line in (list(names), *cells)
+        for line in (heads, *cells)
     ]
     return "\n".join([*lines, f"{len(rows)} runs"])
 
@@ -86,7 +87,7 @@ def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
 def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow(map(files.cell, names))
     writer.writerows([[files.cell(_flat(row.get(name))) for name in names] for row in rows])
     return text.getvalue().rstrip("\n")
 
