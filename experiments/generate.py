@@ -3,7 +3,8 @@
 python -m experiments.generate --runs=DIR --prompt="def " --tokens=200 --temperature=0.8
 
 DIR is a run, WORKDIR/runs/<id>, or a WORKDIR: of its runs, --run=ID is taken, else the language
-model with the lowest loss. Of a run on token ids (a .bin), prompt and text are ids.
+model with the lowest loss. Of a run on token ids (a .bin), prompt and text are ids. In the place of
+--runs, --export=DIR takes what experiments.export wrote, with its --key_file and --verify.
 """
 
 import sys
@@ -12,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from research import cli, files, records
+from research import cli, listing, records, sealed
 from research.data import tokenizers
 from research.errors import BadInput
 
@@ -30,32 +31,33 @@ FLAGS = {
 
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("--runs", metavar="DIR", required=True)
-    parser.add_argument("--run", metavar="ID")
+    for name in ("runs", "run", "export", "key_file", "verify"):
+        parser.add_argument(f"--{name}")
     for name, (default, _, words) in FLAGS.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=words)
     args = parser.parse_args(argv)
-    numbers = {name: getattr(args, name) for name in FLAGS}
-    if bad := {name: value for name, value in numbers.items() if not FLAGS[name][1](value)}:
-        raise BadInput(*(f"--{name}={bad[name]}: expected {FLAGS[name][2]}" for name in bad))
-    del numbers["prompt"]  # it becomes ids
-    path = chosen(args)
-    kept, data = path / "tokenizer.json", files.read_json(path / "config.json").get("data")
-    text = files.text(kept, tokenizers.LARGEST_FILE, follow=False) if kept.exists() else ""
-    words = tokenizers.from_json(text)
-    ids_alone = isinstance(data, dict) and str(data.get("path")).endswith(".bin") and not text
-    if ids_alone and not args.prompt.replace(" ", "").isdecimal():
+    numbers: dict = {name: getattr(args, name) for name in FLAGS}
+    bad = [f"--{n}={x}: expected {FLAGS[n][2]}" for n, x in numbers.items() if not FLAGS[n][1](x)]
+    if (args.runs is None) == (args.export is None):
+        bad.append("expected --runs=DIR or --export=DIR")
+    if bad:
+        raise BadInput(*bad)
+    path = chosen(args) if args.runs else args.export
+    key = sealed.load_key(args.key_file) if args.key_file else None
+
+    from research import branch, export, generate  # jax from here on
+
+    opened = branch.open_run(path) if args.runs else export.opened(path, key, args.verify)
+    words = tokenizers.from_json(opened.tokenizer)
+    if opened.of_ids and not args.prompt.replace(" ", "").isdecimal():
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")
-    prompt = [int(i) for i in (args.prompt.split() if ids_alone else words.encode(args.prompt))]
-
-    from research import branch, generate  # jax from here on
-
-    source, begun = branch.open_run(path), time.monotonic()
-    made = generate.generate(source.model, source.params, prompt, **numbers)
+    prompt = [int(i) for i in (args.prompt.split() if opened.of_ids else words.encode(args.prompt))]
+    numbers["prompt"], begun = prompt, time.monotonic()
+    made = generate.generate(opened.model, opened.params, **numbers)
     seconds = time.monotonic() - begun
     for sample in made.tolist():
         ids = prompt + sample
-        print(*ids) if ids_alone else print(words.decode(ids).decode(errors="replace"))
+        print(*ids) if opened.of_ids else print(words.decode(ids).decode(errors="replace"))
     pace = f"{made.size / seconds:,.0f} per second with compilation"
     print(f"{made.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
 
@@ -65,12 +67,10 @@ def chosen(args: Namespace) -> Path:
     path = Path(args.runs)
     if args.run or not (path / "config.json").is_file():
         rows = [r for r in records.table(path) if args.run in (None, r["run"])]
-        texts = [r for r in rows if r.get("task") == "language_modelling"]
-        ready = [r for r in texts if r["status"] == "done"] or texts[:1]
-        if not ready:
+        if (name := listing.best(rows, "language_modelling")) is None:
             raise BadInput(f"{path}: no language model among its runs ({args.run or 'any'})")
-        path = path / "runs" / min(ready, key=lambda r: r.get("loss", 0.0))["run"]
-        print(f"run {path.name} of {len(rows)}", file=sys.stderr)
+        path = path / "runs" / name
+        print(f"run {name} of {len(rows)}", file=sys.stderr)
     if (task := records.row(path).get("task")) != "language_modelling":
         raise BadInput(f"{path}: its task is {task}; expected language_modelling")
     return path

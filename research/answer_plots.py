@@ -170,8 +170,9 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
             x = np.array([_amount(row, columns) for row in rows])
             y = [row["loss"] for row in rows]
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
-            raw.plot(x, y, "o", ms=5, color=colour, label=name)
-            scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{name}: x {m:.3g}")
+            told = plots.plain(name)
+            raw.plot(x, y, "o", ms=5, color=colour, label=told)
+            scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{told}: x {m:.3g}")
         if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
             lines = scaled.get_lines()
             reach = np.concatenate([np.asarray(line.get_xdata(), float) for line in lines])

@@ -39,14 +39,22 @@ class Start:
 
 @dataclass(frozen=True)
 class Source:
-    """A run opened for use: its model, its parameters (the averaged ones where it has them) and the
-    JSON of its tokenizer ("": bytes)."""
+    """A run opened for use: its model, its parameters (the averaged ones where it has them), the
+    JSON of its tokenizer ("": bytes), and its config."""
 
     path: Path
     step: int
     model: Model
     params: dict
     tokenizer: str
+    config: dict
+
+    @property
+    def of_ids(self) -> bool:
+        """Whether its text was ids, of which nothing tells the words."""
+        data = self.config.get("data")
+        path = str(data.get("path", "")) if isinstance(data, dict) else ""
+        return path.endswith(".bin") and not self.tokenizer
 
 
 def locate(run: str, step: int | None, what: str) -> Start:
@@ -111,13 +119,14 @@ def transplanted(start: Start, abstract: dict, params: dict) -> dict:
 
 def shape(run: str, family: str) -> dict[str, Any]:
     """The fields of the model of `run`. Raises BadInput if it is of another family."""
-    described = dict(_described(_directory(run)))
-    if (name := described.pop("name")) != family:
+    found = dict(described(_directory(run)))
+    if (name := found.pop("name")) != family:
         raise BadInput(f"init.run: {run} is a {name}, but model.name is {family}")
-    return described
+    return found
 
 
-def _described(directory: Path) -> dict[str, Any]:
+def described(directory: Path) -> dict[str, Any]:
+    """What the model of a run is made from. Raises BadInput."""
     path = directory / "launch.json"
     found = files.read_json(path, follow=False).get("model")
     if not isinstance(found, dict) or "name" not in found:
@@ -135,11 +144,12 @@ def open_run(path: str | Path) -> Source:
     directory = _directory(str(path))
     start = locate(str(directory), None, "params")
     try:
-        model = models.build(**_described(directory))
+        model = models.build(**described(directory))
     except (TypeError, KeyError) as error:
         raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
     params = checkpoint.read(start.path, start.part)
-    return Source(directory, start.step, model, params, start.tokenizer)
+    config = files.read_json(directory / "config.json", follow=False)
+    return Source(directory, start.step, model, params, start.tokenizer, config)
 
 
 def _tokenizer(directory: Path) -> str:

@@ -171,7 +171,12 @@ def sync_tree(folder: Path) -> None:
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Atomic, indented, strict JSON: NaN and infinity are refused rather than written."""
-    write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_atomic(path, indented(value))
+
+
+def indented(value: object) -> str:
+    """Strict JSON for people: NaN and infinity are refused rather than written."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -48,6 +48,14 @@ def ordered(rows: Sequence[Row], by: str) -> list[Row]:
     return sorted(given, key=rank, reverse=by.startswith("-")) + without
 
 
+def best(rows: Sequence[Row], task: str) -> str | None:
+    """The run of a task with the lowest loss, of those that are done, else the first; None if there
+    is none."""
+    rows = [row for row in rows if row.get("task") == task]
+    done = [row for row in rows if row["status"] == "done"] or rows[:1]
+    return min(done, key=lambda row: row.get("loss", 0.0))["run"] if done else None
+
+
 def _known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
     if not there:
         return  # no rows: nothing to show, and nothing to say of columns
@@ -64,13 +72,14 @@ def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Aligned columns, numbers to the right, and how many rows there are."""
     cells = [[_short(row.get(name)) for name in names] for row in rows]
     numbers = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
-    widths = [max(map(len, column)) for column in zip(names, *cells, strict=True)]
+    heads = [_short(name) for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     lines = [
         "  ".join(
             cell.rjust(width) if number else cell.ljust(width)
             for cell, width, number in zip(line, widths, numbers, strict=True)
         ).rstrip()
-        for line in (list(names), *cells)
+        for line in (heads, *cells)
     ]
     return "\n".join([*lines, f"{len(rows)} runs"])
 
@@ -78,7 +87,7 @@ def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
 def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow(map(files.cell, names))
     writer.writerows([[files.cell(_flat(row.get(name))) for name in names] for row in rows])
     return text.getvalue().rstrip("\n")
 

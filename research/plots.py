@@ -62,6 +62,12 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     return out[0], out[1]
 
 
+def plain(words: object, most: int = 40) -> str:
+    """Words from elsewhere as a label: no mathematics, no control characters, and not long."""
+    told = "".join(c if c.isprintable() else " " for c in str(words))
+    return (told if len(told) <= most else f"{told[: most - 1]}…").replace("$", r"\$")
+
+
 def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
     """Groups of runs on one plot, each with its law and the law's 95 % band. `fits` maps names to
     {"rows", "found"}, an Analysis or None; the largest runs, which no law has seen, are stars."""
@@ -75,7 +81,7 @@ def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Fig
             x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
             every.append(y)
             out = np.array([r["run"] in held_out(found and found.document) for r in done], bool)
-            label = name
+            label = plain(name)
             if found:
                 params = found.fit.params
                 label += f": $\\alpha$ = {params['alpha']:.3f}, $E$ = {params['E']:.3f}"
@@ -106,9 +112,9 @@ def scores(
         axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
             if points:
-                x, mean, sd, _ = np.array(points).T
+                (x, mean, sd, _), told = np.array(points).T, plain(name)
                 axes.errorbar(x, mean, np.nan_to_num(sd), fmt=f"{MARKERS[i % 7]}-", capsize=3,
-                              color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=name)  # fmt: skip
+                              color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=told)  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel(LABELS.get(column, column))
         axes.set_ylabel(f"{label}\nbars: standard deviation over seeds")
@@ -120,7 +126,7 @@ def scores(
 
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     """Counts of true classes (rows) against predicted ones; the shade is the share of the row."""
-    counts = np.array(matrix)
+    counts, names = np.array(matrix), [plain(name) for name in names]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = max(3.6, min(9.0, 0.42 * len(counts) + 1.4))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):

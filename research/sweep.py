@@ -165,6 +165,7 @@ def launch(
         return 0
 
     logs = file.with_suffix("")
+    files.check_plain(files.make_directory(logs))  # its logs are written to
     job = Job(command, workers, logs, view.finished, view.show, stop, here, number)
     with view:
         codes = EXECUTORS[executor](job, **(options or {}))

@@ -155,6 +155,12 @@ def folder(path):
     data.load("hub", path=str(path), heldout=0.2, tokenizer="bytes", vocab=None, **options)
 
 
+def exported(path):
+    from research import export
+
+    export.opened(path, bytes(32) if "sealed" in "".join(os.listdir(path)) else None)
+
+
 def careless(path):
     """What none of the others may do, each to be seen."""
     import pickle
@@ -216,7 +222,7 @@ def opened(opener, path):
 
 
 OPENERS = {f.__name__: f for f in (run, hold, results, config, sweep, table, rows, text, tokenizer,
-                                   images, folder, careless)}  # fmt: skip
+                                   images, folder, exported, careless)}  # fmt: skip
 
 if __name__ == "__main__":
     sys.addaudithook(hook)

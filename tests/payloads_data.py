@@ -12,6 +12,8 @@ import zlib
 import numpy as np
 from payloads import GOOD, LONG, PAYLOADS, Evil, deep, evil, good, payload
 
+from research import files
+
 # Tables.
 
 
@@ -183,6 +185,97 @@ words("a tokenizer of another kind", lambda _: tokenizer(model={"type": "os.syst
 def _(place):
     os.mkfifo(place.folder / "tokenizer.json")
     return place.folder / "tokenizer.json"
+
+
+# Exports.
+
+
+def exported(place, **how):
+    from research import export
+
+    return export.write(export.of_run(str(place.run)), place.folder / "export", **how)
+
+
+@good("exported")
+def _(place):
+    return exported(place)
+
+
+def told(name, change):
+    """An export whose maker has changed a file, and the manifest with it."""
+
+    @payload("exported", name)
+    def _(place):
+        folder = exported(place)
+        about = json.loads((folder / "manifest.json").read_text())
+        change(place, folder, about)
+        weights = (folder / "model.safetensors").read_bytes()
+        about["files"].setdefault("model.safetensors", [])[:] = [
+            len(weights),
+            files.digest(weights),
+        ]
+        about.pop("digest")
+        about["digest"] = files.digest_of(about)
+        (folder / "manifest.json").write_text(files.indented(about))
+        return folder
+
+
+def weights(content):
+    return lambda place, folder, _: (folder / "model.safetensors").write_bytes(content(place))
+
+
+told("weights that are a pickle", weights(evil))
+told("weights whose header is of exabytes", weights(lambda _: struct.pack("<Q", 1 << 62) + b"{}"))
+told(
+    "weights whose header is deep", weights(lambda _: struct.pack("<Q", 400_000) + deep().encode())
+)
+CLAIMED = json.dumps({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}})
+told("weights that claim 4 TB", weights(
+    lambda _: struct.pack("<Q", len(CLAIMED)) + CLAIMED.encode()
+))  # fmt: skip
+told("a manifest that names a file outside", lambda place, _, about: about["files"].update(
+    {"../../outside/secret": [1, "x"]}
+))  # fmt: skip
+told("a manifest of a model of code", lambda place, _, about: about.update(
+    model={"name": "os.system", "__class__": "x"}
+))  # fmt: skip
+told("a manifest of leaves within leaves", lambda place, _, about: about["leaves"].update(
+    {"a": [[1], "float32"], "a/b": [[1], "float32"]}
+))  # fmt: skip
+told("a pickle beside the weights", lambda place, folder, _: (folder / "x.pkl").write_bytes(
+    evil(place)
+))  # fmt: skip
+
+
+@payload("exported", "weights that are a link")
+def _(place):
+    folder = exported(place)
+    shutil.move(folder / "model.safetensors", place.outside / "weights")
+    (folder / "model.safetensors").symlink_to(place.outside / "weights")
+    return folder
+
+
+@payload("exported", "an export that is a link")
+def _(place):
+    shutil.move(exported(place), place.outside / "export")
+    (place.folder / "export").symlink_to(place.outside / "export")
+    return place.folder / "export"
+
+
+@payload("exported", "weights that are a pipe")
+def _(place):
+    folder = exported(place)
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    return folder
+
+
+@payload("exported", "a sealed export of garbage")
+def _(place):
+    folder = exported(place, key=bytes(32))
+    for file in folder.iterdir():
+        file.write_bytes(file.read_bytes()[:60] + b"\0" * 1000)
+    return folder
 
 
 # Images.

@@ -2,11 +2,16 @@
 
 import json
 import os
+import random
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from research import compiled, files
+from research.errors import StorageError
 
 SCRIPT = """
 import collections, json, sys
@@ -35,10 +40,10 @@ print(json.dumps({
 def compute(tmp_path):
     """A function: environment -> what a process of it says that compiles a small program."""
 
-    def run(core=None, **more):
+    def run(core=None, strict=True, **more):
         ours = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
         pinned = f"import os; os.sched_setaffinity(0, [{core}])\n" if core is not None else ""
-        argv = [sys.executable, "-W", "error", "-c", pinned + SCRIPT]
+        argv = [sys.executable, *(["-W", "error"] if strict else []), "-c", pinned + SCRIPT]
         environment = ours | {"ISOFLOP_CACHE": str(tmp_path / "cache"), **more}
         out = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
         return json.loads(out.stdout), out.stderr
@@ -77,10 +82,43 @@ def test_programs_for_other_cores_are_others(compute):
     assert one["hits"] == 0
 
 
-def test_a_folder_that_others_may_write_to_is_not_used(compute):
-    folder = compute()[0]["folder"]
-    os.chmod(folder, 0o777)
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_folder_that_others_may_write_to_is_not_used(compute, above):
+    """Nor one that lies in such a folder, up to the cache itself."""
+    folder = Path(compute()[0]["folder"])
+    os.chmod([folder, *folder.parents][above], 0o777)
     said, errors = compute()
     assert said["folder"] is None
     assert said["hits"] == 0
     assert "others may write there" in errors
+
+
+@pytest.mark.parametrize("how", ["owned", "linked"])
+def test_a_folder_of_somebody_else_is_not_used(how, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    place = files.cache("programs") / "ours"
+    assert compiled._private(place) == place
+    if how == "linked":
+        place.rename(tmp_path / "theirs")
+        place.symlink_to(tmp_path / "theirs")
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: place.stat().st_uid + 1)
+    with pytest.raises(StorageError, match="expected a folder of mode 0700"):
+        compiled._private(place)
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "garbled", "flipped"])
+def test_a_damaged_entry_is_compiled_again(compute, how):
+    first, _ = compute()
+    rng = random.Random(0)
+    for path in Path(first["folder"]).iterdir():
+        if (raw := path.read_bytes()) and not path.name.endswith("-atime"):
+            flipped = bytearray(raw)
+            for at in rng.sample(range(len(raw)), 8):
+                flipped[at] ^= 1 << rng.randrange(8)
+            changed = {"cut": raw[: len(raw) // 2], "emptied": b"", "flipped": bytes(flipped)}
+            path.write_bytes(changed.get(how, rng.randbytes(len(raw))))
+    again, told = compute(strict=False)
+    assert again["result"] == first["result"]
+    assert "persistent compilation cache" in told
+    assert "Error" in told

@@ -15,6 +15,7 @@ import pytest
 from research import records, train
 from research.run import make_run
 
+pytest.importorskip("safetensors")
 TYPED = {"BadInput", "UnsafeFile", "Damaged", "StorageError", "Held"}
 SECRET = json.dumps({"status": "done", "loss": 1.0, "name": "the secret of another"})
 CARELESS = ("unpickles", "writes", "reads", "runs", "connects", "executes", "grows")

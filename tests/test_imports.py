@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GROUND = {
     *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
-    *("tables", "rows"),
+    *("tables", "rows", "sealed"),
 }
 PARTS = {
     *("trees", "models", "data", "tasks", "optim", "sharding", "processes", "records"),
@@ -39,6 +39,7 @@ MAY = {
     "branch": {*GROUND, "trees", "models", "checkpoint"},
     "run": {*GROUND, "branch", "models", "data", "tasks", "optim", "ladder", "accounting"},
     "step": {"optim", "sharding", "models", "tasks"},
+    "export": {*GROUND, "trees", "models", "checkpoint", "records", "branch"},
     "generate": {*GROUND, "trees", "models", "data", "branch"},
     "trunk": {*GROUND, "processes", "checkpoint", "records", "run"},
     "recorder": {*GROUND, "processes", "records", "sinks", "run", "resume", "trunk"},
@@ -108,6 +109,13 @@ NO_JAX = {
     "report",
 }
 DANGEROUS = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+RUN_WHAT_THEY_READ = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "np.fromregex"),
+    *("yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "pandas.read_pickle"),
+    *("pd.read_pickle", "runpy.run_path"),
+}
+# They make and open what must not be opened.
+HOSTILE = {"payloads.py", "payloads_data.py", "opener.py", "test_hostile.py"}
 
 
 def imports(tree):
@@ -140,10 +148,12 @@ def dangers(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            if called in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "np.fromregex"):
+            if called in RUN_WHAT_THEY_READ:
                 yield called
-            if any(k.arg == "allow_pickle" for k in node.keywords):
-                yield f"{called} with allow_pickle"
+            for k in node.keywords:
+                off = isinstance(k.value, ast.Constant) and not k.value.value
+                if k.arg in ("allow_pickle", "shell", "trust_remote_code") and not off:
+                    yield f"{called} with {k.arg}"
 
 
 def research_files():
@@ -181,9 +191,28 @@ def test_a_planted_violation_is_seen(room, source):
     assert list(violations(room, ast.parse(source)))
 
 
-@pytest.mark.parametrize("source", ["eval('1')", "np.load(f, allow_pickle=True)", "yaml.load(f)"])
+@pytest.mark.parametrize("folder", ["research", "experiments", "configs", "tools", "tests"])
+def test_nothing_in_the_project_runs_what_it_reads(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        taken = [name for name in imports(tree) if name.partition(".")[0] in DANGEROUS]
+        assert path.name in HOSTILE or not [*taken, *dangers(tree)], path
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *("eval('1')", "np.load(f, allow_pickle=True)", "yaml.load(f)", "torch.load(f)"),
+        *("subprocess.run('ls', shell=True)", "subprocess.run(x, shell=flag)", "os.system(x)"),
+        *("datasets.load_dataset(x, trust_remote_code=True)",),
+    ],
+)
 def test_a_planted_danger_is_seen(source):
     assert list(dangers(ast.parse(source)))
+
+
+def test_what_is_off_is_no_danger():
+    assert not list(dangers(ast.parse("np.load(f, allow_pickle=False); run(x, shell=False)")))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.name)

@@ -1,4 +1,8 @@
-"""Workers as actors of a Ray cluster: one that exists, or one on this machine."""
+"""Workers as actors of a Ray cluster: one that exists, or one on this machine.
+
+Ray sends what an actor is made from as a pickle, over the network of its cluster, which is trusted;
+nothing of it is in a file here.
+"""
 
 import contextlib
 import importlib

@@ -1,4 +1,9 @@
-"""Workers as a job array of Slurm, through submitit."""
+"""Workers as a job array of Slurm, through submitit.
+
+submitit hands a Task to its job as a pickle, and takes the exit code back as one: the only pickles
+in this project. They lie in a new folder for every launch, which only this user can write to, so
+none is read that somebody else has laid there.
+"""
 
 import contextlib
 import importlib
@@ -6,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -151,7 +157,7 @@ def _cancel(*arguments: str) -> None:
     subprocess.run(["scancel", *arguments], stderr=subprocess.DEVNULL)
 
 
-def _executor(folder: Path) -> Any:
+def _executor(logs: Path) -> Any:
     try:
         submitit = importlib.import_module("submitit")
     except ImportError as error:
@@ -160,5 +166,7 @@ def _executor(folder: Path) -> Any:
         ) from error
     if not shutil.which("sbatch"):
         raise BadInput("--executor=slurm: no command sbatch; expected a node of a Slurm cluster")
+    logs.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="submitit-", dir=logs)  # of mode 0700
     # A job that its time limit stops queues again as often as it takes.
     return submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=1_000_000)

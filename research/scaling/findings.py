@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from research.scaling.laws import GROUP
 from research.scaling.solve import Problem, bounds, minimise
 
 UNIT = "as in the table"
+PLAIN = re.compile(r"[\w %/().,-]{1,60}")
 OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
 
 
@@ -216,8 +218,9 @@ def _other_flops(fit: Fit) -> list[str]:
 
 
 def unit(rows: Sequence[table.Row]) -> str:
-    """The unit of the loss, where the rows say it."""
-    return next((str(row["loss_unit"]) for row in rows if row.get("loss_unit")), UNIT)
+    """The unit of the loss, where the rows say it in a few plain words."""
+    told = (str(row["loss_unit"]) for row in rows if row.get("loss_unit"))
+    return next((words for words in told if PLAIN.fullmatch(words)), UNIT)
 
 
 def seed_noise(

@@ -1,0 +1,60 @@
+"""A trained model as safetensors with a manifest, for others or for later.
+
+  python -m experiments.export --run=WORKDIR/runs/<id> --out=DIR
+  python -m experiments.export --run=… --out=DIR --sign=private.pem --encrypt --key_file=FILE
+  python -m experiments.export --check=DIR --verify=public.pem --key_file=FILE
+  python -m experiments.export --export=DIR --out=OTHER --key_file=FILE     (in the clear again)
+
+--run is a run, or the workdir of one. A key is 32 bytes in a file that only you can read, or 64
+hexadecimal digits in ISOFLOP_EXPORT_KEY; it is never given on the command line. docs/export.md says
+how keys are made.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research import cli, sealed
+from research.errors import BadInput
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--run", metavar="DIR", help="what is exported")
+    parser.add_argument("--step", type=int, help="of its checkpoints; the newest by default")
+    parser.add_argument("--export", metavar="DIR", help="an export that is written again")
+    parser.add_argument("--check", metavar="DIR", help="an export that is read and compared")
+    parser.add_argument("--out", metavar="DIR", help="a new folder")
+    parser.add_argument("--sign", metavar="FILE", help="a private key (P-256, PEM)")
+    parser.add_argument("--verify", metavar="FILE", help="the public key that must have signed")
+    parser.add_argument("--encrypt", action="store_true", help="write it encrypted")
+    parser.add_argument("--key_file", metavar="FILE", help="the key of what is encrypted")
+    args = parser.parse_args(argv)
+    given = [name for name in ("run", "export", "check") if getattr(args, name)]
+    if len(given) != 1 or (args.out is None) != (given == ["check"]):
+        raise BadInput("expected one of --run=DIR or --export=DIR with --out=DIR, or --check=DIR")
+    if args.step is not None and not args.run:
+        raise BadInput("--step: of a run; expected --run=DIR")
+    key = sealed.load_key(args.key_file) if args.encrypt or args.key_file else None
+
+    from research import export  # jax from here on
+
+    if args.run:
+        made = export.of_run(args.run, args.step)
+    else:
+        made = export.read(args.export or args.check, key, args.verify)
+    written = f"{args.check}: as it was written"
+    if args.out:
+        written = export.write(made, args.out, key if args.encrypt else None, args.sign)
+    print(told(made.about), written, sep="\n")
+    return 0
+
+
+def told(about: Mapping[str, Any]) -> str:
+    """An export in a line."""
+    loss = f", loss {about['loss']:.4f}" if about["loss"] is not None else ""
+    average = " (averaged)" if about["weights"] == "average" else ""
+    return f"{about['name']} {about['run']}, step {about['step']}{average}{loss}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,160 @@
+"""What is written is for its user alone, and no secret of the environment is in it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from research import environment, files, records
+from research.errors import BadInput
+from tests.conftest import TINY
+
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+    "HF_TOKEN": "hf_aSecretOfTheHub",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfi",
+    "DATABASE_PASSWORD": "correct horse battery",
+}
+SHOWN = {"ISOFLOP_TEST_NOTE": "what is no secret"}  # the twin: this one would be found
+
+
+def found_in(folder, values):
+    """The names of those values that are in some file below `folder`."""
+    raw = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
+    return {name for name, value in values.items() if value.encode() in raw}
+
+
+def others_may(folder):
+    """What below `folder` others than its owner may read, write or list."""
+    return [p for p in [folder, *folder.rglob("*")] if p.lstat().st_mode & 0o077]
+
+
+CONFIG = """
+from configs import lm_transformer
+
+def get_config():
+    return lm_transformer.get_config()
+
+def sweep(config):
+    return [{"seed": k} for k in range(2)] + [{"optim.lr": 1e30}]
+"""
+
+
+def command(workdir, corpus, tmp_path, *flags, umask=0o022, **env):
+    """A sweep of two runs and one that diverges, as a user starts it."""
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG)
+    every = {**TINY, "data.path": corpus, "eval.every": 6, "save.every": 6}
+    words = [f"--config.{k}={'none' if v is None else v}" for k, v in every.items()]
+    argv = [sys.executable, "-m", "experiments.sweep", f"--config={path}", f"--workdir={workdir}"]
+    env = {**os.environ, **SECRETS, "ISOFLOP_CACHE": str(tmp_path / "cache"), **env}
+    out = subprocess.run(
+        [*argv, *words, *flags], env=env, capture_output=True, text=True, umask=umask, check=False
+    )
+    return out.returncode, out.stdout + out.stderr
+
+
+def test_a_sweep_writes_no_secret_and_nothing_for_others(corpus, tmp_path):
+    code, said = command(tmp_path / "work", corpus, tmp_path, "--executor=inline")
+    assert (tmp_path / "work" / "table.csv").exists(), said
+    assert code in (0, 1), said
+    assert not [name for name, value in SECRETS.items() if value in said]
+    assert not found_in(tmp_path / "work", SECRETS)
+    assert not found_in(tmp_path / "cache", SECRETS)
+    assert not others_may(tmp_path / "work")
+    assert not others_may(tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_workers_and_sinks_write_no_secret(corpus, tmp_path):
+    for package in ("tensorboardX", "wandb", "mlflow"):
+        pytest.importorskip(package)
+    flags = ("--executor=local", "--workers=2", "--config.log.sinks=tensorboard,wandb,mlflow")
+    shared = {"ISOFLOP_SHARED": "1", "HOME": str(tmp_path / "home")}
+    code, said = command(tmp_path / "work", corpus, tmp_path, *flags, **shared)
+    assert code in (0, 1), said
+    assert (tmp_path / "work" / "wandb").is_dir()
+    for folder in ("work", "cache", "home"):
+        assert not found_in(tmp_path / folder, SECRETS)
+    assert others_may(tmp_path / "work")  # the twin of the test above, by ISOFLOP_SHARED
+
+
+def test_a_search_would_find_them(tmp_path):
+    for name, value in {**SECRETS, **SHOWN}.items():
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        (tmp_path / "sub" / name).write_text(f"x{value}y")
+    assert found_in(tmp_path, {**SECRETS, **SHOWN}) == {*SECRETS, *SHOWN}
+
+
+RAISES = """
+import logging, os, sys
+from research import cli
+from research.errors import BadInput
+
+def main(argv):
+    words = "refused: " + os.environ["HF_TOKEN"] + " " + os.environ["ISOFLOP_TEST_NOTE"]
+    logging.getLogger("research.any").warning("%s", words)
+    raise {"typed": BadInput, "io": OSError, "other": RuntimeError}[argv[0]](words)
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("kind", ["typed", "io", "other"])
+def test_messages_logs_and_tracebacks_name_a_secret_and_do_not_tell_it(kind):
+    argv, env = [sys.executable, "-c", RAISES, kind], {**os.environ, **SECRETS, **SHOWN}
+    out = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert out.returncode == {"typed": 2, "io": 74, "other": 1}[kind]
+    assert out.stderr.count("refused: [HF_TOKEN] what is no secret") >= 2
+    assert SECRETS["HF_TOKEN"] not in out.stdout + out.stderr
+
+
+def test_the_note_of_a_failed_attempt_tells_none(tmp_path, monkeypatch):
+    for name, value in {**SECRETS, **SHOWN}.items():
+        monkeypatch.setenv(name, value)
+    with records.RunDirectory(tmp_path, "r0") as directory:
+        directory.once("config.json", {})
+        directory.fail(" ".join(["refused", *SECRETS.values(), *SHOWN.values()]))
+    noted = json.loads((directory.path / "attempts" / "1.json").read_text())["reason"]
+    assert noted == " ".join(["refused", *(f"[{name}]" for name in SECRETS), *SHOWN.values()])
+
+
+def test_short_values_and_other_names_stay(monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "short")
+    monkeypatch.setenv("SOME_PLACE", "a longer value")
+    assert environment.redacted("short a longer value") == "short a longer value"
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from research import cli, files
+
+def main(argv):
+    files.write_json(Path(argv[0]) / "file.json", {})
+    files.make_directory(Path(argv[0]) / "folder")
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(("shared", "mode"), [("", 0o600), ("1", 0o644)])
+def test_commands_write_for_their_user_alone_unless_told(shared, mode, tmp_path):
+    env = {**os.environ, "ISOFLOP_SHARED": shared}
+    argv = [sys.executable, "-c", WRITES, str(tmp_path)]
+    subprocess.run(argv, env=env, umask=0o022, check=True)
+    assert (tmp_path / "file.json").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == mode | (mode & 0o444) >> 2
+
+
+def test_a_library_keeps_the_umask_of_its_caller(tmp_path):
+    old = os.umask(0o027)
+    try:
+        files.write_json(tmp_path / "file.json", {})
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o640
+    with pytest.raises(BadInput):
+        files.read_json(tmp_path / "none.json")
