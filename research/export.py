@@ -97,9 +97,9 @@ def write(made: Export, out: str | Path, key: bytes | None = None, sign: str | N
         if sign:
             _sign(temporary, sign)
             _write(temporary / SIGNATURE, None)
-        files.sync_directory(temporary)
+        files.sync(temporary)
         os.rename(temporary, out)
-        files.sync_directory(out.parent)
+        files.sync(out.parent)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written: {error.strerror}") from error
     finally:
