@@ -114,7 +114,7 @@ def read(folder: str | Path, key: bytes | None = None, verify: str | None = None
     Raises BadInput for what is no export, UnsafeFile for what is not plain files or too large,
     Damaged where something is not as it was written, or signed or sealed by another key.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # a link may lead to an export, but not out of it
     try:
         found = dict(files.walk(folder))
         if verify:

@@ -255,13 +255,6 @@ def _(place):
     return folder
 
 
-@payload("exported", "an export that is a link")
-def _(place):
-    shutil.move(exported(place), place.outside / "export")
-    (place.folder / "export").symlink_to(place.outside / "export")
-    return place.folder / "export"
-
-
 @payload("exported", "weights that are a pipe")
 def _(place):
     folder = exported(place)

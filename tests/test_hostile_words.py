@@ -51,9 +51,8 @@ def rows_with(words):
     return out
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_words_do_no_harm_in_the_report(first, tmp_path):
-    words = [*WORDS.values()][first::2]
+def test_words_do_no_harm_in_the_report(tmp_path):
+    words = [*WORDS.values()]
     rows = rows_with(words)
     rows[0] |= {"status": "failed", "loss": None}
     card = {**dict.fromkeys(words, words[0]), "source": words[0], "overlap": words[0]}

@@ -1,5 +1,6 @@
 """What is written is for its user alone, and no secret of the environment is in it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from research import environment, files, records
+from research import cli, environment, files, records
 from research.errors import BadInput
 from tests.conftest import TINY
 
@@ -42,27 +43,33 @@ def sweep(config):
 """
 
 
-def command(workdir, corpus, tmp_path, *flags, umask=0o022, **env):
-    """A sweep of two runs and one that diverges, as a user starts it."""
+def flags(workdir, corpus, tmp_path):
+    """Those of a sweep of two runs and one that diverges."""
     path = tmp_path / "config.py"
     path.write_text(CONFIG)
     every = {**TINY, "data.path": corpus, "eval.every": 6, "save.every": 6}
     words = [f"--config.{k}={'none' if v is None else v}" for k, v in every.items()]
-    argv = [sys.executable, "-m", "experiments.sweep", f"--config={path}", f"--workdir={workdir}"]
-    env = {**os.environ, **SECRETS, "ISOFLOP_CACHE": str(tmp_path / "cache"), **env}
-    out = subprocess.run(
-        [*argv, *words, *flags], env=env, capture_output=True, text=True, umask=umask, check=False
-    )
-    return out.returncode, out.stdout + out.stderr
+    return [f"--config={path}", f"--workdir={workdir}", *words]
 
 
-def test_a_sweep_writes_no_secret_and_nothing_for_others(corpus, tmp_path):
-    code, said = command(tmp_path / "work", corpus, tmp_path, "--executor=inline")
-    assert (tmp_path / "work" / "table.csv").exists(), said
-    assert code in (0, 1), said
-    assert not [name for name, value in SECRETS.items() if value in said]
-    assert not found_in(tmp_path / "work", SECRETS)
-    assert not found_in(tmp_path / "cache", SECRETS)
+def test_a_sweep_writes_no_secret_and_nothing_for_others(corpus, tmp_path, monkeypatch, capfd):
+    from experiments import sweep
+
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cli, "StopSignal", lambda *_, **__: contextlib.nullcontext(lambda: False))
+    old = os.umask(0o022)
+    try:
+        files.keep_private()  # as every command does
+        code = sweep.main([*flags(tmp_path / "work", corpus, tmp_path), "--executor=inline"])
+    finally:
+        os.umask(old)
+    assert code == 1  # one has diverged
+    assert {r["status"] for r in records.table(tmp_path / "work")} == {"done", "diverged"}
+    assert (tmp_path / "work" / "table.csv").exists()
+    assert not [name for name, value in SECRETS.items() if value in "".join(capfd.readouterr())]
+    assert not found_in(tmp_path, SECRETS)
     assert not others_may(tmp_path / "work")
     assert not others_may(tmp_path / "cache")
 
@@ -71,13 +78,17 @@ def test_a_sweep_writes_no_secret_and_nothing_for_others(corpus, tmp_path):
 def test_workers_and_sinks_write_no_secret(corpus, tmp_path):
     for package in ("tensorboardX", "wandb", "mlflow"):
         pytest.importorskip(package)
-    flags = ("--executor=local", "--workers=2", "--config.log.sinks=tensorboard,wandb,mlflow")
-    shared = {"ISOFLOP_SHARED": "1", "HOME": str(tmp_path / "home")}
-    code, said = command(tmp_path / "work", corpus, tmp_path, *flags, **shared)
-    assert code in (0, 1), said
+    more = ("--executor=local", "--workers=2", "--config.log.sinks=tensorboard,wandb,mlflow")
+    argv = [sys.executable, "-m", "experiments.sweep", *flags(tmp_path / "work", corpus, tmp_path)]
+    places = {"HOME": str(tmp_path / "home"), "ISOFLOP_CACHE": str(tmp_path / "cache")}
+    env = {**os.environ, **SECRETS, **places, "ISOFLOP_SHARED": "1"}
+    out = subprocess.run(
+        [*argv, *more], env=env, capture_output=True, text=True, umask=0o022, check=False
+    )
+    assert out.returncode == 1, out.stderr
     assert (tmp_path / "work" / "wandb").is_dir()
-    for folder in ("work", "cache", "home"):
-        assert not found_in(tmp_path / folder, SECRETS)
+    assert not [name for name, value in SECRETS.items() if value in out.stdout + out.stderr]
+    assert not found_in(tmp_path, SECRETS)
     assert others_may(tmp_path / "work")  # the twin of the test above, by ISOFLOP_SHARED
 
 
