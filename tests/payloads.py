@@ -61,7 +61,13 @@ def relisted(step):
     listed = files.read_json(step / "manifest.json")
     listed["files"] = checkpoint._digests(step)
     listed["files"].pop("manifest.json")
-    (step / "manifest.json").write_text(json.dumps(listed))
+    (step / "manifest.json").write_text(sealed(listed))
+
+
+def sealed(listed):
+    """The text of a manifest, with its digest."""
+    rest = {k: v for k, v in listed.items() if k != "digest"}
+    return json.dumps({**rest, "digest": files.digest_of(rest)})
 
 
 class Evil:
@@ -203,7 +209,7 @@ def listing(name, change):
     def _(place, step):
         listed = files.read_json(step / "manifest.json")
         changed = change(place, listed)
-        text = changed if isinstance(changed, str) else json.dumps(changed)
+        text = changed if isinstance(changed, str) else sealed(changed)
         (step / "manifest.json").write_text(text)
 
 
