@@ -164,9 +164,10 @@ def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
             return number, path
         break
     wanted = "" if step is None else f" of step {step}"
-    raise BadInput(
-        f"{directory}: no intact checkpoint{wanted}; there are {sorted(steps(directory))}"
-    )
+    there = steps(directory)
+    known = [number for number in there if step in (None, number)]
+    why = f"; {known[0]}: {_damage(directory / 'checkpoints' / str(known[0]))}" if known else ""
+    raise BadInput(f"{directory}: no intact checkpoint{wanted}; there are {sorted(there)}{why}")
 
 
 def manifest(path: Path) -> dict[str, Any]:
