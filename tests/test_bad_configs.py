@@ -13,7 +13,7 @@ from experiments import train as train_command
 from research import check, cli, compiled, sharding
 from research.errors import BadInput
 
-DROP, NAN, INF = object(), float("nan"), float("inf")
+DROP, NAN, INF = ..., float("nan"), float("inf")  # DROP: a name that is the same in every process
 NAMES = {path.stem: path for path in CONFIGS}
 WSD = {"name": "wsd", "decay": 0.6, "final": 0.0}
 LINEAR, GRU = {"name": "linear"}, {"name": "gru", "width": 8, "depth": 1, "tied": False}
