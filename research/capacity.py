@@ -227,9 +227,13 @@ def _at(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run:
     """The run with the model of one rung of its family."""
     config = copy.deepcopy(dict(config))
     family = ladder.models.family(config["model"]["name"])
-    given = {k: v for k, v in config["model"].items() if k not in ("name", *family.SIZED)}
+    name, sized = config["model"]["name"], config["size"] is not None
+    fields = {k: v for k, v in config["model"].items() if k != "name"}
+    if not sized:  # its fields are those of another member
+        fields |= dict.fromkeys(family.SIZED)
+    given = ladder.models.unfilled(name, fields)
     config["size"] = None
-    config["model"] |= family.rung(rung, **given)
+    config["model"] |= family.rung(rung, **given) | given
     return made(config, vocab)
 
 

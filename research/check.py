@@ -332,8 +332,9 @@ def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
     if "size" not in flat:
         return  # missing or wrong, which is told elsewhere
     if flat["size"] is not None:
+        held = {f"model.{key}" for key in plugs.literal(model, "HELD")}  # type: ignore[union-attr]
         for path in sized:
-            if flat.get(path) is not None:
+            if flat.get(path) is not None and path not in held:
                 yield (
                     f"{path}: {flat[path]!r} is given, but `size` ({flat['size']!r}) fills it; "
                     "give one of them and set the other to none"

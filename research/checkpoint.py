@@ -63,7 +63,7 @@ def save(
         if not processes.first():
             return
         listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
-        files.write_json(temporary / "manifest.json", listed | {"digest": files.digest_of(listed)})
+        files.write_json(temporary / "manifest.json", files.digested(listed))
         files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
         check()
         os.rename(temporary, final)
@@ -133,10 +133,10 @@ def newest_common(directories: Sequence[Path]) -> int | None:
 def _is_intact(directory: Path, step: int) -> bool:
     """Whether a step is as it was written; if not, it is moved away."""
     path = directory / "checkpoints" / str(step)
-    damage = _damage(path)
-    if damage:
-        log.warning("checkpoint %d: %s; moved to %s", step, damage, _quarantine(directory, path))
-    return damage is None
+    found = damage(path)
+    if found:
+        log.warning("checkpoint %d: %s; moved to %s", step, found, _quarantine(directory, path))
+    return found is None
 
 
 def intact(directory: Path, most: int | None = None) -> Iterator[tuple[int, Path]]:
@@ -144,7 +144,7 @@ def intact(directory: Path, most: int | None = None) -> Iterator[tuple[int, Path
     moved."""
     root = (directory / "checkpoints").resolve()
     for step in steps(directory):
-        if (most is None or step <= most) and _damage(root / str(step)) is None:
+        if (most is None or step <= most) and damage(root / str(step)) is None:
             yield step, root / str(step)
 
 
@@ -166,7 +166,7 @@ def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
     wanted = "" if step is None else f" of step {step}"
     there = steps(directory)
     known = [number for number in there if step in (None, number)]
-    why = f"; {known[0]}: {_damage(directory / 'checkpoints' / str(known[0]))}" if known else ""
+    why = f"; {known[0]}: {damage(directory / 'checkpoints' / str(known[0]))}" if known else ""
     raise BadInput(f"{directory}: no intact checkpoint{wanted}; there are {sorted(there)}{why}")
 
 
@@ -292,12 +292,12 @@ def _digests(folder: Path) -> dict[str, list]:
     return {name: [stat.st_size, files.digest_file(folder / name)] for name, stat in found}
 
 
-def _damage(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
         files.check_plain(path)
         whole = manifest(path)
-        if whole.pop("digest") != files.digest_of(whole):
+        if not files.as_digested(whole):
             return "manifest.json is not as it was written"
         listed, found = whole["files"], _digests(path)
     except (BadInput, KeyError, OSError, ValueError) as error:

@@ -23,7 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from research import branch, check, checkpoint, environment, files, models, records, sealed, trees
+from research import (
+    branch,
+    check,
+    checkpoint,
+    environment,
+    files,
+    journal,
+    models,
+    records,
+    sealed,
+    trees,
+)
 from research.branch import Source
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
 
@@ -34,7 +45,7 @@ WEIGHTS, MANIFEST, TOKENIZER, SIGNATURE = (
     *("model.safetensors", "manifest.json", "tokenizer.json", "model.sig"),
 )
 SEALED = ".sealed"
-LARGEST = {MANIFEST: 16 << 20, TOKENIZER: 64 << 20, SIGNATURE: 16 << 20}  # bytes
+LARGEST = {MANIFEST: 16 << 20, TOKENIZER: branch.LARGEST_TOKENIZER, SIGNATURE: 16 << 20}  # bytes
 EXTRA = "pip install 'isoflop[export]'"
 
 
@@ -54,7 +65,7 @@ def of_run(run: str, step: int | None = None) -> Export:
     start = branch.locate(run, step, "params")
     leaves = trees.by_path(checkpoint.read(start.path, start.part))
     launch = files.read_json(start.run / "launch.json", follow=False)
-    row, metrics = records.row(start.run), records.read_metrics(start.run)
+    row, metrics = records.row(start.run), journal.read(start.run)
     losses = [m["loss"] for m in metrics if m["step"] == start.step and "loss" in m]
     about = {
         "run": start.run.name,
@@ -144,8 +155,7 @@ def _manifest(made: Export, content: Mapping[str, bytes]) -> bytes:
     shapes = {k: [list(x.shape), str(x.dtype)] for k, x in sorted(made.leaves.items())}
     listed = {name: [len(raw), files.digest(raw)] for name, raw in content.items()}
     whole = {"format": FORMAT, **made.about, "leaves": shapes, "files": listed}
-    whole["digest"] = files.digest_of(whole)
-    return files.indented(whole).encode()
+    return files.indented(files.digested(whole)).encode()
 
 
 def _write(path: Path, raw: bytes | None, name: str = "", key: bytes | None = None) -> None:
@@ -175,6 +185,7 @@ def _read(folder: Path, found: Mapping[str, os.stat_result], key: bytes | None) 
     text = content(MANIFEST, LARGEST[MANIFEST])
     about = files.parse(text, folder / (MANIFEST + suffix))
     _check_manifest(folder, about, text)
+    about.pop("digest")
     listed = about.pop("files")
     expected = {MANIFEST + suffix, *(name + suffix for name in listed)}
     if odd := sorted(expected ^ (found.keys() - {SIGNATURE})):
@@ -189,12 +200,12 @@ def _read(folder: Path, found: Mapping[str, os.stat_result], key: bytes | None) 
 
 
 def _check_manifest(folder: Path, about: dict[str, Any], text: bytes) -> None:
-    """Raise Damaged where a manifest is not as it was written, BadInput where it is none of ours;
-    its digest is taken out."""
+    """Raise Damaged where a manifest is not as it was written, BadInput where it is none of
+    ours."""
     if about.get("format") != FORMAT:
         raise BadInput(f"{folder}: its format is {about.get('format')!r:.50}, expected {FORMAT!r}")
     whole = files.indented(about).encode()
-    if text != whole or about.pop("digest", None) != files.digest_of(about):
+    if text != whole or not files.as_digested(about):
         raise Damaged(f"{folder}: the manifest is not as it was written")
     kinds = {"files": dict, "leaves": dict, "model": dict, "config": dict, "step": int}
     for name, kind in kinds.items():

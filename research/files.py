@@ -259,6 +259,17 @@ def digest_of(value: Mapping[str, object]) -> str:
     return digest(canonical(value))
 
 
+def digested(value: Mapping[str, object]) -> dict[str, object]:
+    """`value` with the digest of all else in it."""
+    rest = {k: v for k, v in value.items() if k != "digest"}
+    return rest | {"digest": digest_of(rest)}
+
+
+def as_digested(value: Mapping[str, object]) -> bool:
+    """Whether `value` is as `digested` made it."""
+    return "digest" in value and dict(value) == digested(value)
+
+
 def digest_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

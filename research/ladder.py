@@ -20,8 +20,9 @@ TOLERANCE = 0.01  # by how much whole steps may miss a horizon untold
 def at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
     """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
 
-    The family's `rung(i)` fills the fields of its SIZED; `fields` are the others. Raises BadInput
-    when the target is outside the ladder by more than a factor of two.
+    The family's `rung(i)` fills the fields of its SIZED that are not among `fields` (see
+    models.unfilled). Raises BadInput when the target is outside the ladder by more than a factor of
+    two.
     """
     return _at_size(target, name, tuple(fields.items()), inputs)
 
@@ -33,7 +34,7 @@ def _at_size(target: float, name: str, fields: tuple, inputs: Any) -> Model:
 
     @functools.cache
     def member(i: int) -> tuple[float, Model]:
-        model = models.build(name, **given | family.rung(i, **given))
+        model = models.build(name, **family.rung(i, **given) | given)
         return math.log(accounting.params(model, inputs)["params"] / target), model
 
     low, high = 1, 2

@@ -2,7 +2,7 @@
 
 WORKDIR/runs/<id>/
     config.json      the resolved config; repeats the run
-    metrics.jsonl    append-only, one line per record, each with the crc32 of itself
+    metrics.jsonl    see journal.py
     result.json      only of a run that is done, or has diverged; written whole or not at all
     attempts/<k>.json  why launch k failed
     launch.json      what the first launch knew: the model, sizes and rules, and the devices and
@@ -19,29 +19,24 @@ whole, and a row of it counts only while the run's files are as they were.)
 
 import contextlib
 import csv
-import errno
 import fcntl
 import io
 import json
-import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from research import environment, files, lease, rows
+from research import environment, files, journal, lease, rows
 from research.errors import BadInput, Damaged, Held, StorageError, UnsafeFile
-
-log = logging.getLogger(__name__)
 
 SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is made from
 ROWS = 4  # counted up when `row` makes another row of the same files
 WRITTEN = (  # below a workdir, and not only replaced
     *("runs", "sweeps", "data", "figures", "verify", "wandb", "mlflow.db", "mlflow-artifacts"),
 )
-LONGEST_LINE = 1 << 24  # bytes of metrics.jsonl
 LARGEST_CACHE = 1 << 28
 RUN = re.compile(r"\w[\w.-]{0,127}")  # the name of a run's directory
 NUMBER = re.compile("[0-9]{1,18}")
@@ -133,8 +128,8 @@ class RunDirectory:
         self._lease.check()
         try:
             if self._metrics is None:
-                self._metrics = _open_for_append(self.path / "metrics.jsonl")
-            _write_whole(self._metrics, line(record))
+                self._metrics = journal.open_for_append(self.path / "metrics.jsonl")
+            journal.write_whole(self._metrics, journal.line(record))
         except OSError as error:
             raise StorageError(f"{self.path / 'metrics.jsonl'}: {error.strerror}") from error
 
@@ -214,93 +209,6 @@ class Follower(RunDirectory):
     def fail(self, reason: str, **details: object) -> None: ...
 
 
-def line(record: Mapping[str, object]) -> bytes:
-    """A record as one line of JSON that carries its own checksum."""
-    body = {**record, "crc": zlib.crc32(files.canonical(record))}
-    return json.dumps(body, allow_nan=False).encode() + b"\n"
-
-
-def _open_for_append(path: Path) -> io.FileIO:
-    """Open for appending; end a torn last line first, or the next record would be glued to it."""
-    if path.exists() and path.stat().st_size:
-        with open(path, "rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-    return open(path, "ab", buffering=0)
-
-
-def _write_whole(file: io.FileIO, raw: bytes) -> None:
-    """Write a line, or, where the disk takes only a part of it, nothing."""
-    end = os.fstat(file.fileno()).st_size
-    try:
-        if file.write(raw) < len(raw):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file.fileno(), end)
-        raise
-
-
-def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a run, each step once: what a later launch did again replaces what it redid,
-    also where the line is damaged by which it said so.
-
-    Torn or altered lines are left out with a warning in the log.
-    """
-    path = Path(run) / "metrics.jsonl"
-    out: list[dict[str, Any]] = []
-    reached: tuple = ()
-    for number, record in enumerate(_records(path), 1):
-        if record is None:
-            log.warning("%s: line %d is torn or damaged, left out", path, number)
-            continue
-        # At a step the state is evaluated before it is trained on.
-        at = (record["step"], "loss" not in record) if "step" in record else (record["resume"],)
-        if at <= reached:
-            out = [r for r in out if r["step"] < at[0]]
-        reached = at
-        if "resume" not in record:
-            out.append(record)
-    return out
-
-
-def last_metrics(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str, Any]]:
-    """The newest records of a run, from the last `size` bytes: those of its last launch if it has
-    begun there. Nothing is said about damage."""
-    try:
-        with files.opened(Path(run) / "metrics.jsonl", follow=False) as file:
-            start = max(0, file.seek(0, os.SEEK_END) - size)
-            file.seek(start)
-            lines = file.read().splitlines()[bool(start) :]
-    except (FileNotFoundError, UnsafeFile):
-        return []
-    out: list[dict[str, Any]] = []
-    for record in filter(None, map(_record, lines)):
-        out = [] if "resume" in record else [*out, record]
-    return out
-
-
-def _records(path: Path) -> Iterator[dict[str, Any] | None]:
-    if not path.exists():
-        return
-    with files.opened(path, follow=False) as file:
-        while raw := file.readline(LONGEST_LINE):
-            yield _record(raw)
-
-
-def _record(raw: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(raw)
-        crc = record.pop("crc")
-        at = record.get("step", record.get("resume"))
-        numbers = [record.get(k, 0.0) for k in ("tokens", "seconds", "loss", "train_loss")]
-        known = isinstance(at, int) and all(isinstance(x, int | float) for x in numbers)
-        return record if known and crc == zlib.crc32(files.canonical(record)) else None
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
-        return None
-
-
 def write_card(
     workdir: str | os.PathLike[str], digest: str, card: Callable[[], Mapping[str, object]]
 ) -> None:
@@ -376,7 +284,7 @@ def evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     out = []
     for last in table(workdir):
-        for found in read_metrics(Path(workdir) / "runs" / last["run"]):
+        for found in journal.read(Path(workdir) / "runs" / last["run"]):
             if "loss" not in found or not last.get("tokens"):
                 continue
             if found["tokens"] <= last.get("shared_tokens", 0):

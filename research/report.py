@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from research import answer_plots, files, law_plots, page, plots, records, scaling, summary
+from research import answer_plots, files, journal, law_plots, page, plots, records, scaling, summary
 from research.errors import BadInput
 from research.scaling.multiverse import multiverse
 
@@ -157,7 +157,7 @@ def _figures(
         out["accuracy"] = plots.scores(series, against, "held-out accuracy")
     if best := page.best_classifier(done):
         out["confusion"] = plots.confusion(best["confusion"], best["class_names"])
-    curves = [(row, records.read_metrics(workdir / "runs" / row["run"])) for row in rows]
+    curves = [(row, journal.read(workdir / "runs" / row["run"])) for row in rows]
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
         out["curves"] = plots.learning_curves(curves, unit, against)

@@ -269,12 +269,13 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     try:
         if config["size"] is None:
             return models.build(name, **given), "size given by its fields"
-        given = {k: v for k, v in given.items() if k not in family.SIZED}
+        given = models.unfilled(name, given)
         model = ladder.at_size(config["size"], name, given, inputs)
     except ValueError as error:  # what a family says of its own numbers
         raise BadInput(f"model.{error}") from error
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
-    return model, f"size rule: {family.SIZE_RULE}\nsize {config['size']:g}: {filled}"
+    held = "".join(f"; {k} held at {given[k]}" for k in family.SIZED if k in given)
+    return model, f"size rule: {family.SIZE_RULE}{held}\nsize {config['size']:g}: {filled}"
 
 
 @contextlib.contextmanager

@@ -20,8 +20,7 @@ _SCALARS = (("step|count|ns_coeffs|seen|mean|square|skipped", ()),)
 
 
 def use_all_cores() -> None:
-    """One XLA device per core that this process may use, on CPU; call before
-    the first use of jax.
+    """One XLA device per core that this process may use, on CPU; call before the first use of jax.
 
     XLA runs the elementwise work of a small model on one core per device. JAX_NUM_CPU_DEVICES, and
     a count that is already set, are left as they are.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from research import checkpoint, files, processes, records
+from research import checkpoint, files, journal, processes, records
 from research.errors import Damaged
 from research.records import RunDirectory
 from research.run import Run
@@ -66,7 +66,7 @@ def seeded(
         return step, state
     files.write_json(directory.path / MARK, {"run": trunk.path.name, "step": step})
     directory.append(resume=0)
-    for record in records.read_metrics(trunk.path):
+    for record in journal.read(trunk.path):
         if record["step"] < step:
             directory.append(**{**record, "seconds": 0.0})  # none of it was spent here
             at, hidden = record["step"], ("step", "tokens", "seconds")

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from research import files, lease, records
+from research import files, journal, lease, records
 from research.errors import BadInput
 
 FACTS = ("params", "tokens", "flops", "steps", "seed", "lr", "context")  # of a run, for its row
@@ -114,7 +114,7 @@ class Sight:
             return Row(run, facts, "waiting")
         last = lease.holder(path / "lease")
         running = bool(last and last.alive) and not (path / "result.json").exists()
-        metrics = records.last_metrics(path)
+        metrics = journal.last(path)
         losses = [m for m in metrics if "train_loss" in m]
         step = metrics[-1]["step"] if metrics else 0
         loss = losses[-1]["train_loss"] if losses else None

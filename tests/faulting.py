@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from research import checkpoint, files, records, sharding, train, trees
+from research import checkpoint, files, journal, sharding, train, trees
 from research.run import make_run
 
 DEVICES = 2
@@ -81,7 +81,7 @@ class Child:
 
 def metrics_of(run):
     """All records but the clock."""
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records.read_metrics(run)]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in journal.read(run)]
 
 
 def abstract_of(config, sizes=None):
@@ -103,7 +103,7 @@ def saved_bits(run, abstract, steps=None):
     """{step: digest of its arrays} of the steps that are listed, each of which must be intact."""
     listed = checkpoint.steps(run)
     for step in listed:
-        assert checkpoint._damage(run / "checkpoints" / str(step)) is None, step
+        assert checkpoint.damage(run / "checkpoints" / str(step)) is None, step
     chosen = listed if steps is None else listed[:steps]
     return {k: bits(checkpoint.restore(run / "checkpoints" / str(k), abstract)) for k in chosen}
 

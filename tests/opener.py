@@ -92,11 +92,11 @@ def hold(path):
 
 
 def results(path):
-    from research import listing, records
+    from research import journal, listing, records
 
     rows = records.table(path.parent.parent)
-    records.read_metrics(path)
-    records.last_metrics(path)
+    journal.read(path)
+    journal.last(path)
     for form in listing.FORMATS.values():
         form(rows, listing.columns(rows, "all"))
 

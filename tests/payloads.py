@@ -12,7 +12,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from research import checkpoint, files, records
+from research import checkpoint, files, journal, records
 
 PAYLOADS, GOOD = {}, {}
 
@@ -30,6 +30,16 @@ class Place:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
+
+    def pipe(self, name):
+        """A pipe that nobody writes to."""
+        os.mkfifo(self.folder / name)
+        return self.folder / name
+
+    def endless(self, name):
+        """A file without an end."""
+        (self.folder / name).symlink_to("/dev/zero")
+        return self.folder / name
 
     def copied(self):
         """A workdir with a copy of the run, and the copy."""
@@ -61,13 +71,7 @@ def relisted(step):
     listed = files.read_json(step / "manifest.json")
     listed["files"] = checkpoint._digests(step)
     listed["files"].pop("manifest.json")
-    (step / "manifest.json").write_text(sealed(listed))
-
-
-def sealed(listed):
-    """The text of a manifest, with its digest."""
-    rest = {k: v for k, v in listed.items() if k != "digest"}
-    return json.dumps({**rest, "digest": files.digest_of(rest)})
+    (step / "manifest.json").write_text(json.dumps(files.digested(listed)))
 
 
 class Evil:
@@ -209,7 +213,7 @@ def listing(name, change):
     def _(place, step):
         listed = files.read_json(step / "manifest.json")
         changed = change(place, listed)
-        text = changed if isinstance(changed, str) else sealed(changed)
+        text = changed if isinstance(changed, str) else json.dumps(files.digested(changed))
         (step / "manifest.json").write_text(text)
 
 
@@ -420,7 +424,7 @@ result("metrics that are a pipe", lambda place, path: os.mkfifo(path), "metrics.
 result("metrics from outside", lambda place, path: path.symlink_to(place.outside / "secret"),
        "metrics.jsonl")  # fmt: skip
 result("metrics of odd records", lambda place, path: path.write_bytes(
-    b"".join(records.line(r) for r in ({"step": "x"}, {"resume": []}, {"step": 1, "loss": "y"}, {}))
+    b"".join(journal.line(r) for r in ({"step": "x"}, {"resume": []}, {"step": 1, "loss": "y"}, {}))
     + deep().encode() + b"\n" + b'{"step": 1, "loss": NaN, "crc": 0}\n[1]\n' + b"\xff\xfe\n"
 ), "metrics.jsonl")  # fmt: skip
 result("metrics in a line of 64 MB", lambda _, path: path.write_bytes(b" " * (64 << 20)),
@@ -493,14 +497,12 @@ config("a config that is no text", lambda *_: b"\xff\xfe\x00")
 
 @payload("config", "a config that is a pipe")
 def _(place):
-    os.mkfifo(place.folder / "config.json")
-    return place.folder / "config.json"
+    return place.pipe("config.json")
 
 
 @payload("config", "a config that is a device")
 def _(place):
-    (place.folder / "config.json").symlink_to("/dev/zero")
-    return place.folder / "config.json"
+    return place.endless("config.json")
 
 
 # Sweeps, as a worker reads them.

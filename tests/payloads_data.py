@@ -91,8 +91,7 @@ def _(place):
 
 @both("a table that is a pipe")
 def _(place):
-    os.mkfifo(place.folder / "t.csv")
-    return place.folder / "t.csv"
+    return place.pipe("t.csv")
 
 
 @both("a table of infinities")
@@ -110,14 +109,12 @@ def _(place):
 
 @payload("text", "a text that is a pipe")
 def _(place):
-    os.mkfifo(place.folder / "t.txt")
-    return place.folder / "t.txt"
+    return place.pipe("t.txt")
 
 
 @payload("text", "a text without an end")
 def _(place):
-    (place.folder / "t.txt").symlink_to("/dev/zero")
-    return place.folder / "t.txt"
+    return place.endless("t.txt")
 
 
 @payload("text", "lines of JSON that are deep")
@@ -132,8 +129,7 @@ def _(place):
 
 @payload("text", "ids that are a pipe")
 def _(place):
-    os.mkfifo(place.folder / "t.bin")
-    return place.folder / "t.bin"
+    return place.pipe("t.bin")
 
 
 @payload("text", "ids that are a pickle")
@@ -183,8 +179,7 @@ words("a tokenizer of another kind", lambda _: tokenizer(model={"type": "os.syst
 
 @payload("tokenizer", "a tokenizer on a pipe")
 def _(place):
-    os.mkfifo(place.folder / "tokenizer.json")
-    return place.folder / "tokenizer.json"
+    return place.pipe("tokenizer.json")
 
 
 # Exports.
@@ -214,9 +209,7 @@ def told(name, change):
             len(weights),
             files.digest(weights),
         ]
-        about.pop("digest")
-        about["digest"] = files.digest_of(about)
-        (folder / "manifest.json").write_text(files.indented(about))
+        (folder / "manifest.json").write_text(files.indented(files.digested(about)))
         return folder
 
 

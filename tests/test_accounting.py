@@ -105,6 +105,17 @@ def test_a_target_size_is_met_by_the_nearest_rung(target):
         assert abs(np.log(count / target)) <= abs(np.log(other / target))
 
 
+@pytest.mark.parametrize(("depth", "held"), [(5, 5), (None, 2)])
+def test_a_depth_that_is_given_is_held_and_the_size_still_met(depth, held):
+    fields = models.unfilled("transformer", {**SMALL, "depth": depth})
+    assert set(SMALL) - set(fields) == {"width", "heads", "kv_heads", "hidden"} | (
+        set() if depth else {"depth"}
+    )
+    model = ladder.at_size(5e4, "transformer", fields, INPUTS)
+    assert model.spec.depth == held
+    assert accounting.params(model, INPUTS)["params"] == pytest.approx(5e4, rel=0.3)
+
+
 def test_a_size_below_the_ladder_is_refused():
     fields = {k: v for k, v in SMALL.items() if k not in models.family("transformer").SIZED}
     with pytest.raises(BadInput, match="nearest transformer"):

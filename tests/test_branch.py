@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import branch, checkpoint, models, records, sharding, train, trees
+from research import branch, checkpoint, journal, models, records, sharding, train, trees
 from research.errors import BadInput
 from research.run import example_inputs, make_run
 from research.train import Trainer
@@ -71,7 +71,7 @@ def test_going_on_from_the_state_equals_the_run_that_was_not_stopped(tiny, sourc
     more = {"init.run": str(trunk), "init.what": "state", "horizon.amount": 20.0, **constant}
     branched, path = fit(tiny(more), tmp_path / "branch")
     assert branched["loss"] == whole["loss"]
-    steps = [r["step"] for r in records.read_metrics(path) if "train_loss" in r]
+    steps = [r["step"] for r in journal.read(path) if "train_loss" in r]
     assert min(steps) >= 8
     params_only, _ = fit(tiny({**more, "init.what": "params"}), tmp_path / "params")
     assert params_only["loss"] != whole["loss"]

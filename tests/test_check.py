@@ -115,6 +115,7 @@ def test_all_problems_are_told_at_once():
 def test_good_configs_have_no_problems():
     assert check.problems(base()) == []
     assert check.problems(with_(SIZED)) == []
+    assert check.problems(with_({"model.depth": 3})) == []  # the size fills the rest
     for steps in (1, "auto"):
         assert check.problems(with_({"loop.steps_per_dispatch": steps})) == []
 

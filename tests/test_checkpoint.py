@@ -93,10 +93,10 @@ def test_every_kind_of_damage_to_every_file_is_seen(run, caplog):
             if not (newest / name).stat().st_size:
                 continue  # an empty file can only be deleted or linked
             damage(newest / name)
-            assert checkpoint._damage(newest) is not None, (name, damage)
+            assert checkpoint.damage(newest) is not None, (name, damage)
             shutil.rmtree(newest)
             shutil.copytree(whole, newest)
-    assert checkpoint._damage(newest) is None
+    assert checkpoint.damage(newest) is None
 
 
 def flipped(raw, bit=None):
@@ -113,9 +113,9 @@ def test_two_hundred_bit_flips_are_all_detected(run):
         path = names[rng.integers(len(names))]
         raw = path.read_bytes()
         path.write_bytes(flipped(raw, int(rng.integers(len(raw) * 8))))
-        assert checkpoint._damage(newest) is not None, path
+        assert checkpoint.damage(newest) is not None, path
         path.write_bytes(raw)
-    assert checkpoint._damage(newest) is None
+    assert checkpoint.damage(newest) is None
 
 
 def test_a_damaged_step_is_quarantined_and_the_one_before_it_used(run, caplog):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from launching import end, kill_a_holder, launches, saved, start, sweep_file, wait_for
 
-from research import files, lease, records
+from research import files, journal, lease, records
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def stopped(workdir):
     assert begun
     for run in begun:
         assert lease.holder(run / "lease").content["released"]
-        step = records.last_metrics(run)[-1]["step"]
+        step = journal.last(run)[-1]["step"]
         assert (run / "checkpoints" / str(step + 1)).is_dir()
 
 

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from research import branch, check, checkpoint, cli, ensemble, grid, records, sharding, train
+from research import (
+    branch,
+    check,
+    checkpoint,
+    cli,
+    ensemble,
+    grid,
+    journal,
+    records,
+    sharding,
+    train,
+)
 from research.errors import Damaged, Preempted
 from research.run import make_run
 from research.train import Trainer
@@ -62,12 +73,12 @@ def final_state(run, workdir):
 
 
 def curve(run, workdir, name="train_loss"):
-    read = records.read_metrics(path_of(run, workdir))
+    read = journal.read(path_of(run, workdir))
     return [(r["step"], r[name]) for r in read if name in r]
 
 
 def without_clock(run, workdir):
-    read = records.read_metrics(path_of(run, workdir))
+    read = journal.read(path_of(run, workdir))
     return [{k: v for k, v in r.items() if k != "seconds"} for r in read]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from research import checkpoint, records, trunk
+from research import checkpoint, journal, records, trunk
 from research.errors import Damaged
 from tests.faulting import bits, metrics_of
 
@@ -144,7 +144,7 @@ def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
                     run.append(step=step, loss=step + begin / 100)
                 run.append(step=step, train_loss=step + begin / 100)
     path, rng, trials = run.path / "metrics.jsonl", random.Random(0), 0
-    raw, expected = path.read_bytes(), records.read_metrics(run.path)
+    raw, expected = path.read_bytes(), journal.read(run.path)
     lines = raw.splitlines(keepends=True)
     for index, line in enumerate(lines):
         for _ in range(4):
@@ -153,8 +153,8 @@ def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
                 continue  # two lines, both damaged
             path.write_bytes(b"".join([*lines[:index], damaged, *lines[index + 1 :]]))
             caplog.clear()
-            found, trials = records.read_metrics(run.path), trials + 1
-            if json.loads(line) == records._record(damaged):
+            found, trials = journal.read(run.path), trials + 1
+            if json.loads(line) == journal._record(damaged):
                 continue
             assert f"line {index + 1} is torn or damaged" in caplog.text
             assert all(record in expected or record["step"] < 20 for record in found)
@@ -204,7 +204,7 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
         writer.stdout.close()
     for k in range(8):
         raw = (tmp_path / "runs" / f"r{k}" / "metrics.jsonl").read_bytes()
-        found = [r["step"] for r in records.read_metrics(tmp_path / "runs" / f"r{k}")]
+        found = [r["step"] for r in journal.read(tmp_path / "runs" / f"r{k}")]
         assert found[: len(told[k])] == told[k]
         assert len(found) - len(told[k]) <= 1
         assert raw.count(b"\n") == len(found), "a torn line"

@@ -104,8 +104,8 @@ def test_a_run_may_go_on_without_a_checkpoint(victim, small_disk, tmp_path, seen
 
 
 ELSEWHERE = """
-from research import records
-records._open_for_append = lambda path, real=records._open_for_append: real(type(path)({place!r}))
+from research import journal
+journal.open_for_append = lambda path, real=journal.open_for_append: real(type(path)({place!r}))
 """
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import check, checkpoint, cli, keeper, records, sharding, train
+from research import check, checkpoint, cli, journal, keeper, records, sharding, train
 from research.errors import Diverged
 from research.run import make_run
 from research.train import Trainer
@@ -68,7 +68,7 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen)
     assert row["status"] == "diverged"
     assert "the last finite loss was" in row["reason"] or "is not finite" in row["reason"]
     path = tmp_path / "w" / "runs" / row["run"]
-    losses = [r["train_loss"] for r in records.read_metrics(path) if "train_loss" in r]
+    losses = [r["train_loss"] for r in journal.read(path) if "train_loss" in r]
     newest = checkpoint.steps(path)[0]
     assert len(losses) - 20 <= newest <= len(losses)
     params = checkpoint.read(path / "checkpoints" / str(newest), "params")
@@ -156,7 +156,7 @@ def test_spikes_are_skipped_and_counted(tmp_path, spiked, seen):
     result, path = fit(skipping, tmp_path / "whole")
     assert result["skipped_steps"] == len(SPIKES)
     assert result["loss"] == pytest.approx(plain["loss"], rel=0.05)
-    steps = {r["step"]: r for r in records.read_metrics(path) if "lr" in r}
+    steps = {r["step"]: r for r in journal.read(path) if "lr" in r}
     assert [k for k, r in steps.items() if r["skipped"]] == list(SPIKES)
     assert "train_loss" not in steps[60], "infinity is no JSON"
     calls = iter(range(1000))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from research import checkpoint, records
+from research import checkpoint, journal
 from tests.faulting import metrics_of, saved_bits
 
 
@@ -118,7 +118,7 @@ def assert_whole(folder, newest):
     nothing half-made."""
     for step in checkpoint.steps(folder):
         path = folder / "checkpoints" / str(step)
-        assert checkpoint._damage(path) is None, path
+        assert checkpoint.damage(path) is None, path
         assert (checkpoint.read(path, "params")["w"]["kernel"] == step).all()
     found = checkpoint.newest_common([folder])
     assert found in newest
@@ -370,6 +370,6 @@ def test_the_final_checkpoint_comes_before_the_final_evaluation(act, victim, tmp
     assert not (run / "result.json").exists()
     victim.assert_ends_whole(tmp_path)
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == len(records.read_metrics(run)) + 2, "a step was taken again"
+    assert len(lines) == len(journal.read(run)) + 2, "a step was taken again"
     assert saved_bits(run, victim.abstract, 1)
     seen(1, "saved at the last step; the next launch took no step")

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GROUND = {
     *("errors", "paths", "plugs", "kinds", "files", "grid", "environment", "check", "cli"),
-    *("tables", "rows", "sealed"),
+    *("tables", "rows", "sealed", "journal"),
 }
 PARTS = {
     *("trees", "models", "data", "tasks", "optim", "sharding", "processes", "records"),

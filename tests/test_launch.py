@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launching import end, environment, launches, saved, start, sweep_file, wait_for
 
-from research import launch, lease, records
+from research import journal, launch, lease, records
 from research.errors import BadInput
 from research.launch import local, machine
 
@@ -226,7 +226,7 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
         last = lease.holder(run / "lease")
         assert last.content["released"]
         assert last.deaths == 0
-        step = records.last_metrics(run)[-1]["step"]
+        step = journal.last(run)[-1]["step"]
         assert (run / "checkpoints" / str(step + 1)).is_dir(), "not saved where it was stopped"
         assert records.row(run)["status"] == "unfinished"
 

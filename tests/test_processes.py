@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from launching import end, environment, saved, sweep_file, wait_for
 
-from research import checkpoint, launch, records, sharding, train, trees, units
+from research import checkpoint, journal, launch, records, sharding, train, trees, units
 from research.errors import DIVERGED, DONE, HUNG, IO_ERROR, PREEMPTED, BadInput
 from research.launch import gang, machine
 from research.run import make_run
@@ -78,7 +78,7 @@ def both(request, tiny, tmp_path_factory):
 
 
 def losses(path, key="train_loss"):
-    return [r[key] for r in records.read_metrics(path) if key in r]
+    return [r[key] for r in journal.read(path) if key in r]
 
 
 def state(both, path, step):
@@ -150,7 +150,7 @@ def test_process_0_alone_writes(both):
 
 
 def test_a_stop_that_one_process_saw_saves_all_at_one_step(both):
-    step = records.last_metrics(both.stopped)[-1]["step"] + 1
+    step = journal.last(both.stopped)[-1]["step"] + 1
     assert STEPS < step < 1000 * STEPS
     assert max(checkpoint.steps(both.stopped)) == step, "not saved where it was stopped"
     assert records.row(both.stopped)["status"] == "unfinished"
@@ -187,7 +187,7 @@ def test_a_signal_to_one_process_saves_all_and_one_process_goes_on(corpus, tmp_p
     code, out = end(process)
     assert code == PREEMPTED, out
     (run,) = workdir.glob("runs/*")
-    step = records.last_metrics(run)[-1]["step"] + 1
+    step = journal.last(run)[-1]["step"] + 1
     assert max(checkpoint.steps(run)) == step, "not saved where it was stopped"
     assert f"stopped and saved at step {step}" in out
     assert out.count("error: ") == 1, out

@@ -7,7 +7,7 @@ import os
 import pyarrow.parquet
 import pytest
 
-from research import files, records
+from research import files, journal, records
 from research.errors import BadInput, StorageError
 
 
@@ -24,12 +24,12 @@ def written(tmp_path):
 
 
 def steps(path):
-    return [r["step"] for r in records.read_metrics(path)]
+    return [r["step"] for r in journal.read(path)]
 
 
 def test_records_come_back(written):
     assert steps(written) == [0, 1, 2, 3, 4]
-    assert records.read_metrics(written)[1] == {"step": 1, "train_loss": 0.5}
+    assert journal.read(written)[1] == {"step": 1, "train_loss": 0.5}
 
 
 @pytest.mark.fault(
@@ -68,7 +68,7 @@ def test_what_a_later_launch_did_again_replaces_what_it_redid(written):
     with directory(written.parents[1]) as run:
         run.append(resume=2)
         run.append(step=2, train_loss=7.0)
-    metrics = records.read_metrics(written)
+    metrics = journal.read(written)
     assert [r["step"] for r in metrics] == [0, 1, 2]
     assert metrics[2]["train_loss"] == 7.0
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import checkpoint, records, sharding
+from research import checkpoint, journal, records, sharding
 from research.run import make_run
 from research.train import Trainer
 
@@ -39,7 +39,7 @@ def final_state(config, workdir):
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, run.batch)
     step, state = checkpoint.restore_newest(path, Trainer(run, mesh).abstract)
     assert step == run.steps
-    return jax.device_get(state), records.read_metrics(path)
+    return jax.device_get(state), journal.read(path)
 
 
 def without_clock(metrics):
@@ -106,5 +106,5 @@ def test_a_terminated_run_saves_and_says_so_by_its_exit_code(tiny, tmp_path):
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    step = max(r["step"] for r in records.read_metrics(metrics.parent))
+    step = max(r["step"] for r in journal.read(metrics.parent))
     assert (metrics.parent / "checkpoints" / str(step + 1)).is_dir()

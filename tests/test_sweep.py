@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from research import records, sweep, train, units
+from research import journal, records, sweep, train, units
 from research.errors import BadInput, Preempted
 
 
@@ -241,5 +241,5 @@ def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path):
     assert launch(sweep.plan(configs, tmp_path), tmp_path).trained == 1
     after = records.row(path.parent)
     assert after["loss"] == before["loss"]
-    lines = records.read_metrics(path.parent)
+    lines = journal.read(path.parent)
     assert [r["step"] for r in lines] == sorted({r["step"] for r in lines}), "steps were redone"

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import records, sharding, train
+from research import journal, records, sharding, train
 from research.errors import Diverged, Preempted, StorageError
 from research.run import MOST_STEPS, make_run
 from research.train import Trainer
@@ -94,7 +94,7 @@ def test_a_chosen_number_of_steps_is_recorded_and_changes_nothing(tiny, tmp_path
         result, directory = fit(config, tmp_path / name)
         lines = [
             {k: v for k, v in line.items() if k != "seconds"}
-            for line in records.read_metrics(directory.path)
+            for line in journal.read(directory.path)
         ]
         return result["steps_per_dispatch"], lines
 
@@ -144,7 +144,7 @@ def test_a_run_records_each_step_and_its_result(tiny, tmp_path):
     seen = []
     config = tiny({"log.every": 1, "eval.every": 5, "save.every": 4})
     result, directory = fit(config, tmp_path, progress=lambda *a: seen.append(a))
-    metrics = records.read_metrics(directory.path)
+    metrics = journal.read(directory.path)
     steps = [r["step"] for r in metrics if "train_loss" in r]
     assert steps == list(range(12))
     assert [r["step"] for r in metrics if "loss" in r] == [5, 10, 12]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import checkpoint, optim, records, sharding, train, trunk
+from research import checkpoint, journal, optim, records, sharding, train, trunk
 from research.errors import Preempted
 from research.run import make_run
 from research.train import Trainer
@@ -40,7 +40,7 @@ def final_state(run, path):
 
 
 def without_clock(path):
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in records.read_metrics(path)]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in journal.read(path)]
 
 
 def of_meaning(result):
@@ -98,7 +98,7 @@ def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, work
     assert (row["flops"], row["flops_spent"]) == (branched["flops"], branched["flops_spent"])
     assert (path / "config.json").read_bytes() == (whole_path / "config.json").read_bytes()
     # The seconds are its own: none of those that its trunk took.
-    shared = [r["seconds"] for r in records.read_metrics(path) if r["step"] < steps]
+    shared = [r["seconds"] for r in journal.read(path) if r["step"] < steps]
     assert set(shared) == {0.0}
 
 

@@ -9,7 +9,19 @@ import jax
 import numpy as np
 import pytest
 
-from research import check, checkpoint, cli, ensemble, grid, records, sharding, sweep, train, units
+from research import (
+    check,
+    checkpoint,
+    cli,
+    ensemble,
+    grid,
+    journal,
+    records,
+    sharding,
+    sweep,
+    train,
+    units,
+)
 from research.errors import BadInput, Preempted
 from research.progress import Progress
 from research.records import RunDirectory
@@ -58,7 +70,7 @@ def final_state(run, workdir, sizes):
 
 
 def without_clock(run, workdir):
-    read = records.read_metrics(records.RunDirectory(workdir, run.id).path)
+    read = journal.read(records.RunDirectory(workdir, run.id).path)
     return [{k: v for k, v in r.items() if k != "seconds"} for r in read]
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from rich.console import Console
 
-from research import files, lease, records, watch
+from research import files, journal, lease, records, watch
 from research.errors import BadInput
 
 FACTS = {"params": 1000, "tokens": 4000, "flops": 8e6, "steps": 40, "seed": 0, "lr": 0.1}
@@ -83,19 +83,19 @@ def test_a_rate_is_that_of_this_launch_and_not_of_its_compiling(tmp_path):
         run.append(resume=5)
         for step, seconds in [(5, 50.0), (6, 50.001), (7, 51.0), (8, 52.0)]:
             run.append(step=step, tokens=100 * step, train_loss=1.0, seconds=seconds)
-    assert watch._rate(records.last_metrics(run.path)) == pytest.approx(200 / 1.999)
+    assert watch._rate(journal.last(run.path)) == pytest.approx(200 / 1.999)
     assert watch._rate([]) == 0
 
 
 def test_only_the_end_of_the_metrics_is_read(tmp_path):
     with records.RunDirectory(tmp_path, "r") as run:
         lines(run, 2000)
-    whole = records.read_metrics(run.path)
-    tail = records.last_metrics(run.path, 4000)
+    whole = journal.read(run.path)
+    tail = journal.last(run.path, 4000)
     assert tail == whole[-len(tail) :]
     assert 10 < len(tail) < 100
-    assert records.last_metrics(run.path, 10**9) == whole
-    assert records.last_metrics(tmp_path / "none") == []
+    assert journal.last(run.path, 10**9) == whole
+    assert journal.last(tmp_path / "none") == []
 
 
 def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkeypatch):

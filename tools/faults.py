@@ -78,13 +78,12 @@ def hardware() -> str:
     known = environment.describe()
     names = {line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")}
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     today = datetime.date.today().isoformat()
     return (
         f"On {today}, commit {str(known['commit'])[:12]}"
         f"{'+' * str(known['commit']).endswith('+')}, {os.getloadavg()[2]:.1f} processes at work: "
         f"{known['cores']} cores of "
-        f"{', '.join(sorted(names)) or platform.machine()}, {memory:.0f} GB, "
+        f"{', '.join(sorted(names)) or platform.machine()}, {environment.memory() / 2**30:.0f} GB, "
         f"{platform.system()} {platform.release()}; {versions}."
     )
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from research import checkpoint, lease, records
+from research import checkpoint, journal, lease, records
 
 POINTS = 12
 DISK = 384  # MB of the disk that is filled
@@ -118,7 +118,7 @@ class Sweep:
         for run in self._unfinished():
             last = lease.holder(run / "lease")
             newest = next(iter(checkpoint.intact(run)), (0, run))[0]
-            found = records.last_metrics(run)
+            found = journal.last(run)
             if last and not last.alive and found and found[-1]["step"] >= newest:
                 path = run / "metrics.jsonl"
                 os.truncate(path, path.stat().st_size - self.rng.randrange(1, 20))
@@ -151,7 +151,7 @@ class Sweep:
     def _damage(self, act: Callable[[Path, bytes], Any]) -> bool:
         for run in self._unfinished():
             steps = checkpoint.steps(run)
-            if len(steps) < 2 or checkpoint._damage(run / "checkpoints" / str(steps[1])):
+            if len(steps) < 2 or checkpoint.damage(run / "checkpoints" / str(steps[1])):
                 continue
             last = records.row(run).get("steps")
             with contextlib.suppress(OSError):  # it is forgotten meanwhile
@@ -194,7 +194,7 @@ def disturbed(
 
 def content(run: Path) -> tuple[list[dict], dict[str, Any]]:
     """All metrics but the clock, and the arrays of the last state."""
-    metrics = [{k: v for k, v in r.items() if k != "seconds"} for r in records.read_metrics(run)]
+    metrics = [{k: v for k, v in r.items() if k != "seconds"} for r in journal.read(run)]
     step, path = checkpoint.newest_intact(run)
     return metrics, {"step": step, **checkpoint.read(path, "params")}
 

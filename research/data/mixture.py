@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -128,16 +127,9 @@ def _sources(
     undecodable: str,
     stamps: tuple,
 ) -> tuple[Tokens, ...]:
-    tokenizers.check(tokenizer, vocab)
     if ids := [path for path in paths if path.endswith(".bin")]:
         raise BadInput(f"data.paths: {ids[0]}: token ids cannot be mixed; expected text")
-    found, replaced = zip(*(text.documents(path, field, undecodable) for path in paths))
-    parts = [text.split(documents, heldout) for documents in found]
-    training = itertools.chain.from_iterable(train for train, _ in parts)
-    made = tokenizers.choose(tokenizer, vocab, training)
-    return tuple(
-        text.tokenised(part, made)._replace(replaced=n) for part, n in zip(parts, replaced)
-    )
+    return text.corpora(paths, field, heldout, tokenizer, vocab, undecodable)
 
 
 def _proportional(parts: Sequence[Windows], weights: Sequence[float]) -> list[Chosen]:

@@ -129,11 +129,25 @@ def _tokens(
 ) -> Tokens:
     if path.endswith(".bin"):
         return _token_file(path, tokenizer, vocab, heldout)
+    return corpora((path,), field, heldout, tokenizer, vocab, undecodable)[0]
+
+
+def corpora(
+    paths: Iterable[str],
+    field: str,
+    heldout: float,
+    tokenizer: str,
+    vocab: int | None,
+    undecodable: str,
+) -> tuple[Tokens, ...]:
+    """The texts at `paths` as ids of one tokenizer; "bpe" is trained on the training documents of
+    all."""
     tokenizers.check(tokenizer, vocab)
-    found, replaced = documents(path, field, undecodable)
-    parts = split(found, heldout)
-    made = tokenised(parts, tokenizers.choose(tokenizer, vocab, parts[0]))
-    return made._replace(replaced=replaced)
+    found, replaced = zip(*(documents(path, field, undecodable) for path in paths))
+    parts = [split(texts, heldout) for texts in found]
+    training = itertools.chain.from_iterable(train for train, _ in parts)
+    made = tokenizers.choose(tokenizer, vocab, training)
+    return tuple(tokenised(part, made)._replace(replaced=n) for part, n in zip(parts, replaced))
 
 
 def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list[bytes]]:

@@ -2,8 +2,8 @@
 
 `MODELS` names the families. A family is one file: a dataclass of the numbers that make a member
 (or the Linen module itself, where one is enough) and, beside it, what the rest of the house asks:
-SIZED, SIZE_RULE and `rung` (how `size` fills fields), GROUPS, SHARDING, `forward_flops`; `solve`
-where the best parameters are known in closed form.
+SIZED, HELD, SIZE_RULE and `rung` (how `size` fills fields), GROUPS, SHARDING, `forward_flops`;
+`solve` where the best parameters are known in closed form.
 
 A language model whose data have classes instead of next tokens gets a classifier head in place of
 the one over its vocabulary; this is the same for all of them.
@@ -12,7 +12,7 @@ the one over its vocabulary; this is the same for all of them.
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,13 @@ def _shapes(model: Model, inputs: Any) -> dict:
 def family(name: str) -> Any:
     """The file of the family `name`."""
     return sys.modules[MODELS[name].__module__]
+
+
+def unfilled(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `fields` that `size` does not fill: of its SIZED, those of HELD that are given."""
+    sized = set(family(name).SIZED)
+    held = {k for k in getattr(family(name), "HELD", ()) if fields.get(k) is not None}
+    return {k: v for k, v in fields.items() if k not in sized - held}
 
 
 def build(

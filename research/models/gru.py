@@ -25,6 +25,7 @@ from research.kinds import Count, Layers
 from research.models import layers, layout, ops
 
 SIZED = ("width", "depth")
+HELD = ("depth",)  # may be given beside `size`
 SIZE_RULE = (
     "width in steps of 8 (of 64 above 512); depth 2 at every size: the steps of a layer follow "
     "each other, so depth costs time that width does not"

@@ -17,6 +17,7 @@ from research.kinds import Count, Layers, Positive
 from research.models import attention, layers, layout, ops
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
+HELD = ("depth",)  # may be given beside `size`
 DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
 SIZE_RULE = (
     "width in steps of 8 (of 64 above 512); depth = round(2 (width/32)^0.57), at least 2, which "
