@@ -7,9 +7,9 @@ from typing import Any
 
 from jax import Array
 
-from research import environment, processes, records, resume, sinks, trunk
+from research import environment, journal, processes, records, resume, sinks, trunk
 from research.errors import Diverged
-from research.records import RunDirectory, read_metrics
+from research.records import RunDirectory
 from research.run import Run
 
 Progress = Callable[[int, float], None]
@@ -68,7 +68,7 @@ class Recorder(Late):
         name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
         shown = run.sinks if directory.writes else ()
         self.shown = sinks.open_all(shown, run.id, name, run.config, *place)
-        earlier = (r.get("seconds", 0.0) for r in read_metrics(directory.path))
+        earlier = (r.get("seconds", 0.0) for r in journal.read(directory.path))
         self.before = max(earlier, default=0.0)
         self.started, self.members = time.monotonic(), members
         self.loss, self.reached = math.nan, 0

@@ -54,6 +54,15 @@ def clear(line):
     return bool(known) and not spoken and len(line) < 5500
 
 
+def loaded(config, path):
+    """`config` as a command reads it; JSON has no number that is not finite, a .py may."""
+    try:
+        path.write_text(json.dumps(config, allow_nan=False))
+    except ValueError:
+        return config
+    return cli.load(str(path))[0]
+
+
 class Judge:
     """What becomes of mutants: refused, planned, or trained where the program is one of the first
     `programs` that came."""
@@ -64,10 +73,8 @@ class Judge:
 
     def __call__(self, config):
         """Raises whatever is no refusal."""
-        path = self.tmp_path / "mutant.json"
-        path.write_text(json.dumps(config))
         try:
-            run = make_run(cli.checked(cli.load(str(path))[0]))
+            run = make_run(cli.checked(loaded(config, self.tmp_path / "mutant.json")))
             train.check(run, records.RunDirectory(self.tmp_path / "w", run.id))
         except BadInput as refusal:
             self.count["refused"] += 1
