@@ -157,7 +157,7 @@ def best(run: Run, machine: Machine, devices: int, alternatives: bool = False) -
 def given(config: Mapping[str, Any], text: str, devices: int) -> dict[str, int] | None:
     """The mesh that --mesh=`text` or else the config asks for, with -1 for what is left; None where
     the config leaves it all open. Raises BadInput for what makes no mesh of so many devices."""
-    sizes = dict(config["mesh"])
+    sizes = {axis: config["mesh"][axis] for axis in sharding.AXES}
     if text:
         sizes = dict.fromkeys(sharding.AXES, 1)
         for part in text.split(","):

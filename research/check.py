@@ -52,6 +52,7 @@ SECTIONS: dict[str, Field] = {
     "mesh.data": Field("int"),
     "mesh.fsdp": Field("int"),
     "mesh.tensor": Field("int"),
+    "mesh.indivisible": Field("str", choices=("error", "replicate"), required=False),
     "eval.examples": Field("Count", optional=True),
     "eval.batch": Field("Count"),
     "eval.every": Field("Whole"),
@@ -361,7 +362,7 @@ def _accumulate(flat: Mapping[str, object]) -> Iterator[str]:
 
 
 def _mesh(flat: Mapping[str, object]) -> Iterator[str]:
-    axes = {path: flat[path] for path in flat if path in SECTIONS and path.startswith("mesh.")}
+    axes = {path: flat.get(path, 1) for path in ("mesh.data", "mesh.fsdp", "mesh.tensor")}
     for path, value in axes.items():
         if isinstance(value, int) and value < 1 and value != -1:
             yield f"{path}: {value} devices; expected at least 1, or -1 for all that are left"

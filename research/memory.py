@@ -66,7 +66,7 @@ def size(count: float) -> str:
 def recipe(run: Run) -> Recipe:
     """What the step of one device's rows depends on."""
     task = run.task.placed(run.model, 1)
-    return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate)
+    return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate, run.replicate)
 
 
 def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:

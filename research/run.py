@@ -58,6 +58,7 @@ class Run:
     accumulate: int
     steps: int
     mesh: dict[str, int]
+    replicate: bool  # leaves that the mesh does not divide
     eval_examples: int
     eval_batch: int
     every: Every
@@ -161,7 +162,8 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         batch=batch,
         accumulate=config["batch"]["accumulate"],
         steps=steps,
-        mesh=config["mesh"],
+        mesh={axis: n for axis, n in config["mesh"].items() if axis != "indivisible"},
+        replicate=config["mesh"].get("indivisible", "error") == "replicate",
         eval_examples=wanted,
         eval_batch=config["eval"]["batch"],
         every=Every(

@@ -1,6 +1,7 @@
 """The mesh, and where each array of the train state lives on it."""
 
 import functools
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from research import environment, paths, trees
 from research.errors import BadInput
+
+log = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -96,15 +99,18 @@ def check_fields(spec: Any, split: Mapping[str, Sequence[str]], shape: Mapping[s
                 raise BadInput(f"mesh.{axis}: {shape[axis]} does not divide model.{name} = {count}")
 
 
-def state_shardings(state: Any, rules: paths.Table, mesh: Mesh | AbstractMesh) -> Any:
+def state_shardings(
+    state: Any, rules: paths.Table, mesh: Mesh | AbstractMesh, replicate: bool = False
+) -> Any:
     """A NamedSharding for every leaf of the (abstract) train state, by the rules of its family.
 
     A rule gives the mesh axes of a leaf's trailing dimensions; scan and run axes in front are not
     split. A moment or average has its parameter's path as a tail and lies where it lies; what an
     optimizer keeps of only some axes is on every device. Raises BadInput naming the leaf when a
-    dimension is not divisible, ValueError when its shape is neither.
+    dimension is not divisible, or with `replicate` puts that leaf on every device and tells so;
+    ValueError when its shape is neither.
     """
-    params = trees.by_path(state.params)
+    params, whole = trees.by_path(state.params), []
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = trees.key_path(path)
@@ -119,14 +125,21 @@ def state_shardings(state: Any, rules: paths.Table, mesh: Mesh | AbstractMesh) -
             raise ValueError(f"{name}, shape {leaf.shape}, is not like {of}, {params[of].shape}")
         axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
         for dim, axis in zip(leaf.shape, axes, strict=True):
-            if axis and dim % mesh.shape[axis]:
-                raise BadInput(
-                    f"mesh.{axis}: {mesh.shape[axis]} does not divide a dimension of {name}, "
-                    f"shape {leaf.shape}"
-                )
+            if not axis or dim % mesh.shape[axis] == 0:
+                continue
+            if replicate:
+                whole.append(f"{name} {leaf.shape}")
+                return NamedSharding(mesh, PartitionSpec())
+            raise BadInput(
+                f"mesh.{axis}: {mesh.shape[axis]} does not divide a dimension of {name}, "
+                f"shape {leaf.shape}; mesh.indivisible = replicate keeps it on every device"
+            )
         return NamedSharding(mesh, PartitionSpec(*axes))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    placed = jax.tree_util.tree_map_with_path(place, state)
+    if whole:
+        log.warning("mesh: on every device, as it does not divide them: %s", ", ".join(whole))
+    return placed
 
 
 def _reduced(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:

@@ -37,6 +37,7 @@ class Recipe(NamedTuple):
     """What a compiled step depends on. All numbers of the optimizer and its schedule are traced.
 
     A step takes its batch in `accumulate` parts, one after the other, which need the memory of one.
+    `replicate`: leaves that a mesh does not divide are on every device.
     """
 
     model: Model
@@ -44,6 +45,7 @@ class Recipe(NamedTuple):
     optimizer: str
     schedule: str
     accumulate: int = 1
+    replicate: bool = False
 
     def transform(self, hyper: Mapping) -> optax.GradientTransformationExtraArgs:
         made = optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
@@ -257,7 +259,8 @@ def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[
     """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
     hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
     abstract = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
-    tree = sharding.state_shardings(abstract, recipe.model.sharding, mesh)
+    rules = recipe.model.sharding
+    tree = sharding.state_shardings(abstract, rules, mesh, recipe.replicate)
     split = getattr(recipe.model.family, "SPLIT", {})
     sharding.check_fields(recipe.model.spec, split, mesh.shape)
     laid_out = jax.tree.map(

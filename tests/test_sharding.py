@@ -49,6 +49,20 @@ def test_losses_of_fifty_steps_are_equal_on_every_mesh(name, tiny, one_device):
     np.testing.assert_allclose(losses(made), one_device, rtol=1e-5)
 
 
+def test_a_leaf_that_is_not_divided_is_refused_or_on_every_device_and_named(tiny, caplog):
+    config, mesh = WIDE | {"model.hidden": 66}, MESHES["data 2, tensor 4"]
+    with pytest.raises(BadInput, match=r"mesh.tensor: 4 .*mlp/\w+/kernel, shape .*replicate"):
+        trainer(tiny(config), mesh)
+    alone = losses(trainer(tiny(config), MESHES["data 1"]), 20)
+    made = trainer(tiny(config | {"mesh.indivisible": "replicate"}), mesh)
+    found = trees.by_path(made.abstract.params)
+    named = [path for path, leaf in found.items() if path in caplog.text]
+    assert named == [path for path in found if "/mlp/" in path]
+    assert all(found[path].sharding.is_fully_replicated for path in named)
+    assert found["blocks/attn/query/kernel"].sharding.spec == P(None, "fsdp", "tensor")
+    np.testing.assert_allclose(losses(made, 20), alone, rtol=1e-5)
+
+
 def test_losses_of_another_data_order_are_not_equal(tiny, one_device):
     made = trainer(tiny(WIDE | {"batch.seed": 1}), MESHES["data 8"])
     assert not np.allclose(losses(made), one_device, rtol=1e-3)
