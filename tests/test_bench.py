@@ -90,6 +90,7 @@ def test_a_larger_batch_reserves_more(run, tiny):
     assert bench.Loop(larger, mesh).bytes() > 2 * bench.Loop(run, mesh).bytes()
 
 
+@pytest.mark.slow
 def test_a_dispatch_of_one_step_is_timed_too(tiny):
     run = make_run(tiny({"loop.steps_per_dispatch": 1, "mesh.data": 1, "model.depth": 1}))
     loop = bench.Loop(run, sharding.make_mesh(run.mesh, run.batch))

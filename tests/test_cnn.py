@@ -26,6 +26,7 @@ SMALL = [
     {**RESNET, "image_shape": (12, 9, 3)},
     {**RESNET, "image_shape": (8, 8, 1), "width": 12, "depth": 1},
 ]
+SPECS = [*SMALL[:2], pytest.param(SMALL[2], marks=pytest.mark.slow), SMALL[3]]
 BATCH = 4
 
 
@@ -92,7 +93,7 @@ def test_resnet_20_has_its_published_size():
     assert accounting.params(models.build(**spec), abstract(spec))["params"] == 272_282
 
 
-@pytest.mark.parametrize("spec", SMALL)
+@pytest.mark.parametrize("spec", SPECS)
 def test_groups_add_up_to_the_tree(spec):
     model, params, apply = made(spec)
     counts = accounting.params(model, abstract(spec))
@@ -101,7 +102,7 @@ def test_groups_add_up_to_the_tree(spec):
     assert apply(params, images(spec)).shape == (BATCH, 10)
 
 
-@pytest.mark.parametrize("spec", SMALL)
+@pytest.mark.parametrize("spec", SPECS)
 def test_exact_flops_are_what_xla_counts_in_a_training_step(spec):
     """As products of patches, the backward pass has no more work than the formula: one product for
     the kernel and one for the patches, whose gradient is then added up."""
@@ -212,7 +213,7 @@ def test_group_norm_is_its_definition():
     assert np.abs(x * scale + bias - y).max() > 1
 
 
-@pytest.mark.parametrize("spec", SMALL)
+@pytest.mark.parametrize("spec", SPECS)
 def test_an_example_does_not_see_the_others_of_its_batch(spec):
     _, params, apply = made(spec)
     x = images(spec)
@@ -265,7 +266,7 @@ def test_images_too_small_for_the_depth_are_refused():
         models.build(**RESNET | {"width": 6})
 
 
-@pytest.mark.parametrize("spec", SMALL)
+@pytest.mark.parametrize("spec", SPECS)
 def test_every_parameter_has_rules_for_decay_and_muon(spec):
     params = models.build(**spec).shapes(abstract(spec))
     matrices = sum(x.ndim > 1 for x in jax.tree.leaves(params))

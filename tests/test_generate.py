@@ -61,7 +61,11 @@ def read_in_parts(model, params, ids, parts, shift=0):
     return jnp.concatenate(out, axis=1)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+OFTEN = ("gru", "gru tied", "transformer {}")  # in the default tests
+EVERY = [pytest.param(n, marks=[pytest.mark.slow] * (n not in OFTEN)) for n in FAMILIES]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_logits_with_a_state_are_those_without(name):
     model, params = made(name)
     whole = read_at_once(model, params, TEXT)

@@ -185,6 +185,7 @@ def test_inline_is_one_worker(tmp_path):
 # Real sweeps.
 
 
+@pytest.mark.slow
 def test_two_launches_at_once_share_a_sweep_and_train_each_run_once(corpus, tmp_path):
     """Three workers in all: two of one launch, and the other launch itself."""
     config, workdir = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=6), tmp_path / "w"

@@ -57,7 +57,9 @@ def whole(tiny):
     return losses(trainer(tiny({"batch.size": 16})))
 
 
-@pytest.mark.parametrize(("parts", "sizes"), [(4, ONE), (4, ALL), (16, ONE)])
+@pytest.mark.parametrize(
+    ("parts", "sizes"), [(4, ONE), pytest.param(4, ALL, marks=pytest.mark.slow), (16, ONE)]
+)
 def test_a_batch_in_parts_is_the_whole_batch(parts, sizes, tiny, whole):
     made = trainer(tiny({"batch.size": 16, "batch.accumulate": parts}), sizes)
     params, found = losses(made)
@@ -216,6 +218,7 @@ def test_terms_of_each_example_are_the_same_in_chunks(length, chunk):
     assert np.ptp(np.asarray(whole)) > 1e-2  # so that examples are not to be confused
 
 
+@pytest.mark.slow
 def test_chunks_are_the_same_on_a_mesh_whose_tensor_axis_splits_the_vocabulary(tiny):
     config = {"model.width": 32, "batch.size": 16}
     params, found = losses(trainer(tiny(config | {"task.chunk": 32}), ALL))
@@ -224,6 +227,7 @@ def test_chunks_are_the_same_on_a_mesh_whose_tensor_axis_splits_the_vocabulary(t
     close(params, expected[0], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_chunks_are_the_same_for_runs_side_by_side(tiny):
     """vmapped, as in a group: parts and chunks at once."""
     recipes = [
@@ -291,7 +295,7 @@ def test_the_booleans_of_earlier_configs_are_told_what_to_be(old, tiny):
 # Attention by one implementation or another.
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
     keys = jax.random.split(jax.random.key(1), 4)
@@ -430,7 +434,7 @@ def test_the_program_is_as_large_for_any_depth(tiny):
     assert unrolled > 1.3 * few
 
 
-@pytest.mark.parametrize("sizes", [ONE, ALL])
+@pytest.mark.parametrize("sizes", [ONE, pytest.param(ALL, marks=pytest.mark.slow)])
 def test_a_state_that_is_given_away_is_written_over(sizes, tiny):
     made, program = compiled(tiny(), sizes)
     analysis = program.memory_analysis()

@@ -535,6 +535,7 @@ def test_the_command_writes_the_contract_and_its_figures(tmp_path):
         assert (tmp_path / "o" / f"{name}.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_proposed_runs_are_a_sweep_that_can_be_planned(tmp_path):
     rows = [
         {"run": str(i), "params": n, "flops": 6e6 * n, "loss": 1.4 + 32 / n**0.4}

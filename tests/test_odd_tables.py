@@ -28,11 +28,13 @@ def grid(**changed):
     [
         ("power", rows_of(SIZES, law_at(SIZES)), ["--predict=1e10", "--holdout=largest"]),
         ("chinchilla", grid(), ["--predict_flops=1e22", "--anytime", "--next_runs=1e21"]),
-        ("overtraining", grid(), ["--multiverse"]),
-        ("isoflop", iso_rows(), ["--multiverse"]),
+        pytest.param("overtraining", grid(), ["--multiverse"], marks=pytest.mark.slow),
+        pytest.param("isoflop", iso_rows(), ["--multiverse"], marks=pytest.mark.slow),
         ("power", rows_of(SIZES, np.full(12, 2.0)), ["--score=E=1,A=10,alpha=.3"]),
         ("power", rows_of(SIZES, 0.1 + 1e-3 * SIZES**-0.3), ["--score=E=.2,A=.001,alpha=.3"]),
-        ("chinchilla", two_recipes(noise=0.0), ["--compare=group"]),
+        pytest.param(
+            *("chinchilla", two_recipes(noise=0.0), ["--compare=group"]), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_command_ends_well_on_tables_without_noise(law, rows, flags, tmp_path):

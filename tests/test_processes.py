@@ -25,12 +25,13 @@ from research.run import make_run
 HERE = Path(__file__).parent
 # Parameters and batches lie in both processes; then each axis alone across them.
 BOTH = {"data": 1, "fsdp": 4, "tensor": 2}
-MESHES = [
-    pytest.param(BOTH, id="fsdp x tensor"),
-    pytest.param({"data": 8, "fsdp": 1, "tensor": 1}, id="data", marks=pytest.mark.slow),
-    pytest.param({"data": 1, "fsdp": 8, "tensor": 1}, id="fsdp", marks=pytest.mark.slow),
-    pytest.param({"data": 1, "fsdp": 1, "tensor": 2}, id="tensor", marks=pytest.mark.slow),
-]
+MESHES = {
+    "fsdp x tensor": BOTH,
+    "data": {"data": 8, "fsdp": 1, "tensor": 1},
+    "fsdp": {"data": 1, "fsdp": 8, "tensor": 1},
+    "tensor": {"data": 1, "fsdp": 1, "tensor": 2},
+}
+MESHES = [pytest.param(m, id=name, marks=pytest.mark.slow) for name, m in MESHES.items()]
 STEPS, HALF = 12, 6  # steps of a run, and of a dispatch
 
 

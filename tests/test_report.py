@@ -119,6 +119,7 @@ def two_groups(changes=()):
     return [row | dict(changes) for row in rows]
 
 
+@pytest.mark.slow
 def test_groups_have_a_law_each_and_one_plot(tmp_path):
     result = report.write(workdir(tmp_path, two_groups()))
     assert set(result["fits"]) == {"transformer", "gru"}

@@ -22,6 +22,7 @@ MESHES = {
     "fsdp 8": {"data": 1, "fsdp": 8, "tensor": 1},
     "data 2, fsdp 2, tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
+OFTEN = ("data 2", "data 4", "data 4, tensor 2")  # as those that are larger
 WIDE = {"model.width": 32, "model.heads": 4, "model.kv_heads": 4, "model.hidden": 64}
 
 
@@ -43,7 +44,10 @@ def one_device(tiny):
     return losses(trainer(tiny(WIDE), MESHES["data 1"]))
 
 
-@pytest.mark.parametrize("name", list(MESHES)[1:])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in OFTEN)) for name in list(MESHES)[1:]],
+)
 def test_losses_of_fifty_steps_are_equal_on_every_mesh(name, tiny, one_device):
     made = trainer(tiny(WIDE), MESHES[name])
     np.testing.assert_allclose(losses(made), one_device, rtol=1e-5)
@@ -95,7 +99,14 @@ def optimized(name):
     return WIDE | factored | {"optim.optimizer.name": name, "optim.ema": 0.9} | numbers
 
 
-@pytest.mark.parametrize("name", [name for name in NUMBERS if name != "adamw"])  # that is above
+@pytest.mark.parametrize(
+    "name",  # adamw is above
+    [
+        "muon",
+        "adafactor",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("adam", "lion", "sgd")),
+    ],
+)
 def test_every_optimizer_takes_the_same_steps_on_a_mesh(name, tiny):
     config = tiny(optimized(name))
     alone = losses(trainer(config, MESHES["data 1"]), 10)

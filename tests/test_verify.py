@@ -51,6 +51,7 @@ def test_the_prediction_stands_before_the_run_and_is_not_changed(swept, monkeypa
         verify.predict(swept, 2 * BUDGET)
 
 
+@pytest.mark.slow
 def test_the_command_trains_the_run_once_and_shows_both(swept, capsys):
     assert command.main([f"--runs={swept}", f"--flops={BUDGET}"]) == 0
     said = capsys.readouterr().out
