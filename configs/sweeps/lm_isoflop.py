@@ -8,15 +8,17 @@ each budget sizes of its own, around 20 tokens per parameter, for where the best
 from configs import lm_transformer
 from research import grid
 
-SHARES = (0.1875, 0.4375, 1.0)  # of the largest budget
-SIZES = (14e3, 26e3, 42e3, 8e4, 1.4e5, 2.4e5)
+SHARES = (1 / 6, 0.4, 1.0)  # of the largest budget
+SIZES = (17e3, 33e3, 54e3, 77e3, 108e3, 143e3)
 
 
 def get_config():
     config = lm_transformer.get_config()
     config.name = "lm_isoflop"
+    # Width alone varies: a third layer is worth more than its parameters, a kink that no law has.
+    config.model.depth = 3
     config.eval.every = 0
-    config.horizon = {"unit": "flops", "amount": 8e11}
+    config.horizon = {"unit": "flops", "amount": 1.2e12}
     return config
 
 
