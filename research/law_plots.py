@@ -186,7 +186,7 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         axes.set_ylim(d_grid[0], d_grid[-1])
         plots.log_ticks(axes.xaxis)
         plots.log_ticks(axes.yaxis)
-        axes.legend(loc="upper left", frameon=True, framealpha=0.9)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
         bar.set_label(f"loss ({document['unit']})")
         plots.plain_ticks(bar.ax.yaxis)

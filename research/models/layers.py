@@ -4,7 +4,7 @@ B batch, T time (context), S time that is cached, M = B·T, D width, H heads, G 
 R = H/G, K head size, F hidden width of the feed-forward.
 
 Activations between blocks are flat, x_MxD: with [B, T, D] the gradient of a kernel contracts two
-dimensions, for which XLA on CPU first writes a transposed copy (a third of the step at width 128).
+dimensions, for which XLA on CPU first writes a transposed copy.
 """
 
 from typing import Any, Literal
