@@ -99,12 +99,7 @@ class Recurrent(nn.Module):
         return x_MxD, after
 
     def unembed(self, x_MxD: Array) -> Array:
-        if self.m.tied:
-            w_VxD = self.embed.embedding.astype(self.m.dtype)
-            logits_MxV = ops.dense(x_MxD, w_VxD.T)
-        else:
-            logits_MxV = self.head(x_MxD)
-        return layout.rows(logits_MxV, "tensor").astype(jnp.float32)
+        return layers.logits(x_MxD, self.embed if self.m.tied else self.head, self.m.dtype)
 
 
 class Layer(nn.Module):

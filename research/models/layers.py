@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from research.models import ops
+from research.models import layout, ops
 
 NormName = Literal["rms", "layer"]
 
@@ -118,3 +118,12 @@ class FeedForward(nn.Module):
         else:
             hidden_MxF = ops.gelu(up_MxF)
         return dense(self.width, "down", kernel_init=self.out_init)(hidden_MxF)
+
+
+def logits(x_MxD: Array, head: nn.Module, dtype: str) -> Array:
+    """Logits [M, V] in float32, by a head or, where it is tied, by the table of the embedding."""
+    if isinstance(head, nn.Embed):
+        logits_MxV = ops.dense(x_MxD, head.embedding.astype(dtype).T)
+    else:
+        logits_MxV = head(x_MxD)
+    return layout.rows(logits_MxV, "tensor").astype(jnp.float32)
