@@ -93,7 +93,9 @@ def test_resnet_20_has_its_published_size():
     assert accounting.params(models.build(**spec), abstract(spec))["params"] == 272_282
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    "spec", [*SMALL[:2], *(pytest.param(spec, marks=pytest.mark.slow) for spec in SMALL[2:])]
+)
 def test_groups_add_up_to_the_tree(spec):
     model, params, apply = made(spec)
     counts = accounting.params(model, abstract(spec))

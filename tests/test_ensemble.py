@@ -269,6 +269,7 @@ def test_runs_are_spread_over_as_few_devices_as_serve_them_at_once(count, device
     assert -(-count // devices) == each == -(-count // 8)
 
 
+@pytest.mark.slow
 def test_more_members_than_devices_are_filled_up(tiny, tmp_path):
     runs = made(tiny, *({"seed": k} for k in range(9)), **{"horizon.amount": 4.0})
     results = fit(runs, tmp_path / "group")  # 9 on 5 devices: a slot is left over

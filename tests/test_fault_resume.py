@@ -143,6 +143,7 @@ OTHER = {  # another valid value of each key
     "model.attention": "xla",
     "model.remat": "full",
     "model.unroll": 2,
+    "mesh.indivisible": "replicate",
     "data.name": "stream",
     "data.tokenizer": "other",
     "data.context": 16,

@@ -324,6 +324,7 @@ def test_a_run_that_is_no_language_model_is_refused_without_jax(workdir, no_jax,
         assert "language" in done.stderr
 
 
+@pytest.mark.slow
 def test_of_a_run_on_token_ids_prompt_and_text_are_ids(tmp_path, tiny):
     path = tmp_path / "ids.bin"
     (np.arange(6000) % 97).astype(np.uint16).tofile(path)

@@ -408,6 +408,7 @@ def trainer_hyper():
     return jax.tree.map(np.float32, numbers)
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16_stays_near_float32(tiny):
     """Over 40 steps within 1 % of the loss; the products are rounded to 8 bits each."""
     config = {"model.width": 32, "model.hidden": 64, "horizon.amount": 40.0}
