@@ -55,7 +55,7 @@ test: setup-dev  ## the default tests (8 simulated devices, 2 workers)
 	@$(PY) -m pytest -n 2 -m "not slow"
 
 test-slow: setup-dev  ## the tests that take longer than a minute each
-	@$(PY) -m pytest -n 2 -m slow
+	@$(PY) -m pytest -n 3 --dist worksteal -m slow
 
 faults: setup-dev  ## inject every fault of docs/reliability.md and write its table
 	@$(PY) -m tools.faults

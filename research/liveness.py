@@ -5,7 +5,7 @@ of which only the ends are written; loops hold what they stack and, once, what t
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from research.traced import DEAR, ELEMENTWISE, REDUCES, Level, Op, Program, Value, is_view
@@ -42,23 +42,33 @@ def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> 
         ends.setdefault(index, []).append(written[key])
     # What loops stack begins as zeros, which wait for nothing: XLA makes all of them at once.
     stacks = [v for op in level.ops for body in op.bodies for v in op.outs[body.stacked :]]
-    live = {id(v): (_kind(program, v), sizes[id(v)]) for v in stacks if id(v) in written}
+    live: dict[int, tuple[str, float]] = {}
+    held: dict[str, float] = {}  # their bytes by kind, kept up: a deep network has 10^5 operations
+
+    def hold(values: Iterable[Value]) -> None:
+        for v in values:
+            if id(v) in written and id(v) not in live:
+                kind, size = live[id(v)] = _kind(program, v), sizes[id(v)]
+                held[kind] = held.get(kind, 0.0) + size
+
+    hold(stacks)
     most, found = -1.0, {}
     for index, op in enumerate(level.ops):
         made = [v for v in op.outs if id(v) in written]
         dying = [live[id(v)][1] for v in ends.get(index, ()) if id(v) in live]
-        live |= {id(v): (_kind(program, v), sizes[id(v)]) for v in made}
+        hold(made)
         turns = [_peak(program, body, _in_place(body)) for body in op.bodies]
         inner = max(turns, key=lambda part: sum(part.values()), default={})
         reused = _reused(op, [sizes[id(v)] for v in made], dying)
         extra = _gathered(program, op) - reused
-        here = sum(size for _, size in live.values()) + sum(inner.values()) + extra
+        here = sum(held.values()) + sum(inner.values()) + extra
         if here > most:
-            most, found = here, {"workspace": extra}
-            for kind, size in (*live.values(), *inner.items()):
+            most, found = here, held.copy()
+            for kind, size in (("workspace", extra), *inner.items()):
                 found[kind] = found.get(kind, 0.0) + size
         for v in ends.get(index, ()):
-            live.pop(id(v), None)
+            kind, size = live.pop(id(v), ("workspace", 0.0))
+            held[kind] = held.get(kind, 0.0) - size
     return found
 
 
