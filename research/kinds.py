@@ -2,7 +2,8 @@
 
 Count = int  # at least 1; what is counted also becomes an index, of 32 bits
 Whole = int  # at least 0
-Layers = int  # from 1 to 1,024
+Layers = int  # from 1 to 1,024; of one kind, in a loop
+Unrolled = int  # from 1 to 256: each layer is traced by itself
 Positive = float  # above 0
 Parameters = float  # above 0; a network of more could only be described for minutes
 Amount = float  # at least 0
@@ -15,6 +16,7 @@ RANGES: dict[str, tuple[type, float, bool, float, str]] = {
     "Whole": (int, 0, True, 2**53, "a whole number of at least 0"),
     # More could only be traced for hours.
     "Layers": (int, 1, True, 1025, "a whole number from 1 to 1,024"),
+    "Unrolled": (int, 1, True, 257, "a whole number from 1 to 256"),
     "int": (int, -(2**53), True, 2**53, "a whole number"),
     "Positive": (float, 0, False, float("inf"), "a finite number above 0"),
     "Parameters": (float, 0, False, 1e13, "a number above 0 and below 1e13"),

@@ -7,7 +7,7 @@ Dimensions: B batch, H height, W width, C channels, F flattened features, D hidd
 import flax.linen as nn
 from jax import Array
 
-from research.kinds import Count, Layers
+from research.kinds import Count, Unrolled
 from research.models import convolution, layout
 
 SIZED = ("width", "depth", "hidden")
@@ -43,7 +43,7 @@ class CNN(nn.Module):
     image_shape: tuple[int, int, int]
     classes: Count
     width: Count
-    depth: Layers
+    depth: Unrolled
     hidden: Count
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count, Layers
+from research.kinds import Count, Unrolled
 from research.models import layers, layout, ops
 
 SIZED = ("width", "depth")
@@ -53,7 +53,7 @@ class GRU:
     vocab: Count
     context: Count
     width: Count
-    depth: Layers
+    depth: Unrolled
     tied: bool
     dtype: Literal["float32", "bfloat16"]
     unroll: Count

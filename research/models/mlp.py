@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count, Layers
+from research.kinds import Count, Unrolled
 from research.models import layout
 
 SIZED = ("width",)
@@ -27,7 +27,7 @@ class MLP(nn.Module):
     features: Count
     outputs: Count
     width: Count
-    depth: Layers
+    depth: Unrolled
     activation: Literal["relu", "gelu", "tanh", "linear"]
 
     @nn.compact

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count, Layers
+from research.kinds import Count, Unrolled
 from research.models import layout
 from research.models.convolution import Conv
 
@@ -50,7 +50,7 @@ class ResNet(nn.Module):
     image_shape: tuple[int, int, int]
     classes: Count
     width: Count
-    depth: Layers
+    depth: Unrolled
 
     def __post_init__(self) -> None:
         if self.width % GROUP:
