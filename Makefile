@@ -54,7 +54,7 @@ bench-gpu: setup  ## 124M and 350M parameters on one GPU: MFU, and NANOGPT= besi
 test: setup-dev  ## the default tests (8 simulated devices, 2 workers)
 	@$(PY) -m pytest -n 2 -m "not slow"
 
-test-slow: setup-dev  ## the tests that take longer than a minute each
+test-slow: setup-dev  ## the tests that take long
 	@$(PY) -m pytest -n 3 --dist worksteal -m slow
 
 faults: setup-dev  ## inject every fault of docs/reliability.md and write its table

@@ -226,10 +226,10 @@ def largest(
 def _at(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run:
     """The run with the model of one rung of its family."""
     config = copy.deepcopy(dict(config))
-    family = ladder.models.family(config["model"]["name"])
-    name, sized = config["model"]["name"], config["size"] is not None
+    name = config["model"]["name"]
+    family = ladder.models.family(name)
     fields = {k: v for k, v in config["model"].items() if k != "name"}
-    if not sized:  # its fields are those of another member
+    if config["size"] is None:  # its fields are those of another member
         fields |= dict.fromkeys(family.SIZED)
     given = ladder.models.unfilled(name, fields)
     config["size"] = None

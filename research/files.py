@@ -267,7 +267,7 @@ def digested(value: Mapping[str, object]) -> dict[str, object]:
 
 def as_digested(value: Mapping[str, object]) -> bool:
     """Whether `value` is as `digested` made it."""
-    return "digest" in value and dict(value) == digested(value)
+    return dict(value) == digested(value)
 
 
 def digest_file(path: str | os.PathLike[str]) -> str:

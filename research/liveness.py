@@ -67,8 +67,9 @@ def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> 
             for kind, size in (("workspace", extra), *inner.items()):
                 found[kind] = found.get(kind, 0.0) + size
         for v in ends.get(index, ()):
-            kind, size = live.pop(id(v), ("workspace", 0.0))
-            held[kind] = held.get(kind, 0.0) - size
+            if id(v) in live:
+                kind, size = live.pop(id(v))
+                held[kind] -= size
     return found
 
 

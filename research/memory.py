@@ -63,9 +63,9 @@ def size(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def recipe(run: Run) -> Recipe:
-    """What the step of one device's rows depends on."""
-    task = run.task.placed(run.model, 1)
+def recipe(run: Run, ways: int = 1) -> Recipe:
+    """What the step of a batch depends on whose rows are split `ways`."""
+    task = run.task.placed(run.model, ways)
     return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate, run.replicate)
 
 

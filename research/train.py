@@ -152,8 +152,7 @@ def _check_model(run: Run, mesh: Mesh) -> None:
 
 def recipe(run: Run, mesh: Mesh) -> Recipe:
     """What the compiled steps of a run on a mesh depend on."""
-    task = run.task.placed(run.model, mesh.shape["data"] * mesh.shape["fsdp"])
-    return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate, run.replicate)
+    return memory.recipe(run, mesh.shape["data"] * mesh.shape["fsdp"])
 
 
 def host_batches(

@@ -50,11 +50,19 @@ BAD = [
     ("lm_gpt2", {"data.path": "a\0b"}, r"data.path: 'a\\x00b' holds the character U\+0000"),
     # Ranges: negative, zero, not finite, beyond what the program's float32 or an index holds.
     ("linear", {"optim.lr": 0.0}, "optim.lr: 0.0 is out of range; expected a finite number above"),
-    ("linear", {"optim.lr": NAN}, "optim.lr: nan"),
+    (
+        "linear",
+        {"optim.lr": NAN},
+        "optim.lr: nan is out of range; expected a finite number above 0",
+    ),
     ("linear", {"optim.lr": 1e300}, "optim.lr: 1e.300 is inf in float32, out of range; expected a"),
-    ("linear", {"optim.clip": INF}, "optim.clip: inf"),
+    ("linear", {"optim.clip": INF}, "optim.clip: inf is out of range; expected a finite number"),
     ("linear", {"optim.ema": 1 - 1e-12}, "optim.ema: 0.999999999999 is 1 in float32, out of range"),
-    ("linear", {"data.weights": [1.0, NAN]}, r"data.weights: .*nan"),
+    (
+        "linear",
+        {"data.weights": [1.0, NAN]},
+        "data.weights: nan is out of range; expected a finite number",
+    ),
     ("linear", {"data.weights": []}, "data.weights: empty; expected a number for each feature"),
     ("linear", {"data.noise": -1.0}, "data.noise: -1.0 is out of range"),
     ("linear", {"data.bias": 1e300}, r"data.weights: .* targets above 1e\+18"),

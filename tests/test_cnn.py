@@ -15,6 +15,7 @@ from research.errors import BadInput
 from research.models import convolution, resnet
 from research.step import TrainState
 from research.tasks import Classification
+from tests.params import slow_but
 from tests.test_accounting import xla_dot_flops
 
 DIGITS = {"image_shape": (28, 28, 1), "classes": 10}
@@ -26,7 +27,7 @@ SMALL = [
     {**RESNET, "image_shape": (12, 9, 3)},
     {**RESNET, "image_shape": (8, 8, 1), "width": 12, "depth": 1},
 ]
-SPECS = [*SMALL[:2], pytest.param(SMALL[2], marks=pytest.mark.slow), SMALL[3]]
+SPECS = slow_but([SMALL[i] for i in (0, 1, 3)], SMALL)
 BATCH = 4
 
 
@@ -93,9 +94,7 @@ def test_resnet_20_has_its_published_size():
     assert accounting.params(models.build(**spec), abstract(spec))["params"] == 272_282
 
 
-@pytest.mark.parametrize(
-    "spec", [*SMALL[:2], *(pytest.param(spec, marks=pytest.mark.slow) for spec in SMALL[2:])]
-)
+@pytest.mark.parametrize("spec", slow_but(SMALL[:2], SMALL))
 def test_groups_add_up_to_the_tree(spec):
     model, params, apply = made(spec)
     counts = accounting.params(model, abstract(spec))

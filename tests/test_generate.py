@@ -16,6 +16,7 @@ from research.errors import BadInput
 from research.generate import Sampling
 from research.run import make_run
 from tests import test_gru, test_models
+from tests.params import slow_but
 
 GREEDY = {"temperature": 0.0}
 FAMILIES = {
@@ -62,10 +63,9 @@ def read_in_parts(model, params, ids, parts, shift=0):
 
 
 OFTEN = ("gru", "gru tied", "transformer {}")  # in the default tests
-EVERY = [pytest.param(n, marks=[pytest.mark.slow] * (n not in OFTEN)) for n in FAMILIES]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_but(OFTEN, FAMILIES))
 def test_logits_with_a_state_are_those_without(name):
     model, params = made(name)
     whole = read_at_once(model, params, TEXT)

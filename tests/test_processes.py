@@ -31,7 +31,7 @@ MESHES = {
     "fsdp": {"data": 1, "fsdp": 8, "tensor": 1},
     "tensor": {"data": 1, "fsdp": 1, "tensor": 2},
 }
-MESHES = [pytest.param(m, id=name, marks=pytest.mark.slow) for name, m in MESHES.items()]
+SLOW = [pytest.param(m, id=name, marks=pytest.mark.slow) for name, m in MESHES.items()]
 STEPS, HALF = 12, 6  # steps of a run, and of a dispatch
 
 
@@ -55,7 +55,7 @@ def joined(task, tmp_path, count=2, each=4):
     assert code == 0, log.read_text()
 
 
-@pytest.fixture(scope="module", params=MESHES)
+@pytest.fixture(scope="module", params=SLOW)
 def both(request, tiny, tmp_path_factory):
     """A run on a mesh trained by this process alone and by two; and what the two saw when they went
     on from this one's checkpoint half-way."""

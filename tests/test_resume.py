@@ -64,7 +64,7 @@ def kill_until_done(argv, metrics, kills, rng):
 
 
 @pytest.mark.slow  # test_fault_kills.py does as much to a run in the default tests
-@pytest.mark.parametrize("kills", [20])
+@pytest.mark.parametrize("kills", [3, 20])
 def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(kills, tiny, tmp_path):
     config = tiny(CHANGES)
     config_file = tmp_path / "config.json"

@@ -10,6 +10,7 @@ from research.errors import BadInput
 from research.run import make_run
 from research.step import TrainState
 from research.train import Trainer
+from tests.params import slow_but
 from tests.test_optim import NUMBERS
 
 MESHES = {
@@ -22,7 +23,7 @@ MESHES = {
     "fsdp 8": {"data": 1, "fsdp": 8, "tensor": 1},
     "data 2, fsdp 2, tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-OFTEN = ("data 2", "data 4", "data 4, tensor 2")  # as those that are larger
+OFTEN = ("data 8", "fsdp 8", "data 2, tensor 4", "data 2, fsdp 2, tensor 2", "muon", "adafactor")
 WIDE = {"model.width": 32, "model.heads": 4, "model.kv_heads": 4, "model.hidden": 64}
 
 
@@ -44,10 +45,7 @@ def one_device(tiny):
     return losses(trainer(tiny(WIDE), MESHES["data 1"]))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name in OFTEN)) for name in list(MESHES)[1:]],
-)
+@pytest.mark.parametrize("name", slow_but(OFTEN, list(MESHES)[1:]))
 def test_losses_of_fifty_steps_are_equal_on_every_mesh(name, tiny, one_device):
     made = trainer(tiny(WIDE), MESHES[name])
     np.testing.assert_allclose(losses(made), one_device, rtol=1e-5)
@@ -100,13 +98,8 @@ def optimized(name):
 
 
 @pytest.mark.parametrize(
-    "name",  # adamw is above
-    [
-        "muon",
-        "adafactor",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("adam", "lion", "sgd")),
-    ],
-)
+    "name", slow_but(OFTEN, [name for name in NUMBERS if name != "adamw"])
+)  # that is above
 def test_every_optimizer_takes_the_same_steps_on_a_mesh(name, tiny):
     config = tiny(optimized(name))
     alone = losses(trainer(config, MESHES["data 1"]), 10)
