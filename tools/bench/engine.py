@@ -2,6 +2,8 @@
 
 python -m tools.bench.engine
 
+start   seconds from the command that trains a tiny model (GPT-2's shape, 32/2/8) until the metrics
+        of its first step are in metrics.jsonl, its program being in the compilation cache
 plan    seconds from the command that plans 200 trivial points to the end of its output
 run     seconds of a run beyond those that it records (from its records being opened to its result:
         compiling, training, evaluating, checkpoints), over 50 runs of one process
@@ -20,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments import bench
 from research import cli, files
 
 CONFIG = str(Path(__file__).parent / "linear_sweep.py")
@@ -30,11 +33,41 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=10_000, help="of the table")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        out: dict[str, object] = {"plan": planning(Path(folder))}
+        out: dict[str, object] = {"start": starting(Path(folder))}
+        out["plan"] = planning(Path(folder))
         out["run"], run = overhead(Path(folder))
         out["table"] = scanning(Path(folder) / "many", run, args.runs)
     print(json.dumps(out))
     return 0
+
+
+def starting(folder: Path) -> float:
+    flags = bench.flags(bench.CASES["tiny 32/2/8"])
+    command = [sys.executable, "-m", "experiments.train", *flags]
+    times = []
+    for i in range(6):
+        begun = time.perf_counter()
+        workdir = folder / f"start{i}"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        training = subprocess.Popen([*command, f"--workdir={workdir}"], **quiet)
+        try:
+            while not _stepped(workdir):
+                if training.poll() is not None:
+                    raise RuntimeError(
+                        f"{command} ended before a step: {training.communicate()[1]}"
+                    )
+                time.sleep(0.005)
+            times.append(time.perf_counter() - begun)
+        finally:
+            training.terminate()
+            training.communicate()
+    print(f"train is at its first step after {words(times[1:])}; the launch before those took "
+          f"{times[0]:.2f} s", flush=True)  # fmt: skip
+    return statistics.median(times[1:])
+
+
+def _stepped(workdir: Path) -> bool:
+    return any('"step": 0' in path.read_text() for path in workdir.glob("runs/*/metrics.jsonl"))
 
 
 def planning(folder: Path) -> float:
