@@ -240,6 +240,12 @@ def written(config, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "changes", "words"), BAD, ids=lambda x: str(x)[:50])
+@pytest.mark.fault(
+    "R14",
+    "a config that cannot be meant",
+    "exit code 2 with the key, its value and what would do; nothing compiled, nothing written",
+    "a table of bad configs of every family, each given to `train`",
+)
 def test_a_bad_config_is_refused(name, changes, words, command, corpus, tmp_path):
     told = command(train_command.main, written(changed(name, changes, corpus), tmp_path))
     assert re.search(words, told), told
@@ -252,6 +258,12 @@ def test_the_table_is_no_smaller_than_promised_and_its_configs_are_good_without_
 
 
 @pytest.mark.parametrize(("changes", "keys"), TOGETHER, ids=lambda x: str(x)[:50])
+@pytest.mark.fault(
+    "R14",
+    "several mistakes in one config",
+    "all that do not depend on each other are told at once",
+    "configs with several of them",
+)
 def test_what_is_independent_is_told_at_once(changes, keys, command, corpus, tmp_path):
     told = command(train_command.main, written(changed("lm_gpt2", changes, corpus), tmp_path))
     for key in keys.split():
@@ -259,6 +271,12 @@ def test_what_is_independent_is_told_at_once(changes, keys, command, corpus, tmp
 
 
 @pytest.mark.parametrize(("points", "words"), SWEEPS)
+@pytest.mark.fault(
+    "R14",
+    "a sweep whose points cannot be meant",
+    "as with a config, before the first run",
+    "bad points of a sweep",
+)
 def test_a_bad_sweep_is_refused(points, words, command, corpus, tmp_path):
     config = json.dumps(changed("lm_gru", {}, corpus))
     (tmp_path / "c.py").write_text(
@@ -293,6 +311,12 @@ def test_a_key_with_a_dot_hides_nothing(command, corpus, tmp_path):
         (b'{"a": ' + b"9" * 5000 + b"}", "not a JSON document"),
     ],
     ids=lambda x: str(x)[:30],
+)
+@pytest.mark.fault(
+    "R14",
+    "a file that is no config",
+    "exit code 2 with what it is",
+    "empty, cut, binary, deep, large and ambiguous files",
 )
 def test_a_file_that_is_no_config_is_refused(content, words, command, tmp_path):
     (tmp_path / "c.json").write_bytes(content)

@@ -75,6 +75,12 @@ READERS = [  # file, data set
     ids=["empty", "short", "garbage", "with a mark"],
 )
 @pytest.mark.parametrize(("name", "reader"), READERS)
+@pytest.mark.fault(
+    "R15",
+    "data that are empty, too short or garbage",
+    "refused by the name of the file, before anything is compiled",
+    "0 bytes, ten bytes, random bytes, the same with a mark, to every reader",
+)
 def test_what_is_empty_short_or_garbage_is_refused_by_name(name, reader, content, tmp_path):
     if reader == "hub":
         pytest.importorskip("datasets")
@@ -117,6 +123,12 @@ BROKEN = [  # bytes, the first that is no text, in how many places
 
 @pytest.mark.parametrize(("raw", "at", "count"), BROKEN)
 @pytest.mark.parametrize("reader", ["text", "mixture", "text_classes"])
+@pytest.mark.fault(
+    "R16",
+    "text that is not UTF-8",
+    "an error with the place of the byte; `data.undecodable=replace` takes it, counted",
+    "broken bytes in a line of each reader of text",
+)
 def test_what_is_no_text_is_an_error_with_its_place(raw, at, count, reader, tmp_path, caplog):
     good = "\n".join(
         json.dumps({"text": line, "label": "ab"[i % 2]}, ensure_ascii=False)
@@ -145,6 +157,12 @@ def test_replacing_is_no_other_run_where_nothing_is_replaced(tiny):
     assert strict.id == replacing.id
 
 
+@pytest.mark.fault(
+    "R16",
+    "any of the 256 bytes, as text",
+    "the byte tokenizer gives all of them back",
+    "each of them",
+)
 def test_the_byte_tokenizer_gives_all_bytes_back(tmp_path):
     every = bytes(range(256))
     made = tokenizers.Tokenizer()
@@ -202,6 +220,12 @@ SOUND = list(np.random.default_rng(0).integers(1, 300, 400))
     ],
     ids=str,
 )
+@pytest.mark.fault(
+    "R17",
+    "ids that the vocabulary does not have",
+    "an error with the id and its position, on the host",
+    "V, -1, 2^31 - 1, numbers of other widths",
+)
 def test_ids_out_of_range_are_told_with_their_place(values, kind, vocab, words, tmp_path):
     with pytest.raises(BadInput, match=words):
         load(ids(tmp_path / "a.bin", values, kind), vocab=vocab)
@@ -230,6 +254,12 @@ class Wrong(tokenizers.Tokenizer):
 
 
 @pytest.mark.parametrize("reader", ["text", "mixture", "hub", "text_classes"])
+@pytest.mark.fault(
+    "R17",
+    "a tokenizer that gives such ids",
+    "an error with the id and its position",
+    "one whose last id is one too large, in every reader",
+)
 def test_a_tokenizer_that_gives_ids_that_there_are_not_is_refused(reader, tmp_path, monkeypatch):
     if reader == "hub":
         pytest.importorskip("datasets")
@@ -241,6 +271,12 @@ def test_a_tokenizer_that_gives_ids_that_there_are_not_is_refused(reader, tmp_pa
         load(path.parent if reader == "hub" else path, name=reader, tokenizer=f"{tmp_path}/t.json")
 
 
+@pytest.mark.fault(
+    "R17",
+    "labels or pixels out of range",
+    "an error that says what they hold",
+    "wrong types, shapes, values, NaN",
+)
 def test_labels_and_pixels_out_of_range_are_refused(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
     for y, words in (
@@ -284,6 +320,12 @@ def corpora(tmp_path):
     )
 
 
+@pytest.mark.fault(
+    "R15",
+    "data that change while they are in use",
+    "an error that names the file, before its ids are used",
+    "a mapped file replaced, cut, written to",
+)
 def test_a_mapped_file_that_changes_is_noticed_before_its_ids_are_used(tmp_path):
     pytest.importorskip("tokenizers")
     for made, path in corpora(tmp_path):
@@ -302,6 +344,12 @@ def test_a_mapped_file_that_changes_is_noticed_before_its_ids_are_used(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["train", "held"])
+@pytest.mark.fault(
+    "R17",
+    "such an id in a batch, whatever was checked before",
+    "no batch with it reaches a device",
+    "ids in memory changed after the check",
+)
 def test_an_id_that_comes_later_reaches_no_device(part, corpus, tiny, tmp_path):
     """Whatever the file system says of a file: every batch is looked at."""
     run = make_run(tiny())
@@ -315,6 +363,12 @@ def test_an_id_that_comes_later_reaches_no_device(part, corpus, tiny, tmp_path):
         train.host_batches(run, 0, 1, 1) if part == "train" else train.host_heldout(run, 1)
 
 
+@pytest.mark.fault(
+    "R15",
+    "data that changed since the launch",
+    "a worker refuses them",
+    "a line added between launch and worker",
+)
 def test_a_worker_is_told_of_other_data_than_those_of_the_launch(tiny, corpus, tmp_path):
     path = shutil.copy(corpus, tmp_path / "c.txt")
     config = tiny({"data.path": str(path)})
@@ -327,6 +381,12 @@ def test_a_worker_is_told_of_other_data_than_those_of_the_launch(tiny, corpus, t
         sweep.read(file, tmp_path)
 
 
+@pytest.mark.fault(
+    "R15",
+    "a flipped bit in the cache of token ids",
+    "seen, and the ids are made anew",
+    "twenty seeded bits",
+)
 def test_a_flipped_bit_in_the_cache_is_mended(tmp_path, cache):
     pytest.importorskip("tokenizers")
     rows = "\n".join(json.dumps({"text": line}) for line in lines()).encode()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 
 import jax
 import pytest
@@ -74,6 +75,12 @@ def test_what_is_between_is_interpolated(tiny, monkeypatch):
     assert exact[-1] > 1.2 * exact[0]
 
 
+@pytest.mark.fault(
+    "R19",
+    "a run that does not fit",
+    "refused before it is compiled, with the parts and the size that would fit",
+    "the memory that is there replaced by a smaller figure",
+)
 def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypatch):
     run, mesh = made(tiny, model__hidden=512)
     memory.check(run, mesh)
@@ -85,6 +92,22 @@ def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypa
         else:
             with pytest.raises(BadInput, match=r"optimizer .* about .* parameters would fit"):
                 memory.check(run, mesh)
+
+
+@pytest.mark.fault(
+    "R19",
+    "a config of 13e12 parameters",
+    "the same, and nothing of its size is allocated",
+    "65,536 wide and 192 deep",
+)
+def test_a_huge_config_is_refused_without_its_memory(tiny):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    huge = {"model__width": 65536, "model__hidden": 262144, "model__depth": 192}
+    run, mesh = made(tiny, **huge, model__heads=512, model__kv_heads=512)
+    with pytest.raises(BadInput, match=r"13,.* parameters need .* TB of each device"):
+        memory.check(run, mesh)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 200 * 1024  # in kilobytes
 
 
 # Seconds.

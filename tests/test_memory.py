@@ -53,7 +53,13 @@ CLOSE = {name: 0.1 for name in CASES if name.startswith("transformer") and "no l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
-def test_bytes_are_those_that_xla_reserves(name, corpus):
+@pytest.mark.fault(
+    "R19",
+    "the bytes that are predicted",
+    "within 25 % of what XLA reserves; 10 % for a transformer in a loop",
+    "programs of all families and meshes compiled",
+)
+def test_bytes_are_those_that_xla_reserves(name, corpus, seen):
     """What is compared: arguments + results + temporaries - those that share a place. Within a
     quarter of it for every family, and a tenth for transformers with a loop over their blocks, as
     plans for larger ones promise. Without the loop, XLA on CPU works transposes for the way back
@@ -67,4 +73,6 @@ def test_bytes_are_those_that_xla_reserves(name, corpus):
     run = make_run(cli.checked(config))
     mesh = sharding.make_mesh(sizes, run.batch, parts=run.accumulate)
     found = exact.Reserved.of(exact.compiled(run, mesh)).peak
-    assert memory.of(run, mesh).dispatch == pytest.approx(found, rel=CLOSE.get(name, 0.25))
+    planned = memory.of(run, mesh).dispatch
+    assert planned == pytest.approx(found, rel=CLOSE.get(name, 0.25))
+    seen(1, f"{name} {planned / found - 1:+.1%}")

@@ -133,11 +133,18 @@ def test_a_mutant_is_refused_or_trains(seed, sound, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 5))
-def test_a_thousand_mutants_are_refused_or_train(seed, sound, tmp_path):
+@pytest.mark.fault(
+    "R14",
+    "a config changed by chance",
+    "refused by clear lines or its step traced, some trained; no traceback, no later crash",
+    "1,000 seeded mutants of all shipped configs",
+)
+def test_a_thousand_mutants_are_refused_or_train(seed, sound, tmp_path, seen):
     count = judged(seed, 250, 12, sound, tmp_path)
     assert count["refused"] > 100
     assert count["planned"] > 40
     assert count["trained"] >= 12
+    seen(250, ", ".join(f"{number} {became}" for became, number in count.items()))
 
 
 def test_every_sound_config_is_planned(sound, tmp_path):
