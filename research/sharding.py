@@ -110,7 +110,7 @@ def state_shardings(
     dimension is not divisible, or with `replicate` puts that leaf on every device and tells so;
     ValueError when its shape is neither.
     """
-    params, whole = trees.by_path(state.params), []
+    params, whole = trees.by_path(state.params), {}
 
     def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = trees.key_path(path)
@@ -128,7 +128,7 @@ def state_shardings(
             if not axis or dim % mesh.shape[axis] == 0:
                 continue
             if replicate:
-                whole.append(f"{name} {leaf.shape}")
+                whole[of or name] = leaf.shape
                 return NamedSharding(mesh, PartitionSpec())
             raise BadInput(
                 f"mesh.{axis}: {mesh.shape[axis]} does not divide a dimension of {name}, "
@@ -138,7 +138,8 @@ def state_shardings(
 
     placed = jax.tree_util.tree_map_with_path(place, state)
     if whole:
-        log.warning("mesh: on every device, as it does not divide them: %s", ", ".join(whole))
+        told = ", ".join(f"{name} {shape}" for name, shape in whole.items())
+        log.warning("mesh: on every device, as it does not divide them: %s", told)
     return placed
 
 

@@ -1,5 +1,6 @@
 """A run that diverges is found at once and costs nothing but itself; a spike may be skipped."""
 
+import contextlib
 import json
 import math
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from research import check, checkpoint, cli, journal, keeper, records, sharding, train
+from research import check, checkpoint, cli, ensemble, journal, keeper, records, sharding, train
 from research.errors import Diverged
 from research.run import make_run
 from research.train import Trainer
@@ -100,8 +101,6 @@ def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monk
     run = make_run(tiny({"horizon.amount": 40.0, "save.every": 10, "save.keep": 1}))
     with records.RunDirectory(tmp_path, run.id) as directory:
         if grouped:
-            from research import ensemble
-
             monkeypatch.setattr(ensemble, "check_finite", poison)
             ensemble.fit([(run, directory)], [run.id])
         else:
@@ -114,6 +113,13 @@ def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monk
 
 
 SPIKES = (45, 60, 61)
+
+
+def skipping(**changes):
+    calm = {"optim.lr": 0.05, "horizon.amount": 120.0, "loop.steps_per_dispatch": 10}
+    return exploding(
+        calm | {"optim.skip": 6.0} | {k.replace("__", "."): v for k, v in changes.items()}
+    )
 
 
 @pytest.fixture
@@ -130,7 +136,8 @@ def spiked(monkeypatch):
                     rows["targets"][k - step] = value
             return rows
 
-        monkeypatch.setattr(train, "host_batches", batches)
+        for user in (train, ensemble):
+            monkeypatch.setattr(user, "host_batches", batches)
 
     return at
 
@@ -148,12 +155,11 @@ def fit(config, workdir, **more):
     "targets of three steps made huge or infinite; stopped and resumed between",
 )
 def test_spikes_are_skipped_and_counted(tmp_path, spiked, seen):
-    calm = {"optim.lr": 0.05, "horizon.amount": 120.0, "loop.steps_per_dispatch": 10}
-    skipping = exploding(calm | {"optim.skip": 6.0})
-    plain, _ = fit(skipping, tmp_path / "plain")
+    calm = skipping()
+    plain, _ = fit(calm, tmp_path / "plain")
     assert plain["skipped_steps"] == 0
     spiked({45: 1e6, 60: np.inf, 61: -1e4})
-    result, path = fit(skipping, tmp_path / "whole")
+    result, path = fit(calm, tmp_path / "whole")
     assert result["skipped_steps"] == len(SPIKES)
     assert result["loss"] == pytest.approx(plain["loss"], rel=0.05)
     steps = {r["step"]: r for r in journal.read(path) if "lr" in r}
@@ -161,19 +167,61 @@ def test_spikes_are_skipped_and_counted(tmp_path, spiked, seen):
     assert "train_loss" not in steps[60], "infinity is no JSON"
     calls = iter(range(1000))
     with pytest.raises(train.Preempted):
-        fit(skipping, tmp_path / "twice", stop=lambda: next(calls) > 5)
-    again, _ = fit(skipping, tmp_path / "twice")
+        fit(calm, tmp_path / "twice", stop=lambda: next(calls) > 5)
+    again, _ = fit(calm, tmp_path / "twice")
     assert (again["loss"], again["skipped_steps"]) == (result["loss"], result["skipped_steps"])
     with pytest.raises(Diverged):  # the twin: without it
-        fit(exploding(calm), tmp_path / "without")
+        fit(skipping(optim__skip=None), tmp_path / "without")
     seen(len(SPIKES), "three of three skipped and counted, the same after a resume")
 
 
+def told(path):
+    """The steps that were skipped, and the losses of the others."""
+    steps = {r["step"]: r for r in journal.read(path) if "lr" in r}
+    skipped = [step for step, r in steps.items() if r["skipped"]]
+    return skipped, [r["train_loss"] for step, r in steps.items() if step not in skipped]
+
+
+def test_members_of_a_group_skip_each_for_itself(tmp_path, spiked):
+    """Two spikes for both, and targets of 0: one for the member that has learned others."""
+    spiked({45: 1e6, 60: np.inf, 90: 0.0})
+    ways = ({"optim__lr": 0.05}, {"optim__lr": 1e-4})  # the second has hardly learned anything
+    runs = [make_run(skipping(mesh__data=1, **way)) for way in ways]
+    with contextlib.ExitStack() as held:
+        workdir = tmp_path / "group"
+        members = [(r, held.enter_context(records.RunDirectory(workdir, r.id))) for r in runs]
+        results = ensemble.fit(members, [run.id for run in runs])
+    seen = []
+    for run in runs:
+        with records.RunDirectory(tmp_path / "alone", run.id) as directory:
+            alone = train.fit(run, directory)
+        (skipped, losses), (expected, wanted) = (
+            told(w / "runs" / run.id) for w in (workdir, tmp_path / "alone")
+        )
+        assert skipped == expected
+        assert results[run.id]["skipped_steps"] == alone["skipped_steps"] == len(skipped)
+        np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+        seen.append(skipped)
+    assert seen[0] != seen[1], "or it does not matter whose mean it is"
+
+
+@pytest.mark.parametrize("mesh", [{"mesh__data": 8}, {"mesh__data": 2, "mesh__fsdp": 4}])
+def test_a_mesh_skips_as_one_device(mesh, tmp_path, spiked):
+    spiked({45: 1e6, 60: np.inf, 61: -1e4})
+    shape = {"mesh__indivisible": "replicate"}
+    (one, there), (many, here) = (
+        fit(skipping(**shape, **sizes), tmp_path / name)
+        for name, sizes in (("one", {"mesh__data": 1}), ("many", mesh))
+    )
+    assert told(here)[0] == told(there)[0] == list(SPIKES)
+    np.testing.assert_allclose(told(here)[1], told(there)[1], rtol=1e-4)
+    assert many["skipped_steps"] == one["skipped_steps"] == len(SPIKES)
+
+
 def test_what_would_be_skipped_for_ever_has_diverged(tmp_path, spiked):
-    calm = {"optim.lr": 0.05, "horizon.amount": 120.0, "loop.steps_per_dispatch": 10}
     spiked(dict.fromkeys(range(50, 120), 1000000.0))
     with pytest.raises(Diverged, match="the last 21 steps were skipped"):
-        fit(exploding(calm | {"optim.skip": 6.0}), tmp_path)
+        fit(skipping(), tmp_path)
 
 
 def test_without_it_nothing_of_it_is_in_a_run():
