@@ -1,5 +1,6 @@
 """A disk that is full, or whose power is cut, costs at most what was not saved yet."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from research import checkpoint, files
+from research import checkpoint, ensemble, files, records, train
 from research.errors import StorageError
+from research.run import make_run
 from tests.faulting import Child, Zygote
 
 SIZE = 8  # MB of the small disk
@@ -141,6 +143,7 @@ import resource, signal
 import numpy as np
 from research import checkpoint, files, records
 from research.errors import StorageError
+from research.run import make_run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 state = {{"step": np.int32(1), "params": {{"w": np.random.default_rng(0).normal(size=(500, 500))}}}}
@@ -305,3 +308,49 @@ def replayed(disk, folder, keep):
         kernel = checkpoint.read(folder / "checkpoints" / str(step), "params")["w"]["kernel"]
         assert (kernel == step).all()
     return step
+
+
+@pytest.mark.fault(
+    "R2",
+    "power loss after a save",
+    "the records of all steps before a checkpoint are on the disk before it is written",
+    "what of metrics.jsonl was synced, at every save of a run and of a group",
+)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_records_are_on_the_disk_before_the_checkpoint_after_them(
+    grouped, tiny, tmp_path, monkeypatch, seen
+):
+    def saves(workdir):
+        """(step, the newest step whose record would outlast a power cut) of every save."""
+        run = make_run(tiny({"log.every": 1, "save.every": 10, "horizon.amount": 30.0}))
+        with records.RunDirectory(workdir, run.id) as directory:
+            found.clear()
+            ensemble.fit([(run, directory)], [run.id]) if grouped else train.fit(run, directory)
+        return list(found)
+
+    found, synced = [], {}
+    fsync, save = os.fsync, checkpoint.save
+
+    def syncing(descriptor):
+        fsync(descriptor)
+        status = os.fstat(descriptor)
+        synced[status.st_ino] = status.st_size
+
+    def saving(folder, step, *rest):
+        path = folder / "metrics.jsonl"
+        lasting = path.read_bytes()[: synced.get(path.stat().st_ino, 0)].splitlines()
+        found.append(
+            (step, max((json.loads(line).get("step", -1) for line in lasting), default=-1))
+        )
+        save(folder, step, *rest)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(checkpoint, "save", saving)
+    assert [(step, newest >= step - 1) for step, newest in saves(tmp_path / "w")] == [
+        (10, True),
+        (20, True),
+        (30, True),
+    ]
+    seen(3, "every record of a step before was synced")
+    monkeypatch.setattr(records.RunDirectory, "sync", lambda self: None)  # the twin
+    assert any(newest < step - 1 for step, newest in saves(tmp_path / "twin"))
