@@ -184,9 +184,9 @@ class Program:
         return None
 
     def _scan(self, params: Mapping, ins: list[Value], outs: list[Value]) -> Op:
-        consts, carries = params["num_consts"], params["num_carry"]
-        xs = ins[consts + carries :]
-        body = self._turns(params["jaxpr"], ins[: consts + carries], consts, carries, xs)
+        inner = params["jaxpr"].jaxpr
+        whole, carries = _whole(inner.invars, ins), _whole(inner.outvars, outs)
+        body = self._turns(params["jaxpr"], ins[:whole], whole - carries, carries, ins[whole:])
         for i, (out, made) in enumerate(zip(outs, body.outs, strict=True)):
             stacked = i >= carries
             out.split = made.split if made.split is None or not stacked else made.split + 1
@@ -235,6 +235,12 @@ class Program:
             return 0.0
         ways = value.ways or (self.tensor if value.split is not None else 1)
         return value.size / ways
+
+
+def _whole(inner: Sequence[Any], outer: Sequence[Value]) -> int:
+    """How many values the body of a scan has as they are outside: all but the slices, which have a
+    dimension less. (Its parameters say so too, but in each version of jax in another way.)"""
+    return sum(v.aval.ndim == len(o.shape) for v, o in zip(inner, outer, strict=True))
 
 
 def _needed(ops: list[Op], outs: Sequence[Value]) -> list[Op]:

@@ -45,7 +45,8 @@ class Program:
                     tuple(int(n) for n in dims.split(",") if n)
                     for dims in re.findall(r"\w+\[([\d,]*)\]", found[1])
                 ]
-                self.collectives.append((found[2], shapes, "/blocks/" in line))
+                inside = line.count("/while/") > 1  # of the loop of steps, and of that of blocks
+                self.collectives.append((found[2], shapes, inside or "/blocks/" in line))
 
     def in_blocks(self, kind):
         return [shapes for name, shapes, inside in self.collectives if inside and name == kind]
