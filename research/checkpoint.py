@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from research import environment, files, processes, trees
-from research.errors import BadInput, Damaged, StorageError, UnsafeFile, first_line
+from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +103,21 @@ def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
     Raises Damaged if there are checkpoints and none is intact, BadInput if one holds other
     shapes or dtypes than `abstract`.
     """
-    step = processes.agree(lambda: newest_common([directory]))
-    if step is None:
-        return None
-    return step, restore(_root(directory) / str(step), abstract)
+    found = restore_common([(directory, abstract)])
+    return found and (found[0], found[1][0])
+
+
+def restore_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[Any]] | None:
+    """As `restore_newest`, of the newest step that all runs (directory, abstract) hold intact."""
+    directories = [directory for directory, _ in runs]
+    while (step := processes.agree(lambda: newest_common(directories))) is not None:
+        try:
+            return step, [restore(_root(path) / str(step), abstract) for path, abstract in runs]
+        except IsoflopError:  # it may have been damaged after it was looked at
+            paths = [_root(path) / str(step) for path in directories]
+            if processes.count() > 1 or not any(map(damage, paths)):
+                raise
+    return None
 
 
 def newest_common(directories: Sequence[Path]) -> int | None:
@@ -245,7 +256,9 @@ def _typed(path: Path) -> Iterator[None]:
     """What orbax and tensorstore raise on whole files that are no checkpoint becomes Damaged."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (IsoflopError, MemoryError):
+        raise
+    except Exception as error:  # so bare are those of orbax
         raise Damaged(f"{path}: orbax cannot read it: {first_line(error)}") from error
 
 

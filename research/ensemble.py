@@ -165,18 +165,15 @@ class GroupKeeper:
     def restore(self) -> tuple[int, Members]:
         """The newest step that all members hold intact, or their start."""
         places = {slot: r.directory.path for slot, r in self.recorder.live.items()}
-        step = checkpoint.newest_common(list(places.values()))
-        if step is None:
+        solo = self.group.solo
+        kept = checkpoint.restore_common([(p, solo[slot].abstract) for slot, p in places.items()])
+        if kept is None:
             if lost := [path.name for path in places.values() if checkpoint.steps(path)]:
                 log.warning("the group starts anew: only %s had a checkpoint", ", ".join(lost))
             found = 0, self.group.init()
         else:
+            step, states = kept[0], dict(zip(places, kept[1], strict=True))
             log.info("%d runs go on from step %d", len(places), step)
-            solo = self.group.solo
-            states = {
-                slot: checkpoint.restore(path / "checkpoints" / str(step), solo[slot].abstract)
-                for slot, path in places.items()
-            }
             other = next(iter(states.values()))
             slots = range(len(self.group.runs))
             found = step, self.group.place([states.get(slot, other) for slot in slots])

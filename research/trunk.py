@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from research import checkpoint, files, journal, processes, records
-from research.errors import Damaged
+from research.errors import Damaged, IsoflopError
 from research.records import RunDirectory
 from research.run import Run
 
@@ -61,7 +61,13 @@ def seeded(
         return None
     index, step, name = found
     trunk = trunks[index]
-    state = checkpoint.restore(trunk.path / "checkpoints" / name, abstract)
+    path = trunk.path / "checkpoints" / name
+    try:
+        state = checkpoint.restore(path, abstract)
+    except IsoflopError:  # it may have been damaged after it was looked at
+        if processes.count() > 1 or not checkpoint.damage(path):
+            raise
+        return seeded(directory, trunks, abstract, show)
     if not directory.writes:
         return step, state
     files.write_json(directory.path / MARK, {"run": trunk.path.name, "step": step})

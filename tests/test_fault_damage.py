@@ -1,5 +1,6 @@
 """Damage to what a run has written is seen before it is used, and never a reason to begin anew."""
 
+import contextlib
 import json
 import os
 import random
@@ -95,6 +96,47 @@ def test_every_file_that_is_cut_emptied_or_deleted_is_missed(victim, whole, tmp_
     (run / "checkpoints" / "20").mkdir()
     assert_next_older(victim, run, restore=True)
     seen(count + 1, f"{count + 1} of {count + 1} seen before use")
+
+
+@pytest.mark.fault(
+    "R4",
+    "a checkpoint is damaged after it was looked at, before it is read",
+    "as with a flipped bit, also for the members of a group",
+    "its files cut or deleted between the two",
+)
+@pytest.mark.parametrize("harm", ["cut", "deleted"])
+def test_what_is_damaged_while_it_is_opened_is_seen(
+    harm, victim, whole, tmp_path, seen, monkeypatch
+):
+    runs = [shutil.copytree(whole, tmp_path / name) for name in ("one", "other")]
+    looked = checkpoint._check_arrays
+
+    def harmed(path, leaves):
+        looked(path, leaves)
+        if path == runs[1] / "checkpoints" / "20":
+            for file in every_file(path / "state"):
+                os.truncate(file, file.stat().st_size // 2) if harm == "cut" else file.unlink()
+
+    monkeypatch.setattr(checkpoint, "_check_arrays", harmed)
+    step, states = checkpoint.restore_common([(run, victim.abstract) for run in runs])
+    assert step == 10
+    assert all(bits(state) == victim.bits[10] for state in states)
+    assert (runs[1] / "quarantine" / "20").is_dir()
+    assert not (runs[0] / "quarantine").exists()
+    seen(1, "the step before was used")
+
+
+def test_what_cannot_be_read_though_it_is_whole_ends_the_run(victim, whole, tmp_path, monkeypatch):
+    run = shutil.copytree(whole, tmp_path / "run")
+
+    class Broken:
+        def restore(self, *args, **kwargs):
+            raise Exception("no such driver")
+
+    monkeypatch.setattr(checkpoint, "_checkpointer", lambda: contextlib.nullcontext(Broken()))
+    with pytest.raises(Damaged, match="orbax cannot read it: no such driver"):
+        checkpoint.restore_newest(run, victim.abstract)
+    assert checkpoint.steps(run) == [20, 10], "and moves nothing"
 
 
 @pytest.mark.fault(

@@ -110,14 +110,22 @@ def test_branching_one_step_too_late_is_seen(runs, alone, short, workdir):
     assert any((a != b).any() for a, b in pairs)
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged", "other devices"])
+@pytest.mark.parametrize("harm", ["missing", "damaged", "meanwhile", "other devices"])
 def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
-    harm, runs, alone, short, workdir
+    harm, runs, alone, short, workdir, monkeypatch
 ):
     steps = trunk.stable_steps(runs[0])
     place = workdir / "runs" / short.name
     if harm == "missing":
         shutil.rmtree(place / "checkpoints" / str(steps))
+    elif harm == "meanwhile":  # after it was looked at
+        looked = checkpoint._check_arrays
+
+        def harmed(path, leaves):
+            looked(path, leaves)
+            shutil.rmtree(path / "state")
+
+        monkeypatch.setattr(checkpoint, "_check_arrays", harmed)
     elif harm == "damaged":
         files = (place / "checkpoints" / str(steps)).rglob("d/*")
         victim = max(files, key=lambda p: p.stat().st_size)
