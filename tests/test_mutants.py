@@ -1,10 +1,13 @@
 """A thousand configs that chance has changed: each is refused with a clear message, or trains."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import random
 import re
+import signal
+import time
 
 import pytest
 from mutants import NASTY, Mutator
@@ -22,6 +25,7 @@ SMALL = {
     "resnet": {"width": 4, "depth": 1},
     "mlp": {"width": 8},
 }
+LONGEST = 300.0  # seconds that a mutant may take, on a machine that has other work
 TOP = {path.split(".")[0] for path in check.SECTIONS} | {"model", "data", "task", "config"}
 
 
@@ -110,11 +114,29 @@ def judged(seed, number, programs, sound, tmp_path):
     for i in range(number):
         config, words = mutator.mutant()
         try:
-            judge(config)
+            with limited(LONGEST):
+                judge(config)
         except BaseException as error:
             error.add_note(f"mutant {i} of seed {seed}: {words}")
             raise
     return judge.count
+
+
+@contextlib.contextmanager
+def limited(seconds):
+    """Raises TimeoutError in what takes longer, once it is back in Python: a config that takes
+    minutes to be refused, or to compile, is one that was accepted and then hung."""
+
+    def late(number, frame):
+        raise TimeoutError(f"not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)
@@ -200,5 +222,13 @@ def test_a_line_that_is_not_clear_is_seen(line):
 def test_a_crash_is_seen(sound, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "_warmup", lambda flat: 1 / 0)
     with pytest.raises(ZeroDivisionError) as error:
+        judged(0, 20, 0, sound, tmp_path)
+    assert "mutant" in error.value.__notes__[0]
+
+
+def test_a_mutant_that_hangs_is_seen(sound, tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "_warmup", lambda flat: time.sleep(60))
+    monkeypatch.setitem(globals(), "LONGEST", 0.2)
+    with pytest.raises(TimeoutError) as error:
         judged(0, 20, 0, sound, tmp_path)
     assert "mutant" in error.value.__notes__[0]
