@@ -256,7 +256,7 @@ class Wrong(tokenizers.Tokenizer):
 @pytest.mark.parametrize("reader", ["text", "mixture", "hub", "text_classes"])
 @pytest.mark.fault(
     "R17",
-    "a tokenizer that gives such ids",
+    "a tokenizer that gives ids that there are not",
     "an error with the id and its position",
     "one whose last id is one too large, in every reader",
 )
@@ -346,7 +346,7 @@ def test_a_mapped_file_that_changes_is_noticed_before_its_ids_are_used(tmp_path)
 @pytest.mark.parametrize("part", ["train", "held"])
 @pytest.mark.fault(
     "R17",
-    "such an id in a batch, whatever was checked before",
+    "an id out of range in a batch, whatever was checked before",
     "no batch with it reaches a device",
     "ids in memory changed after the check",
 )

@@ -97,7 +97,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypa
 @pytest.mark.fault(
     "R19",
     "a config of 13e12 parameters",
-    "the same, and nothing of its size is allocated",
+    "refused before it is compiled; nothing of its size is allocated",
     "65,536 wide and 192 deep",
 )
 def test_a_huge_config_is_refused_without_its_memory(tiny):
