@@ -111,13 +111,19 @@ def restore_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[Any]] | 
     """As `restore_newest`, of the newest step that all runs (directory, abstract) hold intact."""
     directories = [directory for directory, _ in runs]
     while (step := processes.agree(lambda: newest_common(directories))) is not None:
+        paths = {_root(path) / str(step): abstract for path, abstract in runs}
         try:
-            return step, [restore(_root(path) / str(step), abstract) for path, abstract in runs]
-        except IsoflopError:  # it may have been damaged after it was looked at
-            paths = [_root(path) / str(step) for path in directories]
-            if processes.count() > 1 or not any(map(damage, paths)):
+            return step, [restore(path, abstract) for path, abstract in paths.items()]
+        except IsoflopError:
+            if not spoiled(*paths):
                 raise
     return None
+
+
+def spoiled(*paths: Path) -> bool:
+    """Whether one of these checkpoints, which could not be read, was damaged after it was looked
+    at, so that another may be sought: by one process alone, as several would have to agree."""
+    return processes.count() == 1 and any(map(damage, paths))
 
 
 def newest_common(directories: Sequence[Path]) -> int | None:

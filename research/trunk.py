@@ -64,8 +64,8 @@ def seeded(
     path = trunk.path / "checkpoints" / name
     try:
         state = checkpoint.restore(path, abstract)
-    except IsoflopError:  # it may have been damaged after it was looked at
-        if processes.count() > 1 or not checkpoint.damage(path):
+    except IsoflopError:
+        if not checkpoint.spoiled(path):
             raise
         return seeded(directory, trunks, abstract, show)
     if not directory.writes:
