@@ -3,6 +3,7 @@
 checkpoints/<step>/state/         as orbax writes it
 checkpoints/<step>/manifest.json  size and SHA-256 of every file, shape and dtype of every leaf, and
                                   the SHA-256 of all that
+saved                             there once a step was: where all are gone, nothing begins anew
 
 A step exists once its directory has its final name, which is one rename after everything in it is
 written. orbax checks neither digests (one flipped bit in array data restores silently) nor dtypes
@@ -33,6 +34,7 @@ from research.errors import BadInput, Damaged, IsoflopError, StorageError, Unsaf
 log = logging.getLogger(__name__)
 
 LARGEST_MANIFEST = 64 << 20  # bytes
+SAVED = "saved"
 STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
@@ -68,6 +70,9 @@ def save(
         check()
         os.rename(temporary, final)
         files.sync(root)
+        if not (directory / SAVED).exists():
+            with contextlib.suppress(StorageError):  # the step is there; the next one says it then
+                files.write_atomic(directory / SAVED, "")
     except (OSError, ValueError) as error:
         check()  # a successor clears away what was begun
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
@@ -100,7 +105,7 @@ def restore_newest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
     """(step, state) of the newest intact checkpoint, laid out as `abstract` says; None if there
     never was one. Damaged steps are quarantined with a warning, by process 0, which decides.
 
-    Raises Damaged if there are checkpoints and none is intact, BadInput if one holds other
+    Raises Damaged if there were checkpoints and none is intact, BadInput if one holds other
     shapes or dtypes than `abstract`.
     """
     found = restore_common([(directory, abstract)])
@@ -139,10 +144,12 @@ def newest_common(directories: Sequence[Path]) -> int | None:
         if all(_is_intact(directory, step) for directory in directories):
             return step
     for directory, root in zip(directories, roots, strict=True):
-        if not _steps(root) and (directory / "quarantine").exists():
+        quarantine = directory / "quarantine"
+        if not _steps(root) and (quarantine.exists() or (directory / SAVED).exists()):
+            where = f"is intact; see {quarantine}" if quarantine.exists() else "is there any more"
             raise Damaged(
-                f"{directory}: checkpoints were written, but none of them is intact; see "
-                f"{directory / 'quarantine'}. Remove {directory} to train this run from the start."
+                f"{directory}: checkpoints were written, but none of them {where}. "
+                f"Remove {directory} to train this run from the start."
             )
     return None
 

@@ -10,7 +10,7 @@ WORKDIR/runs/<id>/
     trunk.json       whose steps, up to which one, this run did not take itself (see trunk.py)
     tokenizer.json   of text that is not read as bytes
     lease/           who holds it; see lease.py
-    checkpoints/     see checkpoint.py
+    checkpoints/     see checkpoint.py, also for `saved` and `quarantine/`
 WORKDIR/data/<digest>.json   what a report says of the data
 WORKDIR/.table.cache         the rows of the table; may be deleted at any time
 There is no shared mutable file: many launches may write below one workdir. (The cache is replaced

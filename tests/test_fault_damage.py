@@ -165,6 +165,31 @@ def test_with_all_damaged_a_run_is_never_begun_anew(victim, tmp_path, seen):
     seen(2, "both launches ended with 74 and changed nothing")
 
 
+@pytest.mark.fault(
+    "R4",
+    "all checkpoints of a run are deleted",
+    "exit code 74 and what to do, at every launch; never trained from the start",
+    "checkpoints/ removed, or emptied, then a launch",
+)
+@pytest.mark.parametrize("harm", ["removed", "emptied"])
+def test_with_all_deleted_a_run_is_never_begun_anew(harm, victim, tmp_path, seen):
+    child, run = victim.start(tmp_path), victim.path(tmp_path)
+    child.until(lambda: (run / "checkpoints" / "20").exists())
+    child.signal(signal.SIGKILL)
+    child.wait()
+    before = metrics_of(run)
+    shutil.rmtree(run / "checkpoints")
+    if harm == "emptied":
+        (run / "checkpoints").mkdir()
+    child = victim.start(tmp_path)
+    assert child.wait() == 74, child.said
+    assert "none of them is there any more" in child.said
+    assert metrics_of(run) == before
+    (run / "saved").unlink()
+    assert checkpoint.newest_common([run]) is None, "the twin: it never had any"
+    seen(1, "the launch ended with 74 and changed nothing")
+
+
 def flipped(raw, rng):
     out = bytearray(raw)
     out[rng.randrange(len(out))] ^= 1 << rng.randrange(8)
