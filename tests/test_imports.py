@@ -61,7 +61,7 @@ MAY = {
     },
     "exact": {*GROUND, "sharding", "run", "train", "capacity"},
     "progress": GROUND,
-    "launch": {"launch", "errors"},
+    "launch": {"launch", "errors", "environment"},
     "watch": {*GROUND, "lease", "records"},
     "sweep": {
         *(*GROUND, "processes", "run", "lease", "records", "train", "units", "launch", "progress"),

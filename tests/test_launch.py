@@ -135,6 +135,15 @@ def test_cores_and_gpus_are_shared_out_evenly():
         machine.slots(3, range(16), ["0", "1"])
 
 
+def test_more_processes_than_the_memory_holds_are_refused(monkeypatch):
+    monkeypatch.setattr(machine.environment, "memory", lambda: int(24e9))
+    with pytest.raises(BadInput, match=r"--num_processes: 999 would take .* 300 GB .* for 80"):
+        machine.slots(999, range(2), [], "num_processes")
+    with pytest.raises(BadInput, match="--workers: 40 would take at least 36 GB for 120 processes"):
+        machine.slots(40, range(2), [], processes=3)
+    assert len(machine.slots(40, range(2), [], processes=2)) == 40, "the twin"
+
+
 def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     for value, gpus in {"": [], "-1": [], "0": ["0"], "1,GPU-ab": ["1", "GPU-ab"]}.items():

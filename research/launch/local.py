@@ -16,11 +16,12 @@ def run(job: Job) -> list[int]:
 
     Without `job.workers` there is one for each GPU, or for each core where there is no GPU; for as
     many of them as a worker has processes. When stopped, the workers get SIGTERM. Raises BadInput
-    if there are more processes than GPUs.
+    if there are more processes than GPUs, or than the memory holds.
     """
     cores, gpus = machine.cores(), machine.gpus()
     workers = job.workers or max(1, len(gpus or cores) // job.processes)
-    slots = [gang.parts(slot, job.processes) for slot in machine.slots(workers, cores, gpus)]
+    shares = machine.slots(workers, cores, gpus, processes=job.processes)
+    slots = [gang.parts(slot, job.processes) for slot in shares]
     restarts = Restarts(job)
     job.logs.mkdir(parents=True, exist_ok=True)
     running: dict[int, Gang] = {}

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from research import environment
 from research.errors import BadInput
+
+LEAST = 300e6  # bytes of a process of jax that has trained the smallest model
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,26 @@ def pinned(cores: Sequence[int]) -> Iterator[None]:
 
 
 def slots(
-    count: int | None, cores: Sequence[int], gpus: Sequence[str], flag: str = "workers"
+    count: int | None,
+    cores: Sequence[int],
+    gpus: Sequence[str],
+    flag: str = "workers",
+    processes: int = 1,
 ) -> list[Slot]:
     """Equal shares; what does not divide is left idle, so that all compute alike.
 
     Without `count` there is one for each GPU, or for each core where there is no GPU. Raises
-    BadInput, naming `flag`, if there are more than GPUs.
+    BadInput, naming `flag`, if there are more than GPUs, or than the memory holds of so many
+    `processes` each.
     """
     count = count or len(gpus or cores)
     if gpus and count > len(gpus):
         raise BadInput(f"--{flag}: {count}, but there are {len(gpus)} GPUs")
+    if (least := count * processes * LEAST) > (memory := environment.memory()):
+        raise BadInput(
+            f"--{flag}: {count} would take at least {least / 1e9:.0f} GB for {count * processes} "
+            f"processes; this machine has {memory / 1e9:.0f} GB, for {memory / LEAST:.0f} of them"
+        )
     share, each = max(1, len(cores) // count), len(gpus) // count
     return [
         Slot(
