@@ -14,7 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research import cli, sealed
-from research.errors import BadInput
+from research.errors import BadInput, printable
+
+UNUSED = {  # flags that would be passed over
+    "run": ("verify",),
+    "export": ("step",),
+    "check": ("step", "sign", "encrypt"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,8 +38,11 @@ def main(argv: Sequence[str]) -> int:
     given = [name for name in ("run", "export", "check") if getattr(args, name)]
     if len(given) != 1 or (args.out is None) != (given == ["check"]):
         raise BadInput("expected one of --run=DIR or --export=DIR with --out=DIR, or --check=DIR")
-    if args.step is not None and not args.run:
-        raise BadInput("--step: of a run; expected --run=DIR")
+    unused = [flag for flag in UNUSED[given[0]] if getattr(args, flag) not in (None, False)]
+    if unused:
+        raise BadInput(*(f"--{flag}: of no use with --{given[0]}" for flag in unused))
+    if args.run and args.key_file and not args.encrypt:
+        raise BadInput("--key_file: of what is encrypted; expected --encrypt too")
     key = sealed.load_key(args.key_file) if args.encrypt or args.key_file else None
 
     from research import export  # jax from here on
@@ -53,7 +62,7 @@ def told(about: Mapping[str, Any]) -> str:
     """An export in a line."""
     loss = f", loss {about['loss']:.4f}" if about["loss"] is not None else ""
     average = " (averaged)" if about["weights"] == "average" else ""
-    return f"{about['name']} {about['run']}, step {about['step']}{average}{loss}"
+    return printable(f"{about['name']} {about['run']}, step {about['step']}{average}{loss}")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     seconds = time.monotonic() - begun
     for sample in made.tolist():
         ids = prompt + sample
-        print(*ids) if opened.of_ids else print(words.decode(ids).decode(errors="replace"))
+        print(*ids) if opened.of_ids else print(cli.for_terminal(words.decode(ids)))
     pace = f"{made.size / seconds:,.0f} per second with compilation"
     print(f"{made.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
 

@@ -27,16 +27,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--force", action="store_true", help="though memory may not suffice")
     args, config, _ = cli.parse_config(parser, argv)
     config, place, launcher = cli.checked(config), gang.place(args), orphaned()
-    stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1)
-    if place is None and gang.number(args) > 1:
-        return gang.run("experiments.train", argv, gang.number(args), stop)
+    count = 1 if place is not None else gang.number(args)
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    with cli.StopSignal(*signals, orderly=count > 1) as stop:
+        if count > 1:
+            return stop.passed(gang.run("experiments.train", argv, count, stop))
 
-    from research import compiled, processes, sharding, watchdog  # jax from here on
+        from research import compiled, processes, sharding, watchdog  # jax from here on
 
-    sharding.use_all_cores()
-    compiled.keep_programs()
-    with processes.joined(place), watchdog.watching():
-        return train_one(config, args, lambda: stop() or launcher())
+        sharding.use_all_cores()
+        compiled.keep_programs()
+        with processes.joined(place), watchdog.watching():
+            return train_one(config, args, lambda: stop() or launcher())
 
 
 def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
@@ -52,6 +54,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     if result := processes.agree(lambda: directory.result):
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
+    processes.agree(directory.check_free)
     processes.agree(lambda: resume.tell(args.workdir, run, args.resume))
     train.check(run, directory, force=args.force)
     with directory, Progress([run.facts]) as progress:

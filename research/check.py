@@ -31,7 +31,7 @@ _SINKS = tuple(plugs.table("sinks.py", "SINKS"))
 
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
-    "seed": Field("Whole"),
+    "seed": Field("Seed"),
     "size": Field("Parameters", optional=True),
     "batch.size": Field("Count", optional=True),
     "batch.seed": Field("Whole"),

@@ -15,6 +15,7 @@ the manifest, and holds arrays of exactly the shapes that the manifest says, in 
 """
 
 import contextlib
+import errno
 import logging
 import math
 import os
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 LARGEST_MANIFEST = 64 << 20  # bytes
 SAVED = "saved"
 STEP = re.compile("0|[1-9][0-9]{0,17}")
+# A file is missing, or something else is there.
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def save(
@@ -82,9 +85,10 @@ def save(
     prune(directory, keep, also)
 
 
-def check_room(directory: Path, abstract: Any) -> None:
-    """Raise StorageError if the disk has no room for one checkpoint of a state beside the last."""
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+def check_room(directory: Path, abstract: Any, members: int = 1) -> None:
+    """Raise StorageError if the disk has no room for one checkpoint of a state (of each of so many
+    `members` of a group) beside the last."""
+    size = members * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
     root = _root(directory)
     wanted, there = size * (1 if _steps(root) else 2), shutil.disk_usage(root).free
     if there < wanted:
@@ -319,7 +323,8 @@ def _digests(folder: Path) -> dict[str, list]:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """What is wrong with a checkpoint, or None. Raises StorageError where the disk does not let it
+    be known: what is whole may not be given up for that."""
     try:
         files.check_plain(path)
         whole = manifest(path)
@@ -327,6 +332,12 @@ def damage(path: Path) -> str | None:
             return "manifest.json is not as it was written"
         listed, found = whole["files"], _digests(path)
     except (BadInput, KeyError, OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno not in GONE:
+            raise StorageError(
+                f"{path}: cannot be read now: {cause.strerror}; nothing was moved, launch again. "
+                f"If that stays so, move it out of {path.parent}: the step before it is used then"
+            ) from error
         return f"cannot be verified ({error})"
     found.pop("manifest.json")
     if found == listed:

@@ -19,15 +19,23 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from research import check, environment, files, plugs
-from research.errors import IO_ERROR, BadInput, IsoflopError, Preempted
+from research.errors import (
+    IO_ERROR,
+    PREEMPTED,
+    BadInput,
+    IsoflopError,
+    Preempted,
+    printable,
+)
 
 ModuleLike = Any
 MOST_POINTS = 100_000  # of a sweep, which may be a generator without end
+MOST_LINES = 100  # of what is wrong that are told
 LARGEST = 1 << 20  # bytes of a .json config
 ECHO = 2.0  # seconds in which a signal to stop may come again
 
@@ -45,6 +53,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.stdout.flush()
     except IsoflopError as error:
         lines = str(error).splitlines() or [type(error).__name__]
+        lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES:,} more"] if lines[MOST_LINES:] else []
         print(environment.redacted("\n".join(f"error: {x}" for x in lines)), file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
@@ -74,9 +83,21 @@ def _told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     print(environment.redacted("".join(lines)), end="", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses a text that is empty: it is a variable of a shell that is not set, and what it should
+    have asked for would be left out."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        found, rest = super().parse_known_args(args, namespace)
+        empty = [a for a in self._actions if getattr(found, a.dest, None) == "" != a.default]
+        if empty:
+            raise BadInput(*(f"{a.option_strings[-1]}: is empty; expected a value" for a in empty))
+        return found, rest
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """An argument parser that prints a module docstring as it is written."""
-    return argparse.ArgumentParser(
+    return _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -147,12 +168,18 @@ def points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[di
             f"overrides; it has {there}"
         )
     out, found = [], []
-    given = _call(lambda: list(itertools.islice(function(config) or (), MOST_POINTS + 1)))
+    made = _call(function, config) or ()
+    if not isinstance(made, Iterable):
+        raise BadInput(f"{sweep}() gives {made!r:.50}; expected a list of overrides")
+    given = _call(lambda: list(itertools.islice(made, MOST_POINTS + 1)))
     if len(given) > MOST_POINTS:
         raise BadInput(f"{sweep}() yields more than {MOST_POINTS:,} points")
     for index, point in enumerate(given):
         if not isinstance(point, Mapping):
             found.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
+            continue
+        if odd := [key for key in point if not isinstance(key, str)]:
+            found.append(f"{sweep}() point {index}: {odd[0]!r:.50} is no key of a config")
             continue
         resolved, problems = check.override(config, point)
         problems = problems or check.problems(resolved)
@@ -231,6 +258,12 @@ def read_value(text: str, field: plugs.Field) -> object:
     return text
 
 
+def for_terminal(text: str | bytes) -> str:
+    """A text to be printed, as it is; to a terminal without what it would obey."""
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return printable(text, kept="\n\t") if sys.stdout.isatty() else text
+
+
 class StopSignal:
     """Call it to learn whether one of `numbers` has come. Ctrl-C after one ends the process: at
     once, or `orderly` by an exception, so that what is open is closed. So does another signal that
@@ -259,6 +292,13 @@ class StopSignal:
 
     def __call__(self) -> bool:
         return self.number != 0
+
+    def passed(self, code: int) -> int:
+        """The exit code of processes that this one told to stop. Raises KeyboardInterrupt where
+        they have for Ctrl-C."""
+        if code == PREEMPTED and self.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        return code
 
     def __enter__(self) -> "StopSignal":
         return self

@@ -20,11 +20,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from research import checkpoint, sharding, sinks
-from research.errors import Diverged
+from research import checkpoint, records, sharding, sinks
+from research.errors import Diverged, Held
 from research.keeper import check_finite, refusals
 from research.recorder import Late, Recorder
-from research.records import RunDirectory, own
+from research.records import RunDirectory
 from research.run import Run
 from research.step import Members, TrainState, group_dispatch_program, group_eval_program
 from research.train import (
@@ -215,6 +215,8 @@ def fit(
     runs, filler = {run.id: run for run, _ in members}, members[0][0]
     slots = [runs.get(run_id, filler) for run_id in ids]
     group = Group([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
+    for path in (directory.path for directory in directories):
+        checkpoint.check_room(path, group.solo[0].abstract, len(directories))
     recorder = GroupRecorder(_recorders(members, ids, mesh, progress), mesh, ids)
     try:
         metrics, final = loop(filler, group, recorder, GroupKeeper(group, recorder), stop)
@@ -225,6 +227,8 @@ def fit(
             recorder.finish(slot, "done", "", metrics[slot] | closed)
     except Diverged:
         pass  # all of them have, and their results say so
+    except Held:
+        raise
     except Exception:
         unbind(directories)
         raise
@@ -236,8 +240,7 @@ def fit(
 def _as_launched(members: Sequence[tuple[Run, RunDirectory]]) -> list[tuple[Run, RunDirectory]]:
     """All members as the group was computed at its first launch."""
     for path in (directory.path for _, directory in members):
-        if checkpoint.steps(path):
-            stored = own(path / "launch.json")
+        if checkpoint.steps(path) and (stored := records.launch(path)):
             return [(as_launched(run, stored, path), place) for run, place in members]
     return list(members)
 
@@ -262,11 +265,11 @@ def runs_mesh(count: int, directories: Sequence[RunDirectory] = ()) -> Mesh:
     available = jax.device_count()
     each = math.ceil(count / min(count, available))
     size = math.ceil(count / each)
-    for path in (directory.path / "launch.json" for directory in directories):
-        stored = own(path).get("members_mesh") if path.exists() else None
+    for path in (directory.path for directory in directories):
+        stored = (records.launch(path) or {}).get("members_mesh")
         if stored and stored["runs"] <= available:
             size = stored["runs"]
             break
         if stored:
-            log.warning("%s: first launched on %s, which is not here", path.parent, stored)
+            log.warning("%s: first launched on %s, which is not here", path, stored)
     return Mesh(np.array(jax.devices()[:size]), ("runs",))

@@ -1,5 +1,6 @@
 """What else decides the last bits of a run: versions, cores, the commit."""
 
+import contextlib
 import functools
 import importlib.metadata
 import os
@@ -7,7 +8,7 @@ import platform
 import re
 import subprocess
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from research import files
 
@@ -42,8 +43,28 @@ def redacted(text: str) -> str:
 
 
 def memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of this machine's memory; in a container, or a job of a scheduler, those that it may
+    use."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+
+
+def _limits(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list:
+    """Bytes that the control groups of this process allow: its own and those around it, of either
+    version of Linux's."""
+    try:
+        lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, kinds, path in (line for line in lines if len(line) == 3):
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
+        inner = PurePosixPath(path.lstrip("/"))
+        for folder in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: "max" is no number
+                found.append(int((top / folder / name).read_text()))
+    return found
 
 
 def age() -> float:

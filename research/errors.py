@@ -12,6 +12,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def printable(text: object, kept: str = "") -> str:
+    """Text from elsewhere without control characters, which a terminal would obey; those in `kept`
+    stay."""
+    return "".join(c if c.isprintable() or c in kept else " " for c in str(text))
+
+
 class IsoflopError(Exception):
     """An error that is reported as a message, never as a traceback."""
 

@@ -46,6 +46,13 @@ WEIGHTS, MANIFEST, TOKENIZER, SIGNATURE = (
 )
 SEALED = ".sealed"
 LARGEST = {MANIFEST: 16 << 20, TOKENIZER: branch.LARGEST_TOKENIZER, SIGNATURE: 16 << 20}  # bytes
+KINDS: dict[str, Any] = {  # of what a manifest says, as far as it is used
+    **dict.fromkeys(("files", "leaves", "model", "config"), dict),
+    **dict.fromkeys(("run", "name", "weights"), str),
+    "step": int,
+    "loss": int | float | None,
+}
+LARGEST_KEY = 1 << 16
 EXTRA = "pip install 'isoflop[export]'"
 
 
@@ -128,7 +135,7 @@ def read(folder: str | Path, key: bytes | None = None, verify: str | None = None
     folder = Path(folder).resolve()  # a link may lead to an export, but not out of it
     try:
         found = dict(files.walk(folder))
-        if verify:
+        if verify is not None:
             _verify(folder, found, verify)
         elif SIGNATURE in found:
             log.info("%s: is signed; --verify=PUBLIC_KEY checks by whom", folder)
@@ -207,10 +214,9 @@ def _check_manifest(folder: Path, about: dict[str, Any], text: bytes) -> None:
     whole = files.indented(about).encode()
     if text != whole or not files.as_digested(about):
         raise Damaged(f"{folder}: the manifest is not as it was written")
-    kinds = {"files": dict, "leaves": dict, "model": dict, "config": dict, "step": int}
-    for name, kind in kinds.items():
-        if not isinstance(about.get(name), kind):
-            raise BadInput(f"{folder}: the manifest has no {name}")
+    for name, kind in KINDS.items():
+        if not isinstance(about.get(name), kind) or isinstance(about[name], bool):
+            raise BadInput(f"{folder}: the manifest has no {name}, or no sound one")
     known = all(
         name in (WEIGHTS, TOKENIZER) and isinstance(pair, list) and len(pair) == 2
         for name, pair in about["files"].items()
@@ -249,11 +255,12 @@ def _sign(folder: Path, private: str) -> None:
     library = _model_signing()
     try:
         sealed.check_secret(private)
+        files.read(private, LARGEST_KEY)  # a pipe would be waited for
         config = library.signing.Config().use_elliptic_key_signer(private_key=private)
         config.set_hashing_config(_hashed(library, folder)).sign(folder, folder / SIGNATURE)
     except IsoflopError:
         raise
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # of a key of another kind, too
         words = "expected a private key on the curve P-256, P-384 or P-521, as PEM"
         raise BadInput(f"--sign={private}: {first_line(error)}; {words}") from error
 
@@ -265,8 +272,11 @@ def _verify(folder: Path, found: Mapping[str, os.stat_result], public: str) -> N
     if found[SIGNATURE].st_size > LARGEST[SIGNATURE]:
         raise UnsafeFile(f"{folder / SIGNATURE}: larger than {LARGEST[SIGNATURE]} bytes")
     try:
+        files.read(public, LARGEST_KEY)
         config = library.verifying.Config().use_elliptic_key_verifier(public_key=public)
-    except (OSError, ValueError, TypeError) as error:
+    except IsoflopError:
+        raise
+    except Exception as error:  # of a key of another kind, too
         raise BadInput(f"--verify={public}: {first_line(error)}; expected a public key") from error
     try:
         config.set_hashing_config(_hashed(library, folder)).verify(folder, folder / SIGNATURE)

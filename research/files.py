@@ -1,11 +1,13 @@
 """Files that are either whole or absent, their digests, and how files from elsewhere are opened."""
 
+import contextlib
 import errno
 import hashlib
 import itertools
 import json
 import math
 import os
+import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,11 +25,10 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
     Raises StorageError when the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not the process id: containers that share a disk may all be process 1.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     raw = content.encode() if isinstance(content, str) else content
     try:
-        if os.path.lexists(temporary):  # a link of this name would be written through
-            temporary.unlink()
         with open(temporary, "xb") as file:
             file.write(raw)
             file.flush()
@@ -35,7 +36,8 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
 
 
@@ -125,12 +127,19 @@ def check_inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
 
 
 def make_directory(path: str | os.PathLike[str]) -> Path:
-    """The directory `path`, made with its parents if it is not there. Raises StorageError."""
+    """The directory `path`, made with its parents, durably, if it is not there. Raises
+    StorageError, UnsafeFile where something else is in its place."""
+    path = Path(path)
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(new):
+            sync(folder.parent)
+    except FileExistsError as error:
+        raise UnsafeFile(f"{path}: is no directory, and one is needed there") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be made: {error.strerror}") from error
-    return Path(path)
+    return path
 
 
 def cache(*parts: str) -> Path:

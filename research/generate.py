@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from research import trees
+from research import environment, trees
 from research.errors import BadInput
 from research.models import Model
 
@@ -51,6 +51,7 @@ def generate(
     Raises BadInput when the model is no language model, or the prompt is empty or holds other ids.
     """
     _check(model, params, prompt)
+    _check_memory(model, len(prompt) + tokens, samples)
     params = jax.device_put(params)
     how = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(samples))
@@ -87,6 +88,17 @@ def _check(model: Model, params: dict, prompt: Sequence[int]) -> None:
     if odd := sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k)):
         raise BadInput(
             f"parameter {odd[0]}: holds {found.get(odd[0])}, but the model has {wanted.get(odd[0])}"
+        )
+
+
+def _check_memory(model: Model, tokens: int, samples: int) -> None:
+    """Raise BadInput if what is kept of a text is more than this machine has memory."""
+    made = jax.eval_shape(lambda: model.start(samples, model.limit or tokens))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made))
+    if size > (memory := environment.memory()):
+        raise BadInput(
+            f"the keys and values of {samples} texts of {model.limit or tokens:,} tokens take "
+            f"{size / 1e9:,.1f} GB; this machine has {memory / 1e9:,.1f} GB"
         )
 
 

@@ -36,6 +36,9 @@ def open_for_append(path: Path) -> io.FileIO:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
+    if not path.exists():
+        path.touch()
+        files.sync(path.parent)
     return open(path, "ab", buffering=0)
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from research import checkpoint, processes, trees
+from research import checkpoint, journal, processes, trees
 from research.errors import Diverged, Held, StorageError
 from research.recorder import Recorder
 from research.run import Run
@@ -35,12 +35,21 @@ class Keeper:
         found = checkpoint.restore_newest(self.directory.path, abstract)
         if found:
             log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
+        self._doubt(found)
         found = found or seeded(self.directory, self.trunks, abstract, self.recorder.shown.log)
         if found is None:
             state = self.trainer.init()
             found = int(state.step), state  # not 0 where it is another run's state
         self.recorder.begin(found[0])
         return found
+
+    def _doubt(self, found: tuple[int, TrainState] | None) -> None:
+        """Say so where the records tell another story than the checkpoints."""
+        path = self.directory.path
+        if found and found[0] and not (path / "metrics.jsonl").exists():
+            log.warning("%s: the records of the steps before %d are gone", path, found[0])
+        elif found is None and any(r["step"] for r in journal.last(path)):
+            log.warning("%s: has records of steps, and no checkpoint: from the start", path)
 
     def save(self, step: int, state: TrainState, must: bool = True) -> None:
         """Save a state that is finite, or raise Diverged. If the disk refuses one that `must` not

@@ -2,6 +2,7 @@
 
 Count = int  # at least 1; what is counted also becomes an index, of 32 bits
 Whole = int  # at least 0
+Seed = int  # from 0 to below 2^32: jax.random.key takes no more bits, and would repeat seeds
 Layers = int  # from 1 to 1,024; of one kind, in a loop
 Unrolled = int  # from 1 to 256: each layer is traced by itself
 Positive = float  # above 0
@@ -14,6 +15,7 @@ Share = float  # 0 < x < 1
 RANGES: dict[str, tuple[type, float, bool, float, str]] = {
     "Count": (int, 1, True, 2**31, "a whole number of at least 1"),
     "Whole": (int, 0, True, 2**53, "a whole number of at least 0"),
+    "Seed": (int, 0, True, 2**32, "a whole number from 0 to below 2^32"),
     # More could only be traced for hours.
     "Layers": (int, 1, True, 1025, "a whole number from 1 to 1,024"),
     "Unrolled": (int, 1, True, 257, "a whole number from 1 to 256"),

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from research import files
-from research.errors import Held, StorageError
+from research.errors import Damaged, Held, StorageError, UnsafeFile
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """The last taker of the run whose leases are in `folder`; None if there never was one."""
+    """The last taker of the run whose leases are in `folder`; None if there never was one. Raises
+    Damaged where it is no file."""
     numbers = _numbers(folder)
     if not numbers:
         return None
@@ -94,6 +95,8 @@ def holder(folder: Path) -> Holder | None:
         raw = files.read(path, LARGEST, follow=False)
     except FileNotFoundError:  # a still higher one was made, and this one cleared away
         return holder(folder)
+    except UnsafeFile as error:
+        raise Damaged(str(error)) from error
     before = _seen.get(path)
     if before is None or before[0] != raw:
         before = _seen[path] = (raw, clock())
@@ -210,6 +213,11 @@ class Lease:
                 old.unlink(missing_ok=True)
 
 
+def held(run: Path, by: object) -> Held:
+    """The error that names who holds a run."""
+    return Held(f"{run}: another process is training this run: {by}")
+
+
 def take(folder: Path, patience: float = 0.0) -> Lease:
     """Take the run whose leases are in `folder`. Raises Held, naming the holder, if one is alive.
 
@@ -226,7 +234,7 @@ def take(folder: Path, patience: float = 0.0) -> Lease:
                 if lease._made():
                     return lease
             elif before.here or clock() >= until:
-                raise Held(f"{folder.parent}: another process is training this run: {before}")
+                raise held(folder.parent, before)
             else:
                 if not watched:
                     log.info(
@@ -243,6 +251,8 @@ def _numbers(folder: Path) -> list[int]:
         return [int(found[1]) for name in os.listdir(folder) if (found := NAME.fullmatch(name))]
     except FileNotFoundError:
         return []
+    except NotADirectoryError as error:
+        raise Damaged(f"{folder}: is no directory") from error
 
 
 def _awake() -> float:

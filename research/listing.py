@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research import files
-from research.errors import BadInput
+from research.errors import BadInput, printable
 
 Row = Mapping[str, Any]
 
@@ -114,6 +114,6 @@ def _short(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        # A terminal obeys control characters, and a line end would break the table.
-        return "".join(c if c.isprintable() else " " for c in str(_flat(value)))
+        # A line end would break the table, too.
+        return printable(_flat(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from research import files
+from research.errors import printable
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -64,7 +65,7 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 def plain(words: object, most: int = 40) -> str:
     """Words from elsewhere as a label: no mathematics, no control characters, and not long."""
-    told = "".join(c if c.isprintable() else " " for c in str(words))
+    told = printable(words)
     return (told if len(told) <= most else f"{told[: most - 1]}…").replace("$", r"\$")
 
 

@@ -22,6 +22,7 @@ import csv
 import fcntl
 import io
 import json
+import logging
 import os
 import re
 import zlib
@@ -30,7 +31,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from research import environment, files, journal, lease, rows
-from research.errors import BadInput, Damaged, Held, StorageError, UnsafeFile
+from research.errors import BadInput, Damaged, StorageError, UnsafeFile
+
+log = logging.getLogger(__name__)
 
 SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is made from
 ROWS = 4  # counted up when `row` makes another row of the same files
@@ -38,6 +41,11 @@ WRITTEN = (  # below a workdir, and not only replaced
     *("runs", "sweeps", "data", "figures", "verify", "wandb", "mlflow.db", "mlflow-artifacts"),
 )
 LARGEST_CACHE = 1 << 28
+ENDED = ("done", "diverged")
+REMEDY = {
+    "result.json": "launch again, and its last checkpoint is evaluated anew",
+    "launch.json": "remove this file to go on with the devices that are here",
+}
 RUN = re.compile(r"\w[\w.-]{0,127}")  # the name of a run's directory
 NUMBER = re.compile("[0-9]{1,18}")
 WORTH_KEEPING = 64  # runs read anew, before the table is kept for the next time
@@ -88,11 +96,19 @@ class RunDirectory:
         except BlockingIOError as error:
             self.__exit__()
             by = lease.holder(self.path / "lease") or "which has just taken it"
-            raise Held(f"{self.path}: another process is training this run: {by}") from error
+            raise lease.held(self.path, by) from error
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def check_free(self) -> None:
+        """Raise Held if a process of this host is known to hold it; who enters asks again."""
+        by = None
+        with contextlib.suppress(OSError, Damaged):
+            by = lease.holder(self.path / "lease")
+        if by and by.here and by.alive:
+            raise lease.held(self.path, by)
 
     def __exit__(self, *_: object) -> None:
         if self._lease:
@@ -161,9 +177,17 @@ class RunDirectory:
 
     @property
     def result(self) -> dict | None:
-        """Raises Damaged if it is there and cannot be read."""
+        """That of a run that has ended. One that is not as it was written is none, with a warning:
+        the last checkpoint is evaluated again."""
         path = self.path / "result.json"
-        return own(path) if path.exists() else None
+        try:
+            found = own(path) if path.exists() else None
+            if found is None or (found.get("status") in ENDED and not rows.problem(found)):
+                return found
+            log.warning("%s: no result of a run; its last checkpoint is evaluated anew", path)
+        except Damaged as error:
+            log.warning("%s", error)
+        return None
 
 
 def _attempts(path: Path) -> list[Path]:
@@ -172,16 +196,25 @@ def _attempts(path: Path) -> list[Path]:
     return sorted((p for p in found if NUMBER.fullmatch(p.stem)), key=lambda p: int(p.stem))
 
 
+def launch(run: Path) -> dict[str, Any] | None:
+    """launch.json of the run in a directory, None if it has none. Raises Damaged if it is not as it
+    was written."""
+    path = run / "launch.json"
+    if not path.exists():
+        return None
+    found = own(path)
+    if wrong := rows.launch_problem(found):
+        raise Damaged(f"{path}: {wrong}; {REMEDY[path.name]}")
+    return found
+
+
 def own(path: Path) -> dict[str, Any]:
     """A JSON file that a run wrote. Raises Damaged if it is not as it was written."""
     try:
         return files.read_json(path, follow=False)
     except BadInput as error:
-        remedy = {
-            "result.json": "launch again, and its last checkpoint is evaluated anew",
-            "launch.json": "remove this file to go on with the devices that are here",
-        }.get(path.name, "remove this file, or the run's directory to train it anew")
-        raise Damaged(f"{error}; {remedy}") from error
+        other = "remove this file, or the run's directory to train it anew"
+        raise Damaged(f"{error}; {REMEDY.get(path.name, other)}") from error
 
 
 class Follower(RunDirectory):
@@ -248,11 +281,16 @@ def table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def row(path: Path) -> dict[str, Any]:
-    """The row of one run directory, from the files named in SOURCES. A damaged one has failed."""
+    """The row of one run directory, from the files named in SOURCES. One that is damaged, or of
+    links, has failed."""
     try:
+        files.check_plain(path)
         return _row(path)
-    except Damaged as error:
-        return {"run": path.name, "status": "failed", "reason": f"Damaged: {error}"}
+    except NotADirectoryError:
+        reason = f"Damaged: {path}: is no directory"
+    except (Damaged, UnsafeFile) as error:
+        reason = f"{type(error).__name__}: {error}"
+    return {"run": path.name, "status": "failed", "reason": reason}
 
 
 def _row(path: Path) -> dict[str, Any]:

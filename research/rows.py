@@ -40,6 +40,26 @@ def problem(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def launch_problem(launch: Mapping[str, Any]) -> str | None:
+    """What a launch.json holds that it may not, in words; None if nothing."""
+    mesh, names = launch.get("mesh"), launch.get("members", [])
+    if not isinstance(mesh, dict) or mesh.keys() != {"data", "fsdp", "tensor"} or not _counts(mesh):
+        return f"mesh is {mesh!r:.50}, expected how many devices data, fsdp and tensor have"
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return f"members is {names!r:.50}, expected a list of runs"
+    many = launch.get("members_mesh")
+    if many is not None and not (isinstance(many, dict) and "runs" in many and _counts(many)):
+        return f"members_mesh is {many!r:.50}, expected how many devices runs has"
+    for name in ("how", "facts", "model"):
+        if not isinstance(launch.get(name, {}), dict):
+            return f"{name} is {launch[name]!r:.50}, expected an object"
+    return None
+
+
+def _counts(found: Mapping[str, Any]) -> bool:
+    return all(type(n) is int and n >= 1 for n in found.values())
+
+
 def _of_classes(row: Mapping[str, Any]) -> bool:
     lists: list[Any] = [row.get(name) for name in ("confusion", *_OF_CLASSES)]
     if not all(isinstance(found, list) for found in lists) or row.get("accuracy") is None:

@@ -80,8 +80,12 @@ class Run:
         return {key: flat[key] for key in HOW if key in flat}
 
     def computed(self, how: Mapping[str, Any]) -> "Run":
-        """This run, computed as the `how` of another says."""
-        how = self.how | {key: value for key, value in how.items() if key in self.how}
+        """This run, computed as the `how` of another says. Raises BadInput where it cannot be."""
+        known = {key: value for key, value in how.items() if key in self.how}
+        config, wrong = check.override(self.config, known)
+        if wrong := wrong or check.problems(config):
+            raise BadInput(*wrong)
+        how = self.how | known
 
         def of(section: str) -> dict[str, Any]:
             return {k.removeprefix(section): v for k, v in how.items() if k.startswith(section)}

@@ -25,6 +25,7 @@ from research.errors import (
     Held,
     Preempted,
     StorageError,
+    UnsafeFile,
 )
 from research.launch import AUTO, EXECUTORS, Job
 from research.progress import Progress
@@ -100,7 +101,9 @@ def plan(
 def _stands(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
     if not directory.path.exists():
         return {"status": "new", "forgiven": forgiven}
-    last = lease.holder(directory.path / "lease")
+    last = None
+    with contextlib.suppress(Damaged):  # which the row says
+        last = lease.holder(directory.path / "lease")
     return {
         "status": records.row(directory.path)["status"],
         "failures": directory.failures,
@@ -339,6 +342,10 @@ def _take(unit: Unit, workdir: str | Path, progress: Progress, stop: Callable[[]
             except Held:
                 processes.agree(lambda: None)
                 raise
+            except (Damaged, UnsafeFile) as error:  # nothing is written there, not even why
+                log.error("%s", error)
+                progress.passed(point.run.facts)
+                continue
             if not _ended(point, directory):  # by one that held it until now
                 points.append(point)
                 directories.append(directory)
@@ -367,7 +374,4 @@ def _follow(
 
 
 def _ended(point: Point, directory: RunDirectory) -> bool:
-    try:
-        return directory.result is not None or directory.failures > point.forgiven
-    except Damaged:  # its last checkpoint is evaluated again
-        return False
+    return directory.result is not None or directory.failures > point.forgiven

@@ -20,11 +20,11 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from research import branch, checkpoint, memory, processes, sharding, sinks, watchdog
-from research.errors import BadInput, Diverged, Preempted
+from research import branch, checkpoint, memory, processes, records, sharding, sinks, watchdog
+from research.errors import BadInput, Damaged, Diverged, Preempted
 from research.keeper import Keeper
 from research.recorder import Progress, Recorder
-from research.records import RunDirectory, own
+from research.records import RunDirectory
 from research.run import Run, example_inputs
 from research.step import (
     Recipe,
@@ -267,7 +267,9 @@ def loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], 
     final evaluation and the final state."""
     every, room, asked = run.every, run.every.dispatch, processes.late(stop)
     pace = Pace(room, every.paced)
-    step, state = keeper.restore()
+    watchdog.anew()
+    with watchdog.doing("start"):
+        step, state = keeper.restore()
     first, stopped = step, False
 
     def evaluate() -> Any:
@@ -326,8 +328,7 @@ def _launched(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -
     where its devices are there: both decide the last bits."""
     begun = [directory.path] if checkpoint.steps(directory.path) else []
     for path in (*begun, *(trunk.path for trunk in trunks)):
-        if (path / "launch.json").exists():
-            stored = own(path / "launch.json")
+        if stored := records.launch(path):
             run, mesh = as_launched(run, stored, path), stored["mesh"]
             used = math.prod(mesh.values())
             if used <= jax.device_count() and used % processes.count() == 0:
@@ -337,8 +338,13 @@ def _launched(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -
 
 
 def as_launched(run: Run, stored: Mapping[str, Any], path: Path) -> Run:
-    """`run`, computed as the launch.json `stored` at `path` says."""
-    out = run.computed(stored.get("how", {}))
+    """`run`, computed as the launch.json `stored` at `path` says. Raises Damaged where it cannot
+    be."""
+    try:
+        out = run.computed(stored.get("how", {}))
+    except BadInput as error:
+        file = path / "launch.json"
+        raise Damaged(f"{file}: how: {error.problems[0]}; {records.REMEDY[file.name]}") from error
     changed = {k: v for k, v in out.how.items() if v != run.how[k]}
     if changed:
         words = ", ".join(f"{key} {value}" for key, value in changed.items())
@@ -351,4 +357,5 @@ def unbind(directories: Sequence[RunDirectory]) -> None:
     launch may choose its devices, its members and all that a run does not mean again."""
     for directory in directories:
         if not checkpoint.steps(directory.path):
+            directory.check()
             (directory.path / "launch.json").unlink(missing_ok=True)

@@ -70,6 +70,7 @@ def seeded(
         return seeded(directory, trunks, abstract, show)
     if not directory.writes:
         return step, state
+    directory.check()
     files.write_json(directory.path / MARK, {"run": trunk.path.name, "step": step})
     directory.append(resume=0)
     for record in journal.read(trunk.path):
@@ -91,9 +92,9 @@ def _found(directory: RunDirectory, trunks: Sequence[Trunk]) -> tuple[int, int, 
 
 def _checkpoint(own: Path, trunk: Trunk) -> tuple[int, str] | None:
     """The step, and the name of its checkpoint, from which a run may begin."""
-    if not (trunk.path / "launch.json").exists():
+    here, there = records.launch(own) or {}, records.launch(trunk.path)
+    if there is None:
         return None
-    here, there = (records.own(path / "launch.json") for path in (own, trunk.path))
     if differing := [key for key in ALIKE if here.get(key) != there.get(key)]:
         words = ", ".join(differing)
         log.info("%s: not begun from %s, another %s", own.name, trunk.path.name, words)

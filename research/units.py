@@ -154,10 +154,9 @@ def apart(
 
 
 def _on_one_device(run: Run, path: Path) -> bool:
-    launched, mesh = path / "launch.json", run.mesh
-    if launched.exists():
-        with contextlib.suppress(Damaged):  # which the run itself will tell
-            mesh = records.own(launched)["mesh"]
+    mesh = run.mesh
+    with contextlib.suppress(Damaged):  # which the run itself will tell
+        mesh = (records.launch(path) or {"mesh": mesh})["mesh"]
     return all(n in (1, *([-1] if axis == "data" else [])) for axis, n in mesh.items())
 
 
@@ -272,11 +271,12 @@ def _launched(points: Sequence[Point], runs: Path) -> dict[str, tuple[str, ...]]
     cannot say."""
     out = {}
     for point in points:
-        path = runs / point.run.id / "launch.json"
-        if path.exists():
-            out[point.run.id] = ()
-            with contextlib.suppress(Damaged):  # which the run itself will tell
-                out[point.run.id] = tuple(records.own(path).get("members", ()))
+        try:
+            stored = records.launch(runs / point.run.id)
+        except Damaged:  # which the run itself will tell
+            stored = {}
+        if stored is not None:
+            out[point.run.id] = tuple(stored.get("members", ()))
     return out
 
 

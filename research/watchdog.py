@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from research.errors import HUNG
 
@@ -25,39 +26,49 @@ KEPT = 64  # durations of each kind
 _active: "Watchdog | None" = None
 
 
+@dataclass
+class _Work:
+    """A piece of work, and the seconds for which it was watched: written by the watching thread
+    alone."""
+
+    kind: str
+    spent: float = 0.0
+
+
 class Watchdog:
     """Measures how long each kind of work takes. A process that was stopped (a laptop asleep,
     SIGSTOP) did not hang, so only the time counts in which this one ran too."""
 
     def __init__(self) -> None:
         self.past: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self.kind, self.spent = "", 0.0
+        self.work: _Work | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def limit(self, kind: str) -> float:
         """Seconds after which work of a kind counts as hung."""
         past = self.past.get(kind)
-        return max(LEAST, TIMES * statistics.median(past)) if past else FIRST
+        return max(LEAST, TIMES * statistics.median(list(past))) if past else FIRST
 
     @contextlib.contextmanager
     def doing(self, kind: str) -> Iterator[None]:
-        before = self.kind, self.spent
-        self.kind, self.spent, began = kind, 0.0, time.monotonic()
+        before, began = self.work, time.monotonic()
+        self.work = _Work(kind)
         try:
             yield
         finally:
-            self.kind, self.spent = before
+            self.work = before
         self.past[kind].append(time.monotonic() - began)
 
     def _watch(self) -> None:
         seen = time.monotonic()
         while not self.ended.wait(POLL):
-            now = time.monotonic()
-            self.spent += min(now - seen, 2 * POLL)
-            seen, kind = now, self.kind
-            if kind and self.spent > self.limit(kind):
-                _bark(kind, self.spent)
+            now, work = time.monotonic(), self.work
+            if work:
+                work.spent += min(now - seen, 2 * POLL)
+                if work.spent > self.limit(work.kind):
+                    _bark(work.kind, work.spent)
+            seen = now
 
 
 def _bark(kind: str, spent: float) -> None:
@@ -78,6 +89,13 @@ def watching() -> Iterator[None]:
     finally:
         _active.ended.set()
         _active = None
+
+
+def anew() -> None:
+    """Another run begins: what is done for the first time may compile again, and how long the last
+    run took says nothing."""
+    if _active:
+        _active.past.clear()
 
 
 def doing(kind: str) -> contextlib.AbstractContextManager[None]:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -36,6 +38,8 @@ def no_jax(tmp_path_factory):
         ([CONFIG, "--config.optim.lr"], ["no value; write --config.optim.lr=VALUE"]),
         ([CONFIG, "--confg=3", "--config.seed=-1"], ["--confg=3: no such flag", "seed: -1"]),
         ([CONFIG, "--config.model.width=32"], ["model.width: 32 is given, but `size`"]),
+        ([CONFIG, "--config.seed=4294967296"], ["seed: 4294967296", "from 0 to below 2^32"]),
+        ([CONFIG, "--coordinator_address="], ["--coordinator_address: is empty"]),
         (["--config=missing.py"], ["missing.py: no such file"]),
         (["--config=missing.json"], ["missing.json: No such file"]),
         (["--config=README.md"], ["expected a .py file"]),
@@ -57,6 +61,27 @@ def test_the_guard_of_the_test_above_works(no_jax, corpus, tmp_path):
         *TRAIN, CONFIG, f"--config.data.path={corpus}", f"--workdir={tmp_path}", PYTHONPATH=no_jax
     )
     assert "jax was imported" in done.stderr
+
+
+def test_a_thousand_mistakes_are_not_all_told(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({f"key{i}": i for i in range(5000)}))
+    done = call(*TRAIN, f"--config={config}", f"--workdir={tmp_path / 'w'}")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == cli.MOST_LINES + 1
+    assert re.fullmatch(r"error: and [45],\d{3} more", lines[-1])
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [(5, r"sweep\(\) gives 5; expected a list"), ([{1: 2}], "point 0: 1 is no key"),
+     ([{None: 2}], "point 0: None is no key"), ([7], "point 0: 7 is not a dict")],
+)  # fmt: skip
+def test_what_is_no_sweep_is_told(made, words, tiny):
+    module = types.SimpleNamespace(sweep=lambda config: made)
+    with pytest.raises(BadInput, match=words):
+        cli.points(tiny(), module, "sweep")
 
 
 def test_a_missing_flag_is_exit_2():

@@ -7,7 +7,18 @@ import resource
 import jax
 import pytest
 
-from research import accounting, cost, grid, memory, models, prepare, sharding, sweep, train
+from research import (
+    accounting,
+    cost,
+    environment,
+    grid,
+    memory,
+    models,
+    prepare,
+    sharding,
+    sweep,
+    train,
+)
 from research.cost import Sample
 from research.errors import BadInput
 from research.run import make_run
@@ -25,6 +36,26 @@ def made(tiny, **changes):
 
 
 # Bytes.
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "values", "expected"),
+    [
+        ("0::/a/b\n", "memory.max", {"a": "1000", "a/b": "max", "": "3000"}, [1000, 3000]),
+        ("5:cpu:/x\n4:cpuacct,memory:/a\n", "memory.limit_in_bytes", {"a": "77"}, [77]),
+        ("0::/\n", "memory.max", {}, []),
+        ("nonsense\n", "memory.max", {"": "1"}, []),
+    ],
+)
+def test_the_memory_of_a_container_is_what_it_may_use(lines, name, values, expected, tmp_path):
+    (tmp_path / "proc").write_text(lines)
+    root = tmp_path / ("memory" if name != "memory.max" else "")
+    for folder, value in values.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        (root / folder / name).write_text(f"{value}\n")
+    assert environment._limits(tmp_path / "proc", tmp_path) == expected
+    assert environment._limits(tmp_path / "none", tmp_path) == []
+    assert environment.memory() > 1e8
 
 
 @pytest.mark.parametrize("mesh", [{}, {"mesh__data": 2, "mesh__fsdp": 4}])

@@ -10,14 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from research import branch, checkpoint, export, files, records, sealed, train, trees
+from research import branch, checkpoint, cli, export, files, records, sealed, train, trees
 from research.errors import BadInput, Damaged, StorageError, UnsafeFile
 from research.run import make_run
 
 pytest.importorskip("safetensors")
 pytest.importorskip("model_signing")
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 SECRETS = {"WANDB_API_KEY": "wandb-0123456789abcdef", "HF_TOKEN": "hf_aSecretOfTheHub"}
@@ -320,6 +320,78 @@ def test_keys_are_read_from_a_file_or_a_variable(tmp_path, monkeypatch):
         sealed.load_key(str(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "pipe", "large"])
+def test_a_signing_key_of_another_kind_is_told(kind, run, exports, tmp_path):
+    private, public = tmp_path / "private", tmp_path / "public"
+    pem, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    if kind in ("ed25519", "rsa"):
+        made = {
+            "ed25519": ed25519.Ed25519PrivateKey.generate,
+            "rsa": lambda: rsa.generate_private_key(65537, 2048),
+        }[kind]()
+        how = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        private.write_bytes(made.private_bytes(pem, *how))
+        public.write_bytes(made.public_key().public_bytes(pem, form))
+    for path in (private, public):
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "large":
+            path.write_bytes(b"-" * (1 << 17))
+        path.chmod(0o600)
+    made = export.of_run(str(run))
+    with pytest.raises(BadInput, match="private"):
+        export.write(made, tmp_path / "out", sign=str(private))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(BadInput, match="public"):
+        export.read(exports["signed"][0], verify=str(public))
+
+
+def saying(source, folder, **changes):
+    """An export whose manifest says something else, by somebody who knows how digests are made."""
+    shutil.copytree(source, folder)
+    about = json.loads((folder / "manifest.json").read_text())
+    for name, value in changes.items():
+        about[name] = value
+        if value is None:
+            del about[name]
+    (folder / "manifest.json").write_text(files.indented(files.digested(about)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("loss", "abc"), ("name", None), ("weights", None), ("run", 5), ("step", True), ("model", [])],
+)
+def test_a_manifest_that_says_what_cannot_be_is_refused(name, value, exports, tmp_path):
+    odd = saying(exports["plain"][0], tmp_path / "odd", **{name: value})
+    with pytest.raises(BadInput, match=f"no {name}, or no sound one"):
+        export.read(odd)
+    assert export.read(saying(exports["plain"][0], tmp_path / "same", loss=1.5)), "the twin"
+
+
+def test_what_a_terminal_would_obey_is_not_printed(exports, tmp_path, capsys, monkeypatch):
+    from experiments import export as command
+
+    odd = saying(exports["plain"][0], tmp_path / "odd", name="\x1b]0;owned\x07")
+    assert command.main([f"--check={odd}"]) == 0
+    said = capsys.readouterr().out
+    assert "owned" in said
+    assert "\x1b" not in said
+    text = "a\x1b[2J\tb\n\x00"
+    assert cli.for_terminal(text) == text, "a file gets what the model wrote"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.for_terminal(text) == "a [2J\tb\n "
+
+
+def test_a_context_that_no_memory_holds_is_refused(exports, tmp_path):
+    from experiments import generate
+
+    about = json.loads((exports["plain"][0] / "manifest.json").read_text())
+    odd = saying(exports["plain"][0], tmp_path / "odd", model=about["model"] | {"context": 10**9})
+    with pytest.raises(BadInput, match=r"1,000,000,000 tokens take .* GB; this machine"):
+        generate.main([f"--export={odd}", "--prompt=the"])
+
+
 def test_nothing_half_written_stays(run, keys, exports, tmp_path, monkeypatch):
     made = export.of_run(str(run))
     with pytest.raises(BadInput, match="is there already"):
@@ -397,7 +469,12 @@ def test_the_commands(run, keys, tmp_path, capsys):
         ((), "expected one of --run=DIR"),
         (("--run=a", "--export=b", "--out=c"), "expected one of --run=DIR"),
         (("--check=a", "--out=c"), "expected one of --run=DIR"),
-        (("--check=a", "--step=3"), "--step: of a run"),
+        (("--check=a", "--step=3"), "--step: of no use with --check"),
+        (("--check=a", "--sign=x", "--encrypt"), "--sign: of no use .*\n--encrypt: of no use"),
+        (("--run=a", "--out=c", "--verify=x"), "--verify: of no use with --run"),
+        (("--run=a", "--out=c", "--key_file=k"), "--key_file: .* expected --encrypt too"),
+        (("--check=a", "--verify="), "--verify: is empty"),
+        (("--run=a", "--out="), "--out: is empty"),
         (("--run=a", "--out=c", "--encrypt"), "no key: give --key_file=FILE"),
     ],
 )

@@ -1,6 +1,7 @@
 """Damage to what a run has written is seen before it is used, and never a reason to begin anew."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from research import checkpoint, journal, records, trunk
-from research.errors import Damaged
+from research import checkpoint, files, journal, records, train, trunk
+from research.errors import BadInput, Damaged, StorageError
 from tests.faulting import bits, metrics_of
 
 
@@ -124,6 +125,36 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
     assert (runs[1] / "quarantine" / "20").is_dir()
     assert not (runs[0] / "quarantine").exists()
     seen(1, "the step before was used")
+
+
+@pytest.mark.fault(
+    "R4",
+    "the disk does not let a checkpoint be read for a while",
+    "exit code 74, and nothing is moved: what is whole is not given up for it",
+    "errors of the reading of a file: I/O, stale handle, no descriptors, no permission, no memory",
+)
+@pytest.mark.parametrize("what", ["a file", "the manifest"])
+def test_what_cannot_be_read_now_is_no_damage(what, victim, whole, tmp_path, seen, monkeypatch):
+    run = shutil.copytree(whole, tmp_path / "run")
+    name = "digest_file" if what == "a file" else "read"
+    numbers = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES, errno.ENOMEM)
+    for number in numbers:
+
+        def refused(*_, number=number, **__):
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, name, refused)
+            with pytest.raises(StorageError, match=r"cannot be read now: .*nothing was moved"):
+                checkpoint.restore_newest(run, victim.abstract)
+        assert checkpoint.steps(run) == [20, 10]
+        assert not (run / "quarantine").exists()
+    assert checkpoint.restore_newest(run, victim.abstract)[0] == 20
+    seen(len(numbers), "nothing moved, and later the newest step was used")
+    with monkeypatch.context() as patch:  # the twin: a file that is gone
+        patch.setattr(files, name, lambda *_, **__: (run / "none").read_bytes())
+        with pytest.raises(Damaged):
+            checkpoint.restore_newest(run, victim.abstract)
 
 
 def test_what_cannot_be_read_though_it_is_whole_ends_the_run(victim, whole, tmp_path, monkeypatch):
@@ -303,6 +334,39 @@ def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
     (run / name).unlink()
     victim.assert_ends_whole(tmp_path)
     seen(1, f"{name}: refused by name; removed, the run ended as it should")
+
+
+@pytest.mark.fault(
+    "R13",
+    "a launch.json holds something else than it should",
+    "an error that names it and says what to do; no traceback",
+    "its parts of wrong types, missing, or with values that no run could have",
+)
+def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
+    with records.RunDirectory(tmp_path, "r0") as run:
+        train.fit(victim.run, run)
+    good = json.loads((run.path / "launch.json").read_text())
+    assert records.launch(run.path) == good
+    bad = [
+        *({**good, "mesh": mesh} for mesh in (None, 5, {}, {"data": "x"}, {"data": 1})),
+        *({**good, "mesh": {"data": n, "fsdp": 1, "tensor": 1}} for n in (0, -1, 1.5, True)),
+        *({**good, "how": how} for how in (7, [], "x")),
+        *({**good, "members": names} for names in (5, [5], {"a": 1})),
+        *({**good, "members_mesh": mesh} for mesh in (5, {}, {"runs": 0})),
+        {},
+    ]
+    for found in bad:
+        (run.path / "launch.json").write_text(json.dumps(found))
+        with pytest.raises(Damaged, match=r"launch.json: \w+ is .*remove this file"):
+            records.launch(run.path)
+    hows = ({"batch.accumulate": 3}, {"batch.accumulate": "2"}, {"task.chunk": "x"})
+    for how in (*hows, {"model.remat": "some"}, {"model.unroll": -1}):
+        with pytest.raises(Damaged, match=r"launch.json: how: .*remove this file"):
+            train.as_launched(victim.run, {**good, "how": how}, run.path)
+    assert train.as_launched(victim.run, good, run.path) == victim.run
+    with pytest.raises(BadInput):
+        victim.run.computed({"batch.accumulate": 3})
+    seen(len(bad) + 5, "each refused by name")
 
 
 COMPUTE = """

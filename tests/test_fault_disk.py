@@ -182,6 +182,27 @@ def test_a_disk_without_room_is_refused_beforehand(tmp_path, monkeypatch, seen):
     seen(1, "refused")
 
 
+def test_a_group_needs_room_for_all_its_members(tmp_path, monkeypatch):
+    state = {"w": np.zeros((1000, 1000), np.float32)}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000_000))
+    checkpoint.check_room(tmp_path, state, members=2)
+    with pytest.raises(StorageError, match="takes 12,000,000 bytes and needs 24,000,000"):
+        checkpoint.check_room(tmp_path, state, members=3)
+
+
+def test_names_of_new_directories_and_records_survive_a_power_loss(tmp_path, monkeypatch):
+    synced, real = [], files.sync
+    monkeypatch.setattr(files, "sync", lambda path: (synced.append(Path(path)), real(path)))
+    files.make_directory(tmp_path / "a" / "b")
+    assert synced == [tmp_path, tmp_path / "a"]
+    files.make_directory(tmp_path / "a" / "b")
+    assert len(synced) == 2, "what is there is synced already"
+    journal.open_for_append(tmp_path / "a" / "b" / "metrics.jsonl").close()
+    journal.open_for_append(tmp_path / "a" / "b" / "metrics.jsonl").close()
+    assert synced[2:] == [tmp_path / "a" / "b"]
+
+
 class Journal:
     """Records what makes a change survive a power loss, in order: ("sync", path, content or None)
     of a file or a directory, ("rename", from, to), ("remove", path); paths relative to `root`."""

@@ -4,12 +4,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from research import checkpoint, journal
+from research import checkpoint, journal, records, train, watchdog
 from research.errors import IO_ERROR
+from research.run import make_run
 from tests.faulting import metrics_of, saved_bits
 
 
@@ -231,6 +233,24 @@ def test_a_run_that_is_asked_to_stop_saves_whatever_it_does(phase, victim, tmp_p
 
 @pytest.mark.fault(
     "R3",
+    "Ctrl-C",
+    "as SIGTERM, with exit code 130",
+    "SIGINT in training",
+)
+def test_a_run_that_is_interrupted_saves(victim, tmp_path, seen):
+    child, run = victim.start(tmp_path), victim.path(tmp_path)
+    assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
+    child.signal(signal.SIGINT)
+    assert child.wait() == 130, child.said
+    assert "launch the same command again to go on" in child.said
+    saved = victim.assert_sound(tmp_path)
+    assert saved > 20 or saved == victim.run.steps
+    victim.assert_ends_whole(tmp_path)
+    seen(1, f"saved at step {saved}")
+
+
+@pytest.mark.fault(
+    "R3",
     "a second SIGTERM",
     "the process ends at once, by the signal; nothing saved is harmed",
     "two signals more than two seconds apart to a run whose data never come",
@@ -347,6 +367,35 @@ def evaluate(self, params, *rest):
     return real(self, params, *rest)
 train.Trainer.evaluate = evaluate
 """
+
+
+def test_another_run_may_compile_again(tiny, tmp_path):
+    """What the last run took says nothing of a larger one, whose first dispatch compiles."""
+    run = make_run(tiny())
+    with watchdog.watching(), records.RunDirectory(tmp_path, run.id) as directory:
+        dog = watchdog._active
+        dog.past["dispatch"].extend([0.01] * 5)
+        assert dog.limit("dispatch") == watchdog.LEAST
+        train.fit(run, directory)
+        assert 0.01 not in dog.past["dispatch"]
+        assert dog.past.keys() >= {"start", "dispatch", "evaluation", "checkpoint"}
+        watchdog.anew()
+        assert dog.limit("dispatch") == watchdog.FIRST
+
+
+def test_only_the_watched_time_of_the_work_itself_counts(monkeypatch):
+    barked = threading.Event()
+    monkeypatch.setattr(watchdog, "_bark", lambda *_: barked.set())
+    monkeypatch.setattr(watchdog, "POLL", 0.01)
+    monkeypatch.setattr(watchdog, "LEAST", 0.2)
+    with watchdog.watching():
+        watchdog._active.past["work"].append(0.0)
+        for _ in range(4):
+            with watchdog.doing("work"):
+                time.sleep(0.1)
+        assert not barked.is_set()
+        with watchdog.doing("work"):
+            assert barked.wait(20), "the twin: one that lasts"
 
 
 @pytest.mark.fault(

@@ -161,9 +161,9 @@ def test_a_launch_that_left_nothing_binds_nobody(tiny, tmp_path, monkeypatch):
             patch.setattr(train.Trainer, "steps", short)
             with pytest.raises(MemoryError):
                 train.fit(one, directory)
-        assert train.own(directory.path / "launch.json")["how"] == one.how
+        assert records.launch(directory.path)["how"] == one.how
         train.fit(other, directory)
-        assert train.own(directory.path / "launch.json")["how"] == OTHERWISE
+        assert records.launch(directory.path)["how"] == OTHERWISE
 
 
 # Logits in chunks.

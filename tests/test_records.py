@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from research import files, journal, records
-from research.errors import BadInput, StorageError
+from research.errors import BadInput, Held, StorageError
 
 
 def directory(path, run="r0"):
@@ -25,6 +25,16 @@ def written(tmp_path):
 
 def steps(path):
     return [r["step"] for r in journal.read(path)]
+
+
+def test_a_held_run_is_refused_before_anything_is_traced(tmp_path):
+    directory = records.RunDirectory(tmp_path, "r0")
+    directory.check_free()  # of a run that is not there yet
+    with records.RunDirectory(tmp_path, "r0"), pytest.raises(Held, match=f"process {os.getpid()} "):
+        directory.check_free()
+    directory.check_free()  # its holder let go
+    (tmp_path / "file").touch()
+    records.RunDirectory(tmp_path / "file", "r0").check_free()  # who enters says what is wrong
 
 
 def test_records_come_back(written):

@@ -1,10 +1,14 @@
 """A sweep trains what is missing, survives what fails, and tells."""
 
+import argparse
+import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from experiments import train as train_command
 from research import journal, records, sweep, train, units
 from research.errors import BadInput, Preempted
 
@@ -229,6 +233,61 @@ def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, t
     rows = {r["run"]: r["status"] for r in records.table(tmp_path)}
     assert rows.pop(path.name) == "failed"
     assert set(rows.values()) == {"done"}
+
+
+HOSTILE = {
+    "a link as its lease": lambda run, out: (run / "lease" / "7.json").symlink_to(out),
+    "a link in it": lambda run, out: (run / "foo").symlink_to(out),
+    "a file in its place": lambda run, out: (shutil.rmtree(run), run.write_text("x")),
+    "a file as its lease": lambda run, out: (
+        shutil.rmtree(run / "lease"),
+        (run / "lease").write_text("x"),
+    ),
+    "its launch.json is empty": lambda run, out: (run / "launch.json").write_text("{}"),
+    "its launch.json is a link": lambda run, out: (
+        (run / "launch.json").unlink(),
+        (run / "launch.json").symlink_to(out),
+    ),
+    "its quarantine is a file": lambda run, out: (
+        (run / "quarantine").write_text("x"),
+        *map(damaged, run.glob("checkpoints/*/manifest.json")),
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HOSTILE)
+def test_a_run_that_somebody_tampered_with_is_a_row_and_the_others_go_on(harm, tiny, tmp_path):
+    configs, workdir = points(tiny, *SEEDS), tmp_path / "work"
+    made = sweep.plan(configs, workdir)
+    launch(made[1:2], workdir)
+    path, outside = workdir / "runs" / made[1].run.id, tmp_path / "outside"
+    outside.write_text("{}")
+    (path / "result.json").unlink()
+    HOSTILE[harm](path, outside)
+    outcome = launch(sweep.plan(configs, workdir), workdir)
+    assert outcome.trained == 2
+    assert list(outcome.missing) == [path.name]
+    assert outcome.missing[path.name].startswith("failed: ")
+    assert str(path) in outcome.missing[path.name], "which file is not told"
+    assert outside.read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "content", ['{"status": "do', '{"status": 5}', '{"status": "failed"}', "[]"]
+)
+def test_train_makes_a_damaged_result_anew(content, tiny, tmp_path, capsys):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny()))
+    args = argparse.Namespace(workdir=tmp_path, resume=False, force=False)
+    assert train_command.train_one(tiny(), args, lambda: False) == 0
+    (path,) = tmp_path.glob("runs/*/result.json")
+    loss = records.own(path)["loss"]
+    path.write_text(content)
+    assert train_command.train_one(tiny(), args, lambda: False) == 0
+    assert records.own(path)["loss"] == loss
+    capsys.readouterr()
+    assert train_command.train_one(tiny(), args, lambda: False) == 0
+    assert "is done already" in capsys.readouterr().out, "the twin: a whole one is believed"
 
 
 def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path):
