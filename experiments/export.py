@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     given = [name for name in ("run", "export", "check") if getattr(args, name)]
     if len(given) != 1 or (args.out is None) != (given == ["check"]):
         raise BadInput("expected one of --run=DIR or --export=DIR with --out=DIR, or --check=DIR")
-    unused = [flag for flag in UNUSED[given[0]] if getattr(args, flag) not in (None, False)]
-    if unused:
+    values = ((flag, getattr(args, flag)) for flag in UNUSED[given[0]])
+    if unused := [flag for flag, value in values if value is not None and value is not False]:
         raise BadInput(*(f"--{flag}: of no use with --{given[0]}" for flag in unused))
     if args.run and args.key_file and not args.encrypt:
         raise BadInput("--key_file: of what is encrypted; expected --encrypt too")

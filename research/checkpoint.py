@@ -58,6 +58,7 @@ def save(
     """
     root = _root(directory)
     if processes.agree(lambda: (root / str(step)).exists() and _is_intact(directory, step)):
+        _remember(directory)
         return
     # Nobody else's name, lest one that was taken over removes what its successor is writing.
     temporary = root / f".saving-{step}-{processes.agree(lambda: secrets.token_hex(4))}"
@@ -73,9 +74,7 @@ def save(
         check()
         os.rename(temporary, final)
         files.sync(root)
-        if not (directory / SAVED).exists():
-            with contextlib.suppress(StorageError):  # the step is there; the next one says it then
-                files.write_atomic(directory / SAVED, "")
+        _remember(directory)
     except (OSError, ValueError) as error:
         check()  # a successor clears away what was begun
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
@@ -83,6 +82,13 @@ def save(
         if processes.first():
             _remove(temporary)
     prune(directory, keep, also)
+
+
+def _remember(directory: Path) -> None:
+    """Note that a step was saved, where that is not known yet."""
+    if processes.first() and not (directory / SAVED).exists():
+        with contextlib.suppress(StorageError):  # the step is there; the next one says it then
+            files.write_atomic(directory / SAVED, "")
 
 
 def check_room(directory: Path, abstract: Any, members: int = 1) -> None:

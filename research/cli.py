@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from research import check, environment, files, plugs
 from research.errors import (
+    HUNG,
     IO_ERROR,
     PREEMPTED,
     BadInput,
@@ -168,7 +169,8 @@ def points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[di
             f"overrides; it has {there}"
         )
     out, found = [], []
-    made = _call(function, config) or ()
+    made = _call(function, config)
+    made = () if made is None else made
     if not isinstance(made, Iterable):
         raise BadInput(f"{sweep}() gives {made!r:.50}; expected a list of overrides")
     given = _call(lambda: list(itertools.islice(made, MOST_POINTS + 1)))
@@ -289,6 +291,8 @@ class StopSignal:
             os.kill(os.getpid(), number)
         if not self.number:
             self.number, self.came = number, time.monotonic()
+            if number == signal.SIGINT:  # by what a handler of signals may call at any moment
+                os.write(2, b"\nto be saved after this step; Ctrl-C again ends at once\n")
 
     def __call__(self) -> bool:
         return self.number != 0
@@ -296,7 +300,7 @@ class StopSignal:
     def passed(self, code: int) -> int:
         """The exit code of processes that this one told to stop. Raises KeyboardInterrupt where
         they have for Ctrl-C."""
-        if code == PREEMPTED and self.number == signal.SIGINT:
+        if code in (PREEMPTED, HUNG) and self.number == signal.SIGINT:  # HUNG: before they could
             raise KeyboardInterrupt
         return code
 

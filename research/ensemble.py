@@ -9,6 +9,7 @@ again has as many slots on as many devices as at first, and those whose member i
 gone are filled with a copy of another.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -21,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research import checkpoint, records, sharding, sinks
-from research.errors import Diverged, Held
+from research.errors import Diverged, Held, StorageError
 from research.keeper import check_finite, refusals
 from research.recorder import Late, Recorder
 from research.records import RunDirectory
@@ -230,7 +231,8 @@ def fit(
     except Held:
         raise
     except Exception:
-        unbind(directories)
+        with contextlib.suppress(StorageError):
+            unbind(directories)
         raise
     finally:
         recorder.close()

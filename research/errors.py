@@ -1,5 +1,6 @@
 """Typed errors. Each carries the exit code that a launcher may act on without reading logs."""
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,9 +14,14 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: object, kept: str = "") -> str:
-    """Text from elsewhere without control characters, which a terminal would obey; those in `kept`
-    stay."""
-    return "".join(c if c.isprintable() or c in kept else " " for c in str(text))
+    """Text from elsewhere without the characters that a terminal would obey: controls, ends of
+    lines, and what turns the direction of writing. Those in `kept` stay."""
+    return "".join(" " if _obeyed(c) and c not in kept else c for c in str(text))
+
+
+def _obeyed(character: str) -> bool:
+    turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
+    return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 
 
 class IsoflopError(Exception):

@@ -215,7 +215,8 @@ def _check_manifest(folder: Path, about: dict[str, Any], text: bytes) -> None:
     if text != whole or not files.as_digested(about):
         raise Damaged(f"{folder}: the manifest is not as it was written")
     for name, kind in KINDS.items():
-        if not isinstance(about.get(name), kind) or isinstance(about[name], bool):
+        value = about.get(name, False)  # which is of none of these kinds
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise BadInput(f"{folder}: the manifest has no {name}, or no sound one")
     known = all(
         name in (WEIGHTS, TOKENIZER) and isinstance(pair, list) and len(pair) == 2

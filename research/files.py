@@ -130,11 +130,12 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
     """The directory `path`, made with its parents, durably, if it is not there. Raises
     StorageError, UnsafeFile where something else is in its place."""
     path = Path(path)
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         for folder in reversed(new):
-            sync(folder.parent)
+            with contextlib.suppress(PermissionError):  # one may write where one may not read
+                sync(folder.parent)
     except FileExistsError as error:
         raise UnsafeFile(f"{path}: is no directory, and one is needed there") from error
     except OSError as error:

@@ -94,10 +94,10 @@ def _check(model: Model, params: dict, prompt: Sequence[int]) -> None:
 def _check_memory(model: Model, tokens: int, samples: int) -> None:
     """Raise BadInput if what is kept of a text is more than this machine has memory."""
     made = jax.eval_shape(lambda: model.start(samples, model.limit or tokens))
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made)) + 4 * samples * tokens
     if size > (memory := environment.memory()):
         raise BadInput(
-            f"the keys and values of {samples} texts of {model.limit or tokens:,} tokens take "
+            f"what is kept of {samples} texts of {model.limit or tokens:,} tokens takes "
             f"{size / 1e9:,.1f} GB; this machine has {memory / 1e9:,.1f} GB"
         )
 

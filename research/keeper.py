@@ -35,8 +35,8 @@ class Keeper:
         found = checkpoint.restore_newest(self.directory.path, abstract)
         if found:
             log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
-        self._doubt(found)
         found = found or seeded(self.directory, self.trunks, abstract, self.recorder.shown.log)
+        self._doubt(found)
         if found is None:
             state = self.trainer.init()
             found = int(state.step), state  # not 0 where it is another run's state

@@ -141,6 +141,8 @@ class Lease:
             new = holder(self.folder) if self.folder.is_dir() else None
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}") from error
+        except Damaged as error:
+            raise StorageError(str(error)) from error
         self._lost = f"{self.folder.parent}: taken over by {new}" if new else f"{self.path}: gone"
         raise Held(self._lost)
 

@@ -23,6 +23,7 @@ from research.errors import (
     BadInput,
     Damaged,
     Held,
+    Lost,
     Preempted,
     StorageError,
     UnsafeFile,
@@ -214,13 +215,23 @@ def outcome(points: Iterable[Point], workdir: str | Path) -> Outcome:
         path = RunDirectory(workdir, point.run.id).path
         row = records.row(path) if path.exists() else {"status": "unfinished", "reason": ""}
         if row["status"] != "done":
-            reason = f": {row['reason']}" if row["reason"] else ""
-            out.missing[point.run.id] = f"{row['status']}{reason}"
+            reason = row["reason"] or _links(path)
+            out.missing[point.run.id] = f"{row['status']}{reason and f': {reason}'}"
         if not point.pending:
             out.skipped += 1
         elif row["status"] == "done":
             out.trained += 1
     return out
+
+
+def _links(path: Path) -> str:
+    """Why nobody may write in a run's directory, or ""."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            files.check_plain(path)
+        except UnsafeFile as error:
+            return str(error)
+    return ""
 
 
 def write(points: Iterable[Point], workdir: str | Path, grouping: str = "auto") -> Path:
@@ -352,7 +363,12 @@ def _take(unit: Unit, workdir: str | Path, progress: Progress, stop: Callable[[]
         names = [point.run.id for point in points]
         processes.agree(lambda: {"runs": names, "trunks": unit.trunks, "branches": unit.branches})
         if points:
-            units.train_unit(replace(unit, points=tuple(points)), directories, progress, stop)
+            try:
+                units.train_unit(replace(unit, points=tuple(points)), directories, progress, stop)
+            except Held as error:  # the other processes are in the midst of it
+                if processes.count() > 1:
+                    raise Lost(str(error)) from error
+                raise
         return bool(points)
 
 

@@ -234,8 +234,7 @@ def fit(
     run, mesh = _launched(run, directory, trunks)
     trainer = Trainer(run, mesh)
     processes.agree(lambda: checkpoint.check_room(directory.path, trainer.abstract))
-    if processes.first():
-        unbind([directory])
+    processes.agree(lambda: unbind([directory]))
     launched: dict[str, Any] = {"mesh": dict(mesh.shape), "how": run.how}
     if processes.count() > 1:  # which may decide the last bits
         launched["processes"] = processes.count()

@@ -68,9 +68,9 @@ def seeded(
         if not checkpoint.spoiled(path):
             raise
         return seeded(directory, trunks, abstract, show)
+    processes.agree(directory.check)
     if not directory.writes:
         return step, state
-    directory.check()
     files.write_json(directory.path / MARK, {"run": trunk.path.name, "step": step})
     directory.append(resume=0)
     for record in journal.read(trunk.path):

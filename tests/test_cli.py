@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from research import cli
@@ -75,9 +76,14 @@ def test_a_thousand_mistakes_are_not_all_told(tmp_path):
 
 @pytest.mark.parametrize(
     ("made", "words"),
-    [(5, r"sweep\(\) gives 5; expected a list"), ([{1: 2}], "point 0: 1 is no key"),
-     ([{None: 2}], "point 0: None is no key"), ([7], "point 0: 7 is not a dict")],
-)  # fmt: skip
+    [
+        (np.ones(2), "point 0: .*1.0.* is not a dict"),
+        (5, r"sweep\(\) gives 5; expected a list"),
+        ([{1: 2}], "point 0: 1 is no key"),
+        ([{None: 2}], "point 0: None is no key"),
+        ([7], "point 0: 7 is not a dict"),
+    ],
+)
 def test_what_is_no_sweep_is_told(made, words, tiny):
     module = types.SimpleNamespace(sweep=lambda config: made)
     with pytest.raises(BadInput, match=words):

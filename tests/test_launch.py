@@ -137,11 +137,20 @@ def test_cores_and_gpus_are_shared_out_evenly():
 
 def test_more_processes_than_the_memory_holds_are_refused(monkeypatch):
     monkeypatch.setattr(machine.environment, "memory", lambda: int(24e9))
-    with pytest.raises(BadInput, match=r"--num_processes: 999 would take .* 300 GB .* for 80"):
+    with pytest.raises(BadInput, match=r"--num_processes: 999 would take .* 299.7 GB .* for 80"):
         machine.slots(999, range(2), [], "num_processes")
-    with pytest.raises(BadInput, match="--workers: 40 would take at least 36 GB for 120 processes"):
+    with pytest.raises(BadInput, match=r"--workers: 40 would take .* 36.0 GB for 120 processes"):
         machine.slots(40, range(2), [], processes=3)
     assert len(machine.slots(40, range(2), [], processes=2)) == 40, "the twin"
+
+
+def test_fewer_workers_than_cores_are_started_where_the_memory_holds_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine.environment, "memory", lambda: int(0.7e9))
+    monkeypatch.setattr(machine, "cores", lambda: [*os.sched_getaffinity(0)] * 8)
+    asked = dataclasses.replace(job(tmp_path, *python("")), workers=None)
+    assert local.run(asked) == [0, 0]
+    monkeypatch.setattr(machine.environment, "memory", lambda: int(0.1e9))
+    assert local.run(asked) == [0], "one at least"
 
 
 def test_gpus_are_those_that_this_process_may_use(monkeypatch):

@@ -3,12 +3,13 @@
 import csv
 import json
 import os
+import shutil
 
 import pyarrow.parquet
 import pytest
 
 from research import files, journal, records
-from research.errors import BadInput, Held, StorageError
+from research.errors import BadInput, Held, StorageError, UnsafeFile
 
 
 def directory(path, run="r0"):
@@ -25,6 +26,27 @@ def written(tmp_path):
 
 def steps(path):
     return [r["step"] for r in journal.read(path)]
+
+
+def test_a_run_whose_directory_or_checkpoints_are_links_is_a_row(written, tmp_path):
+    """A pool of runs of several workdirs, or checkpoints in cold storage: read, never written."""
+    row = records.row(written)
+    pool = tmp_path / "pool" / "runs"
+    pool.mkdir(parents=True)
+    (pool / written.name).symlink_to(written)
+    (written / "checkpoints").symlink_to(tmp_path)
+    assert records.row(pool / written.name) == records.row(written) == row
+    with pytest.raises(UnsafeFile), directory(tmp_path / "pool"):
+        pass
+
+
+def test_what_replaces_a_lease_that_is_held_is_told(tmp_path):
+    with directory(tmp_path) as made:
+        shutil.rmtree(made.path / "lease")
+        (made.path / "lease").touch()
+        with pytest.raises(StorageError, match="is no directory"):
+            made.check()
+    assert made._lock is None, "what was open is closed"
 
 
 def test_a_held_run_is_refused_before_anything_is_traced(tmp_path):

@@ -14,12 +14,12 @@ POLL = 0.1  # seconds between looks at the workers
 def run(job: Job) -> list[int]:
     """Start the workers, start again those that die, and return their exit codes.
 
-    Without `job.workers` there is one for each GPU, or for each core where there is no GPU; for as
-    many of them as a worker has processes. When stopped, the workers get SIGTERM. Raises BadInput
-    if there are more processes than GPUs, or than the memory holds.
+    Without `job.workers` there is one for each GPU, or for each core where there is no GPU, if the
+    memory holds so many; for as many of them as a worker has processes. When stopped, the workers
+    get SIGTERM. Raises BadInput if there are more processes than GPUs, or than the memory holds.
     """
     cores, gpus = machine.cores(), machine.gpus()
-    workers = job.workers or max(1, len(gpus or cores) // job.processes)
+    workers = job.workers or max(1, min(len(gpus or cores), machine.most()) // job.processes)
     shares = machine.slots(workers, cores, gpus, processes=job.processes)
     slots = [gang.parts(slot, job.processes) for slot in shares]
     restarts = Restarts(job)

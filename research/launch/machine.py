@@ -55,10 +55,10 @@ def slots(
     count = count or len(gpus or cores)
     if gpus and count > len(gpus):
         raise BadInput(f"--{flag}: {count}, but there are {len(gpus)} GPUs")
-    if (least := count * processes * LEAST) > (memory := environment.memory()):
+    if (total := count * processes) > max(1, most()):
         raise BadInput(
-            f"--{flag}: {count} would take at least {least / 1e9:.0f} GB for {count * processes} "
-            f"processes; this machine has {memory / 1e9:.0f} GB, for {memory / LEAST:.0f} of them"
+            f"--{flag}: {count} would take at least {total * LEAST / 1e9:.1f} GB for {total} "
+            f"processes; this machine has {environment.memory() / 1e9:.1f} GB, for {most()} of them"
         )
     share, each = max(1, len(cores) // count), len(gpus) // count
     return [
@@ -68,6 +68,11 @@ def slots(
         )
         for i in range(count)
     ]
+
+
+def most() -> int:
+    """How many processes this machine's memory holds at most."""
+    return int(environment.memory() / LEAST)
 
 
 def cores() -> list[int]:
