@@ -1,10 +1,13 @@
 """A disk that is full, or whose power is cut, costs at most what was not saved yet."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +183,23 @@ def test_a_disk_without_room_is_refused_beforehand(tmp_path, monkeypatch, seen):
     (tmp_path / "checkpoints" / "1").mkdir()
     checkpoint.check_room(tmp_path, state)  # there is one already, so one more is enough
     seen(1, "refused")
+
+
+def test_what_is_still_written_is_removed_too(tmp_path):
+    folder = tmp_path / ".saving-1-ab"
+    folder.mkdir()
+    stop = time.monotonic() + 0.5
+
+    def write():
+        while time.monotonic() < stop:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / f"{time.monotonic_ns()}").touch()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    checkpoint._remove(folder)
+    writer.join()
+    assert not folder.exists()
 
 
 def test_a_group_needs_room_for_all_its_members(tmp_path, monkeypatch):
