@@ -373,8 +373,8 @@ def _discard(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Delete a folder; what the threads of a save that was refused still write into it is waited for
-    a little. The next start deletes what is left."""
+    """Delete a folder; what the threads of a refused save still write into it is waited for a
+    little. The next start deletes what is left."""
     for _ in range(20):
         shutil.rmtree(path, ignore_errors=True)
         if not os.path.lexists(path):
