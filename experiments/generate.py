@@ -20,12 +20,12 @@ from research.errors import BadInput
 # flag: default, whether a value is good, what is
 FLAGS = {
     "prompt": ("", len, "what the text begins with, at least one token"),
-    "tokens": (200, lambda n: 1 <= n < 2**31, "a whole number of at least 1"),
+    "tokens": (200, lambda n: 1 <= n < 2**31, "a whole number of at least 1, below 2^31"),
     "temperature": (0.8, lambda t: 0 <= t < float("inf"), "a number of at least 0; 0 is greedy"),
     "top_k": (40, lambda k: 0 <= k < 2**31, "a whole number of at least 0; 0 is all tokens"),
     "top_p": (0.95, lambda p: 0 < p <= 1, "a number above 0 and at most 1; 1 is all tokens"),
     "seed": (0, lambda n: 0 <= n < 2**32, "a whole number from 0 to below 2^32"),
-    "samples": (1, lambda n: 1 <= n < 2**31, "a whole number of at least 1"),
+    "samples": (1, lambda n: 1 <= n < 2**31, "a whole number of at least 1, below 2^31"),
 }
 
 

@@ -81,7 +81,7 @@ def save(
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
     finally:
         if processes.first():
-            _remove(temporary)
+            _remove_begun(temporary)
     prune(directory, keep, also)
 
 
@@ -372,11 +372,15 @@ def _discard(path: Path) -> None:
     _remove(doomed)
 
 
-def _remove(path: Path) -> None:
-    """Delete a folder; what the threads of a refused save still write into it is waited for a
-    little. The next start deletes what is left."""
+def _remove_begun(path: Path) -> None:
+    """Delete what a save has begun; what the threads of a refused one still write into it is waited
+    for a little. The next start deletes what is left."""
     for _ in range(20):
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         if not os.path.lexists(path):
             return
         time.sleep(0.1)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)

@@ -226,11 +226,12 @@ def outcome(points: Iterable[Point], workdir: str | Path) -> Outcome:
 
 def _links(path: Path) -> str:
     """Why nobody may write in a run's directory, or ""."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            files.check_plain(path)
-        except UnsafeFile as error:
-            return str(error)
+    try:
+        files.check_plain(path)
+    except UnsafeFile as error:
+        return str(error)
+    except FileNotFoundError:  # it was never begun
+        pass
     return ""
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -129,6 +130,14 @@ class Victim:
 
     def start(self, workdir, before="", **more):
         return self.zygote.start(more.pop("config", self.file), workdir, before, **more)
+
+    def killed_after(self, workdir, step, before=""):
+        """The directory of a run whose process was killed when it had saved `step`."""
+        child, run = self.start(workdir, before), self.path(workdir)
+        child.until(lambda: (run / "checkpoints" / str(step)).exists())
+        child.signal(signal.SIGKILL)
+        child.wait()
+        return run
 
     def assert_sound(self, workdir, steps=1):
         """Every step that is listed is whole, the newest hold what they should, and of the records

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -177,10 +176,7 @@ def test_what_cannot_be_read_though_it_is_whole_ends_the_run(victim, whole, tmp_
     "a byte of each of them changed, then two launches",
 )
 def test_with_all_damaged_a_run_is_never_begun_anew(victim, tmp_path, seen):
-    child, run = victim.start(tmp_path), victim.path(tmp_path)
-    child.until(lambda: (run / "checkpoints" / "30").exists())
-    child.signal(signal.SIGKILL)
-    child.wait()
+    run = victim.killed_after(tmp_path, 30)
     before = metrics_of(run)
     for step in checkpoint.steps(run):
         path = max(every_file(run / "checkpoints" / str(step)), key=lambda p: p.stat().st_size)
@@ -204,10 +200,7 @@ def test_with_all_damaged_a_run_is_never_begun_anew(victim, tmp_path, seen):
 )
 @pytest.mark.parametrize("harm", ["removed", "emptied"])
 def test_with_all_deleted_a_run_is_never_begun_anew(harm, victim, tmp_path, seen):
-    child, run = victim.start(tmp_path), victim.path(tmp_path)
-    child.until(lambda: (run / "checkpoints" / "20").exists())
-    child.signal(signal.SIGKILL)
-    child.wait()
+    run = victim.killed_after(tmp_path, 20)
     before = metrics_of(run)
     shutil.rmtree(run / "checkpoints")
     if harm == "emptied":
@@ -320,10 +313,7 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
 @pytest.mark.parametrize("name", ["launch.json", "config.json", trunk.MARK])
 @pytest.mark.slow
 def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
-    child, run = victim.start(tmp_path), victim.path(tmp_path)
-    child.until(lambda: (run / "checkpoints" / "30").exists())
-    child.signal(signal.SIGKILL)
-    child.wait()
+    run = victim.killed_after(tmp_path, 30)
     if name == trunk.MARK:
         (run / name).write_text('{"run": "r", "step": 10}')
     os.truncate(run / name, (run / name).stat().st_size // 2)

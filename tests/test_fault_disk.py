@@ -197,7 +197,7 @@ def test_what_is_still_written_is_removed_too(tmp_path):
 
     writer = threading.Thread(target=write)
     writer.start()
-    checkpoint._remove(folder)
+    checkpoint._remove_begun(folder)
     writer.join()
     assert not folder.exists()
 

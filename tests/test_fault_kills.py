@@ -244,7 +244,7 @@ def test_a_run_that_is_interrupted_saves(victim, tmp_path, seen):
     assert child.wait() == 130, child.said
     assert "launch the same command again to go on" in child.said
     saved = victim.assert_sound(tmp_path)
-    assert saved > 20 or saved == victim.run.steps
+    assert saved > 20
     victim.assert_ends_whole(tmp_path)
     seen(1, f"saved at step {saved}")
 

@@ -4,7 +4,6 @@ means something else is refused."""
 import ast
 import json
 import random
-import signal
 from pathlib import Path
 
 import jax
@@ -204,10 +203,7 @@ def test_where_the_data_lie_is_no_part_of_the_meaning(tiny, tmp_path, corpus):
 @pytest.fixture
 def begun(victim, tmp_path):
     """A workdir with an unfinished run."""
-    child = victim.start(tmp_path)
-    child.until(lambda: (victim.path(tmp_path) / "checkpoints" / "30").exists())
-    child.signal(signal.SIGKILL)
-    child.wait()
+    victim.killed_after(tmp_path, 30)
     return tmp_path
 
 
@@ -295,10 +291,7 @@ checkpoint.save = saved
 )
 @pytest.mark.slow
 def test_no_jump_of_the_clock_changes_a_run(victim, tmp_path, seen):
-    child, made = victim.start(tmp_path, CLOCK), victim.path(tmp_path)
-    child.until(lambda: (made / "checkpoints" / "60").exists())
-    child.signal(signal.SIGKILL)
-    child.wait()
+    made = victim.killed_after(tmp_path, 60, CLOCK)
     newest = victim.assert_sound(tmp_path)
     victim.assert_ends_whole(tmp_path, before=CLOCK)
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]

@@ -1,7 +1,6 @@
 """A sweep trains what is missing, survives what fails, and tells."""
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -276,8 +275,6 @@ def test_a_run_that_somebody_tampered_with_is_a_row_and_the_others_go_on(harm, t
     "content", ['{"status": "do', '{"status": 5}', '{"status": "failed"}', "[]"]
 )
 def test_train_makes_a_damaged_result_anew(content, tiny, tmp_path, capsys):
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(tiny()))
     args = argparse.Namespace(workdir=tmp_path, resume=False, force=False)
     assert train_command.train_one(tiny(), args, lambda: False) == 0
     (path,) = tmp_path.glob("runs/*/result.json")
