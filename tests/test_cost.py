@@ -42,7 +42,7 @@ def made(tiny, **changes):
     ("lines", "name", "values", "expected"),
     [
         ("0::/a/b\n", "memory.max", {"a": "1000", "a/b": "max", "": "3000"}, [1000, 3000]),
-        ("5:cpu:/x\n4:cpuacct,memory:/a\n", "memory.limit_in_bytes", {"a": "77"}, [77]),
+        ("5:cpu:/x\n4:cpuacct,memory:/a\n", "memory.limit_in_bytes", {"a": "77", "x": "5"}, [77]),
         ("0::/\n", "memory.max", {}, []),
         ("nonsense\n", "memory.max", {"": "1"}, []),
     ],
