@@ -389,6 +389,7 @@ def test_only_the_watched_time_of_the_work_itself_counts(monkeypatch):
     monkeypatch.setattr(watchdog, "_bark", lambda *_: barked.set())
     monkeypatch.setattr(watchdog, "POLL", 0.01)
     monkeypatch.setattr(watchdog, "LEAST", 1.0)
+    monkeypatch.setattr(watchdog, "TIMES", 1)
     with watchdog.watching():
         watchdog._active.past |= {"work": deque([0.0]), "all of it": deque([0.0])}
         with watchdog.doing("all of it"):  # whose own time the work in it is not
