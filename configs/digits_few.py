@@ -6,7 +6,7 @@
 """
 
 from configs import cnn_digits, text_classes
-from research import grid
+from research.config import grid
 
 
 def get_config():

@@ -4,7 +4,7 @@ For your own table: --config.data.path=FILE.csv --config.data.target=COLUMN.
 """
 
 from configs import linear
-from research import grid
+from research.config import grid
 
 
 def get_config():

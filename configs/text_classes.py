@@ -10,7 +10,7 @@ nothing; its report compares them. The files that are held out are held out of t
 """
 
 from configs import lm_transformer
-from research import grid
+from research.config import grid
 
 
 def get_config():

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from research import cli
+from research.config import cli
 from research.errors import DONE
 
 
@@ -48,13 +48,14 @@ def main(argv: Sequence[str]) -> int:
         return shipped(timed, args.json)
     config = cli.checked(config)
 
-    from research import bench, compiled, sharding  # jax from here on
-    from research.run import make_run
+    from research.parallel import compile_cache, sharding
+    from research.planning import benchmark  # jax from here on
+    from research.training.run import make_run
 
     sharding.use_all_cores()
-    compiled.keep_programs()
-    found = bench.measure(make_run(config), args.blocks, args.seconds)
-    print(json.dumps(found) if args.json else bench.text(found))
+    compile_cache.keep_programs()
+    found = benchmark.measure(make_run(config), args.blocks, args.seconds)
+    print(json.dumps(found) if args.json else benchmark.text(found))
     return 0
 
 
@@ -68,9 +69,9 @@ def shipped(timed: Sequence[str], as_json: bool) -> int:
             return done.returncode
         found[name] = json.loads(done.stdout)
 
-    from research import bench
+    from research.planning import benchmark
 
-    print(json.dumps(found) if as_json else bench.table(found))
+    print(json.dumps(found) if as_json else benchmark.table(found))
     return 0
 
 

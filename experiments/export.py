@@ -13,8 +13,9 @@ how keys are made.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research import cli, sealed
+from research.config import cli
 from research.errors import BadInput, printable
+from research.io import encryption
 
 UNUSED = {  # flags that would be passed over
     "run": ("verify",),
@@ -43,9 +44,9 @@ def main(argv: Sequence[str]) -> int:
         raise BadInput(*(f"--{flag}: of no use with --{given[0]}" for flag in unused))
     if args.run and args.key_file and not args.encrypt:
         raise BadInput("--key_file: of what is encrypted; expected --encrypt too")
-    key = sealed.load_key(args.key_file) if args.encrypt or args.key_file else None
+    key = encryption.load_key(args.key_file) if args.encrypt or args.key_file else None
 
-    from research import export  # jax from here on
+    from research.inference import export  # jax from here on
 
     if args.run:
         made = export.of_run(args.run, args.step)

@@ -12,7 +12,9 @@ The objective is the sum over rows of Huber's loss, or half the square, of resid
 import os
 from collections.abc import Sequence
 
-from research import cli, files, law_flags
+from research.config import cli
+from research.io import files
+from research.scaling import flags as law_flags
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,17 +28,19 @@ def main(argv: Sequence[str]) -> int:
     # The fits keep every core busy themselves; set before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-    from research import law_plots, scaling, summary
+    from research import scaling
+    from research.report import fit_figures
+    from research.report import text as summary
     from research.scaling import table
 
     rows = table.read(args.runs, columns, args.curves)
     found = scaling.analyse(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
-    figures, words = law_plots.figures(found), summary.fit_summary(found.document)
+    figures, words = fit_figures.figures(found), summary.fit_summary(found.document)
     out = files.make_directory(args.out)  # from here on only the disk can fail
     files.write_json(out / "fit.json", found.document)
-    written = law_plots.save(figures, out)
+    written = fit_figures.save(figures, out)
     if sweep:
         files.write_atomic(out / "next.py", law_flags.sweep_of(sweep, found.document).encode())
         written.append(out / "next.py")

@@ -13,9 +13,12 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from research import cli, listing, records, sealed
+from research.config import cli
 from research.data import tokenizers
 from research.errors import BadInput
+from research.io import encryption
+from research.report import tables as listing
+from research.runs import directory as records
 
 # flag: default, whether a value is good, what is
 FLAGS = {
@@ -43,11 +46,12 @@ def main(argv: Sequence[str]) -> None:
     if bad:
         raise BadInput(*bad)
     path = chosen(args) if args.runs else args.export
-    key = sealed.load_key(args.key_file) if args.key_file else None
+    key = encryption.load_key(args.key_file) if args.key_file else None
 
-    from research import branch, export, generate  # jax from here on
+    from research.inference import export, generate
+    from research.training import fine_tuning  # jax from here on
 
-    opened = branch.open_run(path) if args.runs else export.opened(path, key, args.verify)
+    opened = fine_tuning.open_run(path) if args.runs else export.opened(path, key, args.verify)
     words = tokenizers.from_json(opened.tokenizer)
     if opened.of_ids and not args.prompt.replace(" ", "").isdecimal():
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")

@@ -12,14 +12,15 @@ Nothing is allocated, and nothing here was measured on such machines.
 import json
 from collections.abc import Sequence
 
-from research import cli, machines
+from research.config import cli
 from research.errors import BadInput
+from research.planning import hardware
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--devices", type=int, default=8, help="how many there would be")
-    parser.add_argument("--device", default="h100", help=", ".join(machines.MACHINES))
+    parser.add_argument("--device", default="h100", help=", ".join(hardware.MACHINES))
     parser.add_argument("--mesh", default="", metavar="AXIS:DEVICES,...", help="not the best one")
     parser.add_argument("--vocab", type=int, help="of text that need not be there")
     parser.add_argument("--largest", action="store_true", help="seek the largest model that fits")
@@ -27,31 +28,31 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--table", action="store_true", help="125M to 70B on 8 to 4096 devices")
     args, config, _ = cli.parse_config(parser, argv)
-    machine = machines.machine(args.device)
+    machine = hardware.machine(args.device)
     for name in ("devices", "vocab"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise BadInput(f"--{name}={value}: expected at least 1")
     config = cli.checked(config)
 
-    from research import capacity, exact  # jax from here on
+    from research.planning import cluster, xla_memory  # jax from here on
 
     if args.table:
-        print(capacity.table(config, args.device))
+        print(cluster.table(config, args.device))
         return 0
-    mesh = capacity.given(config, args.mesh, args.devices)
-    run = capacity.made(config, args.vocab)
+    mesh = cluster.given(config, args.mesh, args.devices)
+    run = cluster.made(config, args.vocab)
     if mesh:
-        plan = capacity.on(run, machine, mesh, alternatives=True)
+        plan = cluster.on(run, machine, mesh, alternatives=True)
     else:
-        plan = capacity.best(run, machine, args.devices, alternatives=True)
+        plan = cluster.best(run, machine, args.devices, alternatives=True)
     most = None
     if args.largest:
-        most = capacity.largest(config, args.vocab, machine, args.devices, mesh)
-    out = capacity.document(plan, run, args.device, most)
-    words = capacity.text(plan, run, args.device, most)
+        most = cluster.largest(config, args.vocab, machine, args.devices, mesh)
+    out = cluster.document(plan, run, args.device, most)
+    words = cluster.text(plan, run, args.device, most)
     if args.exact:
-        found = exact.measured(config, args.vocab, plan.mesh)
-        predicted = capacity.unfused(run, plan.mesh)
+        found = xla_memory.measured(config, args.vocab, plan.mesh)
+        predicted = cluster.unfused(run, plan.mesh)
         out["exact"] = found._asdict() | {"peak": found.peak, "predicted": predicted}
         words += (
             f"\nXLA on CPU, where attention writes its map, reserves {found.peak:,} bytes for a "

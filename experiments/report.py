@@ -5,7 +5,7 @@ python -m experiments.report --runs=DIR
 
 from collections.abc import Sequence
 
-from research import cli
+from research.config import cli
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,7 +15,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--against", help=help_)
     args = parser.parse_args(argv)
 
-    from research import records, report, summary
+    from research.report import build as report
+    from research.report import text as summary
+    from research.runs import directory as records
 
     result = report.write(args.runs, args.against, every_way=True)
     records.write_table(args.runs)

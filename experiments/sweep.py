@@ -15,16 +15,18 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from research import cli, launch, plan
+from research import launch
+from research.config import cli
 from research.errors import UNFINISHED
-from research.launch import gang
+from research.launch import process_group
+from research.sweep import plan
 
 
 class Watch(argparse.Action):
     """Needs no other flag."""
 
     def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
-        from research import watch
+        from research.sweep import watch
 
         parser.exit(watch.follow(given[1]))
 
@@ -36,21 +38,25 @@ def main(argv: Sequence[str]) -> int:
     plan.add_flags(parser)
     parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
-    gang.add_flags(parser, member=False)
+    process_group.add_flags(parser, member=False)
     parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
     parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
     parser.add_argument("--grouping", default="auto", help="of runs in one program: auto|off|force")
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
     limits = plan.limits(args)
-    number = gang.number(args)
+    number = process_group.number(args)
     options = launch.options(args.executor, args.executor_options, args.workers)
     configs = cli.points(config, module, args.sweep)
 
-    from research import compiled, prepare, records, sharding, sweep, watchdog  # jax from here on
+    from research.parallel import compile_cache, sharding
+    from research.runs import directory as records
+    from research.sweep import prepare
+    from research.sweep import worker as sweep
+    from research.training import watchdog  # jax from here on
 
     sharding.use_all_cores()
-    compiled.keep_programs()
+    compile_cache.keep_programs()
     more = (limits, args.grouping, args.retry_failed, number)
     points, told = prepare.prepare(configs, args.workdir, *more)
     print(told)
@@ -68,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")
     records.write_table(args.workdir)
-    from research import report, summary  # matplotlib and scipy, which a plan does not need
+    from research.report import build as report  # matplotlib and scipy, which a plan does not need
+    from research.report import text as summary
 
     print(summary.text_summary(report.write(args.workdir, every_way=True)))
     for run_id, reason in outcome.missing.items():

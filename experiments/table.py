@@ -8,7 +8,8 @@ DIR is the workdir of a sweep, a .csv or a .parquet; its runs may still be train
 
 from collections.abc import Sequence
 
-from research import cli, listing
+from research.config import cli
+from research.report import tables as listing
 
 
 def main(argv: Sequence[str]) -> int:

@@ -13,49 +13,54 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research import cli
+from research.config import cli
 from research.errors import DIVERGED
-from research.launch import gang
+from research.launch import process_group
 from research.launch.job import orphaned
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
-    gang.add_flags(parser)
+    process_group.add_flags(parser)
     parser.add_argument("--resume", action="store_true", help="refuse to begin a run anew")
     parser.add_argument("--force", action="store_true", help="though memory may not suffice")
     args, config, _ = cli.parse_config(parser, argv)
-    config, place, launcher = cli.checked(config), gang.place(args), orphaned()
-    count = 1 if place is not None else gang.number(args)
+    config, place, launcher = cli.checked(config), process_group.place(args), orphaned()
+    count = 1 if place is not None else process_group.number(args)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     with cli.StopSignal(*signals, orderly=count > 1) as stop:
         if count > 1:
-            return stop.passed(gang.run("experiments.train", argv, count, stop))
+            return stop.passed(process_group.run("experiments.train", argv, count, stop))
 
-        from research import compiled, processes, sharding, watchdog  # jax from here on
+        from research.parallel import compile_cache, distributed, sharding
+        from research.training import watchdog  # jax from here on
 
         sharding.use_all_cores()
-        compiled.keep_programs()
-        with processes.joined(place), watchdog.watching():
+        compile_cache.keep_programs()
+        with distributed.joined(place), watchdog.watching():
             return train_one(config, args, lambda: stop() or launcher())
 
 
 def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
-    from research import lease, processes, records, resume, train
-    from research.progress import Progress
-    from research.run import make_run
+    from research.parallel import distributed
+    from research.runs import directory as records
+    from research.runs import lease
+    from research.training import resume
+    from research.training import trainer as train
+    from research.training.progress import Progress
+    from research.training.run import make_run
 
     run = make_run(config)
-    made = records.RunDirectory if processes.first() else records.Follower
+    made = records.RunDirectory if distributed.first() else records.Follower
     directory = made(args.workdir, run.id, patience=2 * lease.SILENCE)
     for rule in run.facts["rules"].splitlines():
         print(rule)
-    if result := processes.agree(lambda: directory.result):
+    if result := distributed.agree(lambda: directory.result):
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
-    processes.agree(directory.check_free)
-    processes.agree(lambda: resume.tell(args.workdir, run, args.resume))
+    distributed.agree(directory.check_free)
+    distributed.agree(lambda: resume.tell(args.workdir, run, args.resume))
     train.check(run, directory, force=args.force)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)

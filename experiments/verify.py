@@ -11,7 +11,7 @@ import math
 import signal
 from collections.abc import Sequence
 
-from research import cli
+from research.config import cli
 from research.errors import BadInput
 
 
@@ -23,10 +23,13 @@ def main(argv: Sequence[str]) -> int:
     if args.flops is not None and not 0 < args.flops < math.inf:
         raise BadInput(f"--flops={args.flops}: expected a number above 0")
 
-    from research import compiled, report, sharding, summary, verify  # jax from here on
+    from research.parallel import compile_cache, sharding
+    from research.report import build as report
+    from research.report import text as summary
+    from research.sweep import verify  # jax from here on
 
     sharding.use_all_cores()
-    compiled.keep_programs()
+    compile_cache.keep_programs()
     made, config = verify.predict(args.runs, args.flops)
     print(summary.prediction(made), flush=True)
     with cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:

@@ -12,8 +12,8 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from research import cli
-from research.launch import gang
+from research.config import cli
+from research.launch import process_group
 from research.launch.job import orphaned
 
 
@@ -21,28 +21,29 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--sweep", required=True, metavar="FILE", help="written by the launcher")
     parser.add_argument("--workdir", required=True, help="the workdir of that launch")
-    gang.add_flags(parser)
+    process_group.add_flags(parser)
     args = parser.parse_args(argv)
-    place = gang.place(args)
+    place = process_group.place(args)
     # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
     # its launcher a worker would go on unseen.
     stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     launcher = orphaned(os.getppid())
-    if place is None and gang.number(args) > 1:
-        return gang.run("experiments.worker", argv, gang.number(args), stop)
+    if place is None and process_group.number(args) > 1:
+        return process_group.run("experiments.worker", argv, process_group.number(args), stop)
 
-    from research import compiled, processes, sharding, watchdog  # jax from here on
+    from research.parallel import compile_cache, distributed, sharding
+    from research.training import watchdog  # jax from here on
 
     sharding.use_all_cores()
-    compiled.keep_programs()
-    with processes.joined(place), watchdog.watching():
+    compile_cache.keep_programs()
+    with distributed.joined(place), watchdog.watching():
         work(args, lambda: stop() or launcher())
     return 0
 
 
 def work(args: argparse.Namespace, stop: Callable[[], bool]) -> None:
-    from research import sweep
-    from research.progress import Progress
+    from research.sweep import worker as sweep
+    from research.training.progress import Progress
 
     points, grouping = sweep.read(args.sweep, args.workdir)
     sweep.check(points, args.workdir)

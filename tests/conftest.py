@@ -12,7 +12,7 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 
 import jax
 
-from research import check, cli
+from research.config import cli, schema
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -107,7 +107,7 @@ def tiny(corpus):
     def make(changes=None):
         config, _ = cli.load("configs/lm_transformer.py")
         every = {**TINY, "data.path": str(corpus), **(changes or {})}
-        config, problems = check.override(config, every)
+        config, problems = schema.override(config, every)
         assert not problems, problems
         return cli.checked(config)
 

@@ -12,8 +12,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from research import checkpoint, files, journal, sharding, train, trees
-from research.run import make_run
+from research.io import files
+from research.parallel import sharding
+from research.params import leaves_by_path
+from research.runs import checkpoint, metrics_log
+from research.training import trainer as train
+from research.training.run import make_run
 
 DEVICES = 2
 ROOT = Path(__file__).parents[1]
@@ -82,7 +86,7 @@ class Child:
 
 def metrics_of(run):
     """All records but the clock."""
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in journal.read(run)]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read(run)]
 
 
 def abstract_of(config, sizes=None):
@@ -94,7 +98,7 @@ def abstract_of(config, sizes=None):
 
 def bits(state):
     """A digest of all arrays of a state."""
-    arrays = sorted(trees.by_path(jax.device_get(state)).items())
+    arrays = sorted(leaves_by_path(jax.device_get(state)).items())
     return files.digest(
         *(part for k, x in arrays for part in (k.encode(), np.asarray(x).tobytes()))
     )

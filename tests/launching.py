@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from research import lease
+from research.runs import lease
 
 SWEEP = """
 from configs import lm_transformer

@@ -11,11 +11,15 @@ import time
 
 import pytest
 from mutants import NASTY, Mutator
-from test_configs import CONFIGS, SWEEPS, shrunk
 
-from research import check, cli, memory, records, sharding, train
+from research.config import cli, schema
 from research.errors import BadInput, Diverged
-from research.run import make_run
+from research.parallel import sharding
+from research.planning import memory
+from research.runs import directory as records
+from research.training import trainer as train
+from research.training.run import make_run
+from tests.config.test_configs import CONFIGS, SWEEPS, shrunk
 
 # What keeps a network small and its program quick to compile.
 SMALL = {
@@ -26,7 +30,7 @@ SMALL = {
     "mlp": {"width": 8},
 }
 LONGEST = 300.0  # seconds that a mutant may take, on a machine that has other work
-TOP = {path.split(".")[0] for path in check.SECTIONS} | {"model", "data", "task", "config"}
+TOP = {path.split(".")[0] for path in schema.SECTIONS} | {"model", "data", "task", "config"}
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +184,7 @@ def test_every_nasty_value_is_refused_or_allowed_wherever_it_stands(sound):
     """Of the checks that need no jax, 60 values in each of the keys."""
     families = {config["model"]["name"]: config for config in sound}
     for config in (families["transformer"], families["cnn"]):
-        for path in check.schema(config):
+        for path in schema.schema(config):
             *parents, last = path.split(".")
             changed = json.loads(json.dumps(config))
             inner = changed
@@ -188,7 +192,7 @@ def test_every_nasty_value_is_refused_or_allowed_wherever_it_stands(sound):
                 inner = inner[key]
             for value in NASTY:
                 inner[last] = value
-                assert all(map(clear, check.problems(changed)))
+                assert all(map(clear, schema.problems(changed)))
 
 
 @pytest.mark.parametrize(
@@ -220,14 +224,14 @@ def test_a_line_that_is_not_clear_is_seen(line):
 
 
 def test_a_crash_is_seen(sound, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "_warmup", lambda flat: 1 / 0)
+    monkeypatch.setattr(schema, "_warmup", lambda flat: 1 / 0)
     with pytest.raises(ZeroDivisionError) as error:
         judged(0, 20, 0, sound, tmp_path)
     assert "mutant" in error.value.__notes__[0]
 
 
 def test_a_mutant_that_hangs_is_seen(sound, tmp_path, monkeypatch):
-    monkeypatch.setattr(check, "_warmup", lambda flat: time.sleep(60))
+    monkeypatch.setattr(schema, "_warmup", lambda flat: time.sleep(60))
     monkeypatch.setitem(globals(), "LONGEST", 0.2)
     with pytest.raises(TimeoutError) as error:
         judged(0, 20, 0, sound, tmp_path)

@@ -15,7 +15,12 @@ import sys
 
 
 def main() -> None:
-    for name in ("research.train", "experiments.train", "experiments.worker", "research.sweep"):
+    for name in (
+        "research.training.trainer",
+        "experiments.train",
+        "experiments.worker",
+        "research.sweep.worker",
+    ):
         importlib.import_module(name)
     importlib.import_module("orbax.checkpoint")
     print(json.dumps({"threads": len(os.listdir("/proc/self/task"))}), flush=True)
@@ -38,7 +43,7 @@ def child(module: str, argv: list[str], log: str, before: str = "") -> None:
         os.dup2(descriptor, to)
     sys.stdin = os.fdopen(0)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    from research import cli
+    from research.config import cli
 
     sys.argv = [module, *argv]
     code = 1

@@ -73,9 +73,9 @@ class Rows:
 
 def hardware() -> str:
     """This machine and its versions, in a sentence."""
-    from research import environment
+    from research.io import host
 
-    known = environment.describe()
+    known = host.describe()
     names = {line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")}
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     today = datetime.date.today().isoformat()
@@ -83,7 +83,7 @@ def hardware() -> str:
         f"On {today}, commit {str(known['commit'])[:12]}"
         f"{'+' * str(known['commit']).endswith('+')}, {os.getloadavg()[2]:.1f} processes at work: "
         f"{known['cores']} cores of "
-        f"{', '.join(sorted(names)) or platform.machine()}, {environment.memory() / 2**30:.0f} GB, "
+        f"{', '.join(sorted(names)) or platform.machine()}, {host.memory() / 2**30:.0f} GB, "
         f"{platform.system()} {platform.release()}; {versions}."
     )
 

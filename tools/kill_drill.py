@@ -25,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
-from research import checkpoint, journal, lease, records
+from research.runs import checkpoint, lease, metrics_log
+from research.runs import directory as records
 
 POINTS = 12
 DISK = 384  # MB of the disk that is filled
 SWEEP = """
 from configs import lm_transformer
-from research import grid
+from research.config import grid
 
 def get_config():
     config = lm_transformer.get_config()
@@ -118,7 +119,7 @@ class Sweep:
         for run in self._unfinished():
             last = lease.holder(run / "lease")
             newest = next(iter(checkpoint.intact(run)), (0, run))[0]
-            found = journal.last(run)
+            found = metrics_log.last(run)
             if last and not last.alive and found and found[-1]["step"] >= newest:
                 path = run / "metrics.jsonl"
                 os.truncate(path, path.stat().st_size - self.rng.randrange(1, 20))
@@ -197,7 +198,7 @@ def disturbed(
 
 def content(run: Path) -> tuple[list[dict], dict[str, Any]]:
     """All metrics but the clock, and the arrays of the last state."""
-    metrics = [{k: v for k, v in r.items() if k != "seconds"} for r in journal.read(run)]
+    metrics = [{k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read(run)]
     step, path = checkpoint.newest_intact(run)
     return metrics, {"step": step, **checkpoint.read(path, "params")}
 

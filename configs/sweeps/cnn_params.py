@@ -4,7 +4,7 @@ Shifted images are never the same twice, so that the larger networks do not lear
 """
 
 from configs import cnn_digits
-from research import grid
+from research.config import grid
 
 SIZES = (2.1e3, 3.7e3, 8.2e3, 1.44e4, 3.2e4, 5.7e4, 1.27e5)  # widths 3 to 24
 REPLICATED = 1.44e4

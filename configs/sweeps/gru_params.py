@@ -4,7 +4,7 @@ The data order of the three seeds at one size differs too, so their spread is th
 """
 
 from configs import lm_gru
-from research import grid
+from research.config import grid
 
 SIZES = (11e3, 19e3, 29e3, 53e3, 82e3, 160e3, 356e3)
 REPLICATED = 29e3

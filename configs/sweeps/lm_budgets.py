@@ -6,7 +6,7 @@ instead of 15 times.
 """
 
 from configs import lm_transformer
-from research import grid
+from research.config import grid
 
 SIZES = (16e3, 42e3, 1.0e5, 2.4e5)
 TOKENS = (1e5, 2e5, 4e5, 8e5)

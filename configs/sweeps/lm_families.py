@@ -2,7 +2,7 @@
 laws have the same exponent? The report draws both laws on one plot."""
 
 from configs import lm_gru, lm_transformer
-from research import grid
+from research.config import grid
 
 SIZES = (16e3, 32e3, 66e3, 1.4e5, 2.8e5)
 

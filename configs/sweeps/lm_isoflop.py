@@ -6,7 +6,7 @@ each budget sizes of its own, around 20 tokens per parameter, for where the best
 """
 
 from configs import lm_transformer
-from research import grid
+from research.config import grid
 
 SHARES = (1 / 6, 0.4, 1.0)  # of the largest budget
 SIZES = (17e3, 33e3, 54e3, 77e3, 108e3, 143e3)

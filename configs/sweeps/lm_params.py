@@ -4,7 +4,7 @@ The data order of the three seeds at one size differs too, so their spread is th
 """
 
 from configs import lm_transformer
-from research import grid
+from research.config import grid
 
 SIZES = (16e3, 26e3, 42e3, 1.0e5, 1.9e5, 4.5e5, 9e5)
 REPLICATED = 42e3

@@ -2,7 +2,7 @@
 token budget. --sweep=lr and --sweep=batch look along one line each, without it over both."""
 
 from configs import lm_transformer
-from research import grid
+from research.config import grid
 
 SIZES = (26e3, 1e5)  # is the best rate / width the same for both?
 

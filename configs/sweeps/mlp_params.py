@@ -2,7 +2,7 @@
 known: one over the width, and so over the parameters."""
 
 from configs import mlp_teacher
-from research import grid
+from research.config import grid
 
 SIZES = (322, 580, 1096, 2128, 3160, 4192, 6256)  # widths 2, 4, 8, 16, 24, 32, 48
 REPLICATED = 1096

@@ -6,7 +6,7 @@ of the path, not a measurement of the exponent of this family.
 """
 
 from configs import resnet_digits
-from research import grid
+from research.config import grid
 
 SIZES = (5.1e3, 1.97e4, 4.4e4, 9.9e4, 1.75e5, 2.72e5, 4.24e5)  # widths 4 to 20, 1 to 3 blocks
 REPLICATED = 1.97e4

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.data import hub, images, mixture, order, synthetic, tabular, text, text_classes
+from research.data import hub, images, sampling, synthetic, tabular, text, text_classification
+from research.data import mixture as mixture
 
 
 class Split(Protocol):
@@ -52,10 +53,10 @@ class Dataset:
         arguments."""
         if self.mixture:
             lengths, weights = zip(*self.mixture, strict=True)
-            index = order.mixed(seed, step, size, lengths, weights)
+            index = sampling.mixed(seed, step, size, lengths, weights)
         else:
-            index = order.indices(seed, step, size, len(self.train))
-        draw = order.draws(seed, step, size)
+            index = sampling.indices(seed, step, size, len(self.train))
+        draw = sampling.draws(seed, step, size)
         return self.train.rows(index, draw) if at is None else self.train.rows(index[at], draw[at])
 
 
@@ -63,7 +64,7 @@ DATASETS: dict[str, Callable[..., dict]] = {
     "text": text.load,
     "mixture": mixture.load,
     "hub": hub.load,
-    "text_classes": text_classes.load,
+    "text_classes": text_classification.load,
     "table": tabular.load,
     "images": images.load,
     "linear": synthetic.linear,

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from research import files
-from research.data import sets, text, token_files, tokenizers
-from research.data.order import is_held
+from research.config.types import Count, Share
+from research.data import hub_access, text, token_files, tokenizers
+from research.data.sampling import is_held
 from research.data.token_files import Tokens
 from research.data.tokenizers import package
 from research.errors import BadInput, first_line
-from research.kinds import Count, Share
+from research.io import files
 
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a set on the hub
 TIMEOUT = 30.0  # seconds
@@ -100,7 +100,7 @@ def _commit(path: str) -> str:
 
 
 def _folder(path: str) -> str:
-    found = sets.check_folder(path)
+    found = hub_access.check_folder(path)
     if not found:
         raise BadInput(f"data.path: {path}: the folder is empty")
     return _contents(path, tuple(found), tuple(files.stamp(p, "data.path") for p in found))
@@ -175,7 +175,7 @@ def _documents(path: str, revision: str, name: dict) -> Iterator[str]:
 def _rows(path: str, revision: str, name: dict) -> Iterator[dict[str, Any]]:
     package("datasets", f"data.path: {path}")
     try:
-        made = sets.opened(path, name["subset"], revision).as_streaming_dataset()
+        made = hub_access.opened(path, name["subset"], revision).as_streaming_dataset()
     except BadInput as error:
         raise type(error)(f"data.path: {error}") from error
     except Exception as error:

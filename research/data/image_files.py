@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib import format as npy
 
-from research import files
-from research.data import sets
+from research.data import hub_access
 from research.errors import BadInput, UnsafeFile, first_line
+from research.io import files
 
 MOST_BYTES = 4 << 30  # of pixels in memory
 MOST_PIXELS = 1 << 25  # of one image in a file
@@ -308,7 +308,7 @@ def _hub(path: str) -> Source:
     if os.path.exists(name := path.removeprefix("hub:")):
         raise BadInput(f"data.path: {path}: is here; expected the name of a set on the hub")
     try:
-        builder = sets.opened(name)
+        builder = hub_access.opened(name)
         builder.download_and_prepare()
         made = builder.as_dataset()
     except BadInput as error:

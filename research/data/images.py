@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from research import files
+from research.config.types import Count, Share, Whole
 from research.data import image_files
-from research.data.order import in_turn, is_held, mix
+from research.data.sampling import in_turn, is_held, mix
 from research.errors import BadInput
-from research.kinds import Count, Share, Whole
+from research.io import files
 
 
 @dataclass(frozen=True)

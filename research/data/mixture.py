@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from research import files
+from research.config.types import Count, Positive, Share
 from research.data import text, tokenizers
 from research.data.text import Windows
 from research.data.token_files import Tokens
 from research.errors import BadInput
-from research.kinds import Count, Positive, Share
+from research.io import files
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 
-from research import files
+from research.config.types import Amount, Count, Positive, Whole
 from research.data.arrays import LARGEST, Arrays
 from research.errors import BadInput
-from research.kinds import Amount, Count, Positive, Whole
+from research.io import files
 
 MOST_BYTES = 4 << 30  # of numbers in memory
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research import files, tables
+from research.config.types import Share
 from research.data.arrays import LARGEST, Arrays
-from research.data.order import is_held
+from research.data.sampling import is_held
 from research.errors import BadInput
-from research.kinds import Share
+from research.io import files, tables
 
 SHOWN = 12  # column names in a message
 

@@ -15,13 +15,13 @@ from typing import Literal
 
 import numpy as np
 
-from research import files
+from research.config.types import Count, Share
 from research.data import token_files, tokenizers
-from research.data.order import is_held
+from research.data.sampling import is_held
 from research.data.token_files import Tokens
 from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
-from research.kinds import Count, Share
+from research.io import files
 
 BLOCK = 16 << 10  # bytes: a plain file is cut into blocks at line ends, so that it can be split
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}

@@ -13,10 +13,10 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from research import files
 from research.data import tokenizers
 from research.data.tokenizers import Tokenizer
 from research.errors import BadInput, StorageError
+from research.io import files
 
 BATCH = 4 << 20  # bytes that are tokenised at once
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from research import files
 from research.errors import BadInput, first_line
+from research.io import files
 
 END = "<|endoftext|>"
 # What may stand between documents, the first that a vocabulary has.

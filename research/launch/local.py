@@ -3,10 +3,11 @@
 import time
 from collections.abc import Sequence
 
-from research.launch import gang, machine
-from research.launch.gang import Gang
+from research.launch import process_group
+from research.launch import slots as machine
 from research.launch.job import Job, Restarts
-from research.launch.machine import Slot
+from research.launch.process_group import Gang
+from research.launch.slots import Slot
 
 POLL = 0.1  # seconds between looks at the workers
 
@@ -21,7 +22,7 @@ def run(job: Job) -> list[int]:
     cores, gpus = machine.cores(), machine.gpus()
     workers = job.workers or max(1, min(len(gpus or cores), machine.most()) // job.processes)
     shares = machine.slots(workers, cores, gpus, processes=job.processes)
-    slots = [gang.parts(slot, job.processes) for slot in shares]
+    slots = [process_group.parts(slot, job.processes) for slot in shares]
     restarts = Restarts(job)
     job.logs.mkdir(parents=True, exist_ok=True)
     running: dict[int, Gang] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
-from research.launch import gang
+from research.launch import process_group
 from research.launch.job import Job, Restarts, start
 
 POLL = 1.0  # seconds between questions to the actors
@@ -31,10 +31,10 @@ class Attendant:
     def address(self) -> str:
         """Where this one can be found by the others of its worker."""
         host = importlib.import_module("ray").util.get_node_ip_address()
-        return f"{host}:{gang.free_port(host)}"
+        return f"{host}:{process_group.free_port(host)}"
 
     def begin(self, command: Sequence[str], address: str, count: int, index: int) -> None:
-        self.child = start([*command, *gang.flags(address, count, index)], *self.place)
+        self.child = start([*command, *process_group.flags(address, count, index)], *self.place)
 
     def code(self) -> int | None:
         """The exit code; None while it runs."""
@@ -94,8 +94,8 @@ class Crew:
             code = -9
         if code is not None:
             self.codes[index] = code
-            if code not in gang.TOGETHER and self.until is None:
-                self.until = time.monotonic() + gang.GRACE
+            if code not in process_group.TOGETHER and self.until is None:
+                self.until = time.monotonic() + process_group.GRACE
 
     def ended(self) -> int | None:
         """The exit code of them all, and then they are gone; None while they run. When one ends,
@@ -110,7 +110,7 @@ class Crew:
             self.ray.kill(actor)
         if self.group is not None:
             self.ray.util.remove_placement_group(self.group)
-        return gang.verdict(self.codes.values())
+        return process_group.verdict(self.codes.values())
 
     def stop(self) -> None:
         for actor in self.actors:

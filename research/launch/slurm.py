@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
-from research.launch import gang
+from research.launch import process_group
 from research.launch.job import Job, Restarts, start
 
 POLL = 2.0  # seconds between questions to the controller
@@ -93,7 +93,7 @@ def run(
     )
     changes = {} if gpus else {"JAX_NUM_CPU_DEVICES": str(cpus)}
     several = job.processes > 1
-    command = [*job.command, *([f"--coordinator_address={gang.AUTO}"] if several else [])]
+    command = [*job.command, *([f"--coordinator_address={process_group.AUTO}"] if several else [])]
 
     def submit(slots: Sequence[int]) -> dict[int, Any]:
         logs = {i: job.logs.resolve() / f"worker-{i}.log" for i in slots}
@@ -139,7 +139,7 @@ def _code(one: Any) -> int:
     """What the worker ended with; one that left no result was killed, or its node was lost."""
     tasks = [one.task(i) for i in range(one.num_tasks)]
     left = [task.result() if task.paths.result_pickle.exists() else None for task in tasks]
-    return gang.verdict(-signal.SIGKILL if code is None else code for code in left)
+    return process_group.verdict(-signal.SIGKILL if code is None else code for code in left)
 
 
 def _listed(jobs: Iterable[Any]) -> set[str]:

@@ -3,7 +3,7 @@
 import jax
 from jax import Array
 
-from research.models import ops
+from research.models import custom_vjp
 
 # What cuDNN's kernel takes, forward and backward, on every GPU that has it: it is written for half
 # precision, and for heads of so many features at most, a multiple of 8.
@@ -46,7 +46,7 @@ def causal(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) ->
     dtype, head_size = q_BxTxHxK.dtype.name, q_BxTxHxK.shape[-1]
     by = chosen(wanted, dtype, head_size, jax.default_backend())
     if by == "own":
-        return ops.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
+        return custom_vjp.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
     return jax.nn.dot_product_attention(
         q_BxTxHxK,
         k_BxTxGxK,

@@ -7,8 +7,8 @@ Dimensions: B batch, H height, W width, C channels, F flattened features, D hidd
 import flax.linen as nn
 from jax import Array
 
-from research.kinds import Count, Unrolled
-from research.models import convolution, layout
+from research.config.types import Count, Unrolled
+from research.models import activation_sharding, conv
 
 SIZED = ("width", "depth", "hidden")
 SIZE_RULE = (
@@ -59,9 +59,9 @@ class CNN(nn.Module):
     def __call__(self, x_BxHxWxC: Array) -> Array:
         for i in range(self.depth):
             channels = self.width * 2**i
-            x_BxHxWxC = convolution.Conv(channels, 3, name=f"conv{i}")(x_BxHxWxC)
-            x_BxHxWxC = convolution.halved(nn.relu(x_BxHxWxC))
-            x_BxHxWxC = layout.rows(x_BxHxWxC, *[layout.ANY] * 3)
+            x_BxHxWxC = conv.Conv(channels, 3, name=f"conv{i}")(x_BxHxWxC)
+            x_BxHxWxC = conv.halved(nn.relu(x_BxHxWxC))
+            x_BxHxWxC = activation_sharding.rows(x_BxHxWxC, *[activation_sharding.ANY] * 3)
         x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
         x_BxD = nn.relu(nn.Dense(self.hidden, name="dense0")(x_BxF))
         return nn.Dense(self.classes, name="head")(x_BxD)

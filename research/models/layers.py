@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from research.models import layout, ops
+from research.models import activation_sharding, custom_vjp
 
 NormName = Literal["rms", "layer"]
 
@@ -28,7 +28,7 @@ class Norm(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = x.shape[-1:]
         scale_D = self.param("scale", nn.initializers.ones, shape)
-        y: Any = ops.normalised(x, scale_D, self.kind == "layer")
+        y: Any = custom_vjp.normalised(x, scale_D, self.kind == "layer")
         if not self.bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, shape).reshape(
@@ -47,7 +47,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x_MxI: Array) -> Array:
         w_IxO = self.param("kernel", self.kernel_init, (x_MxI.shape[-1], self.features))
-        y_MxO = ops.dense(x_MxI.astype(self.dtype), w_IxO.astype(self.dtype))
+        y_MxO = custom_vjp.dense(x_MxI.astype(self.dtype), w_IxO.astype(self.dtype))
         if not self.bias:
             return y_MxO
         b_O = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -116,14 +116,14 @@ class FeedForward(nn.Module):
         elif self.activation == "relu2":
             hidden_MxF = jnp.square(nn.relu(up_MxF))
         else:
-            hidden_MxF = ops.gelu(up_MxF)
+            hidden_MxF = custom_vjp.gelu(up_MxF)
         return dense(self.width, "down", kernel_init=self.out_init)(hidden_MxF)
 
 
 def logits(x_MxD: Array, head: nn.Module, dtype: str) -> Array:
     """Logits [M, V] in float32, by a head or, where it is tied, by the table of the embedding."""
     if isinstance(head, nn.Embed):
-        logits_MxV = ops.dense(x_MxD, head.embedding.astype(dtype).T)
+        logits_MxV = custom_vjp.dense(x_MxD, head.embedding.astype(dtype).T)
     else:
         logits_MxV = head(x_MxD)
-    return layout.rows(logits_MxV, "tensor").astype(jnp.float32)
+    return activation_sharding.rows(logits_MxV, "tensor").astype(jnp.float32)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 from jax import Array
 
-from research.kinds import Count
+from research.config.types import Count
 
 SIZED = ()
 SIZE_RULE = "none: features x outputs + outputs"

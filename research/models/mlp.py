@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count, Unrolled
-from research.models import layout
+from research.config.types import Count, Unrolled
+from research.models import activation_sharding
 
 SIZED = ("width",)
 SIZE_RULE = "width in steps of 1 (of 8 above 64, of 64 above 576); the depth is given"
@@ -35,7 +35,7 @@ class MLP(nn.Module):
         x_BxW = x.reshape(x.shape[0], self.features)
         for i in range(self.depth):
             x_BxW = ACTIVATIONS[self.activation](nn.Dense(self.width, name=f"hidden{i}")(x_BxW))
-            x_BxW = layout.rows(x_BxW, layout.ANY)
+            x_BxW = activation_sharding.rows(x_BxW, activation_sharding.ANY)
         return nn.Dense(self.outputs, name="head")(x_BxW)
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count, Unrolled
-from research.models import layout
-from research.models.convolution import Conv
+from research.config.types import Count, Unrolled
+from research.models import activation_sharding
+from research.models.conv import Conv
 
 SIZED = ("width", "depth")
 SIZE_RULE = (
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
         x_BxHxWxC = Stem(self.width, name="stem")(x_BxHxWxC)
         for i in range(STAGES):
             stage = Stage(self.width * 2**i, self.depth, 1 if i == 0 else 2, name=f"stage{i}")
-            x_BxHxWxC = layout.rows(stage(x_BxHxWxC), *[layout.ANY] * 3)
+            x_BxHxWxC = activation_sharding.rows(stage(x_BxHxWxC), *[activation_sharding.ANY] * 3)
         return nn.Dense(self.classes, name="head")(x_BxHxWxC.mean((1, 2)))
 
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.kinds import Count, Layers, Positive
-from research.models import attention, layers, layout, ops
+from research.config.types import Count, Layers, Positive
+from research.models import activation_sharding, custom_vjp, layers
+from research.models import attention as attention
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 HELD = ("depth",)  # may be given beside `size`
@@ -133,12 +134,12 @@ class Decoder(nn.Module):
         """Hidden states [B·T, D] of the tokens at positions `at` … at + T−1, and the state after
         them. Without a state they are all that there is."""
         B, T = tokens_BxT.shape
-        x_MxD = layout.look_up(self.embed.embedding, tokens_BxT.reshape(B * T))
+        x_MxD = activation_sharding.look_up(self.embed.embedding, tokens_BxT.reshape(B * T))
         if self.m.positions == "learned":
             p_TxD = self.position(at + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
         angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta, at)
-        x_MxD = layout.rows(x_MxD.astype(self.m.dtype))
+        x_MxD = activation_sharding.rows(x_MxD.astype(self.m.dtype))
         x_MxD, state = self.blocks(x_MxD, state, angles, at)
         return self.final_norm(x_MxD).astype(self.m.dtype), state
 
@@ -160,12 +161,12 @@ class Block(nn.Module):
         out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
         y_MxD = layers.Norm(m.norm, m.bias, name="attn_norm")(x_MxD).astype(m.dtype)
         y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
-        x_MxD = layout.rows(x_MxD + y_MxD)
+        x_MxD = activation_sharding.rows(x_MxD + y_MxD)
         y_MxD = layers.Norm(m.norm, m.bias, name="mlp_norm")(x_MxD).astype(m.dtype)
         x_MxD += layers.FeedForward(
             m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
         )(y_MxD)
-        return layout.rows(x_MxD), cache
+        return activation_sharding.rows(x_MxD), cache
 
 
 def _remat(kept: str) -> type[nn.Module]:
@@ -206,7 +207,7 @@ class Attention(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, at, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, at, axis=1)
             cache = k, v
-            y = ops.causal_attention(q, k, v, at)
+            y = custom_vjp.causal_attention(q, k, v, at)
         else:
             y = attention.causal(m.attention, q, k, v)
         out = layers.Dense(m.width, m.bias, m.dtype, self.out_init, name="out")

@@ -1,7 +1,7 @@
 """From a table of runs to a law, with honest uncertainty. Reads tables; knows no model."""
 
 from research.scaling.analysis import Analysis, analyse, fit
-from research.scaling.findings import unit
+from research.scaling.document import unit
 from research.scaling.fit import Fit
 from research.scaling.laws import LAWS, Law, named_law
 from research.scaling.options import Options, split

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from research.errors import BadInput
-from research.scaling import compare, design, findings, minima, multiverse, table
+from research.scaling import compare, design, minima, multiverse, table
+from research.scaling import document as findings
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import frontier, uncertainty
+from research.scaling import compute_optimal, uncertainty
 from research.scaling.fit import ROUNDING, Fit, finite
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
@@ -77,7 +77,7 @@ def _candidates(fit: Fit) -> dict[str, np.ndarray]:
 def _cost(fit: Fit, candidates: Mapping[str, np.ndarray]) -> np.ndarray:
     """FLOPs of each candidate: 6 N D, or for a law of one column what its runs have cost."""
     if {"params", "tokens"} <= candidates.keys():
-        return frontier.PER_TOKEN * candidates["params"] * candidates["tokens"]
+        return compute_optimal.PER_TOKEN * candidates["params"] * candidates["tokens"]
     (name,) = candidates
     if name == "flops":
         return candidates[name]
@@ -135,15 +135,15 @@ def target_of(fit: Fit, options: Options) -> dict[str, float]:
     """Where the prediction is wanted: the optimum of the first budget, or a value of the column;
     ten times the largest of the table where none is given."""
     law = fit.law
-    if frontier.has(law):
-        most = frontier.largest(fit.parts.kept)
+    if compute_optimal.has(law):
+        most = compute_optimal.largest(fit.parts.kept)
         c = next(iter(options.predict_flops), 10 * most)
-        n = float(frontier.best_params(law, fit.best[None], [c])[0, 0])
-        if frontier.together(fit.parts.fitted):
+        n = float(compute_optimal.best_params(law, fit.best[None], [c])[0, 0])
+        if compute_optimal.together(fit.parts.fitted):
             raise BadInput("params and tokens vary together in this table: no optimum to aim at")
         if not math.isfinite(n):
             raise BadInput(f"the law has no optimum at {c:g} FLOPs to aim at")
-        d = c / frontier.PER_TOKEN / n
+        d = c / compute_optimal.PER_TOKEN / n
         every = {"params": n, "tokens": d, "unique_tokens": d}
         return {name: every.get(name, 0.0) for name in law.columns}
     (column,) = law.columns

@@ -15,8 +15,8 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling import table, uncertainty
 from research.scaling.laws import Law
+from research.scaling.optimize import Problem, minimise, search, starts
 from research.scaling.options import Options, Split
-from research.scaling.solve import Problem, minimise, search, starts
 
 FEW = 30  # clusters; below, a bootstrap of them is too coarse
 RESAMPLES = 1000

@@ -17,10 +17,10 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import table
+from research.scaling.compute_optimal import NAMES
+from research.scaling.document import held_out_summary, pooled
 from research.scaling.envelope import SAME
-from research.scaling.findings import held_out_summary, pooled
 from research.scaling.fit import RESAMPLES, Fit
-from research.scaling.frontier import NAMES
 from research.scaling.laws import power
 from research.scaling.options import Options, Split
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from research.errors import BadInput
 from research.scaling import envelope, isoflop, table
-from research.scaling.findings import left_out, seed_noise, unit
+from research.scaling.document import left_out, seed_noise, unit
 from research.scaling.options import Options, filtered, held_out
 
 NEEDED = envelope.NEEDED

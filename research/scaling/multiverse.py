@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import frontier, isoflop, minima, table
+from research.scaling import compute_optimal, isoflop, minima, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split
@@ -120,12 +120,14 @@ def _answer(
     chosen: Law = named_law(law, made.against)
     fit = Fit(chosen, split(chosen, rows, made), made, resample=False)
     n = len(fit.parts.fitted)
-    if frontier.has(chosen):
-        most = frontier.largest(fit.parts.fitted)
+    if compute_optimal.has(chosen):
+        most = compute_optimal.largest(fit.parts.fitted)
         c = targets[0] if targets else most * AHEAD
-        a = frontier.slope(chosen, fit.best[None], most)[0]
-        size = frontier.best_params(chosen, fit.best[None], [c])[0]
-        loss = frontier.loss(chosen, fit.best[None], size, c / frontier.PER_TOKEN / size)[0, 0]
+        a = compute_optimal.slope(chosen, fit.best[None], most)[0]
+        size = compute_optimal.best_params(chosen, fit.best[None], [c])[0]
+        loss = compute_optimal.loss(
+            chosen, fit.best[None], size, c / compute_optimal.PER_TOKEN / size
+        )[0, 0]
         return float(a), float(loss) if math.isfinite(loss) else None, n
     column = chosen.columns[0]
     x = targets[0] if targets else AHEAD * max(row[column] for row in fit.parts.fitted)

@@ -9,7 +9,7 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling import table
 from research.scaling.laws import AGAINST, METHODS_OF_MINIMA, Law
-from research.scaling.solve import OBJECTIVES
+from research.scaling.optimize import OBJECTIVES
 
 
 @dataclass(frozen=True)

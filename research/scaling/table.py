@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from research import files, tables
 from research.errors import BadInput, first_line
+from research.io import files, tables
 
 Row = dict[str, Any]
 MOST_CELLS, LARGEST_CSV = 1 << 21, 1 << 25  # a table of runs is read into Python's own objects
@@ -39,7 +39,7 @@ def read(
     """
     path = Path(path)
     if path.is_dir():
-        from research import records
+        from research.runs import directory as records
 
         rows = records.evaluations(path) if curves else records.table(path)
     elif curves and path.exists():

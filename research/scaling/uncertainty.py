@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import stdtrit
 
-from research.scaling.solve import Problem, minimise
+from research.scaling.optimize import Problem, minimise
 
 PINNED = 20  # relative weight of a row that a fit passes through: off it by under 1 % of a width,
 # while a stiffer one keeps the solver from moving along it

@@ -23,7 +23,8 @@ import time
 from pathlib import Path
 
 from experiments import bench
-from research import cli, files
+from research.config import cli
+from research.io import files
 
 CONFIG = str(Path(__file__).parent / "linear_sweep.py")
 
@@ -83,10 +84,12 @@ def planning(folder: Path) -> float:
 
 def overhead(folder: Path) -> tuple[float, Path]:
     """Seconds for each of 50 runs, and the directory of one."""
-    from research import compiled, records, sharding, sweep
+    from research.parallel import compile_cache, sharding
+    from research.runs import directory as records
+    from research.sweep import worker as sweep
 
     sharding.use_all_cores()
-    compiled.keep_programs()
+    compile_cache.keep_programs()
     config, module = cli.load(CONFIG)
     points = sweep.plan(cli.points(config, module, "fifty"), folder)
     begun = time.perf_counter()
@@ -101,7 +104,7 @@ def overhead(folder: Path) -> tuple[float, Path]:
 
 
 def scanning(workdir: Path, run: Path, count: int) -> dict[str, float]:
-    from research import records
+    from research.runs import directory as records
 
     launched, result = (files.read_json(run / name) for name in ("launch.json", "result.json"))
     for i in range(count):

@@ -5,7 +5,7 @@
 """
 
 from configs import lm_gpt2
-from research import grid
+from research.config import grid
 
 WIDTHS = (24, 32, 48, 64, 80, 96)
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)

@@ -79,14 +79,15 @@ def main() -> int:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax
 
-    from research import bench, sharding
+    from research.parallel import sharding
+    from research.planning import benchmark
 
     device = jax.devices()[0]
     if device.platform == "cpu":
         print("error: no GPU here; make bench measures a CPU", file=sys.stderr)
         return 2
     mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, 1)
-    peak, how = bench.peak_flops(mesh, "bfloat16")
+    peak, how = benchmark.peak_flops(mesh, "bfloat16")
     print(f"{device.device_kind}: {peak:.4g} FLOP/s in bfloat16 ({how})")
     data = random_tokens()
     for case in args.case or CASES:
@@ -119,8 +120,9 @@ def main() -> int:
 
 FLOPS = """
 import sys
-from research import accounting, cli
-from research.run import make_run
+from research.config import cli
+from research.models import accounting
+from research.training.run import make_run
 run = make_run(cli.checked(cli.parse_config(cli.config_parser(""), sys.argv[1:])[1]))
 print(accounting.step_flops(run.model, run.batch))
 """
@@ -130,7 +132,7 @@ def random_tokens() -> str:
     """A file of random token ids, of the vocabulary's size."""
     import numpy as np
 
-    from research import files
+    from research.io import files
 
     path = files.cache("bench") / f"random-{VOCAB}.bin"
     if not path.exists():

@@ -1,7 +1,7 @@
 """Trivial runs, to time what the engine adds: `sweep` has 200 points, `fifty` 50."""
 
 from configs import linear
-from research import grid
+from research.config import grid
 
 
 def get_config():

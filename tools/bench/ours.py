@@ -5,7 +5,7 @@ python -m tools.bench.ours --config=FILE --config.KEY=VALUE...
 
 import sys
 
-from research import cli
+from research.config import cli
 from tools.bench.turns import serve_blocks
 
 
@@ -13,13 +13,14 @@ def main(argv: list[str]) -> int:
     _, config, _ = cli.parse_config(cli.config_parser(__doc__), argv)
     config = cli.checked(config)
 
-    from research import bench, compiled, sharding
-    from research.run import make_run
+    from research.parallel import compile_cache, sharding
+    from research.planning import benchmark
+    from research.training.run import make_run
 
     sharding.use_all_cores()
-    compiled.keep_programs()
+    compile_cache.keep_programs()
     run = make_run(config)
-    loop = bench.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop = benchmark.Loop(run, sharding.make_mesh(run.mesh, run.batch))
     loop.settle()
     serve_blocks(loop.block, params=run.facts["params"], device=sys.platform)
     return 0

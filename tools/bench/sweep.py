@@ -27,8 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from research import cli
-from research.run import Run, make_run
+from research.config import cli
+from research.training.run import Run, make_run
 
 HERE = Path(__file__).parent
 
@@ -127,7 +127,7 @@ def nanodo(repo: str, runs: Sequence[Run], place: Path, at_once: int) -> float:
 
 def _write_data(run: Run, path: Path) -> None:
     """The batches of all steps and the held-out windows, as every run of the sweep sees them."""
-    from research.train import host_batches, host_heldout
+    from research.training.trainer import host_batches, host_heldout
 
     batches = host_batches(run, 0, run.steps, run.steps)
     held = host_heldout(run, 1)

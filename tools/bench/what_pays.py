@@ -19,10 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from research import check, cli, sharding, step
-from research.models import ops
-from research.run import make_run
-from research.train import Trainer
+from research.config import cli, schema
+from research.models import custom_vjp
+from research.parallel import sharding
+from research.training import step
+from research.training.run import make_run
+from research.training.trainer import Trainer
 
 
 def plain_norm(x: Array, scale_D: Array, centred: bool) -> Array:
@@ -48,20 +50,20 @@ PLAIN: dict[str, Callable] = {
 def program(changes: dict, without: tuple[str, ...], steps: int) -> Callable[[], None]:
     """A function that takes `steps` training steps; the ops named in `without` are plain jax."""
     config, _ = cli.load("configs/lm_gpt2.py")
-    config, problems = check.override(config, changes)
+    config, problems = schema.override(config, changes)
     assert not problems, problems
     run = make_run(cli.checked(config))
     for cached in (step.dispatch_program, step.init_program, step.placement):
         cached.cache_clear()
     jax.clear_caches()  # of what was traced, so of the other programs too: hence one compiled ahead
-    ours = {name: getattr(ops, name) for name in without}
+    ours = {name: getattr(custom_vjp, name) for name in without}
     for name in without:
-        setattr(ops, name, PLAIN[name])
+        setattr(custom_vjp, name, PLAIN[name])
     trainer = Trainer(run, sharding.make_mesh(run.mesh, run.batch))
     batches = trainer.batches(0, steps, steps)
     compiled = trainer.lower(batches).compile()
     for name, op in ours.items():
-        setattr(ops, name, op)
+        setattr(custom_vjp, name, op)
     held, count = [trainer.init()], jax.device_put(np.int32(steps))
 
     def go() -> None:

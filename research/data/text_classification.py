@@ -1,0 +1,245 @@
+"""Labelled text: windows of tokens, each with the class of its document."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from research.config.types import Count, Share
+from research.data import hub_access, sampling, text, token_files, tokenizers
+from research.data.tokenizers import Tokenizer
+from research.errors import BadInput
+from research.io import files
+
+MOST_BYTES = 4 << 30  # of windows in memory
+Labelled = tuple[str, bytes]  # class, document
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Windows [n, T] of one class each [n]."""
+
+    windows: np.ndarray
+    classes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """{"inputs": [B, T], "targets": [B]} int32."""
+        return {
+            "inputs": self.windows[index].astype(np.int32),
+            "targets": self.classes[index].astype(np.int32),
+        }
+
+
+def load(
+    *,
+    path: str,
+    field: str,
+    label_field: str,
+    classes: Count | None,
+    examples: Count | None,
+    context: Count,
+    heldout: Share,
+    tokenizer: str,
+    undecodable: Literal["error", "replace"] = "error",
+) -> dict[str, object]:
+    """The fields of a `Dataset` of classes.
+
+    `path` is "stdlib" (the class of a source file is its top-level package), a folder that holds
+    one folder of .txt and .jsonl files, or one such file, for each class, or a `.jsonl` whose lines
+    have text in `field` and a class in `label_field`. The `classes` with most text are kept; none:
+    all. Documents are those of "text" and split by the same hash, so what a language model of the
+    same corpus did not see is held out here too; one that occurs in two classes is dropped.
+
+    Every document is cut into windows of `context` tokens, the last one filled with the separator.
+    `examples` of them are trained on (none: all), as many of each class as there are, in the order
+    of their hashes: a smaller number takes a part of what a larger one does.
+
+    `tokenizer` is "bytes" or the path of a `tokenizer.json`, such as a language model's run keeps.
+    """
+    if tokenizer == "bpe":
+        raise BadInput(
+            "data.tokenizer: bpe: a classifier needs the tokenizer of its language model; give the "
+            "path of its tokenizer.json, or bytes"
+        )
+    stamps = (_stamp(path), tokenizers.stamp(tokenizer))
+    names = (field, label_field)
+    made = _load(path, names, classes, context, heldout, tokenizer, undecodable, stamps)
+    train, held, names, reader, digest, _ = made
+    if examples is not None and examples > len(train):
+        raise BadInput(
+            f"data.examples: {examples}, but {path} gives {len(train)} training windows of "
+            f"{context} tokens"
+        )
+    used = Examples(train.windows[:examples], train.classes[:examples])
+    pad = reader.separator
+    return {
+        "train": used,
+        "heldout": held,
+        "targets": "classes",
+        "facts": {"vocab": reader.vocab, "context": context, "classes": len(names), "pad": pad},
+        "digest": digest,
+        "unique_tokens": len(used),
+        "notes": {"class_names": list(names)},
+        "tokenizer": reader.json,
+        "card": functools.partial(_card, path, tokenizer, made),
+    }
+
+
+def _card(path: str, tokenizer: str, made: tuple) -> dict[str, object]:
+    train, held, names, reader, digest, replaced = made
+    counts = [np.bincount(part.classes, minlength=len(names)) for part in (train, held)]
+    words = (f"{name} ({a:,} and {b:,})" for name, a, b in zip(names, *counts))
+    return {
+        "source": text.source(path),
+        "digest": digest,
+        "tokenizer": text.describe(tokenizer, reader),
+        **text.substituted(replaced),
+        "train_examples": len(train),
+        "heldout_examples": len(held),
+        "classes": ", ".join(words),
+    }
+
+
+def _stamp(path: str) -> tuple:
+    if not os.path.isdir(path):
+        return text.stamp(path)
+    return tuple((str(p), text.stamp(str(p))) for _, p in _class_files(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _load(
+    path: str,
+    fields: tuple[str, str],
+    classes: int | None,
+    context: int,
+    heldout: float,
+    tokenizer: str,
+    undecodable: str,
+    stamps: tuple,
+) -> tuple[Examples, Examples, tuple[str, ...], Tokenizer, str, int]:
+    reader = tokenizers.read(tokenizer)
+    documents, replaced = _documents(path, *fields, undecodable)
+    found = _unambiguous(documents)
+    names = _largest(path, found, classes, heldout)
+    train: list[tuple[bytes, int, np.ndarray]] = []
+    held: list[tuple[bytes, int, np.ndarray]] = []
+    kept = {name: item for name, item in found.items() if item[0] in names}
+    every = reader.encode_each([document for _, document in kept.values()])
+    room = token_files.kind_of(reader.vocab).itemsize * context
+    if (size := room * sum(-(-len(ids) // context) for ids in every)) > MOST_BYTES:
+        raise BadInput(
+            f"data.context: {context:,} makes {size / 1e9:.3g} GB of windows of the documents of "
+            f"{path}; expected at most {MOST_BYTES / 1e9:.1f}"
+        )
+    for (name, (label, _)), ids in zip(kept.items(), every):
+        side = held if sampling.is_held(name, heldout) else train
+        windows = _windows(ids, context, reader)
+        side += [(name, names.index(label), window) for window in windows]
+    if not train or not held:
+        raise BadInput(f"data.tokenizer: {tokenizer}: leaves no tokens of {path}")
+    parts = _examples(_by_hash(train)), _examples(held)
+    arrays = (x.tobytes() for part in parts for x in (part.windows, part.classes))
+    digest = files.digest(*arrays, "\n".join(names).encode(), reader.digest.encode())
+    return *parts, names, reader, digest, replaced
+
+
+def _unambiguous(documents: Iterable[Labelled]) -> dict[bytes, Labelled]:
+    """SHA-256 -> (class, document), without those of which copies are in several classes."""
+    out: dict[bytes, Labelled] = {}
+    several = set()
+    for label, document in documents:
+        name = hashlib.sha256(document).digest()
+        if document and out.setdefault(name, (label, document))[0] != label:
+            several.add(name)
+    return {name: labelled for name, labelled in out.items() if name not in several}
+
+
+def _largest(
+    path: str, found: Mapping[bytes, Labelled], classes: int | None, heldout: float
+) -> tuple[str, ...]:
+    """The classes that are kept, in the order of the alphabet: those with most text among those
+    that have a document on each side of the split."""
+    sizes: dict[str, list[int]] = {}
+    for name, (label, document) in found.items():
+        sizes.setdefault(label, [0, 0])[sampling.is_held(name, heldout)] += len(document)
+    usable = sorted((label for label in sizes if all(sizes[label])), key=lambda x: -sum(sizes[x]))
+    lost = sorted(set(sizes) - set(usable))
+    if classes is None and lost:
+        raise BadInput(
+            f"data.path: {path}: class {lost[0]!r} has no document to train on or none held out "
+            f"(data.heldout = {heldout:g}); give it more, or the number of data.classes to keep"
+        )
+    wanted = len(usable) if classes is None else classes
+    if not 2 <= wanted <= len(usable):
+        raise BadInput(
+            f"data.classes: {wanted}; {path} has {len(usable)} classes with documents to train on "
+            "and held out, and at least 2 are needed; none takes all"
+        )
+    return tuple(sorted(usable[:wanted]))
+
+
+def _windows(ids: np.ndarray, context: int, reader: Tokenizer) -> np.ndarray:
+    """[n, T], the last one filled with separators."""
+    token_files.check_ids(ids, reader.vocab, "data.tokenizer")
+    out = np.full(
+        -(-len(ids) // context) * context, reader.separator, token_files.kind_of(reader.vocab)
+    )
+    out[: len(ids)] = ids
+    return out.reshape(-1, context)
+
+
+def _by_hash(rows: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, int, np.ndarray]]:
+    """First one window of every class, then the second of every class, and so on; within a class
+    in the order of hashes."""
+    hashed = sorted(rows, key=lambda row: hashlib.sha256(row[0] + row[2].tobytes()).digest())
+    return [hashed[i] for i in sampling.in_turn(np.array([label for _, label, _ in hashed]))]
+
+
+def _examples(rows: list[tuple[bytes, int, np.ndarray]]) -> Examples:
+    return Examples(np.stack([row for *_, row in rows]), np.array([label for _, label, _ in rows]))
+
+
+def _documents(
+    path: str, field: str, label_field: str, undecodable: str
+) -> tuple[Iterable[Labelled], int]:
+    """The documents with their classes, and in how many places they are no text."""
+    if path == "stdlib":
+        found = [
+            (place.parts[0], source)
+            for place, source in text.standard_library()
+            if len(place.parts) > 1 and place.parts[0].isidentifier()
+        ]
+        return found, 0
+    if os.path.isdir(path):
+        found, replaced = [], 0
+        for label, file in _class_files(path):
+            documents, n = text.documents(str(file), field, undecodable)
+            found += [(label, document) for document in documents]
+            replaced += n
+        return found, replaced
+    if not path.endswith(".jsonl"):
+        raise BadInput(f"data.path: {path}: expected stdlib, a folder or a .jsonl file")
+    names = {"data.field": field, "data.label_field": label_field}
+    rows, replaced = text.records(path, names, undecodable)
+    return ((label, document.encode()) for document, label in rows), replaced
+
+
+def _class_files(path: str) -> list[tuple[str, Path]]:
+    """(class, file) of a folder that holds a folder or a file for each class."""
+    found = [
+        (file.stem if file.parent == Path(path) else file.relative_to(path).parts[0], file)
+        for file in hub_access.check_folder(path)
+        if file.suffix in (".txt", ".jsonl")
+    ]
+    found.sort(key=lambda pair: pair[1])
+    if not found:
+        raise BadInput(f"data.path: {path}: the folder holds no .txt or .jsonl files of classes")
+    return found

@@ -1,0 +1,115 @@
+"""What else decides the last bits of a run: versions, cores, the commit."""
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path, PurePosixPath
+
+from research.io import files
+
+_IMPORTED = time.monotonic()
+SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # names of variables
+SHORTEST = 8  # characters of a value that is looked for
+_LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def instructions() -> str:
+    """The instruction sets of this CPU, as Linux tells them; elsewhere its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    told = (line for line in lines if line.startswith(("flags", "Features")))
+    return " ".join(sorted(next(told, "").partition(":")[2].split()))
+
+
+def redacted(text: str) -> str:
+    """`text` with the name in place of the value of every variable that is called a secret."""
+    found = [(n, v) for n, v in os.environ.items() if SECRET.search(n) and len(v) >= SHORTEST]
+    for name, value in sorted(found, key=lambda pair: -len(pair[1])):
+        text = text.replace(value, f"[{name}]")
+    return text
+
+
+def memory() -> int:
+    """Bytes of this machine's memory; in a container, or a job of a scheduler, those that it may
+    use."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+
+
+def _limits(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list:
+    """Bytes that the control groups of this process allow: its own and those around it, of either
+    version of Linux's."""
+    try:
+        lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, kinds, path in (line for line in lines if len(line) == 3):
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        top, name = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
+        inner = PurePosixPath(path.lstrip("/"))
+        for folder in (inner, *inner.parents):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: "max" is no number
+                found.append(int((top / folder / name).read_text()))
+    return found
+
+
+def age() -> float:
+    """Seconds since this process was started; where that cannot be seen, since this import."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):  # not Linux
+        return time.monotonic() - _IMPORTED
+
+
+@functools.cache
+def describe() -> dict[str, object]:
+    """{"versions", "cores", "instructions", "xla_flags", "commit"}; the commit ends in "+" if files
+    differ from it, and is empty outside a checkout. Of the instruction sets a digest is told."""
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "cores": cores(),
+        "instructions": f"{platform.machine()} {files.digest(instructions().encode())[:12]}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "commit": _commit(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    out = {}
+    for name in _LIBRARIES:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # isoflop itself, run from a checkout
+    return out
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parents[2]
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(here), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != here:
+            return ""  # the checkout of something else, around an installed copy
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,90 @@
+"""What of this machine one process may use: its cores, or its GPUs."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from research.errors import BadInput
+from research.io import host
+
+LEAST = 300e6  # bytes of a process of jax that has trained the smallest model
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one worker may use. No GPUs: JAX gets one device for each core."""
+
+    cores: tuple[int, ...]
+    gpus: tuple[str, ...] = ()
+
+    def environment(self) -> dict[str, str]:
+        if self.gpus:
+            return {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
+        return {"JAX_NUM_CPU_DEVICES": str(len(self.cores))}
+
+
+@contextlib.contextmanager
+def pinned(cores: Sequence[int]) -> Iterator[None]:
+    """A child inherits the cores of the thread that starts it, before its first instruction."""
+    if not hasattr(os, "sched_setaffinity"):  # macOS
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def slots(
+    count: int | None,
+    cores: Sequence[int],
+    gpus: Sequence[str],
+    flag: str = "workers",
+    processes: int = 1,
+) -> list[Slot]:
+    """Equal shares; what does not divide is left idle, so that all compute alike.
+
+    Without `count` there is one for each GPU, or for each core where there is no GPU. Raises
+    BadInput, naming `flag`, if there are more than GPUs, or than the memory holds of so many
+    `processes` each.
+    """
+    count = count or len(gpus or cores)
+    if gpus and count > len(gpus):
+        raise BadInput(f"--{flag}: {count}, but there are {len(gpus)} GPUs")
+    if (total := count * processes) > max(1, most()):
+        raise BadInput(
+            f"--{flag}: {count} would take at least {total * LEAST / 1e9:.1f} GB for {total} "
+            f"processes; this machine has {host.memory() / 1e9:.1f} GB, for {most()} of them"
+        )
+    share, each = max(1, len(cores) // count), len(gpus) // count
+    return [
+        Slot(
+            tuple(cores[(i * share + k) % len(cores)] for k in range(share)),
+            tuple(gpus[i * each : (i + 1) * each]),
+        )
+        for i in range(count)
+    ]
+
+
+def most() -> int:
+    """How many processes this machine's memory holds at most."""
+    return int(host.memory() / LEAST)
+
+
+def cores() -> list[int]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
+
+
+def gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the NVIDIA GPUs that this process may use."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in chosen.split(",") if gpu.strip() not in ("", "-1")]
+    found = Path("/proc/driver/nvidia/gpus")
+    return [str(i) for i in range(len(list(found.iterdir())))] if found.is_dir() else []

@@ -1,0 +1,91 @@
+"""How many parameters, and how many FLOPs, under every convention in use.
+
+Scaling exponents change with the convention (0.37, 0.54 or 0.70 for the same optima, by whether the
+embedding and the head count), so a run records all of them and an analysis chooses.
+
+Parameters: `params` is all of them; `params_non_embedding` is without the embedding, the positions
+and the head (Kaplan et al. 2020); `params_matmul` is those that enter a dot product, which a tied
+embedding does as the head.
+
+Training FLOPs of D tokens: `flops_6nd` = 6 · params · D (Hoffmann et al. 2022);
+`flops_6nd_non_embedding` the same for that count; `flops_exact_full` the dot products that the
+program performs, forward and twice that backward (once in a layer that reads the data itself, since
+the data have no gradient), with the head and with the whole attention map;
+`flops_exact_causal` the same with the unmasked half of the map only. Recomputation by remat, and
+the elementwise work, are in none of them. `flops` is `flops_exact_full`.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from research.models import Model
+from research.params import flatten_dict, match_path
+
+FLOPS_CONVENTION = "exact_full"
+FIRST = "first_layer"  # the part of `forward_flops` that reads the data itself
+OUTSIDE = ("embedding", "position", "head")  # what "non-embedding" leaves out
+
+
+def params(model: Model, inputs: Any) -> dict[str, Any]:
+    """Parameters under every convention, and by group under "groups".
+
+    Every leaf must belong to exactly one group (ValueError otherwise), so the groups add up to the
+    real tree. `inputs` is one batch of abstract model inputs.
+    """
+    return copy.deepcopy(_params(model, inputs))
+
+
+@functools.lru_cache(maxsize=4096)  # a sweep asks for every size many times
+def _params(model: Model, inputs: Any) -> dict[str, Any]:
+    groups: dict[str, int] = {}
+    matmul = 0
+    for path, leaf in flatten_dict(model.shapes(inputs)):
+        size = math.prod(leaf.shape)  # type: ignore[attr-defined]
+        group = match_path(model.groups, path, "parameter group")
+        groups[group] = groups.get(group, 0) + size
+        head = group == "embedding" and getattr(model.spec, "tied", False)
+        matmul += size if path.endswith("kernel") or head else 0
+    total = sum(groups.values())
+    return {
+        "params": total,
+        "params_non_embedding": total - sum(groups.get(name, 0) for name in OUTSIDE),
+        "params_matmul": matmul,
+        "groups": groups,
+    }
+
+
+def flops(
+    model: Model, counts: Mapping[str, Any], tokens: int, examples: float
+) -> dict[str, float]:
+    """Training FLOPs under every convention, for `examples` examples of `tokens` tokens in all."""
+    full, causal = _exact(model)
+    return {
+        "flops_6nd": 6.0 * counts["params"] * tokens,
+        "flops_6nd_non_embedding": 6.0 * counts["params_non_embedding"] * tokens,
+        "flops_exact_full": full * examples,
+        "flops_exact_causal": causal * examples,
+    }
+
+
+def step_flops(model: Model, batch: int) -> float:
+    """`flops_exact_full` of one training step."""
+    return _exact(model)[0] * batch
+
+
+def shares(model: Model) -> dict[str, float]:
+    """What the head and the whole attention map take of `flops_exact_full`. Where a share is large
+    and differs over a ladder, the exponent depends on whether it is counted."""
+    parts, total = model.forward_flops(), _exact(model)[0]
+    head, attention = parts.get("head", 0), parts.get("attention_full", 0)
+    return {"head_share": 3 * head / total, "attention_share": 3 * attention / total}
+
+
+def _exact(model: Model) -> tuple[float, float]:
+    """Training FLOPs of one example: with the whole attention map, and with its causal half."""
+    parts = model.forward_flops()
+    causal, full = parts.pop("attention_causal", 0), parts.pop("attention_full", 0)
+    dots = sum(parts.values()) - parts.get(FIRST, 0) / 3
+    return 3.0 * (dots + full), 3.0 * (dots + causal)

@@ -1,0 +1,79 @@
+"""Convolutions, by whichever of two equal programs is fast on the machine at hand.
+
+XLA on CPU runs a convolution inside a loop, such as that over the steps of a dispatch, about eight
+times slower than outside. There, an image is cut into patches and a convolution is one matrix
+product, which a loop does not slow down. Accelerators have convolutions of their own.
+
+Dimensions: B batch, H height, W width, I channels in, O channels out.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from research.models import custom_vjp
+
+Padding = Literal["SAME", "VALID"]
+
+
+class Conv(nn.Module):
+    """Images [B, H, W, I] → [B, H', W', O], with a square kernel [h, w, I, O]."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: Padding = "VALID"
+    bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x_BxHxWxI: Array) -> Array:
+        shape = (self.kernel, self.kernel, x_BxHxWxI.shape[-1], self.channels)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        by = by_patches if jax.default_backend() == "cpu" else by_xla
+        y_BxHxWxO = by(x_BxHxWxI, kernel, self.stride, self.padding)
+        if not self.bias:
+            return y_BxHxWxO
+        bias_O = self.param("bias", nn.initializers.zeros, (self.channels,))
+        return y_BxHxWxO + bias_O[None, None, None]
+
+
+def by_xla(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Padding) -> Array:
+    return jax.lax.conv_general_dilated(
+        x_BxHxWxI,
+        kernel_hxwxIxO,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def by_patches(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Padding) -> Array:
+    """The same as one product of patches [B·H'·W', h·w·I] and the kernel."""
+    h, w, I, O = kernel_hxwxIxO.shape
+    pads = jax.lax.padtype_to_pads(x_BxHxWxI.shape[1:3], (h, w), (stride, stride), padding)
+    x_BxHxWxI = jnp.pad(x_BxHxWxI, ((0, 0), *pads, (0, 0)))
+    B, H, W, _ = x_BxHxWxI.shape
+    rows, columns = (H - h) // stride + 1, (W - w) // stride + 1
+    shifted = [
+        x_BxHxWxI[:, i : i + stride * rows : stride, j : j + stride * columns : stride]
+        for i in range(h)
+        for j in range(w)
+    ]
+    patches = jnp.concatenate(shifted, axis=-1)
+    x_MxP = patches.reshape(B * rows * columns, h * w * I)
+    y_MxO = custom_vjp.dense(x_MxP, kernel_hxwxIxO.reshape(h * w * I, O))
+    return y_MxO.reshape(B, rows, columns, O)
+
+
+def halved(x_BxHxWxC: Array) -> Array:
+    """The maximum of each 2x2 square; an odd last row or column is dropped.
+
+    By slices, because the gradient of a window's maximum takes half of the training step on CPU.
+    """
+    H, W = (n // 2 * 2 for n in x_BxHxWxC.shape[1:3])
+    rows = jnp.maximum(x_BxHxWxC[:, 0:H:2], x_BxHxWxC[:, 1:H:2])
+    return jnp.maximum(rows[:, :, 0:W:2], rows[:, :, 1:W:2])

@@ -1,0 +1,299 @@
+"""Derivatives written by hand, where that was measured to pay (docs/benchmarks.md, "What pays").
+
+Each op is an ordinary function of arrays: its value is what plain jax computes, and what differs is
+what it keeps for the way back and the form in which it goes back. dL/dx is written dx.
+
+Dimensions as in `layers`; I and O features in and out, N = R·T the queries of one key-value head.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from research.models import activation_sharding
+
+
+def _written(x: Array) -> Array:
+    """`x`, which XLA on CPU is to write to memory as it stands.
+
+    A product that contracts the first dimension of its left side runs slower there, and
+    XLA would fold a transpose in front of a product into it. Accelerators have no such difference.
+    """
+    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+
+
+@jax.custom_vjp
+def dense(x_MxI: Array, w_IxO: Array) -> Array:
+    """x w, [M, O].
+
+    dx = g wᵀ; dw = xᵀ g, for which the narrower of x and g is transposed in memory, since
+    xᵀ g = (gᵀ x)ᵀ.
+    """
+    return x_MxI @ w_IxO
+
+
+def _dense_forward(x_MxI: Array, w_IxO: Array) -> tuple[Array, tuple]:
+    return x_MxI @ w_IxO, (x_MxI, w_IxO)
+
+
+def _dense_backward(kept: tuple, g_MxO: Array) -> tuple[Array, Array]:
+    x_MxI, w_IxO = kept
+    return g_MxO @ w_IxO.T, _weight_gradient(x_MxI, g_MxO)
+
+
+def _weight_gradient(x_MxI: Array, g_MxO: Array) -> Array:
+    if x_MxI.shape[1] <= g_MxO.shape[1]:
+        return _written(x_MxI.T) @ g_MxO
+    return _written(_written(g_MxO.T) @ x_MxI).T
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """x Φ(x), by the usual approximation x (1 + t) / 2, t = tanh(c (x + a x³)), with a = 0.044715
+    and c = √(2/π) (Hendrycks & Gimpel 2016).
+
+    Kept is the derivative itself, (1 + t) / 2 + x (1 − t²) c (1 + 3 a x²) / 2, one array and not
+    the several that it is made of.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x: Array) -> tuple[Array, Array]:
+    a, c = 0.044715, math.sqrt(2 / math.pi)
+    half = 0.5 * (1 + jnp.tanh(c * (x + a * x * x * x)))  # (1 − t²) / 2 = 2 half (1 − half)
+    return x * half, half + 2 * x * half * (1 - half) * c * (1 + 3 * a * x * x)
+
+
+gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def normalised(x: Array, scale_D: Array, centred: bool, epsilon: float = 1e-5) -> Array:
+    """scale · x̂ over the last axis, in float32, where x̂ = x / √(mean x² + ε) is RMSNorm's (Zhang &
+    Sennrich 2019), and LayerNorm's (Ba et al. 2016) if x is first `centred`, x − mean x.
+
+    Kept are x̂ and r = 1 / √(mean x² + ε). With h = scale · g:
+
+        dx = r (h − x̂ mean(h x̂) − mean h), the last term only if centred; dscale = Σ g x̂
+    """
+    return _norm_forward(x, scale_D, centred, epsilon)[0]
+
+
+def _norm_forward(x: Array, scale_D: Array, centred: bool, epsilon: float) -> tuple[Array, tuple]:
+    wide = _wide(x)
+    if centred:
+        wide -= wide.mean(-1, keepdims=True)
+    r = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
+    unit = wide * r
+    # The way back is in float32 too, from an x̂ that is kept as exactly as x is.
+    return unit * _last(scale_D, x), (unit.astype(x.dtype), r, scale_D)
+
+
+def _norm_backward(centred: bool, epsilon: float, kept: tuple, g: Array) -> tuple[Array, Array]:
+    del epsilon
+    unit, r, scale_D = kept
+    h = g * _last(scale_D, g)
+    dx = h - unit * (h * unit).mean(-1, keepdims=True)
+    if centred:
+        dx -= h.mean(-1, keepdims=True)
+    return (dx * r).astype(unit.dtype), (g * unit).reshape(-1, g.shape[-1]).sum(0)
+
+
+normalised.defvjp(_norm_forward, _norm_backward)
+
+
+def _last(v_D: Array, x: Array) -> Array:
+    """As many dimensions as x has."""
+    return v_D.reshape((1,) * (x.ndim - 1) + v_D.shape)
+
+
+@jax.custom_vjp
+def causal_attention(
+    q_BxTxHxK: Array, k_BxSxGxK: Array, v_BxSxGxK: Array, at: Array | int = 0
+) -> Array:
+    """softmax(q kᵀ / √K) v over the past and the present, softmax in float32; shape of q.
+
+    Keys and values are those of positions 0 … S−1, queries those of `at` … at + T−1. Fewer
+    key-value heads than heads: each serves R = H/G neighbouring heads (Ainslie et al. 2023).
+
+    Kept are the probabilities p. With g the gradient of the output:
+
+        dv = pᵀ g;  ds = p (g vᵀ − Σ g vᵀ p);  dq = ds k / √K;  dk = dsᵀ q / √K
+    """
+    return _attention_forward(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, at)[0]
+
+
+def _attention_forward(
+    q_BxTxHxK: Array, k_BxSxGxK: Array, v_BxSxGxK: Array, at: Array | int
+) -> tuple[Array, tuple]:
+    T, S, G = q_BxTxHxK.shape[1], *k_BxSxGxK.shape[1:3]
+    q_BxGxNxK = _by_group(q_BxTxHxK / math.sqrt(q_BxTxHxK.shape[3]), G)
+    k_BxGxSxK, v_BxGxSxK = k_BxSxGxK.swapaxes(1, 2), v_BxSxGxK.swapaxes(1, 2)
+    scores_BxGxNxS = _wide(jnp.einsum("bgnk,bgsk->bgns", q_BxGxNxK, k_BxGxSxK))
+    past_TxS = at + jnp.arange(T)[:, None] >= jnp.arange(S)[None]
+    past_NxS = jnp.tile(past_TxS, (q_BxGxNxK.shape[2] // T, 1))
+    scores_BxGxNxS = jnp.where(past_NxS[None, None], scores_BxGxNxS, -jnp.inf)
+    p_BxGxNxS = jax.nn.softmax(scores_BxGxNxS, axis=-1).astype(v_BxGxSxK.dtype)
+    o_BxGxNxK = jnp.einsum("bgns,bgsk->bgnk", p_BxGxNxS, v_BxGxSxK)
+    return _by_time(o_BxGxNxK, T), (q_BxGxNxK, k_BxGxSxK, v_BxGxSxK, p_BxGxNxS)
+
+
+def _attention_backward(kept: tuple, g_BxTxHxK: Array) -> tuple[Array, Array, Array, None]:
+    q_BxGxNxK, k_BxGxSxK, v_BxGxSxK, p_BxGxNxS = kept
+    T, K = g_BxTxHxK.shape[1], g_BxTxHxK.shape[3]
+    g_BxGxNxK = _by_group(g_BxTxHxK, k_BxGxSxK.shape[1])
+    dp = _wide(jnp.einsum("bgnk,bgsk->bgns", g_BxGxNxK, v_BxGxSxK))
+    p = _wide(p_BxGxNxS)
+    ds_BxGxNxS = (p * (dp - (dp * p).sum(-1, keepdims=True))).astype(k_BxGxSxK.dtype)
+    dq_BxGxNxK = jnp.einsum("bgns,bgsk->bgnk", ds_BxGxNxS, k_BxGxSxK)
+    dk_BxSxGxK = jnp.einsum("bgns,bgnk->bsgk", ds_BxGxNxS, q_BxGxNxK)
+    dv_BxSxGxK = jnp.einsum("bgns,bgnk->bsgk", p_BxGxNxS, g_BxGxNxK)
+    return _by_time(dq_BxGxNxK, T) / math.sqrt(K), dk_BxSxGxK, dv_BxSxGxK, None
+
+
+causal_attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _by_group(x_BxTxHxK: Array, G: int) -> Array:
+    """[B, G, R·T, K]: so every product is one batch of plain matrix products, for any R."""
+    B, T, H, K = x_BxTxHxK.shape
+    x_BxTxGxRxK = x_BxTxHxK.reshape(B, T, G, H // G, K)
+    return x_BxTxGxRxK.transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
+
+
+def _by_time(x_BxGxNxK: Array, T: int) -> Array:
+    """The inverse of `_by_group`, [B, T, H, K]."""
+    B, G, N, K = x_BxGxNxK.shape
+    x_BxGxRxTxK = x_BxGxNxK.reshape(B, G, N // T, T, K)
+    return x_BxGxRxTxK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * N // T, K)
+
+
+def _wide(x: Array) -> Array:
+    """At least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def nats(logits_MxV: Array, target_M: Array) -> Array:
+    """−log softmax(logits)[target], [M]."""
+    chosen_M = jnp.take_along_axis(logits_MxV, target_M[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits_MxV, axis=-1) - chosen_M
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def chunked_nats(
+    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
+) -> Array:
+    """Σ weight · nats over N chunks of M tokens, of which one has its logits in memory at a time.
+    `unembed(x_MxD, *head)` are logits over the vocabulary V, in float32.
+
+    The gradient is worked out where the logits are: with y the one-hot targets,
+
+        dlogits = weight (softmax(logits) − y);  dx, dhead by the chain rule of `unembed`
+
+    of each chunk as soon as it is there, times the gradient of the sum, which is one number. So
+    nothing as large as the logits is kept for the way back, and no product is computed twice, as it
+    is with jax.checkpoint: that took 1.2 to 1.9 times as long.
+    """
+    return _chunked_nats_forward(unembed, x_NxMxD, target_NxM, weight_NxM, *head)[0]
+
+
+def _chunked_nats_forward(
+    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
+) -> tuple[Array, tuple]:
+    def add(sums: tuple, chunk: tuple) -> tuple[tuple, Array]:
+        x_MxD, target_M, weight_M = chunk
+
+        def weighted(x_MxD: Array, *head: Array) -> Array:
+            return (weight_M * nats(unembed(x_MxD, *head), target_M)).sum()
+
+        total, back = jax.vjp(weighted, x_MxD, *head)
+        dx_MxD, *dhead = back(jnp.float32(1))
+        return jax.tree.map(jnp.add, sums, (total, dhead)), dx_MxD
+
+    zero = jnp.float32(0), [jnp.zeros_like(w) for w in head]
+    (total, dhead), dx_NxMxD = jax.lax.scan(add, zero, (x_NxMxD, target_NxM, weight_NxM))
+    return total, (dx_NxMxD, dhead)
+
+
+def _chunked_nats_backward(unembed: Callable, kept: tuple, d: Array) -> tuple:
+    del unembed
+    dx_NxMxD, dhead = kept
+    return (d * dx_NxMxD).astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
+
+
+chunked_nats.defvjp(_chunked_nats_forward, _chunked_nats_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def recurrence(x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int = 1) -> Array:
+    """The states h_1 … h_T of a gated recurrent unit, [T, B, D] in float32, from h_0 and what its
+    inputs add to the gates r, z, n (E = 3D; see research/models/gru.py for the equations).
+
+    With y = h U and a = y_n + c, going back in time from g = dh_t, what comes from later included:
+
+        dn̂ = g (1 − z) (1 − n²);  dẑ = g (h − n) z (1 − z);  dr̂ = dn̂ a r (1 − r)
+        dx = (dr̂, dẑ, dn̂);  dy = (dr̂, dẑ, dn̂ r);  dh_{t−1} = g z + dy Uᵀ
+
+    dU = Σ_t h_{t−1}ᵀ dy_t and dc = Σ_t dn̂ r are one product and one sum after the last step. jax
+    adds to dU at every step, and where a batch is split, its devices add theirs up as often.
+    """
+    return _recurrence_forward(x_TxBxE, h_BxD, u_DxE, c_D, unroll)[0]
+
+
+def _recurrence_forward(
+    x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int
+) -> tuple[Array, tuple]:
+    def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, tuple]:
+        # The state stays float32: what is rounded off it at every step would add up.
+        h_BxD, x_BxE = activation_sharding.rows(h_BxD), activation_sharding.rows(x_BxE)
+        rx, zx, nx = jnp.split(_wide(x_BxE), 3, axis=-1)
+        rh, zh, nh = jnp.split(_wide(h_BxD.astype(u_DxE.dtype) @ u_DxE), 3, axis=-1)
+        r_BxD, z_BxD = jax.nn.sigmoid(rx + rh), jax.nn.sigmoid(zx + zh)
+        a_BxD = nh + c_D[None]
+        n_BxD = jnp.tanh(nx + r_BxD * a_BxD)
+        after_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
+        after_BxD = activation_sharding.rows(after_BxD)
+        kept = (x.astype(u_DxE.dtype) for x in (h_BxD, r_BxD, z_BxD, n_BxD, a_BxD))
+        return after_BxD, (after_BxD, *kept)
+
+    _, (h_TxBxD, *kept) = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=min(unroll, len(x_TxBxE)))
+    return h_TxBxD, (kept, u_DxE, c_D, jnp.zeros((), x_TxBxE.dtype))
+
+
+def _recurrence_backward(unroll: int, kept: tuple, g_TxBxD: Array) -> tuple[Array, ...]:
+    steps, u_DxE, c_D, like_x = kept
+    u_ExD = _written(u_DxE.T)
+
+    def step(later_BxD: Array, at: tuple) -> tuple[Array, tuple]:
+        g_BxD, *gates = at
+        h_BxD, r_BxD, z_BxD, n_BxD, a_BxD = (_wide(x) for x in gates)
+        g_BxD = activation_sharding.rows(g_BxD + later_BxD)
+        dn_BxD = g_BxD * (1 - z_BxD) * (1 - n_BxD * n_BxD)
+        dz_BxD = g_BxD * (h_BxD - n_BxD) * z_BxD * (1 - z_BxD)
+        dr_BxD = dn_BxD * a_BxD * r_BxD * (1 - r_BxD)
+        dy_BxE = jnp.concatenate([dr_BxD, dz_BxD, dn_BxD * r_BxD], axis=-1).astype(u_DxE.dtype)
+        return g_BxD * z_BxD + _wide(dy_BxE @ u_ExD), (dy_BxE, dn_BxD.astype(like_x.dtype))
+
+    zeros_BxD = jnp.zeros_like(g_TxBxD[0])
+    unroll = min(unroll, len(g_TxBxD))
+    dh_BxD, (dy_TxBxE, dn_TxBxD) = jax.lax.scan(
+        step, zeros_BxD, (g_TxBxD, *steps), reverse=True, unroll=unroll
+    )
+    D = c_D.shape[0]
+    # As in _weight_gradient, with two axes apart: flat, the rows of a mesh, which lie between the
+    # steps, would all have to come to every device.
+    h_DxTxB = _written(jnp.moveaxis(steps[0], -1, 0))
+    du_DxE = jnp.einsum("dtb,tbe->de", h_DxTxB, dy_TxBxE)
+    dc_D = _wide(dy_TxBxE[..., 2 * D :]).sum((0, 1)).astype(c_D.dtype)
+    dx_TxBxE = jnp.concatenate([dy_TxBxE[..., : 2 * D].astype(like_x.dtype), dn_TxBxD], axis=-1)
+    return dx_TxBxE, dh_BxD, du_DxE, dc_D
+
+
+recurrence.defvjp(_recurrence_forward, _recurrence_backward)

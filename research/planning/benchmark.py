@@ -1,0 +1,290 @@
+"""How fast a run trains here: its training loop as a user runs it, data included, without files.
+
+What `measure` returns, times being host wall clock:
+
+compile_seconds        until the first step is done, from the moment the run is known, without the
+                       step itself: tracing, and compiling or fetching from the cache, the programs
+                       that initialise and train
+seconds_to_first_step  from the start of the process until the first step's metrics are on the host
+ms_per_step            median over blocks of some dispatches each; ms_quartiles their spread
+tokens_per_second      (examples_per_second where there are no tokens)
+flops_per_second       `flops_exact_full` of a step (see accounting) over ms_per_step
+peak_flops_per_second  of all devices of the run: on accelerators what the data sheet says of the
+                       dtype, elsewhere measured, the best of square matrix products, one on every
+                       device at the same time; peak_share is what a step reaches of it (on
+                       accelerators that is MFU)
+peak_bytes             on one device: on accelerators what the allocator saw at most, elsewhere what
+                       the compiled training program reserves (arguments, outputs and temporary
+                       memory, aliases once)
+device_ms_per_step     what one more step adds to a dispatch whose batches lie on the devices
+                       (the time of one of steps_per_dispatch steps less that of one step)
+host_ms_per_step       ms_per_step − device_ms_per_step: what the loop takes beyond it for a step,
+                       with everything that the host did not hide behind the devices: batches,
+                       dispatch, metrics, and page faults of memory given back between dispatches.
+                       host_share is its part of ms_per_step. Noise may make it negative.
+"""
+
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from research.errors import BadInput
+from research.io import host as environment
+from research.models import accounting
+from research.parallel import sharding
+from research.planning import hardware
+from research.training import trainer as train
+from research.training.recorder import Late
+from research.training.run import Run
+
+SIDES = (512, 1024, 2048)  # of the matrices whose product is timed on CPU
+
+
+class Loop:
+    """A run's training loop on a mesh, to be timed: no files, no held-out set but a few examples,
+    and from a new state, whatever the run would start from.
+
+    The first block chooses how many steps go into a dispatch, as the run itself would; the others
+    keep to that.
+    """
+
+    def __init__(self, run: Run, mesh: Mesh, heldout: int = 1):
+        every = run.every._replace(eval=0, save=0)
+        heldout = min(run.eval_examples, heldout)
+        self.run = dataclasses.replace(run, every=every, eval_examples=heldout, start=None)
+        self.trainer = train.Trainer(self.run, mesh)
+        self.room, self.dispatch, self._seen = every.dispatch, 0, 0
+        self.step, self.state = 0, self.trainer.init()
+
+    def settle(self) -> None:
+        """Take steps until their number in a dispatch is chosen."""
+        self.block(4 * train.FEW)
+        self.dispatch = self._seen
+        fixed = self.run.every._replace(dispatch=self.dispatch, paced=False)
+        self.run = dataclasses.replace(self.run, every=fixed)
+
+    def block(self, steps: int) -> float:
+        """Seconds of the next `steps` steps, until their metrics are on the host."""
+        run, clock = dataclasses.replace(self.run, steps=self.step + steps), _Clock()
+        keeper = _Keeper(self.step, self.state)
+        begun = time.perf_counter()
+        _, self.state = train.loop(run, _Roomy(self), clock, keeper, lambda: False)
+        self.step, self._seen = self.step + steps, clock.dispatch
+        return clock.read - begun
+
+    def device_step(self, repeats: int = 9) -> float:
+        """Seconds that one more step adds to a dispatch whose batches lie on the devices."""
+        many, room = max(2, self.dispatch), max(2, self.room)
+        batches = self.trainer.batches(self.step, many, room)
+
+        def dispatch(n: int) -> float:
+            begun = time.perf_counter()
+            self.state, metrics = self.trainer.steps(self.state, batches, n)
+            jax.block_until_ready(metrics)
+            return time.perf_counter() - begun
+
+        dispatch(many)
+        pairs = [(dispatch(1), dispatch(many)) for _ in range(repeats)]
+        one, full = (statistics.median(times) for times in zip(*pairs, strict=True))
+        return (full - one) / (many - 1)
+
+    def bytes(self) -> float:
+        """Bytes on one device, see `peak_bytes` above."""
+        devices = self.trainer.mesh.devices.flat
+        stats = [device.memory_stats() or {} for device in devices if device.platform != "cpu"]
+        if seen := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
+            return float(max(seen))
+        batches = self.trainer.batches(self.step, 1, self.room)
+        found: Any = self.trainer.lower(batches).compile().memory_analysis()
+        held = found.argument_size_in_bytes + found.output_size_in_bytes
+        return float(held + found.temp_size_in_bytes - found.alias_size_in_bytes)
+
+
+class _Roomy:
+    """A trainer whose batches have room for the most steps of a dispatch, however few there are in
+    one: the program that the run would compile."""
+
+    def __init__(self, loop: Loop):
+        self.room, self.trainer = loop.room, loop.trainer
+        self.steps, self.evaluate = loop.trainer.steps, loop.trainer.evaluate
+
+    def batches(self, step: int, n: int, room: int) -> dict[str, jax.Array]:
+        return self.trainer.batches(step, n, self.room)
+
+
+class _Clock(Late):
+    """Takes the place of a recorder, and notes when the last metrics were on the host."""
+
+    read = math.nan
+
+    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+        self.read = time.perf_counter()
+
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        pass
+
+
+class _Keeper:
+    """Takes the place of a keeper of checkpoints: the loop goes on from `state`."""
+
+    branches = ()
+
+    def __init__(self, step: int, state: Any):
+        self.found = step, state
+
+    def restore(self) -> tuple[int, Any]:
+        return self.found
+
+    def save(self, step: int, state: Any, must: bool) -> None:
+        pass
+
+
+def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
+    """Time `run` on the devices that there are: `blocks` blocks of about `seconds` each.
+
+    Raises BadInput for numbers that measure nothing, and where the devices cannot take the run.
+    """
+    if blocks < 2:
+        raise BadInput(f"--blocks: {blocks}; expected at least 2, there is no spread of fewer")
+    if not 0 < seconds < math.inf:
+        raise BadInput(f"--seconds: {seconds}; expected a number above 0")
+    mesh = sharding.make_mesh(run.mesh, run.batch)
+    begun = time.perf_counter()
+    loop = Loop(run, mesh)
+    built = time.perf_counter() - begun + loop.block(1)
+    first, warm = environment.age(), loop.block(1)
+    loop.settle()
+    once = loop.block(loop.dispatch) / loop.dispatch
+    steps = loop.dispatch * max(1, round(seconds / (once * loop.dispatch)))
+    times = [loop.block(steps) / steps for _ in range(blocks)]
+    step, device = statistics.median(times), loop.device_step()
+    flops = accounting.step_flops(run.model, run.batch)
+    peak, how = peak_flops(mesh, getattr(run.model.spec, "dtype", "float32"))
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    unit = "examples" if run.data.tokens_per_example == 1 else "tokens"
+    return {
+        "name": run.facts["name"],
+        "family": run.facts["family"],
+        "params": run.facts["params"],
+        "batch": run.batch,
+        "unit": unit,
+        f"{unit}_per_step": run.tokens_per_step,
+        "steps_per_dispatch": loop.dispatch,
+        "steps_timed": steps * blocks,
+        "blocks": blocks,
+        "mesh": dict(mesh.shape),
+        "device_kind": mesh.devices.flat[0].device_kind,
+        "compile_seconds": max(0.0, built - warm),
+        "seconds_to_first_step": first,
+        "ms_per_step": 1e3 * step,
+        "ms_quartiles": [1e3 * low, 1e3 * high],
+        f"{unit}_per_second": run.tokens_per_step / step,
+        "flops_per_step": flops,
+        "flops_per_second": flops / step,
+        "peak_flops_per_second": peak,
+        "peak": how,
+        "peak_share": flops / step / peak,
+        "peak_bytes": loop.bytes(),
+        "device_ms_per_step": 1e3 * device,
+        "host_ms_per_step": 1e3 * (step - device),
+        "host_share": 1 - device / step,
+        **environment.describe(),
+    }
+
+
+def peak_flops(mesh: Mesh, dtype: str) -> tuple[float, str]:
+    """FLOP/s that the devices of `mesh` could reach together, and whether that is "data sheet" or
+    "measured"."""
+    device = mesh.devices.flat[0]
+    for name, machine in hardware.MACHINES.items():
+        if device.platform != "cpu" and name in device.device_kind.lower():
+            return machine.rate(dtype) * mesh.size, "data sheet"
+    return matrix_peak(tuple(mesh.devices.flat), dtype), "measured"
+
+
+@functools.cache
+def matrix_peak(devices: Sequence[Any], dtype: str) -> float:
+    """The best FLOP/s of products of two square matrices, one on every device at the same time."""
+    mesh = Mesh(np.array(devices), ("all",), axis_types=(AxisType.Auto,))
+    split = PartitionSpec("all")
+
+    @jax.jit
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=split, out_specs=split)
+    def squared(x_1xNxN: jax.Array) -> jax.Array:
+        return (x_1xNxN[0] @ x_1xNxN[0])[None]
+
+    best = 0.0
+    for side in SIDES:
+        shape = len(devices), side, side
+        x_KxNxN = jax.jit(
+            lambda shape=shape: jnp.full(shape, 0.5, dtype),
+            out_shardings=jax.sharding.NamedSharding(mesh, split),
+        )()
+        jax.block_until_ready(squared(x_KxNxN))
+        for _ in range(5):
+            begun = time.perf_counter()
+            jax.block_until_ready(squared(x_KxNxN))
+            seconds = time.perf_counter() - begun
+            best = max(best, 2.0 * len(devices) * side**3 / seconds)
+    return best
+
+
+# As text.
+
+
+def text(found: Mapping[str, Any]) -> str:
+    """A measurement, a line for each thing that was measured."""
+    unit, (low, high) = found["unit"], found["ms_quartiles"]
+    rate, step = found[f"{unit}_per_second"], found[f"{unit}_per_step"]
+    cores = f", {found['cores']} cores" if found["device_kind"] == "cpu" else ""
+    mfu = "MFU" if found["peak"] == "data sheet" else "of the products of matrices measured here"
+    compiling, first = found["compile_seconds"], found["seconds_to_first_step"]
+    host, share = found["host_ms_per_step"], found["host_share"]
+    lines = {
+        "run": f"{found['name']}, {found['params']:,} parameters, {step:,} {unit} a step",
+        "devices": f"{_mesh(found['mesh'])} of {found['device_kind']}{cores}",
+        "compile": f"{compiling:.2f} s; first step {first:.2f} s after the start of the process",
+        "step": f"{found['ms_per_step']:.3g} ms (quartiles {low:.3g} to {high:.3g})",
+        "speed": f"{rate:,.0f} {unit}/s",
+        "FLOP/s": f"{found['flops_per_second']:.3g}, {found['peak_share']:.1%} {mfu} "
+        f"({found['peak_flops_per_second']:.3g})",
+        "memory": f"{found['peak_bytes'] / 2**20:,.1f} MiB at most on a device",
+        "host": f"{host:.3g} ms of a step ({share:.1%}) are not the devices'",
+    }
+    return "\n".join(f"{name:>8}  {line}" for name, line in lines.items())
+
+
+def _mesh(shape: Mapping[str, int]) -> str:
+    return " x ".join(f"{axis} {n}" for axis, n in shape.items())
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Mapping], str]]] = {
+    "parameters": ("params", lambda r: f"{r['params']:,}"),
+    "compile s": ("compile_seconds", lambda r: f"{r['compile_seconds']:.2f}"),
+    "first step s": ("seconds_to_first_step", lambda r: f"{r['seconds_to_first_step']:.2f}"),
+    "ms/step": ("ms_per_step", lambda r: f"{r['ms_per_step']:.2f}"),
+    "quartiles": ("ms_quartiles", lambda r: "–".join(f"{q:.2f}" for q in r["ms_quartiles"])),
+    "per second": ("unit", lambda r: f"{r[r['unit'] + '_per_second']:,.0f} {r['unit']}"),
+    "GFLOP/s": ("flops_per_second", lambda r: f"{r['flops_per_second'] / 1e9:,.0f}"),
+    "of peak": ("peak_share", lambda r: f"{r['peak_share']:.0%}"),
+    "MiB": ("peak_bytes", lambda r: f"{r['peak_bytes'] / 2**20:,.0f}"),
+    "host": ("host_share", lambda r: f"{r['host_share']:.1%}"),
+}
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Measurements by case, as a table in Markdown."""
+    rows = [["case", *COLUMNS]]
+    rows += [[name, *(cell(r) for _, cell in COLUMNS.values())] for name, r in found.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

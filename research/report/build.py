@@ -1,0 +1,173 @@
+"""The report of a sweep: one self-contained page, its figures, and the fits.
+
+Reads records only, so any machine can draw it again.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research import scaling
+from research.errors import BadInput
+from research.io import files
+from research.report import decision_figures, fit_figures
+from research.report import html as page
+from research.report import sweep_figures as plots
+from research.report import text as summary
+from research.runs import directory as records
+from research.runs import metrics_log
+from research.scaling.multiverse import multiverse
+
+Row = dict[str, Any]
+
+
+def write(
+    workdir: str | Path, against: str | None = None, every_way: bool = False
+) -> dict[str, Any]:
+    """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/.
+
+    Runs of different groups (families, or starts from another run) have a law each, and a
+    fit-GROUP.json. `against` is by default the first column in which the runs differ. With
+    `every_way`, the law of a single group is fitted again under every convention. Returns
+    {"rows", "against", "fits": {group: {"document" (None if there are too few runs), "why" not}},
+    "cards", "files", "surfaces", "compared"}. Raises BadInput when `workdir` holds no runs.
+    """
+    workdir = Path(workdir)
+    records.check_workdir(workdir)
+    rows = records.table(workdir)
+    if not rows:
+        raise BadInput(f"--runs={workdir}: no runs yet")
+    against = against or summary.varying(rows)
+    groups = summary.groups(rows)
+    surfaces = _surfaces(groups)
+    if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
+        (name,) = groups
+        known = {"found": None, "document": law.document, "why": ""}
+        fits: dict[str, dict[str, Any]] = {name: {"rows": groups[name], **known}}
+    else:
+        fits = {name: _fit(members, against) for name, members in groups.items()}
+    compared = _compared(fits, against)
+    figures = _figures(workdir, rows, fits, against)
+    if compared:
+        figures["compare"] = fit_figures.figures(compared)["compare"]
+    if every_way and len(fits) == 1:
+        figures |= _multiverse(*fits.values())
+    for name, found in surfaces.items():
+        for kind, figure in fit_figures.figures(found).items():
+            if kind not in figures:  # the multiverse is there already
+                figures[f"{name}_{kind}"] = figure
+    written = {"report": workdir / "report.html"}
+    for name, figure in figures.items():
+        written[f"{name}.png"], written[f"{name}.svg"] = plots.save(
+            figure, workdir / "figures" / name
+        )
+    for name, fit in fits.items():
+        if fit["document"]:
+            stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
+            written[stem] = workdir / f"{stem}.json"
+            files.write_json(written[stem], fit["document"])
+    for name, found in [*surfaces.items(), *([("compare", compared)] if compared else [])]:
+        written[f"fit-{name}"] = workdir / f"fit-{name}.json"
+        files.write_json(written[f"fit-{name}"], found.document)
+    places = sorted((workdir / "data").glob("*.json"))
+    cards = [files.read_json(place, follow=False) for place in places]
+    result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
+    result |= {"surfaces": surfaces, "compared": compared}
+    if (workdir / "verify" / "verify.json").exists():
+        result["verified"] = _verified(workdir / "verify" / "verify.json")
+        written["verify.svg"] = workdir / "figures" / "verify.svg"
+    named = [name.removesuffix(".svg") for name in written if name.endswith(".svg")]
+    drawn = {name: page.embedded(written[f"{name}.svg"]) for name in named}
+    files.write_atomic(written["report"], page.render(result, drawn))
+    return result
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    """What verify.measure wrote. Raises BadInput for anything else."""
+    found = files.read_json(path, follow=False)
+    numbers = [found.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "error")]
+    numbers += found.get("run_interval") or [None]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise BadInput(f"{path}: not what experiments.verify writes; remove it")
+    return found
+
+
+def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
+    try:
+        found = scaling.analyse("power", rows, {"against": against, "holdout": "largest"})
+    except BadInput as error:
+        return {"rows": rows, "found": None, "document": None, "why": str(error)}
+    return {"rows": rows, "found": found, "document": found.document, "why": ""}
+
+
+def _compared(fits: Mapping[str, Mapping], against: str) -> scaling.Analysis | None:
+    """One law for all groups with a multiplier each, where every group has a law of its own."""
+    if len(fits) < 2 or not all(fit["found"] for fit in fits.values()):
+        return None
+    done = [row for fit in fits.values() for row in fit["rows"] if row["status"] == "done"]
+    try:
+        return scaling.analyse("power", done, {"against": against}, compare_by="group")
+    except BadInput:
+        return None  # too few runs for so many parameters
+
+
+def _surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis]:
+    """The law of parameters and tokens, with the largest budget held out, and isoFLOP minima,
+    where one group's runs vary both."""
+    if len(groups) != 1:
+        return {}
+    (rows,) = groups.values()
+    done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
+    done = [row for row in done if row.get("params") and row.get("flops")]
+    if len({row["tokens"] for row in done}) < 3 or len({row["params"] for row in done}) < 3:
+        return {}
+    budgets = np.geomspace(min(r["flops"] for r in done), 30 * max(r["flops"] for r in done), 25)
+    out = {}
+    most = max(row["flops"] for row in done)
+    held_out = {"holdout": f"flops>{0.9 * most!r}"}
+    for law, held in (("chinchilla", held_out), ("isoflop", {}), ("envelope", {})):
+        try:
+            out[law] = scaling.analyse(law, done, {"predict_flops": budgets.tolist(), **held})
+        except BadInput:
+            continue  # the table is not of that kind
+    return out
+
+
+def _multiverse(fit: Mapping[str, Any]) -> dict[str, Any]:
+    """The figure of the multiverse, which the fit's document then holds; {} without a law."""
+    if not (document := fit["document"]):
+        return {}
+    done = [row for row in fit["rows"] if row["status"] == "done"]
+    options = {"holdout": document["options"]["holdout"], "against": document["against"]}
+    try:
+        document["multiverse"] = multiverse(document["law"], done, scaling.Options(**options))
+    except BadInput:
+        return {}
+    return {"multiverse": decision_figures.spread(document["multiverse"])}
+
+
+def _figures(
+    workdir: Path, rows: Sequence[Row], fits: Mapping[str, Mapping], against: str
+) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    done = [row for row in rows if row["status"] == "done"]
+    (first, *others), unit = fits.values(), scaling.unit(rows)
+    if done and others:
+        out["loss"] = plots.groups(fits, against, unit)
+    elif done and (first["found"] or not first["document"]):
+        out["loss"] = fit_figures.curve(done, against, unit, first["found"])
+    if any(row.get("accuracy") is not None for row in done) and len(done) > 1:
+        series = {n: summary.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
+        out["accuracy"] = plots.scores(series, against, "held-out accuracy")
+    if best := page.best_classifier(done):
+        out["confusion"] = plots.confusion(best["confusion"], best["class_names"])
+    curves = [(row, metrics_log.read(workdir / "runs" / row["run"])) for row in rows]
+    curves = [(row, metrics) for row, metrics in curves if metrics]
+    if curves:
+        out["curves"] = plots.learning_curves(curves, unit, against)
+    if first["found"] and not others:
+        out["residuals"] = fit_figures.residuals(first["found"].fit)
+    return out

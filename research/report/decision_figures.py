@@ -1,0 +1,247 @@
+"""Figures of what follows from a fit: optimal sizes, recipes compared, how the answer settled, how
+much it depends on the way of asking, and a prediction that was verified."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import matplotlib.cm
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from research.report import sweep_figures as plots
+from research.report.sweep_figures import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
+from research.scaling import Fit, compute_optimal, isoflop, table
+from research.scaling.envelope import NEEDED
+from research.scaling.laws import GROUP
+
+FEW = 8  # predictions that are drawn one by one; of more, only the band of their intervals
+# N*(C) of others, for a line beside ours: label, coefficient, exponent, and where it is printed.
+PUBLISHED = (
+    ("Kaplan et al. 2020", 1.3e9 / 8.64e19**0.73, 0.73, "figure 14: 1.3e9 (C / PF-day)^0.73"),
+    ("Hoffmann et al. 2022 (20 tokens per parameter)", 1 / math.sqrt(120), 0.5, "table 3"),
+)
+
+
+def of_minima(document: Mapping[str, Any], rows: Sequence[table.Row]) -> dict[str, Figure]:
+    """The figures of optimal sizes without a law of the loss."""
+    out = {}
+    if document["law"] == "isoflop":
+        out["isoflop"] = valleys(document, rows)
+    out["frontier"] = optima(document["minima"], document)
+    if document["law"] == "envelope":
+        out["envelope"] = envelope(document, rows)
+    if "multiverse" in document:
+        out["multiverse"] = spread(document["multiverse"])
+    return out
+
+
+def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> Figure:
+    """N*(C), D*(C) and D*/N*, with the power laws, their bands, and laws printed elsewhere."""
+    law = document["optimal"]
+    budgets = [p["flops"] for p in points] or [1e18, 1e22]
+    c = np.geomspace(min(budgets) / 3, max(budgets) * 3, 50)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+        panels = figure.subplots(1, 3)
+        if law and law["params_exponent"] is not None:
+            n = law["params_coefficient"] * c ** law["params_exponent"]
+            d = law["tokens_coefficient"] * c ** law["tokens_exponent"]
+            for axes, values in zip(panels, (n, d, d / n), strict=True):
+                axes.plot(c, values, color=BLUE, lw=1.8, label="this fit")
+        for (label, k, a, _), colour in zip(PUBLISHED, (GREY, GREEN), strict=True):
+            n = k * c**a
+            for axes, values in zip(panels, (n, c / 6 / n, c / 6 / n / n), strict=True):
+                axes.plot(c, values, color=colour, lw=1.1, ls="--", label=label)
+        for axes, key in zip(panels, ("params", "tokens", "tokens_per_param"), strict=True):
+            spans = [(p["flops"], *span) for p in points if (span := _span(p, key))]
+            if len(points) > FEW and spans:
+                at, low, high = zip(*spans, strict=True)
+                axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0)
+            for p in points if len(points) <= FEW else []:
+                value = p.get(key) or p["tokens"] / p["params"]
+                axes.plot(p["flops"], value, "o", color=ORANGE, ms=5, zorder=3)
+            for at, low, high in spans if len(points) <= FEW else []:
+                axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
+            axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
+            plots.log_ticks(axes.xaxis, steps=(1, 3))
+            plots.log_ticks(axes.yaxis)
+        for axes, label in zip(panels, ("optimal parameters N*", "optimal tokens D*", "D* / N*")):
+            axes.set_ylabel(label)
+        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, ncols=4,
+                      loc="outside upper center")  # fmt: skip
+    return figure
+
+
+def _span(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """The 95 % interval of a prediction, or of a located minimum; None if it is open."""
+    ends = (point.get("intervals") or {}).get(key)
+    if key == "params" and "sizes" in point:
+        ends = point["interval"]
+    return None if not ends or None in ends else (ends[0], ends[1])
+
+
+def valleys(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
+    """Loss against size at every budget, and where the minima were located."""
+    budgets, _ = isoflop.budgets(table.usable(rows, NEEDED)[0])
+    ends = [budget.flops for budget in (budgets[0], budgets[-1])]
+    norm = LogNorm(ends[0], max(ends[1], ends[0] * 1.01))
+    colours = matplotlib.colormaps["viridis"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 4.6))
+        axes = figure.subplots()
+        for budget in budgets:
+            at = np.exp(budget.log_n), np.exp(budget.log_loss)
+            axes.plot(*at, "o-", ms=3, lw=0.9, color=colours(norm(budget.flops)))
+        sides = document["methods"]
+        for (name, side), marker in zip(sides.items(), "*P"):
+            at = [(m["params"], m["loss"]) for m in side["minima"]]
+            colour = ORANGE if name == "akima" else "#CC79A7"
+            axes.plot(*zip(*at, strict=True), marker, ms=9, color=colour, ls="none", zorder=4,
+                      label=f"minima, {name}: N* ~ C^{side['params_exponent']:.3f}")  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel=LABELS["params"])
+        axes.set_ylabel(f"loss ({document['unit']})")
+        plots.log_ticks(axes.xaxis)
+        plots.plain_ticks(axes.yaxis)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
+        bar.set_label(LABELS["flops"])
+        plots.log_ticks(bar.ax.yaxis)
+    return figure
+
+
+def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
+    """Loss against FLOPs of every run, and the lower convex hull."""
+    kept, _ = table.usable(rows, NEEDED)
+    c, y, n = (np.array([row[k] for row in kept]) for k in ("flops", "loss", "params"))
+    on = sorted((m["flops"], m["loss"]) for m in document["minima"])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 4.4))
+        axes = figure.subplots()
+        made = axes.scatter(c, y, c=n, s=16, cmap="viridis", norm=LogNorm(), label="runs")
+        axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4, label="convex hull")
+        axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
+        axes.set_ylabel(f"loss ({document['unit']})")
+        plots.log_ticks(axes.xaxis)
+        plots.plain_ticks(axes.yaxis)
+        axes.legend()
+        bar = figure.colorbar(made, ax=axes, label=LABELS["params"])
+        plots.log_ticks(bar.ax.yaxis)
+    return figure
+
+
+def settled(section: Mapping[str, Any], unit: str) -> Figure:
+    """The prediction at the target and its interval, as FLOPs were spent on the runs."""
+    stages = section["stages"]
+    spent = [stage["flops_spent"] for stage in stages]
+    closed = [(s["flops_spent"], *s["interval"]) for s in stages if None not in s["interval"]]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8))
+        axes = figure.subplots()
+        if closed:
+            at, low, high = zip(*closed, strict=True)
+            axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0,
+                              label="95 % interval of the law")  # fmt: skip
+        losses = [stage["loss"] for stage in stages]
+        axes.plot(spent, losses, "o-", color=BLUE, lw=1.6, ms=5, label="prediction at the target")
+        axes.set(xscale="log", xlabel="FLOPs spent, cheapest runs first")
+        axes.set_ylabel(f"predicted loss ({unit})")
+        shown = [*losses, *(y for _, *span in closed[-3:] for y in span)]
+        room = 0.1 * (max(shown) - min(shown)) + 1e-3 * min(losses)
+        axes.set_ylim(min(shown) - room, max(shown) + room)
+        axes.set_title(textwrap.fill(section["suggestion"], 80), fontsize=9, loc="left")
+        plots.log_ticks(axes.xaxis)
+        axes.legend()
+    return figure
+
+
+def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
+    """Every group's losses against compute times its multiplier: on one line if that is right."""
+    columns = [c for c in fit.law.columns if c in ("params", "tokens", "flops")]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+        raw, scaled = figure.subplots(1, 2, sharey=True)
+        for (name, entry), colour in zip(section["groups"].items(), SERIES * 9):
+            rows = [r for r in fit.parts.kept if str(r[section["column"]]) == name]
+            x = np.array([_amount(row, columns) for row in rows])
+            y = [row["loss"] for row in rows]
+            m = entry.get("compute_multiplier", {"value": 1.0})["value"]
+            told = plots.plain(name)
+            raw.plot(x, y, "o", ms=5, color=colour, label=told)
+            scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{told}: x {m:.3g}")
+        if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
+            lines = scaled.get_lines()
+            reach = np.concatenate([np.asarray(line.get_xdata(), float) for line in lines])
+            grid = np.geomspace(reach.min(), reach.max(), 48)
+            law = fit.predict({columns[0]: grid, GROUP: np.ones(48)})[0]
+            scaled.plot(grid, law, color=GREY, lw=1.2, zorder=1, label="the shared law")
+        words = LABELS.get(columns[0], columns[0]) if len(columns) == 1 else "6 N D"
+        for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):
+            axes.set(xscale="log", xlabel=text)
+            plots.log_ticks(axes.xaxis)
+            axes.legend(fontsize=8)
+        raw.set_ylabel(f"held-out loss ({unit})")
+    return figure
+
+
+def _amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
+    return row[columns[0]] if len(columns) == 1 else 6 * row["params"] * row["tokens"]
+
+
+def spread(section: Mapping[str, Any]) -> Figure:
+    """The multiverse: every exponent and prediction, sorted; and their medians by each choice."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
+        values = sorted(u["exponent"] for u in section["universes"])
+        left.plot(values, np.arange(1, len(values) + 1), ".", color=BLUE)
+        left.set_xlabel("exponent")
+        left.xaxis.set_major_locator(MaxNLocator(5))
+        right.xaxis.set_major_locator(MaxNLocator(5))
+        left.set_ylabel("refits, sorted")
+        labels, dots = [], []
+        for axis, choices in section["by_choice"].items():
+            for value, medians in choices.items():
+                labels.append(f"{axis}: {value}")
+                dots.append(medians["exponent"])
+        right.plot(dots, np.arange(len(dots)), "o", color=ORANGE)
+        right.set_yticks(np.arange(len(labels)), labels, fontsize=7)
+        right.invert_yaxis()
+        right.set_xlabel("median exponent with this choice")
+    return figure
+
+
+def verified(fit: Fit, found: Mapping[str, Any]) -> Figure:
+    """Loss against FLOPs 6 N D: the sweep's runs, the least loss that the law allows with its 95 %
+    band, and the larger run as it was predicted and as it was measured."""
+    rows = fit.parts.fitted
+    x = np.array([compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows])
+    at = compute_optimal.PER_TOKEN * found["params"] * found["tokens"]
+    grid = np.geomspace(x.min(), at * 1.5, 24)
+    n = compute_optimal.best_params(fit.law, fit.best[None], grid)[0]
+    least, band, _ = fit.predict({"params": n, "tokens": grid / compute_optimal.PER_TOKEN / n})
+    band = np.clip(band, 0.5 * least.min(), 2 * least.max())
+    low, high = found["run_interval"]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.8, 4.4))
+        axes = figure.subplots()
+        axes.scatter(x, [row["loss"] for row in rows], s=26, color=BLUE, label="runs, fitted")
+        axes.plot(grid, least, color=GREEN, lw=1.8, label="least loss of a budget, by the law")
+        axes.fill_between(
+            grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="its 95 % band"
+        )
+        span = np.array([[found["loss"] - low], [high - found["loss"]]])
+        axes.errorbar(at * 1.08, found["loss"], span, fmt="D", ms=5, color=ORANGE, mfc="white",
+                      capsize=4, lw=1.4, label="predicted, 95 % interval of a run")  # fmt: skip
+        axes.scatter(at, found["measured"], s=90, marker="*", color=ORANGE, zorder=5,
+                     label="measured afterwards")  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel=f"{LABELS['flops']} (6 N D)")
+        axes.set_ylabel(f"held-out loss ({found['unit']})")
+        plots.log_ticks(axes.xaxis)
+        plots.plain_ticks(axes.yaxis)
+        axes.legend(fontsize=9)
+    return figure

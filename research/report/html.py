@@ -1,0 +1,321 @@
+"""The report's page: what a sweep showed, as one self-contained HTML file.
+
+All that comes from records is escaped; nothing on the page needs a network, and a reader without
+scripts misses the slider alone.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research import scaling
+from research.report import interactive
+from research.report import text as summary
+from research.report.text import end
+
+Row = dict[str, Any]
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 0 auto;
+       max-width: 66rem; padding: 1.5rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #ddd; }
+.lead { font-size: 1.15rem; }
+.warn { background: #fff4e5; border-left: 4px solid #d55e00; padding: .4rem .8rem;
+        margin: .3rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #eee;
+         white-space: nowrap; }
+th { border-bottom: 2px solid #999; }
+td.text, th.text { text-align: left; }
+svg, img { max-width: 100%; height: auto; }
+.chart form label, .vega-bind { font-size: .95rem; }
+.chart input[type=range] { width: 20rem; vertical-align: middle; }
+.chart input[type=range] ~ * { display: none; }
+code, pre { background: #f5f5f5; font-size: .85rem; }
+pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
+"""
+LARGE = 120_000  # characters of an SVG
+COLOURS = 96
+OBJECTIVES = {
+    "mse_log": "least squares of the log loss",
+    "mse": "least squares of the loss",
+    "huber_log": "Huber's loss of the log loss",
+}
+SURFACES = {
+    "chinchilla": "Loss against parameters and tokens",
+    "isoflop": "Compute-optimal sizes from isoFLOP minima",
+    "envelope": "The envelope of all runs",
+}
+# Columns of the table of runs, where rows have them: heading, format.
+COLUMNS: dict[str, tuple[str, str]] = {
+    "group": ("group", ""),
+    "params": ("parameters", ",d"),
+    "params_non_embedding": ("without embedding, head", ",d"),
+    "train_examples": ("training examples", ",d"),
+    "tokens": ("tokens or examples seen", ",d"),
+    "flops": ("FLOPs", ".3g"),
+    "lr": ("learning rate", ".3g"),
+    "seed": ("seed", "d"),
+    "loss": ("loss", ".4f"),
+    "bits_per_byte": ("bits/byte", ".4f"),
+    "accuracy": ("accuracy", ".4f"),
+    "macro_precision": ("precision", ".4f"),
+    "macro_recall": ("recall", ".4f"),
+    "macro_f1": ("F1", ".4f"),
+    "mse": ("MSE", ".4g"),
+    "mae": ("MAE", ".4g"),
+    "r2": ("R²", ".4f"),
+    "closed_form_loss": ("closed form", ".4f"),
+    "train_loss": ("training loss", ".4f"),
+    "seconds": ("seconds", ".0f"),
+}
+CARD = {
+    "train_tokens": "training tokens, unique",
+    "heldout_tokens": "held-out tokens",
+    "train_examples": "training examples",
+    "heldout_examples": "held-out examples",
+    "digest": "SHA-256",
+}
+
+
+def render(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
+    """The whole page. All that comes from records is escaped."""
+    rows, fits, against = result["rows"], result["fits"], result["against"]
+    name, several = str(rows[0].get("name") or "sweep"), len(fits) > 1
+    parts = [f"<h1>{_e(name)}</h1>"]
+    for group, fit in fits.items():
+        words = f"{group}: " if several else ""
+        parts.append(f'<p class="lead">{_e(words + summary.headline(fit["document"]))}</p>')
+    parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, fits)]
+    if "loss" in svgs:
+        noun = summary.NOUNS.get(against, against)
+        parts += [f"<h2>Loss against {_e(noun)}</h2>", _figure(svgs["loss"])]
+    if found := result.get("verified"):
+        words = f"{summary.prediction(found)} {summary.verified(found)}"
+        parts += ["<h2>A larger run</h2>", f"<p>{_e(words)}</p>", _figure(svgs["verify"])]
+    if explorer := _explorer(result):
+        parts += ["<h2>Ask the law</h2>", explorer]
+    for name, found in result["surfaces"].items():
+        parts.append(f"<h2>{SURFACES[name]}</h2>")
+        parts.append(f"<pre>{_e(summary.fit_summary(found.document, brief=True))}</pre>")
+        parts += [_figure(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
+    if "accuracy" in svgs:
+        parts += ["<h2>Accuracy</h2>", _figure(svgs["accuracy"])]
+    if several and (side := summary.comparison(rows, against)):
+        parts += ["<h2>Groups side by side</h2>", _table(side[0], side[1:])]
+        parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
+    if compared := result["compared"]:
+        words = " ".join(f"{w}." for w in compared.document["compare"]["words"])
+        parts += [
+            "<h2>One law for all groups</h2>",
+            f"<p>{_e(words)}</p>",
+            _figure(svgs["compare"]),
+        ]
+    for group, fit in fits.items():
+        if fit["document"]:
+            parts.append(f"<h2>The law{_e(f' of {group}') if several else ''}</h2>")
+            expected = summary.expectation(result["cards"], fit["document"])
+            parts += [_fit_table(fit["document"]), f"<p>{_e(expected)}</p>" if expected else ""]
+    parts += ["<h2>Runs</h2>", _runs_table(rows, several)]
+    if "confusion" in svgs:
+        best = best_classifier([row for row in rows if row["status"] == "done"])
+        parts += ["<h2>Classes</h2>", _figure(svgs["confusion"]), _classes(best) if best else ""]
+    still = (
+        ("curves", "Learning curves"),
+        ("residuals", "Residuals"),
+        ("multiverse", "Every way of counting and cleaning"),
+    )
+    for figure, heading in still:
+        if figure in svgs:
+            parts += [f"<h2>{heading}</h2>", _figure(svgs[figure])]
+    parts += ["<h2>Data</h2>", *(_card(card) for card in result["cards"])]
+    parts += ["<h2>How it was made</h2>", _made(rows)]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_e(name)}</title><style>{CSS}</style></head><body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+
+
+def _explorer(result: Mapping[str, Any]) -> str:
+    """The chart with a slider, of the first law that there is."""
+    fits, surfaces = result["fits"], result["surfaces"]
+    unit = scaling.unit(result["rows"])
+    done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
+    for found in surfaces.values():
+        return interactive.page_part(
+            interactive.of_budget(done, found.document["predictions"], unit)
+        )
+    first = next(iter(fits.values()))
+    if len(fits) > 1 or not first["found"]:
+        return ""
+    made = interactive.of_column(done, first["found"].fit, result["against"], unit)
+    return interactive.page_part(made) if made else ""
+
+
+def best_classifier(done: Sequence[Row]) -> Row | None:
+    """The run with the highest accuracy, of those that kept their confusion matrix."""
+    return max((r for r in done if r.get("confusion")), key=lambda r: r["accuracy"], default=None)
+
+
+def _warnings(rows: Sequence[Row], fits: Mapping[str, Mapping]) -> list[str]:
+    out = []
+    for name, fit in fits.items():
+        of = f" for {name}" if len(fits) > 1 else ""
+        out += [f"No law was fitted{of}: {fit['why']}"] if fit["why"] else []
+        document = fit["document"]
+        out += [f"{w}{of}" for w in document["warnings"]] if document else []
+    for row in rows:
+        if row["status"] != "done":
+            out.insert(0, f"Run {row['run']} is {row['status']}. {row.get('reason', '')}")
+    repeated = [row for row in rows if row.get("epochs", 0) > 1 and row.get("context", 0) > 1]
+    if repeated:
+        out.append(f"{len(repeated)} runs saw more tokens than the corpus has: data were repeated")
+    return out
+
+
+def _fit_table(document: Mapping[str, Any]) -> str:
+    head = ["", "value", "95 % interval", "standard error", "identified?"]
+    body = []
+    for name, value in document["params"].items():
+        low, high = document["intervals"][name]
+        error = document["standard_errors"][name]
+        body.append(
+            [
+                name,
+                f"{value:.4g}",
+                f"{end(low)} to {end(high)}",
+                "open" if error is None else f"{error:.2g}",
+                document["identifiability"][name]["flag"],
+            ]
+        )
+    noise, fall = document["seed_noise"], document["fall"]
+    seeds = ""
+    if noise and fall["in_seed_sd"]:
+        seeds = (
+            f" The seed's standard deviation is {noise['sd']:.3g} ({document['unit']}; "
+            f"{noise['degrees_of_freedom']} degrees of freedom); from the smallest to the largest "
+            f"the loss falls by {fall['nats']:.3g}, {fall['in_seed_sd']:.0f} of it."
+        )
+    agree, certificate = document["starts"], document["certificate"]
+    return (
+        f"<p>{_e(document['formula'])}, fitted to {document['n_points']} runs below the held-out "
+        f"size by {_e(OBJECTIVES[document['options']['objective']])}; intervals by "
+        f"{_e(document['method'])}. "
+        f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient "
+        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + _table(head, body)
+    )
+
+
+def _runs_table(rows: Sequence[Row], several: bool) -> str:
+    shown = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in rows)}
+    for name, keep in (("group", several), ("train_examples", _differ(rows, "train_examples"))):
+        if not keep:
+            shown.pop(name, None)
+    head = ["run", "status", *(heading for heading, _ in shown.values())]
+    body = [
+        [row["run"], row["status"], *(_cell(row.get(k), spec) for k, (_, spec) in shown.items())]
+        for row in rows
+    ]
+    convention = next((row["flops_convention"] for row in rows if "flops_convention" in row), "")
+    words = {
+        "exact_full": "FLOPs count every dot product and convolution, forward and backward, with "
+        "the head and the full attention map."
+    }
+    return _table(head, body, text=2) + f"<p>{_e(words.get(convention, convention))}</p>"
+
+
+def _differ(rows: Sequence[Row], column: str) -> bool:
+    return len({row.get(column) for row in rows}) > 1
+
+
+def _cell(value: Any, spec: str) -> str:
+    if value is None:
+        return "–"
+    try:
+        return format(value, spec)
+    except (TypeError, ValueError):  # a row from elsewhere
+        return str(value)
+
+
+def _classes(row: Row) -> str:
+    """Precision, recall and F1 of each class of one run."""
+    kinds = ("precision", "recall", "f1")
+    body = [
+        [str(name), str(sum(counts)), *(f"{row[f'class_{kind}'][i]:.3f}" for kind in kinds)]
+        for i, (name, counts) in enumerate(zip(row["class_names"], row["confusion"]))
+    ]
+    words = f"Run {row['run']}, the most accurate: accuracy {row['accuracy']:.4f}."
+    return f"<p>{_e(words)}</p>" + _table(["class", "held out", *kinds], body)
+
+
+def _card(card: Mapping[str, Any]) -> str:
+    body = []
+    for key, value in card.items():
+        if key in ("overlap", "overlap_length"):
+            continue
+        shown = f"{value:,}" if isinstance(value, int) else str(value)
+        body.append([CARD.get(key, key.replace("_", " ")), shown])
+    if isinstance(card.get("overlap"), float):
+        label = f"held-out {card.get('overlap_length')}-grams that occur in training"
+        body.append([label, f"{card['overlap']:.1%}"])
+    return _table(["", ""], body, text=2)
+
+
+def _made(rows: Sequence[Row]) -> str:
+    rules = dict.fromkeys(
+        line for row in rows for line in str(row.get("rules", "")).splitlines() if line
+    )
+    first = next((row for row in rows if "versions" in row), {})
+    versions = ", ".join(f"{k} {v}" for k, v in first.get("versions", {}).items())
+    where = f"{first.get('devices', '?')} × {first.get('device_kind', '?')}"
+    return (
+        f"<p>{_e(versions)}; {_e(where)}; commit {_e(first.get('commit') or 'unknown')}. Every run "
+        "repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
+        "<code>python -m experiments.report --runs=DIR</code>.</p>"
+        f"<pre>{_e(chr(10).join(rules))}</pre>"
+    )
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="text"' if i < text else "" for i in range(len(cells))]
+        inner = "".join(f"<{tag}{k}>{_e(c)}</{tag}>" for c, k in zip(cells, kinds, strict=True))
+        return f"<tr>{inner}</tr>"
+
+    heading = f"<thead>{row(head, 'th')}</thead>" if any(head) else ""
+    return (
+        f'<div class="scroll"><table>{heading}<tbody>'
+        + "".join(row(cells, "td") for cells in body)
+        + "</tbody></table></div>"
+    )
+
+
+def embedded(svg: Path) -> str:
+    """A figure for the page: the SVG itself, without the XML prologue that HTML does not take; or,
+    where it has so many marks that it is LARGE, the PNG beside it in COLOURS, which is smaller."""
+    from PIL import Image  # matplotlib's own
+
+    text = svg.read_text()
+    if len(text) <= LARGE:
+        return text[text.index("<svg") :]
+    raw = io.BytesIO()
+    Image.open(svg.with_suffix(".png")).convert("RGB").quantize(COLOURS).save(raw, "png")
+    data = base64.b64encode(raw.getvalue()).decode()
+    return f'<img alt="{_e(svg.stem)}" src="data:image/png;base64,{data}">'
+
+
+def _figure(markup: str) -> str:
+    return f"<figure>{markup}</figure>"
+
+
+def _e(value: object) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,143 @@
+"""Charts that answer to the reader: a slider for the budget, runs that say what they are.
+
+Vega is written into the page, so that it needs no network. Without `altair` (the extra `report`)
+the page has its still figures alone.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.report.sweep_figures import BLUE, GREEN, LABELS, ORANGE, quantity
+from research.scaling import Fit
+
+STEPS = 41  # positions of the slider
+SHOWN = ("run", "group", "params", "tokens", "flops", "loss", "accuracy", "lr", "seed")
+MOST = 2000  # runs in a chart
+
+
+def page_part(charts: Mapping[str, Any]) -> str:
+    """HTML with Vega and every chart, by the id of its element; empty without altair."""
+    try:
+        import vl_convert
+    except ImportError:
+        return ""
+    parts = [f'<div id="{name}" class="chart"></div>' for name in charts]
+    bundle: Any = vl_convert.javascript_bundle  # its stub asks for what it has a default for
+    script = [_safe(bundle())]
+    for name, chart in charts.items():
+        spec = json.dumps(chart.to_dict()).replace("<", "\\u003c")
+        options = '{"renderer": "svg", "actions": false}'
+        script.append(f'vegaEmbed("#{name}", {spec}, {options}).catch(console.error);')
+    scripts = "".join(f"<script>{part}</script>" for part in script)
+    return "\n".join([*parts, scripts])
+
+
+def _safe(script: str) -> str:
+    """A script that cannot end its own element."""
+    return script.replace("</script", "<\\/script")
+
+
+def of_column(
+    rows: Sequence[Mapping[str, Any]], fit: Fit, column: str, unit: str
+) -> dict[str, Any]:
+    """Runs and the law of one column, and a slider along it; {} without altair."""
+    x = [float(row[column]) for row in rows]
+    grid = np.geomspace(min(x), 30 * max(x), STEPS)
+    loss, band, run = fit.at(column, grid.tolist())
+    noun = LABELS.get(column, column)
+    points = []
+    for i, value in enumerate(grid):
+        words = (
+            f"{noun}: {quantity(value)}\nloss {loss[i]:.4g}\n"
+            f"95 % interval of the law {_ends(band[i])}\n95 % interval of a run {_ends(run[i])}"
+        )
+        low, high = np.clip(band[i], 0.5 * loss.min(), 2 * loss.max())
+        points.append({"step": i, "x": value, "loss": loss[i], "low": low, "high": high,
+                       "words": words})  # fmt: skip
+    return _with_slider(rows, points, column, noun, unit)
+
+
+def of_budget(
+    rows: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]], unit: str
+) -> dict[str, Any]:
+    """Runs and the compute-optimal loss by budget, and a slider for the budget: N*, D*, loss."""
+    points = []
+    for i, p in enumerate(p for p in predictions if p.get("params")):
+        words = f"budget C: {p['flops']:.3g} FLOPs"
+        for name, key in (("N*", "params"), ("D*", "tokens"), ("D*/N*", "tokens_per_param")):
+            words += f"\n{name} {quantity(p[key])} ({_amounts(p['intervals'][key])})"
+        point = {"step": i, "x": p["flops"]}
+        if p["loss"] is not None:
+            low, high = p["intervals"]["loss"]
+            words += f"\nloss {p['loss']:.4g} ({_ends((low, high))})"
+            point |= {"loss": p["loss"], "low": low, "high": high}
+        points.append({**point, "words": words})
+    return _with_slider(rows, points, "flops", LABELS["flops"], unit) if points else {}
+
+
+def _with_slider(
+    rows: Sequence[Mapping[str, Any]],
+    points: Sequence[Mapping[str, Any]],
+    column: str,
+    noun: str,
+    unit: str,
+) -> dict[str, Any]:
+    try:
+        import altair as alt
+    except ImportError:
+        return {}
+    slider = alt.param(
+        name="position",
+        value=len(points) // 2,
+        bind=alt.binding_range(min=0, max=len(points) - 1, step=1, name=f"{noun}: "),
+    )
+    shown = [k for k in SHOWN if any(row.get(k) is not None for row in rows)]
+    values = [{k: row.get(k) for k in {*shown, column}} for row in rows[:MOST]]
+    along = alt.Scale(type="log", nice=False, padding=8)
+    words = "replace(format(datum.value, '~s'), 'G', 'B')"  # billions, as people say
+    ticks = alt.Axis(labelExpr=words, tickCount=7, labelOverlap=True)
+    x = alt.X("x:Q", scale=along, axis=ticks, title=noun)
+    y = alt.Y(
+        "loss:Q",
+        scale=alt.Scale(type="log", nice=False, padding=8),
+        axis=alt.Axis(format="~g", tickCount=8),
+        title=f"held-out loss ({unit})",
+    )
+    law = alt.Chart(alt.Data(values=list(points)))
+    here = law.transform_filter("datum.step == position")
+    runs = (
+        alt.Chart(alt.Data(values=values))
+        .mark_circle(size=60, color=BLUE, opacity=0.9)
+        .encode(
+            x=alt.X(f"{column}:Q", scale=along, axis=ticks, title=noun),
+            y=y,
+            tooltip=[alt.Tooltip(f"{k}:{'N' if k in ('run', 'group') else 'Q'}") for k in shown],
+        )
+    )
+    layers = [
+        law.mark_area(color=GREEN, opacity=0.15).encode(
+            x=x, y=alt.Y("low:Q", title=""), y2="high:Q"
+        ),
+        law.mark_line(color=GREEN).encode(x=x, y=y),
+        runs,
+        here.mark_rule(color=ORANGE).encode(x=x),
+        here.mark_point(color=ORANGE, filled=True, size=90).encode(x=x, y=y),
+    ]
+    told = here.mark_text(align="left", baseline="top", fontSize=14, lineBreak="\n").encode(
+        x=alt.value(0), y=alt.value(4), text="words:N"
+    )
+    drawn = alt.layer(*layers).properties(width=620, height=330)
+    told = alt.layer(told).properties(width=620, height=96)
+    chart = alt.vconcat(told, drawn).add_params(slider).configure_view(stroke=None)
+    return {"explore": chart}
+
+
+def _ends(pair: Sequence[float | None] | np.ndarray) -> str:
+    return " to ".join("open" if x is None or not np.isfinite(x) else f"{x:.4g}" for x in pair)
+
+
+def _amounts(pair: Sequence[float | None]) -> str:
+    return " to ".join("open" if x is None else quantity(x) for x in pair)

@@ -1,0 +1,238 @@
+"""Figures of a sweep and its fit, each as PNG and SVG. Draws rows and documents, knows no model.
+
+Colours are those of Okabe and Ito, which the colour-blind can tell apart; sizes use viridis.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.cm
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from research.errors import printable
+from research.io import files
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
+LABELS = {
+    "params": "parameters N",
+    "params_non_embedding": "parameters N, without embedding and head",
+    "params_matmul": "parameters N in dot products",
+    "tokens": "training tokens D",
+    "unique_tokens": "unique training tokens D",
+    "train_examples": "training examples D",
+    "flops": "training FLOPs C",
+    "loss": "held-out loss",
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "isoflop",  # the same figure is the same file
+    "svg.fonttype": "path",
+}
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png and `stem`.svg; the same figure gives the same bytes."""
+    files.make_directory(stem.parent)
+    out = []
+    formats: dict[str, dict[str, Any]] = {
+        ".png": {"dpi": 160},
+        ".svg": {"metadata": {"Date": None}},
+    }
+    for suffix, options in formats.items():
+        raw = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(raw, format=suffix[1:], bbox_inches="tight", **options)
+        files.write_atomic(stem.with_suffix(suffix), raw.getvalue())
+        out.append(stem.with_suffix(suffix))
+    return out[0], out[1]
+
+
+def plain(words: object, most: int = 40) -> str:
+    """Words from elsewhere as a label: no mathematics, no control characters, and not long."""
+    told = printable(words)
+    return (told if len(told) <= most else f"{told[: most - 1]}…").replace("$", r"\$")
+
+
+def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
+    """Groups of runs on one plot, each with its law and the law's 95 % band. `fits` maps names to
+    {"rows", "found"}, an Analysis or None; the largest runs, which no law has seen, are stars."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.6))
+        axes = figure.subplots()
+        every = []
+        for i, (name, fit) in enumerate(fits.items()):
+            colour, found = SERIES[i % len(SERIES)], fit["found"]
+            done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
+            x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
+            every.append(y)
+            out = np.array([r["run"] in held_out(found and found.document) for r in done], bool)
+            label = plain(name)
+            if found:
+                params = found.fit.params
+                label += f": $\\alpha$ = {params['alpha']:.3f}, $E$ = {params['E']:.3f}"
+                grid = np.geomspace(x.min() / 1.2, x.max() * 1.3, 32)
+                loss, band, _ = found.fit.at(column, grid)
+                band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())
+                axes.plot(grid, loss, color=colour, lw=1.6)
+                axes.fill_between(grid, band[:, 0], band[:, 1], color=colour, alpha=0.12, lw=0)
+            marker = MARKERS[i % len(MARKERS)]
+            axes.plot(x[~out], y[~out], marker, color=colour, ms=6, ls="none", label=label)
+            axes.plot(x[out], y[out], "*", color=colour, ms=11, ls="none")
+        axes.plot([], [], "*", color=GREY, ms=10, ls="none", label="held out of the fit")
+        axes.set_xscale("log")
+        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_ylabel(f"held-out loss ({unit})")
+        log_loss(axes, np.concatenate(every))
+        log_ticks(axes.xaxis)
+        axes.legend(loc="upper right", fontsize=9)
+    return figure
+
+
+def scores(
+    series: Mapping[str, Sequence[tuple[float, float, float, int]]], column: str, label: str
+) -> Figure:
+    """A score of each group against a column: (x, mean, standard deviation, runs)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8))
+        axes = figure.subplots()
+        for i, (name, points) in enumerate(series.items()):
+            if points:
+                (x, mean, sd, _), told = np.array(points).T, plain(name)
+                axes.errorbar(x, mean, np.nan_to_num(sd), fmt=f"{MARKERS[i % 7]}-", capsize=3,
+                              color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=told)  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_ylabel(f"{label}\nbars: standard deviation over seeds")
+        log_ticks(axes.xaxis)
+        if len(series) > 1:
+            axes.legend(loc="lower right")
+    return figure
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """Counts of true classes (rows) against predicted ones; the shade is the share of the row."""
+    counts, names = np.array(matrix), [plain(name) for name in names]
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = max(3.6, min(9.0, 0.42 * len(counts) + 1.4))
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(size + 0.8, size))
+        axes = figure.subplots()
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        if len(counts) <= 20:
+            for (i, j), n in np.ndenumerate(counts):
+                colour = "white" if share[i, j] > 0.6 else "black"
+                if n:
+                    axes.text(j, i, str(n), ha="center", va="center", fontsize=8, color=colour)
+            axes.set_xticks(range(len(names)), names, rotation=90 if _long(names) else 0)
+            axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    return figure
+
+
+def _long(names: Sequence[str]) -> bool:
+    return max(map(len, map(str, names))) > 3
+
+
+def log_loss(axes: Any, losses: np.ndarray) -> None:
+    """A logarithmic axis where the loss spans more than a factor of four."""
+    if len(losses) and losses.min() > 0 and losses.max() > 4 * losses.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def held_out(document: Mapping[str, Any] | None) -> set[str]:
+    """The runs that the fit predicted and did not see."""
+    found = document["holdout"] if document else None
+    return {row["run"] for row in found["rows"]} if found else set()
+
+
+def learning_curves(
+    curves: Sequence[tuple[Mapping[str, Any], Sequence[Mapping]]],
+    unit: str = "nats per token",
+    column: str = "params",
+) -> Figure:
+    """Training loss (smoothed) and held-out loss against tokens or examples, coloured by
+    `column`."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2))
+        axes = figure.subplots()
+        sizes = [row.get(column) or 1 for row, _ in curves]
+        norm = LogNorm(min(sizes), max(max(sizes), min(sizes) * 1.01))
+        colours = matplotlib.colormaps["viridis"]
+        for row, metrics in curves:
+            colour = colours(0.95 * float(norm(row.get(column) or 1)))
+            train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
+            if len(train) > 3:
+                tokens, loss = np.array(train[1:]).T
+                axes.plot(tokens, _smooth(loss), color=colour, lw=0.8, alpha=0.55,
+                          rasterized=len(curves) > 24)  # fmt: skip
+            held = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
+            if held:
+                axes.plot(*np.array(held).T, "o-", color=colour, ms=4, lw=1.6)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        examples = all(row.get("context") == 1 for row, _ in curves)
+        axes.set_xlabel("training examples seen" if examples else "training tokens D")
+        axes.set_ylabel(f"loss ({unit})\nthin: training, dots: held out")
+        plain_ticks(axes.yaxis)
+        log_ticks(axes.xaxis)
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
+        bar.set_label(LABELS.get(column, column))
+        log_ticks(bar.ax.yaxis)
+    return figure
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential mean over about a twelfth of the curve, without a bias at its start."""
+    keep = 1 - 1 / max(2, len(values) / 12)
+    out, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        out.append(mean / weight)
+    return np.array(out)
+
+
+def plain_ticks(axis: Any) -> None:
+    """1.5, 2, 3 on a logarithmic axis of losses."""
+    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log_ticks(axis: Any, steps: Sequence[int] = (1, 2, 5)) -> None:
+    """1k, 10k, 1M rather than powers of ten; steps between them where the range is short."""
+    low, high = axis.get_view_interval()
+    short = high / max(low, 1e-300) < 300
+    axis.set_major_locator(LogLocator(subs=steps if short else (1,), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: quantity(v)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def quantity(value: float) -> str:
+    """A count as people write it: 14k, 1.2M, 3.5e14."""
+    if value >= 1e15:
+        return f"{value:.3g}".replace("e+", "e")
+    for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
+        if value >= 10**power * 0.9995:
+            return f"{value / 10**power:.3g}{letter}"
+    return f"{value:.3g}" if math.isfinite(value) else str(value)

@@ -1,0 +1,119 @@
+"""Rows of a table as text, CSV or JSON, by chosen columns, in a chosen order."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from research.errors import BadInput, printable
+from research.io import files
+
+Row = Mapping[str, Any]
+
+# What is shown unless columns are named; those in which no row has a value are left out.
+SHOWN = (
+    *("run", "status", "family", "size", "params", "tokens", "flops", "steps", "lr", "seed"),
+    *("loss", "train_loss", "seconds", "reason"),
+)
+
+
+def columns(rows: Sequence[Row], chosen: str | None) -> list[str]:
+    """The names of the columns to show. Raises BadInput for one that no row has."""
+    there = list(dict.fromkeys(name for row in rows for name in row))
+    if chosen is None:
+        told = {name for row in rows for name in row if row[name] not in (None, "")}
+        return [name for name in SHOWN if name in told] or there
+    if chosen == "all":
+        return there
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    _known("columns", names, there)
+    return names
+
+
+def ordered(rows: Sequence[Row], by: str) -> list[Row]:
+    """The rows by a column, numbers before words; those without a value come last. Raises BadInput
+    for a column that no row has."""
+    name = by.removeprefix("-")
+    _known("sort", [name], list(dict.fromkeys(key for row in rows for key in row)))
+
+    def rank(row: Row) -> tuple[bool, float, str]:
+        try:
+            return False, float(row[name]), ""
+        except (TypeError, ValueError):
+            return True, 0.0, str(row[name])
+
+    given = [row for row in rows if row.get(name) not in (None, "")]
+    without = [row for row in rows if row.get(name) in (None, "")]
+    return sorted(given, key=rank, reverse=by.startswith("-")) + without
+
+
+def best(rows: Sequence[Row], task: str) -> str | None:
+    """The run of a task with the lowest loss, of those that are done, else the first; None if there
+    is none."""
+    rows = [row for row in rows if row.get("task") == task]
+    done = [row for row in rows if row["status"] == "done"] or rows[:1]
+    return min(done, key=lambda row: row.get("loss", 0.0))["run"] if done else None
+
+
+def _known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
+    if not there:
+        return  # no rows: nothing to show, and nothing to say of columns
+    problems = [
+        f"--{flag}: no column {name!r}; there are {', '.join(there)}"
+        for name in names
+        if name not in there
+    ]
+    if problems:
+        raise BadInput(*problems)
+
+
+def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """Aligned columns, numbers to the right, and how many rows there are."""
+    cells = [[_short(row.get(name)) for name in names] for row in rows]
+    numbers = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
+    heads = [_short(name) for name in names]
+    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, numbers, strict=True)
+        ).rstrip()
+        for line in (heads, *cells)
+    ]
+    return "\n".join([*lines, f"{len(rows)} runs"])
+
+
+def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(files.cell, names))
+    writer.writerows([[files.cell(_flat(row.get(name))) for name in names] for row in rows])
+    return text.getvalue().rstrip("\n")
+
+
+def as_json(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """A list of objects; a value that a run does not have is left out."""
+    return json.dumps(
+        [{name: row[name] for name in names if name in row} for row in rows], indent=1
+    )
+
+
+FORMATS: dict[str, Callable[[Sequence[Row], Sequence[str]], str]] = {
+    "text": as_text,
+    "csv": as_csv,
+    "json": as_json,
+}
+
+
+def _flat(value: object) -> object:
+    return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        # A line end would break the table, too.
+        return printable(_flat(value))
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"

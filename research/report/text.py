@@ -1,0 +1,262 @@
+"""What a sweep showed, in words: tables and sentences for a terminal and for the report's page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.report.sweep_figures import quantity
+
+Row = dict[str, Any]
+
+NOUNS = {
+    "params": "parameters",
+    "params_non_embedding": "parameters without embedding and head",
+    "params_matmul": "parameters in dot products",
+    "tokens": "tokens",
+    "unique_tokens": "unique tokens",
+    "train_examples": "training examples",
+    "flops": "FLOPs",
+}
+# Columns of the table on a terminal, where rows have them: name, width, format.
+SCORES = (("loss", 8, ".4f"), ("accuracy", 8, ".4f"), ("macro_f1", 8, ".4f"), ("r2", 8, ".4f"))
+
+
+def group_of(row: Row) -> str:
+    """Runs of one group share a law."""
+    return str(row.get("group") or "")
+
+
+def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by group, in the order of their first row."""
+    out: dict[str, list[Row]] = {}
+    # A run that failed before it wrote what it is belongs to no group of its own.
+    usual = next((group_of(row) for row in rows if group_of(row)), "")
+    for row in rows:
+        out.setdefault(group_of(row) or usual, []).append(row)
+    return out
+
+
+def varying(rows: Sequence[Row]) -> str:
+    """The column that a law is drawn against: the first in which finished runs differ."""
+    done = [row for row in rows if row["status"] == "done"]
+    for column in ("params", "train_examples", "tokens", "flops"):
+        if len({row.get(column) for row in done}) > 1:
+            return column
+    return "params"
+
+
+def spread(rows: Sequence[Row], against: str, score: str) -> list[tuple[float, float, float, int]]:
+    """(x, mean, standard deviation, runs) of a score at each value of `against`."""
+    at: dict[float, list[float]] = {}
+    for row in rows:
+        if row["status"] == "done" and row.get(score) is not None and row.get(against):
+            at.setdefault(row[against], []).append(row[score])
+    return [
+        (x, float(np.mean(y)), float(np.std(y, ddof=1)) if len(y) > 1 else math.nan, len(y))
+        for x, y in sorted(at.items())
+    ]
+
+
+def end(value: float | None, spec: str = ".3g") -> str:
+    """The end of an interval; None is one that the data leave open."""
+    return "open" if value is None else format(value, spec)
+
+
+def headline(document: Mapping[str, Any] | None) -> str:
+    """The result in a sentence: prediction against measurement of the largest size."""
+    if not document or not document["holdout"]:
+        return "Too few finished runs to fit a law and check it."
+    held, count = document["holdout"], document["n_points"]
+    row = held["rows"][-1]
+    if len(held["rows"]) > 1 or document["response"] not in row:
+        what = "the budgets" if document["law"] == "isoflop" else "the runs"
+        return (
+            f"From {count} runs, {held['covered']} of {len(held['rows'])} of {what} that were held "
+            f"out lie inside their 95 % interval; mean absolute error "
+            f"{held['mean_absolute_error']:.2%}, bias {held['bias']:+.2%}."
+        )
+    low, high = (end(x, ".4g") for x in row["run_interval"])
+    verdict = "inside" if row["covered"] else "outside"
+    noun, response = NOUNS.get(document["against"], document["against"]), document["response"]
+    runs = "smaller runs" if response == "loss" else "runs"
+    return (
+        f"From {count} {runs}, the {response} at {quantity(row[document['against']])} {noun} "
+        f"was predicted as {row[response]:.4g} (95 % interval {low} to {high}); measured: "
+        f"{row['measured']:.4g}, {verdict} the interval, {abs(row['error']):.1%} off."
+    )
+
+
+def prediction(made: Mapping[str, Any]) -> str:
+    """What the law says of a larger run, before that is trained."""
+    low, high = (end(x, ".4g") for x in made["run_interval"])
+    return (
+        f"From {made['n_points']} runs, a run of {quantity(made['params'])} parameters and "
+        f"{quantity(made['tokens'])} tokens ({made['budget']:.3g} FLOPs) is predicted to have a "
+        f"loss of {made['loss']:.4g} (95 % interval {low} to {high})."
+    )
+
+
+def verified(found: Mapping[str, Any]) -> str:
+    """The same after it was trained."""
+    verdict = "inside" if found["covered"] else "outside"
+    return (
+        f"Measured: {found['measured']:.4g}, {verdict} the interval; the prediction was off by "
+        f"{abs(found['error']):.2%}."
+    )
+
+
+def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
+    """A fit as text: the law, the fall of the loss, prediction against measurement, warnings.
+    `brief` tells of the last prediction alone."""
+    parts = []
+    for name, value in document["params"].items():
+        low, high = document["intervals"][name]
+        parts.append(f"{name} = {value:.4g} ({end(low)} to {end(high)})")
+    lines = [f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}"]
+    if (fall := document["fall"]) and fall["in_seed_sd"]:
+        sd = document["seed_noise"]["sd"]
+        nats = " nats" if "nats" in document["unit"] else ""
+        lines.append(
+            f"the loss falls by {fall['nats']:.3g}{nats} from the smallest to the largest, "
+            f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.2g})"
+        )
+    predictions = document["predictions"][-1:] if brief else document["predictions"]
+    lines += [_predicted(row, document) for row in predictions]
+    if scored := document.get("score"):
+        lines.append(
+            f"the given point: objective {scored['objective']:.6g}, {scored['above_optimum']:.3%} "
+            f"above the optimum, R² {end(scored['r2'], '.4f')}"
+        )
+    if document["holdout"]:
+        lines.append(headline(document))
+    lines += document.get("compare", {}).get("words", [])
+    if plan := document.get("next_runs"):
+        lines.append(
+            f"{len(plan['runs'])} runs of {plan['spent']:.3g} FLOPs in all would narrow the "
+            f"interval at the target from ±{plan['half_width_before']:.2%} to "
+            f"±{plan['half_width_after']:.2%} of the loss"
+        )
+    if "settling" in document:
+        lines.append(f"after {document['n_points']} runs: {document['settling']['suggestion']}")
+    if "multiverse" in document:
+        lines.append(_multiverse(document["multiverse"]))
+    return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
+
+
+def _multiverse(section: Mapping[str, Any]) -> str:
+    def ends(key: str, spec: str) -> str:
+        found = section["spread"][key]
+        return " to ".join("open" if found[k] is None else format(found[k], spec)
+                           for k in ("least", "most"))  # fmt: skip
+
+    return (
+        f"over {len(section['universes'])} ways of counting and cleaning, the exponent goes from "
+        f"{ends('exponent', '.3f')}, and {section['target']} from {ends('prediction', '.4g')}"
+    )
+
+
+def _predicted(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """A prediction: of a law of one column, or of what is optimal for a budget."""
+    if "tokens" not in row:
+        low, high = (end(x, ".4f") for x in row["interval"])
+        at = quantity(row[document["against"]])
+        value = row[document["response"]]
+        return f"predicted at {at}: {value:.4f} (law: {low} to {high})"
+    words = f"best for {row['flops']:.3g} FLOPs: "
+    if row["params"] is None:
+        return words + "the law has no optimum there"
+
+    def amount(name: str) -> str:
+        low, high = ("open" if x is None else quantity(x) for x in row["intervals"][name])
+        return f"{quantity(row[name])} ({low} to {high})"
+
+    words += f"{amount('params')} parameters, {amount('tokens')} tokens, "
+    words += f"{row['tokens_per_param']:.3g} tokens per parameter"
+    if row["loss"] is None:
+        return words
+    low, high = (end(x, ".4g") for x in row["intervals"]["loss"])
+    words += f", loss {row['loss']:.4g} ({low} to {high})"
+    if (most := row.get("regret", {}).get("quantile_95")) is not None:
+        words += f"; this choice costs at most {most:.2g} of loss (95 %)"
+    return words
+
+
+def expectation(cards: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> str:
+    """The measured exponent beside the one that the data were made to have, if they were."""
+    expected = [card["expected_exponent"] for card in cards if "expected_exponent" in card]
+    if len(expected) != 1:
+        return ""
+    low, high = document["intervals"]["alpha"]
+    inside = (low is None or low <= expected[0]) and (high is None or expected[0] <= high)
+    return (
+        f"The data were made for an exponent of {expected[0]:g}; measured: "
+        f"{document['params']['alpha']:.4g} ({end(low)} to {end(high)}), "
+        f"{'inside' if inside else 'outside'} the interval."
+    )
+
+
+def comparison(rows: Sequence[Row], against: str) -> list[list[str]]:
+    """Groups side by side: a header, and a row for each score at each value of `against`."""
+    by_group = groups(rows)
+    names = [score for score, _, _ in SCORES if any(row.get(score) is not None for row in rows)]
+    body = []
+    for score in names:
+        cells = {g: {x: c for x, *c in spread(r, against, score)} for g, r in by_group.items()}
+        for x in sorted({x for found in cells.values() for x in found}):
+            if sum(x in found for found in cells.values()) < 2:
+                continue
+            shown = [_mean(found[x]) if x in found else "–" for found in cells.values()]
+            body.append([f"{score} at {quantity(x)} {NOUNS.get(against, against)}", *shown])
+    return [["", *by_group], *body] if body else []
+
+
+def _mean(found: Sequence[float]) -> str:
+    mean, sd, count = found
+    return f"{mean:.4f}" if count == 1 else f"{mean:.4f} ± {sd:.4f} ({count:.0f})"
+
+
+def text_summary(result: Mapping[str, Any]) -> str:
+    """The table, the laws and the verdicts for a terminal, and where the files are."""
+    rows, several = result["rows"], len(result["fits"]) > 1
+    lines = ["", *_table(rows, several, result["against"])]
+    for name, fit in result["fits"].items():
+        lines += ["", *([f"{name}:"] if several else [])]
+        words = fit_summary(fit["document"], brief=True) if fit["document"] else ""
+        lines.append(words or f"no law: {fit['why']}")
+        if fit["document"] and (words := expectation(result["cards"], fit["document"])):
+            lines.append(words)
+    if compared := result["compared"]:
+        lines += ["", *compared.document["compare"]["words"]]
+    if side := comparison(rows, result["against"]) if several else []:
+        widths = [max(len(line[i]) for line in side) for i in range(len(side[0]))]
+        lines += ["", *("  ".join(c.rjust(w) for c, w in zip(r, widths)) for r in side)]
+    written = result["files"]
+    first = [str(path) for name, path in written.items() if name.split("-")[0] in ("report", "fit")]
+    return "\n".join(
+        [*lines, "", *first, *(str(p) for name, p in written.items() if name.endswith(".png"))]
+    )
+
+
+def _table(rows: Sequence[Row], several: bool, against: str) -> list[str]:
+    rows = sorted(rows, key=lambda r: (group_of(r), r.get(against) or 0, r.get("seed") or 0))
+    extra = ["train_examples"] if against == "train_examples" else []
+    scores = [s for s in SCORES if any(row.get(s[0]) is not None for row in rows)]
+    label = "examples" if all(row.get("context") == 1 for row in rows) else "tokens"
+    wide = max(len(group_of(row)) for row in rows) if several else 0
+    group = [f"{'group':>{wide}}"] if several else []
+    head = [*group, *extra, f"{'params':>12} {label:>10} {'FLOPs':>9} {'seed':>4}"]
+    lines = [" ".join([*head, *(f"{name:>{w}}" for name, w, _ in scores), " status"])]
+    for row in rows:
+        cells = [f"{group_of(row):>{wide}}"] if several else []
+        cells += [f"{row.get(name, 0):>{len(name)},}" for name in extra]
+        cells.append(
+            f"{row.get('params', 0):>12,} {quantity(row.get('tokens', 0)):>10} "
+            f"{quantity(row.get('flops', 0)):>9} {row.get('seed', ''):>4}"
+        )
+        for name, width, spec in scores:
+            value = row.get(name)
+            cells.append(f"{'-' if value is None else format(value, spec):>{width}}")
+        lines.append(" ".join([*cells, f" {row['status']}"]))
+    return lines

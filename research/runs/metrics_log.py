@@ -1,0 +1,113 @@
+"""metrics.jsonl: append-only, one line of JSON per record, each with the crc32 of itself.
+
+A record is of a step, or says that a launch resumed at one. A line that is torn or altered is seen,
+and costs that line alone.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from research.errors import UnsafeFile
+from research.io import files
+
+log = logging.getLogger(__name__)
+
+LONGEST_LINE = 1 << 24  # bytes
+
+
+def line(record: Mapping[str, object]) -> bytes:
+    """A record as one line of JSON that carries its own checksum."""
+    body = {**record, "crc": zlib.crc32(files.canonical(record))}
+    return json.dumps(body, allow_nan=False).encode() + b"\n"
+
+
+def open_for_append(path: Path) -> io.FileIO:
+    """Open for appending; end a torn last line first, or the next record would be glued to it."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    if not path.exists():
+        path.touch()
+        files.sync(path.parent)
+    return open(path, "ab", buffering=0)
+
+
+def write_whole(file: io.FileIO, raw: bytes) -> None:
+    """Write a line, or, where the disk takes only a part of it, nothing."""
+    end = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(raw) < len(raw):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), end)
+        raise
+
+
+def read(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a run, each step once: what a later launch did again replaces what it redid,
+    also where the line is damaged by which it said so.
+
+    Torn or altered lines are left out with a warning in the log.
+    """
+    path = Path(run) / "metrics.jsonl"
+    out: list[dict[str, Any]] = []
+    reached: tuple = ()
+    for number, record in enumerate(_records(path), 1):
+        if record is None:
+            log.warning("%s: line %d is torn or damaged, left out", path, number)
+            continue
+        # At a step the state is evaluated before it is trained on.
+        at = (record["step"], "loss" not in record) if "step" in record else (record["resume"],)
+        if at <= reached:
+            out = [r for r in out if r["step"] < at[0]]
+        reached = at
+        if "resume" not in record:
+            out.append(record)
+    return out
+
+
+def last(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str, Any]]:
+    """The newest records of a run, from the last `size` bytes: those of its last launch if it has
+    begun there. Nothing is said about damage."""
+    try:
+        with files.opened(Path(run) / "metrics.jsonl", follow=False) as file:
+            start = max(0, file.seek(0, os.SEEK_END) - size)
+            file.seek(start)
+            lines = file.read().splitlines()[bool(start) :]
+    except (FileNotFoundError, UnsafeFile):
+        return []
+    out: list[dict[str, Any]] = []
+    for record in filter(None, map(_record, lines)):
+        out = [] if "resume" in record else [*out, record]
+    return out
+
+
+def _records(path: Path) -> Iterator[dict[str, Any] | None]:
+    if not path.exists():
+        return
+    with files.opened(path, follow=False) as file:
+        while raw := file.readline(LONGEST_LINE):
+            yield _record(raw)
+
+
+def _record(raw: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(raw)
+        crc = record.pop("crc")
+        at = record.get("step", record.get("resume"))
+        numbers = [record.get(k, 0.0) for k in ("tokens", "seconds", "loss", "train_loss")]
+        known = isinstance(at, int) and all(isinstance(x, int | float) for x in numbers)
+        return record if known and crc == zlib.crc32(files.canonical(record)) else None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None

@@ -1,0 +1,317 @@
+"""The JSON document of a fit: what the data show, and what they do not."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.scaling import compute_optimal, table, uncertainty
+from research.scaling.fit import AGREE, Fit, finite, named
+from research.scaling.laws import GROUP
+from research.scaling.optimize import Problem, bounds, minimise
+
+UNIT = "as in the table"
+PLAIN = re.compile(r"[\w %/().,-]{1,60}")
+OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
+
+
+def of(fit: Fit) -> dict[str, Any]:
+    """The document of `fit.json`."""
+    law, options = fit.law, fit.options
+    profiles = fit.profiles()
+    agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
+    document = {
+        "law": law.name,
+        "formula": law.formula,
+        "against": law.columns[0],
+        "response": law.response,
+        "unit": unit(fit.parts.kept) if law.response == "loss" else law.response,
+        "n_points": len(fit.parts.fitted),
+        "dropped": fit.parts.dropped,
+        "objective": fit.value,
+        "options": _options(fit),
+        "params": fit.params,
+        "starts": {"total": len(fit.values), "agree_fraction": agree},
+        "certificate": {
+            "gradient_norm": fit.gradient,
+            "moved": bool(np.abs(fit.best - fit.start).max() > 1e-9 or fit.value <= fit.exact),
+            "converged": fit.converged,
+        },
+        "r2": _r2(fit.problem, fit.best),
+        "noise": uncertainty.noise(fit.problem, fit.best),
+        **seed_noise(fit.parts.kept, law.columns, law.response),
+        "method": _method(fit),
+        "standard_errors": _errors(fit, profiles),
+        "intervals": fit.reported_intervals(profiles),
+        "identifiability": _identifiability(fit, profiles),
+        "optimal": compute_optimal.optimal(fit) if compute_optimal.has(law) else None,
+        "predictions": _predictions(fit),
+        "holdout": _holdout(fit),
+    }
+    if options.score:
+        document["score"] = _score(fit)
+    document["warnings"] = (
+        _together(fit) + _unfinished(fit) + _mixed(fit) + _other_flops(fit) + _warnings(document)
+    )
+    return document
+
+
+def _options(fit: Fit) -> dict[str, Any]:
+    chosen = dataclasses.asdict(fit.options)
+    for name in ("method", "noise", "against"):
+        chosen.pop(name)
+    huber = fit.problem.objective == "huber_log"
+    chosen["objective"] = fit.problem.objective
+    chosen["huber_delta"] = fit.options.huber_delta if huber else None
+    chosen["bootstrap"] = 0 if fit.draws is None else len(fit.draws)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
+
+
+def _method(fit: Fit) -> str:
+    if fit.draws is None:
+        return "profile likelihood, Student's t"
+    return f"bootstrap of {len(fit.draws)} resamples by {fit.options.cluster}"
+
+
+def _errors(fit: Fit, profiles: Sequence[tuple]) -> dict[str, float | None]:
+    """Standard errors: of the bootstrap, else a quarter of the (closed) profile interval."""
+    if fit.draws is not None:
+        return {**named(fit.law, fit.law.report(fit.draws).std(0, ddof=1))}
+    names = zip(fit.law.parameters, profiles, strict=True)
+    widths = {n: (high - low) / 4 for n, (low, high) in names}
+    return {n: w if math.isfinite(w) else None for n, w in widths.items()}
+
+
+def _identifiability(fit: Fit, profiles: Sequence[tuple]) -> dict[str, Any]:
+    lowest = min(row[fit.law.response] for row in fit.parts.fitted)
+    low_bound, high_bound = bounds(fit.law)
+    out = {}
+    values = fit.law.report(fit.best)
+    for i, (name, (low, high)) in enumerate(zip(fit.law.parameters, profiles, strict=True)):
+        value = values[i]
+        if name in fit.options.fix:
+            flag = "fixed"
+        elif (name == "E" and value < 1e-3 * lowest) or not (
+            low_bound[i] < fit.best[i] < high_bound[i]
+        ):
+            flag = "at_bound"
+        elif not (math.isfinite(low) and math.isfinite(high)) or (
+            name in fit.law.positive and low <= 0
+        ):
+            flag = "open"
+        elif high - low > abs(value):
+            flag = "weak"
+        else:
+            flag = "ok"
+        out[name] = {"profile": finite((low, high)), "flag": flag}
+    return out
+
+
+def _predictions(fit: Fit) -> list[dict[str, Any]]:
+    if len(fit.law.columns) == 1:
+        column = fit.law.columns[0]
+        return fit.rows(column, [*fit.options.predict, *fit.options.predict_flops])
+    return compute_optimal.predictions(fit, fit.options.predict_flops)
+
+
+def _holdout(fit: Fit) -> dict[str, Any] | None:
+    """What was predicted for the rows that were held out, beside what was measured."""
+    if not fit.parts.held:
+        return None
+    columns = table.columns(fit.parts.held, fit.law.columns)
+    centre, law, one = fit.predict(columns)
+    rows = []
+    for i, row in enumerate(fit.parts.held):
+        low, high = finite(one[i])
+        measured = row[fit.law.response]
+        inside = (low is None or low <= measured) and (high is None or measured <= high)
+        rows.append(
+            {
+                "run": row["run"],
+                **{name: row[name] for name in fit.law.columns},
+                fit.law.response: float(centre[i]),
+                "interval": finite(law[i]),
+                "run_interval": [low, high],
+                "measured": measured,
+                "error": float(centre[i] / measured - 1),
+                "covered": inside,
+            }
+        )
+    return held_out_summary(fit.options.holdout, rows)
+
+
+def held_out_summary(rule: str | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The section "holdout" of rows with an "error" and whether they are "covered"."""
+    errors = np.array([row["error"] for row in rows])
+    return {
+        "rule": rule,
+        "rows": rows,
+        "mean_absolute_error": float(np.abs(errors).mean()),
+        "bias": float(errors.mean()),
+        "covered": sum(row["covered"] for row in rows),
+    }
+
+
+def _score(fit: Fit) -> dict[str, Any]:
+    """The objective at a given point, on the same rows, and what a local fit makes of it."""
+    point = np.array([fit.options.score[name] for name in fit.law.parameters], float)
+    theta = fit.law.fitted(point)
+    value = float(fit.problem.value(theta[None])[0])
+    local = float(minimise(fit.problem, theta[None])[1][0])
+    return {
+        "params": dict(fit.options.score),
+        "objective": value,
+        "r2": _r2(fit.problem, theta),
+        "above_optimum": value / max(fit.value, fit.exact) - 1,
+        "improvable": bool(value > fit.value * (1 + AGREE) + fit.exact),
+        "after_local_fit": local,
+    }
+
+
+def _unfinished(fit: Fit) -> list[str]:
+    """A warning where rows are from the middle of a run."""
+    count = sum((table.number(row.get("part_of_run")) or 1) < 1 for row in fit.parts.fitted)
+    if not count:
+        return []
+    return [
+        f"{count} rows are from before the end of a run, where its schedule had not come down yet: "
+        "a law of final losses does not hold for them; --law=envelope is meant for them"
+    ]
+
+
+def _together(fit: Fit) -> list[str]:
+    """A warning where no fit can tell what size does and what tokens do."""
+    if not compute_optimal.has(fit.law) or not compute_optimal.together(fit.parts.fitted):
+        return []
+    return [
+        "params and tokens vary together: what each does cannot be told apart, so the exponents "
+        "mean little and there is no optimal size; runs with other tokens per parameter are needed"
+    ]
+
+
+def _mixed(fit: Fit) -> list[str]:
+    """A warning where rows of several groups share a law that does not tell them apart."""
+    groups = sorted({str(row.get("group") or "") for row in fit.parts.fitted})
+    if len(groups) < 2 or GROUP in fit.law.columns:
+        return []
+    return [f"rows of {len(groups)} groups are fitted together; --compare=group tells them apart"]
+
+
+def _other_flops(fit: Fit) -> list[str]:
+    """A warning where the budgets of the answer are not those of the table."""
+    if not compute_optimal.has(fit.law):
+        return []
+    ratios = [
+        float(row["flops"]) / (compute_optimal.PER_TOKEN * row["params"] * row["tokens"])
+        for row in fit.parts.fitted
+        if isinstance(row.get("flops"), (int, float)) and row["flops"] > 0
+    ]
+    if not ratios or 1 / OTHER < (middle := float(np.median(ratios))) < OTHER:
+        return []
+    return [
+        f"budgets of optimal sizes are 6 * params * tokens; the table's flops are {middle:.2g} "
+        "times that (median)"
+    ]
+
+
+def unit(rows: Sequence[table.Row]) -> str:
+    """The unit of the loss, where the rows say it in a few plain words."""
+    told = (str(row["loss_unit"]) for row in rows if row.get("loss_unit"))
+    return next((words for words in told if PLAIN.fullmatch(words)), UNIT)
+
+
+def seed_noise(
+    rows: Sequence[table.Row], columns: Sequence[str], response: str = "loss"
+) -> dict[str, Any]:
+    """The spread of the loss over replicates: runs that are equal in the law's columns.
+
+    "seed_noise": standard deviation in nats, pooled over the groups, its degrees of freedom, and
+    how many of it the loss falls from the smallest to the largest point.
+    """
+    groups: dict[tuple, list[float]] = {}
+    for row in rows:
+        key = (*(row[c] for c in columns), str(row.get("group") or ""))
+        groups.setdefault(key, []).append(row[response])
+    sd, freedom = pooled(groups.values())
+    if not freedom:
+        return {"seed_noise": None, "fall": None}
+    fall = float(np.mean(groups[min(groups)]) - np.mean(groups[max(groups)]))
+    return {
+        "seed_noise": {"sd": sd, "degrees_of_freedom": freedom},
+        "fall": {"nats": fall, "in_seed_sd": fall / sd if sd else None},
+    }
+
+
+def pooled(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """The standard deviation within groups of replicates, and its degrees of freedom."""
+    several = [np.array(g) for g in groups if len(g) > 1]
+    freedom = sum(len(g) - 1 for g in several)
+    squares = sum(float(((g - g.mean()) ** 2).sum()) for g in several)
+    return math.sqrt(squares / freedom) if freedom else 0.0, freedom
+
+
+def _r2(problem: Problem, theta: np.ndarray) -> float | None:
+    """The share of the variance that is explained, of what the objective is about: the log of the
+    response, or the response itself."""
+    r = problem.residuals(theta[None])[0][0]
+    y = np.exp(problem.log_y) if problem.objective == "mse" else problem.log_y
+    mean = np.average(y, weights=problem.weights)
+    total = float(np.sum(problem.weights * (y - mean) ** 2))
+    return 1 - float(np.sum(problem.weights * r * r)) / total if total else None
+
+
+def left_out(dropped: Sequence[Mapping[str, str]]) -> list[str]:
+    """A warning that says how many rows were left out, and of some of them why."""
+    if not dropped:
+        return []
+    some = "; ".join(f"{row['run']}: {row['reason']}" for row in dropped[:3])
+    more = "; …" if len(dropped) > 3 else ""
+    count = "1 row was" if len(dropped) == 1 else f"{len(dropped)} rows were"
+    return [f"{count} left out ({some}{more})"]
+
+
+def _warnings(document: Mapping[str, Any]) -> list[str]:
+    out = []
+    for name, found in document["identifiability"].items():
+        if found["flag"] == "at_bound" and name == "E":
+            out.append("E is at its bound: the data show no floor of the loss")
+        elif found["flag"] == "at_bound":
+            out.append(f"{name} is at its bound: the data do not pin it")
+        elif found["flag"] == "open":
+            out.append(f"{name} is not pinned by these data: its interval is open")
+        elif found["flag"] == "weak":
+            out.append(f"{name} is weakly pinned: its interval is wider than its value")
+    starts_ = document["starts"]
+    if starts_["total"] > 1 and starts_["agree_fraction"] < 0.05:
+        out.append(
+            f"only {starts_['agree_fraction']:.1%} of {starts_['total']} starts agree on the "
+            "minimum"
+        )
+    # Towards a bound there is no arriving, and that it is there is said already.
+    bound = any(found["flag"] == "at_bound" for found in document["identifiability"].values())
+    if not (document["certificate"]["converged"] or bound):
+        out.append("the optimizer had not arrived when it was stopped: the objective still falls")
+    if not document["certificate"]["moved"]:
+        out.append("the optimizer did not move from its start")
+    scored = document.get("score")
+    if scored and scored["improvable"]:
+        out.append(
+            f"the given point is {scored['above_optimum']:.2%} above the optimum: it is not the "
+            "least of this objective on these rows"
+        )
+    elif scored and scored["above_optimum"] < -AGREE:
+        out.append("the given point has a lower objective: a better minimum exists")
+    if document["r2"] is None:
+        out.append("the response is the same in every row: there is nothing to explain")
+    for name in ("alpha", "beta", "eta"):
+        if document["params"].get(name, 0.0) < 0:
+            out.append(f"{name} is negative: the loss rises where the law lets it fall")
+    out += left_out(document["dropped"])
+    if held := document["holdout"]:
+        missed = len(held["rows"]) - held["covered"]
+        if missed:
+            out.append(f"{missed} of {len(held['rows'])} held-out runs lie outside their interval")
+    return out

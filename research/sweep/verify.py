@@ -1,0 +1,117 @@
+"""A prediction put to the test: what the law of a sweep says of a larger run, and what that run
+then measures.
+
+WORKDIR/verify/prediction.json   written before the run is trained, and not changed afterwards
+WORKDIR/verify/verify.json       the same with what was measured
+WORKDIR/verify/runs/<id>/        the run
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from research import scaling
+from research.config import cli, schema
+from research.errors import BadInput
+from research.io import files
+from research.report import decision_figures
+from research.report import sweep_figures as plots
+from research.runs import directory as records
+from research.scaling import Fit, compute_optimal, table
+from research.sweep import worker as sweep
+from research.training.run import make_run
+
+FACTOR = 10.0  # times the largest budget of the sweep
+MISSED = 0.01  # relative: how far another prediction may be from what is asked for, in FLOPs
+
+
+def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], dict]:
+    """(the prediction of a run of `flops` FLOPs 6 N D, by default FACTOR times the largest of the
+    sweep in `workdir`, at the size that is best for it; the config of that run). It is written
+    once, and afterwards read.
+
+    Raises BadInput where no law can be fitted, or another prediction was made before.
+    """
+    path = Path(workdir) / "verify" / "prediction.json"
+    if path.exists():
+        made = files.read_json(path)
+        if flops and abs(made["budget"] / flops - 1) > MISSED:
+            raise BadInput(
+                f"--flops={flops:g}: {path} holds a prediction for {made['budget']:.4g}; remove "
+                f"{path.parent} to make another"
+            )
+        return made, made["config"]
+    fit = law(workdir)
+    budget = flops or FACTOR * compute_optimal.largest(fit.parts.fitted)
+    best = compute_optimal.best_params(fit.law, fit.best[None], [budget])[0, 0]
+    if compute_optimal.together(fit.parts.fitted) or not 0 < best < float("inf"):
+        raise BadInput(f"--runs={workdir}: its law has no optimal size at {budget:g} FLOPs")
+    config = _config(Path(workdir), float(best), budget / compute_optimal.PER_TOKEN / best)
+    size = make_run(config).facts["params"]  # the nearest that can be built
+    config = _config(Path(workdir), float(best), budget / compute_optimal.PER_TOKEN / size)
+    run = make_run(config)
+    facts = {k: run.facts[k] for k in ("params", "tokens", "flops", "steps", "epochs")}
+    point = {name: [float(facts[name])] for name in ("params", "tokens")}
+    loss, of_law, of_run = (part[0] for part in fit.predict(point))
+    made = {
+        "budget": float(budget),
+        "optimal_params": float(best),
+        **facts,
+        "loss": float(loss),
+        "interval": [float(x) for x in of_law],
+        "run_interval": [float(x) for x in of_run],
+        "unit": scaling.unit(fit.parts.kept),
+        "formula": fit.law.formula,
+        "law": fit.params,
+        "n_points": len(fit.parts.fitted),
+        "run": run.id,
+        "config": config,
+    }
+    files.make_directory(path.parent)
+    files.write_json(path, made)
+    return made, config
+
+
+def measure(
+    workdir: str | Path, made: Mapping[str, Any], config: dict, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Train the run of a prediction, unless that was done, and write what it measured beside it,
+    and the figure. Raises as sweep.launch, and BadInput if the run did not come to its end."""
+    folder = Path(workdir) / "verify"
+    points = sweep.plan([({}, config)], folder)
+    outcome = sweep.launch(points, folder, stop)
+    if outcome.missing:
+        (reason,) = outcome.missing.values()
+        raise BadInput(f"{folder}: run {made['run']} is not done: {reason}")
+    row = records.row(folder / "runs" / points[0].run.id)
+    low, high = made["run_interval"]
+    found = {
+        **made,
+        "measured": row["loss"],
+        "error": made["loss"] / row["loss"] - 1,
+        "covered": low <= row["loss"] <= high,
+        "seconds": row["seconds"],
+    }
+    files.write_json(folder / "verify.json", found)
+    plots.save(decision_figures.verified(law(workdir), found), Path(workdir) / "figures" / "verify")
+    return found
+
+
+def law(workdir: str | Path) -> Fit:
+    """L(N, D) of all finished runs of the sweep. Raises BadInput if there are too few."""
+    fit = scaling.analyse("chinchilla", table.read(workdir), {}).fit
+    assert fit
+    return fit
+
+
+def _config(workdir: Path, size: float, tokens: float) -> dict:
+    """The config of the newest sweep of `workdir`, at another size and length."""
+    sweeps = sorted((workdir / "sweeps").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not sweeps:
+        raise BadInput(f"--runs={workdir}: no sweep was launched there; expected its --workdir")
+    config = files.read_json(sweeps[-1], limit=1 << 30)["points"][0]["config"]
+    changes = {"size": size, "horizon.unit": "tokens", "horizon.amount": float(tokens)}
+    config, problems = schema.override(config, changes)
+    if problems:
+        raise BadInput(*problems)
+    return cli.checked(config)

@@ -1,0 +1,265 @@
+"""A sweep as it runs, seen from its files: which runs are done, running, failed or waiting, how
+fast they go and what is left. A table on a terminal, a line now and then where output is piped.
+
+Nothing is asked of the workers: results, leases and the ends of metrics.jsonl tell it all, so any
+shell that sees the workdir can watch, on any host.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from research.errors import BadInput
+from research.io import files
+from research.runs import directory as records
+from research.runs import lease, metrics_log
+
+FACTS = ("params", "tokens", "flops", "steps", "seed", "lr", "context")  # of a run, for its row
+EVERY = 1.0  # seconds between looks at the files
+LINE_EVERY = 10.0  # seconds between plain lines
+DISPATCH = 0.02  # seconds within which the records of one dispatch are written
+ENDED = ("done", "diverged", "failed")
+ORDER = ("running", "failed", "diverged", "stopped", "waiting", "done")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run as it stands. `rate` is in tokens (or examples) per second, `where` names its holder
+    or says why it is not done."""
+
+    run: str
+    facts: Mapping[str, Any]
+    status: str
+    step: int = 0
+    loss: float | None = None
+    rate: float = 0.0
+    where: str = ""
+
+    @property
+    def spent(self) -> float:
+        """FLOPs."""
+        if self.status == "done":
+            return self.facts["flops"]
+        return self.facts["flops"] * min(1.0, self.step / self.facts["steps"])
+
+    @property
+    def flops_rate(self) -> float:
+        return self.rate * self.facts["flops"] / self.facts["tokens"]
+
+    @property
+    def seconds_left(self) -> float | None:
+        rate = self.flops_rate
+        return (self.facts["flops"] - self.spent) / rate if rate else None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """All runs together, in FLOPs and FLOPs per second. What failed or diverged is not to come."""
+
+    counts: Mapping[str, int]
+    spent: float
+    remaining: float
+    rate: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        if not self.remaining:
+            return 0.0
+        return self.remaining / self.rate if self.rate else None
+
+
+def sums(rows: Iterable[Row]) -> Sums:
+    rows = list(rows)
+    counts = {s: sum(r.status == s for r in rows) for s in ORDER}
+    to_come = [r for r in rows if r.status not in ENDED]
+    return Sums(
+        {s: n for s, n in counts.items() if n},
+        spent=sum(r.spent for r in rows),
+        remaining=sum(r.facts["flops"] - r.spent for r in to_come),
+        rate=sum(r.flops_rate for r in to_come if r.status == "running"),
+    )
+
+
+class Sight:
+    """The runs of `sweeps` (files that sweep.write made), read again at every look; what has ended
+    is read once."""
+
+    def __init__(self, workdir: str | Path, sweeps: Iterable[Path]):
+        self.runs = Path(workdir) / "runs"
+        self.facts: dict[str, Mapping[str, Any]] = {}
+        for path in sweeps:
+            for run, facts in _points(path):
+                self.facts[run] = facts
+        self._ended: dict[str, Row] = {}
+
+    def rows(self) -> list[Row]:
+        out = []
+        for run, facts in self.facts.items():
+            row = self._ended.get(run) or self._look(run, facts)
+            # One that failed may be tried again.
+            if row.status in ("done", "diverged"):
+                self._ended[run] = row
+            out.append(row)
+        return out
+
+    def _look(self, run: str, facts: Mapping[str, Any]) -> Row:
+        path = self.runs / run
+        if not path.exists():
+            return Row(run, facts, "waiting")
+        last = lease.holder(path / "lease")
+        running = bool(last and last.alive) and not (path / "result.json").exists()
+        metrics = metrics_log.last(path)
+        losses = [m for m in metrics if "train_loss" in m]
+        step = metrics[-1]["step"] if metrics else 0
+        loss = losses[-1]["train_loss"] if losses else None
+        if running and last:
+            where = f"{last.content.get('host')} {last.content.get('pid')}"
+            return Row(run, facts, "running", step, loss, _rate(losses), where)
+        row = records.row(path)
+        if row["status"] == "unfinished":
+            status = "stopped" if last else "waiting"
+            return Row(run, facts, status, step, loss, where=row["reason"])
+        loss = row.get("loss", loss)
+        return Row(run, facts, row["status"], step, loss, where=row["reason"])
+
+
+def _points(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(run, its facts) of a sweep. Raises BadInput for a file that is none."""
+    points = files.read_json(path, limit=1 << 30, follow=False).get("points")
+    try:
+        out = [(str(p["run"]), {k: p["facts"][k] for k in FACTS}) for p in points or ()]
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a sweep of this version ({error})") from error
+    for run, facts in out:
+        numbers = all(isinstance(x, int | float) for x in facts.values())
+        if not numbers or not records.RUN.fullmatch(run):
+            raise BadInput(f"{path}: {run!r:.50} is no run, or its facts are no numbers")
+    return out
+
+
+def _rate(losses: list[dict[str, Any]]) -> float:
+    """Tokens per second over the newest records. Those of one dispatch come at once, and the first
+    dispatch compiles: its end is where counting begins."""
+    if not losses:
+        return 0.0
+    began = losses[0]["seconds"] + DISPATCH
+    first = max((m for m in losses if m["seconds"] < began), key=lambda m: m["step"])
+    seconds = losses[-1]["seconds"] - first["seconds"]
+    return (losses[-1]["tokens"] - first["tokens"]) / seconds if seconds > 0 else 0.0
+
+
+class View:
+    """Shows a sweep while the context is open; call `show` as often as you like."""
+
+    def __init__(self, workdir: str | Path, *sweeps: Path):
+        self.sight = Sight(workdir, sweeps)
+        self.console = Console()
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._next = self._next_line = 0.0
+        self._seen: dict[str, str] = {}
+
+    def __enter__(self) -> "View":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def finished(self) -> object:
+        """A value that changes when the work goes on: runs end, checkpoints are written."""
+        done = [row.run for row in self.sight.rows() if row.status in ENDED]
+        saved = [p.parent.parent.name + p.name for p in self.sight.runs.glob("*/checkpoints/*")]
+        return sorted(done), sorted(saved)
+
+    def show(self) -> list[Row] | None:
+        """Look and show, unless it is too early for that; returns what was seen."""
+        if time.monotonic() < self._next:
+            return None
+        rows = self.sight.rows()
+        self._next = time.monotonic() + EVERY
+        if self.console.is_terminal:
+            self.live.start()
+            self.live.update(table(rows, self.console.height), refresh=True)
+        else:
+            self._say(rows)
+        return rows
+
+    def _say(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.status in ENDED and self._seen.get(row.run, row.status) != row.status:
+                loss = f" loss {row.loss:.4f}" if row.loss is not None else ""
+                print(f"run {row.run}: {row.status}{loss} {row.where}".rstrip(), flush=True)
+        self._seen = {row.run: row.status for row in rows}
+        if time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY
+            print(line(rows), flush=True)
+
+
+def table(rows: list[Row], height: int = 40) -> Group:
+    """As many runs as fit, those at work first, with what is left out counted in the last line."""
+    out = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("run", "params", "lr", "seed", "status", "step", "loss", "tokens/s", "left"):
+        out.add_column(name, justify="left" if name in ("run", "status") else "right")
+    out.add_column("where or why", overflow="ellipsis", no_wrap=True)
+    room = max(3, height - 4)
+    shown = sorted(rows, key=lambda r: ORDER.index(r.status))[:room]
+    for row in shown:
+        f = row.facts
+        out.add_row(
+            *(row.run, f"{f['params']:,}", f"{f['lr']:.3g}", str(f["seed"]), row.status),
+            f"{row.step:,}/{f['steps']:,}" if row.step else "",
+            "" if row.loss is None else f"{row.loss:.4f}",
+            f"{row.rate:,.0f}" if row.rate else "",
+            _words(row.seconds_left) if row.status == "running" else "",
+            Text(row.where),
+        )
+    rest = f"; {len(rows) - room} more runs" if len(rows) > room else ""
+    return Group(out, Text(_summary(sums(rows)) + rest))
+
+
+def line(rows: list[Row]) -> str:
+    """The same in one line."""
+    at = []
+    for row in rows:
+        if row.status == "running":
+            loss = "" if row.loss is None else f" loss {row.loss:.3f}"
+            rate = f" {row.rate:,.0f} tokens/s" if row.rate else ""
+            at.append(f"{row.run} step {row.step:,}/{row.facts['steps']:,}{loss}{rate}")
+    return "; ".join([_summary(sums(rows)), *at])
+
+
+def _summary(all_: Sums) -> str:
+    counts = ", ".join(f"{n} {s}" for s, n in all_.counts.items())
+    left = _words(all_.seconds_left)
+    return f"{counts}; {all_.spent:.3g} FLOPs spent, {all_.remaining:.3g} to go, {left} left"
+
+
+def _words(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 2:
+        return f"{hours:.1f} h"
+    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+
+
+def follow(workdir: str) -> int:
+    """Show the sweeps of `workdir` until nothing is left to do, or Ctrl-C.
+
+    Raises BadInput if no sweep was launched there.
+    """
+    sweeps = sorted((Path(workdir) / "sweeps").glob("*.json"))
+    if not sweeps:
+        raise BadInput(f"--watch={workdir}: no sweep was launched there; expected its --workdir")
+    with View(workdir, *sweeps) as view, contextlib.suppress(KeyboardInterrupt):
+        while any(row.status not in ENDED for row in view.show() or view.sight.rows()):
+            time.sleep(EVERY)
+    print(_summary(sums(view.sight.rows())))
+    return 0

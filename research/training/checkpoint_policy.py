@@ -1,0 +1,84 @@
+"""Where the states of a run are kept and found again, and what is not kept."""
+
+import contextlib
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from research.errors import Diverged, Held, StorageError
+from research.parallel import distributed
+from research.params import all_finite
+from research.runs import checkpoint, metrics_log
+from research.training.recorder import Recorder
+from research.training.run import Run
+from research.training.step import TrainState
+from research.training.wsd_branching import Trunk, seeded
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Where the states of a run are kept and found again. It keeps those of `branches` beyond
+    `keep`, and where it has none of its own it begins from one of `trunks`."""
+
+    def __init__(
+        self,
+        trainer: Any,
+        recorder: Recorder,
+        trunks: Sequence[Trunk] = (),
+        branches: Collection[int] = (),
+    ):
+        self.trainer, self.recorder, self.trunks = trainer, recorder, trunks
+        self.directory, self.branches = recorder.directory, branches
+
+    def restore(self) -> tuple[int, TrainState]:
+        """The step and state to go on from."""
+        abstract = self.trainer.abstract
+        found = checkpoint.restore_newest(self.directory.path, abstract)
+        if found:
+            log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
+        found = found or seeded(self.directory, self.trunks, abstract, self.recorder.shown.log)
+        self._doubt(found)
+        if found is None:
+            state = self.trainer.init()
+            found = int(state.step), state  # not 0 where it is another run's state
+        self.recorder.begin(found[0])
+        return found
+
+    def _doubt(self, found: tuple[int, TrainState] | None) -> None:
+        """Say so where the records tell another story than the checkpoints."""
+        path = self.directory.path
+        if found and found[0] and not (path / "metrics.jsonl").exists():
+            log.warning("%s: the records of the steps before %d are gone", path, found[0])
+        elif found is None and any(r["step"] for r in metrics_log.last(path)):
+            log.warning("%s: has records of steps, and no checkpoint: from the start", path)
+
+    def save(self, step: int, state: TrainState, must: bool = True) -> None:
+        """Save a state that is finite, or raise Diverged. If the disk refuses one that `must` not
+        be saved, the run may go on without."""
+        check_finite(step, state)
+        run, directory = self.trainer.run, self.directory
+        directory.sync()
+        with refusals(run, must):
+            keep, check = run.keep, directory.check
+            checkpoint.save(directory.path, step, state, keep, check, self.branches)
+
+
+def check_finite(step: int, state: TrainState) -> None:
+    """Raise Diverged if a number of `state` is not finite, though no loss was yet."""
+    if distributed.either(not all_finite(state)):
+        raise Diverged(f"the state after step {step - 1} is not finite; the loss before it was")
+
+
+@contextlib.contextmanager
+def refusals(run: Run, must: bool) -> Iterator[None]:
+    """What a disk that refuses a checkpoint does to a run: it ends it, or, where `save.on_error`
+    says so and there will be another, it is told."""
+    try:
+        yield
+    except Held:
+        raise
+    except StorageError as error:
+        if must or run.on_save_error == "stop":
+            raise
+        log.warning("%s; run %s goes on without it", error, run.id)

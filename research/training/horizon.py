@@ -1,0 +1,141 @@
+"""One dial: a target size fills the model's fields, a horizon becomes steps, a rule gives the rate.
+
+Every rule is written down in words that are printed and stored with the run.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from research import models
+from research.config import schema
+from research.errors import BadInput
+from research.models import Model, accounting
+
+MOST_RUNGS = 4096
+REFERENCE_TOKENS = 1e6  # at which batch.rule = sqrt_tokens gives batch.size itself
+TOLERANCE = 0.01  # by how much whole steps may miss a horizon untold
+
+
+def at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
+    """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
+
+    The family's `rung(i)` fills the fields of its SIZED that are not among `fields` (see
+    models.unfilled). Raises BadInput when the target is outside the ladder by more than a factor of
+    two.
+    """
+    return _at_size(target, name, tuple(fields.items()), inputs)
+
+
+@functools.lru_cache(maxsize=512)
+def _at_size(target: float, name: str, fields: tuple, inputs: Any) -> Model:
+    given = dict(fields)
+    family = models.family(name)
+
+    @functools.cache
+    def member(i: int) -> tuple[float, Model]:
+        model = models.build(name, **family.rung(i, **given) | given)
+        return math.log(accounting.params(model, inputs)["params"] / target), model
+
+    low, high = 1, 2
+    while member(high)[0] < 0 and high < MOST_RUNGS:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if member(middle)[0] < 0 else (low, middle)
+    error, model = min((member(low), member(high)), key=lambda m: abs(m[0]))
+    if abs(error) > math.log(2):
+        raise BadInput(
+            f"size: {target:g} parameters cannot be met; the nearest {name} with these fields "
+            f"has {math.exp(error) * target:,.0f}"
+        )
+    return model
+
+
+def per_example(model: Model, counts: Mapping, tokens: int, n: int) -> dict[str, float]:
+    """What one training example adds to a horizon of each unit but "steps".
+
+    `tokens` per example, `n` unique examples. "flops" is exact, with head and whole attention map;
+    the other units of FLOPs are named as `accounting` names their conventions; "tokens_per_param"
+    counts all parameters (20 is Chinchilla's rule of thumb).
+    """
+    flops = accounting.flops(model, counts, tokens, 1)
+    return {
+        "examples": 1.0,
+        "tokens": tokens,
+        "epochs": 1 / n,
+        "tokens_per_param": tokens / counts["params"],
+        "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
+        **flops,
+    }
+
+
+def batch(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> tuple[int, str]:
+    """Examples in a batch, and the rule in words ("" where the size is simply given).
+
+    "sqrt_tokens": the batch that is best for a run grows about as the square root of its tokens,
+    whatever the model's size (exponents of 0.38 to 0.5: Zhang et al. 2024, "How does critical batch
+    size scale in pre-training?"; Bergsma et al. 2025, "Power lines"). `per` is of `per_example`.
+    """
+    if rule == "constant":
+        return size, ""
+    if horizon["unit"] == "steps":
+        raise BadInput(
+            "batch.rule: sqrt_tokens, but horizon.unit is steps, which fix no tokens until the "
+            "batch is known; expected constant, or a horizon of another unit"
+        )
+    examples = horizon["amount"] / per[horizon["unit"]]
+    tokens = examples * per["tokens"]
+    if not 0 < tokens < 2**63:
+        raise BadInput(
+            f"horizon.amount: {horizon['amount']:g} {horizon['unit']} are {tokens:.3g} tokens; "
+            "expected fewer than 2^63, and some"
+        )
+    made = 2 ** max(0, round(math.log2(size * math.sqrt(tokens / REFERENCE_TOKENS))))
+    while made > 1 and abs(max(1, round(examples / made)) * made / examples - 1) > TOLERANCE:
+        made //= 2
+    return made, (
+        f"batch = {size} sqrt(tokens / {REFERENCE_TOKENS:g}), to a power of 2, halved until whole "
+        f"steps are within {TOLERANCE:.0%} of the horizon; the learning rate does not follow it\n"
+        f"{tokens:.4g} tokens: batch {made}"
+    )
+
+
+def steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, str]:
+    """Training steps for a horizon {"unit", "amount"}, to the nearest whole step; and in words,
+    with what rounding changes if that is more than TOLERANCE. Raises BadInput for less than half a
+    step, and for more than can be counted."""
+    unit, amount, tokens = horizon["unit"], horizon["amount"], per["tokens"]
+    wanted = amount if unit == "steps" else amount / (batch * per[unit])
+    each = f"{batch} x {tokens:g} tokens" if tokens > 1 else f"{batch} examples"
+    if not 0.5 <= wanted < 2**31 - 1:
+        raise BadInput(
+            f"horizon.amount: {amount:g} {unit} are {wanted:.3g} steps of {each}; expected at "
+            "least 1 step, and fewer than 2^31"
+        )
+    count = max(1, round(wanted))
+    away = count / wanted - 1
+    told = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
+    return count, f"{count:,} steps of {each} for {amount:g} {unit}{told}"
+
+
+def budget(horizon: Mapping, examples: int, per: Mapping[str, float]) -> dict[str, Any]:
+    """Of an isoFLOP cell: the FLOPs that it was given, by which convention, and by what part whole
+    steps miss them. {} for a horizon of another unit."""
+    unit, amount = horizon["unit"], horizon["amount"]
+    if unit not in schema.FLOPS_UNITS:
+        return {}
+    name = accounting.FLOPS_CONVENTION if unit == "flops" else unit.removeprefix("flops_")
+    away = examples * per[unit] / amount - 1
+    return {"budget": amount, "budget_convention": name, "budget_away": away}
+
+
+def learning_rate(rule: str, lr: float, model: Model) -> tuple[float, str]:
+    """The peak rate of this model, and the rule in words (and, on a second line, its outcome)."""
+    if rule == "constant":
+        return lr, f"learning rate = {lr:.4g}, whatever the size"
+    width = getattr(model.spec, "width", None)
+    if width is None:
+        raise BadInput("optim.lr_rule: inverse_width needs a model with a width")
+    return lr / width, f"learning rate = {lr:g} / width\nwidth {width}: {lr / width:.4g}"

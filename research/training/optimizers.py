@@ -1,0 +1,268 @@
+"""Schedules, optimizers and weight decay. Every number is traced: one compiled step serves all.
+
+An optimizer here is a function of its (traced) numbers, called inside the step; its state does not
+depend on them. Booleans are traced too, as 0 or 1; only None is not. The learning rate is applied
+last, by the step.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+from research.config.types import Amount, Fraction, Positive, Share
+from research.params import PathTable, key_path, match_path
+
+# What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
+DECAY = (("kernel|embedding", True), ("scale|bias", False))
+
+# What Muon orthogonalises: axes counted from the last, so that depth in front of a scanned kernel
+# is a batch; None is left to Adam. Optax alone would take a scanned bias for a matrix and a scanned
+# kernel for none. A GRU's three gates are one matrix.
+_DENSE = MuonDimensionNumbers((-2,), -1)  # in, out
+_CONV = MuonDimensionNumbers((-4, -3, -2), -1)  # height, width, in, out
+MATRICES: PathTable[MuonDimensionNumbers | None] = (
+    ("(query|key|value|out|up|gate|down)/kernel", _DENSE),
+    (r"(input|recurrent|dense\d*|hidden\d*)/kernel", _DENSE),
+    (r"conv\w*/kernel", _CONV),
+    ("(head|classifier|linear)/kernel|embedding|scale|bias", None),
+)
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the leaves that weight decay acts on."""
+    return _by_table(DECAY, params, "decay rule")
+
+
+def matrix_dims(params: Any) -> Any:
+    """Muon's axes of every leaf, or None."""
+    return _by_table(MATRICES, params, "row of MATRICES")
+
+
+def _by_table(table: PathTable, params: Any, what: str) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: match_path(table, key_path(path), what), params
+    )
+
+
+def _decay(weight_decay: Amount) -> optax.GradientTransformation:
+    return optax.add_decayed_weights(weight_decay, mask=decay_mask)
+
+
+def _either(
+    flag: bool, yes: optax.GradientTransformation, no: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """`yes` or `no`, of the same state, by a traced flag; for choices that cost nothing to make."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple:
+        a, new = yes.update(updates, state, params)
+        b, _ = no.update(updates, state, params)
+        return jax.tree.map(lambda a, b: jnp.where(flag > 0, a, b), a, b), new
+
+    return optax.GradientTransformation(yes.init, update)
+
+
+def sgd(
+    *, momentum: Fraction, nesterov: bool, weight_decay: Amount
+) -> optax.GradientTransformation:
+    """Momentum m ← βm + g (Sutskever et al. 2013), and decoupled weight decay, matrices only."""
+    ahead, plain = optax.trace(momentum, nesterov=True), optax.trace(momentum)
+    return optax.chain(_either(nesterov, ahead, plain), _decay(weight_decay))
+
+
+def adam(*, b1: Fraction, b2: Fraction, eps: Positive) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015)."""
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+
+
+def adamw(
+    *, b1: Fraction, b2: Fraction, eps: Positive, weight_decay: Amount
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), matrices only."""
+    return optax.chain(adam(b1=b1, b2=b2, eps=eps), _decay(weight_decay))
+
+
+def lion(*, b1: Fraction, b2: Fraction, weight_decay: Amount) -> optax.GradientTransformation:
+    """The sign of a momentum (Chen et al. 2023), and decoupled weight decay, matrices only."""
+    return optax.chain(optax.scale_by_lion(b1=b1, b2=b2), _decay(weight_decay))
+
+
+def adafactor(
+    *,
+    decay_rate: Share,
+    clip_threshold: Positive,
+    scale_by_params: bool,
+    momentum: Fraction | None,
+    weight_decay: Amount,
+) -> optax.GradientTransformation:
+    """Adam with second moments by rows and columns (Shazeer & Stern 2018).
+
+    Only the two largest dimensions of a leaf are factored, and only if both are at least 128; small
+    models keep whole moments. β₂ at step t is 1 - t^-decay_rate. The update's RMS is clipped, then
+    times the parameter's RMS (at least 1e-3) if asked; a scanned kernel is one block for both.
+    Without `momentum` no memory is held for it. Weight decay is decoupled, matrices only.
+    """
+    return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=decay_rate),
+        optax.clip_by_block_rms(clip_threshold),
+        _either(scale_by_params, optax.scale_by_param_block_rms(), optax.identity()),
+        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
+        _decay(weight_decay),
+    )
+
+
+def muon(
+    *,
+    momentum: Fraction,
+    weight_decay: Amount,
+    adam_scale: Positive,
+    b1: Fraction,
+    b2: Fraction,
+    eps: Positive,
+) -> optax.GradientTransformation:
+    """Orthogonalised Nesterov momentum for the hidden matrices, AdamW for the rest (Jordan 2024).
+
+    Five Newton–Schulz steps bring the singular values of each matrix near 1, times √max(1, out/in).
+    MATRICES says which; other leaves have `adam_scale` times the learning rate. Weight decay is
+    decoupled and times the rate of its leaf, matrices and embeddings only.
+    """
+    orthogonal = optax.chain(
+        scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_dims),
+        optax.stateless(lambda updates, _: jax.tree.map(_by_shape, updates, matrix_dims(updates))),
+        _decay(weight_decay),
+    )
+    rest = adamw(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+
+    def labels(params: Any) -> Any:
+        dims = matrix_dims(params)
+        return jax.tree.map(lambda _, dim: "muon" if dim else "adam", params, dims)
+
+    return optax.partition(
+        {"muon": orthogonal, "adam": optax.chain(rest, optax.scale(adam_scale))}, labels
+    )
+
+
+def _by_shape(update: Array, dims: MuonDimensionNumbers) -> Array:
+    """Times √max(1, out/in), with which one rate serves all shapes of a matrix."""
+    fan_in = math.prod(update.shape[axis] for axis in dims.reduction_axis)  # type: ignore[union-attr]
+    return update * math.sqrt(max(1, update.shape[-1] / fan_in))
+
+
+class SkipState(NamedTuple):
+    """How many steps were `seen` and are in the moving `mean` and mean `square`, each [2], of loss
+    and gradient norm; how many were `skipped`."""
+
+    seen: Array
+    mean: Array
+    square: Array
+    skipped: Array
+    inner: Any
+
+
+SEEN = 32  # steps that are looked at before one is skipped
+MEMORY = 0.98  # what a step leaves of the mean before it: about the last fifty count
+
+
+def skipping(
+    inner: optax.GradientTransformation, sigmas: Positive
+) -> optax.GradientTransformationExtraArgs:
+    """`inner`, but a step that is not finite, or whose loss or gradient norm lies more than
+    `sigmas` standard deviations above its moving mean, changes neither parameters nor moments.
+
+    The update needs `loss` and `norm`. What is skipped does not enter the mean. The first SEEN
+    steps are skipped only where they are not finite.
+    """
+
+    def init(params: Any) -> SkipState:
+        zero = jnp.zeros(2, jnp.float32)
+        return SkipState(jnp.int32(0), zero, zero, jnp.int32(0), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **told: Array) -> tuple[Any, Any]:
+        now = jnp.stack([told["loss"], told["norm"]]).astype(jnp.float32)
+        known = jnp.maximum(1 - jnp.float32(MEMORY) ** state.seen, 1e-6)  # as Adam's correction
+        mean, square = state.mean / known, state.square / known
+        spread = jnp.sqrt(jnp.maximum(square - mean**2, 1e-6 * mean**2))  # above what rounding does
+        high = mean + sigmas * spread
+        good = jnp.isfinite(now).all() & ((state.seen < SEEN) | (now <= high).all())
+
+        stepped, moments = inner.update(updates, state.inner, params)
+        new = SkipState(
+            state.seen + 1,
+            MEMORY * state.mean + (1 - MEMORY) * now,
+            MEMORY * state.square + (1 - MEMORY) * now**2,
+            state.skipped,
+            moments,
+        )
+        old = state._replace(skipped=state.skipped + 1)
+        blank = jax.tree.map(jnp.zeros_like, stepped)
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), (stepped, new), (blank, old))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "lion": lion,
+    "adafactor": adafactor,
+    "muon": muon,
+}
+
+
+def constant(step: Array, warmup: Array, total: Array) -> Array:
+    """1 after the warm-up."""
+    return jnp.ones_like(step, jnp.float32)
+
+
+def cosine(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
+    """Half a cosine from 1 at the end of the warm-up to `final` at the last step."""
+    share = _share(step, warmup, total)
+    return final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * share))
+
+
+def linear(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
+    """A line from 1 at the end of the warm-up to `final` at the last step."""
+    return 1 - (1 - final) * _share(step, warmup, total)
+
+
+def _share(step: Array, warmup: Array, total: Array) -> Array:
+    """Of the way from the end of the warm-up to the last step."""
+    return jnp.clip((step - warmup) / jnp.maximum(total - 1 - warmup, 1), 0, 1)
+
+
+def inverse_sqrt(step: Array, warmup: Array, total: Array, *, timescale: Positive) -> Array:
+    """1/√(1 + t/timescale), t steps after the warm-up (Zhai et al. 2022); whatever the length.
+
+    A timescale of the warm-up's length is the schedule of Vaswani et al. (2017)."""
+    return 1 / jnp.sqrt(1 + jnp.maximum(step - warmup, 0) / timescale)
+
+
+def wsd(step: Array, warmup: Array, total: Array, *, decay: Share, final: Fraction) -> Array:
+    """Warmup–stable–decay: 1, then over the last share `decay` of the run linearly to `final`."""
+    length = jnp.maximum(decay * total, 1)
+    share = jnp.clip((total - 1 - step) / length, 0, 1)
+    return final + (1 - final) * share
+
+
+SCHEDULES: dict[str, Callable[..., Array]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+    "wsd": wsd,
+    "inverse_sqrt": inverse_sqrt,
+}
+
+
+def learning_rate(name: str, step: Array, hyper: Mapping) -> Array:
+    """Peak rate × linear warm-up × schedule, at `step` counted from 0. All of `hyper` is traced:
+    "lr", "warmup" and "total" (steps), "schedule" (its own numbers)."""
+    step = step.astype(jnp.float32)
+    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper["warmup"], 1))
+    factor = SCHEDULES[name](step, hyper["warmup"], hyper["total"], **hyper["schedule"])
+    return hyper["lr"] * warm * factor

@@ -1,0 +1,153 @@
+"""What one run writes while it trains, whoever trains it: alone, or one of a group."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax import Array
+
+from research.errors import Diverged
+from research.io import host as environment
+from research.parallel import distributed
+from research.runs import directory as records
+from research.runs import metrics_log, trackers
+from research.runs.directory import RunDirectory
+from research.training import resume, wsd_branching
+from research.training.run import Run
+
+Progress = Callable[[int, float], None]
+SKIPS = 20  # steps skipped in a row after which a run counts as diverged
+
+
+class Late:
+    """Takes the metrics of dispatches and writes them one dispatch late, which also bounds how many
+    are in flight. `dispatch` is how many steps the loop puts into one."""
+
+    def __init__(self) -> None:
+        self.dispatch = 0
+        self._pending: tuple[int, int, dict] | None = None
+
+    def push(self, step: int, n: int, metrics: dict[str, Array]) -> None:
+        """Take the metrics of a dispatch just sent; wait for the one before it."""
+        pending, self._pending = self._pending, (step, n, metrics)
+        if pending:
+            self.write(*pending[:2], distributed.fetch(pending[2]))
+
+    def settle(self) -> None:
+        """Wait for all that was sent. Raises Diverged."""
+        pending, self._pending = self._pending, None
+        if pending:
+            self.write(*pending[:2], distributed.fetch(pending[2]))
+
+    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+        """Record the metrics, on the host, of the steps [first, first + n)."""
+        raise NotImplementedError
+
+
+class Recorder(Late):
+    """Writes the records of a run, and notices when it diverges.
+
+    `directory` must be held; one that only follows is not written. `launch` is what else
+    launch.json says; `progress(steps, train_loss)` is called after each dispatch. The seconds of a
+    run that is one of `members` trained at once are its share of theirs.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        directory: RunDirectory,
+        progress: Progress,
+        launch: Mapping[str, Any],
+        members: int = 1,
+    ):
+        super().__init__()
+        self.run, self.directory, self.progress = run, directory, progress
+        stored = directory.once("config.json", run.config)
+        resume.check_stored(directory.path / "config.json", stored, run)
+        known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
+        directory.once("launch.json", {**launch, **known})
+        if run.data.tokenizer:
+            directory.once_text("tokenizer.json", run.data.tokenizer)
+        name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
+        shown = run.sinks if directory.writes else ()
+        self.shown = trackers.open_all(shown, run.id, name, run.config, *place)
+        earlier = (r.get("seconds", 0.0) for r in metrics_log.read(directory.path))
+        self.before = max(earlier, default=0.0)
+        self.started, self.members = time.monotonic(), members
+        self.loss, self.reached = math.nan, 0
+        self.skips, self._skipped = 0, 0  # in all; in a row
+
+    @property
+    def seconds(self) -> float:
+        """Spent on this run, by earlier launches too."""
+        return self.before + (time.monotonic() - self.started) / self.members
+
+    def begin(self, step: int) -> None:
+        """Steps from `step` on are done, perhaps again."""
+        self.reached = step
+        self.directory.append(resume=step)
+
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if not math.isfinite(metrics["loss"]):
+            raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
+        self._line(step, **{k: v for k, v in metrics.items() if isinstance(v, float)})
+
+    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+        for i in range(n):
+            self.reached = first + i + 1
+            values = {k: float(v[i]) for k, v in host.items()}
+            self._sound(first + i, values)
+            if (first + i) % self.run.every.log == 0:
+                self._line(first + i, **values)
+        self.progress(first + n, self.loss)
+
+    def _sound(self, step: int, values: Mapping[str, float]) -> None:
+        """Raise Diverged if a step was neither finite nor skipped, as a few in a row may be."""
+        loss, norm = values["train_loss"], values["grad_norm"]
+        skipped = bool(values.get("skipped"))
+        self._skipped = self._skipped + 1 if skipped else 0
+        self.skips = int(values.get("skips", 0))
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if not (finite or skipped) or self._skipped > SKIPS:
+            row = f"; the last {self._skipped} steps were skipped" if skipped else ""
+            raise Diverged(
+                f"loss {loss}, gradient norm {norm} at step {step}{row}; "
+                f"the last finite loss was {self.loss:.4g}"
+            )
+        if not skipped:
+            self.loss = loss
+
+    def finish(
+        self, status: str, reason: str, devices: int, device_kind: str, **metrics: object
+    ) -> dict[str, Any]:
+        """Write the result; from now on the run is done, or has diverged."""
+        seconds = round(self.seconds, 3)
+        result = {
+            "status": status,
+            "reason": reason,
+            **self.run.facts,
+            **metrics,
+            **wsd_branching.costs(self.run, self.directory, self.reached),
+            "steps_per_dispatch": self.dispatch,
+            **({"skipped_steps": self.skips} if self.run.hyper["skip"] is not None else {}),
+            "train_loss": self.loss if math.isfinite(self.loss) else None,
+            "seconds": seconds,
+            "device_seconds": round(seconds * devices, 3),
+            "devices": devices,
+            "device_kind": device_kind,
+            "data_digest": self.run.data.digest,
+            **environment.describe(),
+        }
+        if self.directory.writes:  # now: counting the data may take longer than a first step
+            records.write_card(self.directory.workdir, self.run.data.digest, self.run.data.card)
+        self.directory.finish(result)
+        self.shown.close(result)
+        return result
+
+    def _line(self, step: int, **values: float) -> None:
+        tokens = step * self.run.tokens_per_step
+        seconds = round(self.seconds, 3)
+        values = {k: v for k, v in values.items() if math.isfinite(v)}  # of a step that was skipped
+        self.directory.append(step=step, tokens=tokens, **values, seconds=seconds)
+        self.shown.log(step, values)

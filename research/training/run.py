@@ -1,0 +1,387 @@
+"""A config becomes a Run: the only room that turns names and numbers into objects."""
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from research import data, models
+from research.config import registry, schema
+from research.data import Dataset
+from research.errors import BadInput, Together
+from research.io import files
+from research.models import Model, accounting
+from research.training import fine_tuning, horizon
+from research.training.fine_tuning import Start
+from research.training.tasks import TASKS, Task
+
+# How a run is computed, which changes its last bits at most. A run goes on as it was launched.
+HOW = ("batch.accumulate", "task.chunk", "model.attention", "model.remat", "model.unroll")
+# Keys that do not change what a run means: they neither enter its id nor forbid a resume.
+NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *HOW)
+# Of one dispatch, where the config leaves them free: enough to make the host's part small, few
+# enough to be held twice and sent in no time.
+MOST_STEPS, MOST_BYTES = 50, 2**22
+# What the digest of the data stands for (see data.Dataset).
+PLACES = ("path", "paths", "tokenizer", "undecodable")
+
+
+class Every(NamedTuple):
+    """How often, in steps; 0 is never. None of it changes what is computed."""
+
+    eval: int
+    save: int
+    log: int
+    dispatch: int  # the most steps in one dispatch
+    paced: bool  # whether their number is chosen by the time that they take
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, complete: below here nobody looks into a config. `hyper` holds the numbers
+    that are traced, so runs that differ in them alone share a compiled program. `start` is another
+    run that this one goes on from; `order` is the seed of the data's order; `facts` is what a table
+    says of the run before it is trained; `config` (resolved) is there to be recorded."""
+
+    id: str
+    model: Model
+    task: Task
+    data: Dataset
+    optimizer: str
+    schedule: str
+    hyper: dict
+    seed: int
+    order: int
+    batch: int
+    accumulate: int
+    steps: int
+    mesh: dict[str, int]
+    replicate: bool  # leaves that the mesh does not divide
+    eval_examples: int
+    eval_batch: int
+    every: Every
+    keep: int
+    on_save_error: str
+    sinks: tuple[str, ...]
+    start: Start | None
+    facts: dict
+    config: dict
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The values of HOW, as JSON."""
+        flat = {
+            "batch.accumulate": self.accumulate,
+            **{f"task.{k}": v for k, v in vars(self.task).items()},
+            **{f"model.{k}": v for k, v in self.model.described().items()},
+        }
+        return {key: flat[key] for key in HOW if key in flat}
+
+    def computed(self, how: Mapping[str, Any]) -> "Run":
+        """This run, computed as the `how` of another says. Raises BadInput where it cannot be."""
+        known = {key: value for key, value in how.items() if key in self.how}
+        config, wrong = schema.override(self.config, known)
+        if wrong := wrong or schema.problems(config):
+            raise BadInput(*wrong)
+        how = self.how | known
+
+        def of(section: str) -> dict[str, Any]:
+            return {k.removeprefix(section): v for k, v in how.items() if k.startswith(section)}
+
+        return dataclasses.replace(
+            self,
+            accumulate=how["batch.accumulate"],
+            task=dataclasses.replace(self.task, **of("task.")),  # type: ignore[type-var]
+            model=models.build(**self.model.described() | of("model.")),
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch * self.data.tokens_per_example
+
+
+def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
+    """The Run of a checked config (see cli.checked), on `dataset` where its own need not be there.
+    Trains nothing and compiles nothing.
+
+    Raises BadInput for what only the data or the model can tell: files, lengths, a size that
+    cannot be met.
+    """
+    config = copy.deepcopy(dict(config))
+    dataset = dataset or data.load(**config["data"])
+    told, inputs = Together(), example_inputs(dataset)
+    task, sized = told(_task, config, dataset), told(_model, config, dataset, inputs)
+    told.end()
+    assert task
+    assert sized
+    model, size_rule = sized
+    wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
+    counts = accounting.params(model, inputs)
+    per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
+    rule, size = config["batch"].pop("rule", "constant"), config["batch"]["size"]
+    batch, batch_rule = horizon.batch(rule, size or len(dataset.train), config["horizon"], per)
+    config["batch"]["size"], parts = batch, config["batch"]["accumulate"]
+    told(_enough, dataset, batch, parts, wanted)
+    steps, horizon_rule = told(horizon.steps, config["horizon"], batch, per) or (0, "")
+    optim, per_step = config["optim"], batch * dataset.tokens_per_example
+    lr, lr_rule = told(horizon.learning_rate, optim["lr_rule"], optim["lr"], model) or (0.0, "")
+    warmup = told(_warmup, optim, steps, per_step) if steps else 0
+    start = told(_start, config, dataset, model, inputs, steps)
+    told.end()
+    assert warmup is not None
+    resolved = _resolved(config, model, steps, lr, warmup)
+    amounts = _amounts(model, dataset, counts, steps, batch)
+    at_once = batch // parts * dataset.tokens_per_example
+    rules = (size_rule, batch_rule, horizon_rule, lr_rule, task.rule(model, at_once))
+    family, scaled = config["model"]["name"], "target_scale" in dataset.notes
+    facts = {
+        "name": config["name"],
+        "family": family,
+        "task": config["task"]["name"],
+        "loss_unit": task.unit + (" of standardised targets" if scaled else ""),
+        "group": f"{family} from {start.name}" if start else family,
+        "size": config["size"],
+        "seed": config["seed"],
+        **counts,
+        **amounts,
+        **horizon.budget(config["horizon"], steps * batch, per),
+        "optimizer": optim["optimizer"]["name"],
+        "schedule": optim["schedule"]["name"],
+        "lr": lr,
+        "warmup_steps": warmup,
+        "rules": "\n".join(filter(None, [*rules, start.rule if start else ""])),
+    }
+    return Run(
+        id=identity(resolved, dataset.digest, start),
+        model=model,
+        task=task,
+        data=dataset,
+        optimizer=optim["optimizer"]["name"],
+        schedule=optim["schedule"]["name"],
+        hyper=_hyper(resolved),
+        seed=config["seed"],
+        order=config["batch"]["seed"],
+        batch=batch,
+        accumulate=config["batch"]["accumulate"],
+        steps=steps,
+        mesh={axis: n for axis, n in config["mesh"].items() if axis != "indivisible"},
+        replicate=config["mesh"].get("indivisible", "error") == "replicate",
+        eval_examples=wanted,
+        eval_batch=config["eval"]["batch"],
+        every=Every(
+            config["eval"]["every"],
+            config["save"]["every"],
+            config["log"]["every"],
+            *_dispatch(config["loop"]["steps_per_dispatch"], batch, dataset),
+        ),
+        keep=config["save"]["keep"],
+        on_save_error=config["save"].get("on_error", "stop"),
+        sinks=tuple(config["log"]["sinks"]),
+        start=start,
+        facts=facts,
+        config=resolved,
+    )
+
+
+def identity(resolved: Mapping[str, Any], data_digest: str, start: Start | None) -> str:
+    """The id of a run: what it means, wherever its data lie and whatever it prints."""
+    out = meaning(resolved)
+    out["data"]["digest"] = data_digest
+    out["init"] = {"digest": start.digest, "what": start.what} if start else None
+    return files.digest_of(out)[:12]
+
+
+def meaning(resolved: Mapping[str, Any]) -> dict:
+    """A resolved config without what does not change what its run means, and without where its data
+    and the run that it begins from lie."""
+    out = {k: dict(v) if isinstance(v, Mapping) else v for k, v in resolved.items()}
+    for path in NOT_IN_ID:
+        section, _, key = path.rpartition(".")
+        (out[section] if section else out).pop(key, None)
+    for key in PLACES:
+        out["data"].pop(key, None)
+    out.pop("init", None)
+    return out
+
+
+def example_inputs(dataset: Dataset) -> jax.ShapeDtypeStruct:
+    """Abstract model inputs for a batch of one example."""
+    inputs = dataset.train.rows(np.zeros(1, np.int64))["inputs"]
+    return jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+
+
+def _dispatch(wanted: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:
+    """The most steps in one dispatch, and whether fewer are taken if they take long. The most is
+    part of the compiled program, so it depends on the config alone."""
+    if isinstance(wanted, int):
+        return wanted, False
+    one = sum(x.nbytes for x in dataset.train.rows(np.zeros(1, np.int64)).values())
+    return max(1, min(MOST_STEPS, MOST_BYTES // (batch * one))), True
+
+
+def _enough(dataset: Dataset, batch: int, parts: int, wanted: int) -> None:
+    problems = []
+    if batch % parts:
+        problems.append(f"batch.accumulate: {parts} does not divide a batch of {batch} examples")
+    if len(dataset.train) < batch:
+        problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
+    if len(dataset.heldout) < wanted:
+        problems.append(
+            f"eval.examples: {wanted}, but there are {len(dataset.heldout)} held-out examples; "
+            "none takes all of them"
+        )
+    if problems:
+        raise BadInput(*problems)
+
+
+def _task(config: dict, dataset: Dataset) -> Task:
+    name = config["task"]["name"]
+    task = TASKS[name](**{k: v for k, v in config["task"].items() if k != "name"})
+    if task.targets != dataset.targets:
+        fitting = [k for k, other in TASKS.items() if other.targets == dataset.targets]
+        raise BadInput(
+            f"task.name: {name} measures {task.targets}, but the targets of data.name = "
+            f"{config['data']['name']} are {dataset.targets}; expected {' or '.join(fitting)}"
+        )
+    return task
+
+
+def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
+    """The model's fields. Those that only the data know come from there."""
+    name = config["model"]["name"]
+    takes = registry.fields(*registry.table("models/__init__.py", "MODELS")[name])
+    given = {k: v for k, v in config["model"].items() if k != "name"}
+    given |= {k: v for k, v in dataset.facts.items() if k in takes}
+    if config["size"] is None and (run := config["init"]["run"]) is not None:
+        with _of_start():
+            shape = fine_tuning.shape(run, name)
+        given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
+    if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
+        given |= {k: dataset.facts[k] for k in ("classes", "pad")}
+    if missing := [k for k, field in takes.items() if field.required and k not in given]:
+        raise BadInput(
+            f"model.name: {name} needs data with {', '.join(missing)}; data.name = "
+            f"{config['data']['name']} has {', '.join(dataset.facts)}"
+        )
+    return given
+
+
+def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
+    """The model, and how its size was chosen."""
+    name = config["model"]["name"]
+    given, family = _fields(config, dataset), models.family(name)
+    try:
+        if config["size"] is None:
+            return models.build(name, **given), "size given by its fields"
+        given = models.unfilled(name, given)
+        model = horizon.at_size(config["size"], name, given, inputs)
+    except ValueError as error:  # what a family says of its own numbers
+        raise BadInput(f"model.{error}") from error
+    filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
+    held = "".join(f"; {k} held at {given[k]}" for k in family.SIZED if k in given)
+    return model, f"size rule: {family.SIZE_RULE}{held}\nsize {config['size']:g}: {filled}"
+
+
+@contextlib.contextmanager
+def _of_start() -> Iterator[None]:
+    """What `branch` says of a run is said of the key that names it."""
+    try:
+        yield
+    except BadInput as error:
+        lines = (f"init.run: {line.removeprefix('init.run: ')}" for line in error.problems)
+        raise BadInput(*lines) from error
+
+
+def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> Start | None:
+    init = config["init"]
+    if init["run"] is None and init["step"] is not None:
+        raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
+    if init["run"] is None or init["what"] == "shape":
+        return None
+    with _of_start():
+        start = fine_tuning.locate(init["run"], init["step"], init["what"])
+    if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
+        raise BadInput(
+            f"data.tokenizer: not that of init.run; expected "
+            f"{start.run / 'tokenizer.json' if start.tokenizer else 'bytes'}"
+        )
+    if start.what == "state" and 0 < steps <= start.step:
+        raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
+    return fine_tuning.planned(start, model, inputs)
+
+
+def _amounts(
+    model: Model, dataset: Dataset, counts: Mapping[str, Any], steps: int, batch: int
+) -> dict[str, Any]:
+    """Tokens and FLOPs of the whole run, under every convention."""
+    tokens = steps * batch * dataset.tokens_per_example
+    flops = accounting.flops(model, counts, tokens, steps * batch)
+    return {
+        "steps": steps,
+        "batch": batch,
+        "context": dataset.tokens_per_example,
+        "train_examples": len(dataset.train),
+        "tokens": tokens,
+        "unique_tokens": _unique(dataset, tokens),
+        "epochs": tokens / dataset.unique_tokens,
+        **flops,
+        **accounting.shares(model),
+        "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
+        "flops_convention": accounting.FLOPS_CONVENTION,
+    }
+
+
+def _unique(dataset: Dataset, tokens: int) -> int:
+    """How many different tokens are seen; of a mixture, each source at its own rate."""
+    if sources := dataset.notes.get("sources"):
+        total = sum(s["weight"] for s in sources)
+        return sum(min(round(tokens * s["weight"] / total), s["unique_tokens"]) for s in sources)
+    return min(tokens, dataset.unique_tokens)
+
+
+def _warmup(optim: Mapping[str, Any], steps: int, tokens: int) -> int:
+    """The steps of the warm-up, in a run of `steps` of so many `tokens`."""
+    unit, amount = optim["warmup"]["unit"], optim["warmup"]["amount"]
+    wanted = {"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit]
+    count = round(min(wanted, 2.0**53))
+    if wrong := schema.long_warmup(count / steps, optim["schedule"].get("decay", 0.0)):
+        raise BadInput(f"optim.warmup.amount: {amount:g} ({unit}) in {steps} steps is {wrong}")
+    return count
+
+
+def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) -> dict:
+    """The config with every rule applied: it resolves to itself, and repeats the run."""
+    sized = {k: getattr(model.spec, k) for k in models.family(config["model"]["name"]).SIZED}
+    warmed = {"unit": "steps", "amount": float(warmup)}
+    out = config | {
+        "model": config["model"] | sized,
+        "size": None,
+        "horizon": {"unit": "steps", "amount": float(steps)},
+        "optim": config["optim"] | {"lr": lr, "lr_rule": "constant", "warmup": warmed},
+    }
+    if out["init"]["what"] == "shape":  # which is written in the model's fields by now
+        out["init"] = {"run": None, "step": None, "what": "params"}
+    if out["optim"].get("skip") is None:  # which most configs do not name
+        out["optim"].pop("skip", None)
+    return out
+
+
+def _hyper(resolved: dict) -> dict:
+    """The traced numbers of the optimizer and its schedule, as float32 scalars."""
+    optim = resolved["optim"]
+    numbers = {
+        "lr": optim["lr"],
+        "warmup": optim["warmup"]["amount"],
+        "total": resolved["horizon"]["amount"],
+        "clip": optim["clip"],
+        "ema": optim["ema"],
+        "skip": optim.get("skip"),
+        "optimizer": {k: v for k, v in optim["optimizer"].items() if k != "name"},
+        "schedule": {k: v for k, v in optim["schedule"].items() if k != "name"},
+    }
+    return jax.tree.map(np.float32, numbers)

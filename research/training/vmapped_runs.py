@@ -1,0 +1,279 @@
+"""A group: whole runs in one program, vmapped over the members, the members split over devices.
+
+The members share model, data, batch size and steps, and differ in their seeds and in the numbers of
+optimizer and schedule. Each has its own directory, with records and checkpoints of the form that it
+would write alone, so it can be evaluated, gone on from or resumed like any other run. Its numbers
+are those of the run alone up to rounding (vmapped products add up in another order), and they
+depend on how many members there are, but not on who the others are: so a group that is launched
+again has as many slots on as many devices as at first, and those whose member is done, diverged or
+gone are filled with a copy of another.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from research.errors import Diverged, Held, StorageError
+from research.parallel import sharding
+from research.runs import checkpoint, trackers
+from research.runs import directory as records
+from research.runs.directory import RunDirectory
+from research.training.checkpoint_policy import check_finite, refusals
+from research.training.recorder import Late, Recorder
+from research.training.run import Run
+from research.training.step import Members, TrainState, group_dispatch_program, group_eval_program
+from research.training.trainer import (
+    Trainer,
+    as_launched,
+    awaited,
+    host_batches,
+    host_heldout,
+    loop,
+    never,
+    unbind,
+)
+
+log = logging.getLogger(__name__)
+
+ALONE = {"data": 1, "fsdp": 1, "tensor": 1}  # a member lies whole on one device
+Progress = Callable[[str, int, float], None]
+
+
+class Group:
+    """As train.Trainer, for one Run in each of K slots on a mesh with the axis `runs`, which
+    divides K."""
+
+    def __init__(self, runs: Sequence[Run], mesh: Mesh):
+        self.runs, self.mesh = runs, mesh
+        one = sharding.make_mesh(ALONE, runs[0].batch, jax.devices()[:1])
+        self.solo = [Trainer(run, one) for run in runs]
+        self.shared = len({run.order for run in runs}) == 1
+        self.hyper = self._spread([run.hyper for run in runs])
+        recipe = self.solo[0].recipe
+        self._dispatch = group_dispatch_program(recipe, mesh, self.shared)
+        self._eval = group_eval_program(recipe, mesh)
+        self._held: tuple | None = None
+
+    def init(self) -> Members:
+        """The first states, bit for bit those that the members have alone."""
+        first = {solo.run.id: solo.init() for solo in {s.run.id: s for s in self.solo}.values()}
+        return self.place([first[run.id] for run in self.runs])
+
+    def place(self, states: Sequence[TrainState]) -> Members:
+        """The states of all slots, side by side."""
+        return Members(self._spread(states), self._spread([np.bool_(True)] * len(states)))
+
+    def member(self, members: Members, slot: int) -> TrainState:
+        """One member's state (of `members` on the host), where and as it has it alone."""
+        state = jax.tree.map(lambda x: x[slot], members.state)
+        return jax.device_put(state, self.solo[slot].shardings.tree)
+
+    def batches(self, step: int, n: int, room: int) -> dict[str, jax.Array]:
+        """The batches of steps [step, step + n): one copy if all have the same, else one each."""
+        each = {r.order: r for r in self.runs}
+        made = {order: host_batches(run, step, n, room) for order, run in each.items()}
+        if self.shared:
+            return jax.device_put(made[self.runs[0].order], NamedSharding(self.mesh, P()))
+        side_by_side = {
+            name: np.stack([made[run.order][name] for run in self.runs], axis=1)
+            for name in made[self.runs[0].order]
+        }
+        return jax.device_put(side_by_side, NamedSharding(self.mesh, P(None, "runs")))
+
+    def steps(self, members: Members, batches: dict, n: int) -> tuple[Members, dict]:
+        """`n` updates of all in one dispatch; returns at once. `members` is given away."""
+        return self._dispatch(members, batches, self.hyper, jax.device_put(np.int32(n)))
+
+    def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> list[dict[str, Any]]:
+        """The task's metrics of every slot, for parameters [K, ...]. Raises train.Stopped."""
+        if self._held is None:
+            rows = host_heldout(self.runs[0], 1)
+            put = jax.device_put(rows, NamedSharding(self.mesh, P()))
+            self._held = put, put.pop("weights")
+        sums = jax.device_get(awaited(self._eval(params, *self._held), stop))
+        sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
+        return [
+            run.task.metrics({k: total[slot] for k, total in sums.items()}, run.data.notes)
+            for slot, run in enumerate(self.runs)
+        ]
+
+    def _spread(self, trees: Sequence[Any]) -> Any:
+        """Trees of one structure, stacked, and split over the devices."""
+        stacked = jax.tree.map(lambda *leaves: np.stack(jax.device_get(leaves)), *trees)
+        return jax.device_put(stacked, NamedSharding(self.mesh, P("runs")))
+
+
+class GroupRecorder(Late):
+    """Hands every member's numbers to its own recorder, and ends those that diverge."""
+
+    def __init__(self, live: Mapping[int, Recorder], mesh: Mesh, ids: Sequence[str]):
+        """`live` are the recorders by slot."""
+        super().__init__()
+        self.live, self.mesh, self.ids = dict(live), mesh, list(ids)
+        self.results: dict[str, dict] = {}
+
+    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+        self.each(lambda k, r: r.write(first, n, {name: x[:, k] for name, x in host.items()}))
+
+    def evaluation(self, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
+        self.each(lambda k, r: r.evaluation(step, metrics[k]))
+
+    def finish(self, slot: int, status: str, reason: str, metrics: Mapping[str, Any]) -> None:
+        """End a member. Its seconds are its share of the group's, and `members` says whose."""
+        recorder, kind = self.live.pop(slot), self.mesh.devices.flat[0].device_kind
+        recorder.dispatch = self.dispatch
+        more = {**metrics, "members": self.ids}
+        self.results[recorder.run.id] = recorder.finish(
+            status, reason, self.mesh.size, kind, **more
+        )
+
+    def close(self) -> None:
+        for recorder in self.live.values():
+            recorder.shown.close()
+
+    def each(self, act: Callable[[int, Recorder], None]) -> None:
+        """Do something with every member that is left; one of which it shows that it has diverged
+        ends there. Raises Diverged when none is left."""
+        for slot, recorder in list(self.live.items()):
+            try:
+                act(slot, recorder)
+            except Diverged as error:
+                log.warning("run %s has diverged: %s", recorder.run.id, error)
+                self.finish(slot, "diverged", str(error), {})
+        if not self.live:
+            raise Diverged("every run of the group has diverged")
+
+
+class GroupKeeper:
+    """As keeper.Keeper: every member's states lie in its own directory."""
+
+    branches = ()
+
+    def __init__(self, group: Group, recorder: GroupRecorder):
+        self.group, self.recorder = group, recorder
+
+    @property
+    def directory(self) -> RunDirectory:
+        """That of one member, to name the group by."""
+        return next(iter(self.recorder.live.values())).directory
+
+    def restore(self) -> tuple[int, Members]:
+        """The newest step that all members hold intact, or their start."""
+        places = {slot: r.directory.path for slot, r in self.recorder.live.items()}
+        solo = self.group.solo
+        kept = checkpoint.restore_common([(p, solo[slot].abstract) for slot, p in places.items()])
+        if kept is None:
+            if lost := [path.name for path in places.values() if checkpoint.steps(path)]:
+                log.warning("the group starts anew: only %s had a checkpoint", ", ".join(lost))
+            found = 0, self.group.init()
+        else:
+            step, states = kept[0], dict(zip(places, kept[1], strict=True))
+            log.info("%d runs go on from step %d", len(places), step)
+            other = next(iter(states.values()))
+            slots = range(len(self.group.runs))
+            found = step, self.group.place([states.get(slot, other) for slot in slots])
+        for recorder in self.recorder.live.values():
+            recorder.begin(found[0])
+        return found
+
+    def save(self, step: int, members: Members, must: bool = True) -> None:
+        """Save every member and only then forget older steps: all always have one in common."""
+        host, keep = jax.device_get(members), self.group.runs[0].keep
+        states = {slot: self.group.member(host, slot) for slot in self.recorder.live}
+        self.recorder.each(lambda slot, _: check_finite(step, states[slot]))
+        with refusals(self.group.runs[0], must):
+            for slot, recorder in self.recorder.live.items():
+                directory = recorder.directory
+                directory.sync()
+                checkpoint.save(directory.path, step, states[slot], keep + 1, directory.check)
+            for recorder in self.recorder.live.values():
+                checkpoint.prune(recorder.directory.path, keep)
+
+
+def fit(
+    members: Sequence[tuple[Run, RunDirectory]],
+    ids: Sequence[str],
+    progress: Progress = lambda run_id, step, loss: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, dict[str, Any]]:
+    """Train `members`, whose directories must be held, to their end; returns their results by id.
+
+    `ids` are the runs that the group had at its first launch, in order; slots of those that are not
+    in `members` are filled. Goes on from the newest step that all members have. A member that
+    diverges is recorded so and the others go on. Raises Preempted and StorageError as train.fit.
+    """
+    for run, _ in members:
+        trackers.check(run.sinks)
+    directories = [directory for _, directory in members]
+    members = _as_launched(members)
+    mesh = runs_mesh(len(ids), directories)
+    runs, filler = {run.id: run for run, _ in members}, members[0][0]
+    slots = [runs.get(run_id, filler) for run_id in ids]
+    group = Group([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
+    for path in (directory.path for directory in directories):
+        checkpoint.check_room(path, group.solo[0].abstract, len(directories))
+    recorder = GroupRecorder(_recorders(members, ids, mesh, progress), mesh, ids)
+    try:
+        metrics, final = loop(filler, group, recorder, GroupKeeper(group, recorder), stop)
+        host = jax.device_get(final)
+        for slot in list(recorder.live):
+            params = group.member(host, slot).evaluated
+            closed = group.solo[slot].against_closed_form(params)
+            recorder.finish(slot, "done", "", metrics[slot] | closed)
+    except Diverged:
+        pass  # all of them have, and their results say so
+    except Held:
+        raise
+    except Exception:
+        with contextlib.suppress(StorageError):
+            unbind(directories)
+        raise
+    finally:
+        recorder.close()
+    return recorder.results
+
+
+def _as_launched(members: Sequence[tuple[Run, RunDirectory]]) -> list[tuple[Run, RunDirectory]]:
+    """All members as the group was computed at its first launch."""
+    for path in (directory.path for _, directory in members):
+        if checkpoint.steps(path) and (stored := records.launch(path)):
+            return [(as_launched(run, stored, path), place) for run, place in members]
+    return list(members)
+
+
+def _recorders(
+    members: Sequence[tuple[Run, RunDirectory]], ids: Sequence[str], mesh: Mesh, progress: Progress
+) -> dict[int, Recorder]:
+    """The members' recorders, by slot."""
+    launch = {"mesh": ALONE, "members": list(ids), "members_mesh": dict(mesh.shape)}
+    launch["how"] = members[0][0].how
+    out = {}
+    for run, directory in members:
+        shown = functools.partial(progress, run.id)
+        out[ids.index(run.id)] = Recorder(run, directory, shown, launch, len(members))
+    return out
+
+
+def runs_mesh(count: int, directories: Sequence[RunDirectory] = ()) -> Mesh:
+    """The mesh for `count` runs: as few on a device as can be, then as few devices as that takes;
+    slots that are left over on the last device are filled. A group that was launched before has
+    the devices that it had, if they are here."""
+    available = jax.device_count()
+    each = math.ceil(count / min(count, available))
+    size = math.ceil(count / each)
+    for path in (directory.path for directory in directories):
+        stored = (records.launch(path) or {}).get("members_mesh")
+        if stored and stored["runs"] <= available:
+            size = stored["runs"]
+            break
+        if stored:
+            log.warning("%s: first launched on %s, which is not here", path, stored)
+    return Mesh(np.array(jax.devices()[:size]), ("runs",))

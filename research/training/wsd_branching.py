@@ -1,0 +1,131 @@
+"""Shared trunks: with a warmup–stable–decay schedule, runs of one size and several horizons take
+the same steps until the first of them decays. So the longer one begins where the shorter one's
+decay does, from its checkpoint, and ends bit for bit where it would have ended alone.
+
+trunk.json, in the directory of such a run, says whose steps it did not take itself.
+"""
+
+import bisect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.errors import Damaged, IsoflopError
+from research.io import files
+from research.parallel import distributed
+from research.runs import checkpoint, metrics_log
+from research.runs import directory as records
+from research.runs.directory import RunDirectory
+from research.training.run import Run
+
+log = logging.getLogger(__name__)
+
+MARK = "trunk.json"
+# What decides the last bits, of launch.json: a state from elsewhere is not what this run would be.
+ALIKE = ("mesh", "how", "members", "processes", "versions", "cores", "instructions", "xla_flags")
+# A division may be off by an ulp on some device, so a share this near to 1 counts as decayed.
+MARGIN = np.float32(1 + 1e-6)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The directory of a shorter run, of which the first `steps` updates are this run's too."""
+
+    path: Path
+    steps: int
+
+
+def stable_steps(run: Run) -> int:
+    """How many updates of a `wsd` run come before its decay; every longer run of the same numbers
+    makes the same ones. 0 for other schedules."""
+    if run.schedule != "wsd":
+        return 0
+    total, decay = run.hyper["total"], run.hyper["schedule"]["decay"]
+    length = np.maximum(decay * total, np.float32(1)) * MARGIN  # as optim.wsd has it, in float32
+    return bisect.bisect_left(
+        range(run.steps), True, key=lambda step: bool(total - 1 - np.float32(step) < length)
+    )
+
+
+def seeded(
+    directory: RunDirectory,
+    trunks: Sequence[Trunk],
+    abstract: Any,
+    show: Callable[[int, Mapping[str, float]], None],
+) -> tuple[int, Any] | None:
+    """(step, state) from the first of `trunks` that has an intact checkpoint of steps that are also
+    this run's, with its learning curve up to there; None if there is none."""
+    found = distributed.agree(lambda: _found(directory, trunks))
+    if found is None:
+        return None
+    index, step, name = found
+    trunk = trunks[index]
+    path = trunk.path / "checkpoints" / name
+    try:
+        state = checkpoint.restore(path, abstract)
+    except IsoflopError:
+        if not checkpoint.spoiled(path):
+            raise
+        return seeded(directory, trunks, abstract, show)
+    distributed.agree(directory.check)
+    if not directory.writes:
+        return step, state
+    files.write_json(directory.path / MARK, {"run": trunk.path.name, "step": step})
+    directory.append(resume=0)
+    for record in metrics_log.read(trunk.path):
+        if record["step"] < step:
+            directory.append(**{**record, "seconds": 0.0})  # none of it was spent here
+            at, hidden = record["step"], ("step", "tokens", "seconds")
+            show(at, {k: v for k, v in record.items() if k not in hidden})
+    log.info("%s: begins at step %d, from %s", directory.path.name, step, trunk.path.name)
+    return step, state
+
+
+def _found(directory: RunDirectory, trunks: Sequence[Trunk]) -> tuple[int, int, str] | None:
+    """Which of `trunks`, and the step and name of its checkpoint; forgets what was there before."""
+    directory.check()
+    (directory.path / MARK).unlink(missing_ok=True)
+    choices = (_checkpoint(directory.path, trunk) for trunk in trunks)
+    return next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
+
+
+def _checkpoint(own: Path, trunk: Trunk) -> tuple[int, str] | None:
+    """The step, and the name of its checkpoint, from which a run may begin."""
+    here, there = records.launch(own) or {}, records.launch(trunk.path)
+    if there is None:
+        return None
+    if differing := [key for key in ALIKE if here.get(key) != there.get(key)]:
+        words = ", ".join(differing)
+        log.info("%s: not begun from %s, another %s", own.name, trunk.path.name, words)
+        return None
+    newest = next(checkpoint.intact(trunk.path, trunk.steps), None)
+    return (newest[0], newest[1].name) if newest else None
+
+
+def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
+    """What a run that has reached a step has cost, of what it means: `flops_spent`; and, if it
+    began from a trunk, "trunk", "shared_tokens" and "shared_flops"."""
+    shared, flops = shared_steps(directory.path), run.facts["flops"]
+    spent = {"flops_spent": flops * (reached - shared) / run.steps}
+    if not shared:
+        return spent
+    return spent | {
+        "trunk": str(records.own(directory.path / MARK).get("run")),
+        "shared_tokens": shared * run.tokens_per_step,
+        "shared_flops": flops * shared / run.steps,
+    }
+
+
+def shared_steps(directory: Path) -> int:
+    """The steps that another run took for the one in `directory`."""
+    path = directory / MARK
+    if not path.exists():
+        return 0
+    step = records.own(path).get("step")
+    if not isinstance(step, int) or step < 0:
+        raise Damaged(f"{path}: step is {step!r:.50}, expected a whole number")
+    return step

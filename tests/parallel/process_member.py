@@ -1,0 +1,84 @@
+"""One of the processes that test_processes.py starts: trains, restores and shows what it is
+told in FILE.json, and writes down what the test compares."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from research.errors import Damaged, Lost, Preempted
+from research.launch import process_group
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--task")
+process_group.add_flags(parser)
+args = parser.parse_args()
+
+from research.parallel import distributed, sharding  # noqa: E402
+from research.params import leaves_by_path  # noqa: E402
+from research.runs import checkpoint  # noqa: E402
+from research.runs import directory as records  # noqa: E402
+from research.training import trainer as train  # noqa: E402
+from research.training.run import make_run  # noqa: E402
+
+
+def restored_and_next(run, trainer, path):
+    """The state of a checkpoint, whole, and the losses of the steps after it."""
+    state = checkpoint.restore(Path(path), trainer.abstract)
+    whole, step = distributed.fetch(state), int(distributed.fetch(state.step))
+    n = run.steps - step
+    _, metrics = trainer.steps(state, trainer.batches(step, n, n), n)
+    assert all(x.is_fully_replicated for x in metrics.values()), "each would wait for the others"
+    return leaves_by_path(whole), distributed.fetch(metrics)["train_loss"]
+
+
+def agreements():
+    """What one process knows, both are told."""
+    me = jax.process_index()
+    told = distributed.agree(lambda: {"of": me, "long": "x" * 1000})
+    assert told == {"of": 0, "long": "x" * 1000}
+    with pytest.raises(Damaged, match="as process 0 found it"):
+        distributed.agree(damaged)
+    assert distributed.either(me == 1)
+    assert not distributed.either(False)
+    asked = distributed.late(lambda: me == 1)
+    assert [asked(), asked()] == [False, True]
+    distributed.meet(ValueError("both come here"))
+    distributed.PATIENCE = 1.0
+    if me == 1:
+        with pytest.raises(Lost, match="process 1 of 2 failed alone: ValueError: this one alone"):
+            distributed.meet(ValueError("this one alone"))
+    else:
+        time.sleep(3)
+
+
+def damaged():
+    raise Damaged("as process 0 found it")
+
+
+def perform(task):
+    run, longer = make_run(task["config"]), make_run(task["longer"])
+    made = records.RunDirectory if distributed.first() else records.Follower
+    with made(task["workdir"], run.id) as directory:
+        train.fit(run, directory)
+    reached = []
+    with made(task["workdir"], longer.id) as directory:
+        stop = lambda: jax.process_index() == 1 and max(reached, default=0) >= 12  # noqa: E731
+        with pytest.raises(Preempted, match="stopped and saved at step"):
+            train.fit(longer, directory, lambda step, loss: reached.append(step), stop)
+    trainer = train.Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    out = distributed.fetch(trainer.batches(3, 6, 6))
+    leaves, losses = restored_and_next(run, trainer, task["from"])
+    out |= {"losses": losses, **{f"state/{k}": v for k, v in leaves.items()}}
+    if distributed.first():
+        np.savez(task["out"], pid=os.getpid(), **out)
+
+
+with distributed.joined(process_group.place(args)):
+    agreements()
+    perform(json.loads(Path(args.task).read_text()))

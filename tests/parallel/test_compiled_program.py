@@ -1,0 +1,194 @@
+"""The compiled program on eight devices: what lies where, what the devices say to each other, and
+that the bytes predicted without compiling are those that XLA reserves."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from research.config import cli, schema
+from research.errors import BadInput
+from research.models import activation_sharding
+from research.parallel import sharding
+from research.params import leaves_by_path
+from research.planning import cluster, memory, xla_memory
+from research.training.run import make_run
+from tests.parallel.test_sharding import WIDE
+
+DEPTH, WIDTH, HIDDEN, T, B, V = 4, 64, 192, 64, 16, 256
+BLOCK = {
+    "model.width": WIDTH,
+    "model.heads": 4,
+    "model.kv_heads": 4,
+    "model.hidden": HIDDEN,
+    "model.depth": DEPTH,
+    "data.context": T,
+    "batch.size": B,
+    "loop.steps_per_dispatch": 2,
+}
+FSDP = {"data": 1, "fsdp": 8, "tensor": 1}
+ALL = {"data": 2, "fsdp": 2, "tensor": 2}
+KERNELS = {(WIDTH, WIDTH), (WIDTH, HIDDEN), (HIDDEN, WIDTH)}
+KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all"
+COLLECTIVE = re.compile(rf"= (.*?) ({KINDS})(?:-start)?\(")
+
+
+class Program:
+    """A compiled dispatch and its collectives: (kind, shapes, whether in the loop over blocks)."""
+
+    def __init__(self, run, sizes):
+        self.run, self.mesh = run, sharding.make_mesh(sizes, run.batch)
+        self.compiled = xla_memory.compiled(run, self.mesh)
+        self.collectives = []
+        for line in self.compiled.as_text().splitlines():
+            if found := COLLECTIVE.search(line):
+                shapes = [
+                    tuple(int(n) for n in dims.split(",") if n)
+                    for dims in re.findall(r"\w+\[([\d,]*)\]", found[1])
+                ]
+                inside = line.count("/while/") > 1  # of the loop of steps, and of that of blocks
+                self.collectives.append((found[2], shapes, inside or "/blocks/" in line))
+
+    def in_blocks(self, kind):
+        return [shapes for name, shapes, inside in self.collectives if inside and name == kind]
+
+    def arguments(self):
+        """{path: bytes on one device} of the state, by the shardings of the compiled program."""
+        _, abstract = memory.placed(self.run, self.mesh)
+        leaves, shardings = leaves_by_path(abstract), self.compiled.input_shardings[0][0]
+        lies = leaves_by_path(shardings)
+        return {
+            path: (math.prod(lies[path].shard_shape(x.shape)) * 4, x.size * 4)
+            for path, x in leaves.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def fsdp(tiny):
+    return Program(make_run(tiny(BLOCK)), FSDP)
+
+
+@pytest.fixture(scope="module")
+def all_axes(tiny):
+    return Program(make_run(tiny(BLOCK)), ALL)
+
+
+@pytest.fixture(scope="module")
+def unsaid(tiny):
+    """The same, of a family that does not say where its rows lie."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(activation_sharding, "_constrained", lambda x, axes: x)
+    try:  # another batch, so that no cached trace of the other program is used
+        return Program(make_run(tiny(BLOCK | {"batch.size": 2 * B})), FSDP)
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize(("name", "ways"), [("fsdp", 8), ("all_axes", 4)])
+def test_parameters_and_moments_fall_with_the_axes(name, ways, request):
+    found = request.getfixturevalue(name).arguments()
+    matrices = [path for path in found if path.endswith(("kernel", "embedding"))]
+    assert sum("mu/" in path for path in matrices) == sum("params/" in path for path in matrices)
+    for path in matrices:
+        part, whole = found[path]
+        assert part * ways == whole, path
+    norms = [found[path] for path in found if "norm" in path]  # few numbers, on every device
+    assert norms
+    assert all(part == whole for part, whole in norms)
+
+
+def test_the_arguments_are_these_bytes(fsdp):
+    held = sum(part for part, _ in fsdp.arguments().values())
+    batches = 2 * 2 * (B // 8) * T * 4
+    hyper = 4 * jax.tree.structure(fsdp.run.hyper).num_leaves
+    found = fsdp.compiled.memory_analysis().argument_size_in_bytes
+    assert 0 <= found - held - batches <= hyper + 64
+
+
+def per_layer(program):
+    """Whether kernels are gathered a layer at a time, and nothing more of the model at once."""
+    inside = {shape for shapes in program.in_blocks("all-gather") for shape in shapes}
+    gathered = [
+        s for kind, shapes, _ in program.collectives if kind == "all-gather" for s in shapes
+    ]
+    largest = max(map(math.prod, gathered), default=0)
+    return inside == KERNELS and largest <= V * WIDTH and all(len(s) < 3 for s in gathered)
+
+
+def test_fsdp_gathers_one_layer_at_a_time(fsdp, unsaid):
+    assert per_layer(fsdp)
+    assert len(fsdp.in_blocks("all-gather")) == 2 * 7  # seven kernels, forward and backward
+    assert not per_layer(unsaid)
+
+
+def rows_move(program):
+    """Whether, within the blocks, devices exchange the activations of more rows than their own."""
+    rows = program.run.batch * T
+    sums = [s for shapes in program.in_blocks("all-reduce") for s in shapes]
+    return any(len(s) > 1 and s[0] == rows for s in sums)
+
+
+def test_rows_stay_where_their_examples_are(fsdp, all_axes, unsaid):
+    assert not rows_move(fsdp)
+    assert not rows_move(all_axes)
+    assert rows_move(unsaid)
+
+
+def test_a_tensor_parallel_block_has_four_all_reduces(all_axes, fsdp):
+    """Two forward, of what attention and feed-forward add to the stream; two backward, of the
+    gradient of what goes into each (Shoeybi et al. 2019), which is one operation for the kernels
+    that read it. All others sum gradients of parameters over devices with other rows."""
+    stream = (B * T // 4, WIDTH)
+
+    def of_the_stream(program):
+        sums = program.in_blocks("all-reduce")
+        return sorted(len(shapes) for shapes in sums if set(shapes) == {stream})
+
+    assert of_the_stream(all_axes) == [1, 1, 2, 3]  # out; down; gate and up; query, key and value
+    assert of_the_stream(fsdp) == []
+    assert not all_axes.in_blocks("all-to-all")
+
+
+@pytest.mark.parametrize("name", ["fsdp", "all_axes"])
+def test_bytes_are_predicted_without_compiling(name, request):
+    """What is compared: arguments + results + temporaries - those that share a place."""
+    program = request.getfixturevalue(name)
+    run, mesh = program.run, program.mesh
+    found = xla_memory.Reserved.of(program.compiled).peak
+    assert memory.of(run, mesh).dispatch == pytest.approx(found, rel=0.1)
+    wrong = sharding.abstract_mesh({"data": 2, "fsdp": 4, "tensor": 1})
+    assert memory.of(run, wrong).dispatch != pytest.approx(found, rel=0.005)
+
+
+def test_the_steps_of_a_recurrence_wait_for_nobody():
+    """Every device takes its rows through all of time; only sums of gradients are exchanged."""
+    config, _ = cli.load("configs/lm_gru.py")
+    changes = {k: v for k, v in BLOCK.items() if k in ("model.width", "data.context", "batch.size")}
+    small = {"size": None, "model.depth": 2, "eval.examples": 16, "data.heldout": 0.01}
+    config, problems = schema.override(config, changes | small)
+    assert not problems
+    run = cluster.made(cli.checked(config), V)
+    program = Program(run, {"data": 2, "fsdp": 4, "tensor": 1})
+    lines = [line for line in program.compiled.as_text().splitlines() if COLLECTIVE.search(line)]
+    assert not [line for line in lines if "recurrent/while/body/closed_call" in line]
+    assert len(lines) > 4
+    gathered = [s for kind, found, _ in program.collectives if kind == "all-gather" for s in found]
+    assert all(len(s) < 3 for s in gathered), gathered
+
+
+def test_a_mesh_that_splits_a_head_is_refused(tiny):
+    run = make_run(tiny(WIDE | {"model.kv_heads": 2}))
+    with pytest.raises(BadInput, match=r"mesh\.tensor: 4 does not divide model\.kv_heads"):
+        memory.placed(run, sharding.abstract_mesh({"data": 2, "fsdp": 1, "tensor": 4}))
+
+
+def test_layout_is_nothing_without_a_mesh():
+    x = np.ones((3, 5), np.float32)
+    assert activation_sharding.rows(x) is x
+    mesh = sharding.abstract_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    traced = jax.make_jaxpr(sharding.on(mesh, activation_sharding.rows))(
+        np.ones((8, 5), np.float32)
+    )
+    assert "sharding_constraint" in str(traced)

@@ -1,0 +1,358 @@
+"""One run over several processes: two of four devices each compute what one of eight does, write
+what it writes, and end together."""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from launching import end, environment, saved, sweep_file, wait_for
+
+from research import launch
+from research.errors import DIVERGED, DONE, HUNG, IO_ERROR, PREEMPTED, BadInput
+from research.launch import process_group, slots
+from research.parallel import sharding
+from research.params import leaves_by_path
+from research.runs import checkpoint, metrics_log
+from research.runs import directory as records
+from research.sweep import work_units
+from research.training import trainer as train
+from research.training.run import make_run
+
+HERE = Path(__file__).parent
+# Parameters and batches lie in both processes; then each axis alone across them.
+BOTH = {"data": 1, "fsdp": 4, "tensor": 2}
+MESHES = {
+    "fsdp x tensor": BOTH,
+    "data": {"data": 8, "fsdp": 1, "tensor": 1},
+    "fsdp": {"data": 1, "fsdp": 8, "tensor": 1},
+    "tensor": {"data": 1, "fsdp": 1, "tensor": 2},
+}
+SLOW = [pytest.param(m, id=name, marks=pytest.mark.slow) for name, m in MESHES.items()]
+STEPS, HALF = 12, 6  # steps of a run, and of a dispatch
+
+
+def joined(task, tmp_path, count=2, each=4):
+    """Run process_member.py as `count` processes of `each` devices; the exit code of all."""
+    file, log = tmp_path / "task.json", tmp_path / "members.log"
+    file.write_text(json.dumps(task))
+    command = [sys.executable, str(HERE / "process_member.py"), f"--task={file}"]
+    slot = slots.Slot(tuple(slots.cores()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", str(each))
+        patch.setenv("PYTHONPATH", os.getcwd())
+        made = process_group.Gang(command, [slot] * count, [log] * count, ["JAX_NUM_CPU_DEVICES"])
+        try:
+            deadline = time.monotonic() + 300
+            while (code := made.poll()) is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            made.kill()
+            made.wait()
+    assert code == 0, log.read_text()
+
+
+@pytest.fixture(scope="module", params=SLOW)
+def both(request, tiny, tmp_path_factory):
+    """A run on a mesh trained by this process alone and by two; and what the two saw when they went
+    on from this one's checkpoint half-way."""
+    root = tmp_path_factory.mktemp("both")
+    changes = {f"mesh.{axis}": n for axis, n in request.param.items()}
+    changes |= {"horizon.amount": STEPS, "save.every": HALF, "save.keep": 9, "log.every": 1}
+    changes |= {"loop.steps_per_dispatch": HALF}
+    config, longer = tiny(changes), tiny({**changes, "horizon.amount": 1000 * STEPS})
+    run = make_run(config)
+    with records.RunDirectory(root / "one", run.id) as directory:
+        train.fit(run, directory)
+    here, two = directory.path, records.RunDirectory(root / "two", run.id).path
+    stopped = records.RunDirectory(root / "two", make_run(longer).id).path
+    task = {"config": config, "longer": longer, "workdir": str(root / "two")}
+    task |= {"from": str(here / "checkpoints" / str(HALF)), "out": str(root / "seen.npz")}
+    joined(task, root)
+    seen = dict(np.load(root / "seen.npz"))
+    trainer = train.Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    places = {"one": here, "two": two, "stopped": stopped}
+    return SimpleNamespace(run=run, trainer=trainer, seen=seen, **places)
+
+
+def losses(path, key="train_loss"):
+    return [r[key] for r in metrics_log.read(path) if key in r]
+
+
+def state(both, path, step):
+    return checkpoint.restore(path / "checkpoints" / str(step), both.trainer.abstract)
+
+
+def flat(tree):
+    return leaves_by_path(jax.device_get(tree))
+
+
+def test_two_processes_get_the_losses_and_the_state_of_one(both):
+    """Not to the bit: gloo adds in another order than XLA does within a process."""
+    one, two = losses(both.one), losses(both.two)
+    assert len(one) == len(two) == STEPS
+    np.testing.assert_allclose(two, one, rtol=1e-6)
+    np.testing.assert_allclose(*(losses(p, "loss") for p in (both.one, both.two)), rtol=1e-6)
+    ends = [flat(state(both, path, STEPS)) for path in (both.one, both.two)]
+    for name, leaf in ends[0].items():  # Adam divides by small numbers
+        np.testing.assert_allclose(ends[1][name], leaf, rtol=1e-5, atol=1e-5, err_msg=name)
+    before = flat(state(both, both.one, HALF))  # of another step they are not the same
+    moved = [name for name in before if name.startswith("params/")]
+    assert all(np.abs(before[name] - ends[1][name]).max() > 1e-3 for name in moved)
+
+
+def test_the_order_of_the_data_does_not_depend_on_the_processes(both):
+    for name, rows in train.host_batches(both.run, 3, HALF, HALF).items():
+        np.testing.assert_array_equal(both.seen[name], rows)
+        assert (both.seen[name][0] != rows[1]).any()
+
+
+@pytest.mark.fault(
+    "R7",
+    "a run of one process goes on as two",
+    "the same losses and state",
+    "two real processes of jax.distributed",
+)
+def test_two_processes_go_on_from_one(both):
+    for name, leaf in flat(state(both, both.one, HALF)).items():
+        np.testing.assert_array_equal(both.seen[f"state/{name}"], leaf, err_msg=name)
+    np.testing.assert_allclose(both.seen["losses"], losses(both.one)[HALF:], rtol=1e-5)
+    assert not np.allclose(both.seen["losses"], losses(both.one)[:HALF], rtol=1e-5)
+
+
+@pytest.mark.fault(
+    "R7",
+    "a run of two processes goes on as one",
+    "the same losses and state",
+    "two real processes of jax.distributed",
+)
+def test_one_process_goes_on_from_two(both):
+    assert checkpoint.newest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
+    here, batches = state(both, both.two, HALF), both.trainer.batches(HALF, HALF, HALF)
+    _, metrics = both.trainer.steps(here, batches, HALF)
+    np.testing.assert_allclose(metrics["train_loss"], losses(both.two)[HALF:], rtol=1e-5)
+    assert not np.allclose(metrics["train_loss"], losses(both.two)[:HALF], rtol=1e-5)
+
+
+def test_process_0_alone_writes(both):
+    lines = (both.two / "metrics.jsonl").read_text().splitlines()
+    assert sum('"resume"' in line for line in lines) == 1
+    steps = [json.loads(line)["step"] for line in lines if "train_loss" in line]
+    assert steps == list(range(STEPS))
+    (held,) = (both.two / "lease").glob("*.json")
+    assert json.loads(held.read_text())["pid"] == both.seen["pid"]
+    assert json.loads((both.two / "launch.json").read_text())["processes"] == 2
+    assert json.loads((both.two / "result.json").read_text())["status"] == "done"
+    assert {p.name for p in both.two.iterdir()} == {p.name for p in both.one.iterdir()}
+    assert not list((both.two / "checkpoints").glob(".saving-*"))
+
+
+def test_a_stop_that_one_process_saw_saves_all_at_one_step(both):
+    step = metrics_log.last(both.stopped)[-1]["step"] + 1
+    assert STEPS < step < 1000 * STEPS
+    assert max(checkpoint.steps(both.stopped)) == step, "not saved where it was stopped"
+    assert records.row(both.stopped)["status"] == "unfinished"
+    assert flat(state(both, both.stopped, step))["step"] == step
+
+
+# Commands.
+
+
+def trained(config, workdir, *flags):
+    """experiments.train of the sweep file's own config, as two processes of two devices."""
+    argv = [sys.executable, "-m", "experiments.train", f"--config={config}"]
+    argv += [f"--workdir={workdir}", *(flags or ("--num_processes=2",))]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(argv, env={**environment(), "JAX_NUM_CPU_DEVICES": "2"}, **streams)
+
+
+def member(process, index):
+    """The pid of process `index` of a launcher."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in children:
+        with contextlib.suppress(OSError):
+            if f"--process_id={index}" in Path(f"/proc/{pid}/cmdline").read_text().split("\0"):
+                return int(pid)
+    raise AssertionError(f"no process {index} among {children}")
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_all_and_one_process_goes_on(corpus, tmp_path):
+    config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
+    process = trained(config, workdir)
+    wait_for(lambda: saved(workdir, 10), process)
+    os.kill(member(process, 1), signal.SIGTERM)
+    code, out = end(process)
+    assert code == PREEMPTED, out
+    (run,) = workdir.glob("runs/*")
+    step = metrics_log.last(run)[-1]["step"] + 1
+    assert max(checkpoint.steps(run)) == step, "not saved where it was stopped"
+    assert f"stopped and saved at step {step}" in out
+    assert out.count("error: ") == 1, out
+    assert "Gloo" not in out
+
+
+@pytest.mark.fault(
+    "R12",
+    "one of the processes of a run is killed",
+    "the others end, and the run can be launched again",
+    "SIGKILL of process 0 or 1",
+)
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_when_one_process_is_killed_the_launcher_ends_the_other(index, corpus, tmp_path):
+    config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
+    process = trained(config, workdir)
+    wait_for(lambda: saved(workdir, 10), process)
+    other = member(process, 1 - index)
+    begun = time.monotonic()
+    os.kill(member(process, index), signal.SIGKILL)
+    code, out = end(process)
+    assert time.monotonic() - begun < 60
+    assert code == HUNG
+    assert "a process of 2 was ended by SIGKILL" in out
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_without_a_launcher_the_death_of_one_process_ends_the_other(index, corpus, tmp_path):
+    config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
+    address = f"127.0.0.1:{process_group.free_port()}"
+    two = [trained(config, workdir, *process_group.flags(address, 2, i)) for i in range(2)]
+    wait_for(lambda: saved(workdir, 10), two[0])
+    begun = time.monotonic()
+    two[index].kill()
+    code, out = end(two[1 - index])
+    assert time.monotonic() - begun < 60
+    assert code not in (DONE, PREEMPTED)
+    assert "another task died" in out or "error: process" in out, out
+    end(two[index])
+
+
+@pytest.mark.slow
+def test_two_processes_that_diverge_say_so_once(corpus, tmp_path):
+    config, workdir = sweep_file(tmp_path / "s.py", corpus), tmp_path / "w"
+    flags = ("--num_processes=2", "--config.optim.lr=1e30", "--config.optim.clip=none")
+    code, out = end(trained(config, workdir, *flags))
+    assert code == DIVERGED, out
+    assert out.count("error: ") == 1
+    (row,) = records.table(workdir)
+    assert row["status"] == "diverged"
+
+
+@pytest.mark.slow
+def test_what_is_wrong_in_all_processes_is_told_once(corpus, tmp_path):
+    config = sweep_file(tmp_path / "s.py", corpus)
+    flags = ("--num_processes=2", "--config.mesh.data=1")
+    code, out = end(trained(config, tmp_path / "w", *flags))
+    assert code == 2, out
+    assert out.count("error: mesh: data 1 x fsdp 1 x tensor 1 needs 1 devices") == 1, out
+
+
+# What needs no second process.
+
+
+def flags_of(*argv):
+    parser = argparse.ArgumentParser()
+    process_group.add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def test_flags_become_what_jax_is_told():
+    assert process_group.place(flags_of()) is None
+    assert process_group.place(flags_of("--num_processes=4")) is None  # starts them
+    assert process_group.place(flags_of("--coordinator_address=auto")) == {}
+    told = process_group.flags("10.0.0.1:1234", 4, 3)
+    given = process_group.place(flags_of(*told))
+    assert given["coordinator_address"] == "10.0.0.1:1234"
+    assert (given["num_processes"], given["process_id"]) == (4, 3)
+    assert "coordinator_bind_address" not in given
+    on_loopback = process_group.place(flags_of(*process_group.flags("127.0.0.1:1234", 4, 0)))
+    assert on_loopback["coordinator_bind_address"] == "127.0.0.1:1234"
+    assert process_group.flags("", 1, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "problem"),
+    [
+        (["--num_processes=0"], "--num_processes: 0; expected at least 1"),
+        (["--process_id=0"], "--process_id: needs --coordinator_address"),
+        (["--coordinator_address=a:1", "--process_id=0"], "needs --num_processes"),
+        (
+            ["--coordinator_address=a:1", "--num_processes=2", "--process_id=2"],
+            "--process_id: 2; expected 0 to 1",
+        ),
+        (["--coordinator_address=a:1", "--num_processes=2"], "--process_id: None; expected 0 to 1"),
+        (
+            ["--coordinator_address=host", "--num_processes=2", "--process_id=1"],
+            "'host'; expected HOST:PORT, or auto",
+        ),
+        (["--coordinator_address=auto", "--num_processes=2"], "the cluster says how many"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(argv, problem):
+    with pytest.raises(BadInput, match=problem):
+        process_group.place(flags_of(*argv))
+
+
+def test_the_exit_code_of_several_is_what_one_of_them_said_went_wrong():
+    assert process_group.verdict([0, 0]) == DONE
+    assert process_group.verdict([PREEMPTED, PREEMPTED]) == PREEMPTED
+    assert process_group.verdict([-6, IO_ERROR]) == IO_ERROR  # one died because the other left
+    assert process_group.verdict([HUNG, -9]) in (HUNG, -9)
+    assert process_group.verdict([0, -9]) == -9
+    assert process_group.verdict([PREEMPTED, HUNG]) == HUNG
+
+
+def test_the_processes_of_a_worker_share_what_it_has():
+    slot = slots.Slot((0, 1, 2, 3), ("4", "5"))
+    assert process_group.parts(slot, 1) == [slot]
+    assert [part.gpus for part in process_group.parts(slot, 2)] == [("4",), ("5",)]
+    assert [part.cores for part in process_group.parts(slots.Slot((0, 1)), 2)] == [(0,), (1,)]
+    with pytest.raises(BadInput, match="--num_processes: 3, but there are 2 GPUs"):
+        process_group.parts(slot, 3)
+
+
+def devices(*of):
+    return [SimpleNamespace(process_index=p, platform="cpu", id=i) for i, p in enumerate(of)]
+
+
+def test_each_process_gives_equally_many_devices():
+    assert [d.id for d in sharding._equally(devices(0, 0, 0, 1, 1, 1), 4)] == [0, 1, 3, 4]
+    assert [d.id for d in sharding._equally(devices(0, 0, 0, 0), 3)] == [0, 1, 2]
+    for sizes, batch in [({"data": 3}, 6), ({"data": -1}, 1), ({"data": 1}, 4)]:
+        with pytest.raises(BadInput, match="which 2 processes"):
+            sharding.make_mesh({"fsdp": 1, "tensor": 1, **sizes}, batch, devices(0, 0, 1, 1))
+
+
+def test_groups_are_for_workers_of_one_process(tiny, tmp_path):
+    points = [SimpleNamespace(run=make_run(tiny({"seed": s})), pending=True) for s in (0, 1)]
+    assert len(work_units.units(points, tmp_path, "auto", "gpu")) == 1
+    assert len(work_units.units(points, tmp_path, "auto", "gpu", 2)) == 2
+    with pytest.raises(BadInput, match="--grouping=force: a group"):
+        work_units.units(points, tmp_path, "force", "gpu", 2)
+    assert "in 2 processes, none in a group" in work_units.words([], "auto", 2)[0]
+
+
+def test_inline_starts_the_processes_of_its_one_worker(tmp_path):
+    said = "import sys; print(sys.argv[1:], flush=True)"
+    command = [sys.executable, "-c", said]
+    job = launch.Job(
+        command, None, tmp_path, lambda: 0, lambda: None, lambda: False, lambda: 1, processes=2
+    )
+    assert launch.EXECUTORS["inline"](job) == [0]
+    lines = (tmp_path / "worker-0.log").read_text().splitlines()
+    assert len(lines) == 2
+    assert {"'--process_id=0'" in line for line in lines} == {True, False}
+    assert all("--num_processes=2" in line for line in lines)

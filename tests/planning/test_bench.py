@@ -1,0 +1,157 @@
+"""What the benchmark says is consistent; how fast anything is, no test says."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from experiments import bench as command
+from research.config import cli, schema
+from research.errors import BadInput
+from research.io import host
+from research.models import accounting
+from research.parallel import sharding
+from research.planning import benchmark
+from research.training.run import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tiny):
+    return make_run(tiny({"loop.steps_per_dispatch": 3}))
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "SIDES", (64,))
+        return benchmark.measure(run, blocks=2, seconds=1e-3)
+
+
+def test_figures_are_consistent(found, run):
+    seconds = found["ms_per_step"] / 1e3
+    assert found["tokens_per_step"] == run.batch * 32
+    assert found["tokens_per_second"] * seconds == pytest.approx(found["tokens_per_step"])
+    assert found["flops_per_step"] == accounting.step_flops(run.model, run.batch)
+    assert found["flops_per_second"] * seconds == pytest.approx(found["flops_per_step"])
+    share = found["flops_per_second"] / found["peak_flops_per_second"]
+    assert found["peak_share"] == pytest.approx(share)
+    both = found["device_ms_per_step"] + found["host_ms_per_step"]
+    assert both == pytest.approx(found["ms_per_step"])
+    assert found["host_share"] * found["ms_per_step"] == pytest.approx(found["host_ms_per_step"])
+    low, high = found["ms_quartiles"]
+    assert 0 < low <= found["ms_per_step"] <= high
+    assert found["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert found["peak"] == "measured"
+    for key in ("compile_seconds", "seconds_to_first_step", "peak_bytes", "steps_timed"):
+        assert found[key] > 0, key
+    assert found["steps_per_dispatch"] == 3
+    assert found["steps_timed"] % (found["blocks"] * 3) == 0
+
+
+def test_the_words_hold_the_figures(found):
+    told = benchmark.text(found)
+    assert f"{found['ms_per_step']:.3g} ms" in told
+    assert f"{found['tokens_per_second']:,.0f} tokens/s" in told
+    head, _, *rows = benchmark.table({"a case": found, "the same again": found}).splitlines()
+    assert [len(row.split("|")) for row in rows] == [len(head.split("|"))] * 2
+    assert f"{found['ms_per_step']:.2f}" in rows[0]
+
+
+def test_blocks_train_as_the_run_does(run):
+    """One block of 6 steps and two of 3 end in the same parameters, other than one of 3."""
+    mesh = sharding.make_mesh(run.mesh, run.batch)
+    whole, parts = benchmark.Loop(run, mesh), benchmark.Loop(run, mesh)
+    assert whole.block(6) > 0
+    parts.block(3)
+    half = jax.device_get(parts.state.params)
+    parts.block(3)
+    six, twice = (jax.device_get(loop.state.params) for loop in (whole, parts))
+    assert whole.step == parts.step == 6
+    equal = jax.tree.map(lambda a, b: bool((a == b).all()), six, twice)
+    assert all(jax.tree.leaves(equal))
+    assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), six, half)))
+
+
+def test_the_steps_of_a_dispatch_are_chosen_as_a_run_would(tiny):
+    run = make_run(tiny({"loop.steps_per_dispatch": "auto"}))
+    assert run.every.paced
+    loop = benchmark.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop.settle()
+    assert 1 <= loop.dispatch <= run.every.dispatch
+    assert (loop.run.every.dispatch, loop.run.every.paced) == (loop.dispatch, False)
+    programs = loop.trainer._dispatch._cache_size()
+    loop.block(2 * loop.dispatch)
+    assert loop.trainer._dispatch._cache_size() == programs  # the one that the run compiles
+
+
+def test_a_larger_batch_reserves_more(run, tiny):
+    larger = make_run(tiny({"loop.steps_per_dispatch": 3, "batch.size": 32}))
+    mesh = sharding.make_mesh(run.mesh, run.batch)
+    assert benchmark.Loop(larger, mesh).bytes() > 2 * benchmark.Loop(run, mesh).bytes()
+
+
+@pytest.mark.slow
+def test_a_dispatch_of_one_step_is_timed_too(tiny):
+    run = make_run(tiny({"loop.steps_per_dispatch": 1, "mesh.data": 1, "model.depth": 1}))
+    loop = benchmark.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop.block(2)
+    assert loop.device_step(repeats=3) < 60
+
+
+@pytest.mark.parametrize(("blocks", "seconds"), [(1, 0.5), (3, 0.0), (3, float("nan"))])
+def test_numbers_that_measure_nothing_are_refused(run, blocks, seconds):
+    with pytest.raises(BadInput, match="--blocks" if blocks < 2 else "--seconds"):
+        benchmark.measure(run, blocks, seconds)
+
+
+def test_the_age_of_a_process_grows_and_begins_before_its_code():
+    began = time.monotonic()
+    first = host.age()
+    time.sleep(0.02)
+    assert 0.02 <= host.age() - first < 60
+    code = "from research.io import host; print(host.age())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 0 < float(done.stdout) < 1 + time.monotonic() - began
+
+
+def launched(*argv):
+    command = [sys.executable, "-m", "experiments.bench", *argv]
+    one = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}  # the peak of eight would take seconds
+    return subprocess.run(command, capture_output=True, text=True, env=one)
+
+
+def test_the_command_prints_one_line_of_json(tmp_path):
+    changes = ["model.width=16", "model.hidden=32", "data.context=16", "eval.examples=8"]
+    argv = ["--config=configs/lm_gpt2.py", *(f"--config.{change}" for change in changes)]
+    done = launched(*argv, "--blocks=2", "--seconds=0.001", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["name"] == "lm_gpt2"
+    assert found["tokens_per_step"] == 4 * 16
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--config=configs/lm_gpt2.py", "--config.model.widht=3"], "widht"),
+        (["--config=configs/lm_gpt2.py", "--block=3"], "--block=3"),
+        (["--config=configs/none.py"], "no such file"),
+        (["--config.batch.size=3"], "--config=FILE"),
+        (["--blocks=two"], "--blocks"),
+    ],
+)
+def test_bad_flags_are_refused(argv, says):
+    done = launched(*argv)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", command.CASES)
+def test_the_shipped_cases_are_configs(name):
+    _, config, _ = cli.parse_config(cli.config_parser(""), command.flags(command.CASES[name]))
+    assert not schema.problems(config)

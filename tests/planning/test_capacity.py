@@ -1,0 +1,266 @@
+"""Plans for machines that are not here: against what is known of them, and of the program."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from research.config import cli, schema
+from research.errors import BadInput
+from research.models import accounting
+from research.parallel import sharding
+from research.planning import cluster, hardware, jaxpr_liveness, memory, roofline, xla_memory
+
+H100 = hardware.MACHINES["h100"]
+# MPT (MosaicML, llm-foundry, scripts/train/benchmarking/README.md, H100 80GB BF16, full sharding):
+# width, depth, devices, batch of one part, parts, remat, and the MFU that was measured.
+PUBLISHED = {
+    "1b": (2048, 24, 8, 112, 1, "none", 0.418),
+    "7b": (4096, 32, 8, 48, 1, "none", 0.464),
+    "13b": (5120, 40, 64, 128, 1, "none", 0.399),
+    "70b": (8192, 80, 64, 512, 4, "full", 0.426),
+}
+
+
+def config(**changes):
+    out, _ = cli.load("configs/lm_gpt2.py")
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    out, problems = schema.override(out, {"model.dtype": "bfloat16", **changes})
+    assert not problems
+    return cli.checked(out)
+
+
+def large(width, depth, batch, parts=1, remat="none", **changes):
+    return config(
+        model__width=width,
+        model__depth=depth,
+        model__heads=width // 128,
+        model__kv_heads=width // 128,
+        model__hidden=4 * width,
+        model__remat=remat,
+        batch__size=batch * parts,
+        batch__accumulate=parts,
+        data__context=2048,
+        horizon__amount=1e12,  # for the most tokens in a step
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def run():
+    return cluster.made(large(1024, 4, 64), vocab=32768)
+
+
+def mesh(data=1, fsdp=1, tensor=1):
+    return {"data": data, "fsdp": fsdp, "tensor": tensor}
+
+
+# What is counted.
+
+
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("full", 1)])
+def test_the_kernels_have_the_flops_of_the_accounting(remat, again):
+    run = cluster.made(large(256, 3, 8, remat=remat), vocab=512)
+    for sizes in (mesh(), mesh(fsdp=4), mesh(data=2, tensor=2)):
+        program = memory.step(run, sharding.abstract_mesh(sizes))
+        found = sum(k.times * k.flops for k in jaxpr_liveness.kernels(program))
+        parts = dict(run.model.forward_flops())
+        blocks = sum(parts[k] for k in ("projections", "feed_forward", "attention_full"))
+        blocks -= parts["feed_forward"] / 2  # what the last product gives is asked for by nobody
+        whole = accounting.step_flops(run.model, run.batch) + again * run.batch * blocks
+        assert found * math.prod(sizes.values()) == pytest.approx(whole, rel=0.01), sizes
+
+
+def test_a_block_sums_four_times_the_stream_over_the_tensor_axis():
+    """As the compiled program does, see test_compiled_program."""
+
+    def summed(depth, tensor=2):
+        run = cluster.made(large(256, depth, 4), vocab=512)
+        program = memory.step(run, sharding.abstract_mesh(mesh(tensor=tensor)))
+        return sum(k.times * k.summed for k in jaxpr_liveness.kernels(program))
+
+    stream = 4 * 2048 * 256 * 2
+    assert summed(4) - summed(3) == 4 * stream
+    assert summed(4, tensor=1) == 0
+
+
+def test_traffic_is_that_of_zero_3(run):
+    """Rajbhandari et al. 2020: three times the parameters, in the type that is multiplied."""
+    plan = cluster.on(run, H100, mesh(fsdp=8))
+    sharded = run.facts["params"] - run.facts["groups"]["norm"]
+    assert plan.traffic.fsdp == pytest.approx(3 * 7 / 8 * 2 * sharded, rel=0.01)
+    alone = cluster.on(run, H100, mesh(data=8))
+    assert alone.traffic.data == pytest.approx(2 * 7 / 8 * 2 * sharded, rel=0.01)
+    assert alone.traffic.fsdp == plan.traffic.data == 0
+
+
+def test_state_and_gradients_are_sixteen_bytes_a_parameter(run):
+    """Parameters, two moments and gradients, each in float32. (ZeRO counts 16 as well: 2 + 2 in
+    half precision, and 12 of the optimizer.)"""
+    for ways in (1, 8, 64):
+        held = cluster.on(run, H100, mesh(fsdp=ways)).bytes
+        state = held.parameters + held.optimizer
+        assert state == pytest.approx(12 * run.facts["params"] / ways, rel=0.02)
+        assert 4 * held.parameters > state + held.parameters * 0.99
+
+
+def test_remat_takes_less_and_a_fused_map_nothing(run):
+    plan = cluster.on(run, H100, mesh(fsdp=8), alternatives=True)
+    totals = {key: held.total for key, held in plan.instead.items()}
+    assert totals["model.remat=full"] < totals["model.remat=dots"] < totals["model.remat=none"]
+    assert totals["task.chunk=none"] <= totals["task.chunk=0"]
+    assert totals["model.remat=none"] == plan.bytes.total
+    written = memory.of(run, sharding.abstract_mesh(mesh(fsdp=8)), fused=False)
+    maps = 8 * 8 * 2048**2 * 2  # rows, heads, T, T, bytes
+    assert written.total - plan.bytes.total > run.model.spec.depth * maps
+
+
+# What is known of machines.
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_the_bound_is_above_what_was_measured_and_not_far(name):
+    width, depth, devices, batch, parts, remat, measured = PUBLISHED[name]
+    run = cluster.made(large(width, depth, batch, parts, remat), vocab=50432)
+    plan = cluster.on(run, H100, mesh(fsdp=devices))
+    assert 0.5 * plan.mfu < measured < plan.mfu
+
+
+def test_links_within_a_node_are_those_of_the_node():
+    moved = roofline.Traffic(data=1e9, fsdp=1e9, tensor=1e9)
+    sizes = mesh(data=8, fsdp=8, tensor=8)
+    seconds = roofline.seconds(0.0, moved, sizes, H100)
+    assert seconds.tensor == pytest.approx(1e9 / H100.within)
+    assert seconds.fsdp == pytest.approx(1e9 / H100.between)  # one of each group in a node
+    whole = roofline.seconds(0.0, moved, mesh(fsdp=64), H100)
+    assert whole.fsdp == pytest.approx(1e9 * (7 / 8) / (63 / 64) / (8 * H100.between))
+    assert roofline.seconds(0.0, moved, mesh(fsdp=8), H100).fsdp == 1e9 / H100.within
+
+
+@pytest.mark.parametrize("name", list(hardware.MACHINES))
+def test_every_machine_says_where_its_numbers_are_from(name):
+    machine = hardware.machine(name)
+    assert machine.sources
+    assert all(value > 0 for value in (*machine.rates.values(), *machine[1:6]))
+
+
+# Meshes.
+
+
+def test_the_best_mesh_fits_and_none_is_faster(run):
+    plan = cluster.best(run, H100, 16)
+    others = [cluster.on(run, H100, m) for m in cluster.meshes(run, H100, 16)]
+    assert len(others) > 5
+    assert plan.fits
+    assert plan.seconds.step == min(p.seconds.step for p in others if p.fits)
+    assert max(p.seconds.step for p in others) > plan.seconds.step
+
+
+def test_the_largest_model_fits_and_the_next_does_not():
+    small = hardware.MACHINES["h100"]._replace(memory=4e7)
+    filled = ("width", "depth", "heads", "kv_heads", "hidden")
+    asked = config(size=1e6, **{f"model__{name}": None for name in filled})
+    params, where = cluster.largest(asked, 512, small, 2, mesh(fsdp=2))
+    for factor, fits in ((1.0, True), (1.3, False)):
+        run = cluster.made(asked | {"size": factor * params}, 512)
+        assert cluster.on(run, small, where).fits == fits
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "found"),
+    [
+        ("", 8, None),
+        ("fsdp:4,tensor:2", 8, mesh(1, 4, 2)),
+        ("data:-1,fsdp:64,tensor:8", 4096, mesh(8, 64, 8)),
+    ],
+)
+def test_a_mesh_is_given_or_sought(text, devices, found):
+    assert cluster.given(config(), text, devices) == found
+    assert cluster.given(config(mesh__fsdp=4), "", 8) == mesh(2, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fsdp:3", "not of so many devices"),
+        ("fsdp", "expected AXIS:DEVICES"),
+        ("pipe:8", "expected AXIS:DEVICES"),
+        ("fsdp:0", "expected AXIS:DEVICES"),
+        ("fsdp:-1,data:-1", "not of so many devices"),
+        ("fsdp:16", "not of so many devices"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(text, words):
+    with pytest.raises(BadInput, match=words):
+        cluster.given(config(), text, 8)
+
+
+def test_no_mesh_for_a_batch_that_nothing_divides():
+    run = cluster.made(large(256, 2, 3), vocab=509)
+    with pytest.raises(BadInput, match="no mesh of so many devices"):
+        cluster.best(run, H100, 16)
+
+
+# Compiled for simulated devices.
+
+
+SMALL = {"model__dtype": "float32", "model__depth": 4, "model__unroll": 1, "data__context": 64}
+
+
+@pytest.mark.slow
+def test_xla_reserves_what_is_planned():
+    """On more devices than are simulated: the data axis is shortened, with the batch."""
+    asked, sizes = config(**SMALL, batch__size=8192), mesh(data=1024, fsdp=2, tensor=2)
+    found = xla_memory.measured(asked, 256, sizes, most=8)
+    run = cluster.made(asked, 256)
+    planned = memory.of(run, sharding.abstract_mesh(sizes)).dispatch
+    assert planned == pytest.approx(found.peak, rel=0.1)
+    other = memory.of(run, sharding.abstract_mesh(mesh(data=2048, tensor=2))).dispatch
+    assert other != pytest.approx(found.peak, rel=0.1)
+
+
+def test_what_cannot_be_simulated_is_refused():
+    with pytest.raises(BadInput, match="--exact: 1024 devices of fsdp and tensor, more than 512"):
+        xla_memory.measured(config(**SMALL), 256, mesh(fsdp=128, tensor=8))
+
+
+# The command.
+
+
+def planned(*flags):
+    command = [sys.executable, "-m", "experiments.plan", "--config=configs/lm_gpt2.py"]
+    return subprocess.run([*command, *flags], capture_output=True, text=True)
+
+
+def test_the_command_plans_without_the_data():
+    done = planned(
+        *("--devices=64", "--device=a100", "--mesh=data:2,fsdp:8,tensor:4", "--vocab=50304"),
+        *(
+            "--config.data.path=nowhere.bin",
+            "--config.data.context=1024",
+            "--config.model.width=768",
+        ),
+        *("--config.batch.size=64", "--config.model.hidden=3072", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["mesh"] == mesh(2, 8, 4)
+    assert found["fits"]
+    assert found["bytes"]["total"] == pytest.approx(
+        sum(v for k, v in found["bytes"].items() if k != "total")
+    )
+    assert 0 < found["mfu"] < 1
+
+
+def test_bad_input_ends_with_2():
+    for flags, words in (
+        (["--device=b52"], "--device=b52: not in the table; expected one of h100"),
+        (["--devices=0"], "--devices=0: expected at least 1"),
+        (["--vocab=0"], "--vocab=0: expected at least 1"),
+    ):
+        done = planned(*flags)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,453 @@
+"""How a step is computed changes its memory, not its meaning: batches in parts, logits in chunks,
+blocks worked out again, layers in a scan, states given away."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research import models
+from research.config import schema
+from research.errors import BadInput
+from research.models import attention
+from research.parallel import sharding
+from research.runs import directory as records
+from research.training import step
+from research.training import trainer as train
+from research.training.run import make_run
+from research.training.tasks import FEW, LOGITS, LanguageModelling
+from tests.models.test_models import SMALL
+from tests.training.test_optim import NUMBERS
+
+ONE = {"data": 1, "fsdp": 1, "tensor": 1}
+ALL = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def trainer(config, sizes=ONE):
+    run = make_run(config)
+    return train.Trainer(run, sharding.make_mesh(sizes, run.batch, parts=run.accumulate))
+
+
+def lowered(config, sizes=ONE):
+    made = trainer(config, sizes)
+    batches, n = made.batches(0, 4, 4), jax.device_put(np.int32(4))  # as in `losses`: one compile
+    return made, made._dispatch.lower(made.abstract, batches, made.hyper, n)
+
+
+def compiled(config, sizes=ONE):
+    made, program = lowered(config, sizes)
+    return made, program.compile()
+
+
+def temporaries(config, sizes=ONE):
+    return compiled(config, sizes)[1].memory_analysis().temp_size_in_bytes
+
+
+def losses(made, steps=4):
+    state, metrics = made.steps(made.init(), made.batches(0, steps, steps), steps)
+    return jax.device_get(state.params), np.asarray(metrics["train_loss"])
+
+
+def close(some, others, rtol=2e-5, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), some, others)
+
+
+# A batch in parts.
+
+
+@pytest.fixture(scope="module")
+def whole(tiny):
+    return losses(trainer(tiny({"batch.size": 16})))
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes"), [(4, ONE), pytest.param(4, ALL, marks=pytest.mark.slow), (16, ONE)]
+)
+def test_a_batch_in_parts_is_the_whole_batch(parts, sizes, tiny, whole):
+    made = trainer(tiny({"batch.size": 16, "batch.accumulate": parts}), sizes)
+    params, found = losses(made)
+    np.testing.assert_allclose(found, whole[1], rtol=1e-6)
+    close(params, whole[0], atol=2e-5)  # Adam divides by what is nearly 0 in its first steps
+
+
+def test_another_batch_is_not(tiny, whole):
+    other = losses(trainer(tiny({"batch.size": 16, "batch.accumulate": 4, "batch.seed": 1})))
+    assert not np.allclose(other[1], whole[1], rtol=1e-4)
+
+
+def test_parts_weigh_by_their_tokens_and_not_equally():
+    """A mean of means would be another number where parts count differently."""
+
+    class Weighted(LanguageModelling):
+        def terms(self, model, params, batch):
+            terms = super().terms(model, params, batch)
+            return {name: x * batch["weight"] for name, x in terms.items()}
+
+        def loss(self, model, params, batch):
+            terms = self.terms(model, params, batch)
+            return terms["loss"].sum(), terms["count"].sum()
+
+    model, batch = models.build("transformer", **SMALL), tokens(8)
+    batch["weight"] = jnp.arange(1.0, 9.0)
+    params = model.init(jax.random.key(0), batch["inputs"])
+    recipe = step.Recipe(model, Weighted(chunk=0), "adamw", "constant")
+    loss, grads = recipe.gradient(params, batch)
+    found, others = recipe._replace(accumulate=4).gradient(params, batch)
+    assert float(found) == pytest.approx(float(loss), rel=1e-6)
+    close(grads, others)
+    equal = recipe.gradient(params, batch | {"weight": jnp.ones(8)})[0]
+    assert float(equal) != pytest.approx(float(loss), rel=1e-4)
+
+
+def test_every_device_has_its_share_of_each_part_already(tiny):
+    config = tiny({"batch.size": 32, "batch.accumulate": 4})
+    text = compiled(config, ONE | {"data": 8})[1].as_text()
+    assert "all-reduce" in text
+    assert not any(op in text for op in ("all-to-all", "collective-permute", "all-gather"))
+
+
+def test_parts_need_the_memory_of_one(tiny):
+    config = {"batch.size": 64, "model.depth": 4}
+    assert temporaries(tiny(config | {"batch.accumulate": 8})) < 0.25 * temporaries(tiny(config))
+
+
+def test_parts_that_do_not_divide_are_refused_before_a_compile(tiny):
+    config, problems = schema.override(tiny(), {"batch.accumulate": 3})
+    assert not problems
+    assert schema.problems(config) == ["batch.accumulate: 3 does not divide batch.size = 8"]
+    with pytest.raises(BadInput, match=r"accumulate: 3 does not divide a batch of 8 examples"):
+        make_run(config)
+    with pytest.raises(BadInput, match=r"batch.size / batch.accumulate: 2 is not divisible"):
+        trainer(tiny({"batch.accumulate": 4}), ONE | {"data": 4})
+    assert trainer(tiny({"batch.accumulate": 4}), ONE | {"data": -1}).mesh.size == 2
+
+
+# How a run is computed is no part of what it is; a run goes on as it was launched.
+
+OTHERWISE = {
+    "batch.accumulate": 2,
+    "task.chunk": 64,
+    "model.attention": "xla",
+    "model.remat": "full",
+    "model.unroll": 2,
+}
+
+
+def test_a_run_goes_on_as_it_was_first_launched(tiny, tmp_path):
+    config = {"horizon.amount": 30.0, "loop.steps_per_dispatch": 5, "eval.examples": 8}
+    one, other = make_run(tiny(config)), make_run(tiny(config | OTHERWISE))
+    assert one.id == other.id
+    assert other.how == OTHERWISE
+    assert one.computed(other.how).how == OTHERWISE
+    assert one.computed(other.how).model == other.model
+
+    def launched(name, run, stop=None):
+        calls = iter(range(100))
+        with records.RunDirectory(tmp_path / name, run.id) as directory:
+            return train.fit(run, directory, stop=lambda: stop is not None and next(calls) >= stop)
+
+    alone = launched("alone", one)
+    with pytest.raises(train.Preempted):
+        launched("stopped", one, stop=1)
+    assert launched("stopped", other)["loss"] == alone["loss"]
+    assert launched("other", other)["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+
+
+def test_a_launch_that_left_nothing_binds_nobody(tiny, tmp_path, monkeypatch):
+    one, other = make_run(tiny()), make_run(tiny(OTHERWISE))
+
+    def short(*_):
+        raise MemoryError
+
+    with records.RunDirectory(tmp_path, one.id) as directory:
+        with monkeypatch.context() as patch:
+            patch.setattr(train.Trainer, "steps", short)
+            with pytest.raises(MemoryError):
+                train.fit(one, directory)
+        assert records.launch(directory.path)["how"] == one.how
+        train.fit(other, directory)
+        assert records.launch(directory.path)["how"] == OTHERWISE
+
+
+# Logits in chunks.
+
+
+def tokens(batch=2, length=16, vocab=61):
+    rows = np.random.default_rng(0).integers(0, vocab, (batch, length + 1), np.int32)
+    return {"inputs": jnp.asarray(rows[:, :-1]), "targets": jnp.asarray(rows[:, 1:])}
+
+
+GRU = {"vocab": 61, "context": 16, "width": 32, "depth": 1, "dtype": "float32", "unroll": 1}
+HEADS = {
+    "untied": models.build("transformer", **SMALL),
+    "tied": models.build("transformer", **SMALL | {"tied": True}),
+    "bfloat16": models.build("transformer", **SMALL | {"dtype": "bfloat16"}),
+    "gru": models.build("gru", **GRU, tied=False),
+    "gru, tied": models.build("gru", **GRU, tied=True),
+}
+
+
+def loss_and_gradient(model, chunk, batch):
+    params = model.init(jax.random.key(0), batch["inputs"])
+    recipe = step.Recipe(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+    return jax.jit(recipe.gradient)(params, batch)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("chunk", [8, 10])  # 2 x 16 tokens in 4 chunks; in 4, the last filled up
+def test_a_loss_in_chunks_is_the_same_loss(name, chunk):
+    model, batch = HEADS[name], tokens()
+    loss, grads = loss_and_gradient(model, 0, batch)
+    found, others = loss_and_gradient(model, chunk, batch)
+    assert float(found) == pytest.approx(float(loss), rel=1e-6)
+    if model.spec.dtype == "float32":
+        close(grads, others, atol=1e-7)
+    for one, other in zip(*map(jax.tree.leaves, (grads, others)), strict=True):
+        assert np.abs(one - other).max() < 0.03 * np.abs(one).max()
+    assert any(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(grads))
+    shifted = batch | {"targets": jnp.roll(batch["targets"], 1, axis=1)}
+    other = loss_and_gradient(model, chunk, shifted)[0]
+    assert float(other) != pytest.approx(float(loss), rel=1e-4)
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(16, 8), (13, 6), (13, 2), (16, 1)])
+def test_terms_of_each_example_are_the_same_in_chunks(length, chunk):
+    model, batch = HEADS["untied"], tokens(3, length)
+    params = model.init(jax.random.key(0), batch["inputs"])
+    whole, parts = (
+        LanguageModelling(chunk=n).terms(model, params, batch)["loss"] for n in (0, chunk)
+    )
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    assert np.ptp(np.asarray(whole)) > 1e-2  # so that examples are not to be confused
+
+
+@pytest.mark.slow
+def test_chunks_are_the_same_on_a_mesh_whose_tensor_axis_splits_the_vocabulary(tiny):
+    config = {"model.width": 32, "batch.size": 16}
+    params, found = losses(trainer(tiny(config | {"task.chunk": 32}), ALL))
+    expected = losses(trainer(tiny(config | {"task.chunk": 0})))
+    np.testing.assert_allclose(found, expected[1], rtol=1e-6)
+    close(params, expected[0], atol=2e-5)
+
+
+@pytest.mark.slow
+def test_chunks_are_the_same_for_runs_side_by_side(tiny):
+    """vmapped, as in a group: parts and chunks at once."""
+    recipes = [
+        trainer(tiny(changes)).recipe for changes in ({}, {"batch.accumulate": 2, "task.chunk": 32})
+    ]
+    batch = tokens(8, 32, 256)
+    stack = [recipes[0].model.init(jax.random.key(k), batch["inputs"]) for k in range(2)]
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *stack)
+    (loss, grads), (found, others) = (
+        jax.jit(jax.vmap(r.gradient, in_axes=(0, None)))(stack, batch) for r in recipes
+    )
+    np.testing.assert_allclose(found, loss, rtol=1e-6)
+    close(grads, others)
+    assert loss[0] != loss[1]
+
+
+def test_a_large_vocabulary_takes_a_fraction_of_the_memory():
+    """Compiled and not run: 131,072 words, 8 x 1,024 tokens, chunks by the rule."""
+    fields = SMALL | {"vocab": 2**17, "context": 1024, "depth": 1, "remat": "full"}
+    model = models.build("transformer", **fields)
+    batch = {k: jax.ShapeDtypeStruct((8, 1024), jnp.int32) for k in ("inputs", "targets")}
+    params = model.shapes(batch["inputs"])
+
+    def reserved(chunk):
+        recipe = step.Recipe(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+        program = jax.jit(recipe.gradient).lower(params, batch).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert 4 * reserved(None) < reserved(0)
+
+
+def test_the_rule_leaves_small_vocabularies_whole(tiny):
+    chosen = LanguageModelling.chosen
+    assert chosen(256) * 256 == LOGITS
+    assert chosen(50257) == chosen(131072) == FEW
+    made = trainer(tiny(), ONE | {"data": 4})
+    assert made.recipe.task.chunk == 4 * chosen(256)  # of all devices
+    large = LanguageModelling(chunk=None).placed(HEADS["untied"], 2)
+    assert large.chunk == 2 * chosen(61)
+    assert LanguageModelling(chunk=0).placed(HEADS["untied"], 2).chunk == 0
+
+
+# Blocks that are worked out again.
+
+
+def test_remat_by_name_takes_less_memory_and_gives_the_same_losses(tiny):
+    deep = {"model.depth": 6, "batch.size": 32}
+    configs = [tiny(deep | {"model.remat": name}) for name in ("none", "dots", "full")]
+    none, dots, full = map(temporaries, configs)
+    assert full < 0.7 * dots
+    assert dots < 0.7 * none
+    every = [losses(trainer(config))[1] for config in configs]
+    for found in every[1:]:
+        np.testing.assert_allclose(found, every[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_the_booleans_of_earlier_configs_are_told_what_to_be(old, tiny):
+    config = tiny()
+    config["model"]["remat"] = old
+    problems = schema.problems(config)
+    assert problems == [f"model.remat: {old} is of type bool; expected one of none, dots, full"]
+
+
+# Attention by one implementation or another.
+
+
+@pytest.mark.parametrize("kv_heads", [pytest.param(1, marks=pytest.mark.slow), 2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
+    keys = jax.random.split(jax.random.key(1), 4)
+    q, g = (jax.random.normal(key, (2, 8, 4, 16), dtype) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, 8, kv_heads, 16), dtype) for key in keys[2:])
+
+    def found(function):
+        out, back = jax.vjp(function, q, k, v)
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, back(g)))
+
+    own, theirs = (found(functools.partial(attention.causal, by)) for by in ("own", "xla"))
+    error = 5e-2 if dtype == "bfloat16" else 2e-5
+    close(own, theirs, rtol=error, atol=error)
+    seeing_all, _ = found(lambda q, k, v: jax.nn.dot_product_attention(q, k, v))
+    assert np.abs(own[0] - seeing_all).max() > 0.1
+
+
+def test_a_model_is_the_same_by_any_implementation(tiny):
+    (one, found), (other, others) = (
+        losses(trainer(tiny({"model.attention": by, "model.kv_heads": 1}))) for by in ("own", "xla")
+    )
+    np.testing.assert_allclose(found, others, rtol=1e-6)
+    close(one, other, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "platform", "by"),
+    [
+        ("bfloat16", 64, "gpu", "cudnn"),
+        ("bfloat16", 64, "cpu", "own"),
+        ("bfloat16", 64, "tpu", "own"),
+        ("float32", 64, "gpu", "own"),
+        ("bfloat16", 60, "gpu", "own"),
+        ("bfloat16", 256, "gpu", "own"),
+    ],
+)
+def test_attention_is_chosen_by_what_cudnn_takes(dtype, head_size, platform, by):
+    assert attention.chosen("auto", dtype, head_size, platform) == by
+    assert attention.chosen("xla", dtype, head_size, platform) == "xla"
+    attention.check("auto", dtype, head_size, platform)
+    if by == "cudnn":
+        attention.check("cudnn", dtype, head_size, platform)
+    else:
+        with pytest.raises(ValueError, match=r"attention: cudnn .* expected auto, own or xla"):
+            attention.check("cudnn", dtype, head_size, platform)
+
+
+def test_cudnn_where_it_cannot_be_is_refused_before_a_compile(tiny):
+    with pytest.raises(BadInput, match=r"model.attention: cudnn runs on NVIDIA GPUs, not on cpu"):
+        trainer(tiny({"model.attention": "cudnn"}))
+
+
+# Precision.
+
+
+def products(jaxpr):
+    """(kinds of the operands, kinds of the results) of dot products, and those of exponentials."""
+    dots, exps = [], []
+    for eqn in jaxpr.eqns:
+        kinds = [str(v.aval.dtype) for v in eqn.invars if hasattr(v.aval, "dtype")]
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            dots.append(tuple(kinds[:2]))
+        if eqn.primitive.name in ("exp", "exp2", "log", "rsqrt"):
+            exps += kinds[:1]
+        for value in eqn.params.values():
+            for one in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(one, "jaxpr", one)
+                if hasattr(inner, "eqns"):
+                    more = products(inner)
+                    dots, exps = dots + more[0], exps + more[1]
+    return dots, exps
+
+
+LOW = {
+    "transformer": models.build("transformer", **SMALL | {"dtype": "bfloat16", "qk_norm": True}),
+    "GPT-2": models.build(
+        "transformer",
+        **SMALL
+        | {"dtype": "bfloat16", "norm": "layer", "positions": "learned", "activation": "gelu"},
+    ),
+    "gru": models.build("gru", **GRU | {"dtype": "bfloat16"}, tied=False),
+}
+
+
+@pytest.mark.parametrize("name", LOW)
+@pytest.mark.parametrize("chunk", [0, 8])
+def test_bfloat16_is_for_products_and_float32_for_the_rest(name, chunk):
+    """Weights, moments, norms, softmax and loss are float32; products have bfloat16 operands."""
+    model, batch = LOW[name], tokens()
+    recipe = step.Recipe(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+    hyper = trainer_hyper()
+    state = jax.eval_shape(recipe.init, jax.random.key(0), batch["inputs"], hyper)
+    kinds = {str(x.dtype) for x in jax.tree.leaves(state)}
+    assert kinds <= {"float32", "int32"}
+
+    def of(recipe):
+        return products(jax.make_jaxpr(recipe.gradient)(state.params, batch).jaxpr)
+
+    dots, exps = of(recipe)
+    assert len(dots) > 8
+    assert {("bfloat16", "bfloat16")} == set(dots)
+    assert set(exps) == {"float32"}
+    exact = models.build(**model.described() | {"dtype": "float32"})
+    assert {("float32", "float32")} == set(of(recipe._replace(model=exact))[0])
+
+
+def trainer_hyper():
+    numbers = {"lr": 1e-2, "warmup": 0.0, "total": 40.0, "clip": 1.0, "ema": None, "skip": None}
+    numbers |= {"optimizer": NUMBERS["adamw"], "schedule": {}}
+    return jax.tree.map(np.float32, numbers)
+
+
+@pytest.mark.slow
+def test_training_in_bfloat16_stays_near_float32(tiny):
+    """Over 40 steps within 1 % of the loss; the products are rounded to 8 bits each."""
+    config = {"model.width": 32, "model.hidden": 64, "horizon.amount": 40.0}
+    exact, low = (
+        losses(trainer(tiny(config | {"model.dtype": kind})), 40)[1]
+        for kind in ("float32", "bfloat16")
+    )
+    assert exact[-1] < 0.8 * exact[0]
+    np.testing.assert_allclose(low, exact, rtol=1e-2)
+    assert np.abs(low - exact).max() > 1e-5
+
+
+# The program.
+
+
+def instructions(config):
+    return sum(" = " in line for line in lowered(config)[1].as_text().splitlines())
+
+
+def test_the_program_is_as_large_for_any_depth(tiny):
+    few, many = (instructions(tiny({"model.depth": depth})) for depth in (12, 48))
+    assert many <= 1.05 * few
+    unrolled = instructions(tiny({"model.depth": 12, "model.unroll": 4}))
+    assert unrolled > 1.3 * few
+
+
+@pytest.mark.parametrize("sizes", [ONE, pytest.param(ALL, marks=pytest.mark.slow)])
+def test_a_state_that_is_given_away_is_written_over(sizes, tiny):
+    made, program = compiled(tiny(), sizes)
+    analysis = program.memory_analysis()
+    state = sharding.bytes_per_device(made.abstract)
+    assert analysis.alias_size_in_bytes == state
+    assert analysis.output_size_in_bytes < 1.01 * state + 1024  # and the metrics
+    kept = jax.jit(made.recipe.step).lower(
+        made.abstract, {k: v[0] for k, v in made.batches(0, 1, 1).items()}, made.hyper
+    )
+    assert kept.compile().memory_analysis().alias_size_in_bytes == 0

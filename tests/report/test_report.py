@@ -1,0 +1,305 @@
+"""The page is whole, self-contained and escaped, and says what is missing."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import xml.dom.minidom
+
+import numpy as np
+import pytest
+
+from research.errors import BadInput
+from research.io import files
+from research.report import build as report
+from research.report import sweep_figures as plots
+from research.report import text as summary
+from research.runs import directory as records
+from tests.scaling.test_minima import BUDGETS, iso_rows
+from tests.scaling.test_scaling import noisy
+
+
+def workdir(path, rows, name="a sweep"):
+    for row in rows:
+        with records.RunDirectory(path, row["run"]) as directory:
+            directory.once("config.json", {})
+            for step in range(0, 100, 10):
+                directory.append(step=step, tokens=step * 100, train_loss=3.0 - step / 100)
+            directory.append(step=100, tokens=10_000, loss=row["loss"] or 1.0)
+            facts = {"name": name, "tokens": 10_000, "flops": 1e12, "seed": 0, "lr": 0.01} | row
+            if row.get("status", "done") in ("done", "diverged"):
+                directory.finish({"status": "done", "reason": "", **facts})
+            else:
+                directory.once(
+                    "launch.json", {"facts": {k: v for k, v in facts.items() if k != "status"}}
+                )
+                directory.fail("RuntimeError: <b>fire</b>")
+    return path
+
+
+def without_scripts(page):
+    """What is left of a page for a reader who runs none."""
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
+    result = report.write(workdir(tmp_path, noisy(0)))
+    page = (tmp_path / "report.html").read_text()
+    assert without_scripts(page).count("<svg") == 3
+    assert "was predicted as" in page
+    assert "r8" in page
+    for name in ("loss", "curves", "residuals"):
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        xml.dom.minidom.parse(str(tmp_path / "figures" / f"{name}.svg"))
+    text = summary.text_summary(result)
+    assert "L(N) = E + A / N^alpha" in text
+    assert str(tmp_path / "report.html") in text
+
+
+def test_the_page_fetches_nothing(tmp_path):
+    report.write(workdir(tmp_path, noisy(0)))
+    page = (tmp_path / "report.html").read_text()
+    still = without_scripts(page)
+    assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", still)
+    assert "<script" not in still
+    assert "@import" not in still
+    assert still.count("url(") == still.count("url(#")
+    assert len(page) < 2e6
+
+
+@pytest.mark.slow
+def test_the_page_of_a_large_sweep_stays_small(tmp_path):
+    rng, rows = np.random.default_rng(0), []
+    for n in np.geomspace(1e4, 1e7, 20):
+        for d in n * np.geomspace(2, 500, 10):
+            loss = (1.7 + 400 / n**0.34 + 410 / d**0.28) * np.exp(0.004 * rng.normal())
+            facts = {
+                "params": int(n),
+                "tokens": int(d),
+                "unique_tokens": int(d),
+                "flops": 7 * n * d,
+            }
+            rows.append({"run": f"r{len(rows)}", "loss": loss, **facts})
+    report.write(workdir(tmp_path, rows), every_way=True)
+    page = (tmp_path / "report.html").read_text()
+    assert len(page) < 2e6
+    assert "data:image/png" in page  # what has many marks
+    assert "<svg" in page
+
+
+def test_what_comes_from_records_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    rows = noisy(0)
+    rows[0] |= {"loss": None, "status": "failed"}
+    report.write(workdir(tmp_path, rows, name=evil))
+    page = (tmp_path / "report.html").read_text()
+    assert evil not in page
+    assert "&lt;script&gt;" in page
+    assert "<b>fire" not in page
+
+
+def test_missing_runs_come_first(tmp_path):
+    rows = noisy(0)
+    rows[0] |= {"loss": None, "status": "failed"}
+    result = report.write(workdir(tmp_path, rows))
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("Run r0 is failed") < page.index("<svg")
+    assert result["fits"][""]["document"]["dropped"] == [{"run": "r0", "reason": "failed"}]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_too_few_runs_are_shown_without_a_law(tmp_path, count):
+    result = report.write(workdir(tmp_path, noisy(0)[:count]))
+    assert result["fits"][""]["document"] is None
+    assert "no law" in summary.text_summary(result)
+    assert "No law was fitted" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "fit.json").exists()
+
+
+def two_groups(changes=()):
+    rows = [r | {"group": "transformer"} for r in noisy(0)]
+    rows += [r | {"run": f"g{r['run']}", "group": "gru", "loss": 1.3 * r["loss"]} for r in noisy(1)]
+    return [row | dict(changes) for row in rows]
+
+
+@pytest.mark.slow
+def test_groups_have_a_law_each_and_one_plot(tmp_path):
+    result = report.write(workdir(tmp_path, two_groups()))
+    assert set(result["fits"]) == {"transformer", "gru"}
+    for name in result["fits"]:
+        assert (tmp_path / f"fit-{name}.json").exists()
+    one, other = (fit["document"] for fit in result["fits"].values())
+    assert one["n_points"] == other["n_points"]
+    assert one["params"] != other["params"]
+    text = summary.text_summary(result)
+    assert text.count("L(N) = E + A / N^alpha") == 2
+    assert "loss at" in text  # the two side by side
+    assert "The law of gru" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "fit.json").exists()
+    page = (tmp_path / "report.html").read_text()
+    (words, _) = files.read_json(tmp_path / "fit-compare.json")["compare"]["words"]
+    assert words.startswith("transformer needs 0.")  # gru, the first by name, is 30 % worse
+    assert "the parameters of gru" in words
+    assert words in page
+    assert words in text
+    alone = report.write(workdir(tmp_path / "alone", noisy(0)))
+    assert (tmp_path / "alone" / "fit.json").exists()
+    assert "loss at" not in summary.text_summary(alone).replace("the loss at", "")
+    assert not (tmp_path / "alone" / "fit-compare.json").exists()
+
+
+def test_a_run_that_failed_before_it_said_what_it_is_makes_no_group_of_its_own():
+    rows = [{"run": "a", "group": "gru"}, {"run": "b"}]
+    assert [len(members) for members in summary.groups(rows).values()] == [2]
+    assert len(summary.groups([{"group": "gru"}, {"group": "cnn"}])) == 2
+
+
+def test_the_law_is_against_the_first_column_in_which_runs_differ():
+    rows = [{"status": "done", "params": 5, "train_examples": n, "tokens": 9} for n in (1, 2)]
+    assert summary.varying(rows) == "train_examples"
+    assert summary.varying([row | {"train_examples": 1} for row in rows]) == "params"
+    assert summary.varying([row | {"params": i} for i, row in enumerate(rows)]) == "params"
+
+
+def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
+    rows = [
+        row
+        | {
+            "accuracy": i / 20,
+            "confusion": [[i, 1], [2, 20 - i]],
+            "class_names": ["<b>one</b>", "two"],
+            **{f"class_{kind}": [0.25, 0.5] for kind in ("precision", "recall", "f1")},
+        }
+        for i, row in enumerate(noisy(0))
+    ]
+    report.write(workdir(tmp_path, rows))
+    page = (tmp_path / "report.html").read_text()
+    assert f"Run {rows[-1]['run']}, the most accurate: accuracy {(len(rows) - 1) / 20:.4f}" in page
+    assert "<b>one</b>" not in page
+    for name in ("accuracy", "confusion"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("expected", "verdict"), [(0.4, "inside"), (3.0, "outside")])
+def test_the_exponent_is_compared_with_the_one_that_the_data_were_made_for(expected, verdict):
+    document = {"params": {"alpha": 0.41}, "intervals": {"alpha": [0.3, None]}}
+    words = summary.expectation([{"expected_exponent": expected}], document)
+    document["intervals"]["alpha"] = [0.3, 0.5]
+    assert verdict in summary.expectation([{"expected_exponent": expected}], document)
+    assert "0.41 (0.3 to open)" in words
+    assert summary.expectation([{}], document) == ""
+
+
+def test_no_runs_is_bad_input(tmp_path):
+    with pytest.raises(BadInput, match="no directory"):
+        report.write(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(BadInput, match="no runs yet"):
+        report.write(tmp_path)
+
+
+def test_the_same_records_give_the_same_files(tmp_path):
+    pages = []
+    for name in ("a", "b"):
+        report.write(workdir(tmp_path / name, noisy(0)))
+        pages.append((tmp_path / name / "report.html").read_bytes())
+    assert pages[0] == pages[1]
+    report.write(workdir(tmp_path / "c", noisy(1)))
+    assert (tmp_path / "c" / "report.html").read_bytes() != pages[0]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (950, "950"),
+        (14_160, "14.2k"),
+        (999_999, "1M"),
+        (1.2e9, "1.2B"),
+        (3.5e14, "350T"),
+        (2e15, "2e15"),
+    ],
+)
+def test_quantities_read_as_people_write_them(value, text):
+    assert plots.quantity(value) == text
+
+
+def test_smoothing_keeps_a_constant_and_has_no_bias_at_the_start():
+    np.testing.assert_allclose(plots._smooth(np.full(50, 2.0)), 2.0)
+    assert plots._smooth(np.arange(50.0))[0] == 0
+
+
+# In a browser.
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROBE = """<script>
+setTimeout(() => {
+  const out = document.createElement("pre");
+  const text = () => document.querySelector("#explore svg").textContent;
+  const slider = document.querySelector("#explore input[type=range]");
+  const before = text();
+  slider.value = slider.max;
+  slider.dispatchEvent(new Event("input"));
+  setTimeout(() => {
+    out.id = "probe";
+    out.textContent = JSON.stringify([before, text()]);
+    document.body.appendChild(out);
+  }, 500);
+}, 1500);
+</script></body>"""
+
+
+def in_browser(page, folder):
+    """What the slider's text says before and after it was moved to its end, and the console."""
+    pytest.importorskip("altair")
+    if not CHROMIUM:
+        pytest.skip("Chromium is not installed")
+    path = folder / "probe.html"
+    before, _, after = page.rpartition("</body>")  # Vega's own code speaks of it too
+    path.write_text(before + PROBE + after)
+    quiet = ("quic", "gpu", "background-networking", "component-update", "sync", "extensions")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr",
+            *(f"--disable-{name}" for name in quiet), f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=6000", "--dump-dom", path.as_uri(),
+        ],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, console
+    return json.loads(html.unescape(found[1])), console
+
+
+def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
+    report.write(workdir(tmp_path, noisy(0)))
+    (before, after), console = in_browser((tmp_path / "report.html").read_text(), tmp_path)
+    assert not console
+    losses = [float(re.search(r"loss (\d\.\d+)", text)[1]) for text in (before, after)]
+    assert losses[1] < losses[0] - 0.01
+
+
+@pytest.mark.slow
+def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
+    rows = [{**row, "status": "done"} for row in iso_rows(0.001, sizes=7, budgets=BUDGETS[:4])]
+    result = report.write(workdir(tmp_path, rows))
+    assert set(result["surfaces"]) == {"chinchilla", "isoflop", "envelope"}
+    page = (tmp_path / "report.html").read_text()
+    for name in ("chinchilla_contours", "chinchilla_frontier", "isoflop_isoflop"):
+        assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
+    assert "best for" in page
+    assert len(page) < 2e6
+    (before, after), console = in_browser(page, tmp_path)
+    assert not console
+    sizes = [re.search(r"N\* ([\d.]+[kMBT])", text)[1] for text in (before, after)]
+    assert sizes[0] != sizes[1]
+
+
+def test_a_script_in_a_record_does_not_run(tmp_path):
+    evil = "</script><script>document.title = 'gotcha'</script>"
+    rows = [{**row, "group": evil} for row in noisy(0)]
+    report.write(workdir(tmp_path, rows, name=evil))
+    page = (tmp_path / "report.html").read_text()
+    assert "</script><script>document" not in page
+    assert html.escape(evil) in page

@@ -1,0 +1,196 @@
+"""The table of many runs: read once, kept, not trusted when stale; the command that shows it."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from research.errors import BadInput
+from research.io import files
+from research.report import tables as listing
+from research.runs import directory as records
+from tests.runs.test_records import directory
+
+COUNT = records.WORTH_KEEPING
+
+
+@pytest.fixture
+def many(tmp_path):
+    for i in range(COUNT):
+        with directory(tmp_path, f"r{i:03}") as made:
+            facts = {"params": 10 * i, "tokens": 100, "seed": 0, "name": "n"}
+            files.write_json(made.path / "config.json", {})
+            files.write_json(made.path / "launch.json", {"facts": facts})
+            if i % 2:
+                made.finish({"status": "done", "reason": "", **facts, "loss": 5.0 - i / COUNT})
+    return tmp_path
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The names of the runs whose rows are read anew."""
+    names, original = [], records.row
+
+    def row(path):
+        names.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(records, "row", row)
+    return names
+
+
+def test_a_second_look_reads_only_what_changed(many, read):
+    first = records.table(many)
+    assert len(read) == COUNT
+    read.clear()
+    assert records.table(many) == first
+    assert read == []
+    with directory(many, "r000") as made:
+        made.finish({"status": "done", "reason": "", "params": 0, "tokens": 100, "loss": 1.0})
+    with directory(many, "r002") as made:
+        made.fail("ValueError: no")
+    with directory(many, "new") as made:
+        made.once("config.json", {})
+    again = {row["run"]: row for row in records.table(many)}
+    assert sorted(read) == ["new", "r000", "r002"]
+    assert [again[run]["status"] for run in ("r000", "r002", "new")] == [
+        *("done", "failed", "unfinished")
+    ]
+    with directory(many, "r002") as made:
+        made.fail("ValueError: again")
+    reasons = {row["run"]: row["reason"] for row in records.table(many)}
+    assert reasons["r002"] == "ValueError: again"
+
+
+def test_a_result_of_the_same_length_is_seen_too(many, read):
+    records.table(many)
+    path = many / "runs" / "r001" / "result.json"
+    text = path.read_text()
+    files.write_atomic(path, text.replace('"seed": 0', '"seed": 7'))
+    assert len(path.read_text()) == len(text)
+    assert [row["seed"] for row in records.table(many) if row["run"] == "r001"] == [7]
+
+
+def test_a_removed_run_leaves_the_table(many):
+    records.table(many)
+    shutil.rmtree(many / "runs" / "r003")
+    assert len(records.table(many)) == COUNT - 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"",
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: raw.replace(b"done", b"gone", 1),
+        lambda raw: b"isoflop rows 0 " + raw,
+        lambda raw: b"\xff\n[]",
+    ],
+)
+def test_a_damaged_cache_is_read_around_and_made_again(many, read, damage):
+    first = records.table(many)
+    path = many / ".table.cache"
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    read.clear()
+    assert records.table(many) == first
+    assert len(read) == COUNT
+    assert path.read_bytes() == whole
+
+
+def test_few_runs_leave_no_cache_and_a_folder_that_cannot_be_written_is_read(many, monkeypatch):
+    def refuse(path, content):
+        raise files.StorageError("no")
+
+    monkeypatch.setattr(files, "write_atomic", refuse)
+    assert len(records.table(many)) == COUNT
+    shutil.rmtree(many / "runs" / "r003")
+    monkeypatch.undo()
+    assert len(records.table(many)) == COUNT - 1
+    assert not (many / ".table.cache").exists()
+
+
+# What is shown.
+
+ROWS = [
+    {"run": "a", "params": 100, "loss": 2.5, "groups": {"head": 1}, "status": "done"},
+    {"run": "b", "params": 2000, "loss": 1.5, "groups": {"head": 2}, "status": "done"},
+    {"run": "=c", "params": 3000, "status": "failed", "reason": "it\nbroke"},
+]
+
+
+def test_rows_are_sorted_and_those_without_a_value_come_last():
+    def runs(by):
+        return [row["run"] for row in listing.ordered(ROWS, by)]
+
+    assert runs("loss") == ["b", "a", "=c"]
+    assert runs("-loss") == ["a", "b", "=c"]
+    assert runs("-params") == ["=c", "b", "a"]
+    assert runs("status") == ["a", "b", "=c"]
+    with pytest.raises(BadInput, match="--sort: no column 'los'; there are run, params"):
+        listing.ordered(ROWS, "los")
+
+
+def test_columns_are_chosen_by_name():
+    assert listing.columns(ROWS, None) == ["run", "status", "params", "loss", "reason"]
+    assert listing.columns(ROWS, "loss, run") == ["loss", "run"]
+    assert set(listing.columns(ROWS, "all")) == set(ROWS[0]) | {"reason"}
+    with pytest.raises(BadInput) as error:
+        listing.columns(ROWS, "runn,loss,parms")
+    assert len(error.value.problems) == 2
+
+
+def test_every_format_holds_the_same_values():
+    names = ["run", "params", "loss", "groups", "reason"]
+    lines = listing.as_text(ROWS, names).splitlines()
+    assert [line.split()[:2] for line in lines[1:3]] == [["a", "100"], ["b", "2,000"]]
+    assert lines[-1] == "3 runs"
+    assert len(lines) == 5  # the line end in the reason ends no line
+    rows = list(csv.DictReader(io.StringIO(listing.as_csv(ROWS, names))))
+    assert [row["loss"] for row in rows] == ["2.5", "1.5", ""]
+    assert rows[2]["run"] == "'=c"
+    assert rows[0]["groups"] == '{"head": 1}'
+    rows = json.loads(listing.as_json(ROWS, names))
+    assert rows[1] == {k: ROWS[1][k] for k in names if k in ROWS[1]}
+
+
+def table(*flags):
+    line = [sys.executable, "-m", "experiments.table", *flags]
+    return subprocess.run(line, capture_output=True, text=True, check=False)
+
+
+def test_the_command_filters_sorts_and_prints(many):
+    flags = ("--where=params>100, loss<4.9", "--sort=-loss", "--columns=run,loss", "--format=csv")
+    done = table(f"--runs={many}", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    losses = [float(row["loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == sum(i % 2 and i > 10 and 5 - i / COUNT < 4.9 for i in range(COUNT))
+    assert table(f"--runs={many}", "--where=status==unfinished").stdout.count("unfinished") == 32
+    assert "0 runs" in table(f"--runs={many}", "--where=params>1e9").stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--runs={}/none"], "no such file or folder"),
+        (["--runs={}"], "expected the workdir of a sweep"),
+        (["--runs={}/empty"], "the table has no rows"),
+    ],
+)
+def test_a_workdir_without_runs_is_told(flags, words, tmp_path):
+    (tmp_path / "empty" / "runs").mkdir(parents=True)
+    done = table(*(flag.format(tmp_path) for flag in flags))
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_the_filter_is_parsed_and_not_run(many):
+    done = table(f"--runs={many}", "--where=__import__('os').getcwd()")
+    assert done.returncode == 2
+    assert "expected comparisons" in done.stderr

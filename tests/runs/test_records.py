@@ -1,0 +1,202 @@
+"""Records: nothing acknowledged is lost, nothing damaged is believed."""
+
+import csv
+import json
+import os
+import shutil
+
+import pyarrow.parquet
+import pytest
+
+from research.errors import BadInput, Held, StorageError, UnsafeFile
+from research.io import files
+from research.runs import directory as records
+from research.runs import metrics_log
+
+
+def directory(path, run="r0"):
+    return records.RunDirectory(path, run)
+
+
+@pytest.fixture
+def written(tmp_path):
+    with directory(tmp_path) as run:
+        for step in range(5):
+            run.append(step=step, train_loss=1.0 / (step + 1))
+    return run.path
+
+
+def steps(path):
+    return [r["step"] for r in metrics_log.read(path)]
+
+
+def test_a_run_whose_directory_or_checkpoints_are_links_is_a_row(written, tmp_path):
+    """A pool of runs of several workdirs, or checkpoints in cold storage: read, never written."""
+    row = records.row(written)
+    pool = tmp_path / "pool" / "runs"
+    pool.mkdir(parents=True)
+    (pool / written.name).symlink_to(written)
+    (written / "checkpoints").symlink_to(tmp_path)
+    assert records.row(pool / written.name) == records.row(written) == row
+    with pytest.raises(UnsafeFile), directory(tmp_path / "pool"):
+        pass
+
+
+def test_what_replaces_a_lease_that_is_held_is_told(tmp_path):
+    with directory(tmp_path) as made:
+        shutil.rmtree(made.path / "lease")
+        (made.path / "lease").touch()
+        with pytest.raises(StorageError, match="is no directory"):
+            made.check()
+    assert made._lock is None, "what was open is closed"
+
+
+def test_a_held_run_is_refused_before_anything_is_traced(tmp_path):
+    directory = records.RunDirectory(tmp_path, "r0")
+    directory.check_free()  # of a run that is not there yet
+    with records.RunDirectory(tmp_path, "r0"), pytest.raises(Held, match=f"process {os.getpid()} "):
+        directory.check_free()
+    directory.check_free()  # its holder let go
+    (tmp_path / "file").touch()
+    records.RunDirectory(tmp_path / "file", "r0").check_free()  # who enters says what is wrong
+
+
+def test_records_come_back(written):
+    assert steps(written) == [0, 1, 2, 3, 4]
+    assert metrics_log.read(written)[1] == {"step": 1, "train_loss": 0.5}
+
+
+@pytest.mark.fault(
+    "R13",
+    "the last record is torn",
+    "it alone is left out, and the next is not glued to it",
+    "cut at every byte of the last record",
+)
+def test_a_line_torn_at_any_byte_is_left_out_and_what_follows_is_kept(written):
+    path = written / "metrics.jsonl"
+    whole = path.read_bytes()
+    last = len(whole) - whole.rstrip(b"\n").rfind(b"\n") - 1
+    for cut in range(1, last + 1):
+        path.write_bytes(whole[:-cut])
+        survivors = steps(written)
+        assert survivors == ([0, 1, 2, 3, 4] if cut == 1 else [0, 1, 2, 3]), cut
+        with directory(written.parents[1]) as run:
+            run.append(step=9)
+        assert steps(written) == [*survivors, 9], cut
+
+
+def test_a_flipped_byte_is_seen(written):
+    path = written / "metrics.jsonl"
+    whole = bytearray(path.read_bytes())
+    line = whole.split(b"\n")[2]
+    start = whole.index(line)
+    for offset in range(0, len(line), 3):
+        damaged = bytearray(whole)
+        damaged[start + offset] ^= 0x04
+        path.write_bytes(damaged)
+        assert 2 not in steps(written), offset
+        assert {0, 4} <= set(steps(written)), offset
+
+
+def test_what_a_later_launch_did_again_replaces_what_it_redid(written):
+    with directory(written.parents[1]) as run:
+        run.append(resume=2)
+        run.append(step=2, train_loss=7.0)
+    metrics = metrics_log.read(written)
+    assert [r["step"] for r in metrics] == [0, 1, 2]
+    assert metrics[2]["train_loss"] == 7.0
+
+
+def test_one_process_holds_a_run_at_a_time(tmp_path):
+    with directory(tmp_path):
+        with pytest.raises(StorageError, match="another process"), directory(tmp_path):
+            pass
+        with directory(tmp_path, "other"):
+            pass
+    with directory(tmp_path):
+        pass
+
+
+def test_once_keeps_what_is_there(tmp_path):
+    with directory(tmp_path) as run:
+        assert run.once("config.json", {"a": 1}) == {"a": 1}
+        assert run.once("config.json", {"a": 2}) == {"a": 1}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "f.json"
+    files.write_json(path, {"a": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        files.write_json(path, {"a": 2})
+    assert files.read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["f.json"]
+
+
+def test_nan_is_refused_rather_than_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        files.write_json(tmp_path / "f.json", {"a": float("nan")})
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": 1, "a": 2}', "[" * 100_000, "\xff"])
+def test_json_that_is_not_an_object_is_bad_input(tmp_path, content):
+    path = tmp_path / "f.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(BadInput, match=r"f\.json"):
+        files.read_json(path)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for run, params in (("a", 10), ("b", 20), ("c", 30), ("d", 40), ("e", 50)):
+        with directory(tmp_path, run) as made:
+            made.once("config.json", {})
+            made.once("launch.json", {"facts": {"params": params, "name": "=cmd"}})
+            if run == "a":
+                made.finish({"status": "done", "reason": "", "params": params, "loss": 2.0})
+            if run == "b":
+                made.finish({"status": "diverged", "reason": "loss nan", "params": params})
+            if run in "cd":
+                made.fail("first")
+                made.fail("RuntimeError: second")
+            if run == "d":
+                made.finish({"status": "done", "reason": "", "params": params, "loss": 1.0})
+    (tmp_path / "runs" / "no run").mkdir()
+    return tmp_path
+
+
+def test_every_run_is_a_row_with_its_status(sweep):
+    rows = {row["run"]: row for row in records.table(sweep)}
+    status = {run: row["status"] for run, row in rows.items()}
+    assert status == {"a": "done", "b": "diverged", "c": "failed", "d": "done", "e": "unfinished"}
+    assert rows["c"]["reason"] == "RuntimeError: second"
+    assert [row["params"] for row in records.table(sweep)] == [10, 20, 30, 40, 50]
+
+
+def test_parquet_and_csv_hold_the_same_table(sweep):
+    parquet, text = records.write_table(sweep)
+    rows = pyarrow.parquet.read_table(parquet).to_pylist()
+    with open(text, newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(rows) == len(lines) == 5
+    assert list(rows[0]) == list(lines[0])
+    assert [r["status"] for r in rows] == [r["status"] for r in lines]
+    assert lines[0]["name"] == "'=cmd"
+
+
+def test_no_sweep_is_bad_input(tmp_path):
+    with pytest.raises(BadInput, match="expected the workdir of a sweep"):
+        records.table(tmp_path)
+
+
+def test_a_card_is_written_once(tmp_path):
+    calls = []
+    for _ in range(2):
+        records.write_card(tmp_path, "0123456789abcdef", lambda: calls.append(1) or {"a": 1})
+    assert len(calls) == 1
+    assert json.loads((tmp_path / "data" / "0123456789ab.json").read_text()) == {"a": 1}

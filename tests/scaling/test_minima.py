@@ -1,0 +1,591 @@
+"""Compute-optimal sizes: the frontier of a law, isoFLOP minima, the envelope; recipes compared."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from research.errors import BadInput
+from research.runs import directory as records
+from research.scaling import (
+    Fit,
+    Options,
+    analyse,
+    compute_optimal,
+    fit,
+    isoflop,
+    named_law,
+    split,
+    table,
+)
+from research.scaling.envelope import hull
+from research.scaling.isoflop import akima, parabola
+
+TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
+BUDGETS = np.geomspace(1e18, 1e21, 7)
+DATA = Path(os.environ.get("ISOFLOP_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def loss_at(n, d, **changed):
+    t = {**TRUTH, **changed}
+    return t["E"] + t["A"] / n ** t["alpha"] + t["B"] / d ** t["beta"]
+
+
+def best_size(c, t=TRUTH):
+    g = (t["alpha"] * t["A"] / (t["beta"] * t["B"])) ** (1 / (t["alpha"] + t["beta"]))
+    return g * (c / 6) ** (t["beta"] / (t["alpha"] + t["beta"]))
+
+
+def iso_rows(noise=0.0, sizes=9, span=30.0, seed=0, budgets=BUDGETS, **changed):
+    """Sizes spread evenly in logs over a factor `span` on each side of the best one."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for c in budgets:
+        for n in best_size(c) * np.geomspace(1 / span, span, sizes) * 1.07:
+            loss = loss_at(n, c / 6 / n, **changed) * np.exp(noise * rng.standard_normal())
+            rows.append(
+                {"run": f"r{len(rows)}", "flops": c, "params": n, "tokens": c / 6 / n, "loss": loss}
+            )
+    return rows
+
+
+def surface(noise, seed=0):
+    rows = iso_rows(noise, seed=seed)
+    law = named_law("chinchilla")
+    options = Options(objective="mse_log")
+    return Fit(law, split(law, rows, options), options)
+
+
+def test_the_frontier_in_closed_form_is_what_a_search_finds():
+    law = named_law("chinchilla")
+    theta = law.fitted(np.array(list(TRUTH.values())))
+    closed = compute_optimal.best_params(law, theta[None], BUDGETS)[0]
+    np.testing.assert_allclose(closed, best_size(BUDGETS), rtol=1e-12)
+    searched = [compute_optimal._searched(law, theta, c / 6) for c in BUDGETS]
+    np.testing.assert_allclose(searched, closed, rtol=1e-3)
+    assert not np.allclose(searched, closed * 1.01, rtol=1e-3)
+    flat = law.fitted(np.array([1.8, 480.0, 2100.0, 0.35, -0.1]))  # more data hurt: no optimum
+    assert np.isnan(compute_optimal.best_params(law, flat[None], BUDGETS)).all()
+
+
+def test_a_prediction_comes_with_what_the_choice_may_cost():
+    fitted = surface(0.003)
+    (p,) = compute_optimal.predictions(fitted, [1e22])
+    for name, true in (("params", best_size(1e22)), ("tokens", 1e22 / 6 / best_size(1e22))):
+        low, high = p["intervals"][name]
+        assert low < true < high
+    best = loss_at(best_size(1e22), 1e22 / 6 / best_size(1e22))
+    assert p["intervals"]["loss"][0] < best < p["intervals"]["loss"][1]
+    chosen = loss_at(p["params"], p["tokens"]) - best
+    assert 0 <= chosen < 3 * p["regret"]["quantile_95"] + 1e-6
+    noisier = compute_optimal.predictions(surface(0.03), [1e22])[0]
+    assert noisier["regret"]["quantile_95"] > 5 * p["regret"]["quantile_95"]
+    off = {o["factor"]: o for o in p["off_size"]}
+    assert off[2.0]["loss"] > p["loss"]
+    assert 0.02 < off[2.0]["wasted_flops"] < off[4.0]["wasted_flops"] < 0.9
+    half = p["overtrained"][0]
+    law, theta = fitted.law, fitted.best[None]
+    points = np.array([half["params"], p["params"]]), np.array([half["tokens"], p["tokens"]])
+    losses = compute_optimal.loss(law, theta, *points)[0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert half["training_flops_factor"] == pytest.approx(half["tokens"] / p["tokens"] / 2)
+
+
+def test_flops_that_are_counted_otherwise_are_told():
+    rows = iso_rows(0.002)
+    assert not [w for w in fit("chinchilla", rows)["warnings"] if "6 * params" in w]
+    other = fit("chinchilla", [{**row, "flops": 0.7 * row["flops"]} for row in rows])
+    assert any("the table's flops are 0.7 times that" in w for w in other["warnings"])
+
+
+def test_both_methods_find_the_minimum_of_a_parabola_and_refuse_an_edge():
+    x = np.linspace(-2, 3, 11)
+    y = np.stack([(x - 0.4) ** 2, (x - 9) ** 2], axis=1)
+    for locate, off in ((akima, 0.03), (parabola, 1e-9)):
+        at, least = locate(x, y)
+        assert at[0] == pytest.approx(0.4, abs=off)
+        assert least[0] == pytest.approx(0, abs=1e-3)
+        assert np.isnan(at[1])
+    steep = np.where(x < 0.4, 8.0, 1.0) * (x - 0.4) ** 2  # not symmetric: a parabola is biased
+    assert akima(x, steep[:, None])[0][0] == pytest.approx(0.4, abs=0.1)
+    assert abs(parabola(x, steep[:, None])[0][0] - 0.4) > 0.3
+
+
+def test_isoflop_minima_give_the_exponent_of_the_law():
+    true = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+    document = fit("isoflop", iso_rows(0.0005), predict_flops=[1e22])
+    assert document["params"]["params_exponent"] == pytest.approx(true, abs=0.01)
+    low, high = document["optimal"]["intervals"]["params_exponent"]
+    assert low < true < high
+    assert set(document["methods"]) == {"akima", "parabola"}
+    (p,) = document["predictions"]
+    assert p["params"] == pytest.approx(best_size(1e22), rel=0.15)
+    assert p["params"] * p["tokens"] * 6 == pytest.approx(1e22, rel=0.02)
+    other = fit("isoflop", iso_rows(0.0005, beta=0.42, B=6700.0), predict_flops=[1e22])
+    assert other["params"]["params_exponent"] != pytest.approx(true, abs=0.01)
+    rows = iso_rows(0.0005)
+    assert fit("isoflop", rows[::-1]) == fit("isoflop", rows)
+    assert fit("isoflop", rows, seed=1) != fit("isoflop", rows)
+
+
+def test_noise_comes_from_replicates_where_there_are_any():
+    twice = [
+        {**row, "run": f"{row['run']}-{seed}"}
+        for seed in range(3)
+        for row in iso_rows(0.004, seed=seed)
+    ]
+    document = fit("isoflop", twice)
+    assert document["noise_source"] == "replicates"
+    assert document["noise"] == pytest.approx(0.004, rel=0.2)
+    assert fit("isoflop", iso_rows(), noise=0.01)["noise"] == 0.01
+    single = fit("isoflop", iso_rows())
+    assert any("no run was repeated" in w for w in single["warnings"])
+    assert single["seed_noise"] is None
+    wide, narrow = (fit("isoflop", iso_rows(), noise=s) for s in (0.01, 0.001))
+    width = [np.diff(d["intervals"]["params_exponent"])[0] for d in (wide, narrow)]
+    assert width[0] > 2 * width[1]
+
+
+def test_no_resamples_give_no_intervals():
+    document = fit("isoflop", iso_rows(), bootstrap=0, predict_flops=[1e22])
+    assert document["intervals"]["params_exponent"] == [None, None]
+    assert document["predictions"][0]["intervals"]["params"] == [None, None]
+    usual = fit("isoflop", iso_rows())["params"]["params_exponent"]
+    assert document["params"]["params_exponent"] == pytest.approx(usual, abs=0.01)
+    envelope = fit("envelope", iso_rows(sizes=21), bootstrap=0)
+    assert envelope["standard_errors"]["params_exponent"] is None
+
+
+def test_a_budget_whose_minimum_is_on_the_edge_is_dropped_with_its_reason():
+    rows = [r for r in iso_rows() if r["flops"] < 9e20 or r["params"] > 2 * best_size(r["flops"])]
+    document = fit("isoflop", rows)
+    (dropped,) = document["dropped"]
+    assert "1e+21" in dropped["run"]
+    assert "smallest size" in dropped["reason"]
+    assert len(document["minima"]) == len(BUDGETS) - 1
+    edge = [r for r in iso_rows() if r["params"] > 2 * best_size(r["flops"])]
+    with pytest.raises(BadInput, match="smallest size"):
+        fit("isoflop", edge)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        (iso_rows(budgets=[1e20]), {}, "1 budgets with at least 4 sizes; isoflop needs 2"),
+        (iso_rows(sizes=3), {}, "0 budgets with at least 4 sizes"),
+        (iso_rows(), {"method": "cubic"}, "--method=cubic: expected akima or parabola"),
+        (iso_rows(), {"fix": {"E": 1.0}}, "--fix: isoflop has no parameters"),
+        (iso_rows(), {"noise": -1.0}, "--noise=-1.0: expected a number above 0"),
+        ([{**r, "loss": math.nan} for r in iso_rows()], {}, "0 budgets"),
+    ],
+)
+def test_bad_tables_of_budgets_are_told(rows, options, words):
+    with pytest.raises(BadInput, match=words):
+        fit("isoflop", rows, **options)
+
+
+def test_held_out_budgets_are_predicted():
+    document = fit("isoflop", iso_rows(0.0005), holdout="flops>5e20")
+    (row,) = document["holdout"]["rows"]
+    assert row["covered"]
+    assert row["measured"] == pytest.approx(best_size(1e21), rel=0.2)
+    assert row["params"] == pytest.approx(row["measured"], rel=0.2)
+
+
+def test_the_hull_is_below_every_point():
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 5, 200), rng.uniform(0, 1, 200)
+    y = y + np.exp(-x)
+    on = hull(x, y)
+    assert (np.diff(x[on]) > 0).all()
+    assert (np.diff(y[on]) < 0).all()
+    assert (np.diff(np.diff(y[on]) / np.diff(x[on])) > 0).all()
+    inside = (x >= x[on][0]) & (x <= x[on][-1])
+    assert (y[inside] >= np.interp(x[inside], x[on], y[on]) - 1e-12).all()
+    assert (y[inside] < np.interp(x[inside], x[on], y[on]) + 0.1).any()
+
+
+def test_the_envelope_gives_the_exponent_of_the_law():
+    true = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+    document = fit("envelope", iso_rows(sizes=31))
+    assert document["params"]["params_exponent"] == pytest.approx(true, abs=0.03)
+    assert all(m["run"].startswith("r") for m in document["minima"])
+    with pytest.raises(BadInput, match="lie on the envelope"):
+        fit("envelope", iso_rows()[:1])
+
+
+def test_the_envelope_of_whole_training_curves(tmp_path):
+    for i, n in enumerate(np.geomspace(1e4, 1e6, 9)):
+        with records.RunDirectory(tmp_path, f"r{i}") as directory:
+            directory.once("config.json", {})
+            d = 3e3 * n
+            for step in (20, 40, 60, 80, 100):
+                tokens = int(d * step / 100)
+                loss = 1.7 + 400 / n**0.34 + 410 / tokens**0.28
+                directory.append(step=step, tokens=tokens, loss=loss)
+            facts = {"params": int(n), "tokens": int(d), "unique_tokens": int(d), "steps": 100}
+            facts |= {"flops": 6 * n * d, "flops_6nd": 6 * n * d, "flops_convention": "x"}
+            directory.finish({"status": "done", "reason": "", "loss": loss, **facts})
+    rows = table.read(tmp_path, curves=True)
+    assert len(rows) == 45
+    assert all(r["flops"] == pytest.approx(6 * r["params"] * r["tokens"], rel=1e-3) for r in rows)
+    assert all(r["flops"] == pytest.approx(r["flops_6nd"]) for r in rows)
+    pooled = fit("envelope", rows, cluster="run")
+    assert pooled["n_points"] == 45
+    assert len(table.read(tmp_path)) == 9
+    (warning,) = [w for w in fit("chinchilla", rows)["warnings"] if "before the end" in w]
+    assert warning.startswith("36 rows")
+    assert not [w for w in fit("power", table.read(tmp_path))["warnings"] if "before" in w]
+    (tmp_path / "a.csv").write_text("params\n1\n")
+    with pytest.raises(BadInput, match="--curves"):
+        table.read(tmp_path / "a.csv", curves=True)
+
+
+def test_budgets_that_are_met_roughly_are_the_same():
+    rng = np.random.default_rng(0)
+    rough = [{**r, "flops": r["flops"] * (1 + 0.01 * rng.standard_normal())} for r in iso_rows()]
+    assert len(isoflop.budgets(rough)[0]) == len(isoflop.budgets(iso_rows())[0]) == len(BUDGETS)
+    apart = [{**r, "flops": r["flops"] * (1 + 0.2 * (i % 2))} for i, r in enumerate(iso_rows())]
+    assert len(isoflop.budgets(apart)[0]) > len(BUDGETS)
+
+
+def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):
+    c = np.geomspace(1e18, 1e20, 5)
+    n, d = 0.3 * c**0.45, c**0.55 / 1.8
+    rows = [
+        {"run": str(i), "flops": a, "params": b, "tokens": e}
+        for i, (a, b, e) in enumerate(zip(c, n, d))
+    ]
+    found = fit("optima", rows)["optimal"]
+    assert found["params_exponent"] == pytest.approx(0.45)
+    assert found["params_coefficient"] == pytest.approx(0.3)
+    assert found["tokens_exponent"] == pytest.approx(0.55)
+    rows[2]["params"] *= 1.1
+    moved = fit("optima", rows, predict_flops=[1e21])
+    slope = np.polyfit(np.log(c), np.log([r["params"] for r in rows]), 1)[0]
+    assert moved["params"]["params_exponent"] == pytest.approx(slope)
+    low, high = moved["intervals"]["params_exponent"]
+    assert low < slope < high
+    assert moved["predictions"][0]["params"] > 0
+    with pytest.raises(BadInput, match="at least 3"):
+        fit("optima", rows[:2])
+    with pytest.raises(BadInput, match="drop_top_loss"):
+        fit("optima", rows, drop_top_loss=1)
+
+
+@pytest.mark.skipif(not (DATA / "nanochat_isoflop_optima.csv").exists(), reason="no nanochat data")
+@pytest.mark.parametrize(
+    ("convention", "n", "d"),
+    [("kaplan", 0.524, 0.479), ("chinchilla", 0.366, 0.490), ("transformer_only", 0.681, 0.397)],
+)
+def test_the_exponent_depends_on_how_parameters_are_counted(convention, n, d):
+    names = {"params": "params_opt", "tokens": "tokens_opt"}
+    rows = table.read(DATA / "nanochat_isoflop_optima.csv", names)
+    found = fit("optima", rows, where=f"param_convention=={convention}")["params"]
+    assert found["params_exponent"] == pytest.approx(n, abs=1e-3)
+    assert found["tokens_exponent"] == pytest.approx(d, abs=1e-3)
+
+
+# Recipes.
+
+
+def two_recipes(m=1.4, noise=0.004, exponent=None):
+    rows = []
+    for i, group in enumerate(("adamw", "muon")):
+        for row in iso_rows(noise, sizes=7, seed=i, budgets=BUDGETS[:5]):
+            n, d = row["params"], row["tokens"]
+            if group == "muon":
+                worth = math.sqrt(m)
+                changed = {} if exponent is None else {"alpha": exponent}
+                row["loss"] *= loss_at(n * worth, d * worth, **changed) / loss_at(n, d)
+            rows.append({**row, "run": f"{group}{row['run']}", "group": group})
+    return rows
+
+
+@pytest.mark.parametrize("law", ["chinchilla", "power"])
+def test_a_recipe_that_needs_less_compute_is_measured(law):
+    rows = two_recipes()
+    if law == "power":  # at the best size of each budget
+        rows = [r for r in rows if abs(math.log(r["params"] / best_size(r["flops"]))) < 0.1]
+    options = {"objective": "mse_log", "against": "flops" if law == "power" else "params"}
+    found = analyse(law, rows, options, compare_by="group")
+    section = found.document["compare"]
+    assert section["reference"] == "adamw"
+    needs = section["groups"]["muon"]["needs"]
+    assert needs["value"] == pytest.approx(1 / 1.4, rel=0.12)
+    assert needs["interval"][0] < 1 / 1.4 < needs["interval"][1]
+    assert needs["interval"][1] < 1
+    assert section["test"]["shared_exponents_justified"]
+    assert "muon needs 0." in section["words"][0]
+
+
+def test_exponents_that_are_not_shared_are_noticed():
+    found = analyse("chinchilla", two_recipes(1.0, 0.002, 0.32), {}, compare_by="group")
+    assert not found.document["compare"]["test"]["shared_exponents_justified"]
+    assert "reject shared exponents" in found.document["compare"]["words"][-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "words"),
+    [
+        ({}, "recipe", "--compare=recipe: no column 'recipe'; there are "),
+        ({"group": "one"}, "group", "every row is 'one'; two groups are needed"),
+    ],
+)
+def test_groups_that_cannot_be_compared_are_told(change, column, words):
+    rows = [{**row, **change} for row in two_recipes()]
+    with pytest.raises(BadInput, match=words):
+        analyse("chinchilla", rows, {}, compare_by=column)
+
+
+def test_the_multiverse_shows_what_an_outlier_does():
+    rows = iso_rows(0.002, sizes=5, budgets=BUDGETS[:5])
+    rows[3]["loss"] *= 1.3
+    found = analyse("chinchilla", rows, {"predict_flops": [1e22]}, multiverse_too=True)
+    section = found.document["multiverse"]
+    assert len(section["universes"]) == 16
+    spread = section["spread"]["exponent"]
+    assert spread["least"] < spread["median"] < spread["most"]
+    by = section["by_choice"]
+    true = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+    assert abs(by["drop_top_loss"]["1"]["exponent"] - true) < 0.02
+    squares = [u for u in section["universes"] if u["objective"] == "mse_log"]
+    kept = [u["exponent"] for u in squares if not u["drop_top_loss"]]
+    assert max(abs(e - true) for e in kept) > 0.03
+    assert section["target"].startswith("the loss predicted at 1e+22")
+    assert not section["failed"]
+
+
+def test_a_multiverse_counts_parameters_every_way():
+    rows = iso_rows(0.001, sizes=5, budgets=BUDGETS[:5])
+    rows = [{**row, "params_non_embedding": row["params"] ** 1.1 / 9} for row in rows]
+    found = analyse("chinchilla", rows, {}, multiverse_too=True)
+    by = found.document["multiverse"]["by_choice"]["params"]
+    assert by["params_non_embedding"]["exponent"] != pytest.approx(
+        by["params"]["exponent"], abs=0.005
+    )
+
+
+# What to run next.
+
+
+def test_the_proposed_runs_narrow_the_prediction_as_promised():
+    rows = iso_rows(0.01, sizes=5, budgets=BUDGETS[:4])
+    options = {"predict_flops": [1e22], "objective": "mse_log"}
+    found = analyse("chinchilla", rows, options, next_budget=3e20)
+    plan = found.document["next_runs"]
+    assert plan["spent"] <= 3e20
+    assert plan["half_width_after"] < 0.9 * plan["half_width_before"]
+    ratios = [run["tokens"] / run["params"] for run in plan["runs"]]
+    seen = [row["tokens"] / row["params"] for row in rows]
+    assert min(seen) <= min(ratios)
+    assert max(ratios) <= max(seen)
+
+    def width(extra):
+        """The spread of the prediction over 40 worlds in which these runs were made too."""
+        rng = np.random.default_rng(0)
+        out = []
+        for _ in range(40):
+            made = [{**r, "loss": loss_at(r["params"], r["tokens"])} for r in (*rows, *extra)]
+            made = [
+                {**r, "run": str(i), "loss": r["loss"] * np.exp(0.01 * rng.standard_normal())}
+                for i, r in enumerate(made)
+            ]
+            law, chosen = named_law("chinchilla"), Options(objective="mse_log", bootstrap=0)
+            fitted = Fit(law, split(law, made, chosen), chosen)
+            out.append(fitted.law.evaluate(fitted.best[None], fitted.law.prepare(plan_at))[0][0, 0])
+        return np.std(out)
+
+    plan_at = {k: np.array([v]) for k, v in plan["target"].items()}
+    before, after = width([]), width(plan["runs"])
+    cheap = sorted(rows, key=lambda r: r["flops"])[: len(plan["runs"])]
+    assert after < 0.9 * before
+    assert after < 0.9 * width(cheap)  # as many runs of no thought do less
+    promised = plan["half_width_after"] / plan["half_width_before"]
+    assert after / before == pytest.approx(promised, rel=0.5)
+
+
+def test_runs_that_no_budget_buys_are_told():
+    with pytest.raises(BadInput, match=r"--next_runs=1: the cheapest run .* costs"):
+        analyse("chinchilla", iso_rows(0.01), {}, next_budget=1.0)
+    with pytest.raises(BadInput, match="isoflop predicts no loss"):
+        analyse("isoflop", iso_rows(0.01), {}, next_budget=1e20)
+
+
+def test_an_answer_that_has_settled_says_stop_and_one_that_moves_says_go_on():
+    quiet = analyse("chinchilla", iso_rows(1e-4), {"objective": "mse_log"}, anytime=True)
+    section = quiet.document["settling"]
+    spent = [stage["flops_spent"] for stage in section["stages"]]
+    assert spent == sorted(spent)
+    assert section["stages"][-1]["runs"] == len(iso_rows())
+    options = {"objective": "mse_log", "predict_flops": [1e30]}
+    loud = analyse(
+        "chinchilla", iso_rows(0.05, sizes=4, budgets=BUDGETS[:3]), options, anytime=True
+    )
+    assert loud.document["settling"]["suggestion"].startswith("go on")
+    near = {"objective": "mse_log", "predict_flops": [1e21]}
+    settled = analyse("chinchilla", iso_rows(0.002), near, anytime=True)
+    assert settled.document["settling"]["suggestion"].startswith("stop")
+
+
+# Published data, where they are at hand.
+
+
+def published(name):
+    if not (DATA / name).is_file():
+        pytest.skip(f"{name} is not at hand; ISOFLOP_DATA may name its folder")
+    return table.read(DATA / name)
+
+
+def test_the_published_points_are_fitted_to_the_optimum():
+    rows = published("chinchilla.csv")
+    document = fit("chinchilla", rows, drop_top_loss=5, bootstrap=400, predict_flops=[5.76e23])
+    assert document["n_points"] == 240
+    assert document["objective"] <= 1.018275e-3
+    wanted = {"alpha": (0.3473, 0.0005), "beta": (0.3672, 0.0008), "E": (1.8172, 0.001)}
+    wanted |= {"A": (477.8, 3), "B": (2143, 15)}
+    for name, (value, tolerance) in wanted.items():
+        assert document["params"][name] == pytest.approx(value, abs=tolerance)
+    errors = document["standard_errors"]
+    for name, value in {"alpha": 0.0154, "beta": 0.0206, "E": 0.02566, "A": 124.5}.items():
+        assert errors[name] == pytest.approx(value, rel=0.15)  # 400 resamples
+    (p,) = document["predictions"]
+    assert p["params"] == pytest.approx(73.2e9, rel=0.01)
+    assert p["tokens_per_param"] == pytest.approx(17.9, abs=0.3)
+    every = fit("chinchilla", rows, bootstrap=0)
+    assert every["params"]["beta"] == pytest.approx(0.4531, abs=0.001)
+
+
+def test_a_published_point_is_scored_against_the_optimum():
+    rows = published("chinchilla.csv")
+    point = {"E": 1.81686, "A": 482.01, "B": 2085.43, "alpha": 0.34781, "beta": 0.36583}
+    scored = fit("chinchilla", rows, drop_top_loss=5, bootstrap=0, score=point)["score"]
+    assert scored["objective"] == pytest.approx(1.0186e-3, rel=1e-3)
+    assert scored["improvable"]
+    assert scored["after_local_fit"] == pytest.approx(1.018274e-3, rel=1e-6)
+    best = fit("chinchilla", rows, drop_top_loss=5, bootstrap=0)["params"]
+    again = fit("chinchilla", rows, drop_top_loss=5, bootstrap=0, score=best)["score"]
+    assert not again["improvable"]
+
+
+def test_published_isoflop_exponents_are_found_in_their_order():
+    rows = published("porian_rw_isoflop.csv")
+    wanted = {"reproducing_kaplan": 0.835, "last_layer_flops": 0.706, "short_warmup": 0.602}
+    wanted |= {"cosine_decay": 0.572, "tuned_no_decay": 0.497}
+    found = []
+    for setting, value in wanted.items():
+        document = fit("isoflop", rows, where=f"setting=={setting}")
+        found.append(document["params"]["params_exponent"])
+        assert found[-1] == pytest.approx(value, abs=0.01)
+    assert found == sorted(found, reverse=True)
+
+
+def test_published_optima_give_an_exponent_for_each_way_of_counting():
+    rows = published("nanochat_isoflop_optima.csv")
+    for convention, (n, d) in {
+        "kaplan": (0.524, 0.479),
+        "chinchilla": (0.366, 0.490),
+        "transformer_only": (0.681, 0.397),
+    }.items():
+        its = [row for row in rows if row["param_convention"] == convention]
+        log = {k: np.log([float(r[k]) for r in its]) for k in ("flops", "params_opt", "tokens_opt")}
+        assert np.polyfit(log["flops"], log["params_opt"], 1)[0] == pytest.approx(n, abs=0.001)
+        assert np.polyfit(log["flops"], log["tokens_opt"], 1)[0] == pytest.approx(d, abs=0.001)
+
+
+# The command.
+
+
+def write(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def run(*flags):
+    command = [sys.executable, "-m", "experiments.fit", *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_writes_the_contract_and_its_figures(tmp_path):
+    path = write(tmp_path / "r.csv", two_recipes(noise=0.003))
+    done = run(
+        f"--runs={path}", "--law=chinchilla", f"--out={tmp_path / 'o'}", "--compare=group",
+        "--bootstrap=60", "--predict_flops=1e22", "--holdout=flops>9e19", "--where=params>1e6",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "muon needs" in done.stdout
+    assert "best for 1e+22 FLOPs" in done.stdout
+    text = (tmp_path / "o" / "fit.json").read_text()
+    document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert {"optimal", "predictions", "holdout", "compare", "identifiability"} <= document.keys()
+    assert {"total", "agree_fraction"} <= document["starts"].keys()
+    assert {"gradient_norm", "moved"} <= document["certificate"].keys()
+    names = ("contours", "frontier", "residuals", "pairs", "compare")
+    for name in names:
+        assert (tmp_path / "o" / f"{name}.png").stat().st_size > 5000
+        assert (tmp_path / "o" / f"{name}.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_proposed_runs_are_a_sweep_that_can_be_planned(tmp_path):
+    rows = [
+        {"run": str(i), "params": n, "flops": 6e6 * n, "loss": 1.4 + 32 / n**0.4}
+        for i, n in enumerate((14e3, 26e3, 42e3, 108e3, 179e3, 415e3))
+    ]
+    rows[2]["loss"] *= 1.01
+    path, out = write(tmp_path / "r.csv", rows), tmp_path / "o"
+    flags = (f"--runs={path}", f"--out={out}", "--next_runs=1e13")
+    done = run(*flags, "--next_config=configs/lm_transformer.py", "--anytime")
+    assert done.returncode == 0, done.stderr
+    assert "would narrow the interval at the target" in done.stdout
+    proposed = json.loads((out / "fit.json").read_text())["next_runs"]["runs"]
+    plan = subprocess.run(
+        [sys.executable, "-m", "experiments.sweep", f"--config={out / 'next.py'}", "--plan",
+         f"--workdir={tmp_path / 'w'}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert plan.returncode == 0, plan.stderr
+    assert f"{len(proposed)} runs" in plan.stdout
+    bad = run(*flags, "--next_config=/etc/passwd")
+    assert bad.returncode == 2
+    assert "expected a file below configs/" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--law=chinchilla", "--next_runs=-1"], "--next_runs=-1.0: expected a number of FLOPs"),
+        (["--next_config=configs/lm_gru.py"], "--next_config: for the runs that --next_runs"),
+        (["--law=kaplam"], "--law=kaplam: expected one of power"),
+        (["--law=chinchilla", "--fix=gamma=1"], "--fix: chinchilla has no parameter 'gamma'"),
+        (["--law=chinchilla", "--fix=alpha"], "--fix=alpha: expected NAME=VALUE"),
+        (["--law=chinchilla", "--fix=A=-1"], "--fix=A=-1: A is positive"),
+        (["--law=chinchilla", "--init=E=1.8"], "--init: no value for A"),
+        (["--law=chinchilla", "--score=E=x"], "--score=E=x: expected a number"),
+        (["--law=power", "--predict_flops=1e20"], "--predict_flops: the law is against params"),
+        (["--law=chinchilla", "--predict=1e9"], "--predict is for laws of one column"),
+        (["--law=chinchilla", "--predict_flops=-1"], "--predict_flops: -1; expected numbers above"),
+        (["--law=chinchilla", "--where=__import__('os')"], "expected comparisons"),
+        (["--law=data_constrained"], "no column 'unique_tokens'"),
+        (["--law=isoflop", "--compare=group"], "--compare: isoflop fits no law"),
+        (["--law=chinchilla", "--huber_delta=0"], "--huber_delta=0.0: expected a number above 0"),
+        (["--law=chinchilla", "--bootstrap=1"], "--bootstrap=1: one resample has no spread"),
+        (["--law=saturating"], "no column 'accuracy'"),
+    ],
+)
+def test_bad_flags_are_told_and_leave_nothing(flags, words, tmp_path):
+    path = write(tmp_path / "r.csv", iso_rows())
+    done = run(f"--runs={path}", f"--out={tmp_path / 'o'}", *flags)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,182 @@
+"""Tables that nobody made for us: without noise, on one ray, with weights, odd columns, zeros."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import fit as command
+from research.errors import BadInput
+from research.scaling import analyse, fit, isoflop, table
+from research.scaling.envelope import hull
+from tests.scaling.test_minima import TRUTH, iso_rows, loss_at, two_recipes
+from tests.scaling.test_scaling import law_at, noisy, rows_of
+
+SIZES = np.geomspace(1e6, 1e9, 12)
+
+
+def grid(**changed):
+    return [
+        {"run": f"{i}-{k}", "params": n, "tokens": k * n, "loss": loss_at(n, k * n, **changed)}
+        for i, n in enumerate(np.geomspace(1e7, 1e10, 6))
+        for k in (5, 20, 80, 320)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("law", "rows", "flags"),
+    [
+        ("power", rows_of(SIZES, law_at(SIZES)), ["--predict=1e10", "--holdout=largest"]),
+        ("chinchilla", grid(), ["--predict_flops=1e22", "--anytime", "--next_runs=1e21"]),
+        pytest.param("overtraining", grid(), ["--multiverse"], marks=pytest.mark.slow),
+        pytest.param("isoflop", iso_rows(), ["--multiverse"], marks=pytest.mark.slow),
+        ("power", rows_of(SIZES, np.full(12, 2.0)), ["--score=E=1,A=10,alpha=.3"]),
+        ("power", rows_of(SIZES, 0.1 + 1e-3 * SIZES**-0.3), ["--score=E=.2,A=.001,alpha=.3"]),
+        pytest.param(
+            *("chinchilla", two_recipes(noise=0.0), ["--compare=group"]), marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_the_command_ends_well_on_tables_without_noise(law, rows, flags, tmp_path):
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    assert command.main([f"--runs={tmp_path / 't.csv'}", f"--law={law}", f"--out={tmp_path / 'o'}",
+                         *flags]) == 0  # fmt: skip
+    document = json.loads((tmp_path / "o" / "fit.json").read_text(), parse_constant=pytest.fail)
+    assert document["law"] == law
+    assert not [w for w in document["warnings"] if "move" in w or "agree" in w]
+
+
+@pytest.mark.parametrize(("alpha", "floor"), [(0.02, 1.0), (0.02, 0.0), (0.005, 2.0)])
+def test_small_exponents_are_found(alpha, floor):
+    loss = floor + 3 * SIZES**-alpha
+    document = fit("power", rows_of(SIZES, loss), bootstrap=0)
+    assert document["objective"] < 1e-12
+    assert document["certificate"]["converged"] == (floor > 0)
+    assert not [w for w in document["warnings"] if "arrived" in w]
+    near = fit("power", rows_of(SIZES, loss * (1 + 1e-3 * (-1) ** np.arange(12))), bootstrap=0)
+    assert near["objective"] > 1e-12
+
+
+def test_tokens_that_go_with_parameters_leave_no_optimum():
+    rows = [{**row, "tokens": 20 * row["params"]} for row in grid()[::4]]
+    rows = [{**r, "loss": loss_at(r["params"], r["tokens"])} for r in rows]
+    extra = np.geomspace(2e7, 5e9, 8)
+    rows += [
+        {"run": str(n), "params": n, "tokens": 20 * n, "loss": loss_at(n, 20 * n)} for n in extra
+    ]
+    document = fit("chinchilla", rows, predict_flops=[1e21])
+    assert document["optimal"] is None
+    assert document["predictions"][0]["params"] is None
+    assert "vary together" in document["warnings"][0]
+    with pytest.raises(BadInput, match="vary together"):
+        analyse("chinchilla", rows, {}, next_budget=1e20)
+    assert fit("chinchilla", grid())["optimal"]["params_exponent"] == pytest.approx(
+        TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"]), abs=1e-3
+    )
+
+
+def test_the_unit_of_weights_is_no_matter():
+    for weight in (100.0, 0.01):
+        one, other = (
+            fit("power", [{**r, "weight": w} for r in noisy(0)], holdout="largest")
+            for w in (1.0, weight)
+        )
+        assert other["holdout"]["rows"][0]["run_interval"] == pytest.approx(
+            one["holdout"]["rows"][0]["run_interval"], rel=1e-4
+        )
+    rows = [{**r, "weight": 1.0 + i} for i, r in enumerate(noisy(0))]
+    assert fit("power", rows)["params"] != pytest.approx(fit("power", noisy(0))["params"], rel=1e-4)
+
+
+def test_rows_without_weight_are_left_out_and_counted():
+    rows = [{**r, "weight": float(i < 3)} for i, r in enumerate(noisy(0))]
+    with pytest.raises(BadInput, match="weight is 0"):
+        fit("power", rows)
+
+
+def test_noise_that_differs_between_rows_widens_the_interval():
+    rng = np.random.default_rng(0)
+    n = np.repeat(np.geomspace(1e5, 1e8, 20), 6)
+    sd = 0.04 * (n / 1e5) ** -0.6 + 0.001
+    draws = rng.standard_normal(len(n))
+    uneven = fit("power", rows_of(n, law_at(n) * np.exp(sd * draws)), objective="mse_log")
+    resampled = fit(
+        "power", rows_of(n, law_at(n) * np.exp(sd * draws)), objective="mse_log", bootstrap=400
+    )
+    for name in ("alpha", "A"):
+        ours, theirs = (d["standard_errors"][name] for d in (uneven, resampled))
+        assert ours == pytest.approx(theirs, rel=0.3)
+    even = fit("power", rows_of(n, law_at(n) * np.exp(sd.mean() * draws)), objective="mse_log")
+    assert even["standard_errors"]["alpha"] < 0.9 * uneven["standard_errors"]["alpha"]
+
+
+def test_columns_can_change_places(tmp_path):
+    (tmp_path / "t.csv").write_text("params,tokens,loss\n1e6,1e9,3\n")
+    (row,) = table.read(tmp_path / "t.csv", {"params": "tokens", "tokens": "params"})
+    assert (row["params"], row["tokens"]) == ("1e9", "1e6")
+
+
+def test_a_column_of_states_from_elsewhere_is_no_matter():
+    rows = [{**r, "status": "finished"} for r in noisy(0)]
+    assert fit("power", rows)["n_points"] == len(rows)
+    assert fit("power", [*rows, {**rows[0], "status": "failed"}])["n_points"] == len(rows)
+
+
+def test_flops_in_text_are_numbers_too():
+    rows = [{**r, "flops": str(12 * r["params"] * r["tokens"])} for r in grid()]
+    assert [w for w in fit("chinchilla", rows)["warnings"] if "2 times that" in w]
+    rows = [{**r, "flops": "NA"} for r in grid()]
+    assert analyse("chinchilla", rows, {}, anytime=True).document["settling"]["stages"]
+
+
+def test_the_cheapest_by_a_hair_is_not_on_the_hull():
+    log_c = np.log([1e18 * 0.99999, 1e18, 1e19 * 0.9999, 1e19, 1e20])
+    on = hull(log_c, np.log([4.2, 3.1, 3.9, 2.8, 2.6]))
+    assert on.tolist() == [1, 3, 4]
+
+
+def test_given_optima_err_together_where_the_budget_is_given():
+    rng = np.random.default_rng(0)
+    c = np.geomspace(1e18, 1e21, 6)
+    n = 0.1 * c**0.5 * np.exp(0.1 * rng.standard_normal(6))
+    rows = [
+        {"run": str(i), "flops": a, "params": b, "tokens": a / 6 / b}
+        for i, (a, b) in enumerate(zip(c, n))
+    ]
+    ends = fit("optima", rows, predict_flops=[1e22])["predictions"][0]["intervals"]
+    spans = {k: np.log(v[1] / v[0]) for k, v in ends.items() if k != "loss"}
+    assert spans["tokens_per_param"] == pytest.approx(2 * spans["params"], rel=0.01)
+    assert spans["params"] == pytest.approx(spans["tokens"], rel=0.01)
+
+
+def test_replicates_locate_a_minimum_more_sharply():
+    rng = np.random.default_rng(0)
+    rows = [
+        {**r, "run": f"{r['run']}-{k}", "loss": r["loss"] * np.exp(0.002 * rng.standard_normal())}
+        for r in iso_rows()
+        for k in range(4)
+    ]
+    many, few = fit("isoflop", rows), fit("isoflop", rows[::4])
+    assert many["noise"] == pytest.approx(0.002, rel=0.2)
+    assert few["noise_source"] == "scatter about smooth valleys"
+
+    def width(document):
+        low, high = document["intervals"]["params_exponent"]
+        return high - low
+
+    assert width(many) < 0.8 * width(few)
+    assert isoflop.budgets(rows)[0][0].runs.tolist() == [4] * len(isoflop.budgets(rows)[0][0].runs)
+
+
+def test_a_small_group_has_its_place_on_the_shared_law():
+    rows = two_recipes()
+    names = [row["group"] for row in rows]
+    small = [r for r in rows if r["group"] == names[0]]
+    small += [r for r in rows if r["group"] != names[0]][:4]
+    section = analyse("chinchilla", small, {}, compare_by="group").document["compare"]
+    assert section["test"]["p_value"] is None
+    assert [entry["params"] is None for entry in section["groups"].values()].count(True) == 1
+    assert "too few rows" in section["words"][-1]
+    with pytest.raises(BadInput, match="--score"):
+        analyse("chinchilla", rows, {"score": TRUTH}, compare_by="group")

@@ -1,0 +1,88 @@
+"""A prediction is written before its run is trained, is not changed, and is compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import verify as command
+from research.config import cli, schema
+from research.errors import BadInput
+from research.io import files
+from research.report import build as report
+from research.runs import directory as records
+from research.sweep import verify
+
+BUDGET = 3e10
+
+
+@pytest.fixture
+def swept(tmp_path, corpus):
+    """The records of a sweep whose losses follow a law, and the file that its launch left."""
+    for i, n in enumerate(np.geomspace(1e4, 1e5, 4)):
+        for k in (2, 10, 50):
+            with records.RunDirectory(tmp_path, f"r{i}{k}") as directory:
+                directory.once("config.json", {})
+                loss = 2.0 + 40 / n**0.4 + 60 / (k * n) ** 0.35
+                facts = {"params": int(n), "tokens": int(k * n), "flops": 7 * k * n * n}
+                directory.finish({"status": "done", "reason": "", "loss": loss, **facts})
+    config, _ = cli.load("configs/lm_transformer.py")
+    changes = {"data.path": str(corpus), "data.context": 32, "eval.examples": 64, "eval.every": 0}
+    config, problems = schema.override(config, changes)
+    assert not problems
+    files.make_directory(tmp_path / "sweeps")
+    files.write_json(tmp_path / "sweeps" / "a.json", {"points": [{"config": cli.checked(config)}]})
+    return tmp_path
+
+
+def test_the_prediction_stands_before_the_run_and_is_not_changed(swept, monkeypatch):
+    made, config = verify.predict(swept, BUDGET)
+    path = swept / "verify" / "prediction.json"
+    written = path.read_bytes()
+    assert not (swept / "verify" / "runs").exists()
+    low, high = made["run_interval"]
+    assert low < made["loss"] < high
+    assert 6 * made["params"] * made["tokens"] == pytest.approx(BUDGET, rel=0.05)
+    assert made["params"] == pytest.approx(made["optimal_params"], rel=0.5)
+    # Other runs, and so another law, do not change what was said.
+    with records.RunDirectory(swept, "late") as directory:
+        directory.once("config.json", {})
+        facts = {"params": 50_000, "tokens": 500_000, "flops": 1e11, "loss": 1.0}
+        directory.finish({"status": "done", "reason": "", **facts})
+    assert verify.predict(swept, None) == (made, config)
+    assert path.read_bytes() == written
+    with pytest.raises(BadInput, match="another"):
+        verify.predict(swept, 2 * BUDGET)
+
+
+@pytest.mark.slow
+def test_the_command_trains_the_run_once_and_shows_both(swept, capsys):
+    assert command.main([f"--runs={swept}", f"--flops={BUDGET}"]) == 0
+    said = capsys.readouterr().out
+    assert "is predicted to have a loss of" in said
+    assert "Measured: " in said
+    found = json.loads((swept / "verify" / "verify.json").read_text())
+    (row,) = records.table(swept / "verify")
+    assert row["loss"] == found["measured"]
+    assert (row["params"], row["tokens"]) == (found["params"], found["tokens"])
+    low, high = found["run_interval"]
+    assert found["covered"] == (low <= found["measured"] <= high)
+    assert found["error"] == pytest.approx(found["loss"] / found["measured"] - 1)
+    page = (swept / "report.html").read_text()
+    assert "A larger run" in page
+    assert f"{found['measured']:.4g}" in page
+    before = (swept / "verify" / "runs" / row["run"] / "result.json").stat().st_mtime_ns
+    command.main([f"--runs={swept}"])
+    assert (swept / "verify" / "runs" / row["run"] / "result.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_what_cannot_be_verified_is_told(swept, tmp_path):
+    with pytest.raises(BadInput, match="--flops"):
+        command.main([f"--runs={swept}", "--flops=-1"])
+    for path in (swept / "sweeps").iterdir():
+        path.unlink()
+    with pytest.raises(BadInput, match="no sweep was launched"):
+        verify.predict(swept, None)
+    report.write(swept)
+    assert "A larger run" not in (swept / "report.html").read_text()

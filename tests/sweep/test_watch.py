@@ -1,0 +1,151 @@
+"""The view of a sweep says what its files say, and no more than the end of them is read."""
+
+import io
+import json
+import os
+
+import pytest
+from rich.console import Console
+
+from research.errors import BadInput
+from research.io import files
+from research.runs import directory as records
+from research.runs import lease, metrics_log
+from research.sweep import watch
+
+FACTS = {"params": 1000, "tokens": 4000, "flops": 8e6, "steps": 40, "seed": 0, "lr": 0.1}
+FACTS["context"] = 32
+RUNS = ("done", "running", "failed", "diverged", "stopped", "killed", "waiting")
+
+
+def lines(run, steps, seconds_per_step=0.5, first=0):
+    run.append(resume=first)
+    for step in range(first, steps):
+        seconds = 10 + seconds_per_step * step
+        run.append(step=step, tokens=100 * step, train_loss=5.0 - step / 100, seconds=seconds)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """One run of each status, held by this process where it runs."""
+    points = [{"run": run, "facts": FACTS} for run in RUNS]
+    files.make_directory(tmp_path / "sweeps")
+    files.write_json(tmp_path / "sweeps" / "s.json", {"points": points})
+    held = records.RunDirectory(tmp_path, "running")
+    for name in RUNS[:-1]:
+        run = held if name == "running" else records.RunDirectory(tmp_path, name)
+        run.__enter__()
+        run.once("launch.json", {"facts": FACTS})
+        lines(run, 20)
+        if name == "done":
+            run.finish({"status": "done", "reason": "", "loss": 2.5})
+        if name == "diverged":
+            run.finish({"status": "diverged", "reason": "loss inf"})
+        if name == "failed":
+            run.fail("RuntimeError: no")
+        if name != "running":
+            run.__exit__()
+    path = tmp_path / "runs" / "killed" / "lease" / "1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"released": False, "born": "1"}))
+    yield tmp_path
+    held.__exit__()
+
+
+def view(workdir):
+    return watch.View(workdir, workdir / "sweeps" / "s.json")
+
+
+def test_every_run_stands_where_its_files_say(sweep):
+    rows = {row.run: row for row in view(sweep).sight.rows()}
+    status = {run: row.status for run, row in rows.items()}
+    assert status == {run: run for run in RUNS} | {"killed": "stopped"}
+    running = rows["running"]
+    assert (running.step, running.loss) == (19, 4.81)
+    assert running.rate == pytest.approx(100 / 0.5)
+    assert running.seconds_left == pytest.approx(21 * 0.5)
+    assert str(os.getpid()) in running.where
+    assert rows["failed"].where == "RuntimeError: no"
+    assert rows["killed"].where == "its process died, 1 times in a row"
+    assert rows["done"].loss == 2.5
+
+
+def test_sums_count_what_is_spent_and_what_is_to_come(sweep):
+    found = watch.sums(view(sweep).sight.rows())
+    assert found.counts == dict.fromkeys(
+        ("running", "failed", "diverged", "waiting", "done"), 1
+    ) | {"stopped": 2}
+    part = 8e6 * 19 / 40
+    assert found.spent == pytest.approx(8e6 + 5 * part)
+    assert found.remaining == pytest.approx(4 * 8e6 - 3 * part)
+    assert found.seconds_left == pytest.approx(found.remaining / (8e6 / 4000 * 200))
+
+
+def test_a_rate_is_that_of_this_launch_and_not_of_its_compiling(tmp_path):
+    with records.RunDirectory(tmp_path, "r") as run:
+        lines(run, 10, seconds_per_step=100.0)
+        run.append(resume=5)
+        for step, seconds in [(5, 50.0), (6, 50.001), (7, 51.0), (8, 52.0)]:
+            run.append(step=step, tokens=100 * step, train_loss=1.0, seconds=seconds)
+    assert watch._rate(metrics_log.last(run.path)) == pytest.approx(200 / 1.999)
+    assert watch._rate([]) == 0
+
+
+def test_only_the_end_of_the_metrics_is_read(tmp_path):
+    with records.RunDirectory(tmp_path, "r") as run:
+        lines(run, 2000)
+    whole = metrics_log.read(run.path)
+    tail = metrics_log.last(run.path, 4000)
+    assert tail == whole[-len(tail) :]
+    assert 10 < len(tail) < 100
+    assert metrics_log.last(run.path, 10**9) == whole
+    assert metrics_log.last(tmp_path / "none") == []
+
+
+def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "EVERY", 0.0)
+    monkeypatch.setattr(watch, "LINE_EVERY", 0.0)
+    shown = view(sweep)
+    shown.show()
+    out = capsys.readouterr().out
+    assert "1 running, 1 failed, 1 diverged, 2 stopped, 1 waiting, 1 done; " in out
+    assert "running step 19/40 loss 4.810 200 tokens/s" in out
+    with records.RunDirectory(sweep, "stopped") as run:
+        run.finish({"status": "done", "reason": "", "loss": 1.5})
+    shown.show()
+    assert "run stopped: done loss 1.5000" in capsys.readouterr().out
+
+
+def test_the_table_shows_those_at_work_first_and_counts_the_rest(sweep):
+    console = Console(file=io.StringIO(), width=140, height=8)
+    console.print(watch.table(view(sweep).sight.rows(), console.height))
+    out = console.file.getvalue().splitlines()
+    assert [line.split()[0] for line in out[1:5]] == ["running", "failed", "diverged", "stopped"]
+    assert out[-1].endswith("3 more runs")
+    assert len(out) <= 8
+
+
+def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
+    with pytest.raises(BadInput, match="no sweep was launched there"):
+        watch.follow(str(tmp_path))
+    files.make_directory(tmp_path / "sweeps")
+    files.write_json(tmp_path / "sweeps" / "s.json", {"points": [{"run": "r", "facts": FACTS}]})
+    with records.RunDirectory(tmp_path, "r") as run:
+        run.finish({"status": "done", "reason": "", "loss": 1.5})
+    assert watch.follow(str(tmp_path)) == 0
+    assert "1 done; 8e+06 FLOPs spent, 0 to go, 0 s left" in capsys.readouterr().out
+
+
+def test_a_holder_elsewhere_runs_while_it_beats(sweep, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(lease, "clock", lambda: now[0])
+    path = sweep / "runs" / "stopped" / "lease" / "1.json"
+    content = json.loads(path.read_text()) | {"host": "elsewhere", "released": False}
+    path.write_text(json.dumps(content))
+    sight = view(sweep).sight
+
+    def status():
+        return next(row.status for row in sight.rows() if row.run == "stopped")
+
+    assert status() == "running"
+    now[0] += lease.SILENCE + 1
+    assert status() == "stopped"

@@ -1,0 +1,455 @@
+"""A group of runs in one program: each member has what it has alone, whatever the others do."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from research.config import cli, grid, schema
+from research.errors import Damaged, Preempted
+from research.parallel import sharding
+from research.runs import checkpoint, metrics_log
+from research.runs import directory as records
+from research.training import fine_tuning, vmapped_runs
+from research.training import trainer as train
+from research.training.run import make_run
+from research.training.trainer import Trainer
+
+LONG = {"horizon.amount": 40.0, "log.every": 1, "eval.every": 16, "save.every": 16}
+REAL = {  # a width at which XLA's choices are those of real runs
+    "model.width": 64,
+    "model.heads": 4,
+    "model.kv_heads": 4,
+    "model.hidden": 168,
+    "data.context": 64,
+}
+WAYS = (
+    {"seed": 0, "optim.lr": 0.1},
+    {"seed": 1, "optim.lr": 0.4, "optim.optimizer.weight_decay": 0.1},
+    {"seed": 2, "optim.clip": 0.1, "optim.warmup.amount": 0.3},
+)
+
+
+def fit(runs, workdir, ids=None, **more):
+    with ExitStack() as held:
+        members = [(r, held.enter_context(records.RunDirectory(workdir, r.id))) for r in runs]
+        return vmapped_runs.fit(members, ids or [r.id for r in runs], **more)
+
+
+def alone(run, workdir):
+    with records.RunDirectory(workdir, run.id) as directory:
+        return train.fit(run, directory), directory.path
+
+
+def on(devices):
+    """A mesh for runs, so that several of them share a device."""
+    return Mesh(np.array(jax.devices()[:devices]), ("runs",))
+
+
+def path_of(run, workdir):
+    return records.RunDirectory(workdir, run.id).path
+
+
+def final_state(run, workdir):
+    one = sharding.make_mesh(vmapped_runs.ALONE, run.batch)
+    step, state = checkpoint.restore_newest(path_of(run, workdir), Trainer(run, one).abstract)
+    assert step == run.steps
+    return jax.device_get(state)
+
+
+def curve(run, workdir, name="train_loss"):
+    read = metrics_log.read(path_of(run, workdir))
+    return [(r["step"], r[name]) for r in read if name in r]
+
+
+def without_clock(run, workdir):
+    read = metrics_log.read(path_of(run, workdir))
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read]
+
+
+def made(tiny, *changes, **more):
+    return [make_run(tiny({**LONG, "mesh.data": 1, **more, **c})) for c in changes]
+
+
+@pytest.fixture(scope="module")
+def group(tiny, tmp_path_factory):
+    """Three runs of one order of the data, trained as a group, and their workdir."""
+    runs, workdir = made(tiny, *WAYS), tmp_path_factory.mktemp("group")
+    return runs, fit(runs, workdir), workdir
+
+
+def assert_as_alone(runs, workdir, other, rel=1e-5):
+    for run in runs:
+        result, path = alone(run, other)
+        for name in ("train_loss", "loss", "grad_norm", "lr"):
+            together, single = curve(run, workdir, name), curve(run, other, name)
+            assert [s for s, _ in together] == [s for s, _ in single]
+            wide = 1e-3 if name == "grad_norm" else rel
+            np.testing.assert_allclose(*([v for _, v in c] for c in (together, single)), rtol=wide)
+        kept = json.loads((path_of(run, workdir) / "result.json").read_text())
+        assert kept.keys() == result.keys() | {"members"}
+        assert kept["loss"] == pytest.approx(result["loss"], rel=rel)
+        assert kept["flops_spent"] == result["flops_spent"]
+        assert (path / "config.json").read_text() == (
+            path_of(run, workdir) / "config.json"
+        ).read_text()
+
+
+def test_every_member_has_the_losses_that_it_has_alone(group, tmp_path):
+    runs, results, workdir = group
+    assert [len(curve(run, workdir)) for run in runs] == [40] * 3
+    assert_as_alone(runs, workdir, tmp_path)
+    # They differ among each other by far more.
+    losses = [results[run.id]["loss"] for run in runs]
+    assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-3
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_members_with_orders_of_their_own_have_their_own_batches(
+    devices, tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(devices))
+    runs = made(tiny, {"seed": 0, "batch.seed": 0}, {"seed": 0, "batch.seed": 1})
+    fit(runs, tmp_path / "group")
+    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
+    first, second = (curve(run, tmp_path / "group") for run in runs)
+    assert first[0][1] != pytest.approx(second[0][1], rel=1e-4)
+
+
+MUON = {
+    "name": "muon",
+    "momentum": 0.95,
+    "weight_decay": 0.01,
+    "adam_scale": 0.3,
+    "b1": 0.9,
+    "b2": 0.98,
+    "eps": 1e-8,
+}
+FACTOR = {
+    "name": "adafactor",
+    "decay_rate": 0.8,
+    "clip_threshold": 1.0,
+    "scale_by_params": True,
+    "momentum": None,
+    "weight_decay": 0.01,
+}
+
+
+SHORT = {"size": 2e4, "data.context": 16}
+
+
+def test_members_of_one_device_have_the_losses_that_they_have_alone(group, tmp_path, monkeypatch):
+    runs, _, _ = group
+    monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(1))
+    fit(runs, tmp_path / "group")
+    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_wide_members_have_the_losses_that_they_have_alone(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(1))
+    runs = made(tiny, *WAYS, **REAL)
+    fit(runs, tmp_path / "group")
+    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
+    # As near as that and no nearer: vmapped products are others, so which group it was is stored.
+    curves = [[curve(r, tmp_path / n) for r in runs] for n in ("group", "alone")]
+    assert curves[0] != curves[1]
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("linear", {}),
+        ("mlp_teacher", {"size": 2e3, "batch.size": 32}),
+        slow("cnn_digits", {"model.width": 4, "batch.size": 8}),
+        slow("resnet_digits", {"model.width": 4, "batch.size": 8}),
+        slow("lm_gru", SHORT),
+        slow("lm_transformer", {**SHORT, "optim.ema": 0.9}),
+        slow("lm_transformer", {**SHORT, **grid.section("optim.optimizer", MUON)}),
+        slow("lm_transformer", {**SHORT, **grid.section("optim.optimizer", FACTOR)}),
+    ],
+)
+def test_every_family_and_optimizer_can_be_a_member(name, changes, corpus):
+    def run(**more):
+        config, _ = cli.load(f"configs/{name}.py")
+        text = {"data.path": str(corpus)} if name.startswith("lm") else {}
+        config, problems = schema.override(config, {**text, "mesh.data": 1, **changes, **more})
+        assert not problems, problems
+        return make_run(cli.checked(config))
+
+    def losses(made):
+        state, out = made.init(), []
+        for step in (0, 5):
+            state, metrics = made.steps(state, made.batches(step, 5, 5), 5)
+            out.append(np.asarray(metrics["train_loss"]))
+        return np.concatenate(out)
+
+    first = run()
+    runs = [first, run(seed=1, **{"optim.lr": first.config["optim"]["lr"] * 2})]
+    together = losses(vmapped_runs.Group(runs, on(1)))
+    one = sharding.make_mesh(vmapped_runs.ALONE, first.batch)
+    for slot, member in enumerate(runs):
+        np.testing.assert_allclose(together[:, slot], losses(Trainer(member, one)), rtol=1e-5)
+    assert abs(together[-1, 0] / together[-1, 1] - 1) > 1e-3
+
+
+def test_a_member_with_a_closed_form_says_how_far_it_is(tmp_path):
+    config, _ = cli.load("configs/linear.py")
+    runs = []
+    for seed in (0, 1):
+        changed, _ = schema.override(config, {"seed": seed, "horizon.amount": 30.0})
+        runs.append(make_run(cli.checked(changed)))
+    result = fit(runs, tmp_path / "group")[runs[1].id]
+    single = alone(runs[1], tmp_path / "alone")[0]
+    assert result["closed_form_loss"] == pytest.approx(single["closed_form_loss"], rel=1e-6)
+    assert result["closed_form_distance"] == pytest.approx(single["closed_form_distance"], rel=1e-4)
+
+
+def test_a_member_is_stored_as_a_run_alone(group, tiny, tmp_path):
+    runs, _, workdir = group
+    run = runs[1]
+    _, single = alone(run, tmp_path)
+    together = path_of(run, workdir)
+
+    def described(path):
+        kept = checkpoint.manifest(checkpoint.newest_intact(path)[1])
+        return kept["step"], kept["leaves"], set(kept["files"])
+
+    (*here, names), (*there, others) = described(together), described(single)
+    assert here == there
+    assert {n.rpartition("/")[0] for n in names} == {n.rpartition("/")[0] for n in others}
+    assert sorted(p.name for p in together.iterdir()) == sorted(p.name for p in single.iterdir())
+    assert checkpoint.steps(together) == checkpoint.steps(single) == [40, 32]
+    opened = fine_tuning.open_run(together)
+    assert opened.model == run.model
+    tuned = make_run(tiny({"init.run": str(together), "horizon.amount": 3.0}))
+    assert alone(tuned, tmp_path)[0]["status"] == "done"
+
+
+def test_seconds_are_the_members_shares_and_the_result_says_whose(group):
+    runs, results, workdir = group
+    for run in runs:
+        result = results[run.id]
+        assert result["members"] == [r.id for r in runs]
+        assert result["devices"] == 3
+        assert result["device_seconds"] == pytest.approx(3 * result["seconds"], abs=0.01)
+        launch = json.loads((path_of(run, workdir) / "launch.json").read_text())
+        assert launch["members"] == result["members"]
+        assert launch["mesh"] == vmapped_runs.ALONE
+        assert result["group"] == "transformer"  # of runs that share a law, which is another thing
+    spread = [results[run.id]["seconds"] for run in runs]
+    assert max(spread) < 1.5 * min(spread)
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "each"), [(1, 1, 1), (3, 3, 1), (8, 8, 1), (12, 6, 2), (17, 6, 3)]
+)
+def test_runs_are_spread_over_as_few_devices_as_serve_them_at_once(count, devices, each):
+    mesh = vmapped_runs.runs_mesh(count)
+    assert mesh.shape == {"runs": devices}
+    assert -(-count // devices) == each == -(-count // 8)
+
+
+@pytest.mark.slow
+def test_more_members_than_devices_are_filled_up(tiny, tmp_path):
+    runs = made(tiny, *({"seed": k} for k in range(9)), **{"horizon.amount": 4.0})
+    results = fit(runs, tmp_path / "group")  # 9 on 5 devices: a slot is left over
+    assert len(results) == 9
+    assert results[runs[8].id]["devices"] == 5
+    assert results[runs[8].id]["loss"] == pytest.approx(
+        alone(runs[8], tmp_path / "alone")[0]["loss"], rel=1e-5
+    )
+
+
+@pytest.mark.fault(
+    "R11",
+    "a member of a vmapped group diverges",
+    "the others bit for bit as without it; its row says diverged",
+    "one member at a rate of 1e30",
+)
+def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
+    calm, _, workdir = group
+    lost = made(tiny, WAYS[1] | {"optim.lr": 1e30})[0]
+    results = fit([calm[0], lost, calm[2]], tmp_path / "wild")
+    for run in (calm[0], calm[2]):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            *(final_state(run, place) for place in (workdir, tmp_path / "wild")),
+        )
+        assert without_clock(run, workdir) == without_clock(run, tmp_path / "wild")
+    assert results[lost.id]["status"] == "diverged"
+    assert "at step" in results[lost.id]["reason"]
+    assert results[lost.id]["flops_spent"] < results[lost.id]["flops"]
+    assert not checkpoint.steps(path_of(lost, tmp_path / "wild"))
+    # It ended where it would have ended alone.
+    with pytest.raises(train.Diverged):
+        alone(lost, tmp_path)
+    assert [s for s, _ in curve(lost, tmp_path / "wild")] == [s for s, _ in curve(lost, tmp_path)]
+
+
+@pytest.mark.fault(
+    "R11",
+    "a member diverges beside others on one device",
+    "it is frozen as it was, the others go on",
+    "one member at a rate of 1e30",
+)
+def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
+    def states(*ways):
+        runs = made(tiny, *ways)
+        group = vmapped_runs.Group(runs, on(2))
+        members = group.init()
+        for step in (0, 10):
+            members, _ = group.steps(members, group.batches(step, 10, 10), 10)
+        return jax.device_get(members)
+
+    seeds = [{"seed": k} for k in range(4)]
+    calm, wild = states(*seeds), states({"seed": 9, "optim.lr": 1e30}, *seeds[1:])
+    assert wild.alive.tolist() == [False, True, True, True]
+    assert wild.state.step[1:].tolist() == [20, 20, 20]
+    assert wild.state.step[0] < 5
+    for a, b in zip(*map(jax.tree.leaves, (calm.state, wild.state)), strict=True):
+        np.testing.assert_array_equal(a[1:], b[1:])
+        assert (a[0] != b[0]).any()
+        assert np.isfinite(b).all()
+
+
+@pytest.mark.fault(
+    "R11",
+    "all members of a group diverge",
+    "all are recorded so, and the sweep goes on",
+    "all members at a rate of 1e30",
+)
+def test_a_group_in_which_all_diverge_ends(tiny, tmp_path):
+    runs = made(tiny, *({"seed": k, "optim.lr": 1e30} for k in range(3)))
+    assert {r["status"] for r in fit(runs, tmp_path).values()} == {"diverged"}
+
+
+def test_a_stopped_group_goes_on_bit_for_bit(group, tmp_path):
+    runs, _, workdir = group
+    with pytest.raises(Preempted, match="saved at step 10 of 40"):
+        fit(runs, tmp_path, stop=lambda: True)
+    fit(runs, tmp_path)
+    for run in runs:
+        assert without_clock(run, tmp_path) == without_clock(run, workdir)
+        jax.tree.map(
+            np.testing.assert_array_equal, final_state(run, tmp_path), final_state(run, workdir)
+        )
+
+
+def test_a_member_of_a_stopped_group_goes_on_alone(group, tmp_path):
+    runs, results, _ = group
+    with pytest.raises(Preempted):
+        fit(runs, tmp_path, stop=lambda: True)
+    result, path = alone(runs[2], tmp_path)
+    assert result["loss"] == pytest.approx(results[runs[2].id]["loss"], rel=1e-5)
+    assert [s for s, _ in curve(runs[2], tmp_path)] == list(range(40))
+    assert (path / "metrics.jsonl").read_text().count('{"resume": 10,') == 1
+
+
+def test_members_that_are_done_leave_slots_that_are_filled(group, tmp_path):
+    """What a member computes depends on how many there are, not on who they are."""
+    runs, _, workdir = group
+    ids = [run.id for run in runs]
+    fit(runs[1:], tmp_path, ids)
+    for run in runs[1:]:
+        assert without_clock(run, tmp_path) == without_clock(run, workdir)
+
+
+def test_a_group_goes_on_from_the_newest_step_that_all_hold(group, tmp_path, caplog):
+    runs, _, workdir = group
+    count = iter(range(100))
+    with pytest.raises(Preempted, match="step 26"):
+        fit(runs, tmp_path, stop=lambda: next(count) == 2)
+    paths = [path_of(run, tmp_path) for run in runs]
+    assert [checkpoint.steps(path) for path in paths] == [[26, 16]] * 3
+    newest = paths[1] / "checkpoints" / "26"
+    victim = max(newest.rglob("d/*"), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
+    with caplog.at_level("INFO"):
+        fit(runs, tmp_path)
+    assert "3 runs go on from step 16" in caplog.text
+    for run in runs:
+        assert without_clock(run, tmp_path) == without_clock(run, workdir)
+
+
+def test_a_group_whose_member_lost_all_says_so(group, tmp_path):
+    runs, _, _ = group
+    with pytest.raises(Preempted):
+        fit(runs, tmp_path, stop=lambda: True)
+    newest = path_of(runs[2], tmp_path) / "checkpoints" / "10"
+    (newest / "manifest.json").write_text("{}")
+    with pytest.raises(Damaged, match="none of them is intact"):
+        fit(runs, tmp_path)
+
+
+def test_a_group_that_never_took_a_step_is_free_again(group, tmp_path, monkeypatch):
+    runs, _, _ = group
+    monkeypatch.setattr(vmapped_runs.Group, "steps", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit(runs, tmp_path)
+    assert not list(tmp_path.glob("runs/*/launch.json"))
+
+
+DRIVER = """
+import json, sys
+from contextlib import ExitStack
+from research.runs import directory as records
+from research.training import vmapped_runs
+from research.training.run import make_run
+
+configs, workdir = json.load(open(sys.argv[1])), sys.argv[2]
+runs = [make_run(config) for config in configs]
+with ExitStack() as held:
+    members = [(r, held.enter_context(records.RunDirectory(workdir, r.id))) for r in runs]
+    vmapped_runs.fit(members, [r.id for r in runs])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 12])
+def test_a_killed_group_ends_bitwise_as_an_undisturbed_one(kills, tiny, tmp_path):
+    steps = 40 + 40 * kills
+    changes = {"horizon.amount": steps, "log.every": 1, "eval.every": 90, "save.every": 10}
+    configs = [tiny({**changes, "save.keep": 1, "mesh.data": 1, "seed": k}) for k in range(3)]
+    runs = [make_run(config) for config in configs]
+    (tmp_path / "configs.json").write_text(json.dumps(configs))
+    argv = [sys.executable, "-c", DRIVER, str(tmp_path / "configs.json"), str(tmp_path / "killed")]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+    whole = [*argv[:-1], str(tmp_path / "whole")]
+    subprocess.run(whole, env=environment, check=True)
+    metrics = path_of(runs[-1], tmp_path / "killed") / "metrics.jsonl"
+    rng = random.Random(kills)
+    for _ in range(kills):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        process = subprocess.Popen(argv, env=environment)
+        try:
+            while process.poll() is None and (
+                not metrics.exists() or metrics.stat().st_size <= size + 40
+            ):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run(argv, env=environment, check=True)
+    assert metrics.read_text().count('"resume"') > 1, "nothing was interrupted"
+    for run in runs:
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            *(final_state(run, tmp_path / name) for name in ("whole", "killed")),
+        )
+        assert without_clock(run, tmp_path / "whole") == without_clock(run, tmp_path / "killed")
+        assert [s for s, _ in curve(run, tmp_path / "killed")] == list(range(steps))

@@ -1,0 +1,113 @@
+"""Real kills of a real process: it goes on as if nothing had happened, bit for bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from research.parallel import sharding
+from research.runs import checkpoint, metrics_log
+from research.runs import directory as records
+from research.training.run import make_run
+from research.training.trainer import Trainer
+
+CHANGES = {"horizon.amount": 400.0, "save.every": 20, "log.every": 1, "eval.every": 90}
+
+
+def command(config_file, workdir):
+    return [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+    ]
+
+
+def environment():
+    return os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+
+
+def final_state(config, workdir):
+    run = make_run(config)
+    path = records.RunDirectory(workdir, run.id).path
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, run.batch)
+    step, state = checkpoint.restore_newest(path, Trainer(run, mesh).abstract)
+    assert step == run.steps
+    return jax.device_get(state), metrics_log.read(path)
+
+
+def without_clock(metrics):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics]
+
+
+def kill_until_done(argv, metrics, kills, rng):
+    """Launch, SIGKILL at a random moment after the first new record, `kills` times; then finish."""
+    for _ in range(kills):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        process = subprocess.Popen(argv, env=environment(), stdout=subprocess.DEVNULL)
+        try:
+            while process.poll() is None and (
+                not metrics.exists() or metrics.stat().st_size <= size + 40
+            ):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run(argv, env=environment(), check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow  # test_fault_kills.py does as much to a run in the default tests
+@pytest.mark.parametrize("kills", [3, 20])
+def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(kills, tiny, tmp_path):
+    config = tiny(CHANGES)
+    config_file = tmp_path / "config.json"
+    config_file.write_text(json.dumps(config))
+    subprocess.run(
+        command(config_file, tmp_path / "whole"),
+        env=environment(),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    path = records.RunDirectory(tmp_path / "killed", make_run(config).id).path
+    kill_until_done(
+        command(config_file, tmp_path / "killed"),
+        path / "metrics.jsonl",
+        kills,
+        random.Random(kills),
+    )
+    (whole, expected), (killed, metrics) = (
+        final_state(config, tmp_path / name) for name in ("whole", "killed")
+    )
+    jax.tree.map(np.testing.assert_array_equal, whole, killed)
+    steps = [r["step"] for r in metrics if "train_loss" in r]
+    assert steps == list(range(400))
+    assert without_clock(metrics) == without_clock(expected)
+    raw = (path / "metrics.jsonl").read_text()
+    assert raw.count('"resume"') > 1, "no launch was interrupted: the test tested nothing"
+
+
+def test_a_terminated_run_saves_and_says_so_by_its_exit_code(tiny, tmp_path):
+    config = tiny(CHANGES | {"horizon.amount": 100_000.0, "save.every": 0})
+    config_file = tmp_path / "config.json"
+    config_file.write_text(json.dumps(config))
+    metrics = records.RunDirectory(tmp_path, make_run(config).id).path / "metrics.jsonl"
+    process = subprocess.Popen(
+        command(config_file, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    while not metrics.exists() or metrics.stat().st_size < 500:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    step = max(r["step"] for r in metrics_log.read(metrics.parent))
+    assert (metrics.parent / "checkpoints" / str(step + 1)).is_dir()

@@ -1,0 +1,37 @@
+"""The walls of the house: which room of `research/` may import which, and what each holds.
+
+`tests/test_imports.py` holds the code to this table, and CONTRIBUTING.md prints it
+(`python -m tests.walls` writes it there). `room.part` is one module of a room.
+"""
+
+# room: (what it holds, the rooms that it may import)
+WALLS: dict[str, tuple[str, str]] = {
+    "errors": ("typed errors and exit codes", ""),
+    "params": ("parameters by path", ""),
+    "io": ("files, tables, encryption, the host", "errors"),
+    "config": ("what a valid config is, and the command line", "io errors"),
+    "models": ("the families, their layers, sizes and FLOPs", "config.types params errors"),
+    "data": ("text, images and tables on the host; the order of examples",
+             "io config.types errors"),
+    "parallel": ("the mesh, several processes, the compile cache", "io params errors"),
+    "runs": ("a run's directory and what is in it; the table of runs",
+             "parallel.distributed config.schema io params errors"),
+    "training": ("a config becomes a run, and a run is trained",
+                 "models data parallel runs config io params errors planning.memory"),
+    "planning": ("memory, time and machines before anything is trained",
+                 "training models data.placeholder parallel config io errors"),
+    "launch": ("where workers run: here, local, Ray, Slurm", "io.host errors"),
+    "scaling": ("from a table of runs to a law", "runs.directory io errors"),
+    "report": ("figures, tables and the page", "scaling runs io errors"),
+    "sweep": ("the points of a sweep: planned, trained, watched, verified",
+              "training planning launch runs scaling report parallel config io errors"),
+    "inference": ("a trained model, used and handed on",
+                  "training.fine_tuning models data.tokenizers runs config.schema io params "
+                  "errors"),
+}  # fmt: skip
+NO_JAX = (
+    *("errors", "io", "config", "data", "launch", "scaling", "report", "sweep.watch"),
+    *("runs.directory", "runs.metrics_log", "runs.schema", "runs.lease", "runs.trackers"),
+    *("training.progress", "training.watchdog"),
+)
+SLACK = 1.15  # what the table permits, over what the code uses
