@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from research.config import cli
+from research.config.loading import validated
 from research.errors import DONE
 
 
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     timed = [f"--blocks={args.blocks}", f"--seconds={args.seconds}"]
     if args.config is None:
         return shipped(timed, args.json)
-    config = cli.checked(config)
+    config = validated(config)
 
     from research.parallel import compile_cache, sharding
     from research.planning import benchmark  # jax from here on

@@ -18,7 +18,7 @@ from research.data import tokenizers
 from research.errors import BadInput
 from research.io import encryption
 from research.report import tables as listing
-from research.runs import directory as records
+from research.runs.table import read_row, read_table
 
 # flag: default, whether a value is good, what is
 FLAGS = {
@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> None:
     key = encryption.load_key(args.key_file) if args.key_file else None
 
     from research.inference import export, generate
-    from research.training import fine_tuning  # jax from here on
+    from research.inference.load import open_run  # jax from here on
 
-    opened = fine_tuning.open_run(path) if args.runs else export.opened(path, key, args.verify)
+    opened = open_run(path) if args.runs else export.opened(path, key, args.verify)
     words = tokenizers.from_json(opened.tokenizer)
     if opened.of_ids and not args.prompt.replace(" ", "").isdecimal():
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")
@@ -70,12 +70,12 @@ def chosen(args: Namespace) -> Path:
     """The run's directory. Raises BadInput when there is none, or it is no language model."""
     path = Path(args.runs)
     if args.run or not (path / "config.json").is_file():
-        rows = [r for r in records.table(path) if args.run in (None, r["run"])]
+        rows = [r for r in read_table(path) if args.run in (None, r["run"])]
         if (name := listing.best(rows, "language_modelling")) is None:
             raise BadInput(f"{path}: no language model among its runs ({args.run or 'any'})")
         path = path / "runs" / name
         print(f"run {name} of {len(rows)}", file=sys.stderr)
-    if (task := records.row(path).get("task")) != "language_modelling":
+    if (task := read_row(path).get("task")) != "language_modelling":
         raise BadInput(f"{path}: its task is {task}; expected language_modelling")
     return path
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 
 from research.config import cli
+from research.config.loading import validated
 from research.errors import BadInput
 from research.planning import hardware
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("devices", "vocab"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise BadInput(f"--{name}={value}: expected at least 1")
-    config = cli.checked(config)
+    config = validated(config)
 
     from research.planning import cluster, xla_memory  # jax from here on
 

@@ -17,10 +17,10 @@ def main(argv: Sequence[str]) -> int:
 
     from research.report import build as report
     from research.report import text as summary
-    from research.runs import directory as records
+    from research.runs.table import write_table
 
     result = report.write(args.runs, args.against, every_way=True)
-    records.write_table(args.runs)
+    write_table(args.runs)
     print(summary.text_summary(result))
     return 0
 

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from research import launch
-from research.config import cli
+from research.config import cli, stop_signal
+from research.config.loading import sweep_points
 from research.errors import UNFINISHED
 from research.launch import process_group
 from research.sweep import plan
@@ -47,12 +48,13 @@ def main(argv: Sequence[str]) -> int:
     limits = plan.limits(args)
     number = process_group.number(args)
     options = launch.options(args.executor, args.executor_options, args.workers)
-    configs = cli.points(config, module, args.sweep)
+    configs = sweep_points(config, module, args.sweep)
 
     from research.parallel import compile_cache, sharding
-    from research.runs import directory as records
+    from research.runs.table import write_table
     from research.sweep import prepare
-    from research.sweep import worker as sweep
+    from research.sweep.launcher import choose_executor, launch_sweep
+    from research.sweep.points import describe_status
     from research.training import watchdog  # jax from here on
 
     sharding.use_all_cores()
@@ -62,18 +64,18 @@ def main(argv: Sequence[str]) -> int:
     print(told)
     if args.plan:
         return 0
-    print(sweep.standing(points))
+    print(describe_status(points))
     started = time.monotonic()
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     how = (args.grouping, args.workers, number)
-    executor = sweep.chosen(args.executor, points, args.workdir, *how)
+    executor = choose_executor(args.executor, points, args.workdir, *how)
     orderly = executor != "inline" or number > 1
-    with cli.StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
+    with stop_signal.StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
         how = (executor, args.workers, options, args.grouping, number)
-        outcome = sweep.launch(points, args.workdir, stop, *how)
+        outcome = launch_sweep(points, args.workdir, stop, *how)
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")
-    records.write_table(args.workdir)
+    write_table(args.workdir)
     from research.report import build as report  # matplotlib and scipy, which a plan does not need
     from research.report import text as summary
 

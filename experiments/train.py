@@ -13,7 +13,8 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.config import cli
+from research.config import cli, stop_signal
+from research.config.loading import validated
 from research.errors import DIVERGED
 from research.launch import process_group
 from research.launch.job import orphaned
@@ -26,10 +27,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="refuse to begin a run anew")
     parser.add_argument("--force", action="store_true", help="though memory may not suffice")
     args, config, _ = cli.parse_config(parser, argv)
-    config, place, launcher = cli.checked(config), process_group.place(args), orphaned()
+    config, place, launcher = validated(config), process_group.place(args), orphaned()
     count = 1 if place is not None else process_group.number(args)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    with cli.StopSignal(*signals, orderly=count > 1) as stop:
+    with stop_signal.StopSignal(*signals, orderly=count > 1) as stop:
         if count > 1:
             return stop.passed(process_group.run("experiments.train", argv, count, stop))
 
@@ -44,15 +45,15 @@ def main(argv: Sequence[str]) -> int:
 
 def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
     from research.parallel import distributed
-    from research.runs import directory as records
     from research.runs import lease
+    from research.runs.directory import ReadOnlyRunDirectory, RunDirectory
     from research.training import resume
-    from research.training import trainer as train
+    from research.training.loop import check_run, train_run
     from research.training.progress import Progress
     from research.training.run import make_run
 
     run = make_run(config)
-    made = records.RunDirectory if distributed.first() else records.Follower
+    made = RunDirectory if distributed.first() else ReadOnlyRunDirectory
     directory = made(args.workdir, run.id, patience=2 * lease.SILENCE)
     for rule in run.facts["rules"].splitlines():
         print(rule)
@@ -61,10 +62,10 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
         return DIVERGED if result["status"] == "diverged" else 0
     distributed.agree(directory.check_free)
     distributed.agree(lambda: resume.tell(args.workdir, run, args.resume))
-    train.check(run, directory, force=args.force)
+    check_run(run, directory, force=args.force)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)
-        result = train.fit(run, directory, progress.update, stop)
+        result = train_run(run, directory, progress.update, stop)
     print(result_line(result))
     print(directory.path)
     return 0

@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from research.config import cli
+from research.config import cli, stop_signal
 from research.launch import process_group
 from research.launch.job import orphaned
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     place = process_group.place(args)
     # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
     # its launcher a worker would go on unseen.
-    stop = cli.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    stop = stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     launcher = orphaned(os.getppid())
     if place is None and process_group.number(args) > 1:
         return process_group.run("experiments.worker", argv, process_group.number(args), stop)
@@ -42,14 +42,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def work(args: argparse.Namespace, stop: Callable[[], bool]) -> None:
-    from research.sweep import worker as sweep
+    from research.sweep.points import read_sweep_file
+    from research.sweep.worker import check_points, run_worker
     from research.training.progress import Progress
 
-    points, grouping = sweep.read(args.sweep, args.workdir)
-    sweep.check(points, args.workdir)
+    points, grouping = read_sweep_file(args.sweep, args.workdir)
+    check_points(points, args.workdir)
     print(f"process {os.getpid()} takes part in {args.sweep}", flush=True)
     with Progress(p.run.facts for p in points if p.pending) as progress:
-        sweep.work(points, args.workdir, progress, stop, grouping)
+        run_worker(points, args.workdir, progress, stop, grouping)
 
 
 if __name__ == "__main__":

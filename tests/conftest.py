@@ -12,7 +12,8 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 
 import jax
 
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -105,10 +106,10 @@ def tiny(corpus):
     """A function: dotted changes -> the checked config of a tiny transformer on the corpus."""
 
     def make(changes=None):
-        config, _ = cli.load("configs/lm_transformer.py")
+        config, _ = load_config("configs/lm_transformer.py")
         every = {**TINY, "data.path": str(corpus), **(changes or {})}
-        config, problems = schema.override(config, every)
+        config, problems = validation.override(config, every)
         assert not problems, problems
-        return cli.checked(config)
+        return validated(config)
 
     return make

@@ -16,8 +16,8 @@ from research.io import files
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
-from research.training import trainer as train
 from research.training.run import make_run
+from research.training.trainer import Trainer
 
 DEVICES = 2
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def abstract_of(config, sizes=None):
     """The state of a run, laid out over DEVICES of the devices of this process."""
     run = make_run(config)
     mesh = sharding.make_mesh(sizes or {"data": DEVICES, "fsdp": 1, "tensor": 1}, run.batch)
-    return train.Trainer(run, mesh).abstract
+    return Trainer(run, mesh).abstract
 
 
 def bits(state):

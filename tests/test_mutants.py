@@ -12,13 +12,15 @@ import time
 import pytest
 from mutants import NASTY, Mutator
 
-from research.config import cli, schema
+from research.config import schema, validation
+from research.config.loading import load_config, validated
 from research.errors import BadInput, Diverged
 from research.parallel import sharding
 from research.planning import memory
-from research.runs import directory as records
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
+from research.training.loop import check_run, train_run
 from research.training.run import make_run
+from research.training.trainer import host_batches, host_heldout, step_spec
 from tests.config.test_configs import CONFIGS, SWEEPS, shrunk
 
 # What keeps a network small and its program quick to compile.
@@ -68,7 +70,7 @@ def loaded(config, path):
         path.write_text(json.dumps(config, allow_nan=False))
     except ValueError:
         return config
-    return cli.load(str(path))[0]
+    return load_config(str(path))[0]
 
 
 class Judge:
@@ -82,8 +84,8 @@ class Judge:
     def __call__(self, config):
         """Raises whatever is no refusal."""
         try:
-            run = make_run(cli.checked(loaded(config, self.tmp_path / "mutant.json")))
-            train.check(run, records.RunDirectory(self.tmp_path / "w", run.id))
+            run = make_run(validated(loaded(config, self.tmp_path / "mutant.json")))
+            check_run(run, RunDirectory(self.tmp_path / "w", run.id))
         except BadInput as refusal:
             self.count["refused"] += 1
             if not refusal.problems or not all(map(clear, refusal.problems)):
@@ -92,22 +94,22 @@ class Judge:
         mesh = sharding.make_mesh(run.mesh, run.batch, parts=run.accumulate)
         memory.step(run, mesh)  # the whole step is traced
         room = min(2, run.every.dispatch)
-        train.host_batches(run, 0, room, room)
-        train.host_heldout(run, 8)
+        host_batches(run, 0, room, room)
+        host_heldout(run, 8)
         self.count["planned"] += 1
-        program = (train.recipe(run, mesh), tuple(mesh.shape.values()), run.batch, run.every)
+        program = (step_spec(run, mesh), tuple(mesh.shape.values()), run.batch, run.every)
         if len(self.seen) < self.programs:
             self.seen.add(program)
         if program in self.seen:
             self.trained(run)
 
     def trained(self, run):
-        directory = records.RunDirectory(self.tmp_path / f"w{sum(self.count.values())}", run.id)
+        directory = RunDirectory(self.tmp_path / f"w{sum(self.count.values())}", run.id)
         few = min(run.eval_examples, 32)
         short = dataclasses.replace(run, steps=min(2, run.steps), eval_examples=few)
         with directory:
             try:
-                train.fit(short, directory)
+                train_run(short, directory)
                 self.count["trained"] += 1
             except Diverged:  # which is recorded, and has its own exit code
                 self.count["diverged"] += 1
@@ -192,7 +194,7 @@ def test_every_nasty_value_is_refused_or_allowed_wherever_it_stands(sound):
                 inner = inner[key]
             for value in NASTY:
                 inner[last] = value
-                assert all(map(clear, schema.problems(changed)))
+                assert all(map(clear, validation.problems(changed)))
 
 
 @pytest.mark.parametrize(
@@ -224,14 +226,14 @@ def test_a_line_that_is_not_clear_is_seen(line):
 
 
 def test_a_crash_is_seen(sound, tmp_path, monkeypatch):
-    monkeypatch.setattr(schema, "_warmup", lambda flat: 1 / 0)
+    monkeypatch.setattr(validation, "_warmup", lambda flat: 1 / 0)
     with pytest.raises(ZeroDivisionError) as error:
         judged(0, 20, 0, sound, tmp_path)
     assert "mutant" in error.value.__notes__[0]
 
 
 def test_a_mutant_that_hangs_is_seen(sound, tmp_path, monkeypatch):
-    monkeypatch.setattr(schema, "_warmup", lambda flat: time.sleep(60))
+    monkeypatch.setattr(validation, "_warmup", lambda flat: time.sleep(60))
     monkeypatch.setitem(globals(), "LONGEST", 0.2)
     with pytest.raises(TimeoutError) as error:
         judged(0, 20, 0, sound, tmp_path)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from research.runs import checkpoint, lease, metrics_log
-from research.runs import directory as records
+from research.runs.table import read_row, read_table
 
 POINTS = 12
 DISK = 384  # MB of the disk that is filled
@@ -154,7 +154,7 @@ class Sweep:
             steps = checkpoint.steps(run)
             if len(steps) < 2 or checkpoint.damage(run / "checkpoints" / str(steps[1])):
                 continue
-            last = records.row(run).get("steps")
+            last = read_row(run).get("steps")
             with contextlib.suppress(OSError):  # it is forgotten meanwhile
                 root = run / "checkpoints" / str(steps[0])
                 path = self.rng.choice(sorted(p for p in root.rglob("*") if p.is_file()))
@@ -205,7 +205,7 @@ def content(run: Path) -> tuple[list[dict], dict[str, Any]]:
 
 def compare(whole: Path, workdir: Path) -> list[str]:
     """What is wrong with a sweep that was disturbed."""
-    rows = {r["run"]: r for r in records.table(workdir)}
+    rows = {r["run"]: r for r in read_table(workdir)}
     wrong = [
         f"{run}: {r['status']} {r['reason']}" for run, r in rows.items() if r["status"] != "done"
     ]

@@ -5,16 +5,8 @@ A config is a nested dict. Its own keys are in SECTIONS; a section that names a 
 by `plugs`. All keys must be present: a scientific choice has no hidden default.
 """
 
-import copy
-import dataclasses
-import difflib
 import functools
-import math
-import re
-import reprlib
-import struct
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from research.config import registry
 from research.config.registry import Field
@@ -23,11 +15,19 @@ from research.config.types import RANGES
 # What a data set tells its model; never written in a config. See data.Dataset.facts.
 FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
 
+
 # Units of a horizon in training FLOPs: exact, or as other conventions count (see accounting).
 FLOPS_UNITS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
+
+
 _UNITS = ("steps", "tokens", "examples", "tokens_per_param", "epochs", *FLOPS_UNITS)
+
+
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
+
+
 _SINKS = tuple(registry.table("runs/trackers.py", "SINKS"))
+
 
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
@@ -63,6 +63,8 @@ SECTIONS: dict[str, Field] = {
     "log.sinks": Field("str", many=True, choices=_SINKS),
     "loop.steps_per_dispatch": Field("Count", word="auto"),
 }
+
+
 PLUGS = {
     "model": ("models/__init__.py", "MODELS"),
     "data": ("data/__init__.py", "DATASETS"),
@@ -70,16 +72,6 @@ PLUGS = {
     "optim.optimizer": ("training/optimizers.py", "OPTIMIZERS"),
     "optim.schedule": ("training/optimizers.py", "SCHEDULES"),
 }
-
-
-# What these sections hold of fractions is traced, and so a float32 to the program.
-_TRACED = ("optim.", "model.")
-_SMALLEST = 2.0**-126  # of float32, below which a CPU takes a number for 0
-LONGEST = 4096  # characters of a text, as of a path
-_NO_TEXT = re.compile("[\\0-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
-
-_words = reprlib.Repr()
-_words.maxstring = _words.maxother = _words.maxlong = 60
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -92,33 +84,6 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
         else:
             out[path] = value
     return out
-
-
-def override(config: dict, changes: Mapping[str, object]) -> tuple[dict, list[str]]:
-    """A copy of `config` with dotted `changes`, and the problems met.
-
-    Only keys that the schema knows are accepted. Choosing another plug by its name drops the keys
-    that the new one does not have; those that it lacks are then reported as missing.
-    """
-    out, problems = copy.deepcopy(config), []
-    for path in sorted(changes, key=lambda path: not path.endswith(".name")):  # plugs first
-        known = schema(out)
-        *parents, last = path.split(".")
-        section: object = out
-        for key in parents:
-            section = section.get(key) if isinstance(section, dict) else None
-        if path not in known or not isinstance(section, dict):
-            problems.append(_unknown(path, known))
-        elif last == "name" and section.get("name") != changes[path]:
-            section["name"] = changes[path]
-            known = schema(out)
-            prefix = path.removesuffix("name")
-            for key in [k for k in section if f"{prefix}{k}" not in known and parents]:
-                if not isinstance(section[key], dict):
-                    del section[key]
-        else:
-            section[last] = changes[path]
-    return out, problems
 
 
 def schema(config: Mapping[str, object]) -> dict[str, Field]:
@@ -146,63 +111,6 @@ def _schema(names: tuple[str | None, ...]) -> dict[str, Field]:
     return known
 
 
-def problems(config: Mapping[str, object]) -> list[str]:
-    """Everything that is wrong with `config`, one line each: dotted path, value, what would do."""
-    flat, known = flatten(config), schema(config)
-    out = [_unknown(path, known) for path in flat if path not in known]
-    out += _dotted(config)
-    for path, field in known.items():
-        if path in flat:
-            out += _value(path, flat[path], field)
-        elif field.required:
-            out.append(f"{path}: missing; expected {expected(field)}")
-    wrong = {line.partition(":")[0] for line in out}
-    if "model.name" not in wrong:
-        model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
-        given = {path: value for path, value in flat.items() if path not in wrong}
-        out += [*_size(given, model), *_divides(given, model)]
-    right = {path: value for path, value in flat.items() if path not in wrong}
-    return [*out, *_accumulate(right), *_mesh(right), *_warmup(right)]
-
-
-def model_problems(described: Mapping[str, object]) -> list[str]:
-    """The same of a model by itself, as `Model.described` tells it: with what its data told it."""
-    rows, name = registry.table(*PLUGS["model"]), described.get("name")
-    if not isinstance(name, str) or name not in rows:
-        return [f"model.name: {name!r:.50} is not offered; expected one of {', '.join(rows)}"]
-    known, out = registry.fields(*rows[name]), []
-    for key, value in described.items():
-        if key in known:
-            out += _value(f"model.{key}", list(value) if isinstance(value, tuple) else value,
-                          known[key])  # fmt: skip
-        elif key in FACTS or key == "pad":
-            numbers = value if isinstance(value, list) else [value]
-            if not all(isinstance(n, int) and n >= 0 for n in numbers):
-                out.append(f"model.{key}: {value!r:.50}; expected whole numbers")
-        elif key != "name":
-            out.append(f"model.{key}: no such key")
-    return out
-
-
-def coerce(config: dict) -> dict:
-    """A copy in which whole numbers in float fields are floats, so that one config has one id."""
-    out = copy.deepcopy(config)
-    for path, field in schema(config).items():
-        *parents, last = path.split(".")
-        section = out
-        for key in parents:
-            section = section.get(key, {})
-        value = section.get(last)
-        if isinstance(value, tuple):  # JSON has lists alone
-            section[last] = value = list(value)
-        if field.type in RANGES and RANGES[field.type][0] is float:
-            if isinstance(value, int):
-                section[last] = float(value)
-            elif isinstance(value, list):
-                section[last] = [float(item) for item in value]
-    return out
-
-
 def expected(field: Field) -> str:
     """In words, what a field takes."""
     if field.choices:
@@ -220,176 +128,3 @@ def _get(config: object, path: str) -> object:
     for key in path.split("."):
         config = config.get(key) if isinstance(config, Mapping) else None
     return config
-
-
-def _unknown(path: str, known: Mapping[str, Field]) -> str:
-    if inside := [key for key in known if key.startswith(f"{path}.")]:
-        return f"{path}: is a section; expected its keys, such as {inside[0]}"
-    close = _nearest(path[:100], list(known))
-    hint = f"; did you mean {close!r}?" if close else ""
-    plain = path.isascii() and path.isprintable() and 0 < len(path) <= 100
-    return f"{path if plain else shown(path)}: no such key{hint}"
-
-
-def _nearest(path: str, known: list[str]) -> str | None:
-    """The key that was meant: of the same section, by the same name in another, or as a whole."""
-    section, _, last = path.rpartition(".")
-    names = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    if close := difflib.get_close_matches(last, names, n=1):
-        return names[close[0]]
-    same = [key for key in known if key.rpartition(".")[2] == last]
-    if not same and not names:
-        same = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
-    return next(iter(difflib.get_close_matches(path, same, n=1, cutoff=0.0)), None)
-
-
-def _dotted(config: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """A key with a dot in it would be taken for the path that it looks like, and hide what is
-    there."""
-    for key, value in config.items():
-        if "." in str(key):
-            where = prefix.rstrip(".") or "config"
-            yield f"{where}: has a key {shown(key)}, with a dot; expected a section for each part"
-        elif isinstance(value, Mapping):
-            yield from _dotted(value, f"{prefix}{key}.")
-
-
-def shown(value: object) -> str:
-    """A value as Python writes it, not longer than a line."""
-    try:
-        return _words.repr(value)
-    except ValueError:  # Python writes no more than some thousand digits
-        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value"
-
-
-def _value(path: str, value: object, field: Field) -> Iterator[str]:
-    if (value is None and field.optional) or (value is not None and value == field.word):
-        return
-    wanted = f"; expected {expected(field)}"
-    if field.many:
-        if not isinstance(value, list | tuple):
-            yield f"{path}: {shown(value)} is {_a(value)}{wanted}"
-            return
-        one = dataclasses.replace(field, many=False, optional=False)
-        for item in value:
-            yield from _value(path, item, one)
-        return
-    if field.type in RANGES:
-        if wrong := _number(path, value, field):
-            yield f"{path}: {shown(value)} is {wrong}{wanted}"
-    elif field.type in ("str", "bool") and type(value).__name__ != field.type:
-        yield f"{path}: {shown(value)} is {_a(value)}{wanted}"
-    elif field.choices and value not in field.choices:
-        close = difflib.get_close_matches(str(value)[:100], map(str, field.choices), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        yield f"{path}: {shown(value)} is not offered{wanted}{hint}"
-    elif isinstance(value, str) and (wrong := _text(value)):
-        yield f"{path}: {shown(value)} {wrong}{wanted}"
-
-
-def _number(path: str, value: object, field: Field) -> str:
-    """What is wrong with a number, or ""."""
-    kind, low, low_allowed, high, _ = RANGES[field.type]
-    if not isinstance(value, int if kind is int else (int, float)) or isinstance(value, bool):
-        return _a(value)
-
-    def within(x: float) -> bool:
-        return low <= x < high and (low_allowed or x > low)  # of NaN all comparisons are false
-
-    if not within(value) or (kind is float and isinstance(value, int) and abs(value) >= 2**1000):
-        most = kind is int and isinstance(value, int) and value >= high >= 2**31
-        return f"out of range (below 2^{math.log2(high):.0f})" if most else "out of range"
-    if kind is float and path.startswith(_TRACED) and not within(single := _single(value)):
-        return f"{single:g} in float32, out of range"
-    return "" if not field.choices or value in field.choices else "not offered"
-
-
-def _single(value: float) -> float:
-    """The number that a program in float32 sees."""
-    try:
-        (out,) = struct.unpack("f", struct.pack("f", value))
-    except OverflowError:
-        return math.copysign(math.inf, value)
-    return out if abs(out) >= _SMALLEST else 0.0
-
-
-def _text(value: str) -> str:
-    """What no file, name or terminal takes of a text, or ""."""
-    if not value:
-        return "is empty"
-    if len(value) > LONGEST:
-        return f"has {len(value):,} characters, more than {LONGEST:,}"
-    bad = _NO_TEXT.search(value)
-    return f"holds the character U+{ord(bad[0]):04X}" if bad else ""
-
-
-def _a(value: object) -> str:
-    return "none" if value is None else f"of type {type(value).__name__}"
-
-
-def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
-    """`size` and the fields that it fills: one or the other."""
-    sized = [f"model.{key}" for key in registry.literal(model, "SIZED")]  # type: ignore[union-attr]
-    if "size" not in flat:
-        return  # missing or wrong, which is told elsewhere
-    if flat["size"] is not None:
-        held = {f"model.{key}" for key in registry.literal(model, "HELD")}  # type: ignore[union-attr]
-        for path in sized:
-            if flat.get(path) is not None and path not in held:
-                yield (
-                    f"{path}: {flat[path]!r} is given, but `size` ({flat['size']!r}) fills it; "
-                    "give one of them and set the other to none"
-                )
-    elif flat.get("init.run") is not None:
-        return  # they are those of that run
-    elif missing := [path for path in sized if flat.get(path, 0) is None]:
-        yield f"size: none, so {', '.join(missing)} must be given"
-
-
-def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
-    for small, large in registry.literal(model, "DIVIDES"):  # type: ignore[union-attr]
-        a, b = flat.get(f"model.{small}"), flat.get(f"model.{large}")
-        if isinstance(a, int) and isinstance(b, int) and b % a:
-            yield f"model.{small}: {a} does not divide model.{large} = {b}"
-
-
-def _accumulate(flat: Mapping[str, object]) -> Iterator[str]:
-    size, parts = flat.get("batch.size"), flat.get("batch.accumulate")
-    if "batch.rule" in flat and flat["batch.rule"] != "constant":
-        return  # the size is not known yet
-    if isinstance(size, int) and isinstance(parts, int) and size % parts:
-        yield f"batch.accumulate: {parts} does not divide batch.size = {size}"
-
-
-def _mesh(flat: Mapping[str, object]) -> Iterator[str]:
-    axes = {path: flat.get(path, 1) for path in ("mesh.data", "mesh.fsdp", "mesh.tensor")}
-    for path, value in axes.items():
-        if isinstance(value, int) and value < 1 and value != -1:
-            yield f"{path}: {value} devices; expected at least 1, or -1 for all that are left"
-    if sum(value == -1 for value in axes.values()) > 1:
-        yield "mesh: more than one axis is -1; only one can take the devices that are left"
-
-
-def _warmup(flat: Mapping[str, object]) -> Iterator[str]:
-    """Of a warm-up whose share of the run needs no data to be known."""
-    keys = ("optim.warmup.unit", "optim.warmup.amount", "horizon.unit", "horizon.amount")
-    unit, amount, of, length = (flat.get(key) for key in keys)
-    decay = flat.get("optim.schedule.decay", 0.0)
-    numbers = (amount, length, decay)
-    if all(isinstance(x, int | float) for x in numbers) and unit in ("fraction", of):
-        share = float(amount) / (1.0 if unit == "fraction" else float(length))  # type: ignore[arg-type]
-        if wrong := long_warmup(share, float(decay)):  # type: ignore[arg-type]
-            yield f"optim.warmup.amount: {amount:g} ({unit}) is {wrong}"
-
-
-def long_warmup(share: float, decay: float) -> str:
-    """What is wrong with a warm-up of this share of a run whose last share `decay` is cooled down,
-    or ""."""
-    if share > 1:
-        return f"{share:.3g} times the run; expected at most the whole of it"
-    if decay and share + decay > 1:
-        return (
-            f"{share:.3g} of the run, and optim.schedule.decay is {decay:g} of it; expected at "
-            "most the whole of it from both"
-        )
-    return ""

@@ -6,8 +6,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.data import hub, images, sampling, synthetic, tabular, text, text_classification
-from research.data import mixture as mixture
+from research.data import (
+    hub,
+    images,
+    mixture,
+    sampling,
+    synthetic,
+    tabular,
+    text,
+    text_classification,
+)
 
 
 class Split(Protocol):

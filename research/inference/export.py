@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from research import models
-from research.config import schema
+from research.config import validation
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
+from research.inference.load import OpenedRun
 from research.io import encryption, files, host
 from research.params import leaves_by_path, nest
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
+from research.runs.table import read_row
 from research.training import fine_tuning
-from research.training.fine_tuning import Source
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def of_run(run: str, step: int | None = None) -> Export:
     start = fine_tuning.locate(run, step, "params")
     leaves = leaves_by_path(checkpoint.read(start.path, start.part))
     launch = files.read_json(start.run / "launch.json", follow=False)
-    row, metrics = records.row(start.run), metrics_log.read(start.run)
+    row, metrics = read_row(start.run), metrics_log.read(start.run)
     losses = [m["loss"] for m in metrics if m["step"] == start.step and "loss" in m]
     about = {
         "run": start.run.name,
@@ -143,18 +143,18 @@ def read(folder: str | Path, key: bytes | None = None, verify: str | None = None
         raise BadInput(f"{folder}: no export: {error.strerror}") from error
 
 
-def opened(path: str | Path, key: bytes | None = None, verify: str | None = None) -> Source:
+def opened(path: str | Path, key: bytes | None = None, verify: str | None = None) -> OpenedRun:
     """An export ready to be used, as branch.open_run opens a run. Raises as `read` does."""
     made = read(path, key, verify)
     about = made.about
-    if problems := schema.model_problems(about["model"]):
+    if problems := validation.model_problems(about["model"]):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
     try:
         model = models.build(**about["model"])
         params = nest(made.leaves)
     except (TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{path}: not a model of this version") from error
-    return Source(Path(path), about["step"], model, params, made.tokenizer, about["config"])
+    return OpenedRun(Path(path), about["step"], model, params, made.tokenizer, about["config"])
 
 
 def _manifest(made: Export, content: Mapping[str, bytes]) -> bytes:

@@ -8,7 +8,6 @@ Dimensions as in `layers`; I and O features in and out, N = R·T the queries of 
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -178,57 +177,6 @@ def _by_time(x_BxGxNxK: Array, T: int) -> Array:
 def _wide(x: Array) -> Array:
     """At least float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def nats(logits_MxV: Array, target_M: Array) -> Array:
-    """−log softmax(logits)[target], [M]."""
-    chosen_M = jnp.take_along_axis(logits_MxV, target_M[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits_MxV, axis=-1) - chosen_M
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def chunked_nats(
-    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
-) -> Array:
-    """Σ weight · nats over N chunks of M tokens, of which one has its logits in memory at a time.
-    `unembed(x_MxD, *head)` are logits over the vocabulary V, in float32.
-
-    The gradient is worked out where the logits are: with y the one-hot targets,
-
-        dlogits = weight (softmax(logits) − y);  dx, dhead by the chain rule of `unembed`
-
-    of each chunk as soon as it is there, times the gradient of the sum, which is one number. So
-    nothing as large as the logits is kept for the way back, and no product is computed twice, as it
-    is with jax.checkpoint: that took 1.2 to 1.9 times as long.
-    """
-    return _chunked_nats_forward(unembed, x_NxMxD, target_NxM, weight_NxM, *head)[0]
-
-
-def _chunked_nats_forward(
-    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
-) -> tuple[Array, tuple]:
-    def add(sums: tuple, chunk: tuple) -> tuple[tuple, Array]:
-        x_MxD, target_M, weight_M = chunk
-
-        def weighted(x_MxD: Array, *head: Array) -> Array:
-            return (weight_M * nats(unembed(x_MxD, *head), target_M)).sum()
-
-        total, back = jax.vjp(weighted, x_MxD, *head)
-        dx_MxD, *dhead = back(jnp.float32(1))
-        return jax.tree.map(jnp.add, sums, (total, dhead)), dx_MxD
-
-    zero = jnp.float32(0), [jnp.zeros_like(w) for w in head]
-    (total, dhead), dx_NxMxD = jax.lax.scan(add, zero, (x_NxMxD, target_NxM, weight_NxM))
-    return total, (dx_NxMxD, dhead)
-
-
-def _chunked_nats_backward(unembed: Callable, kept: tuple, d: Array) -> tuple:
-    del unembed
-    dx_NxMxD, dhead = kept
-    return (d * dx_NxMxD).astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
-
-
-chunked_nats.defvjp(_chunked_nats_forward, _chunked_nats_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.config.types import Count, Layers, Positive
-from research.models import activation_sharding, custom_vjp, layers
-from research.models import attention as attention
+from research.models import activation_sharding, attention, custom_vjp, layers
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 HELD = ("depth",)  # may be given beside `size`

@@ -42,9 +42,10 @@ from research.io import host as environment
 from research.models import accounting
 from research.parallel import sharding
 from research.planning import hardware
-from research.training import trainer as train
-from research.training.recorder import Late
+from research.training.loop import FEW, run_loop
+from research.training.recorder import DeferredMetrics
 from research.training.run import Run
+from research.training.trainer import Trainer
 
 SIDES = (512, 1024, 2048)  # of the matrices whose product is timed on CPU
 
@@ -61,13 +62,13 @@ class Loop:
         every = run.every._replace(eval=0, save=0)
         heldout = min(run.eval_examples, heldout)
         self.run = dataclasses.replace(run, every=every, eval_examples=heldout, start=None)
-        self.trainer = train.Trainer(self.run, mesh)
+        self.trainer = Trainer(self.run, mesh)
         self.room, self.dispatch, self._seen = every.dispatch, 0, 0
         self.step, self.state = 0, self.trainer.init()
 
     def settle(self) -> None:
         """Take steps until their number in a dispatch is chosen."""
-        self.block(4 * train.FEW)
+        self.block(4 * FEW)
         self.dispatch = self._seen
         fixed = self.run.every._replace(dispatch=self.dispatch, paced=False)
         self.run = dataclasses.replace(self.run, every=fixed)
@@ -77,7 +78,7 @@ class Loop:
         run, clock = dataclasses.replace(self.run, steps=self.step + steps), _Clock()
         keeper = _Keeper(self.step, self.state)
         begun = time.perf_counter()
-        _, self.state = train.loop(run, _Roomy(self), clock, keeper, lambda: False)
+        _, self.state = run_loop(run, _Roomy(self), clock, keeper, lambda: False)
         self.step, self._seen = self.step + steps, clock.dispatch
         return clock.read - begun
 
@@ -121,7 +122,7 @@ class _Roomy:
         return self.trainer.batches(step, n, self.room)
 
 
-class _Clock(Late):
+class _Clock(DeferredMetrics):
     """Takes the place of a recorder, and notes when the last metrics were on the host."""
 
     read = math.nan

@@ -24,10 +24,9 @@ from research.errors import BadInput, StorageError
 from research.io import files, host
 from research.models import accounting
 from research.parallel import sharding
-from research.planning import benchmark
-from research.planning import memory as memory
+from research.planning import benchmark, memory
 from research.training.run import Run, example_inputs
-from research.training.trainer import recipe
+from research.training.trainer import step_spec
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def program(run: Run, mesh: Mesh) -> tuple:
     inputs, heldout = example_inputs(run.data), (run.eval_examples, run.eval_batch)
     structure = jax.tree.structure(run.hyper)
     sizes = (run.batch, run.every.dispatch, *heldout, tuple(mesh.shape.items()))
-    return recipe(run, mesh), inputs, structure, sizes
+    return step_spec(run, mesh), inputs, structure, sizes
 
 
 def _mesh(run: Run) -> Mesh | None:

@@ -10,16 +10,17 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from research import models
 from research.config import registry, schema
 from research.data import placeholder
 from research.errors import BadInput
 from research.models import accounting
+from research.models.sizing import MOST_RUNGS
 from research.parallel import sharding
 from research.planning import hardware, jaxpr_liveness, memory, roofline
 from research.planning.hardware import Machine
 from research.planning.memory import Bytes
 from research.planning.roofline import Seconds, Traffic
-from research.training import horizon
 from research.training.run import Run, make_run
 
 TEXT = ("text", "mixture", "hub")  # data of which context and vocabulary are all that is asked
@@ -207,7 +208,7 @@ def largest(
     if not family:
         return None
     low, high = 0, 1
-    while high < horizon.MOST_RUNGS and tried(high):
+    while high < MOST_RUNGS and tried(high):
         low, high = high, 2 * high
     while high - low > max(1, low // 32):  # to 3 % of a rung
         middle = (low + high) // 2
@@ -223,11 +224,11 @@ def _at(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run:
     """The run with the model of one rung of its family."""
     config = copy.deepcopy(dict(config))
     name = config["model"]["name"]
-    family = horizon.models.family(name)
+    family = models.family(name)
     fields = {k: v for k, v in config["model"].items() if k != "name"}
     if config["size"] is None:  # its fields are those of another member
         fields |= dict.fromkeys(family.SIZED)
-    given = horizon.models.unfilled(name, fields)
+    given = models.unfilled(name, fields)
     config["size"] = None
     config["model"] |= family.rung(rung, **given) | given
     return made(config, vocab)

@@ -19,7 +19,7 @@ from research.io import host
 from research.parallel import sharding
 from research.planning import jaxpr_liveness, jaxpr_sharding
 from research.training.run import Run, example_inputs
-from research.training.step import Recipe, placement
+from research.training.step import StepSpec, placement
 
 AnyMesh = Mesh | AbstractMesh
 SMALL = 0.01
@@ -65,10 +65,10 @@ def size(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def recipe(run: Run, ways: int = 1) -> Recipe:
+def recipe(run: Run, ways: int = 1) -> StepSpec:
     """What the step of a batch depends on whose rows are split `ways`."""
     task = run.task.placed(run.model, ways)
-    return Recipe(run.model, task, run.optimizer, run.schedule, run.accumulate, run.replicate)
+    return StepSpec(run.model, task, run.optimizer, run.schedule, run.accumulate, run.replicate)
 
 
 def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:
@@ -152,7 +152,7 @@ def step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program
 
 
 @functools.lru_cache(maxsize=256)
-def _traced(recipe: Recipe, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
+def _traced(recipe: StepSpec, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
     hyper = jax.tree.unflatten(
         structure, [jax.ShapeDtypeStruct((), np.float32)] * structure.num_leaves
     )

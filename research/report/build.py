@@ -13,12 +13,13 @@ import numpy as np
 from research import scaling
 from research.errors import BadInput
 from research.io import files
-from research.report import decision_figures, fit_figures
+from research.report import decision_figures, fit_figures, style
 from research.report import html as page
 from research.report import sweep_figures as plots
 from research.report import text as summary
-from research.runs import directory as records
 from research.runs import metrics_log
+from research.runs.directory import check_workdir
+from research.runs.table import read_table
 from research.scaling.multiverse import multiverse
 
 Row = dict[str, Any]
@@ -36,8 +37,8 @@ def write(
     "cards", "files", "surfaces", "compared"}. Raises BadInput when `workdir` holds no runs.
     """
     workdir = Path(workdir)
-    records.check_workdir(workdir)
-    rows = records.table(workdir)
+    check_workdir(workdir)
+    rows = read_table(workdir)
     if not rows:
         raise BadInput(f"--runs={workdir}: no runs yet")
     against = against or summary.varying(rows)
@@ -61,7 +62,7 @@ def write(
                 figures[f"{name}_{kind}"] = figure
     written = {"report": workdir / "report.html"}
     for name, figure in figures.items():
-        written[f"{name}.png"], written[f"{name}.svg"] = plots.save(
+        written[f"{name}.png"], written[f"{name}.svg"] = style.save(
             figure, workdir / "figures" / name
         )
     for name, fit in fits.items():

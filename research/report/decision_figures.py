@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from research.report import sweep_figures as plots
+from research.report import style
 from research.report.sweep_figures import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
 from research.scaling import Fit, compute_optimal, isoflop, table
 from research.scaling.envelope import NEEDED
@@ -68,8 +68,8 @@ def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> 
             for at, low, high in spans if len(points) <= FEW else []:
                 axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
             axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
-            plots.log_ticks(axes.xaxis, steps=(1, 3))
-            plots.log_ticks(axes.yaxis)
+            style.log_ticks(axes.xaxis, steps=(1, 3))
+            style.log_ticks(axes.yaxis)
         for axes, label in zip(panels, ("optimal parameters N*", "optimal tokens D*", "D* / N*")):
             axes.set_ylabel(label)
         figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, ncols=4,
@@ -105,12 +105,12 @@ def valleys(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
                       label=f"minima, {name}: N* ~ C^{side['params_exponent']:.3f}")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=LABELS["params"])
         axes.set_ylabel(f"loss ({document['unit']})")
-        plots.log_ticks(axes.xaxis)
-        plots.plain_ticks(axes.yaxis)
+        style.log_ticks(axes.xaxis)
+        style.plain_ticks(axes.yaxis)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
         bar.set_label(LABELS["flops"])
-        plots.log_ticks(bar.ax.yaxis)
+        style.log_ticks(bar.ax.yaxis)
     return figure
 
 
@@ -126,11 +126,11 @@ def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
         axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4, label="convex hull")
         axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
         axes.set_ylabel(f"loss ({document['unit']})")
-        plots.log_ticks(axes.xaxis)
-        plots.plain_ticks(axes.yaxis)
+        style.log_ticks(axes.xaxis)
+        style.plain_ticks(axes.yaxis)
         axes.legend()
         bar = figure.colorbar(made, ax=axes, label=LABELS["params"])
-        plots.log_ticks(bar.ax.yaxis)
+        style.log_ticks(bar.ax.yaxis)
     return figure
 
 
@@ -154,7 +154,7 @@ def settled(section: Mapping[str, Any], unit: str) -> Figure:
         room = 0.1 * (max(shown) - min(shown)) + 1e-3 * min(losses)
         axes.set_ylim(min(shown) - room, max(shown) + room)
         axes.set_title(textwrap.fill(section["suggestion"], 80), fontsize=9, loc="left")
-        plots.log_ticks(axes.xaxis)
+        style.log_ticks(axes.xaxis)
         axes.legend()
     return figure
 
@@ -170,7 +170,7 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
             x = np.array([_amount(row, columns) for row in rows])
             y = [row["loss"] for row in rows]
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
-            told = plots.plain(name)
+            told = style.plain(name)
             raw.plot(x, y, "o", ms=5, color=colour, label=told)
             scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{told}: x {m:.3g}")
         if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
@@ -182,7 +182,7 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
         words = LABELS.get(columns[0], columns[0]) if len(columns) == 1 else "6 N D"
         for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):
             axes.set(xscale="log", xlabel=text)
-            plots.log_ticks(axes.xaxis)
+            style.log_ticks(axes.xaxis)
             axes.legend(fontsize=8)
         raw.set_ylabel(f"held-out loss ({unit})")
     return figure
@@ -241,7 +241,7 @@ def verified(fit: Fit, found: Mapping[str, Any]) -> Figure:
                      label="measured afterwards")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=f"{LABELS['flops']} (6 N D)")
         axes.set_ylabel(f"held-out loss ({found['unit']})")
-        plots.log_ticks(axes.xaxis)
-        plots.plain_ticks(axes.yaxis)
+        style.log_ticks(axes.xaxis)
+        style.plain_ticks(axes.yaxis)
         axes.legend(fontsize=9)
     return figure

@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from research.report import decision_figures
-from research.report import sweep_figures as plots
+from research.report import decision_figures, style
 from research.report.sweep_figures import BLUE, GREEN, GREY, LABELS, ORANGE, STYLE
 from research.scaling import Analysis, Fit, compute_optimal, table, uncertainty
 from research.scaling.laws import GROUP
@@ -21,7 +20,7 @@ LEVELS = 9  # iso-loss contours
 
 def save(made: Mapping[str, Figure], out: Path) -> list[Path]:
     """Every figure as PNG and SVG in `out`; returns their paths."""
-    return [path for name, figure in made.items() for path in plots.save(figure, out / name)]
+    return [path for name, figure in made.items() for path in style.save(figure, out / name)]
 
 
 def figures(found: Analysis) -> dict[str, Figure]:
@@ -57,7 +56,7 @@ def curve(
     runs beside the interval that was predicted for them; the runs alone if there is no law."""
     document = found.document if found else None
     response = str(document["response"]) if document else "loss"
-    held = plots.held_out(document)
+    held = style.held_out(document)
     out = {r["run"] for r in (document or {}).get("dropped", [])}
     done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
     x, y = (np.array([r[k] for r in done], float) for k in (column, response))
@@ -77,13 +76,13 @@ def curve(
                          label="measured, held out of the fit")  # fmt: skip
         if column != "loss":
             axes.set_xscale("log")
-            plots.log_ticks(axes.xaxis)
+            style.log_ticks(axes.xaxis)
         axes.set_xlabel(
             LABELS.get(column, f"held-out loss ({unit})" if column == "loss" else column)
         )
         axes.set_ylabel(f"held-out loss ({unit})" if response == "loss" else response)
         if response == "loss":
-            plots.log_loss(axes, y)
+            style.log_loss(axes, y)
         axes.legend(loc="upper right")
     return figure
 
@@ -146,12 +145,12 @@ def losses(fit: Fit, document: Mapping[str, Any]) -> Figure:
         panels[2].legend(fontsize=8)
         for axes, label in zip(panels, ("params", "tokens", "flops"), strict=True):
             axes.set(xscale="log", yscale="log", xlabel=LABELS[label])
-            plots.log_ticks(axes.xaxis)
-            plots.plain_ticks(axes.yaxis)
+            style.log_ticks(axes.xaxis)
+            style.plain_ticks(axes.yaxis)
         panels[0].set_ylabel(f"loss ({document['unit']})")
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=panels[2])
         bar.set_label(LABELS["params"])
-        plots.log_ticks(bar.ax.yaxis)
+        style.log_ticks(bar.ax.yaxis)
     return figure
 
 
@@ -185,12 +184,12 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         axes.set(xscale="log", yscale="log", xlabel=LABELS["params"], ylabel=LABELS["tokens"])
         axes.set_xlim(n_grid[0], n_grid[-1])
         axes.set_ylim(d_grid[0], d_grid[-1])
-        plots.log_ticks(axes.xaxis)
-        plots.log_ticks(axes.yaxis)
+        style.log_ticks(axes.xaxis)
+        style.log_ticks(axes.yaxis)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
         bar.set_label(f"loss ({document['unit']})")
-        plots.plain_ticks(bar.ax.yaxis)
+        style.plain_ticks(bar.ax.yaxis)
     return figure
 
 
@@ -221,7 +220,7 @@ def residuals(fit: Fit) -> Figure:
                          label="± 1 standard deviation of a run")  # fmt: skip
             if column != "loss":
                 axes.set_xscale("log")
-                plots.log_ticks(axes.xaxis)
+                style.log_ticks(axes.xaxis)
             axes.set_xlabel(LABELS.get(column, column))
         panels[0].set_ylabel("measured / law − 1 (%)")
         handles = panels[0].get_legend_handles_labels()

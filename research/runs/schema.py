@@ -26,7 +26,7 @@ STATUS = ("done", "diverged", "failed", "unfinished")
 _OF_CLASSES = ("class_names", "class_precision", "class_recall", "class_f1")
 
 
-def problem(row: Mapping[str, Any]) -> str | None:
+def row_problem(row: Mapping[str, Any]) -> str | None:
     """What a row holds that it may not, in words; None if nothing."""
     if row["status"] not in STATUS:
         return f"status is {row['status']!r:.50}, expected one of {', '.join(STATUS)}"

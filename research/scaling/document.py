@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,14 @@ from research.scaling import compute_optimal, table, uncertainty
 from research.scaling.fit import AGREE, Fit, finite, named
 from research.scaling.laws import GROUP
 from research.scaling.optimize import Problem, bounds, minimise
+from research.scaling.statistics import held_out_summary, pooled_sd
 
 UNIT = "as in the table"
+
+
 PLAIN = re.compile(r"[\w %/().,-]{1,60}")
+
+
 OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
 
 
@@ -143,18 +148,6 @@ def _holdout(fit: Fit) -> dict[str, Any] | None:
     return held_out_summary(fit.options.holdout, rows)
 
 
-def held_out_summary(rule: str | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The section "holdout" of rows with an "error" and whether they are "covered"."""
-    errors = np.array([row["error"] for row in rows])
-    return {
-        "rule": rule,
-        "rows": rows,
-        "mean_absolute_error": float(np.abs(errors).mean()),
-        "bias": float(errors.mean()),
-        "covered": sum(row["covered"] for row in rows),
-    }
-
-
 def _score(fit: Fit) -> dict[str, Any]:
     """The objective at a given point, on the same rows, and what a local fit makes of it."""
     point = np.array([fit.options.score[name] for name in fit.law.parameters], float)
@@ -235,7 +228,7 @@ def seed_noise(
     for row in rows:
         key = (*(row[c] for c in columns), str(row.get("group") or ""))
         groups.setdefault(key, []).append(row[response])
-    sd, freedom = pooled(groups.values())
+    sd, freedom = pooled_sd(groups.values())
     if not freedom:
         return {"seed_noise": None, "fall": None}
     fall = float(np.mean(groups[min(groups)]) - np.mean(groups[max(groups)]))
@@ -243,14 +236,6 @@ def seed_noise(
         "seed_noise": {"sd": sd, "degrees_of_freedom": freedom},
         "fall": {"nats": fall, "in_seed_sd": fall / sd if sd else None},
     }
-
-
-def pooled(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """The standard deviation within groups of replicates, and its degrees of freedom."""
-    several = [np.array(g) for g in groups if len(g) > 1]
-    freedom = sum(len(g) - 1 for g in several)
-    squares = sum(float(((g - g.mean()) ** 2).sum()) for g in several)
-    return math.sqrt(squares / freedom) if freedom else 0.0, freedom
 
 
 def _r2(problem: Problem, theta: np.ndarray) -> float | None:

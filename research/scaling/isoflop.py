@@ -18,11 +18,11 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling import table
 from research.scaling.compute_optimal import NAMES
-from research.scaling.document import held_out_summary, pooled
 from research.scaling.envelope import SAME
 from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.laws import power
 from research.scaling.options import Options, Split
+from research.scaling.statistics import held_out_summary, pooled_sd
 
 MOST = 0.2  # relative: FLOPs of one budget are not further apart than this
 PER_INTERVAL = 25  # points at which an interpolation is looked at, between two sizes
@@ -166,7 +166,7 @@ def _noise(
     replicas: dict[tuple, list[float]] = {}
     for row in rows:
         replicas.setdefault((row["flops"], row["params"]), []).append(math.log(row["loss"]))
-    sd, freedom = pooled(replicas.values())
+    sd, freedom = pooled_sd(replicas.values())
     if freedom >= 2 and sd:
         return sd, "replicates"
     squares, freedom = 0.0, 0

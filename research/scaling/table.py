@@ -39,9 +39,9 @@ def read(
     """
     path = Path(path)
     if path.is_dir():
-        from research.runs import directory as records
+        from research.runs.table import read_evaluations, read_table
 
-        rows = records.evaluations(path) if curves else records.table(path)
+        rows = read_evaluations(path) if curves else read_table(path)
     elif curves and path.exists():
         raise BadInput(f"--curves: {path} is no workdir; its rows are taken as they are")
     elif not path.exists():

@@ -8,10 +8,9 @@ from research.config import schema
 from research.errors import BadInput
 from research.planning import calibration, memory
 from research.sweep import work_units
-from research.sweep import worker as sweep
 from research.sweep.plan import Limits, Row, nonsense, text, within
+from research.sweep.points import Point, resolve_points, retry_failed
 from research.sweep.work_units import Unit
-from research.sweep.worker import Point
 from research.training.run import make_run
 
 
@@ -20,17 +19,17 @@ def prepare(
     workdir: str | Path,
     limits: Limits,
     grouping: str = "auto",
-    retry_failed: bool = False,
+    retry: bool = False,
     number: int = 1,
 ) -> tuple[list[Point], str]:
-    """The points to train (those that failed too, with `retry_failed`) by workers of `number`
+    """The points to train (those that failed too, with `retry`) by workers of `number`
     processes each, and the plan as text.
 
     Raises BadInput for points that cannot be run, and for more than the limits allow.
     """
     kept, left_out = sensible(configs)
-    points = sweep.plan(kept, workdir)
-    points = sweep.forgive(points) if retry_failed else points
+    points = resolve_points(kept, workdir)
+    points = retry_failed(points) if retry else points
     rows = priced(points, limits.calibrate, needed=limits.max_hours is not None)
     rows, trimmed = within(rows, limits)
     left, repeats = {row.run for row in rows}, len(kept) - len(points)

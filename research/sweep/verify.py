@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from research import scaling
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import validated
 from research.errors import BadInput
 from research.io import files
-from research.report import decision_figures
-from research.report import sweep_figures as plots
-from research.runs import directory as records
+from research.report import decision_figures, style
+from research.runs.table import read_row
 from research.scaling import Fit, compute_optimal, table
-from research.sweep import worker as sweep
+from research.sweep.launcher import launch_sweep
+from research.sweep.points import resolve_points
 from research.training.run import make_run
 
 FACTOR = 10.0  # times the largest budget of the sweep
@@ -78,12 +79,12 @@ def measure(
     """Train the run of a prediction, unless that was done, and write what it measured beside it,
     and the figure. Raises as sweep.launch, and BadInput if the run did not come to its end."""
     folder = Path(workdir) / "verify"
-    points = sweep.plan([({}, config)], folder)
-    outcome = sweep.launch(points, folder, stop)
+    points = resolve_points([({}, config)], folder)
+    outcome = launch_sweep(points, folder, stop)
     if outcome.missing:
         (reason,) = outcome.missing.values()
         raise BadInput(f"{folder}: run {made['run']} is not done: {reason}")
-    row = records.row(folder / "runs" / points[0].run.id)
+    row = read_row(folder / "runs" / points[0].run.id)
     low, high = made["run_interval"]
     found = {
         **made,
@@ -93,7 +94,7 @@ def measure(
         "seconds": row["seconds"],
     }
     files.write_json(folder / "verify.json", found)
-    plots.save(decision_figures.verified(law(workdir), found), Path(workdir) / "figures" / "verify")
+    style.save(decision_figures.verified(law(workdir), found), Path(workdir) / "figures" / "verify")
     return found
 
 
@@ -111,7 +112,7 @@ def _config(workdir: Path, size: float, tokens: float) -> dict:
         raise BadInput(f"--runs={workdir}: no sweep was launched there; expected its --workdir")
     config = files.read_json(sweeps[-1], limit=1 << 30)["points"][0]["config"]
     changes = {"size": size, "horizon.unit": "tokens", "horizon.amount": float(tokens)}
-    config, problems = schema.override(config, changes)
+    config, problems = validation.override(config, changes)
     if problems:
         raise BadInput(*problems)
-    return cli.checked(config)
+    return validated(config)

@@ -19,8 +19,9 @@ from rich.text import Text
 
 from research.errors import BadInput
 from research.io import files
-from research.runs import directory as records
 from research.runs import lease, metrics_log
+from research.runs.directory import RUN
+from research.runs.table import read_row
 
 FACTS = ("params", "tokens", "flops", "steps", "seed", "lr", "context")  # of a run, for its row
 EVERY = 1.0  # seconds between looks at the files
@@ -123,7 +124,7 @@ class Sight:
         if running and last:
             where = f"{last.content.get('host')} {last.content.get('pid')}"
             return Row(run, facts, "running", step, loss, _rate(losses), where)
-        row = records.row(path)
+        row = read_row(path)
         if row["status"] == "unfinished":
             status = "stopped" if last else "waiting"
             return Row(run, facts, status, step, loss, where=row["reason"])
@@ -140,7 +141,7 @@ def _points(path: Path) -> list[tuple[str, dict[str, Any]]]:
         raise BadInput(f"{path}: not a sweep of this version ({error})") from error
     for run, facts in out:
         numbers = all(isinstance(x, int | float) for x in facts.values())
-        if not numbers or not records.RUN.fullmatch(run):
+        if not numbers or not RUN.fullmatch(run):
             raise BadInput(f"{path}: {run!r:.50} is no run, or its facts are no numbers")
     return out
 

@@ -22,12 +22,12 @@ from research.errors import BadInput, Damaged, Diverged, IsoflopError, Lost, Pre
 from research.io import files, host
 from research.parallel import distributed
 from research.runs import checkpoint
-from research.runs import directory as records
-from research.runs.directory import RunDirectory
-from research.training import trainer as train
-from research.training import vmapped_runs, wsd_branching
+from research.runs.directory import RunDirectory, read_launch
+from research.training import wsd_branching
+from research.training.loop import train_run
 from research.training.progress import Progress
 from research.training.run import PLACES, Run
+from research.training.vmapped_runs import train_vmapped
 from research.training.wsd_branching import Trunk
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def apart(
 def _on_one_device(run: Run, path: Path) -> bool:
     mesh = run.mesh
     with contextlib.suppress(Damaged):  # which the run itself will tell
-        mesh = (records.launch(path) or {"mesh": mesh})["mesh"]
+        mesh = (read_launch(path) or {"mesh": mesh})["mesh"]
     return all(n in (1, *([-1] if axis == "data" else [])) for axis, n in mesh.items())
 
 
@@ -211,7 +211,7 @@ def _train_one(
     started = time.time()
     progress.begin(run.facts)
     try:
-        result = train.fit(run, directory, progress.update, stop, trunks, branches)
+        result = train_run(run, directory, progress.update, stop, trunks, branches)
     except Diverged:
         result = directory.result or {}
     except (Preempted, StorageError, Lost):
@@ -239,7 +239,7 @@ def _train_group(
             progress.update(step, loss)
 
     try:
-        out = vmapped_runs.fit(members, unit.members, show, stop)
+        out = train_vmapped(members, unit.members, show, stop)
     except (Preempted, StorageError):
         raise
     except Exception as error:
@@ -269,7 +269,7 @@ def _launched(points: Sequence[Point], runs: Path) -> dict[str, tuple[str, ...]]
     out = {}
     for point in points:
         try:
-            stored = records.launch(runs / point.run.id)
+            stored = read_launch(runs / point.run.id)
         except Damaged:  # which the run itself will tell
             stored = {}
         if stored is not None:

@@ -17,7 +17,7 @@ from research.training.wsd_branching import Trunk, seeded
 log = logging.getLogger(__name__)
 
 
-class Keeper:
+class CheckpointPolicy:
     """Where the states of a run are kept and found again. It keeps those of `branches` beyond
     `keep`, and where it has none of its own it begins from one of `trunks`."""
 

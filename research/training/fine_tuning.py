@@ -9,8 +9,7 @@ from typing import Any
 
 import jax
 
-from research import models
-from research.config import schema
+from research.config import validation
 from research.errors import BadInput
 from research.io import files
 from research.models import Model
@@ -18,6 +17,8 @@ from research.params import leaves_by_path, match_path, nest
 from research.runs import checkpoint
 
 LARGEST_TOKENIZER = 64 << 20  # bytes
+
+
 NEW = "head"  # the parameter group that may differ: it belongs to the task
 
 
@@ -41,30 +42,10 @@ class Start:
         return f"{self.name} {self.run.name}, step {self.step}"
 
 
-@dataclass(frozen=True)
-class Source:
-    """A run opened for use: its model, its parameters (the averaged ones where it has them), the
-    JSON of its tokenizer ("": bytes), and its config."""
-
-    path: Path
-    step: int
-    model: Model
-    params: dict
-    tokenizer: str
-    config: dict
-
-    @property
-    def of_ids(self) -> bool:
-        """Whether its text was ids, of which nothing tells the words."""
-        data = self.config.get("data")
-        path = str(data.get("path", "")) if isinstance(data, dict) else ""
-        return path.endswith(".bin") and not self.tokenizer
-
-
 def locate(run: str, step: int | None, what: str) -> Start:
     """The newest intact checkpoint (or that of `step`) of `run`, which is a run's directory or the
     workdir of one run. Raises BadInput when there is none."""
-    directory = _directory(run)
+    directory = run_directory(run)
     number, path = checkpoint.newest_intact(directory, step)
     manifest = checkpoint.manifest(path)
     averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
@@ -123,7 +104,7 @@ def transplanted(start: Start, abstract: dict, params: dict) -> dict:
 
 def shape(run: str, family: str) -> dict[str, Any]:
     """The fields of the model of `run`. Raises BadInput if it is of another family."""
-    found = dict(described(_directory(run)))
+    found = dict(described(run_directory(run)))
     if (name := found.pop("name")) != family:
         raise BadInput(f"init.run: {run} is a {name}, but model.name is {family}")
     return found
@@ -135,25 +116,9 @@ def described(directory: Path) -> dict[str, Any]:
     found = files.read_json(path, follow=False).get("model")
     if not isinstance(found, dict) or "name" not in found:
         raise BadInput(f"{path}: does not say what the model is")
-    if problems := schema.model_problems(found):
+    if problems := validation.model_problems(found):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
     return found
-
-
-def open_run(path: str | Path) -> Source:
-    """A trained run (its directory, or the workdir of one run), ready to be used.
-
-    Needs neither its data nor its config. Raises BadInput when there is none.
-    """
-    directory = _directory(str(path))
-    start = locate(str(directory), None, "params")
-    try:
-        model = models.build(**described(directory))
-    except (TypeError, KeyError) as error:
-        raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
-    params = checkpoint.read(start.path, start.part)
-    config = files.read_json(directory / "config.json", follow=False)
-    return Source(directory, start.step, model, params, start.tokenizer, config)
 
 
 def _tokenizer(directory: Path) -> str:
@@ -162,7 +127,7 @@ def _tokenizer(directory: Path) -> str:
     return files.text(kept, LARGEST_TOKENIZER, follow=False) if kept.exists() else ""
 
 
-def _directory(run: str) -> Path:
+def run_directory(run: str) -> Path:
     path = Path(run)
     if os.path.isfile(path / "config.json"):
         return path

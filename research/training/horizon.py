@@ -3,54 +3,18 @@
 Every rule is written down in words that are printed and stored with the run.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from research import models
 from research.config import schema
 from research.errors import BadInput
 from research.models import Model, accounting
 
-MOST_RUNGS = 4096
 REFERENCE_TOKENS = 1e6  # at which batch.rule = sqrt_tokens gives batch.size itself
+
+
 TOLERANCE = 0.01  # by how much whole steps may miss a horizon untold
-
-
-def at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
-    """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
-
-    The family's `rung(i)` fills the fields of its SIZED that are not among `fields` (see
-    models.unfilled). Raises BadInput when the target is outside the ladder by more than a factor of
-    two.
-    """
-    return _at_size(target, name, tuple(fields.items()), inputs)
-
-
-@functools.lru_cache(maxsize=512)
-def _at_size(target: float, name: str, fields: tuple, inputs: Any) -> Model:
-    given = dict(fields)
-    family = models.family(name)
-
-    @functools.cache
-    def member(i: int) -> tuple[float, Model]:
-        model = models.build(name, **family.rung(i, **given) | given)
-        return math.log(accounting.params(model, inputs)["params"] / target), model
-
-    low, high = 1, 2
-    while member(high)[0] < 0 and high < MOST_RUNGS:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if member(middle)[0] < 0 else (low, middle)
-    error, model = min((member(low), member(high)), key=lambda m: abs(m[0]))
-    if abs(error) > math.log(2):
-        raise BadInput(
-            f"size: {target:g} parameters cannot be met; the nearest {name} with these fields "
-            f"has {math.exp(error) * target:,.0f}"
-        )
-    return model
 
 
 def per_example(model: Model, counts: Mapping, tokens: int, n: int) -> dict[str, float]:

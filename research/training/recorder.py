@@ -10,9 +10,8 @@ from jax import Array
 from research.errors import Diverged
 from research.io import host as environment
 from research.parallel import distributed
-from research.runs import directory as records
 from research.runs import metrics_log, trackers
-from research.runs.directory import RunDirectory
+from research.runs.directory import RunDirectory, write_data_card
 from research.training import resume, wsd_branching
 from research.training.run import Run
 
@@ -20,7 +19,7 @@ Progress = Callable[[int, float], None]
 SKIPS = 20  # steps skipped in a row after which a run counts as diverged
 
 
-class Late:
+class DeferredMetrics:
     """Takes the metrics of dispatches and writes them one dispatch late, which also bounds how many
     are in flight. `dispatch` is how many steps the loop puts into one."""
 
@@ -45,7 +44,7 @@ class Late:
         raise NotImplementedError
 
 
-class Recorder(Late):
+class Recorder(DeferredMetrics):
     """Writes the records of a run, and notices when it diverges.
 
     `directory` must be held; one that only follows is not written. `launch` is what else
@@ -140,7 +139,7 @@ class Recorder(Late):
             **environment.describe(),
         }
         if self.directory.writes:  # now: counting the data may take longer than a first step
-            records.write_card(self.directory.workdir, self.run.data.digest, self.run.data.card)
+            write_data_card(self.directory.workdir, self.run.data.digest, self.run.data.card)
         self.directory.finish(result)
         self.shown.close(result)
         return result

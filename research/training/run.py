@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from research import data, models
-from research.config import registry, schema
+from research.config import registry, validation
 from research.data import Dataset
 from research.errors import BadInput, Together
 from research.io import files
 from research.models import Model, accounting
+from research.models.sizing import model_at_size
 from research.training import fine_tuning, horizon
 from research.training.fine_tuning import Start
 from research.training.tasks import TASKS, Task
@@ -85,8 +86,8 @@ class Run:
     def computed(self, how: Mapping[str, Any]) -> "Run":
         """This run, computed as the `how` of another says. Raises BadInput where it cannot be."""
         known = {key: value for key, value in how.items() if key in self.how}
-        config, wrong = schema.override(self.config, known)
-        if wrong := wrong or schema.problems(config):
+        config, wrong = validation.override(self.config, known)
+        if wrong := wrong or validation.problems(config):
             raise BadInput(*wrong)
         how = self.how | known
 
@@ -279,7 +280,7 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
         if config["size"] is None:
             return models.build(name, **given), "size given by its fields"
         given = models.unfilled(name, given)
-        model = horizon.at_size(config["size"], name, given, inputs)
+        model = model_at_size(config["size"], name, given, inputs)
     except ValueError as error:  # what a family says of its own numbers
         raise BadInput(f"model.{error}") from error
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
@@ -349,7 +350,7 @@ def _warmup(optim: Mapping[str, Any], steps: int, tokens: int) -> int:
     unit, amount = optim["warmup"]["unit"], optim["warmup"]["amount"]
     wanted = {"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit]
     count = round(min(wanted, 2.0**53))
-    if wrong := schema.long_warmup(count / steps, optim["schedule"].get("decay", 0.0)):
+    if wrong := validation.long_warmup(count / steps, optim["schedule"].get("decay", 0.0)):
         raise BadInput(f"optim.warmup.amount: {amount:g} ({unit}) in {steps} steps is {wrong}")
     return count
 

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from research.models import Model
 from research.parallel import sharding
 from research.training import optimizers as optim
+from research.training import schedules
 from research.training.tasks import Task
 
 
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
         return self.params if self.average is None else self.average
 
 
-class Recipe(NamedTuple):
+class StepSpec(NamedTuple):
     """What a compiled step depends on. All numbers of the optimizer and its schedule are traced.
 
     A step takes its batch in `accumulate` parts, one after the other, which need the memory of one.
@@ -95,7 +95,7 @@ class Recipe(NamedTuple):
         norm = optax.tree.norm(grads)
         update: Callable[..., tuple[Any, Any]] = self.transform(hyper).update
         updates, opt_state = update(grads, state.opt_state, state.params, loss=loss, norm=norm)
-        lr = optim.learning_rate(self.schedule, state.step, hyper)
+        lr = schedules.learning_rate(self.schedule, state.step, hyper)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         metrics = {"train_loss": loss, "grad_norm": norm, "lr": lr}
         if hyper["skip"] is not None:
@@ -126,7 +126,7 @@ _ONCE = {"xla_backend_optimization_level": 0}
 
 
 @functools.lru_cache(maxsize=64)
-def init_program(recipe: Recipe, shardings: Any) -> Callable:
+def init_program(recipe: StepSpec, shardings: Any) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
     options = _ONCE if jax.default_backend() == "cpu" else None
     init = sharding.on(shardings.mesh, recipe.init)
@@ -134,7 +134,7 @@ def init_program(recipe: Recipe, shardings: Any) -> Callable:
 
 
 @functools.lru_cache(maxsize=64)
-def dispatch_program(recipe: Recipe, shardings: Any) -> jax.stages.Wrapped:
+def dispatch_program(recipe: StepSpec, shardings: Any) -> jax.stages.Wrapped:
     """(state, batches [S, B, ...], hyper, n) → (state after n steps, metrics [S]), jitted.
 
     Several steps in one dispatch spare the host's overhead, and on CPU the page faults of memory
@@ -144,17 +144,17 @@ def dispatch_program(recipe: Recipe, shardings: Any) -> jax.stages.Wrapped:
     one, although the host looks at no step by itself.
     """
 
-    run_steps = sharding.on(shardings.mesh, _several(recipe.step, _sound))
+    run_steps = sharding.on(shardings.mesh, several_steps(recipe.step, is_sound))
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
 
 
-def _sound(state: TrainState, metrics: Mapping[str, Array]) -> Array:
+def is_sound(state: TrainState, metrics: Mapping[str, Array]) -> Array:
     """Whether a step was finite, or was skipped because it was not."""
     finite = jnp.isfinite(metrics["train_loss"]) & jnp.isfinite(metrics["grad_norm"])
     return finite | (metrics["skipped"] > 0) if "skipped" in metrics else finite
 
 
-def _several(step: Callable, going: Callable[[Any, Any], Array]) -> Callable:
+def several_steps(step: Callable, going: Callable[[Any, Any], Array]) -> Callable:
     """`n` of one step (state, batch, hyper) → (state, metrics) in a loop on the device, or fewer:
     the last is one that is not `going`(state, metrics). Metrics of steps not taken are 0."""
     step = jax.jit(step, inline=True)  # so that it is traced once and not for its shapes too
@@ -178,12 +178,14 @@ def _several(step: Callable, going: Callable[[Any, Any], Array]) -> Callable:
 
 
 @functools.lru_cache(maxsize=64)
-def eval_program(recipe: Recipe, mesh: Mesh) -> Callable:
+def eval_program(recipe: StepSpec, mesh: Mesh) -> Callable:
     """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
-    return jax.jit(sharding.on(mesh, functools.partial(_sums, recipe)))
+    return jax.jit(sharding.on(mesh, functools.partial(evaluation_sums, recipe)))
 
 
-def _sums(recipe: Recipe, params: dict, batches: dict, weights: Array) -> dict[str, Array]:
+def evaluation_sums(
+    recipe: StepSpec, params: dict, batches: dict, weights: Array
+) -> dict[str, Array]:
     def add(sums: dict, item: tuple) -> tuple:
         batch, weight_B = item
         terms = recipe.task.terms(recipe.model, params, batch)
@@ -197,56 +199,6 @@ def _sums(recipe: Recipe, params: dict, batches: dict, weights: Array) -> dict[s
     return jax.lax.scan(add, zeros, (batches, weights))[0]
 
 
-class Members(NamedTuple):
-    """K runs side by side: every leaf of their states is [K, ...], `alive` is [K]."""
-
-    state: TrainState
-    alive: Array
-
-    @property
-    def evaluated(self) -> dict:
-        """The parameters that are evaluated and used, [K, ...]."""
-        return self.state.evaluated
-
-
-@functools.lru_cache(maxsize=64)
-def group_dispatch_program(recipe: Recipe, mesh: Mesh, shared: bool) -> Callable:
-    """As `dispatch_program`, of Members whose K runs are split over the devices of `mesh`: hyper
-    [K], batches [S, K, B, ...], or [S, B, ...] where they are `shared`, metrics [S, K].
-
-    A member whose step is not sound (see _sound) stays as it was before that step, from then on.
-    Devices say nothing to each other, and a member's numbers do not depend on the other members'.
-    """
-
-    def step(members: Members, batch: dict, hyper: dict) -> tuple[Members, dict]:
-        vmapped = jax.vmap(recipe.step, in_axes=(0, None if shared else 0, 0))
-        stepped, metrics = vmapped(members.state, batch, hyper)
-        alive_K = members.alive & _sound(stepped, metrics)
-
-        def either(new: Array, old: Array) -> Array:
-            return jnp.where(alive_K.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-        return Members(jax.tree.map(either, stepped, members.state), alive_K), metrics
-
-    by_step = P(None, "runs")
-    mapped = jax.shard_map(
-        _several(step, lambda members, _: members.alive.any()),
-        mesh=mesh,
-        in_specs=(P("runs"), P() if shared else by_step, P("runs"), P()),
-        out_specs=(P("runs"), by_step),
-        check_vma=False,  # the loop's first metrics are zeros, the same everywhere
-    )
-    return jax.jit(mapped, donate_argnums=0)
-
-
-@functools.lru_cache(maxsize=64)
-def group_eval_program(recipe: Recipe, mesh: Mesh) -> Callable:
-    """As `eval_program`, of parameters [K, ...] split over the devices of `mesh`; sums [K, ...]."""
-    vmapped = jax.vmap(functools.partial(_sums, recipe), in_axes=(0, None, None))
-    specs = {"in_specs": (P("runs"), P(), P()), "out_specs": P("runs")}
-    return jax.jit(jax.shard_map(vmapped, mesh=mesh, **specs, check_vma=False))
-
-
 class Placement:
     """The shardings of a whole state on a mesh, hashable by identity so that programs are cached
     by it."""
@@ -256,7 +208,7 @@ class Placement:
 
 
 @functools.lru_cache(maxsize=64)
-def placement(recipe: Recipe, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
+def placement(recipe: StepSpec, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
     """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
     hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
     abstract = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)

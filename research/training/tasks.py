@@ -21,7 +21,8 @@ import numpy as np
 from jax import Array
 
 from research.config.types import Whole
-from research.models import Model, custom_vjp
+from research.models import Model
+from research.training.losses import chunked_cross_entropy, cross_entropy
 
 # Logits of a chunk on one device, where the task may choose: 256 MiB in float32. In a chunk of few
 # tokens the product with a large head waits for memory, so a chunk has at least FEW.
@@ -78,12 +79,10 @@ class LanguageModelling(Task):
         x_MxD, target_BxT = model.apply(params, batch["inputs"]), batch["targets"]
         unembed = functools.partial(model.unembed, params)
         if (N := self._chunks(model, B, T)) == 1:
-            nats_BxT = custom_vjp.nats(unembed(x_MxD), target_BxT.reshape(B * T)).reshape(B, T)
+            nats_BxT = cross_entropy(unembed(x_MxD), target_BxT.reshape(B * T)).reshape(B, T)
         else:
             chunks = _split(x_MxD.reshape(B, T, -1), N), _split(target_BxT, N)
-            nats_NxM = jax.lax.map(
-                lambda chunk: custom_vjp.nats(unembed(chunk[0]), chunk[1]), chunks
-            )
+            nats_NxM = jax.lax.map(lambda chunk: cross_entropy(unembed(chunk[0]), chunk[1]), chunks)
             nats_BxT = nats_NxM.reshape(N, B, -1).swapaxes(0, 1).reshape(B, -1)[:, :T]
         return {"loss": nats_BxT.sum(-1), "count": jnp.full((B,), T, jnp.float32)}
 
@@ -97,7 +96,7 @@ class LanguageModelling(Task):
         # The head's parameters, which only `unembed` knows, become arguments.
         unembed, head = jax.closure_convert(functools.partial(model.unembed, params), x_NxMxD[0])
         chunks = x_NxMxD, _split(batch["targets"], N), weight_NxM
-        return custom_vjp.chunked_nats(unembed, *chunks, *head), jnp.float32(B * T)
+        return chunked_cross_entropy(unembed, *chunks, *head), jnp.float32(B * T)
 
     def rule(self, model: Model, tokens: int) -> str:
         chunk = self.chosen(model.spec.vocab)
@@ -150,7 +149,7 @@ class Classification(Task):
         target_B, C = batch["targets"], logits_BxC.shape[-1]
         cell_B = target_B * C + jnp.argmax(logits_BxC, axis=-1)
         return {
-            "loss": custom_vjp.nats(logits_BxC, target_B),
+            "loss": cross_entropy(logits_BxC, target_B),
             "count": jnp.ones(target_B.shape, jnp.float32),
             "confusion": jax.nn.one_hot(cell_B, C * C),
         }

@@ -14,32 +14,25 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.errors import Diverged, Held, StorageError
 from research.parallel import sharding
 from research.runs import checkpoint, trackers
-from research.runs import directory as records
-from research.runs.directory import RunDirectory
+from research.runs.directory import RunDirectory, read_launch
 from research.training.checkpoint_policy import check_finite, refusals
-from research.training.recorder import Late, Recorder
+from research.training.loop import as_launched, run_loop, unbind
+from research.training.recorder import DeferredMetrics, Recorder
 from research.training.run import Run
-from research.training.step import Members, TrainState, group_dispatch_program, group_eval_program
-from research.training.trainer import (
-    Trainer,
-    as_launched,
-    awaited,
-    host_batches,
-    host_heldout,
-    loop,
-    never,
-    unbind,
-)
+from research.training.step import StepSpec, TrainState, evaluation_sums, is_sound, several_steps
+from research.training.trainer import Trainer, host_batches, host_heldout, never, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +40,59 @@ ALONE = {"data": 1, "fsdp": 1, "tensor": 1}  # a member lies whole on one device
 Progress = Callable[[str, int, float], None]
 
 
-class Group:
+class VmappedState(NamedTuple):
+    """K runs side by side: every leaf of their states is [K, ...], `alive` is [K]."""
+
+    state: TrainState
+    alive: Array
+
+    @property
+    def evaluated(self) -> dict:
+        """The parameters that are evaluated and used, [K, ...]."""
+        return self.state.evaluated
+
+
+@functools.lru_cache(maxsize=64)
+def vmapped_dispatch_program(recipe: StepSpec, mesh: Mesh, shared: bool) -> Callable:
+    """As `dispatch_program`, of a VmappedState whose K runs are split over the devices of
+    `mesh`: hyper [K], batches [S, K, B, ...], or [S, B, ...] where they are `shared`, metrics
+    [S, K].
+
+    A member whose step is not sound (see step.is_sound) stays as it was before that step, from then
+    on.
+    Devices say nothing to each other, and a member's numbers do not depend on the other members'.
+    """
+
+    def step(members: VmappedState, batch: dict, hyper: dict) -> tuple[VmappedState, dict]:
+        vmapped = jax.vmap(recipe.step, in_axes=(0, None if shared else 0, 0))
+        stepped, metrics = vmapped(members.state, batch, hyper)
+        alive_K = members.alive & is_sound(stepped, metrics)
+
+        def either(new: Array, old: Array) -> Array:
+            return jnp.where(alive_K.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return VmappedState(jax.tree.map(either, stepped, members.state), alive_K), metrics
+
+    by_step = P(None, "runs")
+    mapped = jax.shard_map(
+        several_steps(step, lambda members, _: members.alive.any()),
+        mesh=mesh,
+        in_specs=(P("runs"), P() if shared else by_step, P("runs"), P()),
+        out_specs=(P("runs"), by_step),
+        check_vma=False,  # the loop's first metrics are zeros, the same everywhere
+    )
+    return jax.jit(mapped, donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=64)
+def vmapped_eval_program(recipe: StepSpec, mesh: Mesh) -> Callable:
+    """As `eval_program`, of parameters [K, ...] split over the devices of `mesh`; sums [K, ...]."""
+    vmapped = jax.vmap(functools.partial(evaluation_sums, recipe), in_axes=(0, None, None))
+    specs = {"in_specs": (P("runs"), P(), P()), "out_specs": P("runs")}
+    return jax.jit(jax.shard_map(vmapped, mesh=mesh, **specs, check_vma=False))
+
+
+class VmappedTrainer:
     """As train.Trainer, for one Run in each of K slots on a mesh with the axis `runs`, which
     divides K."""
 
@@ -58,20 +103,20 @@ class Group:
         self.shared = len({run.order for run in runs}) == 1
         self.hyper = self._spread([run.hyper for run in runs])
         recipe = self.solo[0].recipe
-        self._dispatch = group_dispatch_program(recipe, mesh, self.shared)
-        self._eval = group_eval_program(recipe, mesh)
+        self._dispatch = vmapped_dispatch_program(recipe, mesh, self.shared)
+        self._eval = vmapped_eval_program(recipe, mesh)
         self._held: tuple | None = None
 
-    def init(self) -> Members:
+    def init(self) -> VmappedState:
         """The first states, bit for bit those that the members have alone."""
         first = {solo.run.id: solo.init() for solo in {s.run.id: s for s in self.solo}.values()}
         return self.place([first[run.id] for run in self.runs])
 
-    def place(self, states: Sequence[TrainState]) -> Members:
+    def place(self, states: Sequence[TrainState]) -> VmappedState:
         """The states of all slots, side by side."""
-        return Members(self._spread(states), self._spread([np.bool_(True)] * len(states)))
+        return VmappedState(self._spread(states), self._spread([np.bool_(True)] * len(states)))
 
-    def member(self, members: Members, slot: int) -> TrainState:
+    def member(self, members: VmappedState, slot: int) -> TrainState:
         """One member's state (of `members` on the host), where and as it has it alone."""
         state = jax.tree.map(lambda x: x[slot], members.state)
         return jax.device_put(state, self.solo[slot].shardings.tree)
@@ -88,7 +133,7 @@ class Group:
         }
         return jax.device_put(side_by_side, NamedSharding(self.mesh, P(None, "runs")))
 
-    def steps(self, members: Members, batches: dict, n: int) -> tuple[Members, dict]:
+    def steps(self, members: VmappedState, batches: dict, n: int) -> tuple[VmappedState, dict]:
         """`n` updates of all in one dispatch; returns at once. `members` is given away."""
         return self._dispatch(members, batches, self.hyper, jax.device_put(np.int32(n)))
 
@@ -98,7 +143,7 @@ class Group:
             rows = host_heldout(self.runs[0], 1)
             put = jax.device_put(rows, NamedSharding(self.mesh, P()))
             self._held = put, put.pop("weights")
-        sums = jax.device_get(awaited(self._eval(params, *self._held), stop))
+        sums = jax.device_get(wait_for(self._eval(params, *self._held), stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return [
             run.task.metrics({k: total[slot] for k, total in sums.items()}, run.data.notes)
@@ -111,7 +156,7 @@ class Group:
         return jax.device_put(stacked, NamedSharding(self.mesh, P("runs")))
 
 
-class GroupRecorder(Late):
+class VmappedRecorder(DeferredMetrics):
     """Hands every member's numbers to its own recorder, and ends those that diverge."""
 
     def __init__(self, live: Mapping[int, Recorder], mesh: Mesh, ids: Sequence[str]):
@@ -152,12 +197,12 @@ class GroupRecorder(Late):
             raise Diverged("every run of the group has diverged")
 
 
-class GroupKeeper:
+class VmappedCheckpoints:
     """As keeper.Keeper: every member's states lie in its own directory."""
 
     branches = ()
 
-    def __init__(self, group: Group, recorder: GroupRecorder):
+    def __init__(self, group: VmappedTrainer, recorder: VmappedRecorder):
         self.group, self.recorder = group, recorder
 
     @property
@@ -165,7 +210,7 @@ class GroupKeeper:
         """That of one member, to name the group by."""
         return next(iter(self.recorder.live.values())).directory
 
-    def restore(self) -> tuple[int, Members]:
+    def restore(self) -> tuple[int, VmappedState]:
         """The newest step that all members hold intact, or their start."""
         places = {slot: r.directory.path for slot, r in self.recorder.live.items()}
         solo = self.group.solo
@@ -184,7 +229,7 @@ class GroupKeeper:
             recorder.begin(found[0])
         return found
 
-    def save(self, step: int, members: Members, must: bool = True) -> None:
+    def save(self, step: int, members: VmappedState, must: bool = True) -> None:
         """Save every member and only then forget older steps: all always have one in common."""
         host, keep = jax.device_get(members), self.group.runs[0].keep
         states = {slot: self.group.member(host, slot) for slot in self.recorder.live}
@@ -198,7 +243,7 @@ class GroupKeeper:
                 checkpoint.prune(recorder.directory.path, keep)
 
 
-def fit(
+def train_vmapped(
     members: Sequence[tuple[Run, RunDirectory]],
     ids: Sequence[str],
     progress: Progress = lambda run_id, step, loss: None,
@@ -217,12 +262,14 @@ def fit(
     mesh = runs_mesh(len(ids), directories)
     runs, filler = {run.id: run for run, _ in members}, members[0][0]
     slots = [runs.get(run_id, filler) for run_id in ids]
-    group = Group([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
+    group = VmappedTrainer([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
     for path in (directory.path for directory in directories):
         checkpoint.check_room(path, group.solo[0].abstract, len(directories))
-    recorder = GroupRecorder(_recorders(members, ids, mesh, progress), mesh, ids)
+    recorder = VmappedRecorder(_recorders(members, ids, mesh, progress), mesh, ids)
     try:
-        metrics, final = loop(filler, group, recorder, GroupKeeper(group, recorder), stop)
+        metrics, final = run_loop(
+            filler, group, recorder, VmappedCheckpoints(group, recorder), stop
+        )
         host = jax.device_get(final)
         for slot in list(recorder.live):
             params = group.member(host, slot).evaluated
@@ -244,7 +291,7 @@ def fit(
 def _as_launched(members: Sequence[tuple[Run, RunDirectory]]) -> list[tuple[Run, RunDirectory]]:
     """All members as the group was computed at its first launch."""
     for path in (directory.path for _, directory in members):
-        if checkpoint.steps(path) and (stored := records.launch(path)):
+        if checkpoint.steps(path) and (stored := read_launch(path)):
             return [(as_launched(run, stored, path), place) for run, place in members]
     return list(members)
 
@@ -270,7 +317,7 @@ def runs_mesh(count: int, directories: Sequence[RunDirectory] = ()) -> Mesh:
     each = math.ceil(count / min(count, available))
     size = math.ceil(count / each)
     for path in (directory.path for directory in directories):
-        stored = (records.launch(path) or {}).get("members_mesh")
+        stored = (read_launch(path) or {}).get("members_mesh")
         if stored and stored["runs"] <= available:
             size = stored["runs"]
             break

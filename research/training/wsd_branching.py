@@ -18,8 +18,7 @@ from research.errors import Damaged, IsoflopError
 from research.io import files
 from research.parallel import distributed
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
-from research.runs.directory import RunDirectory
+from research.runs.directory import RunDirectory, read_launch, read_run_file
 from research.training.run import Run
 
 log = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ def _found(directory: RunDirectory, trunks: Sequence[Trunk]) -> tuple[int, int, 
 
 def _checkpoint(own: Path, trunk: Trunk) -> tuple[int, str] | None:
     """The step, and the name of its checkpoint, from which a run may begin."""
-    here, there = records.launch(own) or {}, records.launch(trunk.path)
+    here, there = read_launch(own) or {}, read_launch(trunk.path)
     if there is None:
         return None
     if differing := [key for key in ALIKE if here.get(key) != there.get(key)]:
@@ -114,7 +113,7 @@ def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
     if not shared:
         return spent
     return spent | {
-        "trunk": str(records.own(directory.path / MARK).get("run")),
+        "trunk": str(read_run_file(directory.path / MARK).get("run")),
         "shared_tokens": shared * run.tokens_per_step,
         "shared_flops": flops * shared / run.steps,
     }
@@ -125,7 +124,7 @@ def shared_steps(directory: Path) -> int:
     path = directory / MARK
     if not path.exists():
         return 0
-    step = records.own(path).get("step")
+    step = read_run_file(path).get("step")
     if not isinstance(step, int) or step < 0:
         raise Damaged(f"{path}: step is {step!r:.50}, expected a whole number")
     return step

@@ -10,7 +10,8 @@ import pytest
 
 from experiments import sweep as sweep_command
 from experiments import train as train_command
-from research.config import cli, schema
+from research.config import cli, validation
+from research.config.loading import validated
 from research.errors import BadInput
 from research.parallel import compile_cache, sharding
 from tests.config.test_configs import CONFIGS, shrunk
@@ -201,7 +202,10 @@ def command(monkeypatch, tmp_path, capsys):
     """A function: the entry point and its flags -> what it printed as errors; it must end with code
     2, and leave neither a file nor a compiled program."""
     compiles = []
-    monkeypatch.setattr(cli, "StopSignal", lambda *_, **__: contextlib.nullcontext(lambda: False))
+    monkeypatch.setattr(
+        "research.config.stop_signal.StopSignal",
+        lambda *_, **__: contextlib.nullcontext(lambda: False),
+    )
     monkeypatch.setattr(compile_cache, "keep_programs", lambda: None)
     monkeypatch.setattr(sharding, "use_all_cores", lambda: None)
     jax.monitoring.register_event_duration_secs_listener(
@@ -256,7 +260,7 @@ def test_a_bad_config_is_refused(name, changes, words, command, corpus, tmp_path
 def test_the_table_is_no_smaller_than_promised_and_its_configs_are_good_without_the_change(corpus):
     assert len(BAD) >= 60
     for name in {name for name, _, _ in BAD}:
-        assert schema.problems(changed(name, {}, corpus)) == []
+        assert validation.problems(changed(name, {}, corpus)) == []
 
 
 @pytest.mark.parametrize(("changes", "keys"), TOGETHER, ids=lambda x: str(x)[:50])
@@ -339,5 +343,5 @@ def test_a_good_config_is_not_refused(command, corpus, tmp_path):
 
 def test_an_empty_config_is_told_key_by_key():
     with pytest.raises(BadInput) as error:
-        cli.checked({})
+        validated({})
     assert len(error.value.problems) > 20

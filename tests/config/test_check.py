@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research.config import cli, registry, schema
+from research.config import registry, schema, validation
+from research.config.loading import load_config, validated
 from research.errors import BadInput
 
 SIZED = {"size": None, "model.width": 64, "model.depth": 2, "model.heads": 4}
@@ -16,7 +17,7 @@ SIZED |= {"model.kv_heads": 4, "model.hidden": 128}
 
 
 def base():
-    return cli.load("configs/lm_transformer.py")[0]
+    return load_config("configs/lm_transformer.py")[0]
 
 
 def set_(config, path, value):
@@ -100,31 +101,31 @@ BAD = [
 
 @pytest.mark.parametrize(("changes", "words"), BAD, ids=lambda x: str(x)[:50])
 def test_a_bad_config_is_refused_by_path_and_value(changes, words):
-    problems = schema.problems(with_(changes))
+    problems = validation.problems(with_(changes))
     assert any(words in line for line in problems), problems
 
 
 def test_all_problems_are_told_at_once():
     changes = {path: value for bad, _ in BAD[3:10] + BAD[24:26] for path, value in bad.items()}
     changes |= {"model.width": 64, "nonsense": 1, "mesh.fsdp": -1}
-    problems = schema.problems(with_(changes))
+    problems = validation.problems(with_(changes))
     for path in ("optim.lr", "batch.size", "model.width", "nonsense", "mesh"):
         assert sum(line.startswith(f"{path}:") for line in problems) == 1, path
 
 
 def test_good_configs_have_no_problems():
-    assert schema.problems(base()) == []
-    assert schema.problems(with_(SIZED)) == []
-    assert schema.problems(with_({"model.depth": 3})) == []  # the size fills the rest
+    assert validation.problems(base()) == []
+    assert validation.problems(with_(SIZED)) == []
+    assert validation.problems(with_({"model.depth": 3})) == []  # the size fills the rest
     for steps in (1, "auto"):
-        assert schema.problems(with_({"loop.steps_per_dispatch": steps})) == []
+        assert validation.problems(with_({"loop.steps_per_dispatch": steps})) == []
 
 
 @pytest.mark.parametrize("path", sorted(schema.schema(base())))
 def test_every_field_refuses_a_value_of_another_type_and_its_absence(path):
     config = with_(SIZED)
     set_(config, path, ["nonsense"])
-    assert any(line.startswith(path) for line in schema.problems(config))
+    assert any(line.startswith(path) for line in validation.problems(config))
     config = with_(SIZED)
     *parents, last = path.split(".")
     section = config
@@ -132,32 +133,32 @@ def test_every_field_refuses_a_value_of_another_type_and_its_absence(path):
         section = section[key]
     section.pop(last, None)
     if not schema.schema(base())[path].required:
-        assert schema.problems(config) == []
+        assert validation.problems(config) == []
         return
-    assert any(path in line or path.split(".")[0] in line for line in schema.problems(config))
+    assert any(path in line or path.split(".")[0] in line for line in validation.problems(config))
 
 
 def test_whole_numbers_in_float_fields_become_floats():
-    config = schema.coerce(with_({"optim.lr": 1, "optim.warmup.amount": 0}))
+    config = validation.coerce(with_({"optim.lr": 1, "optim.warmup.amount": 0}))
     assert repr(config["optim"]["lr"]) == "1.0"
     assert repr(config["batch"]["size"]) == "4"
 
 
 def test_another_plug_takes_its_own_keys():
-    config, problems = schema.override(base(), {"optim.schedule.name": "constant"})
+    config, problems = validation.override(base(), {"optim.schedule.name": "constant"})
     assert not problems
     assert config["optim"]["schedule"] == {"name": "constant"}
-    assert schema.problems(config) == []
-    config, _ = schema.override(base(), {"optim.schedule.name": "wsd"})
-    assert schema.problems(config)[0].startswith("optim.schedule.decay: missing")
+    assert validation.problems(config) == []
+    config, _ = validation.override(base(), {"optim.schedule.name": "wsd"})
+    assert validation.problems(config)[0].startswith("optim.schedule.decay: missing")
     changes = {"optim.schedule.decay": 0.2, "optim.schedule.name": "wsd"}
-    assert schema.problems(schema.override(base(), changes)[0]) == []
+    assert validation.problems(validation.override(base(), changes)[0]) == []
 
 
 def test_override_does_not_touch_its_argument():
     before = base()
     after = copy.deepcopy(before)
-    schema.override(after, {"optim.lr": 3.0})
+    validation.override(after, {"optim.lr": 3.0})
     assert before == after
 
 
@@ -181,18 +182,18 @@ def test_no_mutation_of_a_config_raises_anything_but_bad_input(changes):
             set_(config, path, value)
         except (TypeError, KeyError):
             continue  # its section has been replaced
-    assert all(isinstance(line, str) for line in schema.problems(config))
+    assert all(isinstance(line, str) for line in validation.problems(config))
     with contextlib.suppress(BadInput):
-        cli.checked(config)
+        validated(config)
 
 
 def test_the_plugs_are_read_as_their_code_says():
     from research import data, models
     from research.training import optimizers as optim
-    from research.training import tasks
+    from research.training import schedules, tasks
 
     for table, (file, name) in zip(
-        (models.MODELS, data.DATASETS, tasks.TASKS, optim.OPTIMIZERS, optim.SCHEDULES),
+        (models.MODELS, data.DATASETS, tasks.TASKS, optim.OPTIMIZERS, schedules.SCHEDULES),
         schema.PLUGS.values(),
         strict=True,
     ):

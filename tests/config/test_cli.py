@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from research.config import cli
+from research.config.loading import load_config, sweep_points
 from research.errors import BadInput
 
 TRAIN = [sys.executable, "-m", "experiments.train"]
@@ -87,7 +88,7 @@ def test_a_thousand_mistakes_are_not_all_told(tmp_path):
 def test_what_is_no_sweep_is_told(made, words, tiny):
     module = types.SimpleNamespace(sweep=lambda config: made)
     with pytest.raises(BadInput, match=words):
-        cli.points(tiny(), module, "sweep")
+        sweep_points(tiny(), module, "sweep")
 
 
 def test_a_missing_flag_is_exit_2():
@@ -121,10 +122,10 @@ def test_what_a_python_config_raises_is_told_with_its_line(tmp_path):
     path = tmp_path / "c.py"
     path.write_text("def get_config():\n    return {}[3]\n")
     with pytest.raises(BadInput, match=r"c.py:2: KeyError: 3"):
-        cli.load(str(path))
+        load_config(str(path))
     path.write_text("def get_config():\n    pass\n")
     with pytest.raises(BadInput, match="must return a ConfigDict"):
-        cli.load(str(path))
+        load_config(str(path))
 
 
 @pytest.mark.parametrize(
@@ -155,16 +156,16 @@ class Module:
 
 
 def test_every_bad_point_of_a_sweep_is_told():
-    config = cli.load("configs/lm_transformer.py")[0]
-    good = cli.points(config, Module({"size": 1e5}, {"size": 2e5, "seed": 1}), "sweep")
+    config = load_config("configs/lm_transformer.py")[0]
+    good = sweep_points(config, Module({"size": 1e5}, {"size": 2e5, "seed": 1}), "sweep")
     assert [c["size"] for _, c in good] == [1e5, 2e5]
     with pytest.raises(BadInput) as error:
-        cli.points(config, Module({"sise": 1}, {"size": -1.0}, 3, {"size": 1e5}), "sweep")
+        sweep_points(config, Module({"sise": 1}, {"size": -1.0}, 3, {"size": 1e5}), "sweep")
     assert len(error.value.problems) == 3
     with pytest.raises(BadInput, match="yields no points"):
-        cli.points(config, Module(), "sweep")
+        sweep_points(config, Module(), "sweep")
     with pytest.raises(BadInput, match=r"no function lr\(\)"):
-        cli.points(config, Module(), "lr")
+        sweep_points(config, Module(), "lr")
 
 
 def test_a_run_repeats_from_its_own_config(tiny, tmp_path):

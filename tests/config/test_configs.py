@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, sweep_names, sweep_points, validated
 from research.errors import BadInput
 from research.training.run import NOT_IN_ID, make_run
 
@@ -30,7 +31,7 @@ def labelled(corpus):
 
 
 def shrunk(path, corpus):
-    config, module = cli.load(str(path))
+    config, module = load_config(str(path))
     changes = {"eval.examples": 16, **SMALL.get(config["data"]["name"], {})}
     if config["data"]["name"] == "text_classes":
         changes |= {"data.path": str(labelled(corpus)), "data.classes": 2, "data.examples": 64}
@@ -38,24 +39,24 @@ def shrunk(path, corpus):
         changes["data.path"] = str(corpus)
     if config["horizon"]["unit"] == "tokens":
         changes["horizon.amount"] = 5e3
-    config, problems = schema.override(config, changes)
+    config, problems = validation.override(config, changes)
     assert not problems
     return config, module
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_a_config_resolves_to_a_run(path, corpus):
-    run = make_run(cli.checked(shrunk(path, corpus)[0]))
+    run = make_run(validated(shrunk(path, corpus)[0]))
     assert run.steps > 0
-    assert schema.problems(run.config) == []
+    assert validation.problems(run.config) == []
 
 
-ALL_SWEEPS = [(path, name) for path in SWEEPS for name in cli.sweeps(cli.load(str(path))[1])]
+ALL_SWEEPS = [(path, name) for path in SWEEPS for name in sweep_names(load_config(str(path))[1])]
 
 
 @pytest.mark.parametrize(("path", "name"), ALL_SWEEPS, ids=str)
 def test_every_point_of_a_sweep_resolves_to_a_run_of_its_own(path, name, corpus):
-    points = cli.points(*shrunk(path, corpus), name)
+    points = sweep_points(*shrunk(path, corpus), name)
     runs = [make_run(config) for _, config in points]
     assert len({run.id for run in runs}) == len(runs) > 1
 
@@ -64,13 +65,13 @@ def test_a_config_may_have_several_sweeps(corpus):
     assert {"lr", "batch", "sweep"} == {name for path, name in ALL_SWEEPS if "tuning" in path.name}
     assert all((path, "sweep") in ALL_SWEEPS for path in SWEEPS)
     config, module = shrunk("configs/sweeps/lm_tuning.py", corpus)
-    assert {"size", "optim.lr"} == set(cli.points(config, module, "lr")[0][0])
+    assert {"size", "optim.lr"} == set(sweep_points(config, module, "lr")[0][0])
     with pytest.raises(BadInput, match=r"--sweep=rates: .* it has lr, batch, sweep$"):
-        cli.points(config, module, "rates")
+        sweep_points(config, module, "rates")
 
 
 def test_the_demo_has_the_ladder_that_it_promises(corpus):
-    points = cli.points(*shrunk("configs/sweeps/lm_params.py", corpus), "sweep")
+    points = sweep_points(*shrunk("configs/sweeps/lm_params.py", corpus), "sweep")
     facts = [make_run(config).facts for _, config in points]
     sizes = sorted({f["params"] for f in facts})
     assert len(sizes) >= 7
@@ -81,8 +82,8 @@ def test_the_demo_has_the_ladder_that_it_promises(corpus):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
 def test_a_resolved_config_resolves_to_itself(path, corpus):
-    run = make_run(cli.checked(shrunk(path, corpus)[0]))
-    again = make_run(cli.checked(json.loads(json.dumps(run.config))))
+    run = make_run(validated(shrunk(path, corpus)[0]))
+    again = make_run(validated(json.loads(json.dumps(run.config))))
     assert again.config == run.config
     assert again.id == run.id
     assert again.facts["params"] == run.facts["params"]

@@ -11,9 +11,9 @@ import pytest
 from research import data
 from research.data import hub, text, token_files, tokenizers
 from research.errors import BadInput
-from research.sweep import worker as sweep
-from research.training import trainer as train
+from research.sweep.points import read_sweep_file, resolve_points, write_sweep_file
 from research.training.run import make_run
+from research.training.trainer import host_batches, host_heldout
 
 TEXT = {"context": 16, "heldout": 0.25, "tokenizer": "bytes", "field": "text", "vocab": None}
 TABLE = {"target": ["y"], "columns": None, "kind": "numbers", "standardise": True, "heldout": 0.25}
@@ -359,10 +359,10 @@ def test_an_id_that_comes_later_reaches_no_device(part, corpus, tiny, tmp_path):
     tokens = np.array(windows.tokens, np.uint16)
     changed = windows.corpus._replace(**{part: tokens})
     object.__setattr__(windows, "corpus", changed)
-    train.host_batches(run, 0, 1, 1)
+    host_batches(run, 0, 1, 1)
     tokens[:] = 256
     with pytest.raises(BadInput, match=rf"{part} tokens: id 256 at position \d+, .* 0 to 255"):
-        train.host_batches(run, 0, 1, 1) if part == "train" else train.host_heldout(run, 1)
+        host_batches(run, 0, 1, 1) if part == "train" else host_heldout(run, 1)
 
 
 @pytest.mark.fault(
@@ -374,13 +374,13 @@ def test_an_id_that_comes_later_reaches_no_device(part, corpus, tiny, tmp_path):
 def test_a_worker_is_told_of_other_data_than_those_of_the_launch(tiny, corpus, tmp_path):
     path = shutil.copy(corpus, tmp_path / "c.txt")
     config = tiny({"data.path": str(path)})
-    points = sweep.plan([({}, config)], tmp_path)
-    file = sweep.write(points, tmp_path)
-    assert [p.run.id for p in sweep.read(file, tmp_path)[0]] == [p.run.id for p in points]
+    points = resolve_points([({}, config)], tmp_path)
+    file = write_sweep_file(points, tmp_path)
+    assert [p.run.id for p in read_sweep_file(file, tmp_path)[0]] == [p.run.id for p in points]
     with open(path, "a") as more:
         more.write("one line more\n")
     with pytest.raises(BadInput, match=r"data: not what it was at the launch of --sweep="):
-        sweep.read(file, tmp_path)
+        read_sweep_file(file, tmp_path)
 
 
 @pytest.mark.fault(

@@ -13,12 +13,13 @@ import pytest
 from research.config import cli
 from research.errors import BadInput, Damaged, StorageError, UnsafeFile
 from research.inference import export
+from research.inference.load import open_run
 from research.io import encryption, files
 from research.params import leaves_by_path
 from research.runs import checkpoint
-from research.runs import directory as records
-from research.training import fine_tuning
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
+from research.runs.table import read_row
+from research.training.loop import train_run
 from research.training.run import make_run
 
 pytest.importorskip("safetensors")
@@ -54,8 +55,8 @@ def run(tiny, tmp_path_factory):
         patch.setenv("ISOFLOP_CACHE", str(workdir / "cache"))
         changes = {"data.tokenizer": str(words), "optim.ema": 0.9, "eval.every": 4}
         made = make_run(tiny({**changes, "save.every": 4, "save.keep": 3}))
-        with records.RunDirectory(workdir, made.id) as directory:
-            train.fit(made, directory)
+        with RunDirectory(workdir, made.id) as directory:
+            train_run(made, directory)
     return directory.path
 
 
@@ -108,7 +109,7 @@ def test_an_export_holds_the_bits_of_its_run(exports, run, kind):
     for name, leaf in found.items():
         np.testing.assert_array_equal(leaf, average[name], strict=True)
     assert any((found[name] != newest[name]).any() for name in found)  # the twin
-    opened = fine_tuning.open_run(run)
+    opened = open_run(run)
     assert (source.model, source.tokenizer, source.step) == (opened.model, opened.tokenizer, step)
     assert source.tokenizer == json.dumps(TOKENIZER)
 
@@ -124,7 +125,7 @@ def test_another_step_is_another_export(run, exports, tmp_path):
 
 
 def test_the_manifest_says_what_it_is(exports, run):
-    about, result = export.read(exports["plain"][0]).about, records.row(run)
+    about, result = export.read(exports["plain"][0]).about, read_row(run)
     for name in ("loss", "loss_unit", "params", "data_digest", "versions", "commit", "name"):
         assert about[name] == result[name]
     assert about["config"] == files.read_json(run / "config.json")

@@ -15,8 +15,9 @@ from research import models
 from research.errors import BadInput
 from research.inference import generate
 from research.inference.generate import Sampling
-from research.runs import directory as records
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
+from research.runs.table import read_table
+from research.training.loop import train_run
 from research.training.run import make_run
 from tests.models import test_gru, test_models
 from tests.params import slow_but
@@ -258,13 +259,13 @@ def workdir(tiny, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("generate")
     for steps in (12.0, 40.0):
         run = make_run(tiny({"horizon.amount": steps}))
-        with records.RunDirectory(workdir, run.id) as directory:
-            train.fit(run, directory)
+        with RunDirectory(workdir, run.id) as directory:
+            train_run(run, directory)
     return workdir
 
 
 def test_the_best_run_of_a_workdir_writes_on(workdir):
-    rows = {r["run"]: r["loss"] for r in records.table(workdir)}
+    rows = {r["run"]: r["loss"] for r in read_table(workdir)}
     best, worst = min(rows, key=rows.get), max(rows, key=rows.get)
     done = call(f"--runs={workdir}", "--prompt=the ", "--tokens=40")
     assert done.returncode == 0, done.stderr
@@ -279,10 +280,10 @@ def test_the_best_run_of_a_workdir_writes_on(workdir):
 
 
 def test_the_command_writes_what_the_library_does(workdir):
-    from research.training import fine_tuning
+    from research.inference.load import open_run
 
     (path, *_) = (workdir / "runs").iterdir()
-    source = fine_tuning.open_run(path)
+    source = open_run(path)
     how = {"temperature": 0.5, "top_k": 7, "top_p": 0.8, "seed": 3, "samples": 2}
     ids = generate.generate(source.model, source.params, list("é".encode()), 20, **how)
     flags = [f"--{name}={value}" for name, value in how.items()]
@@ -332,8 +333,8 @@ def test_of_a_run_on_token_ids_prompt_and_text_are_ids(tmp_path, tiny):
     path = tmp_path / "ids.bin"
     (np.arange(6000) % 97).astype(np.uint16).tofile(path)
     run = make_run(tiny({"data.path": str(path), "data.vocab": 97, "horizon.amount": 3.0}))
-    with records.RunDirectory(tmp_path, run.id) as directory:
-        train.fit(run, directory)
+    with RunDirectory(tmp_path, run.id) as directory:
+        train_run(run, directory)
     done = call(f"--runs={tmp_path}", "--prompt=5 6", "--tokens=4")
     assert done.returncode == 0, done.stderr
     ids = [int(i) for i in done.stdout.split()]

@@ -63,8 +63,8 @@ def run(path):
     """As generate and a resumed launch open it."""
     from research.data import tokenizers
     from research.inference import generate
+    from research.inference.load import open_run
     from research.runs import checkpoint
-    from research.training import fine_tuning
 
     try:
         for step in checkpoint.steps(path):
@@ -73,16 +73,16 @@ def run(path):
             checkpoint.read(where, "params")
             break
     finally:
-        source = fine_tuning.open_run(path)
+        source = open_run(path)
     tokenizers.from_json(source.tokenizer)
     generate.generate(source.model, source.params, [1], 2)
 
 
 def hold(path):
-    from research.runs import directory as records
+    from research.runs.directory import RunDirectory, write_data_card
 
     # A name that its maker could know: that of the temporary file of this process.
-    with records.RunDirectory(path.parent.parent, path.name) as directory:
+    with RunDirectory(path.parent.parent, path.name) as directory:
         for name in ("config.json", "late.json"):
             planted = path / f".{name}.{os.getpid()}.tmp"
             planted.symlink_to(TOP / "outside" / "canary")
@@ -90,15 +90,15 @@ def hold(path):
             directory.once(name, {"a": 1})
         directory.append(step=1, tokens=1, loss=1.0, seconds=0.0)
         directory.fail("because")
-    records.write_card(path.parent.parent, "0" * 64, dict)
+    write_data_card(path.parent.parent, "0" * 64, dict)
 
 
 def results(path):
     from research.report import tables as listing
-    from research.runs import directory as records
     from research.runs import metrics_log
+    from research.runs.table import read_table
 
-    rows = records.table(path.parent.parent)
+    rows = read_table(path.parent.parent)
     metrics_log.read(path)
     metrics_log.last(path)
     for form in listing.FORMATS.values():
@@ -106,23 +106,23 @@ def results(path):
 
 
 def config(path):
-    from research.config import cli
+    from research.config.loading import load_config, validated
 
-    cli.checked(cli.load(str(path))[0])
+    validated(load_config(str(path))[0])
 
 
 def sweep(path):
     from research.sweep import watch
-    from research.sweep import worker as sweep
+    from research.sweep.points import read_sweep_file
 
     watch.line(watch.Sight(path.parent.parent, [path]).rows())
-    sweep.read(path, path.parent.parent)
+    read_sweep_file(path, path.parent.parent)
 
 
 def table(path):
-    from research.scaling import table
+    from research.scaling import table as runs
 
-    table.usable(table.read(path), ["params", "tokens", "loss"])
+    runs.usable(runs.read(path), ["params", "tokens", "loss"])
 
 
 def rows(path):

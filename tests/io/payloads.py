@@ -14,7 +14,7 @@ from pathlib import Path
 
 from research.io import files
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
+from research.runs.table import _head, _stamps
 
 PAYLOADS, GOOD = {}, {}
 
@@ -446,17 +446,15 @@ result("a lease that is a pipe", lambda _, path: os.mkfifo(path), "lease/88.json
 @payload("results", "a cache of the table that lies")
 def _(place):
     run = place.copied()
-    rows = json.dumps(
-        {run.name: [records._stamps(str(run)), {"run": "../x", "status": 7}]}
-    ).encode()
-    place.write(".table.cache", records._head(rows) + b"\n" + rows)
+    rows = json.dumps({run.name: [_stamps(str(run)), {"run": "../x", "status": 7}]}).encode()
+    place.write(".table.cache", _head(rows) + b"\n" + rows)
     return run
 
 
 @payload("results", "a cache of the table that is deep")
 def _(place):
     run, rows = place.copied(), deep().encode()
-    place.write(".table.cache", records._head(rows) + b"\n" + rows)
+    place.write(".table.cache", _head(rows) + b"\n" + rows)
     return run
 
 

@@ -12,8 +12,8 @@ import payloads
 import payloads_data  # noqa: F401 — adds to PAYLOADS
 import pytest
 
-from research.runs import directory as records
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
+from research.training.loop import train_run
 from research.training.run import make_run
 
 pytest.importorskip("safetensors")
@@ -27,8 +27,8 @@ def ends(tiny, tmp_path_factory):
     """Name -> how the opening of a payload ended (see opener.py), and the folder of them all."""
     top = tmp_path_factory.mktemp("hostile")
     run = make_run(tiny({"horizon.amount": 2.0}))
-    with records.RunDirectory(top / "work", run.id) as directory:
-        train.fit(run, directory)
+    with RunDirectory(top / "work", run.id) as directory:
+        train_run(run, directory)
     named = {f"good {opener}": (opener, make) for opener, make in payloads.GOOD.items()}
     listed = []
     for number, (name, (opener, make)) in enumerate({**named, **payloads.PAYLOADS}.items()):

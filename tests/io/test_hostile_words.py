@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from research.report import build as report
-from research.report import sweep_figures as plots
+from research.report import style
 from research.report import tables as listing
 from research.report import text as summary
-from research.runs import directory as records
+from research.runs.directory import write_data_card
+from research.runs.table import read_table, write_table
 from research.sweep import watch
 from tests.report.test_report import without_scripts, workdir
 from tests.scaling.test_scaling import noisy
@@ -61,7 +62,7 @@ def test_words_do_no_harm_in_the_report(tmp_path):
     rows = rows_with(words)
     rows[0] |= {"status": "failed", "loss": None}
     card = {**dict.fromkeys(words, words[0]), "source": words[0], "overlap": words[0]}
-    records.write_card(tmp_path, "0" * 64, lambda: card)
+    write_data_card(tmp_path, "0" * 64, lambda: card)
     result = report.write(workdir(tmp_path, rows, name=words[0]))
     page = without_scripts((tmp_path / "report.html").read_text())
     for word in words:
@@ -79,12 +80,12 @@ def test_words_do_no_harm_in_the_report(tmp_path):
 @pytest.mark.parametrize("name", WORDS)
 def test_words_do_no_harm_in_a_table(name, tmp_path):
     word = WORDS[name]
-    records.write_table(workdir(tmp_path, rows_with([word])[:2], name=word))
+    write_table(workdir(tmp_path, rows_with([word])[:2], name=word))
     with open(tmp_path / "table.csv", newline="") as file:
         cells = [cell for line in csv.reader(file) for cell in line]
     assert any(word in cell for cell in cells)
     assert not [cell for cell in cells if cell.startswith(FORMULA) and not _number(cell)]
-    rows = records.table(tmp_path)
+    rows = read_table(tmp_path)
     names = listing.columns(rows, "all")
     assert "\x1b" not in listing.as_text(rows, names)
     shown = csv.reader(io.StringIO(listing.as_csv(rows, names), newline=""))
@@ -109,6 +110,6 @@ def test_words_do_no_harm_on_a_terminal(name):
 
 
 def test_a_label_is_short_and_plain():
-    assert plots.plain("a b") == "a b"
-    assert plots.plain("$x$\n") == r"\$x\$ "
-    assert len(plots.plain("x" * 100)) == 40
+    assert style.plain("a b") == "a b"
+    assert style.plain("$x$\n") == r"\$x\$ "
+    assert len(style.plain("x" * 100)) == 40

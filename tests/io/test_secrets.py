@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from research.config import cli
 from research.errors import BadInput
 from research.io import files, host
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
+from research.runs.table import read_table
 from tests.conftest import TINY
 
 SECRETS = {
@@ -60,7 +60,10 @@ def test_a_sweep_writes_no_secret_and_nothing_for_others(corpus, tmp_path, monke
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(cli, "StopSignal", lambda *_, **__: contextlib.nullcontext(lambda: False))
+    monkeypatch.setattr(
+        "research.config.stop_signal.StopSignal",
+        lambda *_, **__: contextlib.nullcontext(lambda: False),
+    )
     old = os.umask(0o022)
     try:
         files.keep_private()  # as every command does
@@ -68,7 +71,7 @@ def test_a_sweep_writes_no_secret_and_nothing_for_others(corpus, tmp_path, monke
     finally:
         os.umask(old)
     assert code == 1  # one has diverged
-    assert {r["status"] for r in records.table(tmp_path / "work")} == {"done", "diverged"}
+    assert {r["status"] for r in read_table(tmp_path / "work")} == {"done", "diverged"}
     assert (tmp_path / "work" / "table.csv").exists()
     assert not [name for name, value in SECRETS.items() if value in "".join(capfd.readouterr())]
     assert not found_in(tmp_path, SECRETS)
@@ -127,7 +130,7 @@ def test_messages_logs_and_tracebacks_name_a_secret_and_do_not_tell_it(kind):
 def test_the_note_of_a_failed_attempt_tells_none(tmp_path, monkeypatch):
     for name, value in {**SECRETS, **SHOWN}.items():
         monkeypatch.setenv(name, value)
-    with records.RunDirectory(tmp_path, "r0") as directory:
+    with RunDirectory(tmp_path, "r0") as directory:
         directory.once("config.json", {})
         directory.fail(" ".join(["refused", *SECRETS.values(), *SHOWN.values()]))
     noted = json.loads((directory.path / "attempts" / "1.json").read_text())["reason"]

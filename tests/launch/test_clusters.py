@@ -13,15 +13,15 @@ import pytest
 from launching import end, kill_a_holder, launches, saved, start, sweep_file, wait_for
 
 from research.io import files
-from research.runs import directory as records
 from research.runs import lease, metrics_log
+from research.runs.table import read_table
 
 pytestmark = pytest.mark.slow
 
 
 def all_done(workdir, killed, runs=4, processes=None):
     """Every run is done, and begun once; the one whose worker was killed, twice."""
-    assert [r["status"] for r in records.table(workdir)] == ["done"] * runs
+    assert [r["status"] for r in read_table(workdir)] == ["done"] * runs
     for path in workdir.glob("runs/*/launch.json"):
         assert files.read_json(path).get("processes") == processes
     begun = launches(workdir)

@@ -15,8 +15,8 @@ from research import launch
 from research.errors import BadInput
 from research.launch import local
 from research.launch import slots as machine
-from research.runs import directory as records
 from research.runs import lease, metrics_log
+from research.runs.table import read_row, read_table
 
 # Executors alone, with commands that train nothing.
 
@@ -216,7 +216,7 @@ def test_two_launches_at_once_share_a_sweep_and_train_each_run_once(corpus, tmp_
         code, out = end(process)
         assert code == 0, out
     assert launches(workdir) == dict.fromkeys(launches(workdir), 1)
-    assert [r["status"] for r in records.table(workdir)] == ["done"] * 6
+    assert [r["status"] for r in read_table(workdir)] == ["done"] * 6
     pids = {lease.holder(p / "lease").content["pid"] for p in workdir.glob("runs/*")}
     assert len(pids) > 1, "one of them did it all: nothing was shared"
     watched = subprocess.run(
@@ -252,7 +252,7 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
         assert last.deaths == 0
         step = metrics_log.last(run)[-1]["step"]
         assert (run / "checkpoints" / str(step + 1)).is_dir(), "not saved where it was stopped"
-        assert records.row(run)["status"] == "unfinished"
+        assert read_row(run)["status"] == "unfinished"
 
 
 @pytest.mark.slow
@@ -267,7 +267,7 @@ def test_a_worker_of_two_processes_is_started_again_when_one_of_them_is_killed(c
     code, out = end(process)
     assert code == 0, out
     assert sorted(launches(workdir).values()) == [1, 2]
-    assert [r["status"] for r in records.table(workdir)] == ["done"] * 2
+    assert [r["status"] for r in read_table(workdir)] == ["done"] * 2
 
 
 def is_follower(cmdline, workdir):
@@ -285,7 +285,7 @@ def test_a_diverged_run_is_a_row_and_the_exit_code_says_so(corpus, tmp_path):
     config.write_text(config.read_text().rstrip("\n") + more)
     code, out = end(start(config, tmp_path / "w", "--executor=local", "--workers=1"))
     assert code == 1, out
-    rows = [r["status"] for r in records.table(tmp_path / "w")]
+    rows = [r["status"] for r in read_table(tmp_path / "w")]
     assert sorted(rows) == ["diverged", "done", "done"]
     assert "diverged: loss" in out
 

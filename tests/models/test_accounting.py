@@ -12,6 +12,7 @@ from research import models
 from research.config import schema
 from research.errors import BadInput
 from research.models import accounting
+from research.models.sizing import model_at_size
 from research.training import horizon as ladder
 from research.training.tasks import LanguageModelling
 from tests.models.test_models import SMALL, VARIANTS
@@ -94,7 +95,7 @@ def test_conventions_are_ordered_and_6nd_is_six_n_d():
 @pytest.mark.parametrize("target", [2e4, 1e5, 1e6, 3e7])
 def test_a_target_size_is_met_by_the_nearest_rung(target):
     fields = {k: v for k, v in SMALL.items() if k not in models.family("transformer").SIZED}
-    model = ladder.at_size(target, "transformer", fields, INPUTS)
+    model = model_at_size(target, "transformer", fields, INPUTS)
     count = accounting.params(model, INPUTS)["params"]
     for step in (-1, 1):
         rung = (
@@ -114,7 +115,7 @@ def test_a_depth_that_is_given_is_held_and_the_size_still_met(depth, held):
     assert set(SMALL) - set(fields) == {"width", "heads", "kv_heads", "hidden"} | (
         set() if depth else {"depth"}
     )
-    model = ladder.at_size(5e4, "transformer", fields, INPUTS)
+    model = model_at_size(5e4, "transformer", fields, INPUTS)
     assert model.spec.depth == held
     assert accounting.params(model, INPUTS)["params"] == pytest.approx(5e4, rel=0.3)
 
@@ -122,7 +123,7 @@ def test_a_depth_that_is_given_is_held_and_the_size_still_met(depth, held):
 def test_a_size_below_the_ladder_is_refused():
     fields = {k: v for k, v in SMALL.items() if k not in models.family("transformer").SIZED}
     with pytest.raises(BadInput, match="nearest transformer"):
-        ladder.at_size(50, "transformer", fields, INPUTS)
+        model_at_size(50, "transformer", fields, INPUTS)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from research import models
 from research.errors import BadInput
 from research.models import accounting, resnet
 from research.models import conv as convolution
+from research.models.sizing import model_at_size
 from research.parallel import sharding
-from research.training import horizon
 from research.training import optimizers as optim
 from research.training.step import TrainState
 from research.training.tasks import Classification
@@ -254,11 +254,11 @@ def test_the_ladders_meet_the_networks_that_they_are_named_after():
 
 @pytest.mark.parametrize(("name", "target"), [("cnn", 5e3), ("cnn", 2e5), ("resnet", 1e5)])
 def test_a_target_size_is_met(name, target):
-    model = horizon.at_size(target, name, DIGITS, abstract(DIGITS))
+    model = model_at_size(target, name, DIGITS, abstract(DIGITS))
     count = accounting.params(model, abstract(DIGITS))["params"]
     assert abs(math.log(count / target)) < 0.3
     with pytest.raises(BadInput, match=f"nearest {name}"):
-        horizon.at_size(20, name, DIGITS, abstract(DIGITS))
+        model_at_size(20, name, DIGITS, abstract(DIGITS))
 
 
 def test_images_too_small_for_the_depth_are_refused():

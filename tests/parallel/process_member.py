@@ -22,9 +22,10 @@ args = parser.parse_args()
 from research.parallel import distributed, sharding  # noqa: E402
 from research.params import leaves_by_path  # noqa: E402
 from research.runs import checkpoint  # noqa: E402
-from research.runs import directory as records  # noqa: E402
-from research.training import trainer as train  # noqa: E402
+from research.runs.directory import ReadOnlyRunDirectory, RunDirectory  # noqa: E402
+from research.training.loop import train_run  # noqa: E402
 from research.training.run import make_run  # noqa: E402
+from research.training.trainer import Trainer  # noqa: E402
 
 
 def restored_and_next(run, trainer, path):
@@ -63,15 +64,15 @@ def damaged():
 
 def perform(task):
     run, longer = make_run(task["config"]), make_run(task["longer"])
-    made = records.RunDirectory if distributed.first() else records.Follower
+    made = RunDirectory if distributed.first() else ReadOnlyRunDirectory
     with made(task["workdir"], run.id) as directory:
-        train.fit(run, directory)
+        train_run(run, directory)
     reached = []
     with made(task["workdir"], longer.id) as directory:
         stop = lambda: jax.process_index() == 1 and max(reached, default=0) >= 12  # noqa: E731
         with pytest.raises(Preempted, match="stopped and saved at step"):
-            train.fit(longer, directory, lambda step, loss: reached.append(step), stop)
-    trainer = train.Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+            train_run(longer, directory, lambda step, loss: reached.append(step), stop)
+    trainer = Trainer(run, sharding.make_mesh(run.mesh, run.batch))
     out = distributed.fetch(trainer.batches(3, 6, 6))
     leaves, losses = restored_and_next(run, trainer, task["from"])
     out |= {"losses": losses, **{f"state/{k}": v for k, v in leaves.items()}}

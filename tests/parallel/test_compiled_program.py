@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.models import activation_sharding
 from research.parallel import sharding
@@ -164,12 +165,12 @@ def test_bytes_are_predicted_without_compiling(name, request):
 
 def test_the_steps_of_a_recurrence_wait_for_nobody():
     """Every device takes its rows through all of time; only sums of gradients are exchanged."""
-    config, _ = cli.load("configs/lm_gru.py")
+    config, _ = load_config("configs/lm_gru.py")
     changes = {k: v for k, v in BLOCK.items() if k in ("model.width", "data.context", "batch.size")}
     small = {"size": None, "model.depth": 2, "eval.examples": 16, "data.heldout": 0.01}
-    config, problems = schema.override(config, changes | small)
+    config, problems = validation.override(config, changes | small)
     assert not problems
-    run = cluster.made(cli.checked(config), V)
+    run = cluster.made(validated(config), V)
     program = Program(run, {"data": 2, "fsdp": 4, "tensor": 1})
     lines = [line for line in program.compiled.as_text().splitlines() if COLLECTIVE.search(line)]
     assert not [line for line in lines if "recurrent/while/body/closed_call" in line]

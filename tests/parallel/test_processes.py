@@ -23,10 +23,12 @@ from research.launch import process_group, slots
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
+from research.runs.table import read_row, read_table
 from research.sweep import work_units
-from research.training import trainer as train
+from research.training.loop import train_run
 from research.training.run import make_run
+from research.training.trainer import Trainer, host_batches
 
 HERE = Path(__file__).parent
 # Parameters and batches lie in both processes; then each axis alone across them.
@@ -71,15 +73,15 @@ def both(request, tiny, tmp_path_factory):
     changes |= {"loop.steps_per_dispatch": HALF}
     config, longer = tiny(changes), tiny({**changes, "horizon.amount": 1000 * STEPS})
     run = make_run(config)
-    with records.RunDirectory(root / "one", run.id) as directory:
-        train.fit(run, directory)
-    here, two = directory.path, records.RunDirectory(root / "two", run.id).path
-    stopped = records.RunDirectory(root / "two", make_run(longer).id).path
+    with RunDirectory(root / "one", run.id) as directory:
+        train_run(run, directory)
+    here, two = directory.path, RunDirectory(root / "two", run.id).path
+    stopped = RunDirectory(root / "two", make_run(longer).id).path
     task = {"config": config, "longer": longer, "workdir": str(root / "two")}
     task |= {"from": str(here / "checkpoints" / str(HALF)), "out": str(root / "seen.npz")}
     joined(task, root)
     seen = dict(np.load(root / "seen.npz"))
-    trainer = train.Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    trainer = Trainer(run, sharding.make_mesh(run.mesh, run.batch))
     places = {"one": here, "two": two, "stopped": stopped}
     return SimpleNamespace(run=run, trainer=trainer, seen=seen, **places)
 
@@ -111,7 +113,7 @@ def test_two_processes_get_the_losses_and_the_state_of_one(both):
 
 
 def test_the_order_of_the_data_does_not_depend_on_the_processes(both):
-    for name, rows in train.host_batches(both.run, 3, HALF, HALF).items():
+    for name, rows in host_batches(both.run, 3, HALF, HALF).items():
         np.testing.assert_array_equal(both.seen[name], rows)
         assert (both.seen[name][0] != rows[1]).any()
 
@@ -160,7 +162,7 @@ def test_a_stop_that_one_process_saw_saves_all_at_one_step(both):
     step = metrics_log.last(both.stopped)[-1]["step"] + 1
     assert STEPS < step < 1000 * STEPS
     assert max(checkpoint.steps(both.stopped)) == step, "not saved where it was stopped"
-    assert records.row(both.stopped)["status"] == "unfinished"
+    assert read_row(both.stopped)["status"] == "unfinished"
     assert flat(state(both, both.stopped, step))["step"] == step
 
 
@@ -247,7 +249,7 @@ def test_two_processes_that_diverge_say_so_once(corpus, tmp_path):
     code, out = end(trained(config, workdir, *flags))
     assert code == DIVERGED, out
     assert out.count("error: ") == 1
-    (row,) = records.table(workdir)
+    (row,) = read_table(workdir)
     assert row["status"] == "diverged"
 
 

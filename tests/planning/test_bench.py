@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from experiments import bench as command
-from research.config import cli, schema
+from research.config import cli, validation
 from research.errors import BadInput
 from research.io import host
 from research.models import accounting
@@ -154,4 +154,4 @@ def test_bad_flags_are_refused(argv, says):
 @pytest.mark.parametrize("name", command.CASES)
 def test_the_shipped_cases_are_configs(name):
     _, config, _ = cli.parse_config(cli.config_parser(""), command.flags(command.CASES[name]))
-    assert not schema.problems(config)
+    assert not validation.problems(config)

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.models import accounting
 from research.parallel import sharding
@@ -25,11 +26,11 @@ PUBLISHED = {
 
 
 def config(**changes):
-    out, _ = cli.load("configs/lm_gpt2.py")
+    out, _ = load_config("configs/lm_gpt2.py")
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    out, problems = schema.override(out, {"model.dtype": "bfloat16", **changes})
+    out, problems = validation.override(out, {"model.dtype": "bfloat16", **changes})
     assert not problems
-    return cli.checked(out)
+    return validated(out)
 
 
 def large(width, depth, batch, parts=1, remat="none", **changes):

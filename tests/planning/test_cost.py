@@ -16,9 +16,9 @@ from research.parallel import sharding
 from research.planning import calibration, memory
 from research.planning.calibration import Sample
 from research.sweep import prepare
-from research.sweep import worker as sweep
-from research.training import trainer as train
+from research.sweep.points import resolve_points
 from research.training.run import make_run
+from research.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def test_the_memory_of_a_container_is_what_it_may_use(lines, name, values, expec
 @pytest.mark.parametrize("mesh", [{}, {"mesh__data": 2, "mesh__fsdp": 4}])
 def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
     run, placed = made(tiny, **mesh)
-    trainer = train.Trainer(run, placed)
+    trainer = Trainer(run, placed)
     first = placed.devices.flat[0]
 
     def on_first(tree):
@@ -220,7 +220,7 @@ def test_a_run_that_these_devices_cannot_take_costs_nobody_knows_what(tiny):
 
 def test_needed_seconds_are_measured_if_nothing_is_known(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "measure", fake)
-    points = sweep.plan([({}, tiny())], tmp_path)
+    points = resolve_points([({}, tiny())], tmp_path)
     assert prepare.priced(points, calibrate=False, needed=False)[0].seconds is None
     assert prepare.priced(points, calibrate=False, needed=True)[0].seconds is not None
 
@@ -240,7 +240,7 @@ def test_a_plan_traces_every_model_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(models.Model, "init", init)
     shapes = grid.values("model.hidden", [41, 43])  # of no other test: counts are remembered
     points = grid.product(shapes, grid.values("optim.lr", grid.log_grid(0.1, 1, 10)), grid.seeds(5))
-    planned = sweep.plan([(p, tiny(p)) for p in points], tmp_path)
+    planned = resolve_points([(p, tiny(p)) for p in points], tmp_path)
     prepare.priced(planned, calibrate=False, needed=False)
     assert len(planned) == 100
     assert len(traced) == 2

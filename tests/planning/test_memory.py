@@ -2,7 +2,8 @@
 
 import pytest
 
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 from research.parallel import sharding
 from research.planning import memory, xla_memory
 from research.training.run import make_run
@@ -68,11 +69,13 @@ def test_bytes_are_those_that_xla_reserves(name, corpus, seen):
     out on the way there, and keeps them.
     """
     file, changes, sizes = CASES[name]
-    config, _ = cli.load(f"configs/{file}.py")
+    config, _ = load_config(f"configs/{file}.py")
     text = {"data.path": str(corpus)} if file.startswith("lm_") else {}
-    config, problems = schema.override(config, {"loop.steps_per_dispatch": 2, **text, **changes})
+    config, problems = validation.override(
+        config, {"loop.steps_per_dispatch": 2, **text, **changes}
+    )
     assert not problems
-    run = make_run(cli.checked(config))
+    run = make_run(validated(config))
     mesh = sharding.make_mesh(sizes, run.batch, parts=run.accumulate)
     found = xla_memory.Reserved.of(xla_memory.compiled(run, mesh)).peak
     planned = memory.of(run, mesh).dispatch

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from research import models
-from research.config import schema
+from research.config import validation
 from research.errors import BadInput
 from research.models import attention
 from research.parallel import sharding
-from research.runs import directory as records
+from research.runs.directory import RunDirectory, read_launch
 from research.training import step
-from research.training import trainer as train
+from research.training.loop import train_run
 from research.training.run import make_run
 from research.training.tasks import FEW, LOGITS, LanguageModelling
+from research.training.trainer import Preempted, Trainer
 from tests.models.test_models import SMALL
 from tests.training.test_optim import NUMBERS
 
@@ -27,7 +28,7 @@ ALL = {"data": 2, "fsdp": 2, "tensor": 2}
 
 def trainer(config, sizes=ONE):
     run = make_run(config)
-    return train.Trainer(run, sharding.make_mesh(sizes, run.batch, parts=run.accumulate))
+    return Trainer(run, sharding.make_mesh(sizes, run.batch, parts=run.accumulate))
 
 
 def lowered(config, sizes=ONE):
@@ -92,7 +93,7 @@ def test_parts_weigh_by_their_tokens_and_not_equally():
     model, batch = models.build("transformer", **SMALL), tokens(8)
     batch["weight"] = jnp.arange(1.0, 9.0)
     params = model.init(jax.random.key(0), batch["inputs"])
-    recipe = step.Recipe(model, Weighted(chunk=0), "adamw", "constant")
+    recipe = step.StepSpec(model, Weighted(chunk=0), "adamw", "constant")
     loss, grads = recipe.gradient(params, batch)
     found, others = recipe._replace(accumulate=4).gradient(params, batch)
     assert float(found) == pytest.approx(float(loss), rel=1e-6)
@@ -114,9 +115,9 @@ def test_parts_need_the_memory_of_one(tiny):
 
 
 def test_parts_that_do_not_divide_are_refused_before_a_compile(tiny):
-    config, problems = schema.override(tiny(), {"batch.accumulate": 3})
+    config, problems = validation.override(tiny(), {"batch.accumulate": 3})
     assert not problems
-    assert schema.problems(config) == ["batch.accumulate: 3 does not divide batch.size = 8"]
+    assert validation.problems(config) == ["batch.accumulate: 3 does not divide batch.size = 8"]
     with pytest.raises(BadInput, match=r"accumulate: 3 does not divide a batch of 8 examples"):
         make_run(config)
     with pytest.raises(BadInput, match=r"batch.size / batch.accumulate: 2 is not divisible"):
@@ -145,11 +146,11 @@ def test_a_run_goes_on_as_it_was_first_launched(tiny, tmp_path):
 
     def launched(name, run, stop=None):
         calls = iter(range(100))
-        with records.RunDirectory(tmp_path / name, run.id) as directory:
-            return train.fit(run, directory, stop=lambda: stop is not None and next(calls) >= stop)
+        with RunDirectory(tmp_path / name, run.id) as directory:
+            return train_run(run, directory, stop=lambda: stop is not None and next(calls) >= stop)
 
     alone = launched("alone", one)
-    with pytest.raises(train.Preempted):
+    with pytest.raises(Preempted):
         launched("stopped", one, stop=1)
     assert launched("stopped", other)["loss"] == alone["loss"]
     assert launched("other", other)["loss"] == pytest.approx(alone["loss"], rel=1e-4)
@@ -161,14 +162,14 @@ def test_a_launch_that_left_nothing_binds_nobody(tiny, tmp_path, monkeypatch):
     def short(*_):
         raise MemoryError
 
-    with records.RunDirectory(tmp_path, one.id) as directory:
+    with RunDirectory(tmp_path, one.id) as directory:
         with monkeypatch.context() as patch:
-            patch.setattr(train.Trainer, "steps", short)
+            patch.setattr(Trainer, "steps", short)
             with pytest.raises(MemoryError):
-                train.fit(one, directory)
-        assert records.launch(directory.path)["how"] == one.how
-        train.fit(other, directory)
-        assert records.launch(directory.path)["how"] == OTHERWISE
+                train_run(one, directory)
+        assert read_launch(directory.path)["how"] == one.how
+        train_run(other, directory)
+        assert read_launch(directory.path)["how"] == OTHERWISE
 
 
 # Logits in chunks.
@@ -191,7 +192,7 @@ HEADS = {
 
 def loss_and_gradient(model, chunk, batch):
     params = model.init(jax.random.key(0), batch["inputs"])
-    recipe = step.Recipe(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), "adamw", "constant")
     return jax.jit(recipe.gradient)(params, batch)
 
 
@@ -257,7 +258,7 @@ def test_a_large_vocabulary_takes_a_fraction_of_the_memory():
     params = model.shapes(batch["inputs"])
 
     def reserved(chunk):
-        recipe = step.Recipe(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+        recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), "adamw", "constant")
         program = jax.jit(recipe.gradient).lower(params, batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
@@ -293,7 +294,7 @@ def test_remat_by_name_takes_less_memory_and_gives_the_same_losses(tiny):
 def test_the_booleans_of_earlier_configs_are_told_what_to_be(old, tiny):
     config = tiny()
     config["model"]["remat"] = old
-    problems = schema.problems(config)
+    problems = validation.problems(config)
     assert problems == [f"model.remat: {old} is of type bool; expected one of none, dots, full"]
 
 
@@ -390,7 +391,7 @@ LOW = {
 def test_bfloat16_is_for_products_and_float32_for_the_rest(name, chunk):
     """Weights, moments, norms, softmax and loss are float32; products have bfloat16 operands."""
     model, batch = LOW[name], tokens()
-    recipe = step.Recipe(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), "adamw", "constant")
     hyper = trainer_hyper()
     state = jax.eval_shape(recipe.init, jax.random.key(0), batch["inputs"], hyper)
     kinds = {str(x.dtype) for x in jax.tree.leaves(state)}

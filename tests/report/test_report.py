@@ -15,14 +15,14 @@ from research.io import files
 from research.report import build as report
 from research.report import sweep_figures as plots
 from research.report import text as summary
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
 from tests.scaling.test_minima import BUDGETS, iso_rows
 from tests.scaling.test_scaling import noisy
 
 
 def workdir(path, rows, name="a sweep"):
     for row in rows:
-        with records.RunDirectory(path, row["run"]) as directory:
+        with RunDirectory(path, row["run"]) as directory:
             directory.once("config.json", {})
             for step in range(0, 100, 10):
                 directory.append(step=step, tokens=step * 100, train_loss=3.0 - step / 100)

@@ -12,10 +12,10 @@ import pytest
 from research.errors import BadInput
 from research.io import files
 from research.report import tables as listing
-from research.runs import directory as records
+from research.runs.table import WORTH_KEEPING, read_row, read_table
 from tests.runs.test_records import directory
 
-COUNT = records.WORTH_KEEPING
+COUNT = WORTH_KEEPING
 
 
 @pytest.fixture
@@ -33,21 +33,21 @@ def many(tmp_path):
 @pytest.fixture
 def read(monkeypatch):
     """The names of the runs whose rows are read anew."""
-    names, original = [], records.row
+    names, original = [], read_row
 
     def row(path):
         names.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(records, "row", row)
+    monkeypatch.setattr("research.runs.table.read_row", row)
     return names
 
 
 def test_a_second_look_reads_only_what_changed(many, read):
-    first = records.table(many)
+    first = read_table(many)
     assert len(read) == COUNT
     read.clear()
-    assert records.table(many) == first
+    assert read_table(many) == first
     assert read == []
     with directory(many, "r000") as made:
         made.finish({"status": "done", "reason": "", "params": 0, "tokens": 100, "loss": 1.0})
@@ -55,30 +55,30 @@ def test_a_second_look_reads_only_what_changed(many, read):
         made.fail("ValueError: no")
     with directory(many, "new") as made:
         made.once("config.json", {})
-    again = {row["run"]: row for row in records.table(many)}
+    again = {row["run"]: row for row in read_table(many)}
     assert sorted(read) == ["new", "r000", "r002"]
     assert [again[run]["status"] for run in ("r000", "r002", "new")] == [
         *("done", "failed", "unfinished")
     ]
     with directory(many, "r002") as made:
         made.fail("ValueError: again")
-    reasons = {row["run"]: row["reason"] for row in records.table(many)}
+    reasons = {row["run"]: row["reason"] for row in read_table(many)}
     assert reasons["r002"] == "ValueError: again"
 
 
 def test_a_result_of_the_same_length_is_seen_too(many, read):
-    records.table(many)
+    read_table(many)
     path = many / "runs" / "r001" / "result.json"
     text = path.read_text()
     files.write_atomic(path, text.replace('"seed": 0', '"seed": 7'))
     assert len(path.read_text()) == len(text)
-    assert [row["seed"] for row in records.table(many) if row["run"] == "r001"] == [7]
+    assert [row["seed"] for row in read_table(many) if row["run"] == "r001"] == [7]
 
 
 def test_a_removed_run_leaves_the_table(many):
-    records.table(many)
+    read_table(many)
     shutil.rmtree(many / "runs" / "r003")
-    assert len(records.table(many)) == COUNT - 1
+    assert len(read_table(many)) == COUNT - 1
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_a_removed_run_leaves_the_table(many):
     ],
 )
 def test_a_damaged_cache_is_read_around_and_made_again(many, read, damage):
-    first = records.table(many)
+    first = read_table(many)
     path = many / ".table.cache"
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     read.clear()
-    assert records.table(many) == first
+    assert read_table(many) == first
     assert len(read) == COUNT
     assert path.read_bytes() == whole
 
@@ -107,10 +107,10 @@ def test_few_runs_leave_no_cache_and_a_folder_that_cannot_be_written_is_read(man
         raise files.StorageError("no")
 
     monkeypatch.setattr(files, "write_atomic", refuse)
-    assert len(records.table(many)) == COUNT
+    assert len(read_table(many)) == COUNT
     shutil.rmtree(many / "runs" / "r003")
     monkeypatch.undo()
-    assert len(records.table(many)) == COUNT - 1
+    assert len(read_table(many)) == COUNT - 1
     assert not (many / ".table.cache").exists()
 
 

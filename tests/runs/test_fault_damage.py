@@ -15,9 +15,10 @@ import pytest
 from research.errors import BadInput, Damaged, StorageError
 from research.io import files
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
-from research.training import trainer as train
+from research.runs.directory import RunDirectory, read_launch
+from research.runs.table import read_table
 from research.training import wsd_branching
+from research.training.loop import as_launched, train_run
 from tests.faulting import bits, metrics_of
 
 
@@ -231,7 +232,7 @@ def flipped(raw, rng):
     "one flipped bit in every line in turn, of a run that was resumed",
 )
 def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
-    with records.RunDirectory(tmp_path, "r0") as run:
+    with RunDirectory(tmp_path, "r0") as run:
         for begin, end in ((0, 20), (10, 30)):
             run.append(resume=begin)
             for step in range(begin, end):
@@ -291,7 +292,7 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
     for k, writer in enumerate(writers[:4]):
         told[k] = [int(writer.stdout.readline()) for _ in range(20 + 30 * k)]
         writer.kill()
-    records.table(tmp_path)
+    read_table(tmp_path)
     for k, writer in enumerate(writers):
         told[k] += [int(line) for line in writer.stdout]
         writer.wait()
@@ -337,10 +338,10 @@ def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
     "its parts of wrong types, missing, or with values that no run could have",
 )
 def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
-    with records.RunDirectory(tmp_path, "r0") as run:
-        train.fit(victim.run, run)
+    with RunDirectory(tmp_path, "r0") as run:
+        train_run(victim.run, run)
     good = json.loads((run.path / "launch.json").read_text())
-    assert records.launch(run.path) == good
+    assert read_launch(run.path) == good
     bad = [
         *({**good, "mesh": mesh} for mesh in (None, 5, {}, {"data": "x"}, {"data": 1})),
         *({**good, "mesh": {"data": n, "fsdp": 1, "tensor": 1}} for n in (0, -1, 1.5, True)),
@@ -352,12 +353,12 @@ def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
     for found in bad:
         (run.path / "launch.json").write_text(json.dumps(found))
         with pytest.raises(Damaged, match=r"launch.json: \w+ is .*remove this file"):
-            records.launch(run.path)
+            read_launch(run.path)
     hows = ({"batch.accumulate": 3}, {"batch.accumulate": "2"}, {"task.chunk": "x"})
     for how in (*hows, {"model.remat": "some"}, {"model.unroll": -1}):
         with pytest.raises(Damaged, match=r"launch.json: how: .*remove this file"):
-            train.as_launched(victim.run, {**good, "how": how}, run.path)
-    assert train.as_launched(victim.run, good, run.path) == victim.run
+            as_launched(victim.run, {**good, "how": how}, run.path)
+    assert as_launched(victim.run, good, run.path) == victim.run
     with pytest.raises(BadInput):
         victim.run.computed({"batch.accumulate": 3})
     seen(len(bad) + 5, "each refused by name")

@@ -13,10 +13,10 @@ import pytest
 from research.errors import StorageError
 from research.io import files
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
-from research.training import trainer as train
-from research.training import vmapped_runs
+from research.runs.directory import RunDirectory
+from research.training.loop import train_run
 from research.training.run import make_run
+from research.training.vmapped_runs import train_vmapped
 from tests.faulting import Child, Zygote
 
 SIZE = 8  # MB of the small disk
@@ -368,9 +368,9 @@ def test_records_are_on_the_disk_before_the_checkpoint_after_them(
     def saves(workdir):
         """(step, the newest step whose record would outlast a power cut) of every save."""
         run = make_run(tiny({"log.every": 1, "save.every": 10, "horizon.amount": 30.0}))
-        with records.RunDirectory(workdir, run.id) as directory:
+        with RunDirectory(workdir, run.id) as directory:
             found.clear()
-            vmapped_runs.fit([(run, directory)], [run.id]) if grouped else train.fit(run, directory)
+            train_vmapped([(run, directory)], [run.id]) if grouped else train_run(run, directory)
         return list(found)
 
     found, synced = [], {}
@@ -403,5 +403,5 @@ def test_records_are_on_the_disk_before_the_checkpoint_after_them(
         (30, True),
     ]
     seen(3, "every record of a step before was synced")
-    monkeypatch.setattr(records.RunDirectory, "sync", lambda self: None)  # the twin
+    monkeypatch.setattr(RunDirectory, "sync", lambda self: None)  # the twin
     assert any(newest < step - 1 for step, newest in saves(tmp_path / "twin"))

@@ -13,7 +13,7 @@ import pytest
 
 from research.errors import Held
 from research.runs import checkpoint, lease
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
 
 ROUNDS = 12
 
@@ -131,16 +131,16 @@ def test_a_killed_holder_is_followed_at_once(tmp_path, reaped):
         try:
             assert process.stdout.readline() == "held\n"
             with pytest.raises(Held, match=f"process {process.pid} on"):
-                records.RunDirectory(tmp_path, "r0").__enter__()
+                RunDirectory(tmp_path, "r0").__enter__()
         finally:
             process.send_signal(signal.SIGKILL)
         if reaped:
             process.wait()
         until(lambda: unlocked(tmp_path / "runs" / "r0" / ".lock"))  # its last thread is gone
-        with records.RunDirectory(tmp_path, "r0") as run:
+        with RunDirectory(tmp_path, "r0") as run:
             holder = lease.holder(run.path / "lease")
             assert (holder.number, holder.content["deaths"]) == (2, 1)
-    with records.RunDirectory(tmp_path, "r0") as run:
+    with RunDirectory(tmp_path, "r0") as run:
         assert lease.holder(run.path / "lease").content["deaths"] == 0
 
 
@@ -240,7 +240,7 @@ def everything(path):
 )
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_a_holder_that_was_taken_over_writes_nothing_more(tmp_path, write):
-    with records.RunDirectory(tmp_path, "r0") as run:
+    with RunDirectory(tmp_path, "r0") as run:
         run.append(step=0)
         taken_over(run)
         lost(run)
@@ -254,7 +254,7 @@ def test_a_holder_that_was_taken_over_writes_nothing_more(tmp_path, write):
 
 
 def test_a_holder_that_comes_back_after_its_successor_has_ended_writes_nothing(tmp_path):
-    with records.RunDirectory(tmp_path, "r0") as run:
+    with RunDirectory(tmp_path, "r0") as run:
         taken_over(run)
         (run.path / "lease" / "1.json").unlink()
         plant(run.path / "lease", number=2, released=True)
@@ -263,7 +263,7 @@ def test_a_holder_that_comes_back_after_its_successor_has_ended_writes_nothing(t
 
 
 def test_a_run_whose_directory_was_removed_is_not_made_again(tmp_path):
-    with records.RunDirectory(tmp_path, "r0") as run:
+    with RunDirectory(tmp_path, "r0") as run:
         for path in sorted((tmp_path / "runs").rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         with pytest.raises(Held, match="gone"):

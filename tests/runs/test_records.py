@@ -10,12 +10,13 @@ import pytest
 
 from research.errors import BadInput, Held, StorageError, UnsafeFile
 from research.io import files
-from research.runs import directory as records
 from research.runs import metrics_log
+from research.runs.directory import RunDirectory, write_data_card
+from research.runs.table import read_row, read_table, write_table
 
 
 def directory(path, run="r0"):
-    return records.RunDirectory(path, run)
+    return RunDirectory(path, run)
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def steps(path):
 
 def test_a_run_whose_directory_or_checkpoints_are_links_is_a_row(written, tmp_path):
     """A pool of runs of several workdirs, or checkpoints in cold storage: read, never written."""
-    row = records.row(written)
+    row = read_row(written)
     pool = tmp_path / "pool" / "runs"
     pool.mkdir(parents=True)
     (pool / written.name).symlink_to(written)
     (written / "checkpoints").symlink_to(tmp_path)
-    assert records.row(pool / written.name) == records.row(written) == row
+    assert read_row(pool / written.name) == read_row(written) == row
     with pytest.raises(UnsafeFile), directory(tmp_path / "pool"):
         pass
 
@@ -52,13 +53,13 @@ def test_what_replaces_a_lease_that_is_held_is_told(tmp_path):
 
 
 def test_a_held_run_is_refused_before_anything_is_traced(tmp_path):
-    directory = records.RunDirectory(tmp_path, "r0")
+    directory = RunDirectory(tmp_path, "r0")
     directory.check_free()  # of a run that is not there yet
-    with records.RunDirectory(tmp_path, "r0"), pytest.raises(Held, match=f"process {os.getpid()} "):
+    with RunDirectory(tmp_path, "r0"), pytest.raises(Held, match=f"process {os.getpid()} "):
         directory.check_free()
     directory.check_free()  # its holder let go
     (tmp_path / "file").touch()
-    records.RunDirectory(tmp_path / "file", "r0").check_free()  # who enters says what is wrong
+    RunDirectory(tmp_path / "file", "r0").check_free()  # who enters says what is wrong
 
 
 def test_records_come_back(written):
@@ -171,15 +172,15 @@ def sweep(tmp_path):
 
 
 def test_every_run_is_a_row_with_its_status(sweep):
-    rows = {row["run"]: row for row in records.table(sweep)}
+    rows = {row["run"]: row for row in read_table(sweep)}
     status = {run: row["status"] for run, row in rows.items()}
     assert status == {"a": "done", "b": "diverged", "c": "failed", "d": "done", "e": "unfinished"}
     assert rows["c"]["reason"] == "RuntimeError: second"
-    assert [row["params"] for row in records.table(sweep)] == [10, 20, 30, 40, 50]
+    assert [row["params"] for row in read_table(sweep)] == [10, 20, 30, 40, 50]
 
 
 def test_parquet_and_csv_hold_the_same_table(sweep):
-    parquet, text = records.write_table(sweep)
+    parquet, text = write_table(sweep)
     rows = pyarrow.parquet.read_table(parquet).to_pylist()
     with open(text, newline="") as file:
         lines = list(csv.DictReader(file))
@@ -191,12 +192,12 @@ def test_parquet_and_csv_hold_the_same_table(sweep):
 
 def test_no_sweep_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="expected the workdir of a sweep"):
-        records.table(tmp_path)
+        read_table(tmp_path)
 
 
 def test_a_card_is_written_once(tmp_path):
     calls = []
     for _ in range(2):
-        records.write_card(tmp_path, "0123456789abcdef", lambda: calls.append(1) or {"a": 1})
+        write_data_card(tmp_path, "0123456789abcdef", lambda: calls.append(1) or {"a": 1})
     assert len(calls) == 1
     assert json.loads((tmp_path / "data" / "0123456789ab.json").read_text()) == {"a": 1}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from research.errors import BadInput
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
 from research.scaling import (
     Fit,
     Options,
@@ -222,7 +222,7 @@ def test_the_envelope_gives_the_exponent_of_the_law():
 
 def test_the_envelope_of_whole_training_curves(tmp_path):
     for i, n in enumerate(np.geomspace(1e4, 1e6, 9)):
-        with records.RunDirectory(tmp_path, f"r{i}") as directory:
+        with RunDirectory(tmp_path, f"r{i}") as directory:
             directory.once("config.json", {})
             d = 3e3 * n
             for step in (20, 40, 60, 80, 100):

@@ -12,7 +12,8 @@ import pytest
 from research import scaling
 from research.errors import BadInput
 from research.report import text as summary
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
+from research.runs.table import write_table
 from research.scaling import LAWS, Options, fit, table
 from research.scaling.optimize import Problem, minimise, starts
 from research.scaling.options import split
@@ -474,10 +475,10 @@ def test_the_command_reads_a_csv_with_other_names(tmp_path):
 
 def test_the_table_of_a_sweep_can_be_fitted_from_its_parquet(tmp_path):
     for i, row in enumerate(noisy(0)):
-        with records.RunDirectory(tmp_path, f"run{i}") as directory:
+        with RunDirectory(tmp_path, f"run{i}") as directory:
             directory.once("config.json", {})
             directory.finish({"status": "done", **{k: row[k] for k in ("params", "loss")}})
-    parquet, _ = records.write_table(tmp_path)
+    parquet, _ = write_table(tmp_path)
     names = ("params", "objective", "holdout")
     a, b = (fit("power", table.read(p), holdout="largest") for p in (tmp_path, parquet))
     assert {k: a[k] for k in names} == {k: b[k] for k in names}

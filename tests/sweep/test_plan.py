@@ -9,8 +9,8 @@ from research.config import grid
 from research.errors import BadInput
 from research.models import accounting
 from research.sweep import plan, prepare
-from research.sweep import worker as sweep
 from research.sweep.plan import Limits, Row
+from research.sweep.points import resolve_points
 
 FACTS = {
     "group": "transformer",
@@ -174,7 +174,7 @@ def test_nonsense_cells_are_dropped_with_a_reason_and_the_others_keep_their_budg
     assert len(dropped) == 2
     assert dropped[0].startswith("dropped: size 2e+06 at 6e+09 flops: 2 steps, fewer than 50")
     assert "size 10 at 6e+09 flops: size: 10 parameters cannot be met" in dropped[1]
-    for point in sweep.plan(kept, tmp_path):
+    for point in resolve_points(kept, tmp_path):
         assert point.run.facts["flops"] == pytest.approx(6e9, rel=0.01)
         assert abs(point.run.facts["budget_away"]) < 0.01
     with pytest.raises(BadInput, match="fewer than 50"):
@@ -187,13 +187,13 @@ def test_nonsense_cells_are_dropped_with_a_reason_and_the_others_keep_their_budg
     other = cells(tiny, {"size": 10.0})  # no cell of a budget: a mistake, not a lattice
     assert prepare.sensible(other) == (other, [])
     with pytest.raises(BadInput, match="cannot be met"):
-        sweep.plan(other, tmp_path)
+        resolve_points(other, tmp_path)
 
 
 def test_every_convention_is_solved_for_its_own_tokens(tiny, tmp_path):
     units = ("flops", "flops_exact_causal", "flops_6nd", "flops_6nd_non_embedding")
     points = [p for u in units for p in grid.isoflop([1e10], [16e3], unit=u)]
-    for point in sweep.plan(cells(tiny, *points), tmp_path):
+    for point in resolve_points(cells(tiny, *points), tmp_path):
         unit = point.overrides["horizon.unit"]
         assert point.run.facts[unit] == pytest.approx(1e10, rel=0.01)
 
@@ -201,16 +201,16 @@ def test_every_convention_is_solved_for_its_own_tokens(tiny, tmp_path):
 def test_a_rule_for_the_batch_is_resolved_and_repeats_the_run(tiny, tmp_path):
     ruled = {"batch.rule": "sqrt_tokens", "batch.size": 64, "horizon.unit": "tokens"}
     ruled["horizon.amount"] = 2e4
-    (point,) = sweep.plan([({}, tiny(ruled))], tmp_path)
+    (point,) = resolve_points([({}, tiny(ruled))], tmp_path)
     run = point.run
     assert run.batch == 8
     assert run.config["batch"] == {"size": 8, "seed": 0, "accumulate": 1}
     assert "batch = 64 sqrt(tokens" in run.facts["rules"]
     same = {"batch.size": 8, "horizon.unit": "tokens", "horizon.amount": 2e4}
-    (again,) = sweep.plan([({}, tiny(same))], tmp_path)
+    (again,) = resolve_points([({}, tiny(same))], tmp_path)
     assert again.run.id == run.id
     with pytest.raises(BadInput, match=r"batch\.rule: sqrt_tokens, but horizon.unit is steps"):
-        sweep.plan([({}, tiny({"batch.rule": "sqrt_tokens"}))], tmp_path)
+        resolve_points([({}, tiny({"batch.rule": "sqrt_tokens"}))], tmp_path)
 
 
 # The command.

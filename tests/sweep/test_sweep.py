@@ -9,11 +9,19 @@ import pytest
 
 from experiments import train as train_command
 from research.errors import BadInput, Preempted
-from research.runs import directory as records
 from research.runs import metrics_log
-from research.sweep import work_units
-from research.sweep import worker as sweep
-from research.training import trainer as train
+from research.runs.directory import RunDirectory, read_run_file
+from research.runs.table import read_row, read_table
+from research.sweep import work_units, worker
+from research.sweep.launcher import launch_sweep
+from research.sweep.points import (
+    describe_status,
+    read_sweep_file,
+    resolve_points,
+    retry_failed,
+    write_sweep_file,
+)
+from research.training.trainer import Trainer
 
 
 def points(tiny, *changes):
@@ -24,23 +32,26 @@ SEEDS = ({"seed": 0}, {"seed": 1}, {"seed": 2})
 
 
 def launch(made, workdir):
-    return sweep.launch(made, workdir, stop=lambda: False)
+    return launch_sweep(made, workdir, stop=lambda: False)
 
 
 def test_a_second_launch_trains_nothing(tiny, tmp_path):
     configs = points(tiny, *SEEDS)
-    first = launch(sweep.plan(configs, tmp_path), tmp_path)
+    first = launch(resolve_points(configs, tmp_path), tmp_path)
     assert (first.trained, first.skipped, first.missing) == (3, 0, {})
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    second = launch(sweep.plan(configs, tmp_path), tmp_path)
+    second = launch(resolve_points(configs, tmp_path), tmp_path)
     assert (second.trained, second.skipped) == (0, 3)
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    more = launch(sweep.plan(points(tiny, *SEEDS, {"seed": 3}), tmp_path), tmp_path)
+    more = launch(resolve_points(points(tiny, *SEEDS, {"seed": 3}), tmp_path), tmp_path)
     assert (more.trained, more.skipped) == (1, 3)
 
 
 def test_equal_points_are_one_run(tiny, tmp_path):
-    assert len(sweep.plan(points(tiny, {"seed": 0}, {"seed": 0}, {"name": "other"}), tmp_path)) == 1
+    assert (
+        len(resolve_points(points(tiny, {"seed": 0}, {"seed": 0}, {"name": "other"}), tmp_path))
+        == 1
+    )
 
 
 @pytest.mark.fault(
@@ -51,20 +62,20 @@ def test_equal_points_are_one_run(tiny, tmp_path):
 )
 def test_a_failed_run_becomes_a_row_and_the_others_go_on(tiny, tmp_path, monkeypatch):
     configs = points(tiny, *SEEDS)
-    broken = sweep.plan(configs, tmp_path)[1].run.id
-    original = train.Trainer.init
+    broken = resolve_points(configs, tmp_path)[1].run.id
+    original = Trainer.init
 
     def init(self):
         if self.run.id == broken:
             raise RuntimeError("the device caught fire")
         return original(self)
 
-    monkeypatch.setattr(train.Trainer, "init", init)
-    outcome = launch(sweep.plan(configs, tmp_path), tmp_path)
+    monkeypatch.setattr(Trainer, "init", init)
+    outcome = launch(resolve_points(configs, tmp_path), tmp_path)
     assert outcome.trained == 2
     assert list(outcome.missing) == [broken]
     assert "fire" in outcome.missing[broken]
-    rows = {r["run"]: r for r in records.table(tmp_path)}
+    rows = {r["run"]: r for r in read_table(tmp_path)}
     assert rows[broken]["status"] == "failed"
     assert "fire" in rows[broken]["reason"]
 
@@ -73,28 +84,28 @@ def test_failed_runs_are_left_until_they_are_to_be_tried_again_once(tiny, tmp_pa
     def init(self):
         raise RuntimeError("the device caught fire")
 
-    original = train.Trainer.init
-    monkeypatch.setattr(train.Trainer, "init", init)
+    original = Trainer.init
+    monkeypatch.setattr(Trainer, "init", init)
     configs = points(tiny, {"seed": 0})
-    launch(sweep.plan(configs, tmp_path), tmp_path)
-    (again,) = made = sweep.plan(configs, tmp_path)
+    launch(resolve_points(configs, tmp_path), tmp_path)
+    (again,) = made = resolve_points(configs, tmp_path)
     assert not again.pending
-    assert "0 to train; 1 failed and are left as they are (--retry_failed" in sweep.standing(made)
+    assert "0 to train; 1 failed and are left as they are (--retry_failed" in describe_status(made)
     assert launch(made, tmp_path).skipped == 1
-    assert records.RunDirectory(tmp_path, again.run.id).failures == 1
-    launch(sweep.forgive(made), tmp_path)
-    assert records.RunDirectory(tmp_path, again.run.id).failures == 2
-    monkeypatch.setattr(train.Trainer, "init", original)
-    made = sweep.plan(configs, tmp_path)
+    assert RunDirectory(tmp_path, again.run.id).failures == 1
+    launch(retry_failed(made), tmp_path)
+    assert RunDirectory(tmp_path, again.run.id).failures == 2
+    monkeypatch.setattr(Trainer, "init", original)
+    made = resolve_points(configs, tmp_path)
     assert not made[0].pending
-    assert launch(sweep.forgive(made), tmp_path).trained == 1
+    assert launch(retry_failed(made), tmp_path).trained == 1
 
 
 def test_a_run_that_another_process_holds_is_waited_for(tiny, tmp_path, monkeypatch):
     """The others are trained first; then the one whose holder is gone."""
-    made = sweep.plan(points(tiny, *SEEDS), tmp_path)
+    made = resolve_points(points(tiny, *SEEDS), tmp_path)
     trained, original = [], work_units.train_unit
-    holding = records.RunDirectory(tmp_path, made[0].run.id)
+    holding = RunDirectory(tmp_path, made[0].run.id)
 
     def train_unit(unit, *rest):
         trained.append(unit.points[0].run.id)
@@ -103,7 +114,7 @@ def test_a_run_that_another_process_holds_is_waited_for(tiny, tmp_path, monkeypa
         return original(unit, *rest)
 
     monkeypatch.setattr(work_units, "train_unit", train_unit)
-    monkeypatch.setattr(sweep, "POLL", 0.01)
+    monkeypatch.setattr(worker, "POLL", 0.01)
     with holding:
         assert launch(made, tmp_path).trained == 3
     assert sorted(trained[:2]) == sorted(p.run.id for p in made[1:])
@@ -111,18 +122,18 @@ def test_a_run_that_another_process_holds_is_waited_for(tiny, tmp_path, monkeypa
 
 
 def test_waiting_for_others_ends_when_asked_to_stop(tiny, tmp_path):
-    made = sweep.plan(points(tiny, {"seed": 0}), tmp_path)
+    made = resolve_points(points(tiny, {"seed": 0}), tmp_path)
     asked = iter([False] * 3)
-    with records.RunDirectory(tmp_path, made[0].run.id), pytest.raises(Preempted):
-        sweep.launch(made, tmp_path, stop=lambda: next(asked, True))
+    with RunDirectory(tmp_path, made[0].run.id), pytest.raises(Preempted):
+        launch_sweep(made, tmp_path, stop=lambda: next(asked, True))
 
 
 def test_a_diverged_run_is_a_row_and_is_not_tried_again(tiny, tmp_path):
     configs = points(tiny, {"optim.lr": 1e30, "optim.clip": None, "horizon.amount": 40.0}, {})
-    outcome = launch(sweep.plan(configs, tmp_path), tmp_path)
+    outcome = launch(resolve_points(configs, tmp_path), tmp_path)
     assert outcome.trained == 1
     assert [reason.partition(":")[0] for reason in outcome.missing.values()] == ["diverged"]
-    again = sweep.plan(configs, tmp_path)
+    again = resolve_points(configs, tmp_path)
     assert sorted(p.status for p in again) == ["diverged", "done"]
     assert len(launch(again, tmp_path).missing) == 1
 
@@ -130,7 +141,7 @@ def test_a_diverged_run_is_a_row_and_is_not_tried_again(tiny, tmp_path):
 def test_every_point_that_cannot_run_is_told_at_once(tiny, tmp_path):
     configs = points(tiny, {"eval.examples": 10**9}, {"data.context": 10**6}, {})
     with pytest.raises(BadInput) as error:
-        sweep.plan(configs, tmp_path)
+        resolve_points(configs, tmp_path)
     assert "eval.examples: 1000000000" in str(error.value)
     assert "data.context" in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -174,11 +185,11 @@ def test_a_run_that_kills_its_process_comes_after_all_others(tiny, tmp_path, mon
 
     monkeypatch.setattr(work_units, "train_unit", train_unit)
     configs = points(tiny, *SEEDS)
-    first = sweep.plan(configs, tmp_path)[0].run.id
-    killed(records.RunDirectory(tmp_path, first), 2)
-    made = sweep.plan(configs, tmp_path)
+    first = resolve_points(configs, tmp_path)[0].run.id
+    killed(RunDirectory(tmp_path, first), 2)
+    made = resolve_points(configs, tmp_path)
     assert made[0].deaths == 2
-    assert records.row(tmp_path / "runs" / first)["reason"] == "its process died, 2 times in a row"
+    assert read_row(tmp_path / "runs" / first)["reason"] == "its process died, 2 times in a row"
     assert launch(made, tmp_path).trained == 3
     assert order[-1] == first
 
@@ -193,22 +204,22 @@ def test_units_of_a_shape_that_is_compiled_come_first(tiny, tmp_path, monkeypatc
     monkeypatch.setattr(work_units, "train_unit", train_unit)
     wide = {"model.width": 24}
     changes = [{"horizon.amount": 6.0}, wide, wide | {"seed": 1}, {"horizon.amount": 60.0}]
-    made = sweep.plan(points(tiny, *changes), tmp_path)
+    made = resolve_points(points(tiny, *changes), tmp_path)
     assert [p.run.model.spec.width for p in made] == [16, 24, 24, 16], "smallest FLOPs first"
     launch(made, tmp_path)
     assert order == [16, 16, 24, 24]
 
 
 def test_a_sweep_file_is_data_that_gives_back_its_points(tiny, tmp_path):
-    made = sweep.forgive(sweep.plan(points(tiny, *SEEDS), tmp_path))
-    path = sweep.write(made, tmp_path)
-    assert sweep.write(made, tmp_path) == path
-    again, _ = sweep.read(path, tmp_path)
+    made = retry_failed(resolve_points(points(tiny, *SEEDS), tmp_path))
+    path = write_sweep_file(made, tmp_path)
+    assert write_sweep_file(made, tmp_path) == path
+    again, _ = read_sweep_file(path, tmp_path)
     assert [p.run.id for p in again] == [p.run.id for p in made]
     assert [p.run.facts for p in again] == [p.run.facts for p in made]
     path.write_text('{"points": [{}]}')
     with pytest.raises(BadInput, match="not a sweep of this version"):
-        sweep.read(path, tmp_path)
+        read_sweep_file(path, tmp_path)
 
 
 def damaged(path):
@@ -218,7 +229,7 @@ def damaged(path):
 @pytest.mark.parametrize("file", ["launch.json", "trunk.json", "checkpoints"])
 def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, tiny, tmp_path):
     configs = points(tiny, *SEEDS)
-    made = sweep.plan(configs, tmp_path)
+    made = resolve_points(configs, tmp_path)
     launch(made[1:2], tmp_path)
     path = tmp_path / "runs" / made[1].run.id
     (path / "result.json").unlink()
@@ -228,12 +239,12 @@ def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, t
     else:
         (path / file).touch()  # a run that began from no trunk has no trunk.json
         damaged(path / file)
-    outcome = launch(sweep.plan(configs, tmp_path), tmp_path)
+    outcome = launch(resolve_points(configs, tmp_path), tmp_path)
     assert outcome.trained == 2
     assert list(outcome.missing) == [path.name]
     assert str(path) in outcome.missing[path.name], "which file is not told"
     assert "remove" in outcome.missing[path.name].lower(), "what to do is not told"
-    rows = {r["run"]: r["status"] for r in records.table(tmp_path)}
+    rows = {r["run"]: r["status"] for r in read_table(tmp_path)}
     assert rows.pop(path.name) == "failed"
     assert set(rows.values()) == {"done"}
 
@@ -261,13 +272,13 @@ HOSTILE = {
 @pytest.mark.parametrize("harm", HOSTILE)
 def test_a_run_that_somebody_tampered_with_is_a_row_and_the_others_go_on(harm, tiny, tmp_path):
     configs, workdir = points(tiny, *SEEDS), tmp_path / "work"
-    made = sweep.plan(configs, workdir)
+    made = resolve_points(configs, workdir)
     launch(made[1:2], workdir)
     path, outside = workdir / "runs" / made[1].run.id, tmp_path / "outside"
     outside.write_text("{}")
     (path / "result.json").unlink()
     HOSTILE[harm](path, outside)
-    outcome = launch(sweep.plan(configs, workdir), workdir)
+    outcome = launch(resolve_points(configs, workdir), workdir)
     assert outcome.trained == 2
     assert list(outcome.missing) == [path.name]
     assert ": " in outcome.missing[path.name]
@@ -282,10 +293,10 @@ def test_train_makes_a_damaged_result_anew(content, tiny, tmp_path, capsys):
     args = argparse.Namespace(workdir=tmp_path, resume=False, force=False)
     assert train_command.train_one(tiny(), args, lambda: False) == 0
     (path,) = tmp_path.glob("runs/*/result.json")
-    loss = records.own(path)["loss"]
+    loss = read_run_file(path)["loss"]
     path.write_text(content)
     assert train_command.train_one(tiny(), args, lambda: False) == 0
-    assert records.own(path)["loss"] == loss
+    assert read_run_file(path)["loss"] == loss
     capsys.readouterr()
     assert train_command.train_one(tiny(), args, lambda: False) == 0
     assert "is done already" in capsys.readouterr().out, "the twin: a whole one is believed"
@@ -293,13 +304,13 @@ def test_train_makes_a_damaged_result_anew(content, tiny, tmp_path, capsys):
 
 def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path):
     configs = points(tiny, *SEEDS[:1])
-    launch(sweep.plan(configs, tmp_path), tmp_path)
+    launch(resolve_points(configs, tmp_path), tmp_path)
     (path,) = tmp_path.glob("runs/*/result.json")
-    before = records.row(path.parent)
+    before = read_row(path.parent)
     damaged(path)
-    assert records.row(path.parent)["status"] == "failed"
-    assert launch(sweep.plan(configs, tmp_path), tmp_path).trained == 1
-    after = records.row(path.parent)
+    assert read_row(path.parent)["status"] == "failed"
+    assert launch(resolve_points(configs, tmp_path), tmp_path).trained == 1
+    after = read_row(path.parent)
     assert after["loss"] == before["loss"]
     lines = metrics_log.read(path.parent)
     assert [r["step"] for r in lines] == sorted({r["step"] for r in lines}), "steps were redone"

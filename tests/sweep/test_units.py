@@ -9,17 +9,19 @@ import jax
 import numpy as np
 import pytest
 
-from research.config import cli, grid, schema
+from research.config import grid, validation
+from research.config.loading import load_config, sweep_points
 from research.errors import BadInput, Preempted
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
 from research.runs.directory import RunDirectory
+from research.runs.table import read_table
 from research.sweep import work_units
-from research.sweep import worker as sweep
-from research.training import trainer as train
-from research.training import vmapped_runs
+from research.sweep.launcher import choose_executor
+from research.sweep.points import resolve_points
 from research.training.progress import Progress
+from research.training.trainer import Trainer
+from research.training.vmapped_runs import ALONE, VmappedTrainer
 
 WSD = {
     "optim.schedule.name": "wsd",
@@ -37,7 +39,7 @@ def steps(*amounts):
 
 
 def plan(tiny, points, workdir, **fixed):
-    return sweep.plan([(p, tiny({**fixed, **p})) for p in points], workdir)
+    return resolve_points([(p, tiny({**fixed, **p})) for p in points], workdir)
 
 
 def shape(made):
@@ -53,19 +55,19 @@ def kinds(made):
 def run_unit(unit, workdir, stop=lambda: False):
     with ExitStack() as held, Progress(p.run.facts for p in unit.points) as progress:
         names = [p.run.id for p in unit.points]
-        directories = [held.enter_context(records.RunDirectory(workdir, n)) for n in names]
+        directories = [held.enter_context(RunDirectory(workdir, n)) for n in names]
         return work_units.train_unit(unit, directories, progress, stop)
 
 
 def final_state(run, workdir, sizes):
-    abstract = train.Trainer(run, sharding.make_mesh(sizes, run.batch)).abstract
-    step, state = checkpoint.restore_newest(records.RunDirectory(workdir, run.id).path, abstract)
+    abstract = Trainer(run, sharding.make_mesh(sizes, run.batch)).abstract
+    step, state = checkpoint.restore_newest(RunDirectory(workdir, run.id).path, abstract)
     assert step == run.steps
     return jax.device_get(state)
 
 
 def without_clock(run, workdir):
-    read = metrics_log.read(records.RunDirectory(workdir, run.id).path)
+    read = metrics_log.read(RunDirectory(workdir, run.id).path)
     return [{k: v for k, v in r.items() if k != "seconds"} for r in read]
 
 
@@ -139,9 +141,9 @@ def test_budgets_of_one_size_cost_9_4_D_instead_of_15_D(tiny, tmp_path):
 
 
 def test_the_budgets_that_ship_have_a_trunk_for_each_size(corpus, tmp_path):
-    config, module = cli.load("configs/sweeps/lm_budgets.py")
-    config, _ = schema.override(config, {"data.path": str(corpus), "eval.examples": 8})
-    points = sweep.plan(cli.points(config, module, "sweep"), tmp_path)
+    config, module = load_config("configs/sweeps/lm_budgets.py")
+    config, _ = validation.override(config, {"data.path": str(corpus), "eval.examples": 8})
+    points = resolve_points(sweep_points(config, module, "sweep"), tmp_path)
     made = work_units.units(points, tmp_path, "auto")
     assert kinds(made) == [("chain", 4)] * 4
     assert sum(u.saved for u in made) / sum(p.run.facts["flops"] for p in points) > 0.36
@@ -174,11 +176,9 @@ def test_forced_groups_come_before_chains(tiny, tmp_path):
 
 
 def launched(workdir, run_id, **content):
-    place = records.RunDirectory(workdir, run_id).path
+    place = RunDirectory(workdir, run_id).path
     place.mkdir(parents=True)
-    (place / "launch.json").write_text(
-        json.dumps({"mesh": vmapped_runs.ALONE, "facts": {}, **content})
-    )
+    (place / "launch.json").write_text(json.dumps({"mesh": ALONE, "facts": {}, **content}))
 
 
 @pytest.mark.parametrize("grouping", work_units.GROUPING)
@@ -233,13 +233,13 @@ def test_a_chain_gives_every_run_what_it_has_alone_for_less(alone, tmp_path):
     results = run_unit(chain, tmp_path)
     assert [r["status"] for r in results.values()] == ["done"] * 3
     assert_same(points, tmp_path, apart)
-    rows, whole = records.table(tmp_path), records.table(apart)
+    rows, whole = read_table(tmp_path), read_table(apart)
     assert [r["flops"] for r in rows] == [r["flops"] for r in whole]
     assert sum(r["flops_spent"] for r in rows) == pytest.approx(chain.flops)
     assert sum(r["flops_spent"] for r in whole) == pytest.approx(chain.flops + chain.saved)
     assert [r.get("trunk") for r in rows] == [None, points[0].run.id, points[1].run.id]
     for point in points:  # what was kept for others is gone
-        path = records.RunDirectory(tmp_path, point.run.id).path
+        path = RunDirectory(tmp_path, point.run.id).path
         assert checkpoint.steps(path) == [point.run.steps]
 
 
@@ -258,7 +258,7 @@ def test_a_chain_that_is_stopped_anywhere_ends_the_same(alone, tiny, tmp_path):
     assert not left
     assert count == 3
     assert_same(points, tmp_path, apart)
-    rows = records.table(tmp_path)
+    rows = read_table(tmp_path)
     assert sum(r["flops_spent"] for r in rows) < sum(r["flops"] for r in rows)
 
 
@@ -280,14 +280,14 @@ def test_a_longer_run_that_is_added_later_begins_from_what_is_there(alone, tiny,
 def test_a_run_of_a_chain_that_fails_is_told_and_the_others_go_on(alone, tmp_path, monkeypatch):
     points, apart = alone
     (chain,) = work_units.units(points, tmp_path, "auto")
-    broken, original = points[1].run.id, train.Trainer.evaluate
+    broken, original = points[1].run.id, Trainer.evaluate
 
     def evaluate(self, params, *stop):
         if self.run.id == broken:
             raise RuntimeError("the device caught fire")
         return original(self, params, *stop)
 
-    monkeypatch.setattr(train.Trainer, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "evaluate", evaluate)
     results = run_unit(chain, tmp_path)
     assert [r["status"] for r in results.values()] == ["done", "failed", "done"]
     assert "fire" in results[broken]["reason"]
@@ -303,7 +303,7 @@ def test_a_group_is_trained_and_its_rows_are_there(tiny, tmp_path):
     (unit,) = work_units.units(points, tmp_path, "force")
     results = run_unit(unit, tmp_path)
     assert sorted(r["status"] for r in results.values()) == ["diverged", "done", "done"]
-    assert sorted(r["status"] for r in records.table(tmp_path)) == ["diverged", "done", "done"]
+    assert sorted(r["status"] for r in read_table(tmp_path)) == ["diverged", "done", "done"]
     assert (
         work_units.units(plan(tiny, [{"seed": 0}, {"seed": 1}], tmp_path), tmp_path, "force") == []
     )
@@ -312,11 +312,11 @@ def test_a_group_is_trained_and_its_rows_are_there(tiny, tmp_path):
 def test_a_group_that_cannot_be_one_is_trained_run_by_run(tiny, tmp_path, monkeypatch, caplog):
     points = plan(tiny, [{"seed": 0}, {"seed": 1}], tmp_path)
     (unit,) = work_units.units(points, tmp_path, "force")
-    monkeypatch.setattr(vmapped_runs.Group, "steps", lambda *_: 1 / 0)
+    monkeypatch.setattr(VmappedTrainer, "steps", lambda *_: 1 / 0)
     results = run_unit(unit, tmp_path)
     assert [r["status"] for r in results.values()] == ["done", "done"]
     assert "a group failed (ZeroDivisionError" in caplog.text
-    assert all("members" not in r for r in records.table(tmp_path))
+    assert all("members" not in r for r in read_table(tmp_path))
 
 
 # One process with all cores, or a worker for each.
@@ -350,6 +350,6 @@ def test_workers_of_a_core_each_where_there_is_enough_and_nothing_is_in_the_way(
 
 def test_auto_stands_for_an_executor(tiny, tmp_path):
     points = plan(tiny, [{"seed": 0}], tmp_path)
-    assert sweep.chosen("auto", points, tmp_path) == "inline"
-    assert sweep.chosen("auto", points, tmp_path, workers=2) == "local"
-    assert sweep.chosen("slurm", points, tmp_path) == "slurm"
+    assert choose_executor("auto", points, tmp_path) == "inline"
+    assert choose_executor("auto", points, tmp_path, workers=2) == "local"
+    assert choose_executor("slurm", points, tmp_path) == "slurm"

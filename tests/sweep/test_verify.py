@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from experiments import verify as command
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.io import files
 from research.report import build as report
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
+from research.runs.table import read_table
 from research.sweep import verify
 
 BUDGET = 3e10
@@ -21,17 +23,17 @@ def swept(tmp_path, corpus):
     """The records of a sweep whose losses follow a law, and the file that its launch left."""
     for i, n in enumerate(np.geomspace(1e4, 1e5, 4)):
         for k in (2, 10, 50):
-            with records.RunDirectory(tmp_path, f"r{i}{k}") as directory:
+            with RunDirectory(tmp_path, f"r{i}{k}") as directory:
                 directory.once("config.json", {})
                 loss = 2.0 + 40 / n**0.4 + 60 / (k * n) ** 0.35
                 facts = {"params": int(n), "tokens": int(k * n), "flops": 7 * k * n * n}
                 directory.finish({"status": "done", "reason": "", "loss": loss, **facts})
-    config, _ = cli.load("configs/lm_transformer.py")
+    config, _ = load_config("configs/lm_transformer.py")
     changes = {"data.path": str(corpus), "data.context": 32, "eval.examples": 64, "eval.every": 0}
-    config, problems = schema.override(config, changes)
+    config, problems = validation.override(config, changes)
     assert not problems
     files.make_directory(tmp_path / "sweeps")
-    files.write_json(tmp_path / "sweeps" / "a.json", {"points": [{"config": cli.checked(config)}]})
+    files.write_json(tmp_path / "sweeps" / "a.json", {"points": [{"config": validated(config)}]})
     return tmp_path
 
 
@@ -45,7 +47,7 @@ def test_the_prediction_stands_before_the_run_and_is_not_changed(swept, monkeypa
     assert 6 * made["params"] * made["tokens"] == pytest.approx(BUDGET, rel=0.05)
     assert made["params"] == pytest.approx(made["optimal_params"], rel=0.5)
     # Other runs, and so another law, do not change what was said.
-    with records.RunDirectory(swept, "late") as directory:
+    with RunDirectory(swept, "late") as directory:
         directory.once("config.json", {})
         facts = {"params": 50_000, "tokens": 500_000, "flops": 1e11, "loss": 1.0}
         directory.finish({"status": "done", "reason": "", **facts})
@@ -62,7 +64,7 @@ def test_the_command_trains_the_run_once_and_shows_both(swept, capsys):
     assert "is predicted to have a loss of" in said
     assert "Measured: " in said
     found = json.loads((swept / "verify" / "verify.json").read_text())
-    (row,) = records.table(swept / "verify")
+    (row,) = read_table(swept / "verify")
     assert row["loss"] == found["measured"]
     assert (row["params"], row["tokens"]) == (found["params"], found["tokens"])
     low, high = found["run_interval"]

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from research.errors import BadInput
 from research.io import files
-from research.runs import directory as records
 from research.runs import lease, metrics_log
+from research.runs.directory import RunDirectory
 from research.sweep import watch
 
 FACTS = {"params": 1000, "tokens": 4000, "flops": 8e6, "steps": 40, "seed": 0, "lr": 0.1}
@@ -31,9 +31,9 @@ def sweep(tmp_path):
     points = [{"run": run, "facts": FACTS} for run in RUNS]
     files.make_directory(tmp_path / "sweeps")
     files.write_json(tmp_path / "sweeps" / "s.json", {"points": points})
-    held = records.RunDirectory(tmp_path, "running")
+    held = RunDirectory(tmp_path, "running")
     for name in RUNS[:-1]:
-        run = held if name == "running" else records.RunDirectory(tmp_path, name)
+        run = held if name == "running" else RunDirectory(tmp_path, name)
         run.__enter__()
         run.once("launch.json", {"facts": FACTS})
         lines(run, 20)
@@ -81,7 +81,7 @@ def test_sums_count_what_is_spent_and_what_is_to_come(sweep):
 
 
 def test_a_rate_is_that_of_this_launch_and_not_of_its_compiling(tmp_path):
-    with records.RunDirectory(tmp_path, "r") as run:
+    with RunDirectory(tmp_path, "r") as run:
         lines(run, 10, seconds_per_step=100.0)
         run.append(resume=5)
         for step, seconds in [(5, 50.0), (6, 50.001), (7, 51.0), (8, 52.0)]:
@@ -91,7 +91,7 @@ def test_a_rate_is_that_of_this_launch_and_not_of_its_compiling(tmp_path):
 
 
 def test_only_the_end_of_the_metrics_is_read(tmp_path):
-    with records.RunDirectory(tmp_path, "r") as run:
+    with RunDirectory(tmp_path, "r") as run:
         lines(run, 2000)
     whole = metrics_log.read(run.path)
     tail = metrics_log.last(run.path, 4000)
@@ -109,7 +109,7 @@ def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkey
     out = capsys.readouterr().out
     assert "1 running, 1 failed, 1 diverged, 2 stopped, 1 waiting, 1 done; " in out
     assert "running step 19/40 loss 4.810 200 tokens/s" in out
-    with records.RunDirectory(sweep, "stopped") as run:
+    with RunDirectory(sweep, "stopped") as run:
         run.finish({"status": "done", "reason": "", "loss": 1.5})
     shown.show()
     assert "run stopped: done loss 1.5000" in capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
         watch.follow(str(tmp_path))
     files.make_directory(tmp_path / "sweeps")
     files.write_json(tmp_path / "sweeps" / "s.json", {"points": [{"run": "r", "facts": FACTS}]})
-    with records.RunDirectory(tmp_path, "r") as run:
+    with RunDirectory(tmp_path, "r") as run:
         run.finish({"status": "done", "reason": "", "loss": 1.5})
     assert watch.follow(str(tmp_path)) == 0
     assert "1 done; 8e+06 FLOPs spent, 0 to go, 0 s left" in capsys.readouterr().out

@@ -10,12 +10,13 @@ import pytest
 
 from research import models
 from research.errors import BadInput
+from research.inference.load import open_run
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
 from research.training import fine_tuning
-from research.training import trainer as train
+from research.training.loop import train_run
 from research.training.run import example_inputs, make_run
 from research.training.trainer import Trainer
 
@@ -24,8 +25,8 @@ ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 
 def fit(config, workdir):
     run = make_run(config)
-    with records.RunDirectory(workdir, run.id) as directory:
-        return train.fit(run, directory), directory.path
+    with RunDirectory(workdir, run.id) as directory:
+        return train_run(run, directory), directory.path
 
 
 def start_of(config):
@@ -163,7 +164,7 @@ def test_a_workdir_of_several_runs_asks_which(tiny, source, tmp_path):
 
 
 def test_an_opened_run_computes_what_it_was_trained_to(tiny, source):
-    opened = fine_tuning.open_run(source)
+    opened = open_run(source)
     run = make_run(tiny())
     assert opened.model.spec == run.model.spec
     assert opened.tokenizer == ""
@@ -202,7 +203,7 @@ def test_the_moving_average_is_what_is_evaluated_kept_and_taken(tiny, tmp_path):
     _, kept = checkpoint.newest_intact(path)
     average, last = (arrays(checkpoint.read(kept, part)) for part in ("average", "params"))
     assert any((average[p] != last[p]).any() for p in last)
-    opened = arrays(fine_tuning.open_run(path).params)
+    opened = arrays(open_run(path).params)
     for leaf, value in average.items():
         np.testing.assert_array_equal(opened[leaf], value)
 

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from research.config import cli, grid, schema
+from research.config import grid, validation
+from research.config.loading import load_config, validated
 from research.errors import Damaged, Preempted
+from research.inference.load import open_run
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
-from research.training import fine_tuning, vmapped_runs
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
+from research.training import vmapped_runs
+from research.training.loop import train_run
 from research.training.run import make_run
-from research.training.trainer import Trainer
+from research.training.trainer import Diverged, Trainer
+from research.training.vmapped_runs import ALONE, VmappedTrainer, runs_mesh, train_vmapped
 
 LONG = {"horizon.amount": 40.0, "log.every": 1, "eval.every": 16, "save.every": 16}
 REAL = {  # a width at which XLA's choices are those of real runs
@@ -41,13 +44,13 @@ WAYS = (
 
 def fit(runs, workdir, ids=None, **more):
     with ExitStack() as held:
-        members = [(r, held.enter_context(records.RunDirectory(workdir, r.id))) for r in runs]
-        return vmapped_runs.fit(members, ids or [r.id for r in runs], **more)
+        members = [(r, held.enter_context(RunDirectory(workdir, r.id))) for r in runs]
+        return train_vmapped(members, ids or [r.id for r in runs], **more)
 
 
 def alone(run, workdir):
-    with records.RunDirectory(workdir, run.id) as directory:
-        return train.fit(run, directory), directory.path
+    with RunDirectory(workdir, run.id) as directory:
+        return train_run(run, directory), directory.path
 
 
 def on(devices):
@@ -56,11 +59,11 @@ def on(devices):
 
 
 def path_of(run, workdir):
-    return records.RunDirectory(workdir, run.id).path
+    return RunDirectory(workdir, run.id).path
 
 
 def final_state(run, workdir):
-    one = sharding.make_mesh(vmapped_runs.ALONE, run.batch)
+    one = sharding.make_mesh(ALONE, run.batch)
     step, state = checkpoint.restore_newest(path_of(run, workdir), Trainer(run, one).abstract)
     assert step == run.steps
     return jax.device_get(state)
@@ -184,11 +187,11 @@ def slow(*values):
 )
 def test_every_family_and_optimizer_can_be_a_member(name, changes, corpus):
     def run(**more):
-        config, _ = cli.load(f"configs/{name}.py")
+        config, _ = load_config(f"configs/{name}.py")
         text = {"data.path": str(corpus)} if name.startswith("lm") else {}
-        config, problems = schema.override(config, {**text, "mesh.data": 1, **changes, **more})
+        config, problems = validation.override(config, {**text, "mesh.data": 1, **changes, **more})
         assert not problems, problems
-        return make_run(cli.checked(config))
+        return make_run(validated(config))
 
     def losses(made):
         state, out = made.init(), []
@@ -199,19 +202,19 @@ def test_every_family_and_optimizer_can_be_a_member(name, changes, corpus):
 
     first = run()
     runs = [first, run(seed=1, **{"optim.lr": first.config["optim"]["lr"] * 2})]
-    together = losses(vmapped_runs.Group(runs, on(1)))
-    one = sharding.make_mesh(vmapped_runs.ALONE, first.batch)
+    together = losses(VmappedTrainer(runs, on(1)))
+    one = sharding.make_mesh(ALONE, first.batch)
     for slot, member in enumerate(runs):
         np.testing.assert_allclose(together[:, slot], losses(Trainer(member, one)), rtol=1e-5)
     assert abs(together[-1, 0] / together[-1, 1] - 1) > 1e-3
 
 
 def test_a_member_with_a_closed_form_says_how_far_it_is(tmp_path):
-    config, _ = cli.load("configs/linear.py")
+    config, _ = load_config("configs/linear.py")
     runs = []
     for seed in (0, 1):
-        changed, _ = schema.override(config, {"seed": seed, "horizon.amount": 30.0})
-        runs.append(make_run(cli.checked(changed)))
+        changed, _ = validation.override(config, {"seed": seed, "horizon.amount": 30.0})
+        runs.append(make_run(validated(changed)))
     result = fit(runs, tmp_path / "group")[runs[1].id]
     single = alone(runs[1], tmp_path / "alone")[0]
     assert result["closed_form_loss"] == pytest.approx(single["closed_form_loss"], rel=1e-6)
@@ -233,7 +236,7 @@ def test_a_member_is_stored_as_a_run_alone(group, tiny, tmp_path):
     assert {n.rpartition("/")[0] for n in names} == {n.rpartition("/")[0] for n in others}
     assert sorted(p.name for p in together.iterdir()) == sorted(p.name for p in single.iterdir())
     assert checkpoint.steps(together) == checkpoint.steps(single) == [40, 32]
-    opened = fine_tuning.open_run(together)
+    opened = open_run(together)
     assert opened.model == run.model
     tuned = make_run(tiny({"init.run": str(together), "horizon.amount": 3.0}))
     assert alone(tuned, tmp_path)[0]["status"] == "done"
@@ -248,7 +251,7 @@ def test_seconds_are_the_members_shares_and_the_result_says_whose(group):
         assert result["device_seconds"] == pytest.approx(3 * result["seconds"], abs=0.01)
         launch = json.loads((path_of(run, workdir) / "launch.json").read_text())
         assert launch["members"] == result["members"]
-        assert launch["mesh"] == vmapped_runs.ALONE
+        assert launch["mesh"] == ALONE
         assert result["group"] == "transformer"  # of runs that share a law, which is another thing
     spread = [results[run.id]["seconds"] for run in runs]
     assert max(spread) < 1.5 * min(spread)
@@ -258,7 +261,7 @@ def test_seconds_are_the_members_shares_and_the_result_says_whose(group):
     ("count", "devices", "each"), [(1, 1, 1), (3, 3, 1), (8, 8, 1), (12, 6, 2), (17, 6, 3)]
 )
 def test_runs_are_spread_over_as_few_devices_as_serve_them_at_once(count, devices, each):
-    mesh = vmapped_runs.runs_mesh(count)
+    mesh = runs_mesh(count)
     assert mesh.shape == {"runs": devices}
     assert -(-count // devices) == each == -(-count // 8)
 
@@ -295,7 +298,7 @@ def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
     assert results[lost.id]["flops_spent"] < results[lost.id]["flops"]
     assert not checkpoint.steps(path_of(lost, tmp_path / "wild"))
     # It ended where it would have ended alone.
-    with pytest.raises(train.Diverged):
+    with pytest.raises(Diverged):
         alone(lost, tmp_path)
     assert [s for s, _ in curve(lost, tmp_path / "wild")] == [s for s, _ in curve(lost, tmp_path)]
 
@@ -309,7 +312,7 @@ def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
 def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
     def states(*ways):
         runs = made(tiny, *ways)
-        group = vmapped_runs.Group(runs, on(2))
+        group = VmappedTrainer(runs, on(2))
         members = group.init()
         for step in (0, 10):
             members, _ = group.steps(members, group.batches(step, 10, 10), 10)
@@ -397,7 +400,7 @@ def test_a_group_whose_member_lost_all_says_so(group, tmp_path):
 
 def test_a_group_that_never_took_a_step_is_free_again(group, tmp_path, monkeypatch):
     runs, _, _ = group
-    monkeypatch.setattr(vmapped_runs.Group, "steps", lambda *_: 1 / 0)
+    monkeypatch.setattr(VmappedTrainer, "steps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(runs, tmp_path)
     assert not list(tmp_path.glob("runs/*/launch.json"))

@@ -8,15 +8,20 @@ import jax
 import numpy as np
 import pytest
 
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 from research.errors import Diverged
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
+from research.runs.table import read_table
 from research.training import checkpoint_policy, vmapped_runs
 from research.training import trainer as train
+from research.training.checkpoint_policy import check_finite
+from research.training.loop import train_run
 from research.training.run import make_run
-from research.training.trainer import Trainer
+from research.training.trainer import Preempted, Trainer, host_batches
+from research.training.vmapped_runs import train_vmapped
 
 STEPS = 50  # in a dispatch, the most that there are
 
@@ -24,15 +29,15 @@ STEPS = 50  # in a dispatch, the most that there are
 def exploding(changes=None):
     """A linear regression whose rate is so high that its loss grows in every step, until it is no
     number any more; after how many steps depends on the rate."""
-    config, _ = cli.load("configs/linear.py")
+    config, _ = load_config("configs/linear.py")
     every = {"horizon.unit": "steps", "horizon.amount": 400.0, "optim.clip": None, "save.every": 10}
     every |= {"optim.optimizer.name": "sgd", "optim.optimizer.momentum": 0.0, "eval.every": 0}
     every |= {"optim.optimizer.nesterov": False, "optim.optimizer.weight_decay": 0.0}
     every |= {"optim.schedule.name": "constant", "optim.lr": 3.0, "log.every": 1, "save.keep": 2}
     every |= {"loop.steps_per_dispatch": STEPS, "optim.warmup.amount": 0.0} | (changes or {})
-    config, problems = schema.override(config, every)
+    config, problems = validation.override(config, every)
     assert not problems, problems
-    return cli.checked(config)
+    return validated(config)
 
 
 @pytest.mark.fault(
@@ -70,7 +75,7 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen)
     file.write_text(json.dumps(exploding()))
     child = zygote.start(file, tmp_path / "w")
     assert child.wait() == 76, child.said
-    row = records.table(tmp_path / "w")[0]
+    row = read_table(tmp_path / "w")[0]
     assert row["status"] == "diverged"
     assert "the last finite loss was" in row["reason"] or "is not finite" in row["reason"]
     path = tmp_path / "w" / "runs" / row["run"]
@@ -93,7 +98,7 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen)
 )
 @pytest.mark.parametrize("grouped", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monkeypatch, seen):
-    real = checkpoint_policy.check_finite
+    real = check_finite
     poisoned = []
 
     def poison(step, state):
@@ -104,13 +109,13 @@ def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monk
 
     monkeypatch.setattr(checkpoint_policy, "check_finite", poison)
     run = make_run(tiny({"horizon.amount": 40.0, "save.every": 10, "save.keep": 1}))
-    with records.RunDirectory(tmp_path, run.id) as directory:
+    with RunDirectory(tmp_path, run.id) as directory:
         if grouped:
             monkeypatch.setattr(vmapped_runs, "check_finite", poison)
-            vmapped_runs.fit([(run, directory)], [run.id])
+            train_vmapped([(run, directory)], [run.id])
         else:
             with pytest.raises(Diverged, match="state after step 19 is not finite"):
-                train.fit(run, directory)
+                train_run(run, directory)
     assert poisoned == [20]
     assert directory.result["status"] == "diverged"
     assert checkpoint.steps(directory.path) == [10]
@@ -132,7 +137,7 @@ def spiked(monkeypatch):
     """Batches of which some, once, have targets that are far off, or no number."""
 
     def at(bad):
-        real = train.host_batches
+        real = host_batches
 
         def batches(run, step, n, *rest):
             rows = real(run, step, n, *rest)
@@ -149,8 +154,8 @@ def spiked(monkeypatch):
 
 def fit(config, workdir, **more):
     run = make_run(config)
-    with records.RunDirectory(workdir, run.id) as directory:
-        return train.fit(run, directory, **more), directory.path
+    with RunDirectory(workdir, run.id) as directory:
+        return train_run(run, directory, **more), directory.path
 
 
 @pytest.mark.fault(
@@ -171,7 +176,7 @@ def test_spikes_are_skipped_and_counted(tmp_path, spiked, seen):
     assert [k for k, r in steps.items() if r["skipped"]] == list(SPIKES)
     assert "train_loss" not in steps[60], "infinity is no JSON"
     calls = iter(range(1000))
-    with pytest.raises(train.Preempted):
+    with pytest.raises(Preempted):
         fit(calm, tmp_path / "twice", stop=lambda: next(calls) > 5)
     again, _ = fit(calm, tmp_path / "twice")
     assert (again["loss"], again["skipped_steps"]) == (result["loss"], result["skipped_steps"])
@@ -194,12 +199,12 @@ def test_members_of_a_group_skip_each_for_itself(tmp_path, spiked):
     runs = [make_run(skipping(mesh__data=1, **way)) for way in ways]
     with contextlib.ExitStack() as held:
         workdir = tmp_path / "group"
-        members = [(r, held.enter_context(records.RunDirectory(workdir, r.id))) for r in runs]
-        results = vmapped_runs.fit(members, [run.id for run in runs])
+        members = [(r, held.enter_context(RunDirectory(workdir, r.id))) for r in runs]
+        results = train_vmapped(members, [run.id for run in runs])
     seen = []
     for run in runs:
-        with records.RunDirectory(tmp_path / "alone", run.id) as directory:
-            alone = train.fit(run, directory)
+        with RunDirectory(tmp_path / "alone", run.id) as directory:
+            alone = train_run(run, directory)
         (skipped, losses), (expected, wanted) = (
             told(w / "runs" / run.id) for w in (workdir, tmp_path / "alone")
         )

@@ -12,9 +12,9 @@ import pytest
 
 from research.errors import IO_ERROR
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
 from research.training import watchdog
+from research.training.loop import train_run
 from research.training.run import make_run
 from tests.faulting import metrics_of, saved_bits
 
@@ -376,11 +376,11 @@ train.Trainer.evaluate = evaluate
 def test_another_run_may_compile_again(tiny, tmp_path):
     """What the last run took says nothing of a larger one, whose first dispatch compiles."""
     run = make_run(tiny())
-    with watchdog.watching(), records.RunDirectory(tmp_path, run.id) as directory:
+    with watchdog.watching(), RunDirectory(tmp_path, run.id) as directory:
         dog = watchdog._active
         dog.past["dispatch"].extend([0.01] * 5)
         assert dog.limit("dispatch") == watchdog.LEAST
-        train.fit(run, directory)
+        train_run(run, directory)
         assert 0.01 not in dog.past["dispatch"]
         assert dog.past.keys() >= {"start", "dispatch", "evaluation", "checkpoint"}
         watchdog.anew()

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from research.config import cli, schema
+from research.config import schema, validation
+from research.config.loading import validated
 from research.errors import BadInput
 from research.parallel import sharding
 from research.runs import checkpoint
@@ -172,9 +173,9 @@ def test_every_key_is_of_the_meaning_of_a_run_or_known_not_to_be(tiny, seen):
     classes = {"meaning": [], "allowed": []}
     known = [k for k in schema.schema(config) if not any(k.startswith(e) for e in ELSEWHERE)]
     for key in sorted(set(known) - set(BY_DATA)):
-        changed, problems = schema.override(config, {key: OTHER[key]})
+        changed, problems = validation.override(config, {key: OTHER[key]})
         assert not problems
-        there = make_run(cli.checked(changed))
+        there = make_run(validated(changed))
         differing = resume.differences(here.config, there.config)
         allowed = any(key == k or key.startswith(f"{k}.") for k in NOT_IN_ID)
         assert (there.id == here.id) == allowed, key
@@ -211,10 +212,10 @@ def begun(victim, tmp_path):
 
 
 def changed_file(victim, tmp_path, changes):
-    config, problems = schema.override(victim.config, changes)
+    config, problems = validation.override(victim.config, changes)
     assert not problems
     path = tmp_path / "changed.json"
-    path.write_text(json.dumps(cli.checked(config)))
+    path.write_text(json.dumps(validated(config)))
     return path
 
 

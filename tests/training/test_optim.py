@@ -10,6 +10,7 @@ from optax.contrib import MuonDimensionNumbers
 from research import models
 from research.params import flatten_dict, leaves_by_path
 from research.training import optimizers as optim
+from research.training import schedules
 from tests.models.test_models import SMALL
 
 SCHEDULES = {
@@ -23,10 +24,10 @@ SCHEDULES = {
 
 def curve(name, total=100, warmup=10, lr=2.0, **schedule):
     hyper = {"lr": lr, "warmup": warmup, "total": total, "schedule": schedule}
-    return np.array([optim.learning_rate(name, jnp.int32(t), hyper) for t in range(total)])
+    return np.array([schedules.learning_rate(name, jnp.int32(t), hyper) for t in range(total)])
 
 
-@pytest.mark.parametrize("name", list(optim.SCHEDULES))
+@pytest.mark.parametrize("name", list(schedules.SCHEDULES))
 def test_every_schedule_warms_up_linearly_to_its_peak(name):
     rates = curve(name, **SCHEDULES[name])
     np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)

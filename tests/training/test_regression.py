@@ -6,21 +6,22 @@ import numpy as np
 import pytest
 
 from research import data, models
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.models import accounting, linear
-from research.runs import directory as records
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
+from research.training.loop import train_run
 from research.training.run import make_run
 from tests.models.test_accounting import xla_dot_flops
 
 
 def fit(path, changes, workdir):
-    config, problems = schema.override(cli.load(path)[0], changes)
+    config, problems = validation.override(load_config(path)[0], changes)
     assert not problems
-    run = make_run(cli.checked(config))
-    with records.RunDirectory(workdir, run.id) as directory:
-        return train.fit(run, directory)
+    run = make_run(validated(config))
+    with RunDirectory(workdir, run.id) as directory:
+        return train_run(run, directory)
 
 
 SGD = {
@@ -251,12 +252,12 @@ def test_diabetes_is_a_real_table():
 
 
 def test_what_does_not_fit_together_is_told_before_anything_is_compiled(tiny, csv):
-    config, problems = schema.override(
-        cli.load("configs/linear.py")[0], {"task.name": "classification"}
+    config, problems = validation.override(
+        load_config("configs/linear.py")[0], {"task.name": "classification"}
     )
     assert not problems
     with pytest.raises(BadInput, match=r"task.name: classification measures classes, .* numbers"):
-        make_run(cli.checked(config))
+        make_run(validated(config))
     config = tiny({"task.name": "regression"})
     with pytest.raises(BadInput, match="expected language_modelling"):
         make_run(config)

@@ -14,7 +14,7 @@ import pytest
 
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
+from research.runs.directory import RunDirectory
 from research.training.run import make_run
 from research.training.trainer import Trainer
 
@@ -37,7 +37,7 @@ def environment():
 
 def final_state(config, workdir):
     run = make_run(config)
-    path = records.RunDirectory(workdir, run.id).path
+    path = RunDirectory(workdir, run.id).path
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, run.batch)
     step, state = checkpoint.restore_newest(path, Trainer(run, mesh).abstract)
     assert step == run.steps
@@ -77,7 +77,7 @@ def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(kills, tiny, tmp_path):
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    path = records.RunDirectory(tmp_path / "killed", make_run(config).id).path
+    path = RunDirectory(tmp_path / "killed", make_run(config).id).path
     kill_until_done(
         command(config_file, tmp_path / "killed"),
         path / "metrics.jsonl",
@@ -99,7 +99,7 @@ def test_a_terminated_run_saves_and_says_so_by_its_exit_code(tiny, tmp_path):
     config = tiny(CHANGES | {"horizon.amount": 100_000.0, "save.every": 0})
     config_file = tmp_path / "config.json"
     config_file.write_text(json.dumps(config))
-    metrics = records.RunDirectory(tmp_path, make_run(config).id).path / "metrics.jsonl"
+    metrics = RunDirectory(tmp_path, make_run(config).id).path / "metrics.jsonl"
     process = subprocess.Popen(
         command(config_file, tmp_path), env=environment(), stderr=subprocess.PIPE, text=True
     )

@@ -9,11 +9,12 @@ import pytest
 
 from research.errors import Diverged, Preempted, StorageError
 from research.parallel import sharding
-from research.runs import directory as records
 from research.runs import metrics_log
-from research.training import trainer as train
+from research.runs.directory import RunDirectory
+from research.runs.table import read_table
+from research.training.loop import DispatchSizer, train_run
 from research.training.run import MOST_STEPS, make_run
-from research.training.trainer import Trainer
+from research.training.trainer import Trainer, time
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 REAL = {  # a width at which XLA's choices are those of real runs
@@ -76,8 +77,8 @@ def test_a_dispatch_of_one_step_programs_agrees_with_a_room_of_ten(tiny):
 )
 def test_a_dispatch_takes_a_second_or_all_that_fits(seconds, most, chosen, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
-    pace = train.Pace(most, True)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    pace = DispatchSizer(most, True)
     for dispatch in range(6):
         if dispatch == 2:  # an evaluation, which is no step
             pace.interrupt()
@@ -86,7 +87,7 @@ def test_a_dispatch_takes_a_second_or_all_that_fits(seconds, most, chosen, monke
         pace.sent(n)
         now[0] += n * seconds
     assert pace.steps == chosen
-    assert train.Pace(most, False).steps == most
+    assert DispatchSizer(most, False).steps == most
 
 
 def test_a_chosen_number_of_steps_is_recorded_and_changes_nothing(tiny, tmp_path):
@@ -139,8 +140,8 @@ def test_the_state_is_donated(tiny):
 
 def fit(config, workdir, **kwargs):
     run = make_run(config)
-    with records.RunDirectory(workdir, run.id) as directory:
-        return train.fit(run, directory, **kwargs), directory
+    with RunDirectory(workdir, run.id) as directory:
+        return train_run(run, directory, **kwargs), directory
 
 
 def test_a_run_records_each_step_and_its_result(tiny, tmp_path):
@@ -152,7 +153,7 @@ def test_a_run_records_each_step_and_its_result(tiny, tmp_path):
     assert steps == list(range(12))
     assert [r["step"] for r in metrics if "loss" in r] == [5, 10, 12]
     assert seen[-1][0] == 12
-    row = records.table(tmp_path)[0]
+    row = read_table(tmp_path)[0]
     assert row["status"] == "done"
     assert row["loss"] == metrics[-1]["loss"] == result["loss"]
     assert row["perplexity"] == pytest.approx(math.exp(row["loss"]))
@@ -182,7 +183,7 @@ def test_divergence_is_recorded_and_no_checkpoint_of_it_is_kept(tiny, tmp_path):
     config = tiny({"optim.lr": 1e30, "optim.clip": None, "save.every": 4, "horizon.amount": 40.0})
     with pytest.raises(Diverged, match="the last finite loss was"):
         fit(config, tmp_path)
-    row = records.table(tmp_path)[0]
+    row = read_table(tmp_path)[0]
     assert row["status"] == "diverged"
     assert "step" in row["reason"]
     assert not list(tmp_path.glob("runs/*/checkpoints/[4-9]*"))
@@ -193,7 +194,7 @@ def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tiny, tmp_path):
     whole, _ = fit(config, tmp_path / "whole")
     with pytest.raises(Preempted, match="saved at step 10 of 30"):
         fit(config, tmp_path / "stopped", stop=lambda: True)
-    assert records.table(tmp_path / "stopped")[0]["status"] == "unfinished"
+    assert read_table(tmp_path / "stopped")[0]["status"] == "unfinished"
     again, _ = fit(config, tmp_path / "stopped")
     assert again["loss"] == whole["loss"]
 
@@ -202,7 +203,7 @@ def test_a_run_that_another_process_holds_is_refused(tiny, tmp_path):
     config = tiny()
     run = make_run(config)
     with (
-        records.RunDirectory(tmp_path, run.id),
+        RunDirectory(tmp_path, run.id),
         pytest.raises(StorageError, match="another process"),
     ):
         fit(config, tmp_path)

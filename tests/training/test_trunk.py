@@ -10,10 +10,10 @@ import pytest
 from research.errors import Preempted
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
-from research.runs import directory as records
-from research.training import optimizers as optim
-from research.training import trainer as train
-from research.training import wsd_branching
+from research.runs.directory import RunDirectory
+from research.runs.table import read_table
+from research.training import schedules, wsd_branching
+from research.training.loop import train_run
 from research.training.run import make_run
 from research.training.trainer import Trainer
 
@@ -32,8 +32,8 @@ WSD = {
 
 
 def fit(run, workdir, **more):
-    with records.RunDirectory(workdir, run.id) as directory:
-        return train.fit(run, directory, **more), directory.path
+    with RunDirectory(workdir, run.id) as directory:
+        return train_run(run, directory, **more), directory.path
 
 
 def final_state(run, path):
@@ -99,7 +99,7 @@ def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, work
     assert branched["shared_flops"] == pytest.approx(whole["flops"] * steps / 23)
     assert branched["flops_spent"] + branched["shared_flops"] == pytest.approx(branched["flops"])
     assert whole["flops_spent"] == whole["flops"] == branched["flops"]
-    row = next(r for r in records.table(workdir) if r["run"] == runs[1].id)
+    row = next(r for r in read_table(workdir) if r["run"] == runs[1].id)
     assert (row["flops"], row["flops_spent"]) == (branched["flops"], branched["flops_spent"])
     assert (path / "config.json").read_bytes() == (whole_path / "config.json").read_bytes()
     # The seconds are its own: none of those that its trunk took.
@@ -209,7 +209,7 @@ def test_the_rates_before_the_decay_are_those_of_every_longer_run(runs, decay, t
         return runs[0].hyper | {"total": np.float32(total), "schedule": schedule}
 
     def rates(steps, total):
-        return np.asarray(optim.learning_rate("wsd", np.asarray(steps), numbers(total)))
+        return np.asarray(schedules.learning_rate("wsd", np.asarray(steps), numbers(total)))
 
     run = dataclasses.replace(runs[0], steps=total, hyper=numbers(total))
     steps = wsd_branching.stable_steps(run)

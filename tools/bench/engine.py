@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from experiments import bench
-from research.config import cli
+from research.config.loading import load_config, sweep_points
 from research.io import files
 
 CONFIG = str(Path(__file__).parent / "linear_sweep.py")
@@ -85,17 +85,18 @@ def planning(folder: Path) -> float:
 def overhead(folder: Path) -> tuple[float, Path]:
     """Seconds for each of 50 runs, and the directory of one."""
     from research.parallel import compile_cache, sharding
-    from research.runs import directory as records
-    from research.sweep import worker as sweep
+    from research.runs.table import read_table
+    from research.sweep.launcher import launch_sweep
+    from research.sweep.points import resolve_points
 
     sharding.use_all_cores()
     compile_cache.keep_programs()
-    config, module = cli.load(CONFIG)
-    points = sweep.plan(cli.points(config, module, "fifty"), folder)
+    config, module = load_config(CONFIG)
+    points = resolve_points(sweep_points(config, module, "fifty"), folder)
     begun = time.perf_counter()
-    sweep.launch(points, folder, lambda: False)
+    launch_sweep(points, folder, lambda: False)
     whole = time.perf_counter() - begun
-    rows = records.table(folder)
+    rows = read_table(folder)
     recorded = sum(row["seconds"] for row in rows)
     each = (whole - recorded) / len(rows)
     print(f"{len(rows)} runs in {whole:.2f} s, {recorded:.2f} s of which are the runs' own: "
@@ -104,7 +105,7 @@ def overhead(folder: Path) -> tuple[float, Path]:
 
 
 def scanning(workdir: Path, run: Path, count: int) -> dict[str, float]:
-    from research.runs import directory as records
+    from research.runs.table import read_table
 
     launched, result = (files.read_json(run / name) for name in ("launch.json", "result.json"))
     for i in range(count):
@@ -121,7 +122,7 @@ def scanning(workdir: Path, run: Path, count: int) -> dict[str, float]:
             for i in range(10):
                 (workdir / "runs" / f"{i:012x}" / "result.json").write_text(json.dumps(result))
         begun = time.perf_counter()
-        assert len(records.table(workdir)) == count
+        assert len(read_table(workdir)) == count
         out[when] = time.perf_counter() - begun
         print(f"a table of {count:,} runs, {when}: {out[when]:.2f} s", flush=True)
     return out

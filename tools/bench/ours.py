@@ -6,12 +6,13 @@ python -m tools.bench.ours --config=FILE --config.KEY=VALUE...
 import sys
 
 from research.config import cli
+from research.config.loading import validated
 from tools.bench.turns import serve_blocks
 
 
 def main(argv: list[str]) -> int:
     _, config, _ = cli.parse_config(cli.config_parser(__doc__), argv)
-    config = cli.checked(config)
+    config = validated(config)
 
     from research.parallel import compile_cache, sharding
     from research.planning import benchmark

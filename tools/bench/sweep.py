@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from research.config import cli
+from research.config.loading import load_config, sweep_points
 from research.training.run import Run, make_run
 
 HERE = Path(__file__).parent
@@ -41,8 +41,8 @@ def main() -> int:
     parser.add_argument("--flags", default="", help="more flags for experiments.sweep")
     parser.add_argument("--warm", action="store_true")
     args = parser.parse_args()
-    config, module = cli.load(args.config)
-    points = cli.points(config, module, "sweep")
+    config, module = load_config(args.config)
+    points = sweep_points(config, module, "sweep")
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in args.ways.split(","):

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from research.config import cli, schema
+from research.config import validation
+from research.config.loading import load_config, validated
 from research.models import custom_vjp
 from research.parallel import sharding
 from research.training import step
@@ -49,10 +50,10 @@ PLAIN: dict[str, Callable] = {
 
 def program(changes: dict, without: tuple[str, ...], steps: int) -> Callable[[], None]:
     """A function that takes `steps` training steps; the ops named in `without` are plain jax."""
-    config, _ = cli.load("configs/lm_gpt2.py")
-    config, problems = schema.override(config, changes)
+    config, _ = load_config("configs/lm_gpt2.py")
+    config, problems = validation.override(config, changes)
     assert not problems, problems
-    run = make_run(cli.checked(config))
+    run = make_run(validated(config))
     for cached in (step.dispatch_program, step.init_program, step.placement):
         cached.cache_clear()
     jax.clear_caches()  # of what was traced, so of the other programs too: hence one compiled ahead

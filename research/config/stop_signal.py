@@ -1,0 +1,55 @@
+"""Signals that ask a process to save and stop."""
+
+import os
+import signal
+import time
+
+from research.errors import HUNG, PREEMPTED, Preempted
+
+ECHO = 2.0  # seconds in which a signal to stop may come again
+
+
+class StopSignal:
+    """Call it to learn whether one of `numbers` has come. Ctrl-C after one ends the process: at
+    once, or `orderly` by an exception, so that what is open is closed. So does another signal that
+    comes ECHO seconds after the first and later; earlier ones are the same: a scheduler sends them
+    to every process, and those to their children.
+
+    As a context it turns Preempted into KeyboardInterrupt where Ctrl-C was the cause.
+    """
+
+    def __init__(self, *numbers: signal.Signals, orderly: bool = False):
+        self.number, self.orderly, self.came = 0, orderly, 0.0
+        for number in numbers:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: object) -> None:
+        late = time.monotonic() - self.came > ECHO
+        if self.number and (number == signal.SIGINT or late):
+            if self.orderly:
+                raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                os._exit(128 + number)
+            signal.signal(number, signal.SIG_DFL)  # so that a launcher sees by what it ended
+            os.kill(os.getpid(), number)
+        if not self.number:
+            self.number, self.came = number, time.monotonic()
+            if number == signal.SIGINT:  # by what a handler of signals may call at any moment
+                os.write(2, b"\nto be saved after this step; Ctrl-C again ends at once\n")
+
+    def __call__(self) -> bool:
+        return self.number != 0
+
+    def passed(self, code: int) -> int:
+        """The exit code of processes that this one told to stop. Raises KeyboardInterrupt where
+        they have for Ctrl-C."""
+        if code in (PREEMPTED, HUNG) and self.number == signal.SIGINT:  # HUNG: before they could
+            raise KeyboardInterrupt
+        return code
+
+    def __enter__(self) -> "StopSignal":
+        return self
+
+    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
+        if kind is Preempted and self.number == signal.SIGINT:
+            raise KeyboardInterrupt from None

@@ -1,0 +1,47 @@
+"""A trained run, opened to be used: needs neither its data nor its config."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from research import models
+from research.errors import BadInput
+from research.io import files
+from research.models import Model
+from research.runs import checkpoint
+from research.training.fine_tuning import described, locate, run_directory
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run opened for use: its model, its parameters (the averaged ones where it has them), the
+    JSON of its tokenizer ("": bytes), and its config."""
+
+    path: Path
+    step: int
+    model: Model
+    params: dict
+    tokenizer: str
+    config: dict
+
+    @property
+    def of_ids(self) -> bool:
+        """Whether its text was ids, of which nothing tells the words."""
+        data = self.config.get("data")
+        path = str(data.get("path", "")) if isinstance(data, dict) else ""
+        return path.endswith(".bin") and not self.tokenizer
+
+
+def open_run(path: str | Path) -> OpenedRun:
+    """A trained run (its directory, or the workdir of one run), ready to be used.
+
+    Needs neither its data nor its config. Raises BadInput when there is none.
+    """
+    directory = run_directory(str(path))
+    start = locate(str(directory), None, "params")
+    try:
+        model = models.build(**described(directory))
+    except (TypeError, KeyError) as error:
+        raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
+    params = checkpoint.read(start.path, start.part)
+    config = files.read_json(directory / "config.json", follow=False)
+    return OpenedRun(directory, start.step, model, params, start.tokenizer, config)

@@ -1,0 +1,47 @@
+"""A target parameter count fills a model's fields, by the size rule of its family."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from research import models
+from research.errors import BadInput
+from research.models import Model, accounting
+
+MOST_RUNGS = 4096
+
+
+def model_at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
+    """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
+
+    The family's `rung(i)` fills the fields of its SIZED that are not among `fields` (see
+    models.unfilled). Raises BadInput when the target is outside the ladder by more than a factor of
+    two.
+    """
+    return _at_size(target, name, tuple(fields.items()), inputs)
+
+
+@functools.lru_cache(maxsize=512)
+def _at_size(target: float, name: str, fields: tuple, inputs: Any) -> Model:
+    given = dict(fields)
+    family = models.family(name)
+
+    @functools.cache
+    def member(i: int) -> tuple[float, Model]:
+        model = models.build(name, **family.rung(i, **given) | given)
+        return math.log(accounting.params(model, inputs)["params"] / target), model
+
+    low, high = 1, 2
+    while member(high)[0] < 0 and high < MOST_RUNGS:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if member(middle)[0] < 0 else (low, middle)
+    error, model = min((member(low), member(high)), key=lambda m: abs(m[0]))
+    if abs(error) > math.log(2):
+        raise BadInput(
+            f"size: {target:g} parameters cannot be met; the nearest {name} with these fields "
+            f"has {math.exp(error) * target:,.0f}"
+        )
+    return model

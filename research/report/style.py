@@ -1,0 +1,70 @@
+"""The style that all figures share."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.cm
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from research.errors import printable
+from research.io import files
+from research.report.sweep_figures import STYLE, quantity
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png and `stem`.svg; the same figure gives the same bytes."""
+    files.make_directory(stem.parent)
+    out = []
+    formats: dict[str, dict[str, Any]] = {
+        ".png": {"dpi": 160},
+        ".svg": {"metadata": {"Date": None}},
+    }
+    for suffix, options in formats.items():
+        raw = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(raw, format=suffix[1:], bbox_inches="tight", **options)
+        files.write_atomic(stem.with_suffix(suffix), raw.getvalue())
+        out.append(stem.with_suffix(suffix))
+    return out[0], out[1]
+
+
+def plain(words: object, most: int = 40) -> str:
+    """Words from elsewhere as a label: no mathematics, no control characters, and not long."""
+    told = printable(words)
+    return (told if len(told) <= most else f"{told[: most - 1]}…").replace("$", r"\$")
+
+
+def log_loss(axes: Any, losses: np.ndarray) -> None:
+    """A logarithmic axis where the loss spans more than a factor of four."""
+    if len(losses) and losses.min() > 0 and losses.max() > 4 * losses.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def held_out(document: Mapping[str, Any] | None) -> set[str]:
+    """The runs that the fit predicted and did not see."""
+    found = document["holdout"] if document else None
+    return {row["run"] for row in found["rows"]} if found else set()
+
+
+def plain_ticks(axis: Any) -> None:
+    """1.5, 2, 3 on a logarithmic axis of losses."""
+    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log_ticks(axis: Any, steps: Sequence[int] = (1, 2, 5)) -> None:
+    """1k, 10k, 1M rather than powers of ten; steps between them where the range is short."""
+    low, high = axis.get_view_interval()
+    short = high / max(low, 1e-300) < 300
+    axis.set_major_locator(LogLocator(subs=steps if short else (1,), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: quantity(v)))
+    axis.set_minor_formatter(NullFormatter())

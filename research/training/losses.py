@@ -1,0 +1,59 @@
+"""Cross-entropy, whole or in chunks that never hold all logits."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def cross_entropy(logits_MxV: Array, target_M: Array) -> Array:
+    """−log softmax(logits)[target], [M]."""
+    chosen_M = jnp.take_along_axis(logits_MxV, target_M[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits_MxV, axis=-1) - chosen_M
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def chunked_cross_entropy(
+    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
+) -> Array:
+    """Σ weight · nats over N chunks of M tokens, of which one has its logits in memory at a time.
+    `unembed(x_MxD, *head)` are logits over the vocabulary V, in float32.
+
+    The gradient is worked out where the logits are: with y the one-hot targets,
+
+        dlogits = weight (softmax(logits) − y);  dx, dhead by the chain rule of `unembed`
+
+    of each chunk as soon as it is there, times the gradient of the sum, which is one number. So
+    nothing as large as the logits is kept for the way back, and no product is computed twice, as it
+    is with jax.checkpoint: that took 1.2 to 1.9 times as long.
+    """
+    return _chunked_forward(unembed, x_NxMxD, target_NxM, weight_NxM, *head)[0]
+
+
+def _chunked_forward(
+    unembed: Callable, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
+) -> tuple[Array, tuple]:
+    def add(sums: tuple, chunk: tuple) -> tuple[tuple, Array]:
+        x_MxD, target_M, weight_M = chunk
+
+        def weighted(x_MxD: Array, *head: Array) -> Array:
+            return (weight_M * cross_entropy(unembed(x_MxD, *head), target_M)).sum()
+
+        total, back = jax.vjp(weighted, x_MxD, *head)
+        dx_MxD, *dhead = back(jnp.float32(1))
+        return jax.tree.map(jnp.add, sums, (total, dhead)), dx_MxD
+
+    zero = jnp.float32(0), [jnp.zeros_like(w) for w in head]
+    (total, dhead), dx_NxMxD = jax.lax.scan(add, zero, (x_NxMxD, target_NxM, weight_NxM))
+    return total, (dx_NxMxD, dhead)
+
+
+def _chunked_backward(unembed: Callable, kept: tuple, d: Array) -> tuple:
+    del unembed
+    dx_NxMxD, dhead = kept
+    return (d * dx_NxMxD).astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
+
+
+chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)

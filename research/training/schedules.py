@@ -1,0 +1,62 @@
+"""Learning-rate schedules. Every number is traced: one compiled step serves all."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+from jax import Array
+
+from research.config.types import Fraction, Positive, Share
+
+
+def constant(step: Array, warmup: Array, total: Array) -> Array:
+    """1 after the warm-up."""
+    return jnp.ones_like(step, jnp.float32)
+
+
+def cosine(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
+    """Half a cosine from 1 at the end of the warm-up to `final` at the last step."""
+    share = _share(step, warmup, total)
+    return final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * share))
+
+
+def linear(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
+    """A line from 1 at the end of the warm-up to `final` at the last step."""
+    return 1 - (1 - final) * _share(step, warmup, total)
+
+
+def _share(step: Array, warmup: Array, total: Array) -> Array:
+    """Of the way from the end of the warm-up to the last step."""
+    return jnp.clip((step - warmup) / jnp.maximum(total - 1 - warmup, 1), 0, 1)
+
+
+def inverse_sqrt(step: Array, warmup: Array, total: Array, *, timescale: Positive) -> Array:
+    """1/√(1 + t/timescale), t steps after the warm-up (Zhai et al. 2022); whatever the length.
+
+    A timescale of the warm-up's length is the schedule of Vaswani et al. (2017)."""
+    return 1 / jnp.sqrt(1 + jnp.maximum(step - warmup, 0) / timescale)
+
+
+def wsd(step: Array, warmup: Array, total: Array, *, decay: Share, final: Fraction) -> Array:
+    """Warmup–stable–decay: 1, then over the last share `decay` of the run linearly to `final`."""
+    length = jnp.maximum(decay * total, 1)
+    share = jnp.clip((total - 1 - step) / length, 0, 1)
+    return final + (1 - final) * share
+
+
+SCHEDULES: dict[str, Callable[..., Array]] = {
+    "constant": constant,
+    "cosine": cosine,
+    "linear": linear,
+    "wsd": wsd,
+    "inverse_sqrt": inverse_sqrt,
+}
+
+
+def learning_rate(name: str, step: Array, hyper: Mapping) -> Array:
+    """Peak rate × linear warm-up × schedule, at `step` counted from 0. All of `hyper` is traced:
+    "lr", "warmup" and "total" (steps), "schedule" (its own numbers)."""
+    step = step.astype(jnp.float32)
+    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper["warmup"], 1))
+    factor = SCHEDULES[name](step, hyper["warmup"], hyper["total"], **hyper["schedule"])
+    return hyper["lr"] * warm * factor
