@@ -21,7 +21,7 @@ WALLS: dict[str, tuple[str, str]] = {
     "planning": ("memory, time and machines before anything is trained",
                  "training models data.placeholder parallel config io errors"),
     "launch": ("where workers run: here, local, Ray, Slurm", "io.host errors"),
-    "scaling": ("from a table of runs to a law", "runs.directory io errors"),
+    "scaling": ("from a table of runs to a law", "runs.table io errors"),
     "report": ("figures, tables and the page", "scaling runs io errors"),
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
               "training planning launch runs scaling report parallel config io errors"),
@@ -31,7 +31,14 @@ WALLS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 NO_JAX = (
     *("errors", "io", "config", "data", "launch", "scaling", "report", "sweep.watch"),
-    *("runs.directory", "runs.metrics_log", "runs.schema", "runs.lease", "runs.trackers"),
+    *(
+        "runs.directory",
+        "runs.table",
+        "runs.metrics_log",
+        "runs.schema",
+        "runs.lease",
+        "runs.trackers",
+    ),
     *("training.progress", "training.watchdog"),
 )
 SLACK = 1.15  # what the table permits, over what the code uses

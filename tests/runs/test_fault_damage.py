@@ -262,8 +262,8 @@ def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
 
 WRITER = """
 import sys, time
-from research.runs import directory as records
-with records.RunDirectory(sys.argv[1], sys.argv[2]) as run:
+from research.runs.directory import RunDirectory
+with RunDirectory(sys.argv[1], sys.argv[2]) as run:
     print("ready", flush=True)
     sys.stdin.readline()
     for step in range(200):

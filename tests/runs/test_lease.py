@@ -40,8 +40,8 @@ while not (root / "end").exists():
 
 HOLDER = """
 import sys, time
-from research.runs import directory as records
-with records.RunDirectory(sys.argv[1], "r0") as run:
+from research.runs.directory import RunDirectory
+with RunDirectory(sys.argv[1], "r0") as run:
     run.append(step=0)
     print("held", flush=True)
     time.sleep(600)

@@ -409,15 +409,15 @@ def test_a_group_that_never_took_a_step_is_free_again(group, tmp_path, monkeypat
 DRIVER = """
 import json, sys
 from contextlib import ExitStack
-from research.runs import directory as records
-from research.training import vmapped_runs
+from research.runs.directory import RunDirectory
+from research.training.vmapped_runs import train_vmapped
 from research.training.run import make_run
 
 configs, workdir = json.load(open(sys.argv[1])), sys.argv[2]
 runs = [make_run(config) for config in configs]
 with ExitStack() as held:
-    members = [(r, held.enter_context(records.RunDirectory(workdir, r.id))) for r in runs]
-    vmapped_runs.fit(members, [r.id for r in runs])
+    members = [(r, held.enter_context(RunDirectory(workdir, r.id))) for r in runs]
+    train_vmapped(members, [r.id for r in runs])
 """
 
 

@@ -169,8 +169,8 @@ PHASES = {
     "evaluation": (
         """
 import jax, jax.numpy as jnp
-from research.training import trainer as train
-real = train.eval_program
+from research.training.trainer import eval_program
+real = eval_program
 def slow(recipe, mesh):
     program, loop = real(recipe, mesh), lambda i, x: jnp.sin(x)
     wait = jax.jit(lambda x: jax.lax.fori_loop(0, 20_000, loop, x))
@@ -179,21 +179,21 @@ def slow(recipe, mesh):
         zero = 0 * wait(jnp.ones(100_000)).sum()
         return jax.tree.map(lambda x: x + jax.device_get(0.0) + zero, program(params, *held))
     return run
-train.eval_program = slow
+eval_program = slow
 """,
         None,
     ),
     "data wait": (
         """
 import time
-from research.training import trainer as train
-real = train.host_batches
+from research.training.trainer import host_batches
+real = host_batches
 def slow(run, step, *rest):
     if step == 40:
         print("waiting", flush=True)
         time.sleep(3)
     return real(run, step, *rest)
-train.host_batches = slow
+host_batches = slow
 """,
         None,
     ),
@@ -316,14 +316,15 @@ train.host_batches = slow
 
 HUNG = """
 import time
-from research.training import trainer as train, watchdog
+from research.training import watchdog
+from research.training.trainer import host_batches
 watchdog.LEAST, watchdog.TIMES, watchdog.POLL = 1.5, 1, 0.1
-real = train.host_batches
+real = host_batches
 def stuck_for_ever(run, step, *rest):
     if step == 60:
         time.sleep(600)
     return real(run, step, *rest)
-train.host_batches = stuck_for_ever
+host_batches = stuck_for_ever
 """
 
 
