@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from research import launch
-from research.config import cli, stop_signal
+from research.config import cli
 from research.config.loading import sweep_points
+from research.config.stop_signal import StopSignal
 from research.errors import UNFINISHED
 from research.launch import process_group
 from research.sweep import plan
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     how = (args.grouping, args.workers, number)
     executor = choose_executor(args.executor, points, args.workdir, *how)
     orderly = executor != "inline" or number > 1
-    with stop_signal.StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
+    with StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
         how = (executor, args.workers, options, args.grouping, number)
         outcome = launch_sweep(points, args.workdir, stop, *how)
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"

@@ -13,8 +13,9 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.config import cli, stop_signal
+from research.config import cli
 from research.config.loading import validated
+from research.config.stop_signal import StopSignal
 from research.errors import DIVERGED
 from research.launch import process_group
 from research.launch.job import orphaned
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     config, place, launcher = validated(config), process_group.place(args), orphaned()
     count = 1 if place is not None else process_group.number(args)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    with stop_signal.StopSignal(*signals, orderly=count > 1) as stop:
+    with StopSignal(*signals, orderly=count > 1) as stop:
         if count > 1:
             return stop.passed(process_group.run("experiments.train", argv, count, stop))
 

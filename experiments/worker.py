@@ -12,7 +12,8 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from research.config import cli, stop_signal
+from research.config import cli
+from research.config.stop_signal import StopSignal
 from research.launch import process_group
 from research.launch.job import orphaned
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     place = process_group.place(args)
     # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
     # its launcher a worker would go on unseen.
-    stop = stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    stop = StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     launcher = orphaned(os.getppid())
     if place is None and process_group.number(args) > 1:
         return process_group.run("experiments.worker", argv, process_group.number(args), stop)

@@ -26,7 +26,7 @@ WALLS: dict[str, tuple[str, str]] = {
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
               "training planning launch runs scaling report parallel config io errors"),
     "inference": ("a trained model, used and handed on",
-                  "training.fine_tuning models data.tokenizers runs config.schema io params "
+                  "training.fine_tuning models data.tokenizers runs config.validation io params "
                   "errors"),
 }  # fmt: skip
 NO_JAX = (

@@ -14,11 +14,7 @@ from research.errors import BadInput
 from research.io import files
 
 ModuleLike = Any
-
-
 MOST_POINTS = 100_000  # of a sweep, which may be a generator without end
-
-
 LARGEST = 1 << 20  # bytes of a .json config
 
 

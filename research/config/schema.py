@@ -14,21 +14,11 @@ from research.config.types import RANGES
 
 # What a data set tells its model; never written in a config. See data.Dataset.facts.
 FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
-
-
 # Units of a horizon in training FLOPs: exact, or as other conventions count (see accounting).
 FLOPS_UNITS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
-
-
 _UNITS = ("steps", "tokens", "examples", "tokens_per_param", "epochs", *FLOPS_UNITS)
-
-
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
-
-
 _SINKS = tuple(registry.table("runs/trackers.py", "SINKS"))
-
-
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
     "seed": Field("Seed"),
@@ -63,8 +53,6 @@ SECTIONS: dict[str, Field] = {
     "log.sinks": Field("str", many=True, choices=_SINKS),
     "loop.steps_per_dispatch": Field("Count", word="auto"),
 }
-
-
 PLUGS = {
     "model": ("models/__init__.py", "MODELS"),
     "data": ("data/__init__.py", "DATASETS"),

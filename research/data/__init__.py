@@ -6,16 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from research.data import (
-    hub,
-    images,
-    mixture,
-    sampling,
-    synthetic,
-    tabular,
-    text,
-    text_classification,
-)
+from research.data import hub, images, sampling, synthetic, tabular, text, text_classification
+from research.data import mixture as mixture_
 
 
 class Split(Protocol):
@@ -70,7 +62,7 @@ class Dataset:
 
 DATASETS: dict[str, Callable[..., dict]] = {
     "text": text.load,
-    "mixture": mixture.load,
+    "mixture": mixture_.load,
     "hub": hub.load,
     "text_classes": text_classification.load,
     "table": tabular.load,

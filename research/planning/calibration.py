@@ -24,7 +24,8 @@ from research.errors import BadInput, StorageError
 from research.io import files, host
 from research.models import accounting
 from research.parallel import sharding
-from research.planning import benchmark, memory
+from research.planning import benchmark
+from research.planning import memory as memory_
 from research.training.run import Run, example_inputs
 from research.training.trainer import step_spec
 
@@ -207,7 +208,7 @@ def _memory(placed: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
         fixed: dict[tuple, tuple[tuple[Run, Mesh], float]] = {}
         for pair in pairs:
             try:
-                fixed[program(*pair)] = pair, memory.held(*pair).total
+                fixed[program(*pair)] = pair, memory_.held(*pair).total
             except BadInput:
                 out[program(*pair)] = None
         more = _temporary([pair for pair, _ in fixed.values()]) if fixed else []
@@ -221,5 +222,5 @@ def _temporary(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
     x = np.log([_step_flops(run) for run, _ in pairs])
     order = np.argsort(x, kind="stable")
     at = order[np.linspace(0, len(pairs) - 1, min(TRACED, len(pairs))).round().astype(int)]
-    y = [math.log(max(1.0, memory.of(*pairs[i]).temporary)) for i in at]
+    y = [math.log(max(1.0, memory_.of(*pairs[i]).temporary)) for i in at]
     return np.exp(np.interp(x, x[at], y))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.report import style
-from research.report.sweep_figures import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
+from research.report.style import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
 from research.scaling import Fit, compute_optimal, isoflop, table
 from research.scaling.envelope import NEEDED
 from research.scaling.laws import GROUP

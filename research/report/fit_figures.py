@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from research.report import decision_figures, style
-from research.report.sweep_figures import BLUE, GREEN, GREY, LABELS, ORANGE, STYLE
+from research.report.style import BLUE, GREEN, GREY, LABELS, ORANGE, STYLE
 from research.scaling import Analysis, Fit, compute_optimal, table, uncertainty
 from research.scaling.laws import GROUP
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from research.report.sweep_figures import BLUE, GREEN, LABELS, ORANGE, quantity
+from research.io.humanize import quantity
+from research.report.style import BLUE, GREEN, LABELS, ORANGE
 from research.scaling import Fit
 
 STEPS = 41  # positions of the slider

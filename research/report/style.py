@@ -13,7 +13,33 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from research.errors import printable
 from research.io import files
-from research.report.sweep_figures import STYLE, quantity
+from research.io.humanize import quantity
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
+LABELS = {
+    "params": "parameters N",
+    "params_non_embedding": "parameters N, without embedding and head",
+    "params_matmul": "parameters N in dot products",
+    "tokens": "training tokens D",
+    "unique_tokens": "unique training tokens D",
+    "train_examples": "training examples D",
+    "flops": "training FLOPs C",
+    "loss": "held-out loss",
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.hashsalt": "isoflop",  # the same figure is the same file
+    "svg.fonttype": "path",
+}
 
 
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:

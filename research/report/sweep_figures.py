@@ -3,7 +3,6 @@
 Colours are those of Okabe and Ito, which the colour-blind can tell apart; sizes use viridis.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,41 +12,18 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from research.report.style import held_out, log_loss, log_ticks, plain, plain_ticks
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-
-
-SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-
-
-MARKERS = "osD^vPX"
-
-
-LABELS = {
-    "params": "parameters N",
-    "params_non_embedding": "parameters N, without embedding and head",
-    "params_matmul": "parameters N in dot products",
-    "tokens": "training tokens D",
-    "unique_tokens": "unique training tokens D",
-    "train_examples": "training examples D",
-    "flops": "training FLOPs C",
-    "loss": "held-out loss",
-}
-
-
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "isoflop",  # the same figure is the same file
-    "svg.fonttype": "path",
-}
+from research.report.style import (
+    GREY,
+    LABELS,
+    MARKERS,
+    SERIES,
+    STYLE,
+    held_out,
+    log_loss,
+    log_ticks,
+    plain,
+    plain_ticks,
+)
 
 
 def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
@@ -176,13 +152,3 @@ def _smooth(values: np.ndarray) -> np.ndarray:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
         out.append(mean / weight)
     return np.array(out)
-
-
-def quantity(value: float) -> str:
-    """A count as people write it: 14k, 1.2M, 3.5e14."""
-    if value >= 1e15:
-        return f"{value:.3g}".replace("e+", "e")
-    for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
-        if value >= 10**power * 0.9995:
-            return f"{value / 10**power:.3g}{letter}"
-    return f"{value:.3g}" if math.isfinite(value) else str(value)

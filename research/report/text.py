@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from research.report.sweep_figures import quantity
+from research.io.humanize import quantity
 
 Row = dict[str, Any]
 

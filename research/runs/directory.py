@@ -33,26 +33,16 @@ from research.runs import lease, metrics_log
 from research.runs.schema import launch_problem, row_problem
 
 log = logging.getLogger(__name__)
-
-
 WRITTEN = (  # below a workdir, and not only replaced
     *("runs", "sweeps", "data", "figures", "verify", "wandb", "mlflow.db", "mlflow-artifacts"),
 )
-
-
 ENDED = ("done", "diverged")
-
-
 REMEDY = {
     "result.json": "launch again, and its last checkpoint is evaluated anew",
     "launch.json": "remove this file to go on with the devices that are here (and let a sweep "
     "--retry_failed)",
 }
-
-
 RUN = re.compile(r"\w[\w.-]{0,127}")  # the name of a run's directory
-
-
 NUMBER = re.compile("[0-9]{1,18}")
 
 

@@ -17,14 +17,8 @@ from research.runs.directory import failed_attempts, read_run_file
 from research.runs.schema import row_problem
 
 SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is made from
-
-
 ROWS = 4  # counted up when `row` makes another row of the same files
-
-
 LARGEST_CACHE = 1 << 28
-
-
 WORTH_KEEPING = 64  # runs read anew, before the table is kept for the next time
 
 

@@ -15,11 +15,7 @@ from research.scaling.optimize import Problem, bounds, minimise
 from research.scaling.statistics import held_out_summary, pooled_sd
 
 UNIT = "as in the table"
-
-
 PLAIN = re.compile(r"[\w %/().,-]{1,60}")
-
-
 OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
 
 

@@ -7,11 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research.config.loading import validated
-from research.errors import (
-    BadInput,
-    Damaged,
-    UnsafeFile,
-)
+from research.errors import BadInput, Damaged, UnsafeFile
 from research.io import files
 from research.runs import lease
 from research.runs.directory import RunDirectory, check_workdir

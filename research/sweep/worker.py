@@ -12,14 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from research.errors import (
-    BadInput,
-    Damaged,
-    Held,
-    Lost,
-    Preempted,
-    UnsafeFile,
-)
+from research.errors import BadInput, Damaged, Held, Lost, Preempted, UnsafeFile
 from research.parallel import distributed
 from research.runs.directory import ReadOnlyRunDirectory, RunDirectory
 from research.sweep import work_units
@@ -29,11 +22,7 @@ from research.training.loop import check_run
 from research.training.progress import Progress
 
 log = logging.getLogger(__name__)
-
-
 END = "end"  # what process 0 says to the others when all is done
-
-
 POLL = 0.5  # seconds between looks at runs that others hold
 
 

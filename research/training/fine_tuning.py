@@ -17,8 +17,6 @@ from research.params import leaves_by_path, match_path, nest
 from research.runs import checkpoint
 
 LARGEST_TOKENIZER = 64 << 20  # bytes
-
-
 NEW = "head"  # the parameter group that may differ: it belongs to the task
 
 

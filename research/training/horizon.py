@@ -12,8 +12,6 @@ from research.errors import BadInput
 from research.models import Model, accounting
 
 REFERENCE_TOKENS = 1e6  # at which batch.rule = sqrt_tokens gives batch.size itself
-
-
 TOLERANCE = 0.01  # by how much whole steps may miss a horizon untold
 
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from research import data, models
+from research import data as data_
+from research import models
 from research.config import registry, validation
 from research.data import Dataset
 from research.errors import BadInput, Together
@@ -114,7 +115,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     cannot be met.
     """
     config = copy.deepcopy(dict(config))
-    dataset = dataset or data.load(**config["data"])
+    dataset = dataset or data_.load(**config["data"])
     told, inputs = Together(), example_inputs(dataset)
     task, sized = told(_task, config, dataset), told(_model, config, dataset, inputs)
     told.end()

@@ -35,8 +35,6 @@ from research.training.step import (
 )
 
 log = logging.getLogger(__name__)
-
-
 GLANCE, PATIENT = 0.002, 2.0  # seconds between looks at what the devices compute; before giving up
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from research.errors import BadInput
 from research.io import files
+from research.io.humanize import quantity
 from research.report import build as report
 from research.report import sweep_figures as plots
 from research.report import text as summary
@@ -221,7 +222,7 @@ def test_the_same_records_give_the_same_files(tmp_path):
     ],
 )
 def test_quantities_read_as_people_write_them(value, text):
-    assert plots.quantity(value) == text
+    assert quantity(value) == text
 
 
 def test_smoothing_keeps_a_constant_and_has_no_bias_at_the_start():
