@@ -58,7 +58,7 @@ PLUGS = {
     "data": ("data/__init__.py", "DATASETS"),
     "task": ("training/tasks.py", "TASKS"),
     "optim.optimizer": ("training/optimizers.py", "OPTIMIZERS"),
-    "optim.schedule": ("training/optimizers.py", "SCHEDULES"),
+    "optim.schedule": ("training/schedules.py", "SCHEDULES"),
 }
 
 
