@@ -1,10 +1,11 @@
 """What can be plugged in, read from the source text: no module is imported to learn its options.
 
-A plug point is a dict literal such as `MODELS = {"transformer": transformer.Transformer}`. A bad
-config must be refused in a fraction of a second, before jax is imported, so the checks cannot
-import the model. They read instead what its author wrote anyway: the names in the table, and the
-annotated fields or parameters of the class or function behind each name. A new plug gets its
-checks (unknown key, wrong type, wrong choice) without a line written for them.
+A plug point is a dict literal such as `SINKS = {"csv": Csv}`, or, where only the entry that is used
+should be imported, `MODELS = {"gru": "research.models.gru:GRU"}`. A bad config must be rejected in
+a fraction of a second, before jax is imported, so the checks cannot import the model. They read
+instead what its author wrote anyway: the names in the table, and the annotated fields or parameters
+of the class or function behind each name. A new plug gets its checks (unknown key, wrong type,
+wrong choice) without a line written for them.
 """
 
 import ast
@@ -45,7 +46,11 @@ def _assigned(file: Path, name: str) -> ast.expr | None:
 
 @functools.cache
 def table(file: str, name: str) -> dict[str, tuple[Path, str]]:
-    """The rows of the plug table `name` in `research/<file>`: key -> (source file, definition)."""
+    """The rows of the plug table `name` in `research/<file>`: key -> (source file, definition).
+
+    A row is a `definition` of that file, `module.definition` of its package, or the string
+    "research.module:definition". Raises TypeError for anything else.
+    """
     path = ROOT / file
     node = _assigned(path, name)
     if not isinstance(node, ast.Dict):
@@ -56,9 +61,19 @@ def table(file: str, name: str) -> dict[str, tuple[Path, str]]:
             rows[ast.literal_eval(key)] = (path.parent / f"{value.value.id}.py", value.attr)  # type: ignore[arg-type]
         elif isinstance(value, ast.Name):
             rows[ast.literal_eval(key)] = (path, value.id)  # type: ignore[arg-type]
+        elif isinstance(value, ast.Constant) and ":" in str(value.value):
+            module, _, definition = str(value.value).partition(":")
+            rows[ast.literal_eval(key)] = (_source(module), definition)  # type: ignore[arg-type]
         else:
-            raise TypeError(f"{path}: {name}: a row must be `name` or `module.name`")
+            raise TypeError(
+                f'{path}: {name}: a row must be `name`, `module.name` or "package.module:name"'
+            )
     return rows
+
+
+def _source(module: str) -> Path:
+    """The file of a dotted module beside or in `research`, which is not imported to find it."""
+    return ROOT.parent.joinpath(*module.split(".")).with_suffix(".py")
 
 
 @functools.cache

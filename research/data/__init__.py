@@ -1,13 +1,16 @@
-"""Data sets: what is trained on and what is held out, on the host, in numpy."""
+"""Data sets: what is trained on and what is held out, on the host, in numpy.
 
+`DATASETS` names them; the module of one is imported when it is first loaded.
+"""
+
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from research.data import hub, images, sampling, synthetic, tabular, text, text_classification
-from research.data import mixture as mixture_
+from research.data import sampling
 
 
 class Split(Protocol):
@@ -60,18 +63,18 @@ class Dataset:
         return self.train.rows(index, draw) if at is None else self.train.rows(index[at], draw[at])
 
 
-DATASETS: dict[str, Callable[..., dict]] = {
-    "text": text.load,
-    "mixture": mixture_.load,
-    "hub": hub.load,
-    "text_classes": text_classification.load,
-    "table": tabular.load,
-    "images": images.load,
-    "linear": synthetic.linear,
-    "teacher": synthetic.teacher,
+DATASETS = {
+    "text": "research.data.text:load",
+    "mixture": "research.data.mixture:load",
+    "hub": "research.data.hub:load",
+    "text_classes": "research.data.text_classification:load",
+    "table": "research.data.tabular:load",
+    "images": "research.data.images:load",
+    "linear": "research.data.synthetic:linear",
+    "teacher": "research.data.synthetic:teacher",
 }
 
 
 def load(name: str, **kwargs: object) -> Dataset:
     """The data set `name`. Raises BadInput when a file is missing, too short or not readable."""
-    return Dataset(**DATASETS[name](**kwargs))
+    return Dataset(**pkgutil.resolve_name(DATASETS[name])(**kwargs))

@@ -1,9 +1,9 @@
 """Models: two pure functions over a plain nested dict of parameters.
 
-`MODELS` names the families. A family is one file: a dataclass of the numbers that make a member
-(or the Linen module itself, where one is enough) and, beside it, what the rest of the house asks:
-SIZED, HELD, SIZE_RULE and `rung` (how `size` fills fields), GROUPS, SHARDING, `forward_flops`;
-`solve` where the best parameters are known in closed form.
+`MODELS` names the families; the file of one is imported when it is first used. It holds the family
+whole: a dataclass of the numbers that make a member (or the Linen module itself, where one is
+enough) and, beside it, SIZED, HELD, SIZE_RULE and `rung` (how `size` fills fields), GROUPS,
+SHARDING, `forward_flops`; `solve` where the best parameters are known in closed form.
 
 A language model whose data have classes instead of next tokens gets a classifier head in place of
 the one over its vocabulary; this is the same for all of them.
@@ -11,6 +11,8 @@ the one over its vocabulary; this is the same for all of them.
 
 import dataclasses
 import functools
+import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,15 +22,15 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from research.models import cnn, gru, layers, linear, mlp, resnet, transformer
+from research.models import layers
 
-MODELS: dict[str, Callable[..., Any]] = {
-    "transformer": transformer.Transformer,
-    "gru": gru.GRU,
-    "linear": linear.Linear,
-    "mlp": mlp.MLP,
-    "cnn": cnn.CNN,
-    "resnet": resnet.ResNet,
+MODELS = {
+    "transformer": "research.models.transformer:Transformer",
+    "gru": "research.models.gru:GRU",
+    "linear": "research.models.linear:Linear",
+    "mlp": "research.models.mlp:MLP",
+    "cnn": "research.models.cnn:CNN",
+    "resnet": "research.models.resnet:ResNet",
 }
 
 
@@ -67,7 +69,8 @@ class Model:
 
     def described(self) -> dict[str, Any]:
         """What `build` makes this model from, as JSON."""
-        name = next(k for k, made in MODELS.items() if made is type(self.spec))
+        definition = f"{type(self.spec).__module__}:{type(self.spec).__name__}"
+        name = next(name for name, target in MODELS.items() if target == definition)
         own = [f.name for f in dataclasses.fields(self.spec) if f.name not in ("parent", "name")]
         fields = {field: getattr(self.spec, field) for field in own}
         pooled = {"classes": self.classes, "pad": self.module.pad} if self.classes else {}  # type: ignore[attr-defined]
@@ -121,7 +124,7 @@ def _shapes(model: Model, inputs: Any) -> dict:
 
 def family(name: str) -> Any:
     """The file of the family `name`."""
-    return sys.modules[MODELS[name].__module__]
+    return importlib.import_module(MODELS[name].partition(":")[0])
 
 
 def unfilled(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,10 +142,11 @@ def build(
     `classes` of a family without such a field make it a classifier of token sequences, which ends
     in tokens `pad` that are not pooled.
     """
-    if any(f.name == "classes" for f in dataclasses.fields(MODELS[name])):  # type: ignore[arg-type]
+    make: Any = pkgutil.resolve_name(MODELS[name])
+    if any(f.name == "classes" for f in dataclasses.fields(make)):
         kwargs["classes"], classes = classes, None
     # From JSON a shape comes as a list, and a model is hashed by its fields.
-    spec = MODELS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
+    spec = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
     module = spec if isinstance(spec, nn.Module) else spec.module()
     if classes:
         module = layers.Pooled(module, classes, -1 if pad is None else pad)

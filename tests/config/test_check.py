@@ -2,7 +2,10 @@
 
 import contextlib
 import copy
+import inspect
 import math
+import pkgutil
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -199,8 +202,29 @@ def test_the_plugs_are_read_as_their_code_says():
     ):
         rows = registry.table(file, name)
         assert list(rows) == list(table)
-        for key, (_, definition) in rows.items():
-            assert table[key].__name__ == definition
+        for key, (file, definition) in rows.items():
+            entry = table[key]
+            made = pkgutil.resolve_name(entry) if isinstance(entry, str) else entry
+            assert made.__name__ == definition
+            assert Path(inspect.getfile(inspect.unwrap(made))) == file
     fields = registry.fields(*registry.table("models/__init__.py", "MODELS")["transformer"])
-    assert list(fields) == list(models.MODELS["transformer"].__dataclass_fields__)
+    transformer = pkgutil.resolve_name(models.MODELS["transformer"])
+    assert list(fields) == list(transformer.__dataclass_fields__)
     assert fields["norm"].choices == ("rms", "layer")
+
+
+def test_a_plug_table_is_a_literal(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "ROOT", tmp_path / "research")
+    for row, words in [
+        ('"research.models.gru:GRU"', None),
+        ('"research.models.gru.GRU"', "a row must be"),
+        ("print('gru')", "a row must be"),
+    ]:
+        file = tmp_path / f"{abs(hash(row))}.py"
+        file.write_text(f'ROWS = {{"gru": {row}}}')
+        if words is None:
+            found = (tmp_path / "research" / "models" / "gru.py", "GRU")
+            assert registry.table(str(file), "ROWS") == {"gru": found}
+        else:
+            with pytest.raises(TypeError, match=words):
+                registry.table(str(file), "ROWS")

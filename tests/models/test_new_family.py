@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text().partition("## Add your own model")[2]
 FAMILY, CONFIG = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)[:2]
+(LINE,) = re.findall(r"The line is `(.*?)`", SECTION)
 
 
 def test_a_family_is_one_file_one_line_and_one_config(corpus, tmp_path):
@@ -18,10 +19,9 @@ def test_a_family_is_one_file_one_line_and_one_config(corpus, tmp_path):
     (tmp_path / "research" / "models" / "bigram.py").write_text(FAMILY)
     table = tmp_path / "research" / "models" / "__init__.py"
     source = table.read_text()
-    source = source.replace("models import ", "models import bigram, ", 1)
-    row = '    "transformer": transformer.Transformer,\n'
+    row = '    "transformer": "research.models.transformer:Transformer",\n'
     assert row in source
-    table.write_text(source.replace(row, f'    "bigram": bigram.Bigram,\n{row}'))
+    table.write_text(source.replace(row, f"    {LINE},\n{row}"))
     (tmp_path / "configs" / "lm_bigram.py").write_text(CONFIG)
 
     def train(*more):

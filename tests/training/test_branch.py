@@ -177,10 +177,8 @@ def test_an_opened_run_computes_what_it_was_trained_to(tiny, source):
 
 def test_every_model_is_built_again_from_its_description():
     inputs = jax.ShapeDtypeStruct((1, 8), np.int32)
-    model = models.build(
-        "transformer",
-        **{f.name: v for f, v in zip(dataclasses.fields(models.MODELS["transformer"]), FIELDS)},
-    )
+    names = [f.name for f in dataclasses.fields(models.family("transformer").Transformer)]
+    model = models.build("transformer", **dict(zip(names, FIELDS)))
     again = models.build(**json.loads(json.dumps(model.described())))
     assert again == model
     classifier = models.build(**model.described(), classes=3, pad=0)
