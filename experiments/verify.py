@@ -36,8 +36,10 @@ def main(argv: Sequence[str]) -> int:
     with StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
         found = verify.measure(args.runs, made, config, stop)
     print(summary.verified(found))
-    report.write(args.runs)
-    print(f"{args.runs}/verify/verify.json\n{args.runs}/figures/verify.png")
+    written = report.write(args.runs)["files"]
+    print(f"{args.runs}/verify/verify.json")
+    if "verify.png" in written:  # the runs of the sweep may have been removed since
+        print(written["verify.png"])
     return 0
 
 

@@ -24,7 +24,7 @@ WALLS: dict[str, tuple[str, str]] = {
     "scaling": ("from a table of runs to a law", "runs.table io errors"),
     "report": ("figures, tables and the page", "scaling runs io errors"),
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
-              "training planning launch runs scaling report parallel config io errors"),
+              "training planning launch runs scaling parallel config io errors"),
     "inference": ("a trained model, used and handed on",
                   "training.fine_tuning models data.tokenizers runs config.validation io params "
                   "errors"),

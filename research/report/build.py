@@ -3,10 +3,11 @@
 Reads records only, so any machine can draw it again.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -60,11 +61,12 @@ def write(
         for kind, figure in fit_figures.figures(found).items():
             if kind not in figures:  # the multiverse is there already
                 figures[f"{name}_{kind}"] = figure
+    if verified := _verified(workdir):
+        figures |= _verification(rows, verified)
+    drawings = {name: style.draw(figure) for name, figure in figures.items()}
     written = {"report": workdir / "report.html"}
-    for name, figure in figures.items():
-        written[f"{name}.png"], written[f"{name}.svg"] = style.save(
-            figure, workdir / "figures" / name
-        )
+    for name, drawing in drawings.items():
+        written[f"{name}.png"], written[f"{name}.svg"] = drawing.save(workdir / "figures" / name)
     for name, fit in fits.items():
         if fit["document"]:
             stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
@@ -76,24 +78,45 @@ def write(
     places = sorted((workdir / "data").glob("*.json"))
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
-    result |= {"surfaces": surfaces, "compared": compared}
-    if (workdir / "verify" / "verify.json").exists():
-        result["verified"] = _verified(workdir / "verify" / "verify.json")
-        written["verify.svg"] = workdir / "figures" / "verify.svg"
-    named = [name.removesuffix(".svg") for name in written if name.endswith(".svg")]
-    drawn = {name: page.embedded(written[f"{name}.svg"]) for name in named}
-    files.write_atomic(written["report"], page.render(result, drawn))
+    result |= {"surfaces": surfaces, "compared": compared, "verified": verified}
+    files.write_atomic(written["report"], page.render(result, drawings))
     return result
 
 
-def _verified(path: Path) -> dict[str, Any]:
-    """What verify.measure wrote. Raises BadInput for anything else."""
+def _verified(workdir: Path) -> dict[str, Any] | None:
+    """What experiments.verify wrote, None if it was not run. Raises BadInput for anything else."""
+    path = workdir / "verify" / "verify.json"
+    if not path.exists():
+        return None
     found = files.read_json(path, follow=False)
-    numbers = [found.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "error")]
-    numbers += found.get("run_interval") or [None]
-    if not all(isinstance(number, int | float) for number in numbers):
+    amounts = [found.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "n_points")]
+    ends = found.get("run_interval")
+    if (
+        not all(_number(amount) and amount > 0 for amount in amounts)
+        or not _number(found.get("error"))
+        or not isinstance(ends, list)
+        or len(ends) != 2
+        or not all(end is None or _number(end) for end in ends)
+        or not (ends[0] or 0.0) <= found["loss"] <= (ends[1] or math.inf)
+        or not isinstance(found.get("covered"), bool)
+    ):
         raise BadInput(f"{path}: not what experiments.verify writes; remove it")
     return found
+
+
+def _number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _verification(rows: Sequence[Row], verified: Mapping[str, Any]) -> dict[str, Any]:
+    """The figure of a prediction and its measurement; {} where the runs left give no law."""
+    done = [row for row in rows if row["status"] == "done"]
+    try:
+        fit = scaling.analyse("chinchilla", done, {}).fit
+    except BadInput:
+        return {}
+    assert fit
+    return {"verify": decision_figures.verified(fit, verified, scaling.unit(done))}
 
 
 def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def spread(section: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def verified(fit: Fit, found: Mapping[str, Any]) -> Figure:
+def verified(fit: Fit, found: Mapping[str, Any], unit: str) -> Figure:
     """Loss against FLOPs 6 N D: the sweep's runs, the least loss that the law allows with its 95 %
     band, and the larger run as it was predicted and as it was measured."""
     rows = fit.parts.fitted
@@ -234,13 +234,14 @@ def verified(fit: Fit, found: Mapping[str, Any]) -> Figure:
         axes.fill_between(
             grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="its 95 % band"
         )
-        span = np.array([[found["loss"] - low], [high - found["loss"]]])
-        axes.errorbar(at * 1.08, found["loss"], span, fmt="D", ms=5, color=ORANGE, mfc="white",
-                      capsize=4, lw=1.4, label="predicted, 95 % interval of a run")  # fmt: skip
+        span = [[0.0 if end is None else abs(found["loss"] - end)] for end in (low, high)]
+        axes.errorbar(at * 1.08, found["loss"], np.array(span), fmt="D", ms=5, color=ORANGE,
+                      mfc="white", capsize=4, lw=1.4,
+                      label="predicted, 95 % interval of a run")  # fmt: skip
         axes.scatter(at, found["measured"], s=90, marker="*", color=ORANGE, zorder=5,
                      label="measured afterwards")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=f"{LABELS['flops']} (6 N D)")
-        axes.set_ylabel(f"held-out loss ({found['unit']})")
+        axes.set_ylabel(f"held-out loss ({unit})")
         style.log_ticks(axes.xaxis)
         style.plain_ticks(axes.yaxis)
         axes.legend(fontsize=9)

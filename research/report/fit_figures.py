@@ -20,7 +20,8 @@ LEVELS = 9  # iso-loss contours
 
 def save(made: Mapping[str, Figure], out: Path) -> list[Path]:
     """Every figure as PNG and SVG in `out`; returns their paths."""
-    return [path for name, figure in made.items() for path in style.save(figure, out / name)]
+    drawn = {name: style.draw(figure) for name, figure in made.items()}
+    return [path for name, drawing in drawn.items() for path in drawing.save(out / name)]
 
 
 def figures(found: Analysis) -> dict[str, Figure]:

@@ -1,19 +1,20 @@
 """The report's page: what a sweep showed, as one self-contained HTML file.
 
-All that comes from records is escaped; nothing on the page needs a network, and a reader without
-scripts misses the slider alone.
+All that comes from a workdir is escaped, or drawn by this package: the page reads no file, and the
+only markup that it embeds is that of a `style.Drawing`. Nothing on it needs a network, and a reader
+without scripts misses the slider alone.
 """
 
 import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from research import scaling
 from research.report import interactive
 from research.report import text as summary
+from research.report.style import Drawing
 from research.report.text import end
 
 Row = dict[str, Any]
@@ -84,8 +85,9 @@ CARD = {
 }
 
 
-def render(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
-    """The whole page. All that comes from records is escaped."""
+def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
+    """The whole page, of what build.write found and the figures by name."""
+    svgs = {name: _embedded(name, drawing) for name, drawing in drawings.items()}
     rows, fits, against = result["rows"], result["fits"], result["against"]
     name, several = str(rows[0].get("name") or "sweep"), len(fits) > 1
     parts = [f"<h1>{_e(name)}</h1>"]
@@ -98,7 +100,8 @@ def render(result: Mapping[str, Any], svgs: Mapping[str, str]) -> str:
         parts += [f"<h2>Loss against {_e(noun)}</h2>", _figure(svgs["loss"])]
     if found := result.get("verified"):
         words = f"{summary.prediction(found)} {summary.verified(found)}"
-        parts += ["<h2>A larger run</h2>", f"<p>{_e(words)}</p>", _figure(svgs["verify"])]
+        parts += ["<h2>A larger run</h2>", f"<p>{_e(words)}</p>"]
+        parts += [_figure(svgs["verify"])] if "verify" in svgs else []
     if explorer := _explorer(result):
         parts += ["<h2>Ask the law</h2>", explorer]
     for name, found in result["surfaces"].items():
@@ -299,18 +302,18 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) ->
     )
 
 
-def embedded(svg: Path) -> str:
+def _embedded(name: str, drawing: Drawing) -> str:
     """A figure for the page: the SVG itself, without the XML prologue that HTML does not take; or,
-    where it has so many marks that it is LARGE, the PNG beside it in COLOURS, which is smaller."""
+    where it has so many marks that it is LARGE, the PNG in COLOURS, which is smaller."""
     from PIL import Image  # matplotlib's own
 
-    text = svg.read_text()
+    text = drawing.svg.decode()
     if len(text) <= LARGE:
         return text[text.index("<svg") :]
     raw = io.BytesIO()
-    Image.open(svg.with_suffix(".png")).convert("RGB").quantize(COLOURS).save(raw, "png")
+    Image.open(io.BytesIO(drawing.png)).convert("RGB").quantize(COLOURS).save(raw, "png")
     data = base64.b64encode(raw.getvalue()).decode()
-    return f'<img alt="{_e(svg.stem)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{_e(name)}" src="data:image/png;base64,{data}">'
 
 
 def _figure(markup: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,33 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Write `stem`.png and `stem`.svg; the same figure gives the same bytes."""
-    files.make_directory(stem.parent)
-    out = []
-    formats: dict[str, dict[str, Any]] = {
-        ".png": {"dpi": 160},
-        ".svg": {"metadata": {"Date": None}},
-    }
-    for suffix, options in formats.items():
+@dataclass(frozen=True)
+class Drawing:
+    """What matplotlib drew: the only markup that the page embeds as it is. Nothing that was read
+    from a file becomes one."""
+
+    png: bytes
+    svg: bytes
+
+    def save(self, stem: Path) -> tuple[Path, Path]:
+        """Write `stem`.png and `stem`.svg; returns both paths."""
+        files.make_directory(stem.parent)
+        png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
+        files.write_atomic(png, self.png)
+        files.write_atomic(svg, self.svg)
+        return png, svg
+
+
+def draw(figure: Figure) -> Drawing:
+    """The figure as PNG and SVG; the same figure gives the same bytes."""
+
+    def rendered(kind: str, **options: Any) -> bytes:
         raw = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            figure.savefig(raw, format=suffix[1:], bbox_inches="tight", **options)
-        files.write_atomic(stem.with_suffix(suffix), raw.getvalue())
-        out.append(stem.with_suffix(suffix))
-    return out[0], out[1]
+            figure.savefig(raw, format=kind, bbox_inches="tight", **options)
+        return raw.getvalue()
+
+    return Drawing(rendered("png", dpi=160), rendered("svg", metadata={"Date": None}))
 
 
 def plain(words: object, most: int = 40) -> str:

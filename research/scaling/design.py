@@ -15,7 +15,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import compute_optimal, uncertainty
-from research.scaling.fit import ROUNDING, Fit, finite
+from research.scaling.fit import ROUNDING, Fit, finite_ends
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
 
@@ -175,7 +175,7 @@ def settling(law: Law, parts: Split, options: Options, target: Mapping[str, floa
                 "runs": int(count),
                 "flops_spent": float(spent[count - 1]),
                 "loss": float(loss[0]),
-                "interval": finite(interval[0]),
+                "interval": finite_ends(interval[0]),
                 "noise": uncertainty.noise(fit.problem, fit.best),
             }
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from research.scaling import compute_optimal, table, uncertainty
-from research.scaling.fit import AGREE, Fit, finite, named
+from research.scaling.fit import AGREE, Fit, finite_ends, named
 from research.scaling.laws import GROUP
 from research.scaling.optimize import Problem, bounds, minimise
 from research.scaling.statistics import held_out_summary, pooled_sd
@@ -107,7 +107,7 @@ def _identifiability(fit: Fit, profiles: Sequence[tuple]) -> dict[str, Any]:
             flag = "weak"
         else:
             flag = "ok"
-        out[name] = {"profile": finite((low, high)), "flag": flag}
+        out[name] = {"profile": finite_ends((low, high)), "flag": flag}
     return out
 
 
@@ -126,7 +126,7 @@ def _holdout(fit: Fit) -> dict[str, Any] | None:
     centre, law, one = fit.predict(columns)
     rows = []
     for i, row in enumerate(fit.parts.held):
-        low, high = finite(one[i])
+        low, high = finite_ends(one[i])
         measured = row[fit.law.response]
         inside = (low is None or low <= measured) and (high is None or measured <= high)
         rows.append(
@@ -134,7 +134,7 @@ def _holdout(fit: Fit) -> dict[str, Any] | None:
                 "run": row["run"],
                 **{name: row[name] for name in fit.law.columns},
                 fit.law.response: float(centre[i]),
-                "interval": finite(law[i]),
+                "interval": finite_ends(law[i]),
                 "run_interval": [low, high],
                 "measured": measured,
                 "error": float(centre[i] / measured - 1),

@@ -168,7 +168,7 @@ class Fit:
             ends = profiles or self.profiles()
         else:
             ends = np.quantile(self.law.report(self.draws), [0.025, 0.975], axis=0).T
-        return {n: finite(p) for n, p in zip(self.law.parameters, ends, strict=True)}
+        return {n: finite_ends(p) for n, p in zip(self.law.parameters, ends, strict=True)}
 
     def rows(self, column: str, x: Sequence[float]) -> list[dict[str, Any]]:
         if not len(x):
@@ -178,8 +178,8 @@ class Fit:
             {
                 column: float(x[i]),
                 self.law.response: float(loss[i]),
-                "interval": finite(law[i]),
-                "run_interval": finite(one[i]),
+                "interval": finite_ends(law[i]),
+                "run_interval": finite_ends(one[i]),
             }
             for i in range(len(x))
         ]
@@ -203,6 +203,6 @@ def named(law: Law, values: np.ndarray) -> dict[str, float]:
     return {name: float(v) for name, v in zip(law.parameters, values, strict=True)}
 
 
-def finite(pair: Sequence[float] | np.ndarray) -> list[float | None]:
+def finite_ends(pair: Sequence[float] | np.ndarray) -> list[float | None]:
     """An interval for JSON: an open end is null."""
     return [float(x) if math.isfinite(x) else None for x in pair]

@@ -15,9 +15,9 @@ from research.config import validation
 from research.config.loading import validated
 from research.errors import BadInput
 from research.io import files
-from research.report import decision_figures, style
 from research.runs.table import read_row
 from research.scaling import Fit, compute_optimal, table
+from research.scaling.fit import finite_ends
 from research.sweep.launcher import launch_sweep
 from research.sweep.points import resolve_points
 from research.training.run import make_run
@@ -59,8 +59,8 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
         "optimal_params": float(best),
         **facts,
         "loss": float(loss),
-        "interval": [float(x) for x in of_law],
-        "run_interval": [float(x) for x in of_run],
+        "interval": finite_ends(of_law),
+        "run_interval": finite_ends(of_run),
         "unit": scaling.unit(fit.parts.kept),
         "formula": fit.law.formula,
         "law": fit.params,
@@ -76,8 +76,8 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
 def measure(
     workdir: str | Path, made: Mapping[str, Any], config: dict, stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Train the run of a prediction, unless that was done, and write what it measured beside it,
-    and the figure. Raises as sweep.launch, and BadInput if the run did not come to its end."""
+    """Train the run of a prediction, unless that was done, and write what it measured beside it.
+    Raises as sweep.launch, and BadInput if the run did not come to its end."""
     folder = Path(workdir) / "verify"
     points = resolve_points([({}, config)], folder)
     outcome = launch_sweep(points, folder, stop)
@@ -86,15 +86,15 @@ def measure(
         raise BadInput(f"{folder}: run {made['run']} is not done: {reason}")
     row = read_row(folder / "runs" / points[0].run.id)
     low, high = made["run_interval"]
+    above = low is None or low <= row["loss"]
     found = {
         **made,
         "measured": row["loss"],
         "error": made["loss"] / row["loss"] - 1,
-        "covered": low <= row["loss"] <= high,
+        "covered": above and (high is None or row["loss"] <= high),
         "seconds": row["seconds"],
     }
     files.write_json(folder / "verify.json", found)
-    style.save(decision_figures.verified(law(workdir), found), Path(workdir) / "figures" / "verify")
     return found
 
 
