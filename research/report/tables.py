@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from research.errors import BadInput, printable
+from research.errors import BadInput
 from research.io import files
+from research.io.text_table import format_table
 
 Row = Mapping[str, Any]
 
@@ -70,18 +71,8 @@ def _known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
 
 def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Aligned columns, numbers to the right, and how many rows there are."""
-    cells = [[_short(row.get(name)) for name in names] for row in rows]
-    numbers = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
-    heads = [_short(name) for name in names]
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, numbers, strict=True)
-        ).rstrip()
-        for line in (heads, *cells)
-    ]
-    return "\n".join([*lines, f"{len(rows)} runs"])
+    cells = [[_flat(row.get(name)) for name in names] for row in rows]
+    return f"{format_table(names, cells)}\n{len(rows)} runs"
 
 
 def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
@@ -108,12 +99,3 @@ FORMATS: dict[str, Callable[[Sequence[Row], Sequence[str]], str]] = {
 
 def _flat(value: object) -> object:
     return json.dumps(value) if isinstance(value, dict | list) else value
-
-
-def _short(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        # A line end would break the table, too.
-        return printable(_flat(value))
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from research.io.humanize import quantity
+from research.io.text_table import format_table
 
 Row = dict[str, Any]
 
@@ -220,7 +221,7 @@ def _mean(found: Sequence[float]) -> str:
 def text_summary(result: Mapping[str, Any]) -> str:
     """The table, the laws and the verdicts for a terminal, and where the files are."""
     rows, several = result["rows"], len(result["fits"]) > 1
-    lines = ["", *_table(rows, several, result["against"])]
+    lines = ["", _runs_table(rows, several, result["against"])]
     for name, fit in result["fits"].items():
         lines += ["", *([f"{name}:"] if several else [])]
         words = fit_summary(fit["document"], brief=True) if fit["document"] else ""
@@ -230,8 +231,7 @@ def text_summary(result: Mapping[str, Any]) -> str:
     if compared := result["compared"]:
         lines += ["", *compared.document["compare"]["words"]]
     if side := comparison(rows, result["against"]) if several else []:
-        widths = [max(len(line[i]) for line in side) for i in range(len(side[0]))]
-        lines += ["", *("  ".join(c.rjust(w) for c, w in zip(r, widths)) for r in side)]
+        lines += ["", format_table(side[0], side[1:], right=side[0][1:])]
     written = result["files"]
     first = [str(path) for name, path in written.items() if name.split("-")[0] in ("report", "fit")]
     return "\n".join(
@@ -239,24 +239,22 @@ def text_summary(result: Mapping[str, Any]) -> str:
     )
 
 
-def _table(rows: Sequence[Row], several: bool, against: str) -> list[str]:
+def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
     rows = sorted(rows, key=lambda r: (group_of(r), r.get(against) or 0, r.get("seed") or 0))
-    extra = ["train_examples"] if against == "train_examples" else []
     scores = [s for s in SCORES if any(row.get(s[0]) is not None for row in rows)]
     label = "examples" if all(row.get("context") == 1 for row in rows) else "tokens"
-    wide = max(len(group_of(row)) for row in rows) if several else 0
-    group = [f"{'group':>{wide}}"] if several else []
-    head = [*group, *extra, f"{'params':>12} {label:>10} {'FLOPs':>9} {'seed':>4}"]
-    lines = [" ".join([*head, *(f"{name:>{w}}" for name, w, _ in scores), " status"])]
-    for row in rows:
-        cells = [f"{group_of(row):>{wide}}"] if several else []
-        cells += [f"{row.get(name, 0):>{len(name)},}" for name in extra]
-        cells.append(
-            f"{row.get('params', 0):>12,} {quantity(row.get('tokens', 0)):>10} "
-            f"{quantity(row.get('flops', 0)):>9} {row.get('seed', ''):>4}"
-        )
-        for name, width, spec in scores:
-            value = row.get(name)
-            cells.append(f"{'-' if value is None else format(value, spec):>{width}}")
-        lines.append(" ".join([*cells, f" {row['status']}"]))
-    return lines
+    columns: dict[str, list[object]] = {"group": [group_of(row) for row in rows]} if several else {}
+    if against == "train_examples":
+        columns[against] = [row.get(against, 0) for row in rows]
+    columns["params"] = [row.get("params", 0) for row in rows]
+    columns[label] = [quantity(row.get("tokens", 0)) for row in rows]
+    columns["FLOPs"] = [quantity(row.get("flops", 0)) for row in rows]
+    columns["seed"] = [row.get("seed") for row in rows]
+    for name, _, spec in scores:
+        columns[name] = ["–" if row.get(name) is None else format(row[name], spec) for row in rows]
+    columns["status"] = [row["status"] for row in rows]
+    return format_table(
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
+        right=(label, "FLOPs", *(name for name, _, _ in scores)),
+    )
