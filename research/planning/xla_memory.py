@@ -77,7 +77,7 @@ def measured(
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(shorter * others),
     }
-    command = [sys.executable, "-c", "from research import exact; exact.child()"]
+    command = [sys.executable, "-c", "from research.planning import xla_memory; xla_memory.child()"]
     done = subprocess.run(
         command, input=json.dumps(asked), env=environment, capture_output=True, text=True
     )

@@ -1,12 +1,13 @@
-"""Schedules, optimizers and weight decay. Every number is traced: one compiled step serves all.
+"""Optimizers and weight decay. Every number is traced: one compiled step serves all values.
 
-An optimizer here is a function of its (traced) numbers, called inside the step; its state does not
-depend on them. Booleans are traced too, as 0 or 1; only None is not. The learning rate is applied
-last, by the step.
+An optimizer here is a function of its keywords, called inside the step. Keywords that are numbers
+(float) arrive traced, so the state must not depend on them; a `bool` is a static choice that is
+part of the key of the compiled step (see Optimizer); None is static too. The learning rate is
+applied last, by the step.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -53,25 +54,11 @@ def _decay(weight_decay: Amount) -> optax.GradientTransformation:
     return optax.add_decayed_weights(weight_decay, mask=decay_mask)
 
 
-def _either(
-    flag: bool, yes: optax.GradientTransformation, no: optax.GradientTransformation
-) -> optax.GradientTransformation:
-    """`yes` or `no`, of the same state, by a traced flag; for choices that cost nothing to make."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple:
-        a, new = yes.update(updates, state, params)
-        b, _ = no.update(updates, state, params)
-        return jax.tree.map(lambda a, b: jnp.where(flag > 0, a, b), a, b), new
-
-    return optax.GradientTransformation(yes.init, update)
-
-
 def sgd(
     *, momentum: Fraction, nesterov: bool, weight_decay: Amount
 ) -> optax.GradientTransformation:
     """Momentum m ← βm + g (Sutskever et al. 2013), and decoupled weight decay, matrices only."""
-    ahead, plain = optax.trace(momentum, nesterov=True), optax.trace(momentum)
-    return optax.chain(_either(nesterov, ahead, plain), _decay(weight_decay))
+    return optax.chain(optax.trace(momentum, nesterov=nesterov), _decay(weight_decay))
 
 
 def adam(*, b1: Fraction, b2: Fraction, eps: Positive) -> optax.GradientTransformation:
@@ -109,7 +96,7 @@ def adafactor(
     return optax.chain(
         optax.scale_by_factored_rms(decay_rate=decay_rate),
         optax.clip_by_block_rms(clip_threshold),
-        _either(scale_by_params, optax.scale_by_param_block_rms(), optax.identity()),
+        optax.scale_by_param_block_rms() if scale_by_params else optax.identity(),
         optax.identity() if momentum is None else optax.ema(momentum, debias=False),
         _decay(weight_decay),
     )
@@ -212,3 +199,23 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adafactor": adafactor,
     "muon": muon,
 }
+
+
+class Optimizer(NamedTuple):
+    """An optimizer as the compiled step knows it: a name of OPTIMIZERS, and those of its keywords
+    that are static, by name. The keywords that are numbers are traced beside it, as Run.hyper."""
+
+    name: str
+    static: tuple[tuple[str, bool], ...] = ()
+
+    @classmethod
+    def from_config(cls, optimizer: Mapping[str, Any]) -> tuple["Optimizer", dict[str, Any]]:
+        """The optimizer of a checked `optim.optimizer`, and its numbers (None where one is off).
+        In a checked config a value is a bool where the keyword is annotated so, and only there."""
+        keywords = {k: v for k, v in optimizer.items() if k != "name"}
+        static = {k: v for k, v in keywords.items() if isinstance(v, bool)}
+        numbers = {k: v for k, v in keywords.items() if k not in static}
+        return cls(optimizer["name"], tuple(sorted(static.items()))), numbers
+
+    def transform(self, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
+        return OPTIMIZERS[self.name](**dict(self.static), **numbers)

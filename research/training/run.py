@@ -20,6 +20,7 @@ from research.models import Model, accounting
 from research.models.sizing import model_at_size
 from research.training import fine_tuning, horizon
 from research.training.fine_tuning import Start
+from research.training.optimizers import Optimizer
 from research.training.tasks import TASKS, Task
 
 # How a run is computed, which changes its last bits at most. A run goes on as it was launched.
@@ -54,7 +55,7 @@ class Run:
     model: Model
     task: Task
     data: Dataset
-    optimizer: str
+    optimizer: Optimizer
     schedule: str
     hyper: dict
     seed: int
@@ -163,7 +164,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         model=model,
         task=task,
         data=dataset,
-        optimizer=optim["optimizer"]["name"],
+        optimizer=Optimizer.from_config(optim["optimizer"])[0],
         schedule=optim["schedule"]["name"],
         hyper=_hyper(resolved),
         seed=config["seed"],
@@ -383,7 +384,7 @@ def _hyper(resolved: dict) -> dict:
         "clip": optim["clip"],
         "ema": optim["ema"],
         "skip": optim.get("skip"),
-        "optimizer": {k: v for k, v in optim["optimizer"].items() if k != "name"},
+        "optimizer": Optimizer.from_config(optim["optimizer"])[1],
         "schedule": {k: v for k, v in optim["schedule"].items() if k != "name"},
     }
     return jax.tree.map(np.float32, numbers)

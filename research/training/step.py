@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from research.models import Model
 from research.parallel import sharding
-from research.training import optimizers as optim
-from research.training import schedules
+from research.training import optimizers, schedules
+from research.training.optimizers import Optimizer
 from research.training.tasks import Task
 
 
@@ -35,7 +35,8 @@ class TrainState(NamedTuple):
 
 
 class StepSpec(NamedTuple):
-    """What a compiled step depends on. All numbers of the optimizer and its schedule are traced.
+    """What a compiled step depends on. All numbers of the optimizer and its schedule are traced;
+    static choices of the optimizer, such as Nesterov momentum, are part of it.
 
     A step takes its batch in `accumulate` parts, one after the other, which need the memory of one.
     `replicate`: leaves that a mesh does not divide are on every device.
@@ -43,17 +44,17 @@ class StepSpec(NamedTuple):
 
     model: Model
     task: Task
-    optimizer: str
+    optimizer: Optimizer
     schedule: str
     accumulate: int = 1
     replicate: bool = False
 
     def transform(self, hyper: Mapping) -> optax.GradientTransformationExtraArgs:
-        made = optim.OPTIMIZERS[self.optimizer](**hyper["optimizer"])
+        made = self.optimizer.transform(hyper["optimizer"])
         if hyper["clip"] is not None:
             made = optax.chain(optax.clip_by_global_norm(hyper["clip"]), made)
         if hyper["skip"] is not None:
-            made = optim.skipping(made, hyper["skip"])
+            made = optimizers.skipping(made, hyper["skip"])
         return optax.with_extra_args_support(made)
 
     def init(self, key: Array, inputs: Array, hyper: Mapping) -> TrainState:

@@ -15,10 +15,11 @@ from research.models import attention
 from research.parallel import sharding
 from research.runs.directory import RunDirectory, read_launch
 from research.training import step
-from research.training.loop import train_run
+from research.training.loop import Preempted, train_run
+from research.training.optimizers import Optimizer
 from research.training.run import make_run
 from research.training.tasks import FEW, LOGITS, LanguageModelling
-from research.training.trainer import Preempted, Trainer
+from research.training.trainer import Trainer
 from tests.models.test_models import SMALL
 from tests.training.test_optim import NUMBERS
 
@@ -93,7 +94,7 @@ def test_parts_weigh_by_their_tokens_and_not_equally():
     model, batch = models.build("transformer", **SMALL), tokens(8)
     batch["weight"] = jnp.arange(1.0, 9.0)
     params = model.init(jax.random.key(0), batch["inputs"])
-    recipe = step.StepSpec(model, Weighted(chunk=0), "adamw", "constant")
+    recipe = step.StepSpec(model, Weighted(chunk=0), Optimizer("adamw"), "constant")
     loss, grads = recipe.gradient(params, batch)
     found, others = recipe._replace(accumulate=4).gradient(params, batch)
     assert float(found) == pytest.approx(float(loss), rel=1e-6)
@@ -192,7 +193,7 @@ HEADS = {
 
 def loss_and_gradient(model, chunk, batch):
     params = model.init(jax.random.key(0), batch["inputs"])
-    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), Optimizer("adamw"), "constant")
     return jax.jit(recipe.gradient)(params, batch)
 
 
@@ -258,7 +259,9 @@ def test_a_large_vocabulary_takes_a_fraction_of_the_memory():
     params = model.shapes(batch["inputs"])
 
     def reserved(chunk):
-        recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+        recipe = step.StepSpec(
+            model, LanguageModelling(chunk=chunk), Optimizer("adamw"), "constant"
+        )
         program = jax.jit(recipe.gradient).lower(params, batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
@@ -391,7 +394,7 @@ LOW = {
 def test_bfloat16_is_for_products_and_float32_for_the_rest(name, chunk):
     """Weights, moments, norms, softmax and loss are float32; products have bfloat16 operands."""
     model, batch = LOW[name], tokens()
-    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), "adamw", "constant")
+    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), Optimizer("adamw"), "constant")
     hyper = trainer_hyper()
     state = jax.eval_shape(recipe.init, jax.random.key(0), batch["inputs"], hyper)
     kinds = {str(x.dtype) for x in jax.tree.leaves(state)}

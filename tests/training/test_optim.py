@@ -1,5 +1,7 @@
 """Schedules at their ends, optimizers against optax's own, what decays, what Muon takes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,18 +126,20 @@ def trained(made, params, grads, rate):
 
 
 def ours(name):
-    """A function: numbers → {path: parameter}, the numbers traced as in the step; and what it
+    """A function: keywords → {path: parameter}, the numbers traced as in the step; and what it
     traced."""
     traced = []
 
-    @jax.jit
-    def run(numbers, *args):
-        traced.append(name)
-        return trained(optim.OPTIMIZERS[name](**numbers), *args, -LR)
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(optimizer, numbers, *args):
+        traced.append(optimizer)
+        return trained(optimizer.transform(numbers), *args, -LR)
 
-    return lambda numbers: leaves_by_path(
-        run(jax.tree.map(np.float32, numbers), PARAMS, GRADS)
-    ), traced
+    def parameters(keywords):
+        optimizer, numbers = optim.Optimizer.from_config({"name": name, **keywords})
+        return leaves_by_path(run(optimizer, jax.tree.map(np.float32, numbers), PARAMS, GRADS))
+
+    return parameters, traced
 
 
 def theirs(name, numbers):
@@ -211,7 +215,20 @@ def test_every_optimizer_is_that_of_optax_and_every_number_counts(name):
     for key in numbers:  # the twin: one wrong number would be seen
         wrong = run(numbers | {key: changed[key]})
         assert max(np.abs(wrong[path] - x).max() for path, x in found.items()) > 1e-4, key
-    assert len(traced) == 1  # other numbers recompile nothing
+    static = any(isinstance(value, bool) for value in numbers.values())
+    assert len(traced) == 1 + static  # other numbers recompile nothing, another choice does
+
+
+def test_booleans_are_part_of_the_key_of_a_step_and_numbers_are_not():
+    keywords = {"name": "sgd", **NUMBERS["sgd"]}
+    optimizer, numbers = optim.Optimizer.from_config(keywords)
+    assert optimizer == ("sgd", (("nesterov", True),))
+    assert numbers == {"momentum": 0.9, "weight_decay": 0.1}
+    same = optim.Optimizer.from_config(keywords | {"momentum": 0.5})[0]
+    assert hash(optimizer) == hash(same)
+    assert optimizer == same != optim.Optimizer.from_config(keywords | {"nesterov": False})[0]
+    adafactor = {"name": "adafactor", **NUMBERS["adafactor"], "momentum": None}
+    assert optim.Optimizer.from_config(adafactor)[1]["momentum"] is None
 
 
 def test_adafactor_without_momentum_keeps_none_and_factors_the_rest():
