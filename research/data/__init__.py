@@ -54,13 +54,13 @@ class Dataset:
     ) -> dict[str, np.ndarray]:
         """The training batch of `step`, or its rows numbered `at`: a pure function of its
         arguments."""
+        position_B = step * size + (np.arange(size) if at is None else at).astype(np.int64)
         if self.mixture:
             lengths, weights = zip(*self.mixture, strict=True)
-            index = sampling.mixed(seed, step, size, lengths, weights)
+            index_B = sampling.shuffled_mixture(seed, position_B, lengths, weights)
         else:
-            index = sampling.indices(seed, step, size, len(self.train))
-        draw = sampling.draws(seed, step, size)
-        return self.train.rows(index, draw) if at is None else self.train.rows(index[at], draw[at])
+            index_B = sampling.shuffled(seed, position_B, len(self.train))
+        return self.train.rows(index_B, sampling.random_bits(seed, position_B))
 
 
 DATASETS = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from research.config.types import Count, Share
 from research.data import hub_access, text, token_files, tokenizers
-from research.data.sampling import is_held
+from research.data.sampling import is_heldout
 from research.data.token_files import Tokens
 from research.data.tokenizers import package
 from research.errors import BadInput, first_line
@@ -141,7 +141,7 @@ def _split(documents: Iterator[str], heldout: float) -> Iterator[tuple[bool, byt
         short = int.from_bytes(name[8:16], "big")  # 64 bits: two of 10^8 are equal once in 4,000
         if raw and short not in seen:
             seen.add(short)
-            yield is_held(name, heldout), raw
+            yield is_heldout(name, heldout), raw
 
 
 def _documents(path: str, revision: str, name: dict) -> Iterator[str]:

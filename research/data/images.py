@@ -12,7 +12,7 @@ import numpy as np
 
 from research.config.types import Count, Share, Whole
 from research.data import image_files
-from research.data.sampling import in_turn, is_held, mix
+from research.data.sampling import interleave_classes, is_heldout, splitmix64
 from research.errors import BadInput
 from research.io import files
 
@@ -49,14 +49,14 @@ def augmented(pixels: np.ndarray, draw: np.ndarray, shift: int, flip: bool) -> n
     if shift:
         B, H, W, _ = pixels.shape
         move_Bx2 = (
-            mix(draw[:, None] + np.array([1, 2], np.uint64)) % np.uint64(2 * shift + 1)
+            splitmix64(draw[:, None] + np.array([1, 2], np.uint64)) % np.uint64(2 * shift + 1)
         ).astype(int)
         row_BxH = move_Bx2[:, :1] + np.arange(H)
         column_BxW = move_Bx2[:, 1:] + np.arange(W)
         padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
         pixels = padded[np.arange(B)[:, None, None], row_BxH[:, :, None], column_BxW[:, None, :]]
     if flip:
-        mirrored_B = mix(draw) >> np.uint64(63) == 1
+        mirrored_B = splitmix64(draw) >> np.uint64(63) == 1
         pixels = np.where(mirrored_B[:, None, None, None], pixels[:, :, ::-1], pixels)
     return pixels
 
@@ -152,7 +152,7 @@ def _split(path: str, stamp: object, heldout: float | None, resize: int | None) 
     if heldout is None:
         side = np.arange(len(labels)) >= len(parts[0].labels)
     else:  # by the hash of the pixels as they came, so that it is one split at every size
-        side = np.array([is_held(h, heldout) for h in hashes])
+        side = np.array([is_heldout(h, heldout) for h in hashes])
     keys = np.stack([np.frombuffer(_hash(image), np.uint8) for image in pixels])
     seen = {key.tobytes() for key in keys[side]}
     repeated = np.array([key.tobytes() in seen for key in keys])
@@ -257,4 +257,4 @@ def _balanced(
         raise BadInput(f"data.examples: {n}, but {path} has {len(train)} to train on")
     # The split took the smallest hashes away; the largest are there whatever its share.
     by_hash = np.array(sorted(train.tolist(), key=lambda i: keys[i].tobytes(), reverse=True))
-    return np.sort(by_hash[in_turn(labels[by_hash])][:n])
+    return np.sort(by_hash[interleave_classes(labels[by_hash])][:n])

@@ -8,7 +8,7 @@ import numpy as np
 
 from research.config.types import Share
 from research.data.arrays import LARGEST, Arrays
-from research.data.sampling import is_held
+from research.data.sampling import is_heldout
 from research.errors import BadInput
 from research.io import files, tables
 
@@ -221,7 +221,7 @@ def _complete(path: str, name: str, missing: np.ndarray) -> None:
 def _held(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
     """True for the held-out rows: the hash of a row decides, not its place."""
     hashes = [files.digest(a.tobytes(), b.tobytes()) for a, b in zip(x, np.asarray(y, np.float64))]
-    return np.array([is_held(bytes.fromhex(h), heldout) for h in hashes])
+    return np.array([is_heldout(bytes.fromhex(h), heldout) for h in hashes])
 
 
 def _standardised(values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

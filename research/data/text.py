@@ -17,7 +17,7 @@ import numpy as np
 
 from research.config.types import Count, Share
 from research.data import token_files, tokenizers
-from research.data.sampling import is_held
+from research.data.sampling import is_heldout
 from research.data.token_files import Tokens
 from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
@@ -159,7 +159,7 @@ def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list
         name = hashlib.sha256(document).digest()
         if document and name not in seen:
             seen.add(name)
-            parts[is_held(name, heldout)].append(document)
+            parts[is_heldout(name, heldout)].append(document)
     return parts
 
 

@@ -140,7 +140,7 @@ def _load(
             f"{path}; expected at most {MOST_BYTES / 1e9:.1f}"
         )
     for (name, (label, _)), ids in zip(kept.items(), every):
-        side = held if sampling.is_held(name, heldout) else train
+        side = held if sampling.is_heldout(name, heldout) else train
         windows = _windows(ids, context, reader)
         side += [(name, names.index(label), window) for window in windows]
     if not train or not held:
@@ -169,7 +169,7 @@ def _largest(
     that have a document on each side of the split."""
     sizes: dict[str, list[int]] = {}
     for name, (label, document) in found.items():
-        sizes.setdefault(label, [0, 0])[sampling.is_held(name, heldout)] += len(document)
+        sizes.setdefault(label, [0, 0])[sampling.is_heldout(name, heldout)] += len(document)
     usable = sorted((label for label in sizes if all(sizes[label])), key=lambda x: -sum(sizes[x]))
     lost = sorted(set(sizes) - set(usable))
     if classes is None and lost:
@@ -200,7 +200,9 @@ def _by_hash(rows: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, int
     """First one window of every class, then the second of every class, and so on; within a class
     in the order of hashes."""
     hashed = sorted(rows, key=lambda row: hashlib.sha256(row[0] + row[2].tobytes()).digest())
-    return [hashed[i] for i in sampling.in_turn(np.array([label for _, label, _ in hashed]))]
+    return [
+        hashed[i] for i in sampling.interleave_classes(np.array([label for _, label, _ in hashed]))
+    ]
 
 
 def _examples(rows: list[tuple[bytes, int, np.ndarray]]) -> Examples:

@@ -7,7 +7,6 @@ import pytest
 
 from research import data
 from research.data import text
-from research.data.sampling import indices
 from research.errors import BadInput
 
 
@@ -42,28 +41,6 @@ def test_bytes_come_back_as_they_were(tmp_path):
     made = load(jsonl(tmp_path / "a.jsonl", texts))
     parts = [bytes(split.tokens).split(b"\x00") for split in (made.train, made.heldout)]
     assert sorted(p.decode() for part in parts for p in part) == sorted(texts)
-
-
-def test_an_epoch_visits_each_example_once_in_an_order_of_its_own():
-    n, batch = 101, 8
-    order = np.concatenate([indices(0, step, batch, n) for step in range(200)])
-    first, second = order[:n], order[n : 2 * n]
-    assert sorted(first) == sorted(second) == list(range(n))
-    assert (first != second).any()
-    assert (first != np.arange(n)).any()
-
-
-def test_the_order_is_a_function_of_seed_and_step_alone():
-    forwards = [indices(3, step, 8, 50) for step in range(40)]
-    for step in reversed(range(40)):
-        np.testing.assert_array_equal(indices(3, step, 8, 50), forwards[step])
-    assert any((indices(4, s, 8, 50) != forwards[s]).any() for s in range(3))
-
-
-def test_the_order_of_the_examples_does_not_depend_on_the_batch_size():
-    flat = [np.concatenate([indices(0, s, b, 77) for s in range(96 // b)]) for b in (1, 8, 32, 96)]
-    for other in flat[1:]:
-        np.testing.assert_array_equal(flat[0], other)
 
 
 def test_the_split_follows_the_content_and_not_its_place(tmp_path):

@@ -213,7 +213,7 @@ def test_fewer_examples_are_balanced_and_among_more(tmp_path):
 
 
 def draws(n, seed=0):
-    return sampling.draws(seed, 0, n)
+    return sampling.random_bits(seed, np.arange(n))
 
 
 def test_augmentation_is_a_function_of_the_draw_and_of_nothing_else(tmp_path):

@@ -42,8 +42,8 @@ def jsonl(path, texts, **more):
     return path
 
 
-def is_held(document, share=0.25):
-    return sampling.is_held(hashlib.sha256(document.encode()).digest(), share)
+def is_heldout(document, share=0.25):
+    return sampling.is_heldout(hashlib.sha256(document.encode()).digest(), share)
 
 
 BASE = {"context": 16, "heldout": 0.25, "tokenizer": "bytes", "field": "text", "vocab": None}
@@ -79,7 +79,7 @@ def test_windows_of_subwords_hold_the_documents(tmp_path):
     reader = tokenizers.from_json(made.tokenizer)
     for split, held in ((made.train, False), (made.heldout, True)):
         found = reader.decode(split.tokens).split(tokenizers.END.encode())
-        assert found == [t.encode() for t in texts if is_held(t) == held]
+        assert found == [t.encode() for t in texts if is_heldout(t) == held]
     assert isinstance(made.train.tokens, np.memmap)
     assert made.facts == {"vocab": 320, "context": 16}
     assert made.unique_tokens == len(made.train.tokens)
@@ -219,12 +219,12 @@ def test_a_document_of_two_sources_is_on_one_side(tmp_path):
         for k in range(2)
     ]
     made = mixed(paths, [1.0, 1.0])
-    assert len([t for t in both if is_held(t)]) > 5
+    assert len([t for t in both if is_heldout(t)]) > 5
     train = set().union(*(parts(windows) for windows in made.train.parts))
     held = set().union(*(parts(chosen.windows) for chosen in made.heldout.parts))
     assert not train & held
-    assert {t.encode() for t in both if is_held(t)} <= held
-    assert {t.encode() for t in both if not is_held(t)} <= train
+    assert {t.encode() for t in both if is_heldout(t)} <= held
+    assert {t.encode() for t in both if not is_heldout(t)} <= train
 
 
 def test_a_mixture_has_one_tokenizer(sources):
@@ -323,7 +323,7 @@ def test_the_tokenizer_of_a_stream_sees_its_beginning_alone(folder, monkeypatch)
         tokenizers, "choose", lambda n, v, d: seen.extend(d := list(d)) or real(n, v, d)
     )
     made = from_hub(folder, tokenizer="bpe", vocab=300)
-    train = [t.encode() for t in documents() if not is_held(t)]
+    train = [t.encode() for t in documents() if not is_heldout(t)]
     assert seen == train[: len(seen)]
     assert 6000 <= sum(map(len, seen)) < 7000 < sum(map(len, train))
     reader = tokenizers.from_json(made.tokenizer)
@@ -437,7 +437,7 @@ def test_windows_hold_their_document_and_its_class(tmp_path):
     assert made.notes == {"class_names": ["a", "b"]}
     assert made.tokens_per_example == 1
     expected = {
-        (is_held(t), k, t.encode()[i : i + 16].ljust(16, b"\0"))
+        (is_heldout(t), k, t.encode()[i : i + 16].ljust(16, b"\0"))
         for k, n, seed in ((1, 40, 0), (0, 30, 1))
         for t in documents(n, seed)
         for i in range(0, len(t), 16)
@@ -523,7 +523,7 @@ def test_the_largest_packages_are_the_classes_of_the_standard_library():
     sizes = {}
     for place, source in text.standard_library():
         sides = sizes.setdefault(place.parts[0], [0, 0]) if len(place.parts) > 1 else [0, 0]
-        sides[is_held(source.decode(), 0.125)] += len(source)
+        sides[is_heldout(source.decode(), 0.125)] += len(source)
     usable = [name for name in sizes if all(sizes[name]) and name.isidentifier()]
     assert names == sorted(sorted(usable, key=lambda name: -sum(sizes[name]))[:4])
     assert set(np.unique(made.heldout.classes)) == set(range(4))

@@ -197,12 +197,12 @@ def test_a_damaged_cache_is_made_anew(tmp_path, cache, trainings):
 
 def test_a_tokenizer_sees_training_documents_alone(tmp_path, trainings):
     texts = documents()
-    held = [sampling.is_held(hashlib.sha256(t.encode()).digest(), 0.25) for t in texts]
+    held = [sampling.is_heldout(hashlib.sha256(t.encode()).digest(), 0.25) for t in texts]
     assert 5 < sum(held) < 50
     more = [
         d
         for d in documents(40, seed=5)
-        if sampling.is_held(hashlib.sha256(d.encode()).digest(), 0.25)
+        if sampling.is_heldout(hashlib.sha256(d.encode()).digest(), 0.25)
     ]
     first = load(jsonl(tmp_path / "a.jsonl", texts))
     other = load(jsonl(tmp_path / "b.jsonl", [*texts, *more]))
