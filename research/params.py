@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.errors import BadInput
+
 T = TypeVar("T")
 PathTable = Sequence[tuple[str, T]]
 
@@ -22,12 +24,17 @@ PathTable = Sequence[tuple[str, T]]
 def match_path(table: PathTable[T], path: str, what: str = "rule") -> T:
     """The value of the only row of `table` whose pattern matches the tail of `path`.
 
-    Raises ValueError when no row or more than one matches.
+    Raises BadInput, naming the table and what to do, when no row or more than one matches: whoever
+    writes a family, or trains it otherwise than before, is told before anything is compiled.
     """
     hits = [(p, value) for p, value in table if re.search(rf"(?:^|/)(?:{p})$", path)]
     if len(hits) != 1:
-        found = ", ".join(repr(p) for p, _ in hits) or "none"
-        raise ValueError(f"parameter {path!r} must match exactly one {what}, it matches {found}")
+        found, advice = "none", "add a row for it"
+        if hits:
+            found, advice = ", ".join(repr(p) for p, _ in hits), "narrow all but one of them"
+        raise BadInput(
+            f"parameter {path!r} must match exactly one {what}, it matches {found}; {advice}"
+        )
     return hits[0][1]
 
 

@@ -7,7 +7,7 @@
 # room: (what it holds, the rooms that it may import)
 WALLS: dict[str, tuple[str, str]] = {
     "errors": ("typed errors and exit codes", ""),
-    "params": ("parameters by path", ""),
+    "params": ("parameters by path", "errors"),
     "io": ("files, tables, encryption, the host", "errors"),
     "config": ("what a valid config is, and the command line", "io errors"),
     "models": ("the families, their layers, sizes and FLOPs", "config.types params errors"),

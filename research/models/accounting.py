@@ -32,7 +32,7 @@ OUTSIDE = ("embedding", "position", "head")  # what "non-embedding" leaves out
 def params(model: Model, inputs: Any) -> dict[str, Any]:
     """Parameters under every convention, and by group under "groups".
 
-    Every leaf must belong to exactly one group (ValueError otherwise), so the groups add up to the
+    Every leaf must belong to exactly one group (BadInput otherwise), so the groups add up to the
     real tree. `inputs` is one batch of abstract model inputs.
     """
     return copy.deepcopy(_params(model, inputs))
@@ -44,7 +44,7 @@ def _params(model: Model, inputs: Any) -> dict[str, Any]:
     matmul = 0
     for path, leaf in flatten_dict(model.shapes(inputs)):
         size = math.prod(leaf.shape)  # type: ignore[attr-defined]
-        group = match_path(model.groups, path, "parameter group")
+        group = match_path(model.groups, path, "row of its family's GROUPS")
         groups[group] = groups.get(group, 0) + size
         head = group == "embedding" and getattr(model.spec, "tied", False)
         matmul += size if path.endswith("kernel") or head else 0

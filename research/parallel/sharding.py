@@ -109,7 +109,7 @@ def state_shardings(
     split. A moment or average has its parameter's path as a tail and lies where it lies; what an
     optimizer keeps of only some axes is on every device. Raises BadInput naming the leaf when a
     dimension is not divisible, or with `replicate` puts that leaf on every device and tells so;
-    ValueError when its shape is neither.
+    and BadInput for a leaf that no rule covers, or of which the optimizer keeps another shape.
     """
     params, whole = leaves_by_path(state.params), {}
 
@@ -119,11 +119,14 @@ def state_shardings(
         if of is None:
             axes = match_path(_SCALARS, name, "sharding rule")
         elif leaf.shape == params[of].shape:
-            axes = match_path(rules, name, "sharding rule")
+            axes = match_path(rules, name, "row of its family's SHARDING")
         elif name.startswith("opt_state/") and _reduced(leaf.shape, params[of].shape):
             axes = ()
         else:
-            raise ValueError(f"{name}, shape {leaf.shape}, is not like {of}, {params[of].shape}")
+            raise BadInput(
+                f"{name}: shape {leaf.shape}, but {of} has {params[of].shape}; expected state of "
+                "the shape of its parameter, or of that without one axis"
+            )
         axes = (None,) * (leaf.ndim - len(axes)) + tuple(axes)
         for dim, axis in zip(leaf.shape, axes, strict=True):
             if not axis or dim % mesh.shape[axis] == 0:

@@ -78,7 +78,7 @@ def planned(start: Start, model: Model, inputs: Any) -> Start:
         source = next((p for p in there if path == p or path.endswith(f"/{p}")), None)
         if source and there[source] == leaf.shape:
             taken.append((path, source))
-        elif match_path(model.groups, path, "parameter group") == NEW:
+        elif match_path(model.groups, path, "row of its family's GROUPS") == NEW:
             new.append(path)
         else:
             held = f"shape {there[source]}" if source else "no such parameter"

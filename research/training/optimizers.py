@@ -17,6 +17,7 @@ from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from research.config.types import Amount, Fraction, Positive, Share
+from research.errors import Together
 from research.params import PathTable, key_path, match_path
 
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
@@ -35,19 +36,23 @@ MATRICES: PathTable[MuonDimensionNumbers | None] = (
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that weight decay acts on."""
-    return _by_table(DECAY, params, "decay rule")
+    """True for the leaves that weight decay acts on. Raises BadInput naming all that DECAY does
+    not say."""
+    return _by_table(DECAY, params, "row of DECAY")
 
 
 def matrix_dims(params: Any) -> Any:
-    """Muon's axes of every leaf, or None."""
+    """Muon's axes of every leaf, or None. Raises BadInput naming all that MATRICES does not say."""
     return _by_table(MATRICES, params, "row of MATRICES")
 
 
 def _by_table(table: PathTable, params: Any, what: str) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: match_path(table, key_path(path), what), params
+    errors, where = Together(), f"{what} (research/training/optimizers.py)"
+    values = jax.tree_util.tree_map_with_path(
+        lambda path, _: errors(match_path, table, key_path(path), where), params
     )
+    errors.end()
+    return values
 
 
 def _decay(weight_decay: Amount) -> optax.GradientTransformation:

@@ -18,9 +18,11 @@ from research.errors import BadInput, Together
 from research.io import files
 from research.models import Model, accounting
 from research.models.sizing import model_at_size
+from research.parallel import sharding
 from research.training import fine_tuning, horizon
 from research.training.fine_tuning import Start
 from research.training.optimizers import Optimizer
+from research.training.step import TrainState
 from research.training.tasks import TASKS, Task
 
 # How a run is computed, which changes its last bits at most. A run goes on as it was launched.
@@ -124,7 +126,8 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     assert sized
     model, size_rule = sized
     wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
-    counts = accounting.params(model, inputs)
+    with _about("model.name", config["model"]["name"]):
+        counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
     rule, size = config["batch"].pop("rule", "constant"), config["batch"]["size"]
     batch, batch_rule = horizon.batch(rule, size or len(dataset.train), config["horizon"], per)
@@ -138,6 +141,8 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     told.end()
     assert warmup is not None
     resolved = _resolved(config, model, steps, lr, warmup)
+    optimizer, hyper = Optimizer.from_config(optim["optimizer"])[0], _hyper(resolved)
+    _check_tables(model, inputs, optimizer, hyper)
     amounts = _amounts(model, dataset, counts, steps, batch)
     at_once = batch // parts * dataset.tokens_per_example
     rules = (size_rule, batch_rule, horizon_rule, lr_rule, task.rule(model, at_once))
@@ -164,9 +169,9 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         model=model,
         task=task,
         data=dataset,
-        optimizer=Optimizer.from_config(optim["optimizer"])[0],
+        optimizer=optimizer,
         schedule=optim["schedule"]["name"],
-        hyper=_hyper(resolved),
+        hyper=hyper,
         seed=config["seed"],
         order=config["batch"]["seed"],
         batch=batch,
@@ -240,6 +245,30 @@ def _enough(dataset: Dataset, batch: int, parts: int, wanted: int) -> None:
         )
     if problems:
         raise BadInput(*problems)
+
+
+@contextlib.contextmanager
+def _about(key: str, value: str) -> Iterator[None]:
+    """What is wrong within is said of a key of the config and its value."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(*(f"{key}: {value}: {line}" for line in error.problems)) from error
+
+
+_ONE_DEVICE: dict[str, int] = dict.fromkeys(sharding.AXES, 1)
+
+
+def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: dict) -> None:
+    """Raise BadInput where a parameter matches no row of a table, or two: where the optimizer does
+    not know how to treat it, or its family does not say how it is sharded."""
+    params = model.shapes(inputs)
+    with _about("optim.optimizer.name", optimizer.name):
+        opt_state = jax.eval_shape(optimizer.transform(hyper["optimizer"]).init, params)
+    step: Any = jax.ShapeDtypeStruct((), np.int32)
+    state = TrainState(step, params, opt_state)
+    with _about("model.name", model.described()["name"]):
+        sharding.state_shardings(state, model.sharding, sharding.abstract_mesh(_ONE_DEVICE))
 
 
 def _task(config: dict, dataset: Dataset) -> Task:

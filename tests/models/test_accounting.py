@@ -69,7 +69,7 @@ def test_groups_add_up_to_the_tree(changes):
 def test_a_parameter_without_a_group_is_an_error(monkeypatch):
     model = models.build("transformer", **SMALL | {"vocab": 67})  # counts are cached by model
     monkeypatch.setattr(model.family, "GROUPS", model.family.GROUPS[1:])
-    with pytest.raises(ValueError, match="embed/embedding"):
+    with pytest.raises(BadInput, match="embed/embedding"):
         accounting.params(model, INPUTS)
 
 

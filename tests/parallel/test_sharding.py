@@ -138,7 +138,7 @@ def test_a_leaf_that_no_axis_of_its_parameter_explains_is_an_error():
     for reduced in ((4,), (6,), (1,)):
         assert placed((4, 6), reduced)["mu"]["w"].is_fully_replicated
     for wrong in ((6, 4), (3,), (4, 3), (2, 4, 6), ()):
-        with pytest.raises(ValueError, match=r"opt_state/mu/w, shape .* is not like w"):
+        with pytest.raises(BadInput, match=r"opt_state/mu/w: shape .*, but w has"):
             placed((4, 6), wrong)
 
 

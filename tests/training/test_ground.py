@@ -3,6 +3,7 @@
 import pytest
 
 from research.config import grid
+from research.errors import BadInput
 from research.params import flatten_dict, match_path
 
 TABLE = (("embed/embedding", 1), ("attn/(query|key)/kernel", 2), (r"\w*norm/scale", 3))
@@ -16,12 +17,12 @@ def test_the_tail_of_a_path_finds_its_row():
 
 @pytest.mark.parametrize("path", ["bembed/embedding", "attn/value/kernel", "attn/key/kernel/x", ""])
 def test_a_path_without_a_row_is_an_error(path):
-    with pytest.raises(ValueError, match="exactly one rule, it matches none"):
+    with pytest.raises(BadInput, match="exactly one rule, it matches none; add a row"):
         match_path(TABLE, path)
 
 
 def test_two_rows_that_claim_a_path_are_an_error():
-    with pytest.raises(ValueError, match="exactly one"):
+    with pytest.raises(BadInput, match=r"exactly one .* narrow all but one"):
         match_path((*TABLE, ("kernel", 4)), "attn/key/kernel")
 
 

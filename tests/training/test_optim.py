@@ -10,9 +10,13 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from research import models
+from research.config import grid
+from research.errors import BadInput
+from research.models import accounting, transformer
 from research.params import flatten_dict, leaves_by_path
 from research.training import optimizers as optim
 from research.training import schedules
+from research.training.run import make_run
 from tests.models.test_models import SMALL
 
 SCHEDULES = {
@@ -256,8 +260,35 @@ def test_matrices_decay_and_scales_do_not():
         "mlp/kernel": True,
         "mlp/bias": False,
     }
-    with pytest.raises(ValueError, match="exactly one decay rule"):
-        optim.decay_mask({"gate": {"theta": 0}})
+    with pytest.raises(BadInput, match="exactly one row of DECAY") as wrong:
+        optim.decay_mask({"gate": {"theta": 0}, "mlp": {"kernel": 0}, "norm": {"shift": 0}})
+    assert [line.split("'")[1] for line in wrong.value.problems] == ["gate/theta", "norm/shift"]
+
+
+@pytest.mark.parametrize(
+    ("place", "table", "says"),
+    [
+        (optim, "MATRICES", "optim.optimizer.name: muon: parameter 'blocks/attn/key/kernel' must"),
+        (optim, "DECAY", "optim.optimizer.name: muon: parameter 'blocks/attn/key/kernel' must"),
+        (transformer, "GROUPS", "model.name: transformer: parameter 'blocks/attn/key/kernel' must"),
+        (transformer, "SHARDING", "model.name: transformer: parameter 'params/blocks/attn/key"),
+    ],
+)
+def test_a_parameter_in_no_table_is_refused_when_the_run_is_made(
+    tiny, monkeypatch, place, table, says
+):
+    muon = grid.section("optim.optimizer", {"name": "muon", **NUMBERS["muon"]})
+    config = tiny({"model.hidden": 52, **muon})
+    renamed = "kernel" if table == "DECAY" else "key"
+    rows = tuple((p.replace(renamed, "other"), value) for p, value in getattr(place, table))
+    monkeypatch.setattr(place, table, rows)
+    accounting._params.cache_clear()
+    says_what_to_do = f"exactly one row of .*{table}.*it matches none; add a row"
+    with pytest.raises(BadInput, match=says_what_to_do) as wrong:
+        make_run(config)
+    assert wrong.value.problems[0].startswith(says)
+    monkeypatch.undo()
+    assert make_run(config)  # the twin
 
 
 # family -> its fields, its inputs, and the leaves that Muon takes
@@ -318,7 +349,7 @@ def test_muon_takes_the_convolutions_of_a_resnet_and_no_head():
     convolutions = {path for path, x in leaves_by_path(params).items() if x.ndim == 4}
     assert taken(params) == convolutions
     assert len(convolutions) >= 7
-    with pytest.raises(ValueError, match="exactly one row of MATRICES"):
+    with pytest.raises(BadInput, match="exactly one row of MATRICES"):
         taken({"mixer": {"kernel": params["head"]["kernel"]}})
 
 
