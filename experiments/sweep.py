@@ -3,10 +3,10 @@
   python -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=DIR [--plan]
   python -m experiments.sweep --watch=DIR                            (from another shell or host)
 
---plan shows every point with its size, tokens, FLOPs, seconds, memory and status, what bends a law
-and what would be cheaper, and trains nothing. --calibrate times two programs here, for the seconds.
-Launch the same command again to go on after an interruption, or at the same time to share the work.
---num_processes=K trains each run in K processes, which the executor starts.
+--plan shows every point with its size, tokens, FLOPs, seconds, memory and status, and what would
+bias a fitted law, and trains nothing. --calibrate times two programs here, for the seconds.
+Launch the same command again to resume after an interruption, or at the same time to share the
+work. --num_processes=K trains each run in K processes, which the executor starts.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from research.config.loading import sweep_points
 from research.config.stop_signal import StopSignal
 from research.errors import UNFINISHED
 from research.launch import process_group
-from research.sweep import plan
+from research.sweep import limits, sweep_file
 
 
 class Watch(argparse.Action):
@@ -37,43 +37,42 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="runs, table and report are written here")
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
-    plan.add_flags(parser)
+    limits.add_flags(parser)
     parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
     process_group.add_flags(parser, member=False)
     parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
     parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
-    parser.add_argument("--grouping", default="auto", help="of runs in one program: auto|off|force")
+    parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
-    limits = plan.limits(args)
-    number = process_group.number(args)
-    options = launch.options(args.executor, args.executor_options, args.workers)
+    most = limits.parse_limits(args)
+    num_processes = process_group.number(args)
+    executor_options = launch.options(args.executor, args.executor_options, args.workers)
     configs = sweep_points(config, module, args.sweep)
 
     from research.parallel import compile_cache, sharding
     from research.runs.table import write_table
-    from research.sweep import prepare
-    from research.sweep.launcher import choose_executor, launch_sweep
+    from research.sweep.launcher import LaunchOptions, choose_executor, launch_sweep
+    from research.sweep.plan import plan_sweep
     from research.sweep.points import describe_status
     from research.training import watchdog  # jax from here on
 
     sharding.use_all_cores()
     compile_cache.keep_programs()
-    more = (limits, args.grouping, args.retry_failed, number)
-    points, told = prepare.prepare(configs, args.workdir, *more)
-    print(told)
+    retry = args.retry_failed
+    points, text = plan_sweep(configs, args.workdir, most, args.grouping, retry, num_processes)
+    print(text)
     if args.plan:
         return 0
     print(describe_status(points))
     started = time.monotonic()
+    how = (args.executor, args.workers, executor_options, num_processes, args.grouping)
+    options = choose_executor(LaunchOptions(*how), points, args.workdir)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    how = (args.grouping, args.workers, number)
-    executor = choose_executor(args.executor, points, args.workdir, *how)
-    orderly = executor != "inline" or number > 1
+    orderly = options.executor != "inline" or num_processes > 1
     with StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
-        how = (executor, args.workers, options, args.grouping, number)
-        outcome = launch_sweep(points, args.workdir, stop, *how)
+        outcome = launch_sweep(points, args.workdir, stop, options)
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")
     write_table(args.workdir)

@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def work(args: argparse.Namespace, stop: Callable[[], bool]) -> None:
-    from research.sweep.points import read_sweep_file
+    from research.sweep.points import read_points
     from research.sweep.worker import check_points, run_worker
     from research.training.progress import Progress
 
-    points, grouping = read_sweep_file(args.sweep, args.workdir)
+    points, grouping = read_points(args.sweep, args.workdir)
     check_points(points, args.workdir)
     print(f"process {os.getpid()} takes part in {args.sweep}", flush=True)
     with Progress(p.run.facts for p in points if p.pending) as progress:

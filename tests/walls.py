@@ -31,6 +31,7 @@ WALLS: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 NO_JAX = (
     *("errors", "io", "config", "data", "launch", "scaling", "report", "sweep.watch"),
+    *("sweep.limits", "sweep.plan_text", "sweep.sweep_file"),
     *(
         "runs.directory",
         "runs.table",

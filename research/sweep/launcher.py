@@ -1,7 +1,8 @@
-"""Have the pending points of a sweep trained by the workers of an executor."""
+"""The pending points of a sweep are trained by the workers of an executor."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,86 +10,110 @@ from research.errors import BAD_INPUT, DONE, IO_ERROR, PREEMPTED, BadInput, Pree
 from research.io import files
 from research.launch import AUTO, EXECUTORS, Job
 from research.sweep import watch, work_units
-from research.sweep.points import Outcome, Point, read_outcome, write_sweep_file
+from research.sweep.points import Outcome, Point, read_outcome, write_points
 from research.sweep.worker import check_points, log, run_worker
 from research.training.progress import Progress
 
 
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How a sweep is launched: by which of `launch.CHOICES`, with which of its own options; how
+    many workers (None: as many as there is room for) of how many processes each; and which runs are
+    trained together."""
+
+    executor: str = "inline"
+    workers: int | None = None
+    executor_options: Mapping[str, Any] = field(default_factory=dict)
+    num_processes: int = 1
+    grouping: str = "auto"
+
+
 def choose_executor(
-    executor: str,
-    points: Sequence[Point],
-    workdir: str | Path,
-    grouping: str = "auto",
-    workers: int | None = None,
-    number: int = 1,
-) -> str:
-    """The executor that "auto" stands for here; another is itself."""
-    if executor != AUTO:
-        return executor
-    if workers:
-        return "local"
-    if number > 1:
-        return "inline"
-    apart = work_units.apart(work_units.units(points, workdir, grouping), points, workdir)
-    return "local" if apart else "inline"
+    options: LaunchOptions, points: Sequence[Point], workdir: str | Path
+) -> LaunchOptions:
+    """The options, with the executor that "auto" stands for here in its place."""
+    if options.executor != AUTO:
+        return options
+    if options.workers:
+        return replace(options, executor="local")
+    if options.num_processes > 1:
+        return replace(options, executor="inline")
+    units = work_units.make_units(points, workdir, options.grouping)
+    several = work_units.prefers_workers(units, points, workdir)
+    return replace(options, executor="local" if several else "inline")
 
 
 def launch_sweep(
     points: Sequence[Point],
     workdir: str | Path,
     stop: Callable[[], bool],
-    executor: str = "inline",
-    workers: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    grouping: str = "auto",
-    number: int = 1,
+    options: LaunchOptions | None = None,
 ) -> Outcome:
-    """Have the pending points trained by the workers of `executor`, each of which is `number`
-    processes, and wait for them.
+    """Have the pending points trained, and wait for it.
 
     Raises BadInput if the devices of the workers cannot take one of the points, Preempted when
     asked to stop, StorageError when the disk fails; everything else that goes wrong with a run is
-    told in the outcome.
+    in the outcome.
     """
+    options = options or LaunchOptions()
     if not any(p.pending for p in points):
         return read_outcome(points, workdir)
-    if executor == "inline" and number == 1:  # the devices of other workers are for them to see
-        check_points(points, workdir)
-    file = write_sweep_file(points, workdir, grouping)
+    if options.executor == "inline" and options.num_processes == 1:
+        check_points(points, workdir)  # of other workers, each checks its own devices
+    file = write_points(points, workdir, options.grouping)
+    logs = files.make_directory(file.with_suffix(""))
+    files.check_plain(logs)
     view = watch.View(workdir, file)
-    command = [sys.executable, "-m", "experiments.worker", f"--sweep={file.resolve()}"]
-    command += [f"--workdir={Path(workdir).resolve()}"]
 
-    def here() -> int:
+    def train_here() -> int:
         with Progress(p.run.facts for p in points if p.pending) as progress:
-            run_worker(points, workdir, progress, stop, grouping)
+            run_worker(points, workdir, progress, stop, options.grouping)
         return 0
 
-    logs = file.with_suffix("")
-    files.check_plain(files.make_directory(logs))  # its logs are written to
-    job = Job(command, workers, logs, view.finished, view.show, stop, here, number)
+    job = Job(
+        _worker_command(file, workdir),
+        options.workers,
+        logs,
+        progress=view.finished,
+        show=view.show,
+        stop=stop,
+        here=train_here,
+        processes=options.num_processes,
+    )
     with view:
-        codes = EXECUTORS[executor](job, **(options or {}))
-    left = read_outcome(points, workdir)
-    said = _last_words(logs, codes)
+        codes = EXECUTORS[options.executor](job, **options.executor_options)
+    outcome = read_outcome(points, workdir)
+    _raise_for(codes, _error_lines(logs, codes), outcome, stop)
+    return outcome
+
+
+def _worker_command(file: Path, workdir: str | Path) -> list[str]:
+    """Executors add to it which process of a worker a process is."""
+    paths = [f"--sweep={file.resolve()}", f"--workdir={Path(workdir).resolve()}"]
+    return [sys.executable, "-m", "experiments.worker", *paths]
+
+
+def _raise_for(
+    codes: Sequence[int], lines: list[str], outcome: Outcome, stop: Callable[[], bool]
+) -> None:
+    """Raise what the exit codes of the workers stand for; what is not fatal is logged."""
     if BAD_INPUT in codes:
-        raise BadInput(*said)
+        raise BadInput(*lines)
     if IO_ERROR in codes:
-        raise StorageError("\n".join(said))
-    if left.missing and (stop() or PREEMPTED in codes):
-        raise Preempted(f"stopped with {len(left.missing)} runs left; launch again to go on")
-    for line in said:
+        raise StorageError("\n".join(lines))
+    if outcome.missing and (stop() or PREEMPTED in codes):
+        raise Preempted(f"stopped with {len(outcome.missing)} runs left; launch again to resume")
+    for line in lines:
         log.error("%s", line)
-    return left
 
 
-def _last_words(logs: Path, codes: Sequence[int]) -> list[str]:
-    """What the workers said that ended otherwise than done or stopped: the end of their logs."""
-    said = []
+def _error_lines(logs: Path, codes: Sequence[int]) -> list[str]:
+    """From the ends of their logs, why workers ended other than done or stopped."""
+    out = []
     for index, code in enumerate(codes):
         path = logs / f"worker-{index}.log"
         if code not in (DONE, PREEMPTED) and path.exists():
             lines = path.read_text(errors="replace").splitlines()[-20:] or [""]
             typed = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-            said += typed or [f"worker {index} ended with {code}; {path} ends in: {lines[-1]}"]
-    return list(dict.fromkeys(said))
+            out += typed or [f"worker {index} ended with {code}; {path} ends in: {lines[-1]}"]
+    return list(dict.fromkeys(out))

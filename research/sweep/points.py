@@ -1,26 +1,36 @@
-"""The points of a sweep: overrides and configs become runs, and where each run stands."""
+"""The points of a sweep: configs become runs, once each, and a run has a status in a workdir."""
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from research.config.loading import validated
 from research.errors import BadInput, Damaged, UnsafeFile
 from research.io import files
 from research.runs import lease
-from research.runs.directory import RunDirectory, check_workdir
+from research.runs.directory import RunDirectory
 from research.runs.table import read_row
-from research.sweep import watch
+from research.sweep.sweep_file import FACTS, SweepFile, SweepPoint, read_sweep_file
 from research.training.run import Run, make_run
+
+
+class ResolvedConfig(NamedTuple):
+    """A checked config and the overrides that made it, with its run, or else the problems because
+    of which there is none."""
+
+    overrides: dict
+    config: dict
+    run: Run | None
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a sweep: the overrides that made it and its checked config, its run, and where
-    that stands. `failures` counts its attempts that failed, of which `forgiven` do not keep it from
-    being tried again; `deaths` those in a row whose process died."""
+    """One point of a sweep: the overrides that made it, its checked config, its run, and the status
+    of that. `failures` counts its failed attempts, of which `forgiven` do not keep it from being
+    tried again; `deaths` the latest attempts in a row whose process died."""
 
     overrides: dict
     config: dict
@@ -47,27 +57,42 @@ class Outcome:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def resolve_points(
-    configs: Iterable[tuple[dict, dict]],
+# From configs to points.
+
+
+def resolve_configs(configs: Iterable[tuple[dict, dict]]) -> list[ResolvedConfig]:
+    """(overrides, checked config) pairs with their runs, in order. Every distinct config is made
+    into a run once. Trains nothing."""
+    made: dict[bytes, tuple[Run | None, tuple[str, ...]]] = {}
+    out = []
+    for overrides, config in configs:
+        key = files.canonical(config)
+        if key not in made:
+            try:
+                made[key] = make_run(config), ()
+            except BadInput as error:
+                made[key] = None, error.problems
+        out.append(ResolvedConfig(overrides, config, *made[key]))
+    return out
+
+
+def locate_points(
+    resolved: Iterable[ResolvedConfig],
     workdir: str | Path,
     forgiven: Mapping[str, int] | None = None,
 ) -> list[Point]:
-    """The points of (overrides, checked config) pairs, smallest FLOPs first, each run once.
+    """The points of configs, smallest FLOPs first, each run once, with their status in `workdir`.
 
-    `forgiven` says, by run id, how many failures do not count. Trains nothing. Raises BadInput
-    listing what is wrong with every point.
+    `forgiven` says, by run id, how many failures do not count. Raises BadInput listing what is
+    wrong with every point that could not be made into a run.
     """
     points: dict[str, Point] = {}
     problems: list[str] = []
-    for overrides, config in configs:
-        try:
-            run = make_run(config)
-        except BadInput as error:
-            problems += [f"point {overrides}: {line}" for line in error.problems]
-            continue
-        if run.id not in points:
-            stands = _stands(RunDirectory(workdir, run.id), (forgiven or {}).get(run.id, 0))
-            points[run.id] = Point(overrides, config, run, **stands)
+    for overrides, config, run, own_problems in resolved:
+        problems += [f"point {overrides}: {line}" for line in own_problems]
+        if run is not None and run.id not in points:
+            status = _read_status(RunDirectory(workdir, run.id), (forgiven or {}).get(run.id, 0))
+            points[run.id] = Point(overrides, config, run, **status)
     if problems:
         raise BadInput(*dict.fromkeys(problems))
     facts = {key: point.run.facts for key, point in points.items()}
@@ -75,7 +100,16 @@ def resolve_points(
     return [points[key] for key in sorted(points, key=lambda key: rank[key])]
 
 
-def _stands(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
+def resolve_points(
+    configs: Iterable[tuple[dict, dict]],
+    workdir: str | Path,
+    forgiven: Mapping[str, int] | None = None,
+) -> list[Point]:
+    """`locate_points` of (overrides, checked config) pairs."""
+    return locate_points(resolve_configs(configs), workdir, forgiven)
+
+
+def _read_status(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
     if not directory.path.exists():
         return {"status": "new", "forgiven": forgiven}
     last = None
@@ -87,6 +121,9 @@ def _stands(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
         "forgiven": forgiven,
         "deaths": last.deaths if last else 0,
     }
+
+
+# What is said and done about the status.
 
 
 def retry_failed(points: Iterable[Point]) -> list[Point]:
@@ -105,13 +142,13 @@ def describe_status(points: Sequence[Point]) -> str:
 
 
 def read_outcome(points: Iterable[Point], workdir: str | Path) -> Outcome:
-    """Where the points stand now, read from their files."""
+    """What a launch of the points left, read from the files of the runs."""
     out = Outcome()
     for point in points:
         path = RunDirectory(workdir, point.run.id).path
         row = read_row(path) if path.exists() else {"status": "unfinished", "reason": ""}
         if row["status"] != "done":
-            reason = row["reason"] or _links(path)
+            reason = row["reason"] or _unsafe_reason(path)
             out.missing[point.run.id] = f"{row['status']}{reason and f': {reason}'}"
         if not point.pending:
             out.skipped += 1
@@ -120,7 +157,7 @@ def read_outcome(points: Iterable[Point], workdir: str | Path) -> Outcome:
     return out
 
 
-def _links(path: Path) -> str:
+def _unsafe_reason(path: Path) -> str:
     """Why nobody may write in a run's directory, or ""."""
     try:
         files.check_plain(path)
@@ -131,42 +168,38 @@ def _links(path: Path) -> str:
     return ""
 
 
-def write_sweep_file(points: Iterable[Point], workdir: str | Path, grouping: str = "auto") -> Path:
-    """WORKDIR/sweeps/<digest>.json: what workers need to take part, as data. `facts` are there for
-    those who watch."""
-    rows = [
-        {
-            "run": p.run.id,
-            "overrides": {key: repr(value) for key, value in p.overrides.items()},
-            "config": p.config,
-            "facts": {k: p.run.facts[k] for k in watch.FACTS},
-            "forgiven": p.forgiven,
-        }
+# From a launch to its workers.
+
+
+def write_points(points: Iterable[Point], workdir: str | Path, grouping: str = "auto") -> Path:
+    """Write the points as a sweep file; its path."""
+    entries = [
+        SweepPoint(
+            run=p.run.id,
+            overrides={key: repr(value) for key, value in p.overrides.items()},
+            config=p.config,
+            facts={name: p.run.facts[name] for name in FACTS},
+            forgiven=p.forgiven,
+        )
         for p in points
     ]
-    content = {"points": rows, "grouping": grouping}
-    path = Path(workdir) / "sweeps" / f"{files.digest_of(content)[:12]}.json"
-    if not path.exists():
-        check_workdir(workdir)
-        files.make_directory(path.parent)
-        files.write_atomic(path, files.canonical(content))
-    return path
+    return SweepFile(tuple(entries), grouping).write(workdir)
 
 
-def read_sweep_file(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
-    """The points of a file that `write` made, as they stand now, and how they are grouped. Raises
-    BadInput."""
+def read_points(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
+    """The points of a sweep file, with their status now, and their grouping; every run is made
+    once. Raises BadInput for another file, for configs that are not valid, and where the data are
+    no longer what they were when the file was written."""
+    sweep = read_sweep_file(path)
     try:
-        content = files.read_json(path, limit=1 << 30)
-        rows, grouping = content["points"], content["grouping"]
-        configs = [(row["overrides"], validated(row["config"])) for row in rows]
-        forgiven = {row["run"]: row["forgiven"] for row in rows}
+        configs = [(dict(p.overrides), validated(dict(p.config))) for p in sweep.points]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"--sweep={path}: not a sweep of this version ({error})") from error
+    forgiven = {p.run: p.forgiven for p in sweep.points}
     points = resolve_points(configs, workdir, forgiven)
     if new := [point for point in points if point.run.id not in forgiven]:
         raise BadInput(
             f"data: not what it was at the launch of --sweep={path}: point {new[0].overrides} is "
             f"another run now, {new[0].run.id}; launch the sweep again"
         )
-    return points, grouping
+    return points, sweep.grouping

@@ -18,12 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from research.errors import BadInput
-from research.io import files
 from research.runs import lease, metrics_log
-from research.runs.directory import RUN
 from research.runs.table import read_row
+from research.sweep.sweep_file import FACTS, read_sweep_file
 
-FACTS = ("params", "tokens", "flops", "steps", "seed", "lr", "context")  # of a run, for its row
 EVERY = 1.0  # seconds between looks at the files
 LINE_EVERY = 10.0  # seconds between plain lines
 DISPATCH = 0.02  # seconds within which the records of one dispatch are written
@@ -97,8 +95,8 @@ class Sight:
         self.runs = Path(workdir) / "runs"
         self.facts: dict[str, Mapping[str, Any]] = {}
         for path in sweeps:
-            for run, facts in _points(path):
-                self.facts[run] = facts
+            points = read_sweep_file(path, follow=False).points
+            self.facts |= {point.run: {k: point.facts[k] for k in FACTS} for point in points}
         self._ended: dict[str, Row] = {}
 
     def rows(self) -> list[Row]:
@@ -130,20 +128,6 @@ class Sight:
             return Row(run, facts, status, step, loss, where=row["reason"])
         loss = row.get("loss", loss)
         return Row(run, facts, row["status"], step, loss, where=row["reason"])
-
-
-def _points(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """(run, its facts) of a sweep. Raises BadInput for a file that is none."""
-    points = files.read_json(path, limit=1 << 30, follow=False).get("points")
-    try:
-        out = [(str(p["run"]), {k: p["facts"][k] for k in FACTS}) for p in points or ()]
-    except (KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not a sweep of this version ({error})") from error
-    for run, facts in out:
-        numbers = all(isinstance(x, int | float) for x in facts.values())
-        if not numbers or not RUN.fullmatch(run):
-            raise BadInput(f"{path}: {run!r:.50} is no run, or its facts are no numbers")
-    return out
 
 
 def _rate(losses: list[dict[str, Any]]) -> float:

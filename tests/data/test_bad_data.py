@@ -11,7 +11,7 @@ import pytest
 from research import data
 from research.data import hub, text, token_files, tokenizers
 from research.errors import BadInput
-from research.sweep.points import read_sweep_file, resolve_points, write_sweep_file
+from research.sweep.points import read_points, resolve_points, write_points
 from research.training.run import make_run
 from research.training.trainer import host_batches, host_heldout
 
@@ -375,12 +375,12 @@ def test_a_worker_is_told_of_other_data_than_those_of_the_launch(tiny, corpus, t
     path = shutil.copy(corpus, tmp_path / "c.txt")
     config = tiny({"data.path": str(path)})
     points = resolve_points([({}, config)], tmp_path)
-    file = write_sweep_file(points, tmp_path)
-    assert [p.run.id for p in read_sweep_file(file, tmp_path)[0]] == [p.run.id for p in points]
+    file = write_points(points, tmp_path)
+    assert [p.run.id for p in read_points(file, tmp_path)[0]] == [p.run.id for p in points]
     with open(path, "a") as more:
         more.write("one line more\n")
     with pytest.raises(BadInput, match=r"data: not what it was at the launch of --sweep="):
-        read_sweep_file(file, tmp_path)
+        read_points(file, tmp_path)
 
 
 @pytest.mark.fault(

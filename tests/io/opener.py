@@ -113,10 +113,10 @@ def config(path):
 
 def sweep(path):
     from research.sweep import watch
-    from research.sweep.points import read_sweep_file
+    from research.sweep.points import read_points
 
     watch.line(watch.Sight(path.parent.parent, [path]).rows())
-    read_sweep_file(path, path.parent.parent)
+    read_points(path, path.parent.parent)
 
 
 def table(path):

@@ -338,13 +338,13 @@ def test_each_process_gives_equally_many_devices():
             sharding.make_mesh({"fsdp": 1, "tensor": 1, **sizes}, batch, devices(0, 0, 1, 1))
 
 
-def test_groups_are_for_workers_of_one_process(tiny, tmp_path):
+def test_vmapped_runs_are_for_workers_of_one_process(tiny, tmp_path):
     points = [SimpleNamespace(run=make_run(tiny({"seed": s})), pending=True) for s in (0, 1)]
-    assert len(work_units.units(points, tmp_path, "auto", "gpu")) == 1
-    assert len(work_units.units(points, tmp_path, "auto", "gpu", 2)) == 2
-    with pytest.raises(BadInput, match="--grouping=force: a group"):
-        work_units.units(points, tmp_path, "force", "gpu", 2)
-    assert "in 2 processes, none in a group" in work_units.words([], "auto", 2)[0]
+    assert len(work_units.make_units(points, tmp_path, "force")) == 1
+    assert len(work_units.make_units(points, tmp_path, "auto", 2)) == 2
+    with pytest.raises(BadInput, match="--grouping=force: vmapped runs need"):
+        work_units.make_units(points, tmp_path, "force", 2)
+    assert "in 2 processes, none vmapped" in work_units.describe_units([], "auto", 2)[0]
 
 
 def test_inline_starts_the_processes_of_its_one_worker(tmp_path):

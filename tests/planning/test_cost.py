@@ -15,7 +15,7 @@ from research.models import accounting
 from research.parallel import sharding
 from research.planning import calibration, memory
 from research.planning.calibration import Sample
-from research.sweep import prepare
+from research.sweep import plan
 from research.sweep.points import resolve_points
 from research.training.run import make_run
 from research.training.trainer import Trainer
@@ -221,8 +221,8 @@ def test_a_run_that_these_devices_cannot_take_costs_nobody_knows_what(tiny):
 def test_needed_seconds_are_measured_if_nothing_is_known(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "measure", fake)
     points = resolve_points([({}, tiny())], tmp_path)
-    assert prepare.priced(points, calibrate=False, needed=False)[0].seconds is None
-    assert prepare.priced(points, calibrate=False, needed=True)[0].seconds is not None
+    assert plan.price_points(points, calibrate=False, needs_seconds=False)[0].seconds is None
+    assert plan.price_points(points, calibrate=False, needs_seconds=True)[0].seconds is not None
 
 
 # The time that planning takes.
@@ -241,7 +241,7 @@ def test_a_plan_traces_every_model_once(tiny, tmp_path, monkeypatch):
     shapes = grid.values("model.hidden", [41, 43])  # of no other test: counts are remembered
     points = grid.product(shapes, grid.values("optim.lr", grid.log_grid(0.1, 1, 10)), grid.seeds(5))
     planned = resolve_points([(p, tiny(p)) for p in points], tmp_path)
-    prepare.priced(planned, calibrate=False, needed=False)
+    plan.price_points(planned, calibrate=False, needs_seconds=False)
     assert len(planned) == 100
     assert len(traced) == 2
     assert not (tmp_path / "runs").exists()

@@ -16,10 +16,10 @@ from research.sweep import work_units, worker
 from research.sweep.launcher import launch_sweep
 from research.sweep.points import (
     describe_status,
-    read_sweep_file,
+    read_points,
     resolve_points,
     retry_failed,
-    write_sweep_file,
+    write_points,
 )
 from research.training.trainer import Trainer
 
@@ -212,14 +212,14 @@ def test_units_of_a_shape_that_is_compiled_come_first(tiny, tmp_path, monkeypatc
 
 def test_a_sweep_file_is_data_that_gives_back_its_points(tiny, tmp_path):
     made = retry_failed(resolve_points(points(tiny, *SEEDS), tmp_path))
-    path = write_sweep_file(made, tmp_path)
-    assert write_sweep_file(made, tmp_path) == path
-    again, _ = read_sweep_file(path, tmp_path)
+    path = write_points(made, tmp_path)
+    assert write_points(made, tmp_path) == path
+    again, _ = read_points(path, tmp_path)
     assert [p.run.id for p in again] == [p.run.id for p in made]
     assert [p.run.facts for p in again] == [p.run.facts for p in made]
     path.write_text('{"points": [{}]}')
     with pytest.raises(BadInput, match="not a sweep of this version"):
-        read_sweep_file(path, tmp_path)
+        read_points(path, tmp_path)
 
 
 def damaged(path):

@@ -17,8 +17,10 @@ from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.sweep import work_units
-from research.sweep.launcher import choose_executor
+from research.sweep.launcher import LaunchOptions, choose_executor
 from research.sweep.points import resolve_points
+from research.sweep.sweep_file import GROUPING
+from research.sweep.work_units import describe_units, make_units, prefers_workers
 from research.training.progress import Progress
 from research.training.trainer import Trainer
 from research.training.vmapped_runs import ALONE, VmappedTrainer
@@ -38,13 +40,13 @@ def steps(*amounts):
     return grid.values("horizon.amount", [float(a) for a in amounts])
 
 
-def plan(tiny, points, workdir, **fixed):
+def located(tiny, points, workdir, **fixed):
     return resolve_points([(p, tiny({**fixed, **p})) for p in points], workdir)
 
 
 def shape(made):
     """The ids of every unit, and what it is."""
-    kinds = [("group" if u.members else "chain" if u.trunks else "run") for u in made]
+    kinds = [("vmapped" if u.members else "prefix" if u.prefixes else "run") for u in made]
     return [(k, [p.run.id for p in u.points]) for k, u in zip(kinds, made, strict=True)]
 
 
@@ -74,12 +76,12 @@ def without_clock(run, workdir):
 RATES = grid.product(grid.values("optim.lr", [0.1, 0.2, 0.4]), grid.seeds(2))
 
 
-def test_points_that_differ_in_traced_numbers_and_seeds_are_one_group(tiny, tmp_path):
-    points = plan(tiny, RATES, tmp_path)
-    made = work_units.units(points, tmp_path, "force")
-    assert shape(made) == [("group", [p.run.id for p in points])]
+def test_points_that_differ_in_traced_numbers_and_seeds_can_be_vmapped(tiny, tmp_path):
+    points = located(tiny, RATES, tmp_path)
+    made = make_units(points, tmp_path, "force")
+    assert shape(made) == [("vmapped", [p.run.id for p in points])]
     assert made[0].members == tuple(p.run.id for p in points)
-    assert made[0].saved == 0
+    assert made[0].saved_flops == 0
 
 
 @pytest.mark.parametrize(
@@ -101,52 +103,58 @@ def test_points_that_differ_in_traced_numbers_and_seeds_are_one_group(tiny, tmp_
     ids=str,
 )
 def test_what_is_no_traced_number_is_another_program(other, tiny, tmp_path):
-    points = plan(tiny, [{}, {"seed": 1}, {"seed": 2, **other}], tmp_path)
-    assert kinds(work_units.units(points, tmp_path, "force")) == [("group", 2), ("run", 1)]
+    points = located(tiny, [{}, {"seed": 1}, {"seed": 2, **other}], tmp_path)
+    assert kinds(make_units(points, tmp_path, "force")) == [("run", 1), ("vmapped", 2)]
 
 
-def test_auto_groups_small_models_on_accelerators_alone(tiny, tmp_path, monkeypatch):
-    points = plan(tiny, RATES, tmp_path)
-    assert kinds(work_units.units(points, tmp_path, "auto", "cpu")) == [("run", 1)] * 6
-    assert kinds(work_units.units(points, tmp_path, "auto")) == [("run", 1)] * 6
-    assert kinds(work_units.units(points, tmp_path, "auto", "gpu")) == [("group", 6)]
-    monkeypatch.setattr(work_units, "SMALL", 1e5)
-    assert kinds(work_units.units(points, tmp_path, "auto", "gpu")) == [("run", 1)] * 6
-    assert kinds(work_units.units(points, tmp_path, "off", "gpu")) == [("run", 1)] * 6
-    assert "never on CPU" in work_units.words([], "auto")[0]
+def test_runs_are_vmapped_by_force_alone(tiny, tmp_path, monkeypatch):
+    points = located(tiny, RATES, tmp_path)
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        assert kinds(make_units(points, tmp_path, "auto")) == [("run", 1)] * 6
+        assert kinds(make_units(points, tmp_path, "off")) == [("run", 1)] * 6
+        assert kinds(make_units(points, tmp_path, "force")) == [("vmapped", 6)]
+    force = make_units(points, tmp_path, "force")
+    assert describe_units(force, "force") == [
+        "grouping=force",
+        "1 vmapped programs, of 6 runs",
+    ]
     with pytest.raises(BadInput, match=r"--grouping=yes: expected one of auto, off, force"):
-        work_units.units(points, tmp_path, "yes")
+        make_units(points, tmp_path, "yes")
 
 
-def test_large_groups_are_cut(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(work_units, "MOST", 4)
-    points = plan(tiny, RATES, tmp_path)
-    assert kinds(work_units.units(points, tmp_path, "force")) == [("group", 2), ("group", 4)]
+def test_many_vmapped_runs_are_several_programs(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(work_units, "MAX_VMAPPED", 4)
+    points = located(tiny, RATES, tmp_path)
+    assert kinds(make_units(points, tmp_path, "force")) == [
+        ("vmapped", 2),
+        ("vmapped", 4),
+    ]
 
 
 def test_budgets_of_one_size_cost_9_4_D_instead_of_15_D(tiny, tmp_path):
-    points = plan(tiny, steps(10_000, 20_000, 40_000, 80_000), tmp_path, **WSD)
-    (chain,) = work_units.units(points, tmp_path, "auto")
+    points = located(tiny, steps(10_000, 20_000, 40_000, 80_000), tmp_path, **WSD)
+    (shared,) = make_units(points, tmp_path, "auto")
     whole = sum(p.run.facts["flops"] for p in points)
     unit = points[0].run.facts["flops"]
     assert whole == pytest.approx(15 * unit)
-    assert chain.flops == pytest.approx(9.4 * unit, rel=1e-4)
-    assert chain.saved == pytest.approx(5.6 * unit, rel=1e-3)
-    assert "4 runs save" in work_units.words([chain], "auto")[1]
-    assert "(37%)" in work_units.words([chain], "auto")[1]
-    off = work_units.units(points, tmp_path, "off")
+    assert shared.flops == pytest.approx(9.4 * unit, rel=1e-4)
+    assert shared.saved_flops == pytest.approx(5.6 * unit, rel=1e-3)
+    assert "4 runs save" in describe_units([shared], "auto")[1]
+    assert "(37%)" in describe_units([shared], "auto")[1]
+    off = make_units(points, tmp_path, "off")
     assert kinds(off) == [("run", 1)] * 4
     assert sum(u.flops for u in off) == pytest.approx(15 * unit)
-    assert work_units.words(off, "off") == ["grouping off"]
+    assert describe_units(off, "off") == ["grouping=off"]
 
 
 def test_the_budgets_that_ship_have_a_trunk_for_each_size(corpus, tmp_path):
     config, module = load_config("configs/sweeps/lm_budgets.py")
     config, _ = validation.override(config, {"data.path": str(corpus), "eval.examples": 8})
     points = resolve_points(sweep_points(config, module, "sweep"), tmp_path)
-    made = work_units.units(points, tmp_path, "auto")
-    assert kinds(made) == [("chain", 4)] * 4
-    assert sum(u.saved for u in made) / sum(p.run.facts["flops"] for p in points) > 0.36
+    made = make_units(points, tmp_path, "auto")
+    assert kinds(made) == [("prefix", 4)] * 4
+    assert sum(u.saved_flops for u in made) / sum(p.run.facts["flops"] for p in points) > 0.36
 
 
 @pytest.mark.parametrize(
@@ -162,17 +170,20 @@ def test_the_budgets_that_ship_have_a_trunk_for_each_size(corpus, tmp_path):
     ],
     ids=str,
 )
-def test_a_run_of_other_numbers_is_of_no_chain(other, tiny, tmp_path):
-    points = plan(tiny, [*steps(10, 20), {"horizon.amount": 40.0, **other}], tmp_path, **WSD)
-    assert kinds(work_units.units(points, tmp_path, "auto")) == [("chain", 2), ("run", 1)]
+def test_a_run_of_other_numbers_is_shares_no_prefix(other, tiny, tmp_path):
+    points = located(tiny, [*steps(10, 20), {"horizon.amount": 40.0, **other}], tmp_path, **WSD)
+    assert kinds(make_units(points, tmp_path, "auto")) == [("prefix", 2), ("run", 1)]
 
 
-def test_forced_groups_come_before_chains(tiny, tmp_path):
-    points = plan(tiny, grid.product(steps(10, 20), grid.seeds(2)), tmp_path, **WSD)
-    assert kinds(work_units.units(points, tmp_path, "force")) == [("group", 2), ("group", 2)]
-    assert kinds(work_units.units(points, tmp_path, "auto", "gpu")) == [("chain", 2), ("chain", 2)]
-    alone = plan(tiny, steps(10, 20), tmp_path, **WSD)
-    assert kinds(work_units.units(alone, tmp_path, "force")) == [("chain", 2)]
+def test_forced_vmapping_comes_before_prefixes(tiny, tmp_path):
+    points = located(tiny, grid.product(steps(10, 20), grid.seeds(2)), tmp_path, **WSD)
+    assert kinds(make_units(points, tmp_path, "force")) == [
+        ("vmapped", 2),
+        ("vmapped", 2),
+    ]
+    assert kinds(make_units(points, tmp_path, "auto")) == [("prefix", 2), ("prefix", 2)]
+    alone = located(tiny, steps(10, 20), tmp_path, **WSD)
+    assert kinds(make_units(alone, tmp_path, "force")) == [("prefix", 2)]
 
 
 def launched(workdir, run_id, **content):
@@ -181,29 +192,29 @@ def launched(workdir, run_id, **content):
     (place / "launch.json").write_text(json.dumps({"mesh": ALONE, "facts": {}, **content}))
 
 
-@pytest.mark.parametrize("grouping", work_units.GROUPING)
-def test_a_group_that_was_launched_stays_as_it_was(grouping, tiny, tmp_path):
-    points = plan(tiny, RATES, tmp_path)
+@pytest.mark.parametrize("grouping", GROUPING)
+def test_runs_that_were_launched_vmapped_stay_so(grouping, tiny, tmp_path):
+    points = located(tiny, RATES, tmp_path)
     ids = [p.run.id for p in points]
     launched(tmp_path, ids[0], members=[ids[0], ids[2], "gone", ids[3]])  # then it was killed
     launched(tmp_path, ids[3])  # alone, by whatever happened since
-    made = shape(work_units.units(points, tmp_path, grouping, "gpu"))
-    assert ("group", [ids[0], ids[2]]) in made
+    made = shape(make_units(points, tmp_path, grouping))
+    assert ("vmapped", [ids[0], ids[2]]) in made
     assert ("run", [ids[3]]) in made
     rest = [ids[1], ids[4], ids[5]]
-    assert (("group", rest) in made) == (grouping != "off")
-    assert next(u for u in work_units.units(points, tmp_path, grouping) if u.members).members == (
+    assert (("vmapped", rest) in made) == (grouping == "force")
+    assert next(u for u in make_units(points, tmp_path, grouping) if u.members).members == (
         *(ids[0], ids[2], "gone", ids[3]),
     )
 
 
 def test_what_is_done_by_now_changes_no_others_unit(tiny, tmp_path):
-    points = plan(tiny, RATES, tmp_path)
-    first = work_units.units(points, tmp_path, "force")[0]
+    points = located(tiny, RATES, tmp_path)
+    first = make_units(points, tmp_path, "force")[0]
     for name in first.members:
         launched(tmp_path, name, members=list(first.members))
     now = [dataclasses.replace(p, status="done") if i < 2 else p for i, p in enumerate(points)]
-    (left,) = work_units.units(now, tmp_path, "force")
+    (left,) = make_units(now, tmp_path, "force")
     assert left.members == first.members
     assert len(left.points) == 4
 
@@ -212,8 +223,8 @@ def test_what_is_done_by_now_changes_no_others_unit(tiny, tmp_path):
 def alone(tiny, tmp_path_factory):
     """Three horizons, each run trained by itself."""
     workdir = tmp_path_factory.mktemp("alone")
-    points = plan(tiny, steps(9, 18, 30), workdir, **WSD)
-    for unit in work_units.units(points, workdir, "off"):
+    points = located(tiny, steps(9, 18, 30), workdir, **WSD)
+    for unit in make_units(points, workdir, "off"):
         run_unit(unit, workdir)
     return points, workdir
 
@@ -226,29 +237,29 @@ def assert_same(points, workdir, other):
         assert without_clock(point.run, workdir) == without_clock(point.run, other)
 
 
-def test_a_chain_gives_every_run_what_it_has_alone_for_less(alone, tmp_path):
-    points, apart = alone
-    (chain,) = work_units.units(points, tmp_path, "auto")
-    assert chain.saved > 0
-    results = run_unit(chain, tmp_path)
+def test_a_shared_prefix_gives_every_run_what_it_has_alone_for_less(alone, tmp_path):
+    points, alone_workdir = alone
+    (shared,) = make_units(points, tmp_path, "auto")
+    assert shared.saved_flops > 0
+    results = run_unit(shared, tmp_path)
     assert [r["status"] for r in results.values()] == ["done"] * 3
-    assert_same(points, tmp_path, apart)
-    rows, whole = read_table(tmp_path), read_table(apart)
+    assert_same(points, tmp_path, alone_workdir)
+    rows, whole = read_table(tmp_path), read_table(alone_workdir)
     assert [r["flops"] for r in rows] == [r["flops"] for r in whole]
-    assert sum(r["flops_spent"] for r in rows) == pytest.approx(chain.flops)
-    assert sum(r["flops_spent"] for r in whole) == pytest.approx(chain.flops + chain.saved)
+    assert sum(r["flops_spent"] for r in rows) == pytest.approx(shared.flops)
+    assert sum(r["flops_spent"] for r in whole) == pytest.approx(shared.flops + shared.saved_flops)
     assert [r.get("trunk") for r in rows] == [None, points[0].run.id, points[1].run.id]
     for point in points:  # what was kept for others is gone
         path = RunDirectory(tmp_path, point.run.id).path
         assert checkpoint.steps(path) == [point.run.steps]
 
 
-def test_a_chain_that_is_stopped_anywhere_ends_the_same(alone, tiny, tmp_path):
-    points, apart = alone
+def test_a_unit_that_is_stopped_anywhere_ends_the_same(alone, tiny, tmp_path):
+    points, alone_workdir = alone
     count = 0
     for _ in range(20):
-        points = plan(tiny, steps(9, 18, 30), tmp_path, **WSD)
-        left = work_units.units(points, tmp_path, "auto")
+        points = located(tiny, steps(9, 18, 30), tmp_path, **WSD)
+        left = make_units(points, tmp_path, "auto")
         if not left:
             break
         try:
@@ -257,7 +268,7 @@ def test_a_chain_that_is_stopped_anywhere_ends_the_same(alone, tiny, tmp_path):
             count += 1
     assert not left
     assert count == 3
-    assert_same(points, tmp_path, apart)
+    assert_same(points, tmp_path, alone_workdir)
     rows = read_table(tmp_path)
     assert sum(r["flops_spent"] for r in rows) < sum(r["flops"] for r in rows)
 
@@ -265,21 +276,21 @@ def test_a_chain_that_is_stopped_anywhere_ends_the_same(alone, tiny, tmp_path):
 def test_a_longer_run_that_is_added_later_begins_from_what_is_there(alone, tiny, tmp_path):
     """Of a run that was trained alone there is no checkpoint before its decay, so nothing is shared
     and nothing is promised; of one that saves now and then there may be."""
-    points = plan(tiny, steps(9), tmp_path, **WSD)
-    run_unit(work_units.units(points, tmp_path, "auto")[0], tmp_path)
-    points = plan(tiny, steps(9, 18), tmp_path, **WSD)
-    (later,) = work_units.units(points, tmp_path, "auto")
-    assert later.saved == 0
-    assert len(work_units.words([later], "auto")) == 1
+    points = located(tiny, steps(9), tmp_path, **WSD)
+    run_unit(make_units(points, tmp_path, "auto")[0], tmp_path)
+    points = located(tiny, steps(9, 18), tmp_path, **WSD)
+    (later,) = make_units(points, tmp_path, "auto")
+    assert later.saved_flops == 0
+    assert len(describe_units([later], "auto")) == 1
     assert "trunk" not in run_unit(later, tmp_path)[later.points[0].run.id]
     saves = {**WSD, "save.every": 3, "save.keep": 3}
-    points = plan(tiny, steps(9), tmp_path, **saves)
+    points = located(tiny, steps(9), tmp_path, **saves)
     assert points[0].status == "done"  # how often is saved is no part of what a run is
 
 
-def test_a_run_of_a_chain_that_fails_is_told_and_the_others_go_on(alone, tmp_path, monkeypatch):
-    points, apart = alone
-    (chain,) = work_units.units(points, tmp_path, "auto")
+def test_a_run_of_a_unit_that_fails_is_recorded_and_the_others_go_on(alone, tmp_path, monkeypatch):
+    points, alone_workdir = alone
+    (shared,) = make_units(points, tmp_path, "auto")
     broken, original = points[1].run.id, Trainer.evaluate
 
     def evaluate(self, params, *stop):
@@ -288,34 +299,32 @@ def test_a_run_of_a_chain_that_fails_is_told_and_the_others_go_on(alone, tmp_pat
         return original(self, params, *stop)
 
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
-    results = run_unit(chain, tmp_path)
+    results = run_unit(shared, tmp_path)
     assert [r["status"] for r in results.values()] == ["done", "failed", "done"]
     assert "fire" in results[broken]["reason"]
     monkeypatch.undo()
     again = [dataclasses.replace(p, status="new" if p.run.id == broken else "done") for p in points]
-    (left,) = work_units.units(again, tmp_path, "auto")
+    (left,) = make_units(again, tmp_path, "auto")
     assert run_unit(left, tmp_path)[broken]["status"] == "done"
-    assert_same(points, tmp_path, apart)
+    assert_same(points, tmp_path, alone_workdir)
 
 
-def test_a_group_is_trained_and_its_rows_are_there(tiny, tmp_path):
-    points = plan(tiny, [{"seed": 0}, {"seed": 1}, {"optim.lr": 1e30}], tmp_path)
-    (unit,) = work_units.units(points, tmp_path, "force")
+def test_vmapped_runs_are_trained_and_their_rows_are_there(tiny, tmp_path):
+    points = located(tiny, [{"seed": 0}, {"seed": 1}, {"optim.lr": 1e30}], tmp_path)
+    (unit,) = make_units(points, tmp_path, "force")
     results = run_unit(unit, tmp_path)
     assert sorted(r["status"] for r in results.values()) == ["diverged", "done", "done"]
     assert sorted(r["status"] for r in read_table(tmp_path)) == ["diverged", "done", "done"]
-    assert (
-        work_units.units(plan(tiny, [{"seed": 0}, {"seed": 1}], tmp_path), tmp_path, "force") == []
-    )
+    assert make_units(located(tiny, [{"seed": 0}, {"seed": 1}], tmp_path), tmp_path, "force") == []
 
 
-def test_a_group_that_cannot_be_one_is_trained_run_by_run(tiny, tmp_path, monkeypatch, caplog):
-    points = plan(tiny, [{"seed": 0}, {"seed": 1}], tmp_path)
-    (unit,) = work_units.units(points, tmp_path, "force")
+def test_vmapped_runs_that_fail_are_trained_run_by_run(tiny, tmp_path, monkeypatch, caplog):
+    points = located(tiny, [{"seed": 0}, {"seed": 1}], tmp_path)
+    (unit,) = make_units(points, tmp_path, "force")
     monkeypatch.setattr(VmappedTrainer, "steps", lambda *_: 1 / 0)
     results = run_unit(unit, tmp_path)
     assert [r["status"] for r in results.values()] == ["done", "done"]
-    assert "a group failed (ZeroDivisionError" in caplog.text
+    assert "vmapped runs failed (ZeroDivisionError" in caplog.text
     assert all("members" not in r for r in read_table(tmp_path))
 
 
@@ -325,31 +334,33 @@ def test_a_group_that_cannot_be_one_is_trained_run_by_run(tiny, tmp_path, monkey
 def test_workers_of_a_core_each_where_there_is_enough_and_nothing_is_in_the_way(
     tiny, tmp_path, monkeypatch
 ):
-    points = plan(tiny, [{"seed": seed} for seed in range(8)], tmp_path)
+    points = located(tiny, [{"seed": seed} for seed in range(8)], tmp_path)
 
-    def apart(points=points, **where):
-        made = work_units.units(points, tmp_path, "off")
-        return work_units.apart(made, points, tmp_path, **{"platform": "cpu", "cores": 2, **where})
+    def several(points=points, **where):
+        made = make_units(points, tmp_path, "off")
+        return prefers_workers(made, points, tmp_path, **{"platform": "cpu", "cores": 2, **where})
 
-    assert not apart()  # too little to do
+    assert not several()  # too little to do
     monkeypatch.setattr(work_units, "WORTH", sum(p.run.facts["flops"] for p in points))
-    assert apart()
-    assert not apart(cores=1)
-    assert not apart(platform="gpu")
-    assert not apart(cores=5)  # 2 of them would have two runs, and 3 one
-    assert not apart(plan(tiny, [{"seed": k, "mesh.fsdp": 2} for k in range(8)], tmp_path))
+    assert several()
+    assert not several(cores=1)
+    assert not several(platform="gpu")
+    assert not several(cores=5)  # 2 of them would have two runs, and 3 one
+    assert not several(located(tiny, [{"seed": k, "mesh.fsdp": 2} for k in range(8)], tmp_path))
     name = points[3].run.id
     with RunDirectory(tmp_path, name) as directory:
         directory.once("launch.json", {"mesh": {"data": 1, "fsdp": 1, "tensor": 1}})
-        assert apart()
+        assert several()
     (tmp_path / "runs" / name / "launch.json").unlink()
     with RunDirectory(tmp_path, name) as directory:
         directory.once("launch.json", {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}})
-    assert not apart()  # its last bits would be others
+    assert not several()  # its last bits would be others
 
 
 def test_auto_stands_for_an_executor(tiny, tmp_path):
-    points = plan(tiny, [{"seed": 0}], tmp_path)
-    assert choose_executor("auto", points, tmp_path) == "inline"
-    assert choose_executor("auto", points, tmp_path, workers=2) == "local"
-    assert choose_executor("slurm", points, tmp_path) == "slurm"
+    points = located(tiny, [{"seed": 0}], tmp_path)
+    assert choose_executor(LaunchOptions("auto"), points, tmp_path).executor == "inline"
+    assert choose_executor(LaunchOptions("auto", 2), points, tmp_path).executor == "local"
+    two = LaunchOptions("auto", num_processes=2)
+    assert choose_executor(two, points, tmp_path).executor == "inline"
+    assert choose_executor(LaunchOptions("slurm"), points, tmp_path) == LaunchOptions("slurm")

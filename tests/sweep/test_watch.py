@@ -8,14 +8,19 @@ import pytest
 from rich.console import Console
 
 from research.errors import BadInput
-from research.io import files
 from research.runs import lease, metrics_log
 from research.runs.directory import RunDirectory
 from research.sweep import watch
+from research.sweep.sweep_file import SweepFile, SweepPoint
 
 FACTS = {"params": 1000, "tokens": 4000, "flops": 8e6, "steps": 40, "seed": 0, "lr": 0.1}
 FACTS["context"] = 32
 RUNS = ("done", "running", "failed", "diverged", "stopped", "killed", "waiting")
+
+
+def write_sweep(workdir, *runs):
+    points = tuple(SweepPoint(run, {}, {}, FACTS) for run in runs)
+    return SweepFile(points).write(workdir)
 
 
 def lines(run, steps, seconds_per_step=0.5, first=0):
@@ -28,9 +33,7 @@ def lines(run, steps, seconds_per_step=0.5, first=0):
 @pytest.fixture
 def sweep(tmp_path):
     """One run of each status, held by this process where it runs."""
-    points = [{"run": run, "facts": FACTS} for run in RUNS]
-    files.make_directory(tmp_path / "sweeps")
-    files.write_json(tmp_path / "sweeps" / "s.json", {"points": points})
+    write_sweep(tmp_path, *RUNS)
     held = RunDirectory(tmp_path, "running")
     for name in RUNS[:-1]:
         run = held if name == "running" else RunDirectory(tmp_path, name)
@@ -52,7 +55,7 @@ def sweep(tmp_path):
 
 
 def view(workdir):
-    return watch.View(workdir, workdir / "sweeps" / "s.json")
+    return watch.View(workdir, *workdir.glob("sweeps/*.json"))
 
 
 def test_every_run_stands_where_its_files_say(sweep):
@@ -127,8 +130,7 @@ def test_the_table_shows_those_at_work_first_and_counts_the_rest(sweep):
 def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
     with pytest.raises(BadInput, match="no sweep was launched there"):
         watch.follow(str(tmp_path))
-    files.make_directory(tmp_path / "sweeps")
-    files.write_json(tmp_path / "sweeps" / "s.json", {"points": [{"run": "r", "facts": FACTS}]})
+    write_sweep(tmp_path, "r")
     with RunDirectory(tmp_path, "r") as run:
         run.finish({"status": "done", "reason": "", "loss": 1.5})
     assert watch.follow(str(tmp_path)) == 0

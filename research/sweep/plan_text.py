@@ -1,0 +1,153 @@
+"""The plan of a sweep as text: a line for every point, totals, and what would bias a law that is
+fitted to these runs. Works on the facts of runs (see run.make_run); needs no jax."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from research.sweep.limits import Facts, PlannedRun, total_compile_seconds, total_flops
+
+EXACT = "exact_full"  # the convention of the column "flops" (see accounting)
+# What is warned of. Porian et al. 2024 move the exponent from 0.84 to 0.57 by fixing these.
+MAX_CHANGING_SHARE = 0.1  # of the FLOPs, in a part that changes over the sizes
+MAX_WARMUP = 0.2  # of the steps
+MAX_BUDGET_ERROR = 0.01
+
+
+def plan_text(
+    rows: Sequence[PlannedRun],
+    notes: Sequence[str] = (),
+    repeats: int = 0,
+    device_memory: float | None = None,
+) -> str:
+    """The plan as text: a line for every point, the rules that they share, totals, warnings, and
+    `notes` (what is trained together, what was dropped and why). `repeats` counts the points that
+    are the same run as another; `device_memory` is in bytes."""
+    facts = [row.facts for row in rows]
+    rules = [f["rules"].splitlines() for f in facts]
+    shared = [line for line in rules[0] if all(line in other for other in rules)]
+    messages = [f"warning: {line}" for line in _run_warnings(rows, repeats, device_memory)]
+    return "\n".join([*_table(rows), *shared, *_totals(rows), *messages, *notes])
+
+
+def _run_warnings(
+    rows: Sequence[PlannedRun], repeats: int, device_memory: float | None
+) -> list[str]:
+    out = law_warnings([row.facts for row in rows])
+    if repeats:
+        out.append(
+            f"{repeats} points are the same run as another and train once (sizes are rounded to "
+            "whole widths)"
+        )
+    largest = max((row.memory or 0 for row in rows), default=0)
+    if device_memory and largest > device_memory:
+        count = sum((row.memory or 0) > device_memory for row in rows)
+        out.append(
+            f"{count} of {len(rows)} runs may not fit a device of {_size(device_memory)} (up to "
+            f"{_size(largest)} by estimate)"
+        )
+    return out
+
+
+def law_warnings(facts: Sequence[Facts]) -> list[str]:
+    """What would bias a law fitted to these runs, one line each."""
+    out, count = [], len(facts)
+    for group in dict.fromkeys(f["group"] for f in facts):
+        for part in ("head", "attention"):
+            shares = [f[f"{part}_share"] for f in facts if f["group"] == group]
+            if max(shares) > MAX_CHANGING_SHARE and max(shares) > 1.5 * min(shares):
+                out.append(
+                    f"{group}: the {part} takes {min(shares):.0%} to {max(shares):.0%} of the "
+                    "FLOPs; an exponent will depend on whether it is counted: compare "
+                    "conventions (--multiverse of experiments.fit)"
+                )
+    for name in dict.fromkeys(f.get("budget_convention", EXACT) for f in facts):
+        if name != EXACT:
+            out.append(
+                f"budgets are counted as {name}, while tables and reports count {EXACT}: fit their "
+                f"minima with experiments.fit --law=isoflop --columns=flops=flops_{name}"
+            )
+    shares = [f["warmup_steps"] / f["steps"] for f in facts if f["warmup_steps"]]
+    if long := [share for share in shares if share > MAX_WARMUP]:
+        out.append(
+            f"warm-up takes over {MAX_WARMUP:.0%} of the steps of {len(long)} of {count} runs (up "
+            f"to {max(long):.0%}), which raises their loss more than that of longer ones"
+        )
+    if repeated := [f["epochs"] for f in facts if f["context"] > 1 and f["epochs"] > 1]:
+        out.append(
+            f"{len(repeated)} of {count} runs see more tokens than there are unique ones (up to "
+            f"{max(repeated):.2g} epochs); repeated tokens teach less"
+        )
+    errors = [abs(f.get("budget_away", 0)) for f in facts]
+    if large := [error for error in errors if error > MAX_BUDGET_ERROR]:
+        out.append(
+            f"whole steps miss the budget of {len(large)} of {count} runs by more than "
+            f"{MAX_BUDGET_ERROR:.0%} (up to {max(large):.1%}); a smaller batch.size, or "
+            "batch.rule=sqrt_tokens, keeps it"
+        )
+    return out
+
+
+def _totals(rows: Sequence[PlannedRun]) -> list[str]:
+    done = total_flops(row for row in rows if row.status == "done")
+    tokens = sum(row.facts["tokens"] for row in rows)
+    out = [
+        f"{len(rows)} runs, {tokens:,} tokens, {total_flops(rows):.3g} FLOPs ({done:.3g} done); "
+        "FLOPs count every dot product, forward and backward, with head and full attention map"
+    ]
+    pending = [row for row in rows if row.pending]
+    if pending and all(row.seconds is not None for row in pending):
+        train, programs = sum(row.seconds or 0.0 for row in pending), {r.program for r in pending}
+        out.append(
+            f"about {_time(train)} to train one after the other on these devices, and "
+            f"{_time(total_compile_seconds(pending))} to compile {len(programs)} programs"
+        )
+    elif pending:
+        out.append("seconds are not predicted yet: --calibrate times two programs on this machine")
+    return out
+
+
+def _table(rows: Sequence[PlannedRun]) -> list[str]:
+    """Aligned columns, without those that are the same for every point, or empty."""
+    groups = list(dict.fromkeys(group for row in rows for group in row.facts["groups"]))
+    columns: dict[str, Callable[[PlannedRun], str]] = {
+        "run": lambda r: r.run,
+        "size": lambda r: "" if r.facts["size"] is None else f"{r.facts['size']:g}",
+        "params": lambda r: f"{r.facts['params']:,}",
+        **{g: lambda r, g=g: f"{r.facts['groups'].get(g, 0):,}" for g in groups},
+        "tokens": lambda r: f"{r.facts['tokens']:,}",
+        "epochs": lambda r: f"{r.facts['epochs']:.2g}",
+        "FLOPs": lambda r: f"{r.facts['flops']:.3g}",
+        "batch": lambda r: f"{r.facts['batch']:,}",
+        "steps": lambda r: f"{r.facts['steps']:,}",
+        "lr": lambda r: f"{r.facts['lr']:.3g}",
+        "seed": lambda r: str(r.facts["seed"]),
+        "seconds": lambda r: "" if r.seconds is None else f"{r.seconds:,.1f}",
+        "memory": lambda r: "" if r.memory is None else _size(r.memory),
+        "group": lambda r: r.facts["group"],
+        "unit": lambda r: r.unit,
+        "status": lambda r: r.status,
+    }
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
+    optional = ("size", "batch", "seconds", "memory", "group", "unit")
+    uniform = [name for name in optional if len({*cells[name]}) == 1]
+    shown = {
+        name: [name, *column]
+        for name, column in cells.items()
+        if name not in uniform or (name in ("seconds", "memory") and column[0])
+    }
+    widths = [max(map(len, column)) for column in shown.values()]
+    lines = zip(*shown.values(), strict=True)
+    return ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+
+
+def _size(count: float) -> str:
+    """Bytes in words."""
+    power = min(4, int(math.log10(max(1, count))) // 3)
+    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def _time(seconds: float) -> str:
+    """A duration in words."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

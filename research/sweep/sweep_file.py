@@ -1,0 +1,69 @@
+"""WORKDIR/sweeps/<digest>.json: all that a launch hands to its workers, as data, and what those who
+watch the sweep read. Needs no jax."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from research.errors import BadInput
+from research.io import files
+from research.runs.directory import RUN, check_workdir
+
+GROUPING = ("auto", "off", "force")
+GROUPING_HELP = (
+    "which runs are trained together: auto: those that share a WSD prefix (their steps before the "
+    "decay) take it once; force: besides, those that can be one vmapped program are; off: none"
+)
+FACTS = ("params", "tokens", "flops", "steps", "seed", "lr", "context")  # those that are shown
+MAX_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """A point as a worker gets it: the id of its run, the overrides as text, the checked config,
+    the FACTS, and how many failures do not keep it from being tried again."""
+
+    run: str
+    overrides: Mapping[str, str]
+    config: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    forgiven: int = 0
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """The points of a launch, and which of them are trained together (one of GROUPING)."""
+
+    points: tuple[SweepPoint, ...]
+    grouping: str = "auto"
+
+    def write(self, workdir: str | Path) -> Path:
+        """Write the file, if it is not there, and return its path: equal sweeps are one file."""
+        content = asdict(self)
+        path = Path(workdir) / "sweeps" / f"{files.digest_of(content)[:12]}.json"
+        if not path.exists():
+            check_workdir(workdir)
+            files.make_directory(path.parent)
+            files.write_atomic(path, files.canonical(content))
+        return path
+
+
+def read_sweep_file(path: str | Path, follow: bool = True) -> SweepFile:
+    """The content of a file that `write` made; the configs are not checked yet. Raises BadInput for
+    any other file, and for a link unless `follow`."""
+    content = files.read_json(path, limit=MAX_BYTES, follow=follow)
+    try:
+        points = tuple(SweepPoint(**point) for point in content["points"])
+        sweep = SweepFile(points, content["grouping"])
+        facts = [point.facts[name] for point in points for name in FACTS]
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a sweep of this version ({error})") from error
+    if not all(isinstance(fact, int | float) for fact in facts):
+        raise BadInput(f"{path}: not a sweep of this version (a fact is not a number)")
+    if not all(isinstance(x, dict) for p in points for x in (p.overrides, p.config)):
+        raise BadInput(f"{path}: not a sweep of this version (a config is not an object)")
+    for name in (str(point.run) for point in points):
+        if not RUN.fullmatch(name):
+            raise BadInput(f"{path}: {name!r:.50} is not the id of a run")
+    return sweep
