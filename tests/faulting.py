@@ -16,6 +16,7 @@ from research.io import files
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
+from research.runs.manifest import find_damage
 from research.training.run import make_run
 from research.training.trainer import Trainer
 
@@ -108,7 +109,7 @@ def saved_bits(run, abstract, steps=None):
     """{step: digest of its arrays} of the steps that are listed, each of which must be intact."""
     listed = checkpoint.steps(run)
     for step in listed:
-        assert checkpoint.damage(run / "checkpoints" / str(step)) is None, step
+        assert find_damage(run / "checkpoints" / str(step)) is None, step
     chosen = listed if steps is None else listed[:steps]
     return {k: bits(checkpoint.restore(run / "checkpoints" / str(k), abstract)) for k in chosen}
 

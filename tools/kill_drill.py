@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from research.runs import checkpoint, lease, metrics_log
+from research.runs.manifest import find_damage
 from research.runs.table import read_row, read_table
 
 POINTS = 12
@@ -152,7 +153,7 @@ class Sweep:
     def _damage(self, act: Callable[[Path, bytes], Any]) -> bool:
         for run in self._unfinished():
             steps = checkpoint.steps(run)
-            if len(steps) < 2 or checkpoint.damage(run / "checkpoints" / str(steps[1])):
+            if len(steps) < 2 or find_damage(run / "checkpoints" / str(steps[1])):
                 continue
             last = read_row(run).get("steps")
             with contextlib.suppress(OSError):  # it is forgotten meanwhile

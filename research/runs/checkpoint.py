@@ -1,8 +1,7 @@
 """Checkpoints: orbax writes and reads the arrays; digests, commit and fallback are ours.
 
 checkpoints/<step>/state/         as orbax writes it
-checkpoints/<step>/manifest.json  size and SHA-256 of every file, shape and dtype of every leaf, and
-                                  the SHA-256 of all that
+checkpoints/<step>/manifest.json  what must be in it, see manifest.py
 saved                             there once a step was: where all are gone, nothing begins anew
 
 A step exists once its directory has its final name, which is one rename after everything in it is
@@ -10,12 +9,11 @@ written. orbax checks neither digests (one flipped bit in array data restores si
 (float32 is cast to bfloat16 without a word), hence the manifest. A damaged step is moved to
 quarantine/, never deleted, and the step before it is used.
 
-A checkpoint may come from elsewhere. Before orbax opens one, it is plain files, exactly those of
+A checkpoint may come from elsewhere. Before orbax opens one, it is regular files, exactly those of
 the manifest, and holds arrays of exactly the shapes that the manifest says, in chunks no larger.
 """
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -33,15 +31,20 @@ import numpy as np
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
 from research.io import files, host
 from research.parallel import distributed
-from research.params import leaves_by_path, nest
+from research.params import key_path, leaves_by_path, nest
+from research.runs.manifest import (
+    array_digest,
+    array_digests,
+    find_damage,
+    read_manifest,
+    select_part,
+    write_manifest,
+)
 
 log = logging.getLogger(__name__)
 
-LARGEST_MANIFEST = 64 << 20  # bytes
 SAVED = "saved"
 STEP = re.compile("0|[1-9][0-9]{0,17}")
-# A file is missing, or something else is there.
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def save(
@@ -65,14 +68,14 @@ def save(
         return
     # Nobody else's name, lest one that was taken over removes what its successor is writing.
     temporary = root / f".saving-{step}-{distributed.agree(lambda: secrets.token_hex(4))}"
-    final = root / str(step)
+    final, state = root / str(step), _whole(state)
     try:
         with _checkpointer() as writer:  # returns when all processes have written
-            writer.save(temporary / "state", args=_orbax().args.StandardSave(_whole(state)))
+            writer.save(temporary / "state", args=_orbax().args.StandardSave(state))
+        content = _content(state)
         if not distributed.first():
             return
-        listed = {"step": step, "leaves": _leaves(state), "files": _digests(temporary)}
-        files.write_json(temporary / "manifest.json", files.digested(listed))
+        write_manifest(temporary, step, _leaves(state), content)
         files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
         check()
         os.rename(temporary, final)
@@ -141,7 +144,7 @@ def restore_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[Any]] | 
 def spoiled(*paths: Path) -> bool:
     """Whether one of these checkpoints, which could not be read, was damaged after it was looked
     at, so that another may be sought: by one process alone, as several would have to agree."""
-    return distributed.count() == 1 and any(map(damage, paths))
+    return distributed.count() == 1 and any(map(find_damage, paths))
 
 
 def newest_common(directories: Sequence[Path]) -> int | None:
@@ -170,7 +173,7 @@ def newest_common(directories: Sequence[Path]) -> int | None:
 def _is_intact(directory: Path, step: int) -> bool:
     """Whether a step is as it was written; if not, it is moved away."""
     path = directory / "checkpoints" / str(step)
-    found = damage(path)
+    found = find_damage(path)
     if found:
         log.warning("checkpoint %d: %s; moved to %s", step, found, _quarantine(directory, path))
     return found is None
@@ -181,7 +184,7 @@ def intact(directory: Path, most: int | None = None) -> Iterator[tuple[int, Path
     moved."""
     root = (directory / "checkpoints").resolve()
     for step in steps(directory):
-        if (most is None or step <= most) and damage(root / str(step)) is None:
+        if (most is None or step <= most) and find_damage(root / str(step)) is None:
             yield step, root / str(step)
 
 
@@ -203,69 +206,80 @@ def newest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
     wanted = "" if step is None else f" of step {step}"
     there = steps(directory)
     known = [number for number in there if step in (None, number)]
-    why = f"; {known[0]}: {damage(directory / 'checkpoints' / str(known[0]))}" if known else ""
+    why = f"; {known[0]}: {find_damage(directory / 'checkpoints' / str(known[0]))}" if known else ""
     raise BadInput(f"{directory}: no intact checkpoint{wanted}; there are {sorted(there)}{why}")
 
 
-def manifest(path: Path) -> dict[str, Any]:
-    """{"step", "leaves": {path: [shape, dtype]}, "files"} of a checkpoint. Raises BadInput."""
-    found = files.read_json(path / "manifest.json", LARGEST_MANIFEST, follow=False)
-    leaves, listed = found.get("leaves"), found.get("files")
-    if not isinstance(leaves, dict) or not isinstance(listed, dict):
-        raise BadInput(f"{path}: its manifest lists no leaves or no files")
-    for leaf, known in leaves.items():
-        if not (
-            isinstance(known, list)
-            and [type(part) for part in known] == [list, str]
-            and all(type(n) is int and n >= 0 for n in known[0])
-        ):
-            raise BadInput(f"{path}: its manifest says of {leaf} {known!r:.50}, no shape and dtype")
-    return found
-
-
 def read(path: Path, part: str) -> dict:
-    """The nested dict of arrays below `part` of a state ("params"), on the host. Raises BadInput,
-    UnsafeFile or Damaged for what is no checkpoint."""
-    leaves = manifest(path)["leaves"]
-    _check_arrays(path, leaves)
+    """The nested dict of arrays below `part` of a state ("params"), on the host. Raises BadInput or
+    UnsafeFile where there is no checkpoint, Damaged where its arrays are not those of the
+    manifest."""
+    manifest = read_manifest(path)
+    tree = _checked_tree(path, manifest["leaves"])
+    wanted = select_part(manifest["leaves"], part)
+    size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in wanted.values())
+    if size > host.memory():
+        raise UnsafeFile(f"{path}: {part} would take {size / 1e9:,.1f} GB of memory")
+    leaves = _read_leaves(path, tree, {f"{part}/{leaf}" for leaf in wanted})
+    if content := manifest.get("content"):
+        for leaf, digest in array_digests(leaves).items():
+            if digest != content[leaf]:
+                raise Damaged(f"{path}: {leaf} holds other values than its manifest says")
+    return nest(select_part(leaves, part))
+
+
+def content_digest(path: Path, part: str = "") -> str:
+    """One digest of the arrays below `part` of a checkpoint (of all of them): their paths, shapes,
+    dtypes and values. It does not depend on when, where or by how many processes they were saved.
+
+    The manifest of an older version holds none of the values: the arrays are read, one at a time.
+    Raises as `read` does.
+    """
+    manifest = read_manifest(path)
+    leaves, content = manifest["leaves"], manifest.get("content")
+    if content is None:
+        tree = _checked_tree(path, leaves)
+        content = {k: array_digest(_read_leaves(path, tree, {k})[k]) for k in leaves}
+    digests = select_part(content, part)
+    return files.digest_of(
+        {k: [*known, digests[k]] for k, known in select_part(leaves, part).items()}
+    )
+
+
+def _read_leaves(path: Path, tree: Any, leaves: Collection[str]) -> dict[str, np.ndarray]:
+    """{path: array} of some `leaves` of a checkpoint that holds `tree`, on the host."""
     ocp = _orbax()
-    with ocp.PyTreeCheckpointer() as reader:
-        kept = {
-            leaf.removeprefix(f"{part}/"): jax.ShapeDtypeStruct(shape, np.dtype(dtype))
-            for leaf, (shape, dtype) in leaves.items()
-            if leaf.startswith(f"{part}/")
-        }
-        if (size := sum(x.size * x.dtype.itemsize for x in kept.values())) > host.memory():
-            raise UnsafeFile(f"{path}: {part} would take {size / 1e9:,.1f} GB of memory")
-        item = {part: nest(kept)}
-        args = ocp.args.PyTreeRestore(
-            item,
-            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
-            partial_restore=True,
-        )
-        with _typed(path):
-            return reader.restore(path / "state", args=args)[part]
+    item = jax.tree_util.tree_map_with_path(
+        lambda key, x: x if key_path(key) in leaves else ocp.PLACEHOLDER, tree
+    )
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    with ocp.PyTreeCheckpointer() as reader, _typed(path):
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
+        read = leaves_by_path(reader.restore(path / "state", args=args))
+    return {leaf: read[leaf] for leaf in leaves}
 
 
 def restore(path: Path, abstract: Any) -> Any:
     """The whole state of a checkpoint, laid out as `abstract` says. Raises BadInput if it holds
     other shapes or dtypes, Damaged if orbax cannot read it."""
-    wanted, found = _leaves(abstract), manifest(path)["leaves"]
+    wanted, found = _leaves(abstract), read_manifest(path)["leaves"]
     if wanted != found:
         differing = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         lines = [f"{k}: holds {found.get(k)}, expected {wanted.get(k)}" for k in differing[:5]]
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
-    _check_arrays(path, found)
+    _checked_tree(path, found)
     with _checkpointer() as reader, _typed(path):
         return reader.restore(path / "state", args=_orbax().args.StandardRestore(abstract))
 
 
-def _check_arrays(path: Path, leaves: Mapping[str, list]) -> None:
-    """Raise UnsafeFile if the arrays are not of the shapes and dtypes that the manifest says, or
-    one chunk of them is larger than the array: reading a single number would decode all of it."""
+def _checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
+    """What orbax says of the arrays, as the tree of the state. Raises UnsafeFile if they are not of
+    the shapes and dtypes that the manifest says, or one chunk of them is larger than the array:
+    reading a single number would decode all of it."""
     with _orbax().PyTreeCheckpointer() as reader, _typed(path):
         metadata = reader.metadata(path / "state").item_metadata
-        found = leaves_by_path(metadata.tree) if metadata else {}
+        tree = metadata.tree if metadata else {}
+        found = leaves_by_path(tree)
     if found.keys() != leaves.keys():
         raise UnsafeFile(f"{path}: holds other arrays than its manifest says")
     for leaf, known in leaves.items():
@@ -275,6 +289,7 @@ def _check_arrays(path: Path, leaves: Mapping[str, list]) -> None:
             raise UnsafeFile(f"{path}: {leaf} is not the array that the manifest says")
         if math.prod(chunk) > max(1, math.prod(known[0])):
             raise UnsafeFile(f"{path}: {leaf} is stored in chunks {chunk}, larger than it is")
+    return tree
 
 
 @contextlib.contextmanager
@@ -295,6 +310,32 @@ def _whole(state: Any) -> Any:
         return state
     copied = lambda x: isinstance(x, jax.Array) and x.is_fully_replicated  # noqa: E731
     return jax.tree.map(lambda x: np.asarray(x) if copied(x) else x, state)
+
+
+def _content(state: Any) -> dict[str, str]:
+    """{path: SHA-256} of the arrays of a state; all processes must call it. What several of them
+    hold together is gathered an array at a time, for process 0, the only one that hashes."""
+    leaves = leaves_by_path(state)
+    if distributed.count() == 1:
+        return array_digests(leaves, _host_array)
+    out = {}
+    for path, leaf in leaves.items():
+        array = distributed.fetch(leaf)
+        if distributed.first():
+            out[path] = array_digest(array)
+    return out
+
+
+def _host_array(x: Any) -> np.ndarray:
+    """A whole array on the host. jax would keep a second copy of a sharded one for as long as it
+    lives; orbax has already brought its shards here."""
+    if not isinstance(x, jax.Array) or x.is_fully_replicated:
+        return np.asarray(x)
+    out = np.empty(x.shape, x.dtype)
+    for shard in x.addressable_shards:
+        if shard.replica_id == 0:
+            out[shard.index] = shard.data
+    return out
 
 
 def _checkpointer() -> Any:
@@ -323,36 +364,6 @@ def _steps(root: Path) -> list[int]:
 
 def _leaves(state: Any) -> dict[str, list]:
     return {path: [list(x.shape), str(x.dtype)] for path, x in leaves_by_path(state).items()}
-
-
-def _digests(folder: Path) -> dict[str, list]:
-    """{relative path: [bytes, SHA-256]}. Raises UnsafeFile on anything but plain files."""
-    found = sorted(files.walk(folder))
-    return {name: [stat.st_size, files.digest_file(folder / name)] for name, stat in found}
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. Raises StorageError where the disk does not let it
-    be known: what is whole may not be given up for that."""
-    try:
-        files.check_plain(path)
-        whole = manifest(path)
-        if not files.as_digested(whole):
-            return "manifest.json is not as it was written"
-        listed, found = whole["files"], _digests(path)
-    except (BadInput, KeyError, OSError, ValueError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno not in GONE:
-            raise StorageError(
-                f"{path}: cannot be read now: {cause.strerror}; nothing was moved, launch again. "
-                f"If that stays so, move it out of {path.parent}: the step before it is used then"
-            ) from error
-        return f"cannot be verified ({error})"
-    found.pop("manifest.json")
-    if found == listed:
-        return None
-    names = sorted(k for k in found.keys() | listed.keys() if found.get(k) != listed.get(k))
-    return f"{len(names)} files are not as they were written, the first is {names[0]}"
 
 
 def _quarantine(directory: Path, path: Path) -> Path:

@@ -15,6 +15,7 @@ from research.io import files
 from research.models import Model
 from research.params import leaves_by_path, match_path, nest
 from research.runs import checkpoint
+from research.runs.manifest import read_manifest
 
 LARGEST_TOKENIZER = 64 << 20  # bytes
 NEW = "head"  # the parameter group that may differ: it belongs to the task
@@ -45,16 +46,17 @@ def locate(run: str, step: int | None, what: str) -> Start:
     workdir of one run. Raises BadInput when there is none."""
     directory = run_directory(run)
     number, path = checkpoint.newest_intact(directory, step)
-    manifest = checkpoint.manifest(path)
+    manifest = read_manifest(path)
     averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
+    part = "average" if averaged else "params"
     return Start(
         run=directory,
         path=path,
         name=_name(directory),
         step=number,
         what=what,
-        digest=files.digest_of(manifest["files"]),
-        part="average" if averaged else "params",
+        digest=checkpoint.content_digest(path, "" if what == "state" else part),
+        part=part,
         tokenizer=_tokenizer(directory),
     )
 
@@ -70,7 +72,7 @@ def planned(start: Start, model: Model, inputs: Any) -> Start:
         return dataclasses.replace(start, rule=f"goes on from {start}")
     there = {
         leaf.removeprefix(f"{start.part}/"): tuple(shape)
-        for leaf, (shape, _) in checkpoint.manifest(start.path)["leaves"].items()
+        for leaf, (shape, _) in read_manifest(start.path)["leaves"].items()
         if leaf.startswith(f"{start.part}/")
     }
     taken, new, problems = [], [], []

@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent, damage is seen before use, and the step before it takes over."""
 
+import hashlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.errors import BadInput, Damaged, StorageError
 from research.parallel import sharding
 from research.runs import checkpoint
+from research.runs.manifest import find_damage, read_manifest
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 
@@ -69,6 +71,20 @@ def test_it_is_restored_bitwise_onto_another_mesh(run, sizes):
     assert_restores(run, 20, sizes)
 
 
+@pytest.mark.parametrize(
+    "sizes", [{"data": 1, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 8, "tensor": 1}]
+)
+def test_the_digest_of_the_arrays_does_not_depend_on_the_mesh(run, tmp_path, sizes):
+    placed = jax.tree.map(lambda x, to: jax.device_put(x, to.sharding), state(20), abstract(sizes))
+    checkpoint.save(tmp_path, 20, placed, keep=1)
+    here, there = (path / "checkpoints" / "20" for path in (tmp_path, run))
+    assert checkpoint.content_digest(here) == checkpoint.content_digest(there)
+    assert checkpoint.content_digest(here) != checkpoint.content_digest(there.with_name("10"))
+    kernel = np.asarray(state(20)["params"]["w"]["kernel"])
+    expected = hashlib.sha256(kernel.tobytes()).hexdigest()
+    assert read_manifest(here)["content"]["params/w/kernel"] == expected
+
+
 def test_nothing_saved_is_none(tmp_path):
     assert checkpoint.restore_newest(tmp_path, abstract()) is None
 
@@ -94,10 +110,10 @@ def test_every_kind_of_damage_to_every_file_is_seen(run, caplog):
             if not (newest / name).stat().st_size:
                 continue  # an empty file can only be deleted or linked
             damage(newest / name)
-            assert checkpoint.damage(newest) is not None, (name, damage)
+            assert find_damage(newest) is not None, (name, damage)
             shutil.rmtree(newest)
             shutil.copytree(whole, newest)
-    assert checkpoint.damage(newest) is None
+    assert find_damage(newest) is None
 
 
 def flipped(raw, bit=None):
@@ -114,9 +130,9 @@ def test_two_hundred_bit_flips_are_all_detected(run):
         path = names[rng.integers(len(names))]
         raw = path.read_bytes()
         path.write_bytes(flipped(raw, int(rng.integers(len(raw) * 8))))
-        assert checkpoint.damage(newest) is not None, path
+        assert find_damage(newest) is not None, path
         path.write_bytes(raw)
-    assert checkpoint.damage(newest) is None
+    assert find_damage(newest) is None
 
 
 def test_a_damaged_step_is_quarantined_and_the_one_before_it_used(run, caplog):

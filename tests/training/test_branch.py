@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from research import models
-from research.errors import BadInput
+from research.errors import BadInput, Damaged
 from research.inference.load import open_run
+from research.io.files import digested
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
+from research.runs.manifest import read_manifest
 from research.training import fine_tuning
 from research.training.loop import train_run
 from research.training.run import example_inputs, make_run
@@ -69,6 +71,65 @@ def test_the_content_of_the_start_counts_and_not_its_place(tiny, source, tmp_pat
     moved = shutil.copytree(source.parent.parent, tmp_path / "moved")
     ids = {make_run(tiny({"init.run": str(p)})).id for p in (source, moved)}  # a run, a workdir
     assert len(ids) == 1
+
+
+def start_digest(path, what="params", step=None):
+    return fine_tuning.locate(str(path), step, what).digest
+
+
+def test_a_parent_that_is_trained_again_has_the_same_children(tiny, source, tmp_path):
+    again = fit(tiny({"save.every": 4, "save.keep": 3}), tmp_path)[1]
+    files, files_again = (read_manifest(p / "checkpoints" / "12")["files"] for p in (source, again))
+    assert files != files_again, "orbax writes no time any more: this test shows nothing"
+    for what in ("params", "state"):
+        init = {"init.what": what, "horizon.amount": 20.0}
+        ids = {make_run(tiny({"init.run": str(path), **init})).id for path in (source, again)}
+        assert len(ids) == 1, what
+
+
+@pytest.mark.parametrize("part", ["step", "params", "opt_state"])
+def test_one_bit_of_the_parent_makes_other_children(tiny, source, tmp_path, part):
+    run = make_run(tiny())
+    trainer = Trainer(run, sharding.make_mesh(ONE, run.batch))
+    step, path = checkpoint.newest_intact(source)
+    altered = shutil.copytree(source, tmp_path / "altered")
+    shutil.rmtree(altered / "checkpoints")
+    state = jax.device_get(checkpoint.restore(path, trainer.abstract))
+    checkpoint.save(altered, step, state, keep=1)
+    assert start_digest(altered, "state") == start_digest(source, "state")
+    shutil.rmtree(altered / "checkpoints")
+    leaves, tree = jax.tree.flatten(getattr(state, part))
+    leaves[-1] = np.array(leaves[-1])
+    leaves[-1].reshape(-1).view(np.uint8)[0] ^= 1
+    state = state._replace(**{part: jax.tree.unflatten(tree, leaves)})
+    checkpoint.save(altered, step, state, keep=1)
+    assert start_digest(altered, "state") != start_digest(source, "state")
+    same_params = start_digest(altered) == start_digest(source)
+    assert same_params == (part != "params"), "only the parameters count where only they are taken"
+
+
+def test_a_checkpoint_without_digests_of_its_arrays_has_those_of_its_values(source, tmp_path):
+    old = shutil.copytree(source, tmp_path / "old")
+    path = old / "checkpoints" / "12" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["content"]
+    path.write_text(json.dumps(digested(content)))
+    assert "content" not in read_manifest(path.parent)
+    for what in ("params", "state"):
+        assert start_digest(old, what) == start_digest(source, what)
+        assert start_digest(old, what) != start_digest(source, what, step=8)
+
+
+def test_arrays_that_are_not_those_of_the_manifest_are_refused(source, tmp_path):
+    forged = shutil.copytree(source, tmp_path / "forged")
+    path = forged / "checkpoints" / "12" / "manifest.json"
+    content = json.loads(path.read_text())
+    leaf = next(leaf for leaf in content["content"] if leaf.startswith("params/"))
+    checkpoint.read(path.parent, "params")
+    content["content"][leaf] = "0" * 64
+    path.write_text(json.dumps(digested(content)))
+    with pytest.raises(Damaged, match=f"{leaf} holds other values than its manifest says"):
+        checkpoint.read(path.parent, "params")
 
 
 def test_going_on_from_the_state_equals_the_run_that_was_not_stopped(tiny, source, tmp_path):

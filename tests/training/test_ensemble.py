@@ -21,6 +21,7 @@ from research.inference.load import open_run
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
+from research.runs.manifest import read_manifest
 from research.training import vmapped_runs
 from research.training.loop import train_run
 from research.training.run import make_run
@@ -228,7 +229,7 @@ def test_a_member_is_stored_as_a_run_alone(group, tiny, tmp_path):
     together = path_of(run, workdir)
 
     def described(path):
-        kept = checkpoint.manifest(checkpoint.newest_intact(path)[1])
+        kept = read_manifest(checkpoint.newest_intact(path)[1])
         return kept["step"], kept["leaves"], set(kept["files"])
 
     (*here, names), (*there, others) = described(together), described(single)

@@ -13,6 +13,7 @@ import pytest
 from research.errors import IO_ERROR
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
+from research.runs.manifest import find_damage
 from research.training import watchdog
 from research.training.loop import train_run
 from research.training.run import make_run
@@ -125,7 +126,7 @@ def assert_whole(folder, newest):
     nothing half-made."""
     for step in checkpoint.steps(folder):
         path = folder / "checkpoints" / str(step)
-        assert checkpoint.damage(path) is None, path
+        assert find_damage(path) is None, path
         assert (checkpoint.read(path, "params")["w"]["kernel"] == step).all()
     found = checkpoint.newest_common([folder])
     assert found in newest

@@ -1,0 +1,111 @@
+"""The manifest of a checkpoint: what it must hold, checked before anything in it is used.
+
+manifest.json  {"step", "leaves": {path: [shape, dtype]}, "content": {path: SHA-256}, "files":
+               {name: [bytes, SHA-256]}, "digest": SHA-256 of all that}
+
+`files` guards the bytes on disk, which differ between two saves of one state: orbax writes the time
+into them. `content` is of the values of the arrays, so that equal states have equal digests
+whenever, wherever and by however many processes they were saved.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from research.errors import BadInput, StorageError
+from research.io import files
+
+T = TypeVar("T")
+NAME = "manifest.json"
+LARGEST_MANIFEST = 64 << 20  # bytes
+# A file is missing, or something else is there.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+
+
+def write_manifest(
+    folder: Path, step: int, leaves: Mapping[str, list], content: Mapping[str, str]
+) -> None:
+    """Describe the checkpoint whose files are in `folder`: `leaves` holds shapes and dtypes,
+    `content` the digests of the arrays."""
+    listed = {"step": step, "leaves": dict(leaves), "content": dict(content)}
+    files.write_json(folder / NAME, files.digested({**listed, "files": _file_digests(folder)}))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """{"step", "leaves": {path: [shape, dtype]}, "content": {path: SHA-256}, "files"} of a
+    checkpoint; "content" is missing from those of older versions. Raises BadInput."""
+    manifest = files.read_json(path / NAME, LARGEST_MANIFEST, follow=False)
+    leaves, listed = manifest.get("leaves"), manifest.get("files")
+    if not isinstance(leaves, dict) or not isinstance(listed, dict):
+        raise BadInput(f"{path}: its manifest lists no leaves or no files")
+    for leaf, known in leaves.items():
+        if not (
+            isinstance(known, list)
+            and [type(part) for part in known] == [list, str]
+            and all(type(n) is int and n >= 0 for n in known[0])
+        ):
+            raise BadInput(f"{path}: its manifest says of {leaf} {known!r:.50}, no shape and dtype")
+    content = manifest.get("content", leaves)
+    if not isinstance(content, dict) or content.keys() != leaves.keys():
+        raise BadInput(f"{path}: its manifest does not hold one digest for each leaf")
+    return manifest
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None. Raises StorageError where the disk cannot be read
+    now: an intact checkpoint must not be given up for that."""
+    try:
+        files.check_plain(path)
+        manifest = read_manifest(path)
+        if not files.as_digested(manifest):
+            return f"{NAME} is not as it was written"
+        listed, actual = manifest["files"], _file_digests(path)
+    except (BadInput, KeyError, OSError, ValueError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno not in MISSING:
+            raise StorageError(
+                f"{path}: cannot be read now: {cause.strerror}; nothing was moved, launch again. "
+                f"If that stays so, move it out of {path.parent}: the step before it is used then"
+            ) from error
+        return f"cannot be verified ({error})"
+    actual.pop(NAME)
+    if actual == listed:
+        return None
+    names = sorted(k for k in actual.keys() | listed.keys() if actual.get(k) != listed.get(k))
+    return f"{len(names)} files are not as they were written, the first is {names[0]}"
+
+
+def array_digest(array: np.ndarray) -> str:
+    """SHA-256 of the values of an array in C order, in hexadecimal. Shape and dtype are not in it:
+    the manifest holds them beside it."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return hashlib.sha256(flat.view(np.uint8).data).hexdigest()
+
+
+def array_digests(
+    leaves: Mapping[str, Any], to_host: Callable[[Any], np.ndarray] = np.asarray
+) -> dict[str, str]:
+    """{path: digest} of the arrays that `to_host` makes of `leaves`, several at once: hashing
+    releases the GIL."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digests = pool.map(lambda leaf: array_digest(to_host(leaf)), leaves.values())
+        return dict(zip(leaves, digests, strict=True))
+
+
+def select_part(leaves: Mapping[str, T], part: str) -> dict[str, T]:
+    """Those of the `leaves` of a state that are below `part` ("params"; "": all of them), by their
+    paths from there on."""
+    below = f"{part}/" if part else ""
+    return {k.removeprefix(below): v for k, v in leaves.items() if k.startswith(below)}
+
+
+def _file_digests(folder: Path) -> dict[str, list]:
+    """{relative path: [bytes, SHA-256]}. Raises UnsafeFile on anything but regular files."""
+    listed = sorted(files.walk(folder))
+    return {name: [stat.st_size, files.digest_file(folder / name)] for name, stat in listed}
