@@ -16,7 +16,7 @@ from typing import Any
 from research.config import cli
 from research.config.loading import validated
 from research.config.stop_signal import StopSignal
-from research.errors import DIVERGED
+from research.errors import DIVERGED, BadInput
 from research.launch import process_group
 from research.launch.job import orphaned
 
@@ -26,8 +26,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
     process_group.add_flags(parser)
     parser.add_argument("--resume", action="store_true", help="refuse to begin a run anew")
+    help_ = "trace so many steps, once they are compiled, into the run's profile/"
+    parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=help_)
     parser.add_argument("--force", action="store_true", help="though memory may not suffice")
     args, config, _ = cli.parse_config(parser, argv)
+    if args.profile < 0:
+        raise BadInput(f"--profile={args.profile}: expected a number of steps, of at least 1")
     config, place, launcher = validated(config), process_group.place(args), orphaned()
     count = 1 if place is not None else process_group.number(args)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -49,7 +53,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     from research.runs import lease
     from research.runs.directory import ReadOnlyRunDirectory, RunDirectory
     from research.training import resume
-    from research.training.loop import check_run, train_run
+    from research.training.loop import preflight, train_run
     from research.training.progress import Progress
     from research.training.run import make_run
 
@@ -63,10 +67,14 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
         return DIVERGED if result["status"] == "diverged" else 0
     distributed.agree(directory.check_free)
     distributed.agree(lambda: resume.tell(args.workdir, run, args.resume))
-    check_run(run, directory, force=args.force)
+    if (large := preflight(run, directory)) and not args.force:
+        from research.planning import memory  # which traces a step
+
+        memory.check(*large)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)
-        result = train_run(run, directory, progress.update, stop)
+        more = {"profile_steps": args.profile}
+        result = train_run(run, directory, progress.update, stop, **more)
     print(result_line(result))
     print(directory.path)
     return 0

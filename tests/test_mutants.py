@@ -15,12 +15,11 @@ from mutants import NASTY, Mutator
 from research.config import schema, validation
 from research.config.loading import load_config, validated
 from research.errors import BadInput, Diverged
-from research.parallel import sharding
 from research.planning import memory
 from research.runs.directory import RunDirectory
-from research.training.loop import check_run, train_run
+from research.training.loop import preflight, train_run
 from research.training.run import make_run
-from research.training.trainer import host_batches, host_heldout, step_spec
+from research.training.trainer import host_batches, host_heldout, run_mesh, step_spec
 from tests.config.test_configs import CONFIGS, SWEEPS, shrunk
 
 # What keeps a network small and its program quick to compile.
@@ -85,19 +84,19 @@ class Judge:
         """Raises whatever is no refusal."""
         try:
             run = make_run(validated(loaded(config, self.tmp_path / "mutant.json")))
-            check_run(run, RunDirectory(self.tmp_path / "w", run.id))
+            preflight(run, RunDirectory(self.tmp_path / "w", run.id))
         except BadInput as refusal:
             self.count["refused"] += 1
             if not refusal.problems or not all(map(clear, refusal.problems)):
                 raise
             return
-        mesh = sharding.make_mesh(run.mesh, run.batch, parts=run.accumulate)
+        mesh = run_mesh(run)
         memory.step(run, mesh)  # the whole step is traced
-        room = min(2, run.every.dispatch)
+        room = min(2, run.cadence.dispatch)
         host_batches(run, 0, room, room)
         host_heldout(run, 8)
         self.count["planned"] += 1
-        program = (step_spec(run, mesh), tuple(mesh.shape.values()), run.batch, run.every)
+        program = (step_spec(run, mesh), tuple(mesh.shape.values()), run.batch, run.cadence)
         if len(self.seen) < self.programs:
             self.seen.add(program)
         if program in self.seen:

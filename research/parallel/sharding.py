@@ -212,6 +212,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def device_memory() -> float:
+    """Bytes of one device that is here; on CPU, of its share of the machine's memory."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return float(stats["bytes_limit"])
+    return host.memory() / jax.local_device_count()
+
+
 def bytes_per_device(tree: object) -> int:
     """What the arrays of `tree` take on one device (the largest share)."""
     leaves = jax.tree.leaves(tree)

@@ -40,12 +40,11 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from research.errors import BadInput
 from research.io import host as environment
 from research.models import accounting
-from research.parallel import sharding
 from research.planning import hardware
 from research.training.loop import FEW, run_loop
 from research.training.recorder import DeferredMetrics
 from research.training.run import Run
-from research.training.trainer import Trainer
+from research.training.trainer import Trainer, run_mesh
 
 SIDES = (512, 1024, 2048)  # of the matrices whose product is timed on CPU
 
@@ -59,9 +58,9 @@ class Loop:
     """
 
     def __init__(self, run: Run, mesh: Mesh, heldout: int = 1):
-        every = run.every._replace(eval=0, save=0)
+        every = run.cadence._replace(eval=0, save=0)
         heldout = min(run.eval_examples, heldout)
-        self.run = dataclasses.replace(run, every=every, eval_examples=heldout, start=None)
+        self.run = dataclasses.replace(run, cadence=every, eval_examples=heldout, start=None)
         self.trainer = Trainer(self.run, mesh)
         self.room, self.dispatch, self._seen = every.dispatch, 0, 0
         self.step, self.state = 0, self.trainer.init()
@@ -70,8 +69,8 @@ class Loop:
         """Take steps until their number in a dispatch is chosen."""
         self.block(4 * FEW)
         self.dispatch = self._seen
-        fixed = self.run.every._replace(dispatch=self.dispatch, paced=False)
-        self.run = dataclasses.replace(self.run, every=fixed)
+        fixed = self.run.cadence._replace(dispatch=self.dispatch, paced=False)
+        self.run = dataclasses.replace(self.run, cadence=fixed)
 
     def block(self, steps: int) -> float:
         """Seconds of the next `steps` steps, until their metrics are on the host."""
@@ -137,7 +136,7 @@ class _Clock(DeferredMetrics):
 class _Keeper:
     """Takes the place of a keeper of checkpoints: the loop goes on from `state`."""
 
-    branches = ()
+    kept_steps = ()
 
     def __init__(self, step: int, state: Any):
         self.found = step, state
@@ -158,7 +157,7 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
         raise BadInput(f"--blocks: {blocks}; expected at least 2, there is no spread of fewer")
     if not 0 < seconds < math.inf:
         raise BadInput(f"--seconds: {seconds}; expected a number above 0")
-    mesh = sharding.make_mesh(run.mesh, run.batch)
+    mesh = run_mesh(run)
     begun = time.perf_counter()
     loop = Loop(run, mesh)
     built = time.perf_counter() - begun + loop.block(1)

@@ -23,11 +23,9 @@ from jax.sharding import Mesh
 from research.errors import BadInput, StorageError
 from research.io import files, host
 from research.models import accounting
-from research.parallel import sharding
-from research.planning import benchmark
-from research.planning import memory as memory_
+from research.planning import benchmark, memory
 from research.training.run import Run, example_inputs
-from research.training.trainer import step_spec
+from research.training.trainer import resident, run_mesh, step_spec
 
 log = logging.getLogger(__name__)
 
@@ -98,20 +96,20 @@ def program(run: Run, mesh: Mesh) -> tuple:
     """What decides the compiled programs of a run; runs that share it compile once."""
     inputs, heldout = example_inputs(run.data), (run.eval_examples, run.eval_batch)
     structure = jax.tree.structure(run.hyper)
-    sizes = (run.batch, run.every.dispatch, *heldout, tuple(mesh.shape.items()))
+    sizes = (run.batch, run.cadence.dispatch, *heldout, tuple(mesh.shape.items()))
     return step_spec(run, mesh), inputs, structure, sizes
 
 
 def _mesh(run: Run) -> Mesh | None:
     """None where these devices cannot take the run, which a launch refuses with the reason."""
     try:
-        return sharding.make_mesh(run.mesh, run.batch, parts=run.accumulate)
+        return run_mesh(run)
     except BadInput:
         return None
 
 
 def _evaluations(run: Run) -> int:
-    return 1 + ((run.steps - 1) // run.every.eval if run.every.eval else 0)
+    return 1 + ((run.steps - 1) // run.cadence.eval if run.cadence.eval else 0)
 
 
 # Seconds.
@@ -129,9 +127,9 @@ def _key(run: Run, mesh: Mesh) -> str:
             "versions": host.describe()["versions"],
             "model": fields,
             "inputs": [list(inputs.shape), str(inputs.dtype)],
-            "task": [type(run.task).__name__, run.how],
+            "task": [type(run.task).__name__, vars(run.execution)],
             "optimizer": [run.optimizer, run.schedule, str(jax.tree.structure(run.hyper))],
-            "dispatch": run.every.dispatch,
+            "dispatch": run.cadence.dispatch,
         }
     )[:24]
 
@@ -208,7 +206,7 @@ def _memory(placed: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
         fixed: dict[tuple, tuple[tuple[Run, Mesh], float]] = {}
         for pair in pairs:
             try:
-                fixed[program(*pair)] = pair, memory_.held(*pair).total
+                fixed[program(*pair)] = pair, sum(resident(*pair))
             except BadInput:
                 out[program(*pair)] = None
         more = _temporary([pair for pair, _ in fixed.values()]) if fixed else []
@@ -222,5 +220,5 @@ def _temporary(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
     x = np.log([_step_flops(run) for run, _ in pairs])
     order = np.argsort(x, kind="stable")
     at = order[np.linspace(0, len(pairs) - 1, min(TRACED, len(pairs))).round().astype(int)]
-    y = [math.log(max(1.0, memory_.of(*pairs[i]).temporary)) for i in at]
+    y = [math.log(max(1.0, memory.of(*pairs[i]).temporary)) for i in at]
     return np.exp(np.interp(x, x[at], y))

@@ -5,10 +5,13 @@ Nothing is allocated or compiled. Bytes are those of `memory`, seconds a bound (
 """
 
 import copy
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
+
+import jax
 
 from research import models
 from research.config import registry, schema
@@ -22,6 +25,7 @@ from research.planning.hardware import Machine
 from research.planning.memory import Bytes
 from research.planning.roofline import Seconds, Traffic
 from research.training.run import Run, make_run
+from research.training.trainer import place_state
 
 TEXT = ("text", "mixture", "hub")  # data of which context and vocabulary are all that is asked
 
@@ -63,13 +67,13 @@ def made(config: Mapping[str, Any], vocab: int | None = None) -> Run:
 def on(run: Run, machine: Machine, mesh: Mapping[str, int], alternatives: bool = False) -> Plan:
     """The plan for one mesh. Raises BadInput where it does not divide the batch or a parameter."""
     mesh = dict(mesh)
-    sharding.check_rows(mesh, run.batch, run.accumulate)
+    sharding.check_rows(mesh, run.batch, run.execution.grad_accumulation)
     abstract = sharding.abstract_mesh(mesh)
     program = memory.step(run, abstract, machine.fused)
     kernels = list(jaxpr_liveness.kernels(program))
     dtype = getattr(run.model.spec, "dtype", "float32")
     sharded, whole = _parameters(run, mesh, 2 if dtype == "bfloat16" else 4)
-    moved = roofline.traffic(kernels, mesh, sharded, whole, run.accumulate)
+    moved = roofline.traffic(kernels, mesh, sharded, whole, run.execution.grad_accumulation)
     busy = roofline.kernels(kernels, machine, dtype)
     seconds = roofline.seconds(busy, moved, mesh, machine)
     devices = math.prod(mesh.values())
@@ -94,9 +98,9 @@ def unfused(run: Run, mesh: Mapping[str, int]) -> float:
 def _parameters(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, float]:
     """Bytes of one tensor slice of the parameters that the fsdp axis splits, in the type of `item`
     bytes that products are in; and, in float32, of all others."""
-    _, abstract = memory.placed(run, sharding.abstract_mesh(mesh))
+    _, abstract = place_state(run, sharding.abstract_mesh(mesh))
     sharded = whole = 0.0
-    for leaf in memory.leaves(abstract.params):
+    for leaf in jax.tree.leaves(abstract.params):
         own = math.prod(leaf.sharding.shard_shape(leaf.shape))
         if "fsdp" in tuple(leaf.sharding.spec):
             sharded += own * mesh["fsdp"] * item
@@ -106,18 +110,23 @@ def _parameters(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, fl
 
 
 def _instead(run: Run, mesh: Any, fused: bool) -> dict[str, Bytes]:
-    """What it takes with other values of what does not change the result (see run.HOW)."""
+    """What it takes with another Execution, which does not change the result."""
     out = {}
     name = next(k for k in (run.model.described()["name"],))
     fields = registry.fields(*registry.table("models/__init__.py", "MODELS")[name])
     if "remat" in fields:
         for kept in fields["remat"].choices:
-            out[f"model.remat={kept}"] = memory.of(run.computed({"model.remat": kept}), mesh, fused)
-    if "task.chunk" in run.how:
+            out[f"model.remat={kept}"] = memory.of(_otherwise(run, remat=kept), mesh, fused)
+    if hasattr(run.task, "chunk"):
         for chunk, words in ((0, "0"), (None, "none")):
             key = f"task.chunk={words}"
-            out[key] = memory.of(run.computed({"task.chunk": chunk}), mesh, fused)
+            out[key] = memory.of(_otherwise(run, chunk=chunk), mesh, fused)
     return out
+
+
+def _otherwise(run: Run, **changes: Any) -> Run:
+    """`run` with a changed Execution."""
+    return run.with_execution(dataclasses.replace(run.execution, **changes))
 
 
 def meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[str, int]]:
@@ -128,8 +137,8 @@ def meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[str, int]]
         for fsdp in _divisors(devices // tensor):
             mesh = {"data": devices // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
             try:
-                sharding.check_rows(mesh, run.batch, run.accumulate)
-                memory.placed(run, sharding.abstract_mesh(mesh))
+                sharding.check_rows(mesh, run.batch, run.execution.grad_accumulation)
+                place_state(run, sharding.abstract_mesh(mesh))
             except BadInput:
                 continue
             yield mesh
@@ -142,8 +151,8 @@ def best(run: Run, machine: Machine, devices: int, alternatives: bool = False) -
     if not plans:
         raise BadInput(
             f"--devices={devices}: no mesh of so many devices divides batch.size / "
-            f"batch.accumulate = {run.batch // run.accumulate} and the parameters; a power of two "
-            "of both, or --mesh, may"
+            f"batch.accumulate = {run.batch // run.execution.grad_accumulation} and the "
+            "parameters; a power of two of both, or --mesh, may"
         )
     chosen = min(plans, key=lambda p: (not p.fits, p.seconds.step if p.fits else p.bytes.total))
     return on(run, machine, chosen.mesh, alternatives) if alternatives else chosen
@@ -253,7 +262,7 @@ def document(plan: Plan, run: Run, device: str, most: tuple[int, dict] | None) -
         "model": run.model.described(),
         "params": run.facts["params"],
         "batch": run.batch,
-        "accumulate": run.accumulate,
+        "grad_accumulation": run.execution.grad_accumulation,
         "bytes": plan.bytes._asdict() | {"total": plan.bytes.total},
         "room": plan.room,
         "fits": plan.fits,
@@ -278,7 +287,8 @@ def text(plan: Plan, run: Run, device: str, most: tuple[int, dict] | None) -> st
     unit = "tokens" if run.data.tokens_per_example > 1 else "examples"
     lines = [
         f"{run.facts['family']}, {run.facts['params']:,} parameters, on {count} x {device}: {mesh}",
-        f"batch {run.batch}, in {run.accumulate} parts, {run.tokens_per_step:,} {unit} a step",
+        f"batch {run.batch}, in {run.execution.grad_accumulation} parts, "
+        f"{run.tokens_per_step:,} {unit} a step",
         "",
         "bytes on one device",
         *(f"  {name:<12}{words}" for name, words in rows),
@@ -317,7 +327,7 @@ def table(config: Mapping[str, Any], device: str) -> str:
         for devices in COUNTS:
             plan, run = _cell(config, size, devices, machine)
             mesh = ", ".join(str(n) for n in plan.mesh.values())
-            remat, fits = run.how["model.remat"], "yes" if plan.fits else "no"
+            remat, fits = str(run.execution.remat), "yes" if plan.fits else "no"
             cells = (f"{run.facts['params'] / 1e9:.3g}B", f"{devices}", mesh, remat)
             rates = (
                 f"{plan.bytes.total / 1e9:.3g}",
@@ -337,7 +347,7 @@ def _cell(
     first = made(config, VOCAB)
     tried = []
     for remat in ("none", "dots", "full"):
-        run = first.computed({"model.remat": remat})
+        run = _otherwise(first, remat=remat)
         some = _few(list(meshes(run, machine, devices)), machine)
         tried += [(on(run, machine, mesh), run) for mesh in some]
         if fitting := [pair for pair in tried if pair[0].fits]:

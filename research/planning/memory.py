@@ -15,14 +15,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from research.errors import BadInput
-from research.io import host
 from research.parallel import sharding
 from research.planning import jaxpr_liveness, jaxpr_sharding
 from research.training.run import Run, example_inputs
-from research.training.step import StepSpec, placement
+from research.training.step import StepSpec
+from research.training.trainer import example, place_state, resident, step_spec
 
 AnyMesh = Mesh | AbstractMesh
-SMALL = 0.01
 
 
 class Bytes(NamedTuple):
@@ -65,57 +64,27 @@ def size(count: float) -> str:
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def recipe(run: Run, ways: int = 1) -> StepSpec:
-    """What the step of a batch depends on whose rows are split `ways`."""
-    task = run.task.placed(run.model, ways)
-    return StepSpec(run.model, task, run.optimizer, run.schedule, run.accumulate, run.replicate)
-
-
 def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:
     """What `run` takes on one device of `mesh`; with `fused` attention, whose map is never written.
 
     Raises BadInput where the mesh does not divide a parameter.
     """
-    fixed, parts = held(run, mesh), jaxpr_liveness.peak(step(run, mesh, fused))
+    fixed, parts = Bytes(*resident(run, mesh)), jaxpr_liveness.peak(step(run, mesh, fused))
     kinds = {k: parts.pop(k, 0.0) for k in ("gradients", "kept", "logits")}
-    batch = fixed.batches / run.every.dispatch  # of one step, taken out of those of a dispatch
+    batch = fixed.batches / run.cadence.dispatch  # of one step, taken out of those of a dispatch
     return fixed._replace(**kinds, workspace=max(0.0, sum(parts.values())) + batch)
-
-
-def held(run: Run, mesh: AnyMesh) -> Bytes:
-    """What it takes between two steps, exactly. Raises BadInput as `of` does."""
-    _, abstract = placed(run, mesh)
-    parameters = sharding.bytes_per_device(abstract.params)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    example = sum(x.nbytes for x in _example(run).values())
-    batches = run.every.dispatch * math.ceil(run.batch / ways) * example
-    heldout = math.ceil(run.eval_examples / ways) * (example + 4)
-    optimizer = sharding.bytes_per_device(abstract) - parameters
-    return Bytes(parameters, optimizer, batches, batches + heldout)
-
-
-def room() -> float:
-    """Bytes of one device that is here; on CPU, of its share of the machine's memory."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return float(stats["bytes_limit"])
-    return host.memory() / jax.local_device_count()
 
 
 def check(run: Run, mesh: Mesh) -> None:
     """Raise BadInput, with the parts and what would fit, where a run needs more than there is.
 
-    A step is traced for it, which takes a second; where the state is SMALL beside the device, it is
-    left to the device.
+    A step is traced for it, which takes a second.
     """
-    there, found = room(), held(run, mesh)
-    if found.total < SMALL * there:
-        return
+    there, found = sharding.device_memory(), Bytes(*resident(run, mesh))
     if found.total <= there:
         found = of(run, mesh, fused=mesh.devices.flat[0].platform == "gpu")
-    count = run.every.dispatch
-    if count > 1 and not run.every.paced and found.batches > there / 4:
+    count = run.cadence.dispatch
+    if count > 1 and not run.cadence.paced and found.batches > there / 4:
         most = max(1, int(count * there / 4 / found.batches))
         raise BadInput(
             f"loop.steps_per_dispatch: {count}; their batches are {size(found.batches)} on each "
@@ -130,19 +99,14 @@ def check(run: Run, mesh: Mesh) -> None:
         )
 
 
-def placed(run: Run, mesh: AnyMesh) -> tuple[Any, Any]:
-    structure = jax.tree.structure(run.hyper)
-    return placement(recipe(run), mesh, example_inputs(run.data), structure)
-
-
 def step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program:
     """The training step on one device of `mesh`."""
-    _, abstract = placed(run, mesh)
+    _, abstract = place_state(run, mesh)
     rows = math.ceil(run.batch / (mesh.shape["data"] * mesh.shape["fsdp"]))
-    shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in _example(run).items())
+    shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in example(run).items())
     tensor = mesh.shape["tensor"]
     structure = jax.tree.structure(run.hyper)
-    jaxpr = _traced(recipe(run), example_inputs(run.data), structure, shapes, tensor)
+    jaxpr = _traced(step_spec(run), example_inputs(run.data), structure, shapes, tensor)
     lies = [_lies(x) for x in jax.tree.leaves(abstract)]
     names = {run.model.spec.vocab: "logits"} if hasattr(run.model.spec, "vocab") else {}
     unwritten = getattr(run.model.family, "unwritten", None) if fused else None
@@ -152,14 +116,14 @@ def step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program
 
 
 @functools.lru_cache(maxsize=256)
-def _traced(recipe: StepSpec, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
+def _traced(spec: StepSpec, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
     hyper = jax.tree.unflatten(
         structure, [jax.ShapeDtypeStruct((), np.float32)] * structure.num_leaves
     )
-    state = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
+    state = jax.eval_shape(spec.begin, spec.model.shapes(inputs), hyper)
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
     mesh = sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
-    return jax.make_jaxpr(sharding.on(mesh, recipe.step))(state, batch, hyper)
+    return jax.make_jaxpr(sharding.on(mesh, spec.step))(state, batch, hyper)
 
 
 def _lies(leaf: Any) -> tuple[int | None, int]:
@@ -168,11 +132,3 @@ def _lies(leaf: Any) -> tuple[int | None, int]:
     split = next((i for i, axis in enumerate(spec) if axis == "tensor"), None)
     whole, part = math.prod(leaf.shape), math.prod(leaf.sharding.shard_shape(leaf.shape))
     return split, whole // max(1, part)
-
-
-def leaves(tree: Any) -> list[Any]:
-    return jax.tree.leaves(tree)
-
-
-def _example(run: Run) -> dict[str, np.ndarray]:
-    return run.data.train.rows(np.zeros(1, np.int64))

@@ -44,7 +44,7 @@ class Reserved(NamedTuple):
 
 def compiled(run: Run, mesh: Any) -> Any:
     """The compiled dispatch of a run on a mesh of devices that are here (see step)."""
-    trainer, room = Trainer(run, mesh), run.every.dispatch
+    trainer, room = Trainer(run, mesh), run.cadence.dispatch
     spec = jax.sharding.PartitionSpec(None, *sharding.BATCH)
     lies = jax.sharding.NamedSharding(mesh, spec)
     batches = {
@@ -92,7 +92,7 @@ def child() -> None:
     asked = json.load(sys.stdin)
     try:
         run = cluster.made(asked["config"], asked["vocab"])
-        mesh = sharding.make_mesh(asked["mesh"], run.batch, parts=run.accumulate)
+        mesh = sharding.make_mesh(asked["mesh"], run.batch, parts=run.execution.grad_accumulation)
         print(json.dumps(Reserved.of(compiled(run, mesh))._asdict()))
     except Exception as error:
         print(first_line(error), file=sys.stderr)

@@ -7,7 +7,7 @@ WORKDIR/runs/<id>/
     attempts/<k>.json  why launch k failed
     launch.json      what the first launch knew: the model, sizes and rules, and the devices and
                      mesh, which decide the last bits and are used again on resume
-    trunk.json       whose steps, up to which one, this run did not take itself (see trunk.py)
+    shared_prefix.json  whose steps, up to which one, this run did not take itself
     tokenizer.json   of text that is not read as bytes
     lease/           who holds it; see lease.py
     checkpoints/     see checkpoint.py, also for `saved` and `quarantine/`

@@ -15,7 +15,15 @@ _NUMBERS = (
 )
 _WORDS = (
     *("name", "family", "task", "loss_unit", "group", "flops_convention", "rules", "reason"),
-    *("device_kind", "data_digest", "commit", "optimizer", "schedule", "trunk", "xla_flags"),
+    *(
+        "device_kind",
+        "data_digest",
+        "commit",
+        "optimizer",
+        "schedule",
+        "shared_prefix",
+        "xla_flags",
+    ),
 )
 KINDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(_NUMBERS, (int | float, "a number")),
@@ -50,7 +58,7 @@ def launch_problem(launch: Mapping[str, Any]) -> str | None:
     many = launch.get("members_mesh")
     if many is not None and not (isinstance(many, dict) and "runs" in many and _counts(many)):
         return f"members_mesh is {many!r:.50}, expected how many devices runs has"
-    for name in ("how", "facts", "model"):
+    for name in ("execution", "facts", "model"):
         if not isinstance(launch.get(name, {}), dict):
             return f"{name} is {launch[name]!r:.50}, expected an object"
     return None

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import jax
 
 from research.errors import BadInput, Damaged, Diverged, IsoflopError, Lost, Preempted, StorageError
-from research.io import files, host
+from research.io import host
 from research.parallel import distributed
 from research.runs import checkpoint
 from research.runs.directory import RunDirectory, read_launch
@@ -27,9 +27,9 @@ from research.sweep.sweep_file import GROUPING
 from research.training import wsd_branching
 from research.training.loop import train_run
 from research.training.progress import Progress
-from research.training.run import PLACES, Run
+from research.training.run import Run
 from research.training.vmapped_runs import train_vmapped
-from research.training.wsd_branching import Trunk
+from research.training.wsd_branching import SharedPrefix
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ def _train_one(
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
     runs = directory.path.parent
-    prefixes = [Trunk(runs / name, steps) for name, steps in unit.prefixes.get(run.id, ())]
+    prefixes = [SharedPrefix(runs / name, steps) for name, steps in unit.prefixes.get(run.id, ())]
     kept_steps = [unit.kept_steps[run.id]] if run.id in unit.kept_steps else []
     started = time.time()
     progress.begin(run.facts)
@@ -313,7 +313,7 @@ def _prefix_units(points: list[Point], runs: Path) -> tuple[list[WorkUnit], list
     """Units of points that share a prefix, and the points of none."""
     buckets: dict[Hashable, list[Point]] = {}
     for point in points:
-        if wsd_branching.stable_steps(point.run) and point.run.start is None:
+        if wsd_branching.steps_before_decay(point.run) and point.run.start is None:
             numbers = tuple(jax.tree.leaves({**point.run.hyper, "total": 0}))
             key = (_program(point.run), point.run.seed, point.run.order, numbers)
             buckets.setdefault(key, []).append(point)
@@ -325,7 +325,7 @@ def _prefix_units(points: list[Point], runs: Path) -> tuple[list[WorkUnit], list
 def _prefix_unit(points: list[Point], runs: Path) -> WorkUnit:
     """The shortest run first; each may begin from any that is shorter."""
     points = sorted(points, key=lambda p: p.run.steps)
-    stable = {p.run.id: wsd_branching.stable_steps(p.run) for p in points}
+    stable = {p.run.id: wsd_branching.steps_before_decay(p.run) for p in points}
     prefixes, kept_steps, saved_flops = {}, {}, 0.0
     for index, point in enumerate(points):
         if not point.pending:
@@ -354,11 +354,17 @@ def _usable_step(point: Point, stable: int, runs: Path) -> int:
 
 def _program(run: Run) -> Hashable:
     """What runs have in common that one compiled program could train, and the same records."""
-    data = {k: v for k, v in run.config["data"].items() if k not in PLACES}
-    content = (run.data.digest, files.digest_of(data), run.batch, tuple(run.mesh.items()))
-    records = (run.eval_examples, run.eval_batch, run.every, run.keep, run.on_save_error, run.sinks)
+    content = (run.examples, run.batch, tuple(run.mesh.items()))
+    records = (
+        run.eval_examples,
+        run.eval_batch,
+        run.cadence,
+        run.keep,
+        run.on_save_error,
+        run.sinks,
+    )
     numbers = jax.tree.structure(run.hyper)
-    program = run.model, run.task, run.optimizer, run.schedule, run.accumulate
+    program = run.model, run.task, run.optimizer, run.schedule, run.execution
     return program, numbers, content, records
 
 

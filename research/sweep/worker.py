@@ -25,11 +25,12 @@ from typing import NamedTuple
 
 from research.errors import BadInput, Damaged, Held, Lost, Preempted, UnsafeFile
 from research.parallel import distributed
+from research.planning import memory
 from research.runs.directory import ReadOnlyRunDirectory, RunDirectory
 from research.sweep import work_units
 from research.sweep.points import Point
 from research.sweep.work_units import WorkUnit
-from research.training.loop import check_run
+from research.training.loop import preflight
 from research.training.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ def check_points(points: Iterable[Point], workdir: str | Path) -> None:
     problems: list[str] = []
     for point in (p for p in points if p.pending):
         try:
-            check_run(point.run, RunDirectory(workdir, point.run.id))
+            if large := preflight(point.run, RunDirectory(workdir, point.run.id)):
+                memory.check(*large)
         except BadInput as error:
             problems += [f"point {point.overrides}: {line}" for line in error.problems]
         except Damaged as error:  # this run fails, the others go on

@@ -12,24 +12,24 @@ from research.runs import checkpoint, metrics_log
 from research.training.recorder import Recorder
 from research.training.run import Run
 from research.training.step import TrainState
-from research.training.wsd_branching import Trunk, seeded
+from research.training.wsd_branching import SharedPrefix, start_from_prefix
 
 log = logging.getLogger(__name__)
 
 
 class CheckpointPolicy:
-    """Where the states of a run are kept and found again. It keeps those of `branches` beyond
-    `keep`, and where it has none of its own it begins from one of `trunks`."""
+    """Where the states of a run are kept and found again. It keeps those after `kept_steps` beyond
+    `keep`, and where it has none of its own it begins from one of `prefixes`."""
 
     def __init__(
         self,
         trainer: Any,
         recorder: Recorder,
-        trunks: Sequence[Trunk] = (),
-        branches: Collection[int] = (),
+        prefixes: Sequence[SharedPrefix] = (),
+        kept_steps: Collection[int] = (),
     ):
-        self.trainer, self.recorder, self.trunks = trainer, recorder, trunks
-        self.directory, self.branches = recorder.directory, branches
+        self.trainer, self.recorder, self.prefixes = trainer, recorder, prefixes
+        self.directory, self.kept_steps = recorder.directory, kept_steps
 
     def restore(self) -> tuple[int, TrainState]:
         """The step and state to go on from."""
@@ -37,7 +37,9 @@ class CheckpointPolicy:
         found = checkpoint.restore_newest(self.directory.path, abstract)
         if found:
             log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
-        found = found or seeded(self.directory, self.trunks, abstract, self.recorder.shown.log)
+        found = found or start_from_prefix(
+            self.directory, self.prefixes, abstract, self.recorder.shown.log
+        )
         self._doubt(found)
         if found is None:
             state = self.trainer.init()
@@ -59,9 +61,9 @@ class CheckpointPolicy:
         check_finite(step, state)
         run, directory = self.trainer.run, self.directory
         directory.sync()
-        with refusals(run, must):
+        with tolerate_refused_save(run, must):
             keep, check = run.keep, directory.check
-            checkpoint.save(directory.path, step, state, keep, check, self.branches)
+            checkpoint.save(directory.path, step, state, keep, check, self.kept_steps)
 
 
 def check_finite(step: int, state: TrainState) -> None:
@@ -71,7 +73,7 @@ def check_finite(step: int, state: TrainState) -> None:
 
 
 @contextlib.contextmanager
-def refusals(run: Run, must: bool) -> Iterator[None]:
+def tolerate_refused_save(run: Run, must: bool) -> Iterator[None]:
     """What a disk that refuses a checkpoint does to a run: it ends it, or, where `save.on_error`
     says so and there will be another, it is told."""
     try:

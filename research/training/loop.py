@@ -7,30 +7,29 @@ function of (seed, step), a run that was killed goes on from its newest checkpoi
 had happened, bit for bit on the same devices.
 """
 
-import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from research.errors import BadInput, Damaged, Diverged, Preempted
+from research.errors import Diverged, Preempted
 from research.parallel import distributed, sharding
-from research.planning import memory
 from research.runs import checkpoint, trackers
-from research.runs.directory import REMEDY, RunDirectory, read_launch
-from research.training import watchdog
+from research.runs.directory import RunDirectory
+from research.training import resume, watchdog
 from research.training.checkpoint_policy import CheckpointPolicy
+from research.training.profiling import Profile
 from research.training.recorder import Progress, Recorder
 from research.training.run import Run
-from research.training.trainer import Stopped, Trainer, log
-from research.training.wsd_branching import Trunk
+from research.training.trainer import Stopped, Trainer, check_model, resident
+from research.training.wsd_branching import SharedPrefix
 
 # Seconds of a dispatch; steps of the one that is timed to choose their number. On CPU a dispatch
 # asks the kernel for its temporary memory anew, page by page, so many steps should share it.
 LONG, FEW = 1.0, 4
+EASY = 0.01  # of a device: a state below it is not looked at before it is allocated
 
 
 class DispatchSizer:
@@ -70,56 +69,69 @@ def train_run(
     directory: RunDirectory,
     progress: Progress = lambda step, loss: None,
     stop: Callable[[], bool] = lambda: False,
-    trunks: Sequence[Trunk] = (),
-    branches: Collection[int] = (),
+    prefixes: Sequence[SharedPrefix] = (),
+    kept_steps: Collection[int] = (),
+    profile_steps: int = 0,
 ) -> dict[str, Any]:
     """Train `run` to its end, from its newest checkpoint if there is one; returns its result.
 
     `directory` must be held. `progress(steps, train_loss)` is called after each dispatch; when
-    `stop()` turns true the state is saved. Without a checkpoint of its own it begins from the first
-    of `trunks` that has one, with the same result; its own after the steps `branches` are kept for
-    others. Raises Preempted when stopped, Diverged when the loss is no longer finite (which is
-    recorded as this run's result), StorageError when the disk fails.
+    `stop()` turns true the state is saved. Without a checkpoint of its own it starts from the first
+    of `prefixes` that has one, with the same result; its own after `kept_steps` are kept for
+    others. `profile_steps` are traced into the run's directory. Raises Preempted when stopped,
+    Diverged when the loss is no longer finite (which is recorded as this run's result),
+    StorageError when the disk fails.
     """
     trackers.check(run.sinks)  # whatever is refused leaves no file behind
-    run, mesh = _launched(run, directory, trunks)
-    trainer = Trainer(run, mesh)
+    trainer = Trainer(*resume.as_first_launched(run, directory, prefixes))
+    run, devices = trainer.run, trainer.mesh.devices.flat
     distributed.agree(lambda: checkpoint.check_room(directory.path, trainer.abstract))
-    distributed.agree(lambda: unbind([directory]))
-    launched: dict[str, Any] = {"mesh": dict(mesh.shape), "how": run.how}
+    distributed.agree(lambda: resume.forget_launch([directory]))
+    launch: dict[str, Any] = {"mesh": dict(trainer.mesh.shape), "execution": vars(run.execution)}
     if distributed.count() > 1:  # which may decide the last bits
-        launched["processes"] = distributed.count()
-    recorder = Recorder(run, directory, progress, launched)
-    devices = trainer.mesh.size, trainer.mesh.devices.flat[0].device_kind
+        launch["processes"] = distributed.count()
+    recorder = Recorder(run, directory, progress, launch)
+    used = trainer.mesh.size, devices[0].device_kind
+    profile = Profile(directory.path / "profile" if directory.writes else None, profile_steps)
     try:
-        keeper = CheckpointPolicy(trainer, recorder, trunks, branches)
-        metrics, state = run_loop(run, trainer, recorder, keeper, stop)
+        policy = CheckpointPolicy(trainer, recorder, prefixes, kept_steps)
+        metrics, state = run_loop(run, trainer, recorder, policy, stop, profile)
         metrics |= trainer.against_closed_form(state.evaluated)
-        return recorder.finish("done", "", *devices, **metrics)
+        return recorder.finish("done", "", *used, **metrics)
     except Diverged as error:
-        recorder.finish("diverged", str(error), *devices)
+        recorder.finish("diverged", str(error), *used)
         raise Diverged(f"{directory.path}: {error}") from error
     finally:
         recorder.shown.close()
 
 
-def check_run(run: Run, directory: RunDirectory, force: bool = False) -> None:
-    """Raise the BadInput that `fit` would raise on this machine, and that of a run which its
-    memory cannot hold, unless `force` is set; compiles and writes nothing."""
+def preflight(run: Run, directory: RunDirectory) -> tuple[Run, Mesh] | None:
+    """Raise the BadInput that `train_run` would raise on these devices; compiles and writes
+    nothing. Returns the run as it would be launched and its mesh where its memory has to be
+    estimated first, None where its state is less than EASY of a device."""
     trackers.check(run.sinks)
-    trainer = Trainer(*_launched(run, directory))
-    if not force:
-        memory.check(trainer.run, trainer.mesh)
+    run, mesh = resume.as_first_launched(run, directory)
+    check_model(run, mesh)
+    easy = sum(resident(run, mesh)) < EASY * sharding.device_memory()
+    return None if easy else (run, mesh)
 
 
-def run_loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[[], bool]) -> tuple:
-    """All steps of a run (or of a group, see ensemble), in the order of the contract; returns the
-    final evaluation and the final state."""
-    every, room, asked = run.every, run.every.dispatch, distributed.late(stop)
-    pace = DispatchSizer(room, every.paced)
+def run_loop(
+    run: Run,
+    trainer: Any,
+    recorder: Any,
+    policy: Any,
+    stop: Callable[[], bool],
+    profile: Profile | None = None,
+) -> tuple:
+    """All steps of a run (or of several, see vmapped_runs), in the order of the contract; returns
+    the final evaluation and the final state. Nothing is moved between host and devices but what
+    the loop puts and gets explicitly."""
+    cadence, asked = run.cadence, distributed.late(stop)
+    sizer = DispatchSizer(cadence.dispatch, cadence.paced)
     watchdog.anew()
     with watchdog.doing("start"):
-        step, state = keeper.restore()
+        step, state = policy.restore()
     first, stopped = step, False
 
     def evaluate() -> Any:
@@ -129,83 +141,53 @@ def run_loop(run: Run, trainer: Any, recorder: Any, keeper: Any, stop: Callable[
         return metrics
 
     def save(must: bool) -> None:
-        with watchdog.doing("checkpoint"):
-            keeper.save(step, state, must)
+        with watchdog.doing("checkpoint"), jax.transfer_guard("allow"):  # orbax has its own ways
+            policy.save(step, state, must)
 
     def settle() -> None:
-        pace.interrupt()
+        sizer.interrupt()
         with watchdog.doing("wait"):
             recorder.settle()
 
-    while step < run.steps:
-        if every.eval and step and step % every.eval == 0:
-            settle()
-            try:
-                evaluate()
-            except Stopped:  # the next launch evaluates this state
-                stopped = True
-        leaving = stopped or (step > first and asked())
-        due = step in keeper.branches or (every.save and step > first and step % every.save == 0)
-        if due or leaving:
-            settle()
-            save(must=leaving)
-        if leaving:
-            raise _preempted(run, keeper, step)
-        ends = [k - step % k for k in (every.eval, every.save) if k]
-        ends += [branch - step for branch in keeper.branches if branch > step]
-        n = min(pace.steps, run.steps - step, *ends)
-        with watchdog.doing("dispatch"):
-            state, metrics = trainer.steps(state, trainer.batches(step, n, room), n)
-            recorder.push(step, n, metrics)
-        pace.sent(n)
-        recorder.dispatch = pace.steps
-        step += n
-    settle()
-    if step > first:
-        save(must=True)
-    try:
-        return evaluate(), state
-    except Stopped:
-        raise _preempted(run, keeper, step) from None
+    with jax.transfer_guard("disallow"), profile or Profile() as profile:
+        while step < run.steps:
+            if cadence.eval and step and step % cadence.eval == 0:
+                settle()
+                try:
+                    evaluate()
+                except Stopped:  # the next launch evaluates this state
+                    stopped = True
+            leaving = stopped or (step > first and asked())
+            due = cadence.save and step > first and step % cadence.save == 0
+            if due or leaving or step in policy.kept_steps:
+                settle()
+                save(must=leaving)
+            if leaving:
+                raise _preempted(run, policy, step)
+            n = min(sizer.steps, _steps_to_next(step, run, policy.kept_steps))
+            with watchdog.doing("dispatch"), profile.step(step):
+                state, metrics = trainer.steps(state, trainer.batches(step, n, cadence.dispatch), n)
+                recorder.push(step, n, metrics)
+            profile.sent(n, metrics)
+            sizer.sent(n)
+            recorder.dispatch = sizer.steps
+            step += n
+        settle()
+        if step > first:
+            save(must=True)
+        try:
+            return evaluate(), state
+        except Stopped:
+            raise _preempted(run, policy, step) from None
 
 
-def _preempted(run: Run, keeper: Any, step: int) -> Preempted:
-    return Preempted(f"{keeper.directory.path}: stopped and saved at step {step} of {run.steps}")
+def _steps_to_next(step: int, run: Run, kept_steps: Collection[int]) -> int:
+    """Steps to the next evaluation, save or end of the run."""
+    every = (run.cadence.eval, run.cadence.save)
+    ends = [k - step % k for k in every if k]
+    ends += [kept - step for kept in kept_steps if kept > step]
+    return min(run.steps - step, *ends)
 
 
-def _launched(run: Run, directory: RunDirectory, trunks: Sequence[Trunk] = ()) -> tuple[Run, Mesh]:
-    """The run as it was computed at its first launch, or as what it begins from was, and that mesh
-    where its devices are there: both decide the last bits."""
-    begun = [directory.path] if checkpoint.steps(directory.path) else []
-    for path in (*begun, *(trunk.path for trunk in trunks)):
-        if stored := read_launch(path):
-            run, mesh = as_launched(run, stored, path), stored["mesh"]
-            used = math.prod(mesh.values())
-            if used <= jax.device_count() and used % distributed.count() == 0:
-                return run, sharding.make_mesh(mesh, run.batch, parts=run.accumulate)
-            log.warning("%s: first launched on mesh %s, which is not here", path, mesh)
-    return run, sharding.make_mesh(run.mesh, run.batch, parts=run.accumulate)
-
-
-def as_launched(run: Run, stored: Mapping[str, Any], path: Path) -> Run:
-    """`run`, computed as the launch.json `stored` at `path` says. Raises Damaged where it cannot
-    be."""
-    try:
-        out = run.computed(stored.get("how", {}))
-    except BadInput as error:
-        file = path / "launch.json"
-        raise Damaged(f"{file}: how: {error.problems[0]}; {REMEDY[file.name]}") from error
-    changed = {k: v for k, v in out.how.items() if v != run.how[k]}
-    if changed:
-        words = ", ".join(f"{key} {value}" for key, value in changed.items())
-        log.warning("%s: goes on as it was first launched, with %s", path, words)
-    return out
-
-
-def unbind(directories: Sequence[RunDirectory]) -> None:
-    """Where nothing is kept that was computed, nothing decides the last bits yet, and the next
-    launch may choose its devices, its members and all that a run does not mean again."""
-    for directory in directories:
-        if not checkpoint.steps(directory.path):
-            directory.check()
-            (directory.path / "launch.json").unlink(missing_ok=True)
+def _preempted(run: Run, policy: Any, step: int) -> Preempted:
+    return Preempted(f"{policy.directory.path}: stopped and saved at step {step} of {run.steps}")

@@ -97,7 +97,7 @@ class Recorder(DeferredMetrics):
             self.reached = first + i + 1
             values = {k: float(v[i]) for k, v in host.items()}
             self._sound(first + i, values)
-            if (first + i) % self.run.every.log == 0:
+            if (first + i) % self.run.cadence.log == 0:
                 self._line(first + i, **values)
         self.progress(first + n, self.loss)
 
@@ -127,7 +127,7 @@ class Recorder(DeferredMetrics):
             "reason": reason,
             **self.run.facts,
             **metrics,
-            **wsd_branching.costs(self.run, self.directory, self.reached),
+            **wsd_branching.spent_costs(self.run, self.directory, self.reached),
             "steps_per_dispatch": self.dispatch,
             **({"skipped_steps": self.skips} if self.run.hyper["skip"] is not None else {}),
             "train_loss": self.loss if math.isfinite(self.loss) else None,

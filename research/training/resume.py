@@ -1,15 +1,26 @@
-"""What a run means, field by field, beside what is in a workdir: so that beginning another run is
-never mistaken for going on with one."""
+"""Resuming: with the execution and devices of the first launch, and never by mistake. What a run
+means is compared field by field with what is in a workdir, so that a new run is not taken for an
+old one that is resumed."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from research.config import schema
-from research.errors import BadInput
+from research.errors import BadInput, Damaged
 from research.io import files
+from research.parallel import distributed, sharding
+from research.runs import checkpoint
+from research.runs.directory import REMEDY, RunDirectory, read_launch
+from research.training.execution import Execution
 from research.training.run import Run, meaning
+from research.training.trainer import run_mesh
+from research.training.wsd_branching import SharedPrefix
 
 log = logging.getLogger(__name__)
 
@@ -67,3 +78,42 @@ def tell(workdir: str | Path, run: Run, must: bool) -> None:
         if must:
             raise BadInput(f"--resume: this config is run {run.id}, not {name}:", *lines)
         log.info("a new run; %s, which is not done, differs in: %s", name, "; ".join(lines))
+
+
+def as_first_launched(
+    run: Run, directory: RunDirectory, prefixes: Sequence[SharedPrefix] = ()
+) -> tuple[Run, Mesh]:
+    """The run with the execution of its first launch, or of that whose steps it starts from, and
+    that mesh where its devices are here: both decide the last bits."""
+    begun = [directory.path] if checkpoint.steps(directory.path) else []
+    for path in (*begun, *(prefix.path for prefix in prefixes)):
+        if stored := read_launch(path):
+            run, mesh = with_stored_execution(run, stored, path), stored["mesh"]
+            used = math.prod(mesh.values())
+            if used <= jax.device_count() and used % distributed.count() == 0:
+                parts = run.execution.grad_accumulation
+                return run, sharding.make_mesh(mesh, run.batch, parts=parts)
+            log.warning("%s: first launched on mesh %s, which is not here", path, mesh)
+    return run, run_mesh(run)
+
+
+def with_stored_execution(run: Run, stored: Mapping[str, Any], path: Path) -> Run:
+    """`run` with the execution of the launch.json `stored` at `path`. Raises Damaged where it
+    cannot be computed so."""
+    try:
+        out = run.with_execution(Execution.from_json(stored["execution"]))
+    except (ValueError, KeyError) as error:
+        file = path / "launch.json"
+        raise Damaged(f"{file}: execution: {error}; {REMEDY[file.name]}") from error
+    if changed := run.execution.differences(out.execution):
+        log.warning("%s: resuming with the options of its first launch: %s", path, changed)
+    return out
+
+
+def forget_launch(directories: Sequence[RunDirectory]) -> None:
+    """Remove launch.json where no checkpoint is kept: nothing decides the last bits yet, so the
+    next launch may choose its devices, its members and its execution again."""
+    for directory in directories:
+        if not checkpoint.steps(directory.path):
+            directory.check()
+            (directory.path / "launch.json").unlink(missing_ok=True)

@@ -19,24 +19,23 @@ from research.io import files
 from research.models import Model, accounting
 from research.models.sizing import model_at_size
 from research.parallel import sharding
-from research.training import fine_tuning, horizon
+from research.training import execution, fine_tuning, horizon
+from research.training.execution import Execution
 from research.training.fine_tuning import Start
 from research.training.optimizers import Optimizer
 from research.training.step import TrainState
 from research.training.tasks import TASKS, Task
 
-# How a run is computed, which changes its last bits at most. A run goes on as it was launched.
-HOW = ("batch.accumulate", "task.chunk", "model.attention", "model.remat", "model.unroll")
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
-NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *HOW)
+NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *execution.KEYS)
 # Of one dispatch, where the config leaves them free: enough to make the host's part small, few
 # enough to be held twice and sent in no time.
 MOST_STEPS, MOST_BYTES = 50, 2**22
 # What the digest of the data stands for (see data.Dataset).
-PLACES = ("path", "paths", "tokenizer", "undecodable")
+PATH_KEYS = ("path", "paths", "tokenizer", "undecodable")
 
 
-class Every(NamedTuple):
+class Cadence(NamedTuple):
     """How often, in steps; 0 is never. None of it changes what is computed."""
 
     eval: int
@@ -57,19 +56,20 @@ class Run:
     model: Model
     task: Task
     data: Dataset
+    examples: str
     optimizer: Optimizer
     schedule: str
     hyper: dict
     seed: int
     order: int
     batch: int
-    accumulate: int
+    execution: Execution
     steps: int
     mesh: dict[str, int]
     replicate: bool  # leaves that the mesh does not divide
     eval_examples: int
     eval_batch: int
-    every: Every
+    cadence: Cadence
     keep: int
     on_save_error: str
     sinks: tuple[str, ...]
@@ -77,33 +77,14 @@ class Run:
     facts: dict
     config: dict
 
-    @property
-    def how(self) -> dict[str, Any]:
-        """The values of HOW, as JSON."""
-        flat = {
-            "batch.accumulate": self.accumulate,
-            **{f"task.{k}": v for k, v in vars(self.task).items()},
-            **{f"model.{k}": v for k, v in self.model.described().items()},
-        }
-        return {key: flat[key] for key in HOW if key in flat}
-
-    def computed(self, how: Mapping[str, Any]) -> "Run":
-        """This run, computed as the `how` of another says. Raises BadInput where it cannot be."""
-        known = {key: value for key, value in how.items() if key in self.how}
-        config, wrong = validation.override(self.config, known)
-        if wrong := wrong or validation.problems(config):
-            raise BadInput(*wrong)
-        how = self.how | known
-
-        def of(section: str) -> dict[str, Any]:
-            return {k.removeprefix(section): v for k, v in how.items() if k.startswith(section)}
-
-        return dataclasses.replace(
-            self,
-            accumulate=how["batch.accumulate"],
-            task=dataclasses.replace(self.task, **of("task.")),  # type: ignore[type-var]
-            model=models.build(**self.model.described() | of("model.")),
-        )
+    def with_execution(self, how: Execution) -> "Run":
+        """The same run, computed otherwise. Raises ValueError where it cannot be."""
+        how.check(self.batch, self.task, self.model.spec)
+        task = self.task
+        if hasattr(task, "chunk"):
+            task = dataclasses.replace(task, chunk=how.chunk)  # type: ignore[type-var]
+        model = models.build(**self.model.described() | how.of_model)
+        return dataclasses.replace(self, execution=how, task=task, model=model)
 
     @property
     def tokens_per_step(self) -> int:
@@ -169,19 +150,20 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         model=model,
         task=task,
         data=dataset,
+        examples=_examples(config["data"], dataset),
         optimizer=optimizer,
         schedule=optim["schedule"]["name"],
         hyper=hyper,
         seed=config["seed"],
         order=config["batch"]["seed"],
         batch=batch,
-        accumulate=config["batch"]["accumulate"],
+        execution=Execution.of_parts(parts, task, model.spec),
         steps=steps,
         mesh={axis: n for axis, n in config["mesh"].items() if axis != "indivisible"},
         replicate=config["mesh"].get("indivisible", "error") == "replicate",
         eval_examples=wanted,
         eval_batch=config["eval"]["batch"],
-        every=Every(
+        cadence=Cadence(
             config["eval"]["every"],
             config["save"]["every"],
             config["log"]["every"],
@@ -211,10 +193,16 @@ def meaning(resolved: Mapping[str, Any]) -> dict:
     for path in NOT_IN_ID:
         section, _, key = path.rpartition(".")
         (out[section] if section else out).pop(key, None)
-    for key in PLACES:
+    for key in PATH_KEYS:
         out["data"].pop(key, None)
     out.pop("init", None)
     return out
+
+
+def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:
+    """A digest of all that decides the examples of a step, but for their order."""
+    chosen = {k: v for k, v in options.items() if k not in PATH_KEYS}
+    return files.digest_of({"content": dataset.digest, "options": chosen})
 
 
 def example_inputs(dataset: Dataset) -> jax.ShapeDtypeStruct:

@@ -38,15 +38,15 @@ class StepSpec(NamedTuple):
     """What a compiled step depends on. All numbers of the optimizer and its schedule are traced;
     static choices of the optimizer, such as Nesterov momentum, are part of it.
 
-    A step takes its batch in `accumulate` parts, one after the other, which need the memory of one.
-    `replicate`: leaves that a mesh does not divide are on every device.
+    A step takes its batch in `grad_accumulation` parts, one after the other, which need the memory
+    of one. `replicate`: leaves that a mesh does not divide are on every device.
     """
 
     model: Model
     task: Task
     optimizer: Optimizer
     schedule: str
-    accumulate: int = 1
+    grad_accumulation: int = 1
     replicate: bool = False
 
     def transform(self, hyper: Mapping) -> optax.GradientTransformationExtraArgs:
@@ -76,7 +76,7 @@ class StepSpec(NamedTuple):
         Losses and gradients of the parts are sums, divided by the count of the whole batch: so
         tokens weigh the same, whatever part they are in.
         """
-        if self.accumulate == 1:
+        if self.grad_accumulation == 1:
             return jax.value_and_grad(self.loss)(params, batch)
         total = jax.value_and_grad(functools.partial(self.task.loss, self.model), has_aux=True)
 
@@ -84,7 +84,7 @@ class StepSpec(NamedTuple):
             return jax.tree.map(jnp.add, sums, total(params, part)), None
 
         zero = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
-        parts = {name: _parts(x, self.accumulate) for name, x in batch.items()}
+        parts = {name: _parts(x, self.grad_accumulation) for name, x in batch.items()}
         ((loss, count), grads), _ = jax.lax.scan(add, zero, parts)
         return loss / count, jax.tree.map(lambda g: g / count, grads)
 
@@ -127,15 +127,15 @@ _ONCE = {"xla_backend_optimization_level": 0}
 
 
 @functools.lru_cache(maxsize=64)
-def init_program(recipe: StepSpec, shardings: Any) -> Callable:
+def init_program(spec: StepSpec, shardings: Any) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
     options = _ONCE if jax.default_backend() == "cpu" else None
-    init = sharding.on(shardings.mesh, recipe.init)
+    init = sharding.on(shardings.mesh, spec.init)
     return jax.jit(init, out_shardings=shardings.tree, compiler_options=options)
 
 
 @functools.lru_cache(maxsize=64)
-def dispatch_program(recipe: StepSpec, shardings: Any) -> jax.stages.Wrapped:
+def dispatch_program(spec: StepSpec, shardings: Any) -> jax.stages.Wrapped:
     """(state, batches [S, B, ...], hyper, n) → (state after n steps, metrics [S]), jitted.
 
     Several steps in one dispatch spare the host's overhead, and on CPU the page faults of memory
@@ -145,7 +145,7 @@ def dispatch_program(recipe: StepSpec, shardings: Any) -> jax.stages.Wrapped:
     one, although the host looks at no step by itself.
     """
 
-    run_steps = sharding.on(shardings.mesh, several_steps(recipe.step, is_sound))
+    run_steps = sharding.on(shardings.mesh, several_steps(spec.step, is_sound))
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
 
 
@@ -179,22 +179,22 @@ def several_steps(step: Callable, going: Callable[[Any, Any], Array]) -> Callabl
 
 
 @functools.lru_cache(maxsize=64)
-def eval_program(recipe: StepSpec, mesh: Mesh) -> Callable:
+def eval_program(spec: StepSpec, mesh: Mesh) -> Callable:
     """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
-    return jax.jit(sharding.on(mesh, functools.partial(evaluation_sums, recipe)))
+    return jax.jit(sharding.on(mesh, functools.partial(evaluation_sums, spec)))
 
 
 def evaluation_sums(
-    recipe: StepSpec, params: dict, batches: dict, weights: Array
+    spec: StepSpec, params: dict, batches: dict, weights: Array
 ) -> dict[str, Array]:
     def add(sums: dict, item: tuple) -> tuple:
         batch, weight_B = item
-        terms = recipe.task.terms(recipe.model, params, batch)
+        terms = spec.task.terms(spec.model, params, batch)
         weighted = {k: t * weight_B.reshape(-1, *[1] * (t.ndim - 1)) for k, t in terms.items()}
         return {k: sums[k] + weighted[k].sum(axis=0) for k in sums}, None
 
     first = jax.tree.map(lambda x: x[0], batches)
-    terms = functools.partial(recipe.task.terms, recipe.model)
+    terms = functools.partial(spec.task.terms, spec.model)
     shapes = jax.eval_shape(terms, params, first)
     zeros = {name: jnp.zeros(x.shape[1:], jnp.float32) for name, x in shapes.items()}
     return jax.lax.scan(add, zeros, (batches, weights))[0]
@@ -209,14 +209,14 @@ class Placement:
 
 
 @functools.lru_cache(maxsize=64)
-def placement(recipe: StepSpec, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
+def placement(spec: StepSpec, mesh: Mesh, inputs: Any, structure: Any) -> tuple[Placement, Any]:
     """Where every leaf of the state lies, and the abstract state laid out so. Allocates nothing."""
     hyper = jax.tree.unflatten(structure, [np.float32(0)] * structure.num_leaves)
-    abstract = jax.eval_shape(recipe.begin, recipe.model.shapes(inputs), hyper)
-    rules = recipe.model.sharding
-    tree = sharding.state_shardings(abstract, rules, mesh, recipe.replicate)
-    split = getattr(recipe.model.family, "SPLIT", {})
-    sharding.check_fields(recipe.model.spec, split, mesh.shape)
+    abstract = jax.eval_shape(spec.begin, spec.model.shapes(inputs), hyper)
+    rules = spec.model.sharding
+    tree = sharding.state_shardings(abstract, rules, mesh, spec.replicate)
+    split = getattr(spec.model.family, "SPLIT", {})
+    sharding.check_fields(spec.model.spec, split, mesh.shape)
     laid_out = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
     )

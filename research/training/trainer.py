@@ -1,31 +1,23 @@
-"""Training: a run on a mesh, and its loop.
+"""A run on a mesh: its state, its programs and its batches, without files or a loop."""
 
-The loop's order is a contract: evaluate the old state → save → take the next batches → step; the
-metrics of a dispatch are fetched after the next one is on its way, which also bounds how many are
-in flight. The final checkpoint is committed before the final evaluation. Since a batch is a
-function of (seed, step), a run that was killed goes on from its newest checkpoint as if nothing
-had happened, bit for bit on the same devices.
-"""
-
-import logging
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from research.errors import BadInput
 from research.parallel import distributed, sharding
-from research.planning import memory
 from research.runs import checkpoint
 from research.training import fine_tuning
 from research.training.run import Run, example_inputs
 from research.training.step import (
+    Placement,
     StepSpec,
     TrainState,
     dispatch_program,
@@ -34,7 +26,7 @@ from research.training.step import (
     placement,
 )
 
-log = logging.getLogger(__name__)
+AnyMesh = Mesh | AbstractMesh
 GLANCE, PATIENT = 0.002, 2.0  # seconds between looks at what the devices compute; before giving up
 
 
@@ -60,25 +52,23 @@ def wait_for(tree: Any, stop: Callable[[], bool]) -> Any:
 
 
 class Trainer:
-    """A Run on a mesh: its state, its programs and its batches, without files or a loop."""
+    """The state, programs and batches of a Run on a mesh."""
 
     def __init__(self, run: Run, mesh: Mesh):
         self.run, self.mesh = run, mesh
-        _check_model(run, mesh)
-        self.recipe = step_spec(run, mesh)
+        check_model(run, mesh)
+        self.spec = step_spec(run, mesh)
         self.inputs = example_inputs(run.data)
-        self.shardings, self.abstract = placement(
-            self.recipe, mesh, self.inputs, jax.tree.structure(run.hyper)
-        )
+        self.shardings, self.abstract = place_state(run, mesh)
         self.hyper = jax.device_put(run.hyper, sharding.replicated(mesh))
-        self._dispatch = dispatch_program(self.recipe, self.shardings)
+        self._dispatch = dispatch_program(self.spec, self.shardings)
         self._rows = sharding.own_rows(mesh, run.batch)
         self._held: tuple | None = None
 
     def init(self) -> TrainState:
         """The first state, made where it lies: no device ever holds what it does not own."""
         zeros = np.zeros(self.inputs.shape, self.inputs.dtype)
-        make = init_program(self.recipe, self.shardings)
+        make = init_program(self.spec, self.shardings)
         state = make(jax.random.key(self.run.seed), zeros, self.hyper)
         start = self.run.start
         if start is None:
@@ -95,7 +85,7 @@ class Trainer:
         return sharding.put_rows(rows, self.mesh, True, self.run.batch, self._rows)
 
     def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
-        """`n` updates in one dispatch; returns at once. `state` is given away."""
+        """`n` updates in one dispatch; returns at once. `state` is donated."""
         return self._dispatch(state, batches, self.hyper, jax.device_put(np.int32(n)))
 
     def lower(self, batches: dict) -> Any:
@@ -107,7 +97,7 @@ class Trainer:
         Stopped, see `awaited`."""
         if self._held is None:
             self._held = self._heldout()
-        sums = eval_program(self.recipe, self.mesh)(params, *self._held)
+        sums = eval_program(self.spec, self.mesh)(params, *self._held)
         sums = distributed.fetch(wait_for(sums, stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return self.run.task.metrics(sums, self.run.data.notes)
@@ -134,7 +124,7 @@ class Trainer:
         return put, put.pop("weights")
 
 
-def _check_model(run: Run, mesh: Mesh) -> None:
+def check_model(run: Run, mesh: Mesh) -> None:
     """Raise BadInput where the devices cannot compute the model as it says."""
     check = getattr(run.model.family, "check", None)
     try:
@@ -144,9 +134,52 @@ def _check_model(run: Run, mesh: Mesh) -> None:
         raise BadInput(f"model.{error}") from error
 
 
-def step_spec(run: Run, mesh: Mesh) -> StepSpec:
-    """What the compiled steps of a run on a mesh depend on."""
-    return memory.recipe(run, mesh.shape["data"] * mesh.shape["fsdp"])
+def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
+    """What the compiled steps of a run depend on: on a mesh, or, without one, on one device whose
+    rows are the whole batch."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    task, parts = run.task.placed(run.model, ways), run.execution.grad_accumulation
+    return StepSpec(run.model, task, run.optimizer, run.schedule, parts, run.replicate)
+
+
+def run_mesh(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a run on the devices that are here. Raises BadInput where there is none."""
+    parts = run.execution.grad_accumulation
+    return sharding.make_mesh(run.mesh, run.batch, devices, parts)
+
+
+def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
+    """Where every leaf of the state of `run` lies on `mesh`, and the abstract state laid out so.
+    Raises BadInput where the mesh does not divide a parameter."""
+    structure = jax.tree.structure(run.hyper)
+    return placement(step_spec(run), mesh, example_inputs(run.data), structure)
+
+
+class Resident(NamedTuple):
+    """Bytes on one device between two steps: `batches` of one dispatch; `waiting`, those of the
+    next one and the held-out set."""
+
+    parameters: float
+    optimizer: float
+    batches: float
+    waiting: float
+
+
+def resident(run: Run, mesh: AnyMesh) -> Resident:
+    """What a run holds between two steps, exactly. Raises BadInput as `place_state` does."""
+    _, abstract = place_state(run, mesh)
+    parameters = sharding.bytes_per_device(abstract.params)
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    each = sum(x.nbytes for x in example(run).values())
+    batches = run.cadence.dispatch * math.ceil(run.batch / ways) * each
+    heldout = math.ceil(run.eval_examples / ways) * (each + 4)
+    optimizer = sharding.bytes_per_device(abstract) - parameters
+    return Resident(parameters, optimizer, batches, batches + heldout)
+
+
+def example(run: Run) -> dict[str, np.ndarray]:
+    """A batch of one training example."""
+    return run.data.train.rows(np.zeros(1, np.int64))
 
 
 def host_batches(

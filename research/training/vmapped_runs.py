@@ -27,9 +27,10 @@ from research.errors import Diverged, Held, StorageError
 from research.parallel import sharding
 from research.runs import checkpoint, trackers
 from research.runs.directory import RunDirectory, read_launch
-from research.training.checkpoint_policy import check_finite, refusals
-from research.training.loop import as_launched, run_loop, unbind
+from research.training.checkpoint_policy import check_finite, tolerate_refused_save
+from research.training.loop import run_loop
 from research.training.recorder import DeferredMetrics, Recorder
+from research.training.resume import forget_launch, with_stored_execution
 from research.training.run import Run
 from research.training.step import StepSpec, TrainState, evaluation_sums, is_sound, several_steps
 from research.training.trainer import Trainer, host_batches, host_heldout, never, wait_for
@@ -53,7 +54,7 @@ class VmappedState(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def vmapped_dispatch_program(recipe: StepSpec, mesh: Mesh, shared: bool) -> Callable:
+def vmapped_dispatch_program(spec: StepSpec, mesh: Mesh, shared: bool) -> Callable:
     """As `dispatch_program`, of a VmappedState whose K runs are split over the devices of
     `mesh`: hyper [K], batches [S, K, B, ...], or [S, B, ...] where they are `shared`, metrics
     [S, K].
@@ -64,7 +65,7 @@ def vmapped_dispatch_program(recipe: StepSpec, mesh: Mesh, shared: bool) -> Call
     """
 
     def step(members: VmappedState, batch: dict, hyper: dict) -> tuple[VmappedState, dict]:
-        vmapped = jax.vmap(recipe.step, in_axes=(0, None if shared else 0, 0))
+        vmapped = jax.vmap(spec.step, in_axes=(0, None if shared else 0, 0))
         stepped, metrics = vmapped(members.state, batch, hyper)
         alive_K = members.alive & is_sound(stepped, metrics)
 
@@ -85,15 +86,15 @@ def vmapped_dispatch_program(recipe: StepSpec, mesh: Mesh, shared: bool) -> Call
 
 
 @functools.lru_cache(maxsize=64)
-def vmapped_eval_program(recipe: StepSpec, mesh: Mesh) -> Callable:
+def vmapped_eval_program(spec: StepSpec, mesh: Mesh) -> Callable:
     """As `eval_program`, of parameters [K, ...] split over the devices of `mesh`; sums [K, ...]."""
-    vmapped = jax.vmap(functools.partial(evaluation_sums, recipe), in_axes=(0, None, None))
+    vmapped = jax.vmap(functools.partial(evaluation_sums, spec), in_axes=(0, None, None))
     specs = {"in_specs": (P("runs"), P(), P()), "out_specs": P("runs")}
     return jax.jit(jax.shard_map(vmapped, mesh=mesh, **specs, check_vma=False))
 
 
 class VmappedTrainer:
-    """As train.Trainer, for one Run in each of K slots on a mesh with the axis `runs`, which
+    """As trainer.Trainer, for one Run in each of K slots on a mesh with the axis `runs`, which
     divides K."""
 
     def __init__(self, runs: Sequence[Run], mesh: Mesh):
@@ -102,9 +103,9 @@ class VmappedTrainer:
         self.solo = [Trainer(run, one) for run in runs]
         self.shared = len({run.order for run in runs}) == 1
         self.hyper = self._spread([run.hyper for run in runs])
-        recipe = self.solo[0].recipe
-        self._dispatch = vmapped_dispatch_program(recipe, mesh, self.shared)
-        self._eval = vmapped_eval_program(recipe, mesh)
+        spec = self.solo[0].spec
+        self._dispatch = vmapped_dispatch_program(spec, mesh, self.shared)
+        self._eval = vmapped_eval_program(spec, mesh)
         self._held: tuple | None = None
 
     def init(self) -> VmappedState:
@@ -134,7 +135,7 @@ class VmappedTrainer:
         return jax.device_put(side_by_side, NamedSharding(self.mesh, P(None, "runs")))
 
     def steps(self, members: VmappedState, batches: dict, n: int) -> tuple[VmappedState, dict]:
-        """`n` updates of all in one dispatch; returns at once. `members` is given away."""
+        """`n` updates of all in one dispatch; returns at once. `members` is donated."""
         return self._dispatch(members, batches, self.hyper, jax.device_put(np.int32(n)))
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> list[dict[str, Any]]:
@@ -198,9 +199,9 @@ class VmappedRecorder(DeferredMetrics):
 
 
 class VmappedCheckpoints:
-    """As keeper.Keeper: every member's states lie in its own directory."""
+    """As checkpoint_policy.CheckpointPolicy: every member's states lie in its own directory."""
 
-    branches = ()
+    kept_steps = ()
 
     def __init__(self, group: VmappedTrainer, recorder: VmappedRecorder):
         self.group, self.recorder = group, recorder
@@ -234,7 +235,7 @@ class VmappedCheckpoints:
         host, keep = jax.device_get(members), self.group.runs[0].keep
         states = {slot: self.group.member(host, slot) for slot in self.recorder.live}
         self.recorder.each(lambda slot, _: check_finite(step, states[slot]))
-        with refusals(self.group.runs[0], must):
+        with tolerate_refused_save(self.group.runs[0], must):
             for slot, recorder in self.recorder.live.items():
                 directory = recorder.directory
                 directory.sync()
@@ -281,7 +282,7 @@ def train_vmapped(
         raise
     except Exception:
         with contextlib.suppress(StorageError):
-            unbind(directories)
+            forget_launch(directories)
         raise
     finally:
         recorder.close()
@@ -292,7 +293,7 @@ def _as_launched(members: Sequence[tuple[Run, RunDirectory]]) -> list[tuple[Run,
     """All members as the group was computed at its first launch."""
     for path in (directory.path for _, directory in members):
         if checkpoint.steps(path) and (stored := read_launch(path)):
-            return [(as_launched(run, stored, path), place) for run, place in members]
+            return [(with_stored_execution(run, stored, path), place) for run, place in members]
     return list(members)
 
 
@@ -301,7 +302,7 @@ def _recorders(
 ) -> dict[int, Recorder]:
     """The members' recorders, by slot."""
     launch = {"mesh": ALONE, "members": list(ids), "members_mesh": dict(mesh.shape)}
-    launch["how"] = members[0][0].how
+    launch["execution"] = vars(members[0][0].execution)
     out = {}
     for run, directory in members:
         shown = functools.partial(progress, run.id)

@@ -1,8 +1,9 @@
-"""Shared trunks: with a warmup–stable–decay schedule, runs of one size and several horizons take
-the same steps until the first of them decays. So the longer one begins where the shorter one's
-decay does, from its checkpoint, and ends bit for bit where it would have ended alone.
+"""WSD branching: runs of one size share their stable phase. With a warmup–stable–decay schedule
+(Hu et al. 2024) runs that differ in their horizon alone take the same steps until the first of
+them decays. So the longer one starts where the shorter one's decay does, from its checkpoint, and
+ends bit for bit where it would have ended alone.
 
-trunk.json, in the directory of such a run, says whose steps it did not take itself.
+shared_prefix.json, in the directory of such a run, says whose steps it did not take itself.
 """
 
 import bisect
@@ -23,22 +24,31 @@ from research.training.run import Run
 
 log = logging.getLogger(__name__)
 
-MARK = "trunk.json"
+MARK = "shared_prefix.json"
 # What decides the last bits, of launch.json: a state from elsewhere is not what this run would be.
-ALIKE = ("mesh", "how", "members", "processes", "versions", "cores", "instructions", "xla_flags")
+ALIKE = (
+    "mesh",
+    "execution",
+    "members",
+    "processes",
+    "versions",
+    "cores",
+    "instructions",
+    "xla_flags",
+)
 # A division may be off by an ulp on some device, so a share this near to 1 counts as decayed.
 MARGIN = np.float32(1 + 1e-6)
 
 
 @dataclass(frozen=True)
-class Trunk:
+class SharedPrefix:
     """The directory of a shorter run, of which the first `steps` updates are this run's too."""
 
     path: Path
     steps: int
 
 
-def stable_steps(run: Run) -> int:
+def steps_before_decay(run: Run) -> int:
     """How many updates of a `wsd` run come before its decay; every longer run of the same numbers
     makes the same ones. 0 for other schedules."""
     if run.schedule != "wsd":
@@ -50,70 +60,72 @@ def stable_steps(run: Run) -> int:
     )
 
 
-def seeded(
+def start_from_prefix(
     directory: RunDirectory,
-    trunks: Sequence[Trunk],
+    prefixes: Sequence[SharedPrefix],
     abstract: Any,
     show: Callable[[int, Mapping[str, float]], None],
 ) -> tuple[int, Any] | None:
-    """(step, state) from the first of `trunks` that has an intact checkpoint of steps that are also
-    this run's, with its learning curve up to there; None if there is none."""
-    found = distributed.agree(lambda: _found(directory, trunks))
+    """(step, state) from the first of `prefixes` that has an intact checkpoint of steps that are
+    also this run's, with its learning curve up to there; None if there is none."""
+    found = distributed.agree(lambda: _choose_prefix(directory, prefixes))
     if found is None:
         return None
     index, step, name = found
-    trunk = trunks[index]
-    path = trunk.path / "checkpoints" / name
+    prefix = prefixes[index]
+    path = prefix.path / "checkpoints" / name
     try:
         state = checkpoint.restore(path, abstract)
     except IsoflopError:
         if not checkpoint.spoiled(path):
             raise
-        return seeded(directory, trunks, abstract, show)
+        return start_from_prefix(directory, prefixes, abstract, show)
     distributed.agree(directory.check)
     if not directory.writes:
         return step, state
-    files.write_json(directory.path / MARK, {"run": trunk.path.name, "step": step})
+    files.write_json(directory.path / MARK, {"run": prefix.path.name, "step": step})
     directory.append(resume=0)
-    for record in metrics_log.read(trunk.path):
+    for record in metrics_log.read(prefix.path):
         if record["step"] < step:
             directory.append(**{**record, "seconds": 0.0})  # none of it was spent here
             at, hidden = record["step"], ("step", "tokens", "seconds")
             show(at, {k: v for k, v in record.items() if k not in hidden})
-    log.info("%s: begins at step %d, from %s", directory.path.name, step, trunk.path.name)
+    log.info("%s: begins at step %d, from %s", directory.path.name, step, prefix.path.name)
     return step, state
 
 
-def _found(directory: RunDirectory, trunks: Sequence[Trunk]) -> tuple[int, int, str] | None:
-    """Which of `trunks`, and the step and name of its checkpoint; forgets what was there before."""
+def _choose_prefix(
+    directory: RunDirectory, prefixes: Sequence[SharedPrefix]
+) -> tuple[int, int, str] | None:
+    """Which of `prefixes`, and the step and name of its checkpoint; forgets an earlier choice."""
     directory.check()
     (directory.path / MARK).unlink(missing_ok=True)
-    choices = (_checkpoint(directory.path, trunk) for trunk in trunks)
+    choices = (_checkpoint(directory.path, prefix) for prefix in prefixes)
     return next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
 
 
-def _checkpoint(own: Path, trunk: Trunk) -> tuple[int, str] | None:
+def _checkpoint(own: Path, prefix: SharedPrefix) -> tuple[int, str] | None:
     """The step, and the name of its checkpoint, from which a run may begin."""
-    here, there = read_launch(own) or {}, read_launch(trunk.path)
+    here, there = read_launch(own) or {}, read_launch(prefix.path)
     if there is None:
         return None
     if differing := [key for key in ALIKE if here.get(key) != there.get(key)]:
         words = ", ".join(differing)
-        log.info("%s: not begun from %s, another %s", own.name, trunk.path.name, words)
+        log.info("%s: not begun from %s, another %s", own.name, prefix.path.name, words)
         return None
-    newest = next(checkpoint.intact(trunk.path, trunk.steps), None)
+    newest = next(checkpoint.intact(prefix.path, prefix.steps), None)
     return (newest[0], newest[1].name) if newest else None
 
 
-def costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
+def spent_costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
     """What a run that has reached a step has cost, of what it means: `flops_spent`; and, if it
-    began from a trunk, "trunk", "shared_tokens" and "shared_flops"."""
+    started from a shared prefix, "shared_prefix", "shared_tokens" and "shared_flops"."""
     shared, flops = shared_steps(directory.path), run.facts["flops"]
     spent = {"flops_spent": flops * (reached - shared) / run.steps}
     if not shared:
         return spent
     return spent | {
-        "trunk": str(read_run_file(directory.path / MARK).get("run")),
+        "shared_prefix": str(read_run_file(directory.path / MARK).get("run")),
         "shared_tokens": shared * run.tokens_per_step,
         "shared_flops": flops * shared / run.steps,
     }

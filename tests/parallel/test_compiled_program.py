@@ -16,6 +16,7 @@ from research.parallel import sharding
 from research.params import leaves_by_path
 from research.planning import cluster, memory, xla_memory
 from research.training.run import make_run
+from research.training.trainer import place_state
 from tests.parallel.test_sharding import WIDE
 
 DEPTH, WIDTH, HIDDEN, T, B, V = 4, 64, 192, 64, 16, 256
@@ -57,7 +58,7 @@ class Program:
 
     def arguments(self):
         """{path: bytes on one device} of the state, by the shardings of the compiled program."""
-        _, abstract = memory.placed(self.run, self.mesh)
+        _, abstract = place_state(self.run, self.mesh)
         leaves, shardings = leaves_by_path(abstract), self.compiled.input_shardings[0][0]
         lies = leaves_by_path(shardings)
         return {
@@ -182,7 +183,7 @@ def test_the_steps_of_a_recurrence_wait_for_nobody():
 def test_a_mesh_that_splits_a_head_is_refused(tiny):
     run = make_run(tiny(WIDE | {"model.kv_heads": 2}))
     with pytest.raises(BadInput, match=r"mesh\.tensor: 4 does not divide model\.kv_heads"):
-        memory.placed(run, sharding.abstract_mesh({"data": 2, "fsdp": 1, "tensor": 4}))
+        place_state(run, sharding.abstract_mesh({"data": 2, "fsdp": 1, "tensor": 4}))
 
 
 def test_layout_is_nothing_without_a_mesh():

@@ -78,11 +78,11 @@ def test_blocks_train_as_the_run_does(run):
 
 def test_the_steps_of_a_dispatch_are_chosen_as_a_run_would(tiny):
     run = make_run(tiny({"loop.steps_per_dispatch": "auto"}))
-    assert run.every.paced
+    assert run.cadence.paced
     loop = benchmark.Loop(run, sharding.make_mesh(run.mesh, run.batch))
     loop.settle()
-    assert 1 <= loop.dispatch <= run.every.dispatch
-    assert (loop.run.every.dispatch, loop.run.every.paced) == (loop.dispatch, False)
+    assert 1 <= loop.dispatch <= run.cadence.dispatch
+    assert (loop.run.cadence.dispatch, loop.run.cadence.paced) == (loop.dispatch, False)
     programs = loop.trainer._dispatch._cache_size()
     loop.block(2 * loop.dispatch)
     assert loop.trainer._dispatch._cache_size() == programs  # the one that the run compiles

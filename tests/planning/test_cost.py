@@ -18,7 +18,7 @@ from research.planning.calibration import Sample
 from research.sweep import plan
 from research.sweep.points import resolve_points
 from research.training.run import make_run
-from research.training.trainer import Trainer
+from research.training.trainer import Trainer, resident
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +65,8 @@ def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
         shards = [s for x in jax.tree.leaves(tree) for s in x.addressable_shards]
         return sum(s.data.nbytes for s in shards if s.device == first)
 
-    state, held = trainer.init(), memory.held(run, placed)
-    batches = on_first(trainer.batches(0, 10, run.every.dispatch))
+    state, held = trainer.init(), resident(run, placed)
+    batches = on_first(trainer.batches(0, 10, run.cadence.dispatch))
     assert held.parameters == on_first(state.params)
     assert held.parameters + held.optimizer == on_first(state)
     assert held.batches == batches
@@ -77,7 +77,7 @@ def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
 def test_a_sharded_state_takes_less(tiny):
     whole, split = made(tiny), made(tiny, mesh__data=2, mesh__fsdp=4)
     for part in ("parameters", "optimizer"):
-        assert getattr(memory.held(*split), part) < 0.5 * getattr(memory.held(*whole), part)
+        assert getattr(resident(*split), part) < 0.5 * getattr(resident(*whole), part)
 
 
 def test_what_a_step_keeps_grows_with_the_batch_and_shrinks_with_devices_and_remat(tiny):

@@ -76,7 +76,7 @@ def test_bytes_are_those_that_xla_reserves(name, corpus, seen):
     )
     assert not problems
     run = make_run(validated(config))
-    mesh = sharding.make_mesh(sizes, run.batch, parts=run.accumulate)
+    mesh = sharding.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation)
     found = xla_memory.Reserved.of(xla_memory.compiled(run, mesh)).peak
     planned = memory.of(run, mesh).dispatch
     assert planned == pytest.approx(found, rel=CLOSE.get(name, 0.25))

@@ -29,7 +29,7 @@ ALL = {"data": 2, "fsdp": 2, "tensor": 2}
 
 def trainer(config, sizes=ONE):
     run = make_run(config)
-    return Trainer(run, sharding.make_mesh(sizes, run.batch, parts=run.accumulate))
+    return Trainer(run, sharding.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation))
 
 
 def lowered(config, sizes=ONE):
@@ -126,7 +126,7 @@ def test_parts_that_do_not_divide_are_refused_before_a_compile(tiny):
     assert trainer(tiny({"batch.accumulate": 4}), ONE | {"data": -1}).mesh.size == 2
 
 
-# How a run is computed is no part of what it is; a run goes on as it was launched.
+# The execution of a run is no part of what it is; a run resumes with that of its first launch.
 
 OTHERWISE = {
     "batch.accumulate": 2,
@@ -136,14 +136,18 @@ OTHERWISE = {
     "model.unroll": 2,
 }
 
+EXECUTION = {key.rpartition(".")[2]: value for key, value in OTHERWISE.items()}
+EXECUTION["grad_accumulation"] = EXECUTION.pop("accumulate")
+
 
 def test_a_run_goes_on_as_it_was_first_launched(tiny, tmp_path):
     config = {"horizon.amount": 30.0, "loop.steps_per_dispatch": 5, "eval.examples": 8}
     one, other = make_run(tiny(config)), make_run(tiny(config | OTHERWISE))
     assert one.id == other.id
-    assert other.how == OTHERWISE
-    assert one.computed(other.how).how == OTHERWISE
-    assert one.computed(other.how).model == other.model
+    assert vars(other.execution) == EXECUTION
+    assert vars(one.execution) != EXECUTION
+    same = one.with_execution(other.execution)
+    assert (same.execution, same.model, same.task) == (other.execution, other.model, other.task)
 
     def launched(name, run, stop=None):
         calls = iter(range(100))
@@ -168,9 +172,9 @@ def test_a_launch_that_left_nothing_binds_nobody(tiny, tmp_path, monkeypatch):
             patch.setattr(Trainer, "steps", short)
             with pytest.raises(MemoryError):
                 train_run(one, directory)
-        assert read_launch(directory.path)["how"] == one.how
+        assert read_launch(directory.path)["execution"] == vars(one.execution)
         train_run(other, directory)
-        assert read_launch(directory.path)["how"] == OTHERWISE
+        assert read_launch(directory.path)["execution"] == EXECUTION
 
 
 # Logits in chunks.
@@ -238,7 +242,7 @@ def test_chunks_are_the_same_on_a_mesh_whose_tensor_axis_splits_the_vocabulary(t
 def test_chunks_are_the_same_for_runs_side_by_side(tiny):
     """vmapped, as in a group: parts and chunks at once."""
     recipes = [
-        trainer(tiny(changes)).recipe for changes in ({}, {"batch.accumulate": 2, "task.chunk": 32})
+        trainer(tiny(changes)).spec for changes in ({}, {"batch.accumulate": 2, "task.chunk": 32})
     ]
     batch = tokens(8, 32, 256)
     stack = [recipes[0].model.init(jax.random.key(k), batch["inputs"]) for k in range(2)]
@@ -273,7 +277,7 @@ def test_the_rule_leaves_small_vocabularies_whole(tiny):
     assert chosen(256) * 256 == LOGITS
     assert chosen(50257) == chosen(131072) == FEW
     made = trainer(tiny(), ONE | {"data": 4})
-    assert made.recipe.task.chunk == 4 * chosen(256)  # of all devices
+    assert made.spec.task.chunk == 4 * chosen(256)  # of all devices
     large = LanguageModelling(chunk=None).placed(HEADS["untied"], 2)
     assert large.chunk == 2 * chosen(61)
     assert LanguageModelling(chunk=0).placed(HEADS["untied"], 2).chunk == 0
@@ -451,7 +455,7 @@ def test_a_state_that_is_given_away_is_written_over(sizes, tiny):
     state = sharding.bytes_per_device(made.abstract)
     assert analysis.alias_size_in_bytes == state
     assert analysis.output_size_in_bytes < 1.01 * state + 1024  # and the metrics
-    kept = jax.jit(made.recipe.step).lower(
+    kept = jax.jit(made.spec.step).lower(
         made.abstract, {k: v[0] for k, v in made.batches(0, 1, 1).items()}, made.hyper
     )
     assert kept.compile().memory_analysis().alias_size_in_bytes == 0

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from research.errors import BadInput, Damaged, StorageError
+from research.errors import Damaged, StorageError
 from research.io import files
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory, read_launch
 from research.runs.table import read_table
 from research.training import wsd_branching
-from research.training.loop import as_launched, train_run
+from research.training.execution import Execution
+from research.training.loop import train_run, with_stored_execution
 from tests.faulting import bits, metrics_of
 
 
@@ -311,7 +312,7 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
 
 @pytest.mark.fault(
     "R13",
-    "a launch.json, config.json or trunk.json is torn",
+    "a launch.json, config.json or shared_prefix.json is torn",
     "the run says which file and what to do; nothing is guessed",
     "each cut to its half, then a launch",
 )
@@ -345,7 +346,7 @@ def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
     bad = [
         *({**good, "mesh": mesh} for mesh in (None, 5, {}, {"data": "x"}, {"data": 1})),
         *({**good, "mesh": {"data": n, "fsdp": 1, "tensor": 1}} for n in (0, -1, 1.5, True)),
-        *({**good, "how": how} for how in (7, [], "x")),
+        *({**good, "execution": how} for how in (7, [], "x")),
         *({**good, "members": names} for names in (5, [5], {"a": 1})),
         *({**good, "members_mesh": mesh} for mesh in (5, {}, {"runs": 0})),
         {},
@@ -354,14 +355,16 @@ def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
         (run.path / "launch.json").write_text(json.dumps(found))
         with pytest.raises(Damaged, match=r"launch.json: \w+ is .*remove this file"):
             read_launch(run.path)
-    hows = ({"batch.accumulate": 3}, {"batch.accumulate": "2"}, {"task.chunk": "x"})
-    for how in (*hows, {"model.remat": "some"}, {"model.unroll": -1}):
-        with pytest.raises(Damaged, match=r"launch.json: how: .*remove this file"):
-            as_launched(victim.run, {**good, "how": how}, run.path)
-    assert as_launched(victim.run, good, run.path) == victim.run
-    with pytest.raises(BadInput):
-        victim.run.computed({"batch.accumulate": 3})
-    seen(len(bad) + 5, "each refused by name")
+    how = good["execution"]
+    odd = [{"grad_accumulation": 3}, {"grad_accumulation": "2"}, {"chunk": "x"}, {"chunk": -1}]
+    odd += [{"remat": "some"}, {"remat": None}, {"unroll": -1}, {"unroll": True}, {"else": 1}]
+    for execution in ({}, *(how | changes for changes in odd)):
+        with pytest.raises(Damaged, match=r"launch.json: execution: .*remove this file"):
+            with_stored_execution(victim.run, {**good, "execution": execution}, run.path)
+    assert with_stored_execution(victim.run, good, run.path) == victim.run
+    with pytest.raises(ValueError, match="3 does not divide a batch of"):
+        victim.run.with_execution(Execution(**how | {"grad_accumulation": 3}))
+    seen(len(bad) + 10, "each refused by name")
 
 
 COMPUTE = """

@@ -226,7 +226,7 @@ def damaged(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("file", ["launch.json", "trunk.json", "checkpoints"])
+@pytest.mark.parametrize("file", ["launch.json", "shared_prefix.json", "checkpoints"])
 def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, tiny, tmp_path):
     configs = points(tiny, *SEEDS)
     made = resolve_points(configs, tmp_path)
@@ -237,7 +237,7 @@ def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, t
         for manifest in path.glob("checkpoints/*/manifest.json"):
             damaged(manifest)
     else:
-        (path / file).touch()  # a run that began from no trunk has no trunk.json
+        (path / file).touch()  # a run that began from no trunk has no shared_prefix.json
         damaged(path / file)
     outcome = launch(resolve_points(configs, tmp_path), tmp_path)
     assert outcome.trained == 2

@@ -248,7 +248,7 @@ def test_a_shared_prefix_gives_every_run_what_it_has_alone_for_less(alone, tmp_p
     assert [r["flops"] for r in rows] == [r["flops"] for r in whole]
     assert sum(r["flops_spent"] for r in rows) == pytest.approx(shared.flops)
     assert sum(r["flops_spent"] for r in whole) == pytest.approx(shared.flops + shared.saved_flops)
-    assert [r.get("trunk") for r in rows] == [None, points[0].run.id, points[1].run.id]
+    assert [r.get("shared_prefix") for r in rows] == [None, points[0].run.id, points[1].run.id]
     for point in points:  # what was kept for others is gone
         path = RunDirectory(tmp_path, point.run.id).path
         assert checkpoint.steps(path) == [point.run.steps]
@@ -282,7 +282,7 @@ def test_a_longer_run_that_is_added_later_begins_from_what_is_there(alone, tiny,
     (later,) = make_units(points, tmp_path, "auto")
     assert later.saved_flops == 0
     assert len(describe_units([later], "auto")) == 1
-    assert "trunk" not in run_unit(later, tmp_path)[later.points[0].run.id]
+    assert "shared_prefix" not in run_unit(later, tmp_path)[later.points[0].run.id]
     saves = {**WSD, "save.every": 3, "save.keep": 3}
     points = located(tiny, steps(9), tmp_path, **saves)
     assert points[0].status == "done"  # how often is saved is no part of what a run is

@@ -15,8 +15,8 @@ from research.config.loading import validated
 from research.errors import BadInput
 from research.parallel import sharding
 from research.runs import checkpoint
-from research.training import resume, run
-from research.training.run import HOW, NOT_IN_ID, PLACES, make_run
+from research.training import execution, resume, run
+from research.training.run import NOT_IN_ID, PATH_KEYS, make_run
 from research.training.trainer import Trainer, host_batches
 from tests.faulting import bits
 
@@ -184,7 +184,7 @@ def test_every_key_is_of_the_meaning_of_a_run_or_known_not_to_be(tiny, seen):
             named = {line.partition(":")[0] for line in differing}
             assert key in named or any(n.startswith(key.partition(".")[0]) for n in named), key
         classes["allowed" if allowed else "meaning"].append(key)
-    assert set(HOW) <= set(NOT_IN_ID)
+    assert set(execution.KEYS) <= set(NOT_IN_ID)
     assert len(classes["allowed"]) > 8
     assert len(classes["meaning"]) > 25
     seen(
@@ -199,7 +199,7 @@ def test_where_the_data_lie_is_no_part_of_the_meaning(tiny, tmp_path, corpus):
     here, there = make_run(tiny()), make_run(tiny({"data.path": str(moved)}))
     assert here.id == there.id
     assert not resume.differences(here.config, there.config)
-    assert "path" in PLACES
+    assert "path" in PATH_KEYS
     moved.write_bytes(corpus.read_bytes()[:-1] + b"?")
     assert make_run(tiny({"data.path": str(moved)})).id != here.id
 

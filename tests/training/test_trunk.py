@@ -49,7 +49,14 @@ def without_clock(path):
 
 
 def of_meaning(result):
-    spent = {"seconds", "device_seconds", "trunk", "shared_tokens", "shared_flops", "flops_spent"}
+    spent = {
+        "seconds",
+        "device_seconds",
+        "shared_prefix",
+        "shared_tokens",
+        "shared_flops",
+        "flops_spent",
+    }
     return {k: v for k, v in result.items() if k not in spent}
 
 
@@ -67,9 +74,9 @@ def alone(runs, tmp_path_factory):
 @pytest.fixture(scope="module")
 def short(runs, tmp_path_factory):
     """The short run's directory, with the checkpoint before its decay and the one after that."""
-    steps = wsd_branching.stable_steps(runs[0])
+    steps = wsd_branching.steps_before_decay(runs[0])
     assert steps == 9  # which is evaluated, too
-    return fit(runs[0], tmp_path_factory.mktemp("short"), branches=(steps, steps + 1))[1]
+    return fit(runs[0], tmp_path_factory.mktemp("short"), kept_steps=(steps, steps + 1))[1]
 
 
 @pytest.fixture
@@ -79,12 +86,12 @@ def workdir(short, tmp_path):
 
 
 def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, workdir):
-    steps = wsd_branching.stable_steps(runs[0])
+    steps = wsd_branching.steps_before_decay(runs[0])
     seen = []
     branched, path = fit(
         runs[1],
         workdir,
-        trunks=[wsd_branching.Trunk(workdir / "runs" / short.name, steps)],
+        prefixes=[wsd_branching.SharedPrefix(workdir / "runs" / short.name, steps)],
         progress=lambda step, loss: seen.append(step),
     )
     assert min(seen) > steps  # it did not take the steps before
@@ -94,7 +101,7 @@ def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, work
     )
     assert of_meaning(branched) == of_meaning(whole)
     assert without_clock(path) == without_clock(whole_path)
-    assert branched["trunk"] == runs[0].id
+    assert branched["shared_prefix"] == runs[0].id
     assert branched["shared_tokens"] == steps * runs[1].tokens_per_step
     assert branched["shared_flops"] == pytest.approx(whole["flops"] * steps / 23)
     assert branched["flops_spent"] + branched["shared_flops"] == pytest.approx(branched["flops"])
@@ -108,9 +115,9 @@ def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, work
 
 
 def test_branching_one_step_too_late_is_seen(runs, alone, short, workdir):
-    late = wsd_branching.stable_steps(runs[0]) + 1
+    late = wsd_branching.steps_before_decay(runs[0]) + 1
     _, path = fit(
-        runs[1], workdir, trunks=[wsd_branching.Trunk(workdir / "runs" / short.name, late)]
+        runs[1], workdir, prefixes=[wsd_branching.SharedPrefix(workdir / "runs" / short.name, late)]
     )
     here, whole = (final_state(runs[1], p) for p in (path, alone[1]))
     pairs = zip(*map(jax.tree.leaves, (here.params, whole.params)), strict=True)
@@ -121,7 +128,7 @@ def test_branching_one_step_too_late_is_seen(runs, alone, short, workdir):
 def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
     harm, runs, alone, short, workdir, monkeypatch
 ):
-    steps = wsd_branching.stable_steps(runs[0])
+    steps = wsd_branching.steps_before_decay(runs[0])
     place = workdir / "runs" / short.name
     if harm == "missing":
         shutil.rmtree(place / "checkpoints" / str(steps))
@@ -146,26 +153,28 @@ def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
     result, path = fit(
         runs[1],
         workdir,
-        trunks=[wsd_branching.Trunk(place, steps)],
+        prefixes=[wsd_branching.SharedPrefix(place, steps)],
         progress=lambda step, loss: seen.append(step),
     )
     assert min(seen) <= 10
     assert of_meaning(result) == of_meaning(alone[0])
     assert result["flops_spent"] == result["flops"]
-    assert "trunk" not in result
+    assert "shared_prefix" not in result
     assert without_clock(path) == without_clock(alone[1])
 
 
 def test_a_branch_that_is_stopped_goes_on_and_remembers_its_trunk(runs, alone, short, workdir):
     trunks = [
-        wsd_branching.Trunk(workdir / "runs" / short.name, wsd_branching.stable_steps(runs[0]))
+        wsd_branching.SharedPrefix(
+            workdir / "runs" / short.name, wsd_branching.steps_before_decay(runs[0])
+        )
     ]
     with pytest.raises(Preempted, match="saved at step 1"):
-        fit(runs[1], workdir, trunks=trunks, stop=lambda: True)
+        fit(runs[1], workdir, prefixes=trunks, stop=lambda: True)
     shutil.rmtree(trunks[0].path)  # it has what it needs
-    result, path = fit(runs[1], workdir, trunks=trunks)
+    result, path = fit(runs[1], workdir, prefixes=trunks)
     assert of_meaning(result) == of_meaning(alone[0])
-    assert result["trunk"] == runs[0].id
+    assert result["shared_prefix"] == runs[0].id
     assert without_clock(path) == without_clock(alone[1])
 
 
@@ -173,28 +182,30 @@ def test_a_branch_killed_before_its_first_checkpoint_shows_every_step_once(
     runs, alone, short, workdir, monkeypatch
 ):
     trunks = [
-        wsd_branching.Trunk(workdir / "runs" / short.name, wsd_branching.stable_steps(runs[0]))
+        wsd_branching.SharedPrefix(
+            workdir / "runs" / short.name, wsd_branching.steps_before_decay(runs[0])
+        )
     ]
     monkeypatch.setattr(Trainer, "steps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fit(runs[1], workdir, trunks=trunks)
+        fit(runs[1], workdir, prefixes=trunks)
     monkeypatch.undo()
-    result, path = fit(runs[1], workdir, trunks=trunks)
+    result, path = fit(runs[1], workdir, prefixes=trunks)
     assert without_clock(path) == without_clock(alone[1])
     assert result["shared_tokens"] > 0
     # The same, when what it began from is gone the second time.
     shutil.rmtree(path)
     monkeypatch.setattr(Trainer, "steps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fit(runs[1], workdir, trunks=trunks)
+        fit(runs[1], workdir, prefixes=trunks)
     monkeypatch.undo()
     result, path = fit(runs[1], workdir)
     assert without_clock(path) == without_clock(alone[1])
-    assert "trunk" not in result
+    assert "shared_prefix" not in result
 
 
 def test_checkpoints_of_branches_are_kept_until_they_are_pruned(runs, short, workdir):
-    steps = wsd_branching.stable_steps(runs[0])
+    steps = wsd_branching.steps_before_decay(runs[0])
     place = workdir / "runs" / short.name
     assert checkpoint.steps(place) == [14, steps + 1, steps]
     checkpoint.prune(place, 1)
@@ -212,14 +223,14 @@ def test_the_rates_before_the_decay_are_those_of_every_longer_run(runs, decay, t
         return np.asarray(schedules.learning_rate("wsd", np.asarray(steps), numbers(total)))
 
     run = dataclasses.replace(runs[0], steps=total, hyper=numbers(total))
-    steps = wsd_branching.stable_steps(run)
+    steps = wsd_branching.steps_before_decay(run)
     assert 0 <= steps < total
     for longer in (total + 1, 2 * total, 8 * total):
         both = rates(range(total), total) == rates(range(total), longer)
         assert both[:steps].all()
         assert not both[steps + 1 :].any()  # a tie may cost one step, no more
         assert (
-            wsd_branching.stable_steps(
+            wsd_branching.steps_before_decay(
                 dataclasses.replace(run, steps=longer, hyper=numbers(longer))
             )
             >= steps
@@ -227,4 +238,4 @@ def test_the_rates_before_the_decay_are_those_of_every_longer_run(runs, decay, t
 
 
 def test_other_schedules_have_no_trunk(tiny):
-    assert wsd_branching.stable_steps(make_run(tiny())) == 0
+    assert wsd_branching.steps_before_decay(make_run(tiny())) == 0

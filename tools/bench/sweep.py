@@ -107,7 +107,7 @@ def nanodo(repo: str, runs: Sequence[Run], place: Path, at_once: int) -> float:
     waiting = [
         [sys.executable, str(HERE / "nanodo_run.py"), f"--repo={repo}", str(place / "data.npz"),
          f"--width={run.model.spec.width}", f"--layers={run.model.spec.depth}",
-         f"--lr={run.facts['lr']}", f"--steps={run.steps}", f"--every={run.every.eval}",
+         f"--lr={run.facts['lr']}", f"--steps={run.steps}", f"--every={run.cadence.eval}",
          f"--out={place / run.id}.json"]
         for run in runs
     ]  # fmt: skip
