@@ -186,7 +186,7 @@ def _steps_to_next(step: int, run: Run, kept_steps: Collection[int]) -> int:
     every = (run.cadence.eval, run.cadence.save)
     ends = [k - step % k for k in every if k]
     ends += [kept - step for kept in kept_steps if kept > step]
-    return min(run.steps - step, *ends)
+    return min([run.steps - step, *ends])
 
 
 def _preempted(run: Run, policy: Any, step: int) -> Preempted:

@@ -71,7 +71,7 @@ def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
     assert held.parameters + held.optimizer == on_first(state)
     assert held.batches == batches
     assert held.waiting == batches + on_first(trainer._heldout())
-    assert held.temporary == 0
+    assert memory.Bytes(*held).temporary == 0
 
 
 def test_a_sharded_state_takes_less(tiny):
@@ -114,7 +114,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypa
     memory.check(run, mesh)
     needed = memory.of(run, mesh).total
     for there, fits in ((1.01 * needed, True), (0.99 * needed, False), (0.1 * needed, False)):
-        monkeypatch.setattr(memory, "room", lambda there=there: there)
+        monkeypatch.setattr(sharding, "device_memory", lambda there=there: there)
         if fits:
             memory.check(run, mesh)
         else:

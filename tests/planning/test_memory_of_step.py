@@ -10,7 +10,7 @@ import pytest
 
 from research import models
 from research.config import validation
-from research.errors import BadInput
+from research.errors import BadInput, Preempted
 from research.models import attention
 from research.parallel import sharding
 from research.runs.directory import RunDirectory, read_launch
@@ -96,7 +96,7 @@ def test_parts_weigh_by_their_tokens_and_not_equally():
     params = model.init(jax.random.key(0), batch["inputs"])
     recipe = step.StepSpec(model, Weighted(chunk=0), Optimizer("adamw"), "constant")
     loss, grads = recipe.gradient(params, batch)
-    found, others = recipe._replace(accumulate=4).gradient(params, batch)
+    found, others = recipe._replace(grad_accumulation=4).gradient(params, batch)
     assert float(found) == pytest.approx(float(loss), rel=1e-6)
     close(grads, others)
     equal = recipe.gradient(params, batch | {"weight": jnp.ones(8)})[0]

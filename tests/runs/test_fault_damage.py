@@ -19,7 +19,8 @@ from research.runs.directory import RunDirectory, read_launch
 from research.runs.table import read_table
 from research.training import wsd_branching
 from research.training.execution import Execution
-from research.training.loop import train_run, with_stored_execution
+from research.training.loop import train_run
+from research.training.resume import with_stored_execution
 from tests.faulting import bits, metrics_of
 
 
