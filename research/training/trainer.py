@@ -60,7 +60,8 @@ class Trainer:
         self.spec = step_spec(run, mesh)
         self.inputs = example_inputs(run.data)
         self.shardings, self.abstract = place_state(run, mesh)
-        self.hyper = jax.device_put(run.hyper, sharding.replicated(mesh))
+        self._everywhere = sharding.replicated(mesh)
+        self.hyper = jax.device_put(run.hyper, self._everywhere)
         self._dispatch = dispatch_program(self.spec, self.shardings)
         self._rows = sharding.own_rows(mesh, run.batch)
         self._held: tuple | None = None
@@ -86,7 +87,8 @@ class Trainer:
 
     def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
         """`n` updates in one dispatch; returns at once. `state` is donated."""
-        return self._dispatch(state, batches, self.hyper, jax.device_put(np.int32(n)))
+        count = jax.device_put(np.int32(n), self._everywhere)
+        return self._dispatch(state, batches, self.hyper, count)
 
     def lower(self, batches: dict) -> Any:
         """The program of `steps` for abstract batches, to be compiled; nothing is allocated."""

@@ -136,7 +136,8 @@ class VmappedTrainer:
 
     def steps(self, members: VmappedState, batches: dict, n: int) -> tuple[VmappedState, dict]:
         """`n` updates of all in one dispatch; returns at once. `members` is donated."""
-        return self._dispatch(members, batches, self.hyper, jax.device_put(np.int32(n)))
+        count = jax.device_put(np.int32(n), NamedSharding(self.mesh, P()))
+        return self._dispatch(members, batches, self.hyper, count)
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> list[dict[str, Any]]:
         """The task's metrics of every slot, for parameters [K, ...]. Raises train.Stopped."""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from research.config import grid, validation
 from research.config.loading import load_config, validated
-from research.errors import Damaged, Preempted
+from research.errors import Damaged, Diverged, Preempted
 from research.inference.load import open_run
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
@@ -25,7 +25,7 @@ from research.runs.manifest import read_manifest
 from research.training import vmapped_runs
 from research.training.loop import train_run
 from research.training.run import make_run
-from research.training.trainer import Diverged, Trainer
+from research.training.trainer import Trainer
 from research.training.vmapped_runs import ALONE, VmappedTrainer, runs_mesh, train_vmapped
 
 LONG = {"horizon.amount": 40.0, "log.every": 1, "eval.every": 16, "save.every": 16}

@@ -10,7 +10,7 @@ import pytest
 
 from research.config import validation
 from research.config.loading import load_config, validated
-from research.errors import Diverged
+from research.errors import Diverged, Preempted
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
@@ -20,7 +20,7 @@ from research.training import trainer as train
 from research.training.checkpoint_policy import check_finite
 from research.training.loop import train_run
 from research.training.run import make_run
-from research.training.trainer import Preempted, Trainer, host_batches
+from research.training.trainer import Trainer, host_batches
 from research.training.vmapped_runs import train_vmapped
 
 STEPS = 50  # in a dispatch, the most that there are
