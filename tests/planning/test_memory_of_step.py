@@ -15,7 +15,7 @@ from research.models import attention
 from research.parallel import sharding
 from research.runs.directory import RunDirectory, read_launch
 from research.training import step
-from research.training.loop import Preempted, train_run
+from research.training.loop import train_run
 from research.training.optimizers import Optimizer
 from research.training.run import make_run
 from research.training.tasks import FEW, LOGITS, LanguageModelling
