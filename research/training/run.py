@@ -49,8 +49,9 @@ class Cadence(NamedTuple):
 class Run:
     """One training run, complete: below here nobody looks into a config. `hyper` holds the numbers
     that are traced, so runs that differ in them alone share a compiled program. `start` is another
-    run that this one goes on from; `order` is the seed of the data's order; `facts` is what a table
-    says of the run before it is trained; `config` (resolved) is there to be recorded."""
+    run that this one starts from; `examples` digests what its examples are, `order` is the seed of
+    their order; `facts` is what a table says of the run before it is trained; `config` (resolved)
+    is there to be recorded."""
 
     id: str
     model: Model
