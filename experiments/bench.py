@@ -4,7 +4,7 @@ tokens and FLOPs per second, memory, what the host adds.
 python -m experiments.bench --config=configs/lm_gpt2.py --config.batch.size=16 [--json]
 python -m experiments.bench [--json]         a table of the shipped cases, a process for each
 
-No run is written. research/bench.py says what each number is.
+No run is written. research/planning/benchmark.py says what each number is.
 """
 
 import json
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     args, config, _ = cli.parse_config(parser, argv)
     timed = [f"--blocks={args.blocks}", f"--seconds={args.seconds}"]
     if args.config is None:
-        return shipped(timed, args.json)
+        return measure_cases(timed, args.json)
     config = validated(config)
 
     from research.parallel import compile_cache, sharding
@@ -55,24 +55,24 @@ def main(argv: Sequence[str]) -> int:
 
     sharding.use_all_cores()
     compile_cache.keep_programs()
-    found = benchmark.measure(make_run(config), args.blocks, args.seconds)
-    print(json.dumps(found) if args.json else benchmark.text(found))
+    measurement = benchmark.measure(make_run(config), args.blocks, args.seconds)
+    print(json.dumps(measurement) if args.json else benchmark.format_measurement(measurement))
     return 0
 
 
-def shipped(timed: Sequence[str], as_json: bool) -> int:
+def measure_cases(timed: Sequence[str], as_json: bool) -> int:
     """The table of CASES; the exit code of the first that fails."""
-    found: dict[str, Any] = {}
+    measurements: dict[str, Any] = {}
     for name, case in CASES.items():
         command = [sys.executable, "-m", "experiments.bench", *flags(case), *timed, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode != DONE:
             return done.returncode
-        found[name] = json.loads(done.stdout)
+        measurements[name] = json.loads(done.stdout)
 
     from research.planning import benchmark
 
-    print(json.dumps(found) if as_json else benchmark.table(found))
+    print(json.dumps(measurements) if as_json else benchmark.markdown_table(measurements))
     return 0
 
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("--table", action="store_true", help="125M to 70B on 8 to 4096 devices")
     args, config, _ = cli.parse_config(parser, argv)
-    machine = hardware.machine(args.device)
+    machine = hardware.machine_named(args.device)
     for name in ("devices", "vocab"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise BadInput(f"--{name}={value}: expected at least 1")

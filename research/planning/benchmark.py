@@ -9,10 +9,10 @@ seconds_to_first_step  from the start of the process until the first step's metr
 ms_per_step            median over blocks of some dispatches each; ms_quartiles their spread
 tokens_per_second      (examples_per_second where there are no tokens)
 flops_per_second       `flops_exact_full` of a step (see accounting) over ms_per_step
-peak_flops_per_second  of all devices of the run: on accelerators what the data sheet says of the
-                       dtype, elsewhere measured, the best of square matrix products, one on every
-                       device at the same time; peak_share is what a step reaches of it (on
-                       accelerators that is MFU)
+peak_flops_per_second  of all devices of the run: what the data sheet says of the dtype where there
+                       is one of exactly this device, otherwise measured: the best of square matrix
+                       products, one on every device at the same time; peak_share is what a step
+                       reaches of it (of a data sheet's that is MFU)
 peak_bytes             on one device: on accelerators what the allocator saw at most, elsewhere what
                        the compiled training program reserves (arguments, outputs and temporary
                        memory, aliases once)
@@ -39,6 +39,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from research.errors import BadInput
 from research.io import host as environment
+from research.io.text_table import format_table
 from research.models import accounting
 from research.planning import hardware
 from research.training.loop import FEW, run_loop
@@ -46,7 +47,8 @@ from research.training.recorder import DeferredMetrics
 from research.training.run import Run
 from research.training.trainer import Trainer, run_mesh
 
-SIDES = (512, 1024, 2048)  # of the matrices whose product is timed on CPU
+# Of the matrices whose products are timed: large enough to hide what a launch costs.
+CPU_SIDES, ACCELERATOR_SIDES = (512, 1024, 2048), (4096, 8192)
 
 
 class Loop:
@@ -205,15 +207,16 @@ def peak_flops(mesh: Mesh, dtype: str) -> tuple[float, str]:
     """FLOP/s that the devices of `mesh` could reach together, and whether that is "data sheet" or
     "measured"."""
     device = mesh.devices.flat[0]
-    for name, machine in hardware.MACHINES.items():
-        if device.platform != "cpu" and name in device.device_kind.lower():
-            return machine.rate(dtype) * mesh.size, "data sheet"
-    return matrix_peak(tuple(mesh.devices.flat), dtype), "measured"
+    if machine := hardware.machine_of_kind(device.device_kind):
+        return machine.rate(dtype) * mesh.size, "data sheet"
+    sides = CPU_SIDES if device.platform == "cpu" else ACCELERATOR_SIDES
+    return measured_matmul_flops(tuple(mesh.devices.flat), dtype, sides), "measured"
 
 
 @functools.cache
-def matrix_peak(devices: Sequence[Any], dtype: str) -> float:
-    """The best FLOP/s of products of two square matrices, one on every device at the same time."""
+def measured_matmul_flops(devices: Sequence[Any], dtype: str, sides: Sequence[int]) -> float:
+    """The best FLOP/s of products of two square matrices of one of these `sides`, one product on
+    every device at the same time."""
     mesh = Mesh(np.array(devices), ("all",), axis_types=(AxisType.Auto,))
     split = PartitionSpec("all")
 
@@ -223,7 +226,7 @@ def matrix_peak(devices: Sequence[Any], dtype: str) -> float:
         return (x_1xNxN[0] @ x_1xNxN[0])[None]
 
     best = 0.0
-    for side in SIDES:
+    for side in sides:
         shape = len(devices), side, side
         x_KxNxN = jax.jit(
             lambda shape=shape: jnp.full(shape, 0.5, dtype),
@@ -241,50 +244,49 @@ def matrix_peak(devices: Sequence[Any], dtype: str) -> float:
 # As text.
 
 
-def text(found: Mapping[str, Any]) -> str:
+def format_measurement(measurement: Mapping[str, Any]) -> str:
     """A measurement, a line for each thing that was measured."""
-    unit, (low, high) = found["unit"], found["ms_quartiles"]
-    rate, step = found[f"{unit}_per_second"], found[f"{unit}_per_step"]
-    cores = f", {found['cores']} cores" if found["device_kind"] == "cpu" else ""
-    mfu = "MFU" if found["peak"] == "data sheet" else "of the products of matrices measured here"
-    compiling, first = found["compile_seconds"], found["seconds_to_first_step"]
-    host, share = found["host_ms_per_step"], found["host_share"]
+    unit, (low, high) = measurement["unit"], measurement["ms_quartiles"]
+    rate, step = measurement[f"{unit}_per_second"], measurement[f"{unit}_per_step"]
+    on_cpu = measurement["device_kind"] == "cpu"
+    cores = f", {measurement['cores']} cores" if on_cpu else ""
+    of_peak = "MFU" if measurement["peak"] == "data sheet" else "of the measured matmul throughput"
+    compiling, first = measurement["compile_seconds"], measurement["seconds_to_first_step"]
+    host, share = measurement["host_ms_per_step"], measurement["host_share"]
     lines = {
-        "run": f"{found['name']}, {found['params']:,} parameters, {step:,} {unit} a step",
-        "devices": f"{_mesh(found['mesh'])} of {found['device_kind']}{cores}",
+        "run": f"{measurement['name']}, {measurement['params']:,} parameters, {step:,} {unit} a "
+        "step",
+        "devices": f"{_mesh_text(measurement['mesh'])} of {measurement['device_kind']}{cores}",
         "compile": f"{compiling:.2f} s; first step {first:.2f} s after the start of the process",
-        "step": f"{found['ms_per_step']:.3g} ms (quartiles {low:.3g} to {high:.3g})",
+        "step": f"{measurement['ms_per_step']:.3g} ms (quartiles {low:.3g} to {high:.3g})",
         "speed": f"{rate:,.0f} {unit}/s",
-        "FLOP/s": f"{found['flops_per_second']:.3g}, {found['peak_share']:.1%} {mfu} "
-        f"({found['peak_flops_per_second']:.3g})",
-        "memory": f"{found['peak_bytes'] / 2**20:,.1f} MiB at most on a device",
+        "FLOP/s": f"{measurement['flops_per_second']:.3g}, {measurement['peak_share']:.1%} "
+        f"{of_peak} ({measurement['peak_flops_per_second']:.3g})",
+        "memory": f"{measurement['peak_bytes'] / 2**20:,.1f} MiB at most on a device",
         "host": f"{host:.3g} ms of a step ({share:.1%}) are not the devices'",
     }
     return "\n".join(f"{name:>8}  {line}" for name, line in lines.items())
 
 
-def _mesh(shape: Mapping[str, int]) -> str:
+def _mesh_text(shape: Mapping[str, int]) -> str:
     return " x ".join(f"{axis} {n}" for axis, n in shape.items())
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Mapping], str]]] = {
-    "parameters": ("params", lambda r: f"{r['params']:,}"),
-    "compile s": ("compile_seconds", lambda r: f"{r['compile_seconds']:.2f}"),
-    "first step s": ("seconds_to_first_step", lambda r: f"{r['seconds_to_first_step']:.2f}"),
-    "ms/step": ("ms_per_step", lambda r: f"{r['ms_per_step']:.2f}"),
-    "quartiles": ("ms_quartiles", lambda r: "–".join(f"{q:.2f}" for q in r["ms_quartiles"])),
-    "per second": ("unit", lambda r: f"{r[r['unit'] + '_per_second']:,.0f} {r['unit']}"),
-    "GFLOP/s": ("flops_per_second", lambda r: f"{r['flops_per_second'] / 1e9:,.0f}"),
-    "of peak": ("peak_share", lambda r: f"{r['peak_share']:.0%}"),
-    "MiB": ("peak_bytes", lambda r: f"{r['peak_bytes'] / 2**20:,.0f}"),
-    "host": ("host_share", lambda r: f"{r['host_share']:.1%}"),
+COLUMNS: dict[str, Callable[[Mapping], str]] = {
+    "parameters": lambda r: f"{r['params']:,}",
+    "compile s": lambda r: f"{r['compile_seconds']:.2f}",
+    "first step s": lambda r: f"{r['seconds_to_first_step']:.2f}",
+    "ms/step": lambda r: f"{r['ms_per_step']:.2f}",
+    "quartiles": lambda r: "–".join(f"{q:.2f}" for q in r["ms_quartiles"]),
+    "per second": lambda r: f"{r[r['unit'] + '_per_second']:,.0f} {r['unit']}",
+    "GFLOP/s": lambda r: f"{r['flops_per_second'] / 1e9:,.0f}",
+    "of peak": lambda r: f"{r['peak_share']:.0%}",
+    "MiB": lambda r: f"{r['peak_bytes'] / 2**20:,.0f}",
+    "host": lambda r: f"{r['host_share']:.1%}",
 }
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown_table(measurements: Mapping[str, Mapping[str, Any]]) -> str:
     """Measurements by case, as a table in Markdown."""
-    rows = [["case", *COLUMNS]]
-    rows += [[name, *(cell(r) for _, cell in COLUMNS.values())] for name, r in found.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    rows = [[name, *(cell(r) for cell in COLUMNS.values())] for name, r in measurements.items()]
+    return format_table(["case", *COLUMNS], rows, right=COLUMNS, markdown=True)

@@ -318,7 +318,7 @@ def table(config: Mapping[str, Any], device: str) -> str:
     """SIZES on COUNTS of `device`, as Markdown: the best of some meshes, and the least remat with
     which it fits. The config says all but the sizes and the batch, which is EACH for each device.
     """
-    machine = hardware.machine(device)
+    machine = hardware.machine_named(device)
     lines = [
         "| parameters | devices | data, fsdp, tensor | remat | GB | fits | step ≥ | MFU ≤ |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,5 @@
-"""What accelerators can do at most, from what their makers print. Nothing here was measured by us.
+"""Hardware data sheets: what accelerators can do at most, from what their makers print. Nothing
+here was measured by us.
 
 Rates are of dense products (no sparsity) in FLOP/s, bandwidths in bytes/s and one direction, of one
 device. `node` devices are joined by `within`; to other nodes each has `between`.
@@ -11,7 +12,8 @@ from research.errors import BadInput
 
 
 class Machine(NamedTuple):
-    """`fused`: attention is one kernel that never writes its map. `sources` are document titles."""
+    """`fused`: attention is one kernel that never writes its map. `device_kinds`: what the driver,
+    and so jax's `device_kind`, calls exactly these cards. `sources` are document titles."""
 
     rates: Mapping[str, float]
     memory: float
@@ -20,6 +22,7 @@ class Machine(NamedTuple):
     within: float
     between: float
     fused: bool
+    device_kinds: tuple[str, ...]
     sources: tuple[str, ...]
 
     def rate(self, dtype: str) -> float:
@@ -40,6 +43,7 @@ MACHINES: dict[str, Machine] = {
         within=450e9,
         between=50e9,
         fused=True,
+        device_kinds=("NVIDIA H100 80GB HBM3",),
         sources=(
             "NVIDIA H100 Tensor Core GPU Datasheet: SXM, BF16 1,979 and TF32 989 TFLOPS with "
             "sparsity, 80 GB, 3.35 TB/s, NVLink 900 GB/s (both directions)",
@@ -54,6 +58,7 @@ MACHINES: dict[str, Machine] = {
         within=450e9,
         between=50e9,
         fused=True,
+        device_kinds=("NVIDIA H200",),
         sources=(
             "NVIDIA H200 Tensor Core GPU Datasheet: SXM, BF16 1,979 and TF32 989 TFLOPS with "
             "sparsity, 141 GB, 4.8 TB/s, NVLink 900 GB/s (both directions)",
@@ -68,33 +73,27 @@ MACHINES: dict[str, Machine] = {
         within=300e9,
         between=25e9,
         fused=True,
+        device_kinds=("NVIDIA A100-SXM4-80GB",),
         sources=(
             "NVIDIA A100 80GB Tensor Core GPU Datasheet: SXM, BF16 312 and TF32 156 TFLOPS, 80 GB, "
             "2,039 GB/s, NVLink 600 GB/s (both directions)",
             "NVIDIA DGX A100 System User Guide: 8 GPUs, one 200 Gb/s ConnectX-6 port for each",
         ),
     ),
-    "cpu": Machine(  # one core: XLA has one device for each
-        rates={"bfloat16": 211.2e9, "float32": 211.2e9},
-        memory=12e9,
-        bandwidth=9e9,
-        node=64,
-        within=9e9,
-        between=0.78e9,
-        fused=False,
-        sources=(
-            "AMD EPYC 9575F product page: 64 cores of 3.3 GHz (base), 12 channels of DDR5-6000 "
-            "(576 GB/s)",
-            "AMD EPYC 9005 Processor Architecture Overview: two 512-bit FMA pipes, 64 float32 "
-            "FLOPs in a cycle",
-            "assumed, not printed: 768 GB and one 400 Gb/s port for 64 cores",
-        ),
-    ),
 }
 
 
-def machine(name: str) -> Machine:
-    """Raises BadInput naming the machines that there are."""
+def machine_named(name: str) -> Machine:
+    """The machine of --device=`name`. Raises BadInput naming those with a data sheet."""
     if name not in MACHINES:
-        raise BadInput(f"--device={name}: not in the table; expected one of {', '.join(MACHINES)}")
+        raise BadInput(
+            f"--device={name}: a plan is a bound from data sheets, and there is none for it; "
+            f"expected one of {', '.join(MACHINES)} (experiments.bench measures the devices here)"
+        )
     return MACHINES[name]
+
+
+def machine_of_kind(device_kind: str) -> Machine | None:
+    """The machine of a jax device; None where no data sheet here is of exactly that card. Cards of
+    one name differ: an H100 for PCIe has about three quarters of the rate of one for SXM."""
+    return next((m for m in MACHINES.values() if device_kind in m.device_kinds), None)

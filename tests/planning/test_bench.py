@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import bench as command
@@ -15,7 +17,7 @@ from research.errors import BadInput
 from research.io import host
 from research.models import accounting
 from research.parallel import sharding
-from research.planning import benchmark
+from research.planning import benchmark, hardware
 from research.training.run import make_run
 
 
@@ -27,7 +29,7 @@ def run(tiny):
 @pytest.fixture(scope="module")
 def found(run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "SIDES", (64,))
+        patch.setattr(benchmark, "CPU_SIDES", (64,))
         return benchmark.measure(run, blocks=2, seconds=1e-3)
 
 
@@ -53,12 +55,50 @@ def test_figures_are_consistent(found, run):
 
 
 def test_the_words_hold_the_figures(found):
-    told = benchmark.text(found)
+    told = benchmark.format_measurement(found)
     assert f"{found['ms_per_step']:.3g} ms" in told
     assert f"{found['tokens_per_second']:,.0f} tokens/s" in told
-    head, _, *rows = benchmark.table({"a case": found, "the same again": found}).splitlines()
+    head, _, *rows = benchmark.markdown_table(
+        {"a case": found, "the same again": found}
+    ).splitlines()
     assert [len(row.split("|")) for row in rows] == [len(head.split("|"))] * 2
     assert f"{found['ms_per_step']:.2f}" in rows[0]
+    assert "of the measured matmul throughput" in told
+    assert "MFU" in benchmark.format_measurement({**found, "peak": "data sheet"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "how"),
+    [
+        ("NVIDIA H100 80GB HBM3", "gpu", "data sheet"),
+        ("NVIDIA H200", "gpu", "data sheet"),
+        ("NVIDIA A100-SXM4-80GB", "gpu", "data sheet"),
+        ("NVIDIA H100 PCIe", "gpu", "measured"),
+        ("NVIDIA GH200 480GB", "gpu", "measured"),
+        ("NVIDIA A100-SXM4-40GB", "gpu", "measured"),
+        ("TPU v5", "tpu", "measured"),
+        ("cpu", "cpu", "measured"),
+    ],
+)
+def test_a_data_sheet_is_of_exactly_one_card(kind, platform, how, monkeypatch):
+    """The peak of another card is measured, on an accelerator with matrices that can fill it."""
+    timed = []
+    monkeypatch.setattr(benchmark, "measured_matmul_flops", lambda *args: timed.append(args) or 1.0)
+    devices = np.array([SimpleNamespace(platform=platform, device_kind=kind)] * 2)
+    peak, source = benchmark.peak_flops(SimpleNamespace(devices=devices, size=2), "bfloat16")
+    assert source == how
+    if how == "data sheet":
+        assert peak == 2 * hardware.machine_of_kind(kind).rate("bfloat16")
+        assert not timed
+    else:
+        ((on, dtype, sides),) = timed
+        assert (peak, on, dtype) == (1.0, tuple(devices), "bfloat16")
+        assert (min(sides) >= 4096) == (platform != "cpu")
+
+
+def test_a_data_sheet_is_chosen_by_one_name_alone():
+    kinds = [kind for machine in hardware.MACHINES.values() for kind in machine.device_kinds]
+    assert len(set(kinds)) == len(kinds) >= len(hardware.MACHINES)
 
 
 def test_blocks_train_as_the_run_does(run):

@@ -142,7 +142,7 @@ def test_links_within_a_node_are_those_of_the_node():
 
 @pytest.mark.parametrize("name", list(hardware.MACHINES))
 def test_every_machine_says_where_its_numbers_are_from(name):
-    machine = hardware.machine(name)
+    machine = hardware.machine_named(name)
     assert machine.sources
     assert all(value > 0 for value in (*machine.rates.values(), *machine[1:6]))
 
@@ -257,7 +257,8 @@ def test_the_command_plans_without_the_data():
 
 def test_bad_input_ends_with_2():
     for flags, words in (
-        (["--device=b52"], "--device=b52: not in the table; expected one of h100"),
+        (["--device=b52"], "there is none for it; expected one of h100, h200, a100"),
+        (["--device=cpu"], "--device=cpu: a plan is a bound from data sheets"),
         (["--devices=0"], "--devices=0: expected at least 1"),
         (["--vocab=0"], "--vocab=0: expected at least 1"),
     ):

@@ -5,7 +5,7 @@ python -m tools.bench.gpu [--nanogpt=CHECKOUT --torch_python=INTERPRETER]
 
 The batch is the largest of BATCHES that both have memory for; a step is one update of that batch.
 MFU is of the FLOPs of accounting's `flops_exact_full`, for both, and of the peak that
-machines.MACHINES names for the card. Written for a machine that we did not have: nothing here has
+hardware.MACHINES names for the card. Written for a machine that we did not have: nothing here has
 run on a GPU yet.
 """
 
