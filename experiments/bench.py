@@ -1,5 +1,4 @@
-"""How fast a config trains on this machine, its data included: the time of a step and of compiling,
-tokens and FLOPs per second, memory, what the host adds.
+"""How fast a config trains on this machine, its data included, and what the host adds to a step.
 
 python -m experiments.bench --config=configs/lm_gpt2.py --config.batch.size=16 [--json]
 python -m experiments.bench [--json]         a table of the shipped cases, a process for each
@@ -9,13 +8,13 @@ No run is written. research/planning/benchmark.py says what each number is.
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from research.config import cli
 from research.config.loading import validated
 from research.errors import DONE
+from research.io import host
 
 
 def _gpt2(width: int, layers: int, batch: int) -> tuple[str, ...]:
@@ -64,7 +63,7 @@ def measure_cases(timed: Sequence[str], as_json: bool) -> int:
     """The table of CASES; the exit code of the first that fails."""
     measurements: dict[str, Any] = {}
     for name, case in CASES.items():
-        command = [sys.executable, "-m", "experiments.bench", *flags(case), *timed, "--json"]
+        command = [*host.command("bench"), *flags(case), *timed, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode != DONE:
             return done.returncode

@@ -14,10 +14,14 @@ from collections.abc import Sequence
 
 from research.config import cli
 from research.io import files
-from research.scaling import flags as law_flags
 
 
 def main(argv: Sequence[str]) -> int:
+    # The fits keep every core busy themselves; set before numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+    from research.scaling import flags as law_flags
+
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="a sweep's workdir, a .csv or a .parquet")
     parser.add_argument("--out", required=True, help="where fit.json and the figures are written")
@@ -25,8 +29,6 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     sweep = law_flags.next_config(args)
     options, columns = law_flags.options(args), law_flags.columns(args)
-    # The fits keep every core busy themselves; set before numpy is imported.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from research import scaling
     from research.report import fit_figures

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.config import cli
-from research.data import tokenizers
 from research.errors import BadInput
 from research.io import encryption
 from research.report import tables as listing
@@ -48,6 +47,7 @@ def main(argv: Sequence[str]) -> None:
     path = chosen(args) if args.runs else args.export
     key = encryption.load_key(args.key_file) if args.key_file else None
 
+    from research.data import tokenizers
     from research.inference import export, generate
     from research.inference.load import open_run  # jax from here on
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     with StopSignal(*signals, orderly=count > 1) as stop:
         if count > 1:
-            return stop.passed(process_group.run("experiments.train", argv, count, stop))
+            return stop.passed(process_group.run("train", argv, count, stop))
 
         from research.parallel import compile_cache, distributed, sharding
         from research.training import watchdog  # jax from here on

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     stop = StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     launcher = orphaned(os.getppid())
     if place is None and process_group.number(args) > 1:
-        return process_group.run("experiments.worker", argv, process_group.number(args), stop)
+        return process_group.run("worker", argv, process_group.number(args), stop)
 
     from research.parallel import compile_cache, distributed, sharding
     from research.training import watchdog  # jax from here on

@@ -21,6 +21,7 @@ from research.config.loading import ModuleLike, load_config, parse_value
 from research.errors import IO_ERROR, BadInput, IsoflopError, printable
 from research.io import files, host
 
+PROGRAM = "isoflop"  # the console script
 MOST_LINES = 100  # of what is wrong that are told
 
 
@@ -80,7 +81,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser that prints a module docstring as it is written."""
+    """An argument parser that prints a module docstring as it is written; under the console script
+    its examples are those of the script."""
+    if description and sys.argv[0].startswith(f"{PROGRAM} "):
+        description = description.replace("python -m experiments.", f"{PROGRAM} ")
     return _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

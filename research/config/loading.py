@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ def load_config(path: str) -> tuple[dict, ModuleLike | None]:
     spec = importlib.util.spec_from_file_location(f"isoflop_config_{Path(path).stem}", path)
     assert spec
     assert spec.loader
+    _importable(Path(path).resolve())
     module = importlib.util.module_from_spec(spec)
     _call(spec.loader.exec_module, module, what=path)
     if not hasattr(module, "get_config"):
@@ -91,6 +93,15 @@ def load_config(path: str) -> tuple[dict, ModuleLike | None]:
     if not isinstance(config, dict):
         raise BadInput(f"{path}: get_config() must return a ConfigDict")
     return config, module
+
+
+def _importable(path: Path) -> None:
+    """What a config may import beside what is installed: modules of its own folder and of the
+    working directory, and of a folder `configs` around it the package of that name."""
+    around = [folder.parent for folder in path.parents if folder.name == "configs"]
+    for folder in (path.parent, Path.cwd(), *around):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))  # last: nothing that is installed is hidden
 
 
 def _call(function: Callable, *args: object, what: str = "") -> Any:

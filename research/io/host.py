@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path, PurePosixPath
 
@@ -32,6 +33,13 @@ def instructions() -> str:
         return platform.processor()
     told = (line for line in lines if line.startswith(("flags", "Features")))
     return " ".join(sorted(next(told, "").partition(":")[2].split()))
+
+
+def command(name: str) -> list[str]:
+    """The command `isoflop <name>` of this very copy, for a child process. Not by `-m`, which would
+    look for `experiments` in the working directory first."""
+    entry = Path(__file__).resolve().parents[2] / "experiments" / "__main__.py"
+    return [sys.executable, "-P", str(entry), name]
 
 
 def redacted(text: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import DIVERGED, DONE, HUNG, PREEMPTED, BadInput
+from research.io import host
 from research.launch import slots as machine
 from research.launch.job import start
 from research.launch.slots import Slot
@@ -155,14 +156,14 @@ class Gang:
             child.wait()
 
 
-def run(module: str, argv: Sequence[str], count: int, stop: Callable[[], bool]) -> int:
-    """`python -m module` with `argv` as `count` processes on this machine; the exit code of all.
+def run(name: str, argv: Sequence[str], count: int, stop: Callable[[], bool]) -> int:
+    """`isoflop <name>` with `argv` as `count` processes on this machine; the exit code of all.
 
     Process 0 speaks for them; what the others said is shown when they failed and it did not. When
     `stop()` turns true they get SIGTERM; when this process ends, they are killed.
     """
     shares = machine.slots(count, machine.cores(), machine.gpus(), "num_processes")
-    command = [sys.executable, "-m", module, *argv]
+    command = [*host.command(name), *argv]
     with tempfile.TemporaryDirectory(prefix="isoflop-") as folder:
         logs = [Path(folder) / f"process-{i}.log" for i in range(1, count)]
         gang = Gang(command, shares, [None, *logs], {"JAX_NUM_CPU_DEVICES"} & os.environ.keys())

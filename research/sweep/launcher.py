@@ -1,13 +1,12 @@
 """The pending points of a sweep are trained by the workers of an executor."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from research.errors import BAD_INPUT, DONE, IO_ERROR, PREEMPTED, BadInput, Preempted, StorageError
-from research.io import files
+from research.io import files, host
 from research.launch import AUTO, EXECUTORS, Job
 from research.sweep import watch, work_units
 from research.sweep.points import Outcome, Point, read_outcome, write_points
@@ -90,7 +89,7 @@ def launch_sweep(
 def _worker_command(file: Path, workdir: str | Path) -> list[str]:
     """Executors add to it which process of a worker a process is."""
     paths = [f"--sweep={file.resolve()}", f"--workdir={Path(workdir).resolve()}"]
-    return [sys.executable, "-m", "experiments.worker", *paths]
+    return [*host.command("worker"), *paths]
 
 
 def _raise_for(
