@@ -101,7 +101,7 @@ def read(path: str) -> Source:
     if path.endswith(".npz"):
         return _npz(path)
     if os.path.isdir(path):
-        found = [next(Path(path).glob(f"{name}*"), None) for name in IDX]
+        found = [min(Path(path).glob(f"{name}*"), default=None) for name in IDX]
         if found[0] is not None:
             return Source([_idx_pair(str(file)) for file in found if file])
         return _folders(path)

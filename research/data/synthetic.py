@@ -33,7 +33,8 @@ def linear(
     y = x @ np.array(weights)[:, None] + bias + noise * rng.standard_normal((n, 1))
     words = " + ".join([*(f"{w:g} x{i + 1}" for i, w in enumerate(weights)), f"{bias:g}"])
     source = f"y = {words} + {noise:g} N(0, 1), x uniform on [0, 1], seed {seed}"
-    return _dataset(x, y, examples, {"source": source})
+    definition = {"weights": weights, "bias": bias, "noise": noise, "seed": seed}
+    return _dataset(x, y, examples, definition, {"source": source})
 
 
 def teacher(
@@ -70,7 +71,8 @@ def _teacher(
         f"linear teacher, {features} features, spectrum k^-{power:g}, seed {seed}; the loss should "
         f"fall as width^-{exponent:g}"
     )
-    return _dataset(x, y, examples, {"source": source, "expected_exponent": exponent})
+    definition = {"features": features, "exponent": exponent, "seed": seed}
+    return _dataset(x, y, examples, definition, {"source": source, "expected_exponent": exponent})
 
 
 def _bounded(examples: int, numbers: int) -> int:
@@ -90,15 +92,21 @@ def _rotation(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _dataset(
-    x: np.ndarray, y: np.ndarray, examples: int, words: dict[str, object]
+    x: np.ndarray,
+    y: np.ndarray,
+    examples: int,
+    definition: dict[str, object],
+    words: dict[str, object],
 ) -> dict[str, object]:
+    """The digest is that of the `definition`: the last bits of a matrix product depend on the CPU,
+    and a run would have another id on another host."""
     if not np.abs(y).max() <= LARGEST:
         raise BadInput(
             f"data.weights: with data.bias and data.noise they make targets above {LARGEST:g}, the "
             "square of which is no float32"
         )
     x, y = x.astype(np.float32), y.astype(np.float32)
-    digest = files.digest(x.tobytes(), y.tobytes(), str(examples).encode())
+    digest = files.digest_of({**definition, "examples": examples, "heldout": len(x) - examples})
     card = {
         **words,
         "digest": digest,
