@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from research import launch
-from research.config import cli
+from research.config import cli, process_flags, stop_signal
 from research.config.loading import sweep_points
-from research.config.stop_signal import StopSignal
 from research.errors import UNFINISHED
-from research.launch import process_group
 from research.sweep import limits, sweep_file
 
 
@@ -40,14 +38,14 @@ def main(argv: Sequence[str]) -> int:
     limits.add_flags(parser)
     parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
-    process_group.add_flags(parser, member=False)
+    process_flags.add_flags(parser, member=False)
     parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
     parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
     parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
     most = limits.parse_limits(args)
-    num_processes = process_group.number(args)
+    num_processes = process_flags.process_count(args)
     executor_options = launch.options(args.executor, args.executor_options, args.workers)
     configs = sweep_points(config, module, args.sweep)
 
@@ -71,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     options = choose_executor(LaunchOptions(*how), points, args.workdir)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     orderly = options.executor != "inline" or num_processes > 1
-    with StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
+    with stop_signal.StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
         outcome = launch_sweep(points, args.workdir, stop, options)
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")

@@ -13,18 +13,16 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.config import cli
+from research.config import cli, process_flags, stop_signal
 from research.config.loading import validated
-from research.config.stop_signal import StopSignal
 from research.errors import DIVERGED, BadInput
-from research.launch import process_group
-from research.launch.job import orphaned
+from research.io.host import orphaned
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
-    process_group.add_flags(parser)
+    process_flags.add_flags(parser)
     parser.add_argument("--resume", action="store_true", help="refuse to begin a run anew")
     help_ = "trace so many steps, once they are compiled, into the run's profile/"
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=help_)
@@ -32,11 +30,13 @@ def main(argv: Sequence[str]) -> int:
     args, config, _ = cli.parse_config(parser, argv)
     if args.profile < 0:
         raise BadInput(f"--profile={args.profile}: expected a number of steps, of at least 1")
-    config, place, launcher = validated(config), process_group.place(args), orphaned()
-    count = 1 if place is not None else process_group.number(args)
+    config, place, launcher = validated(config), process_flags.distributed_options(args), orphaned()
+    count = 1 if place is not None else process_flags.process_count(args)
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    with StopSignal(*signals, orderly=count > 1) as stop:
+    with stop_signal.StopSignal(*signals, orderly=count > 1) as stop:
         if count > 1:
+            from research.launch import process_group
+
             return stop.passed(process_group.run("train", argv, count, stop))
 
         from research.parallel import compile_cache, distributed, sharding

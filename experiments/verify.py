@@ -11,8 +11,7 @@ import math
 import signal
 from collections.abc import Sequence
 
-from research.config import cli
-from research.config.stop_signal import StopSignal
+from research.config import cli, stop_signal
 from research.errors import BadInput
 
 
@@ -33,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     compile_cache.keep_programs()
     made, config = verify.predict(args.runs, args.flops)
     print(summary.prediction(made), flush=True)
-    with StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
+    with stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
         found = verify.measure(args.runs, made, config, stop)
     print(summary.verified(found))
     written = report.write(args.runs)["files"]

@@ -12,25 +12,25 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 
-from research.config import cli
-from research.config.stop_signal import StopSignal
-from research.launch import process_group
-from research.launch.job import orphaned
+from research.config import cli, process_flags, stop_signal
+from research.io.host import orphaned
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--sweep", required=True, metavar="FILE", help="written by the launcher")
     parser.add_argument("--workdir", required=True, help="the workdir of that launch")
-    process_group.add_flags(parser)
+    process_flags.add_flags(parser)
     args = parser.parse_args(argv)
-    place = process_group.place(args)
+    place, count = process_flags.distributed_options(args), process_flags.process_count(args)
     # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
     # its launcher a worker would go on unseen.
-    stop = StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    stop = stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     launcher = orphaned(os.getppid())
-    if place is None and process_group.number(args) > 1:
-        return process_group.run("worker", argv, process_group.number(args), stop)
+    if place is None and count > 1:
+        from research.launch import process_group
+
+        return process_group.run("worker", argv, count, stop)
 
     from research.parallel import compile_cache, distributed, sharding
     from research.training import watchdog  # jax from here on

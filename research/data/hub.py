@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from research.config.types import Count, Share
-from research.data import hub_access, text, token_files, tokenizers
+from research.data import hub_access, subwords, text, token_files, tokenizers
 from research.data.sampling import is_heldout
+from research.data.subwords import package
 from research.data.token_files import Tokens
-from research.data.tokenizers import package
 from research.errors import BadInput, first_line
 from research.io import files
 
@@ -126,7 +126,7 @@ def _tokens(path: str, revision: str, tokenizer: str, items: tuple) -> Tokens:
     for held, document in stream:
         first.append((held, document))
         size += 0 if held else len(document)
-        if size >= tokenizers.TRAINED_ON:
+        if size >= subwords.TRAINED_ON:
             break
     made = tokenizers.choose("bpe", name["vocab"], (d for held, d in first if not held))
     return token_files.store(key, made, itertools.chain(first, stream))

@@ -17,9 +17,9 @@ import numpy as np
 
 from research.config.types import Count, Share
 from research.data import token_files, tokenizers
+from research.data.byte_tokenizer import Tokenizer
 from research.data.sampling import is_heldout
 from research.data.token_files import Tokens
-from research.data.tokenizers import Tokenizer
 from research.errors import BadInput
 from research.io import files
 

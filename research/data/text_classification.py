@@ -12,7 +12,7 @@ import numpy as np
 
 from research.config.types import Count, Share
 from research.data import hub_access, sampling, text, token_files, tokenizers
-from research.data.tokenizers import Tokenizer
+from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput
 from research.io import files
 

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from research.data import tokenizers
-from research.data.tokenizers import Tokenizer
+from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput, StorageError
 from research.io import files
 

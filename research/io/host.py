@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from research.io import files
 
+PARENT = "ISOFLOP_PARENT"  # a worker whose parent has not this process id any more ends
 _IMPORTED = time.monotonic()
 SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # names of variables
 SHORTEST = 8  # characters of a value that is looked for
@@ -121,3 +123,10 @@ def _commit() -> str:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
+
+
+def orphaned(parent: int | None = None) -> Callable[[], bool]:
+    """Whether the launcher that started this process is gone; of one that no launcher started,
+    whether `parent` is."""
+    told = os.environ.get(PARENT, parent)
+    return lambda: told is not None and os.getppid() != int(told)

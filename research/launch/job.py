@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from research.errors import HUNG, PREEMPTED
+from research.io.host import PARENT
 
-PARENT = "ISOFLOP_PARENT"  # a worker whose parent has not this process id any more saves and ends
 IN_A_ROW = 3  # times that workers are started again without progress
 
 
@@ -47,13 +47,6 @@ class Restarts:
             self.before, self.used = now, {}
         self.used[slot] = self.used.get(slot, 0) + 1
         return self.used[slot] <= IN_A_ROW
-
-
-def orphaned(parent: int | None = None) -> Callable[[], bool]:
-    """Whether the launcher that started this process is gone; of one that no launcher started,
-    whether `parent` is."""
-    told = os.environ.get(PARENT, parent)
-    return lambda: told is not None and os.getppid() != int(told)
 
 
 def start(

@@ -1,7 +1,6 @@
 """Several processes that are one worker: the same command, each told its number and where process 0
 is. They join by jax.distributed (see research/processes.py)."""
 
-import argparse
 import contextlib
 import os
 import signal
@@ -12,74 +11,20 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from research.errors import DIVERGED, DONE, HUNG, PREEMPTED, BadInput
+from research.errors import DIVERGED, DONE, HUNG, PREEMPTED
 from research.io import host
 from research.launch import slots as machine
 from research.launch.job import start
 from research.launch.slots import Slot
 
-AUTO = "auto"
 TOGETHER = (DONE, PREEMPTED, DIVERGED)  # how a process ends only when all do
+
+
 GRACE = 3.0  # seconds in which processes may say why they end, after one has
+
+
 POLL = 0.1
-HELP = {
-    "num_processes": "how many processes are one run; without the flags below they start here",
-    "coordinator_address": "HOST:PORT of process 0, for a process of several that another program "
-    f"starts; {AUTO}: ask the cluster (Slurm, Open MPI, Kubernetes, TPU) for all three",
-    "process_id": "which of them this is, from 0",
-}
-
-
-def add_flags(parser: argparse.ArgumentParser, member: bool = True) -> None:
-    """The flags, named as the arguments of jax.distributed.initialize; of a command that is itself
-    no `member`, only how many there are."""
-    parser.add_argument("--num_processes", type=int, metavar="K", help=HELP["num_processes"])
-    if member:
-        for name, kind, value in (
-            ("coordinator_address", str, "HOST:PORT"),
-            ("process_id", int, "I"),
-        ):
-            parser.add_argument(f"--{name}", type=kind, metavar=value, help=HELP[name])
-
-
-def number(args: argparse.Namespace) -> int:
-    """How many processes are asked for. Raises BadInput."""
-    if args.num_processes is not None and args.num_processes < 1:
-        raise BadInput(f"--num_processes: {args.num_processes}; expected at least 1")
-    return args.num_processes or 1
-
-
-def place(args: argparse.Namespace) -> dict[str, Any] | None:
-    """What jax.distributed.initialize is to be told; None for one process alone. Raises BadInput
-    listing what is wrong."""
-    k, i, address = number(args), args.process_id, args.coordinator_address
-    if address is None:
-        if i is not None:
-            raise BadInput("--process_id: needs --coordinator_address=HOST:PORT of process 0")
-        return None
-    if address == AUTO:
-        if i is not None or args.num_processes is not None:
-            raise BadInput(
-                f"--coordinator_address={AUTO}: the cluster says how many processes there are and "
-                "which this is; expected neither --num_processes nor --process_id"
-            )
-        return {}
-    problems = []
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        problems.append(f"--coordinator_address: {address!r}; expected HOST:PORT, or {AUTO}")
-    if args.num_processes is None:
-        problems.append("--coordinator_address: needs --num_processes, how many there are")
-    if i is None or not 0 <= i < k:
-        problems.append(f"--process_id: {i}; expected 0 to {k - 1}, another for each process")
-    if problems:
-        raise BadInput(*problems)
-    bind = {"coordinator_bind_address": address} if host in ("127.0.0.1", "localhost") else {}
-    given = {"coordinator_address": address, "num_processes": k, "process_id": i, **bind}
-    # All is said; of a cluster that this happens to run in jax would take the GPU's number.
-    return given | {"cluster_detection_method": "deactivate"}
 
 
 def flags(address: str, count: int, index: int) -> list[str]:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.config import process_flags
 from research.errors import BadInput
 from research.launch import process_group
 from research.launch.job import Job, Restarts, start
@@ -93,7 +94,7 @@ def run(
     )
     changes = {} if gpus else {"JAX_NUM_CPU_DEVICES": str(cpus)}
     several = job.processes > 1
-    command = [*job.command, *([f"--coordinator_address={process_group.AUTO}"] if several else [])]
+    command = [*job.command, *([f"--coordinator_address={process_flags.AUTO}"] if several else [])]
 
     def submit(slots: Sequence[int]) -> dict[int, Any]:
         logs = {i: job.logs.resolve() / f"worker-{i}.log" for i in slots}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research import data
-from research.data import hub, text, token_files, tokenizers
+from research.data import byte_tokenizer, hub, text, token_files, tokenizers
 from research.errors import BadInput
 from research.sweep.points import read_points, resolve_points, write_points
 from research.training.run import make_run
@@ -167,7 +167,7 @@ def test_replacing_is_no_other_run_where_nothing_is_replaced(tiny):
 )
 def test_the_byte_tokenizer_gives_all_bytes_back(tmp_path):
     every = bytes(range(256))
-    made = tokenizers.Tokenizer()
+    made = byte_tokenizer.Tokenizer()
     assert made.decode(made.encode(every)) == every
     letters = "".join(map(chr, [*range(1, 0xD800, 7), 0xFFFD, 0x1F600]))
     assert made.decode(made.encode(letters)).decode() == letters
@@ -243,7 +243,7 @@ def test_sound_ids_are_taken_and_an_array_with_a_header_is_not(tmp_path):
         load(tmp_path / "b.bin", vocab=65_536)
 
 
-class Wrong(tokenizers.Tokenizer):
+class Wrong(byte_tokenizer.Tokenizer):
     """A tokenizer whose last id is one that it says there is not."""
 
     vocab, json, digest = 300, '{"wrong": 1}', "wrong"

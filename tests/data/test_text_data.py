@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research import data
-from research.data import hub, sampling, text, token_files, tokenizers
+from research.data import hub, sampling, subwords, text, token_files, tokenizers
 from research.data.sampling import CYCLE
 from research.errors import BadInput
 
@@ -78,7 +78,7 @@ def test_windows_of_subwords_hold_the_documents(tmp_path):
     made = data.load("text", path=str(jsonl(tmp_path / "a.jsonl", texts)), **BASE | BPE)
     reader = tokenizers.from_json(made.tokenizer)
     for split, held in ((made.train, False), (made.heldout, True)):
-        found = reader.decode(split.tokens).split(tokenizers.END.encode())
+        found = reader.decode(split.tokens).split(subwords.END.encode())
         assert found == [t.encode() for t in texts if is_heldout(t) == held]
     assert isinstance(made.train.tokens, np.memmap)
     assert made.facts == {"vocab": 320, "context": 16}
@@ -232,7 +232,7 @@ def test_a_mixture_has_one_tokenizer(sources):
     made = mixed(sources, [1.0, 1.0, 1.0], **BPE)
     reader = tokenizers.from_json(made.tokenizer)
     for k, windows in enumerate(made.train.parts):
-        first = reader.decode(windows.tokens).split(tokenizers.END.encode())[0].decode()
+        first = reader.decode(windows.tokens).split(subwords.END.encode())[0].decode()
         assert first in [json.loads(line)["text"] for line in sources[k].read_text().splitlines()]
     singles = [data.load("text", path=str(p), **BASE | BPE).tokenizer for p in sources]
     assert made.tokenizer not in singles
@@ -318,7 +318,7 @@ def test_a_parquet_folder_is_read_too(folder, tmp_path):
 def test_the_tokenizer_of_a_stream_sees_its_beginning_alone(folder, monkeypatch):
     pytest.importorskip("tokenizers")
     seen, real = [], tokenizers.choose
-    monkeypatch.setattr(tokenizers, "TRAINED_ON", 6000)
+    monkeypatch.setattr(subwords, "TRAINED_ON", 6000)
     monkeypatch.setattr(
         tokenizers, "choose", lambda n, v, d: seen.extend(d := list(d)) or real(n, v, d)
     )
@@ -327,7 +327,7 @@ def test_the_tokenizer_of_a_stream_sees_its_beginning_alone(folder, monkeypatch)
     assert seen == train[: len(seen)]
     assert 6000 <= sum(map(len, seen)) < 7000 < sum(map(len, train))
     reader = tokenizers.from_json(made.tokenizer)
-    assert reader.decode(made.train.tokens).split(tokenizers.END.encode()) == train
+    assert reader.decode(made.train.tokens).split(subwords.END.encode()) == train
 
 
 def test_a_set_is_read_once(folder, stores):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from research import data
-from research.data import sampling, text, token_files, tokenizers
+from research.data import byte_tokenizer, sampling, subwords, text, token_files, tokenizers
 from research.errors import BadInput
 from research.io import files
 
@@ -29,8 +29,8 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def trainings(monkeypatch):
     """How often a tokenizer was trained: a list that grows."""
-    calls, real = [], tokenizers._train
-    monkeypatch.setattr(tokenizers, "_train", lambda *a: calls.append(a) or real(*a))
+    calls, real = [], subwords.train_bpe
+    monkeypatch.setattr(subwords, "train_bpe", lambda *a: calls.append(a) or real(*a))
     return calls
 
 
@@ -67,7 +67,7 @@ HARD = [
 
 @pytest.mark.parametrize("hard", HARD)
 def test_bpe_gives_the_text_back_to_the_byte(hard):
-    made = tokenizers.trained(400, raw())
+    made = subwords.trained_bpe(400, raw())
     ids = made.encode(hard)
     assert made.decode(ids) == hard.encode()
     assert made.separator not in ids
@@ -76,7 +76,7 @@ def test_bpe_gives_the_text_back_to_the_byte(hard):
 
 
 def test_bpe_merges_what_is_frequent():
-    made, documents = tokenizers.trained(400, raw()), raw()
+    made, documents = subwords.trained_bpe(400, raw()), raw()
     ids = made.encode_documents(documents)
     assert len(ids) < 0.6 * sum(map(len, documents))
     assert (ids == made.separator).sum() == len(documents) - 1
@@ -84,12 +84,12 @@ def test_bpe_merges_what_is_frequent():
 
 
 def test_a_kept_json_is_the_same_tokenizer():
-    made = tokenizers.trained(400, raw())
+    made = subwords.trained_bpe(400, raw())
     again = tokenizers.from_json(made.json)
     probe = documents(1, seed=9)[0]
     np.testing.assert_array_equal(again.encode(probe), made.encode(probe))
     assert (again.vocab, again.separator, again.digest) == (400, made.separator, made.digest)
-    other = tokenizers.trained(401, raw())
+    other = subwords.trained_bpe(401, raw())
     assert other.digest != made.digest
 
 
@@ -104,13 +104,13 @@ def test_nothing_kept_is_bytes(kept):
 
 def test_a_token_that_there_is_not_is_told():
     with pytest.raises(BadInput, match="token 400: expected ids below 400"):
-        tokenizers.trained(400, raw()).decode([1, 400])
+        subwords.trained_bpe(400, raw()).decode([1, 400])
 
 
 def test_tiktoken_gives_the_ids_of_tokenizers(corpus):
     pytest.importorskip("tiktoken")
     lines = [*corpus.read_bytes().splitlines()[:500], *(hard.encode() for hard in HARD)]
-    made = tokenizers.trained(600, lines)
+    made = subwords.trained_bpe(600, lines)
     ids = made.encode_each(lines)
     assert made._fast is not None
     for fast, slow in zip(ids, made._slowly([line.decode() for line in lines])):
@@ -119,7 +119,7 @@ def test_tiktoken_gives_the_ids_of_tokenizers(corpus):
 
 def test_an_encoder_that_differs_is_not_used(monkeypatch):
     pytest.importorskip("tiktoken")
-    made, real = tokenizers.trained(400, raw()), tokenizers._tiktoken
+    made, real = subwords.trained_bpe(400, raw()), subwords._tiktoken
 
     def swapped(spec):
         merges = spec["model"]["merges"]
@@ -129,7 +129,7 @@ def test_an_encoder_that_differs_is_not_used(monkeypatch):
         merges[0], merges[1] = merges[1], merges[0]
         return real(spec)
 
-    monkeypatch.setattr(tokenizers, "_tiktoken", swapped)
+    monkeypatch.setattr(subwords, "_tiktoken", swapped)
     assert swapped(json.loads(made.json)) is not None
     ids = made.encode_each(raw())
     assert made._fast is None
@@ -140,19 +140,19 @@ def test_an_encoder_that_differs_is_not_used(monkeypatch):
 @pytest.mark.parametrize("change", ["normalizer", "order", "prefix"])
 def test_what_tiktoken_cannot_do_is_left_to_tokenizers(change):
     pytest.importorskip("tiktoken")
-    spec = json.loads(tokenizers.trained(400, raw()).json)
-    assert tokenizers._tiktoken(spec) is not None
+    spec = json.loads(subwords.trained_bpe(400, raw()).json)
+    assert subwords._tiktoken(spec) is not None
     if change == "normalizer":
         spec["normalizer"] = {"type": "Lowercase"}
     elif change == "order":
         spec["model"]["merges"].reverse()
     else:
         spec["pre_tokenizer"]["add_prefix_space"] = True
-    assert tokenizers._tiktoken(spec) is None
+    assert subwords._tiktoken(spec) is None
 
 
 def test_without_tiktoken_the_ids_are_the_same(monkeypatch):
-    made = tokenizers.trained(400, raw())
+    made = subwords.trained_bpe(400, raw())
     quick = made.encode_documents(raw())
     monkeypatch.setitem(sys.modules, "tiktoken", None)
     slow = tokenizers.from_json(made.json)
@@ -162,7 +162,7 @@ def test_without_tiktoken_the_ids_are_the_same(monkeypatch):
 
 def test_without_tokenizers_the_way_to_get_it_is_told(tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.json"
-    path.write_text(tokenizers.trained(300, raw()).json)
+    path.write_text(subwords.trained_bpe(300, raw()).json)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     corpus = jsonl(tmp_path / "a.jsonl", documents())
     for name, vocab in (("bpe", 320), (str(path), None)):
@@ -217,8 +217,8 @@ def test_a_tokenizer_sees_training_documents_alone(tmp_path, trainings):
 
 
 def test_of_a_large_corpus_a_sample_is_looked_at(monkeypatch, trainings):
-    monkeypatch.setattr(tokenizers, "TRAINED_ON", 5000)
-    tokenizers.trained(300, raw())
+    monkeypatch.setattr(subwords, "TRAINED_ON", 5000)
+    subwords.trained_bpe(300, raw())
     assert 3000 < sum(len(t) for t in trainings[0][1]) <= 5000
 
 
@@ -259,7 +259,7 @@ def test_a_broken_tokenizer_is_told(content, words, tmp_path):
 
 def test_a_huge_tokenizer_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.json"
-    path.write_text(tokenizers.trained(300, raw()).json)
+    path.write_text(subwords.trained_bpe(300, raw()).json)
     assert tokenizers.read(str(path)).vocab == 300
     monkeypatch.setattr(tokenizers, "LARGEST_FILE", 1000)
     with pytest.raises(BadInput, match="expected at most 1000"):
@@ -285,7 +285,7 @@ def test_a_vocabulary_that_does_not_fit_is_told(changes, words, tmp_path):
 
 def test_the_vocabulary_of_a_file_is_its_own(tmp_path):
     path, corpus = tmp_path / "tokenizer.json", jsonl(tmp_path / "a.jsonl", documents())
-    path.write_text(tokenizers.trained(300, raw()).json)
+    path.write_text(subwords.trained_bpe(300, raw()).json)
     assert load(corpus, tokenizer=str(path), vocab=None).facts["vocab"] == 300
     assert load(corpus, tokenizer=str(path), vocab=300).facts["vocab"] == 300
     with pytest.raises(BadInput, match=r"^data.vocab: 301, but .* has 300 tokens"):
@@ -293,7 +293,7 @@ def test_the_vocabulary_of_a_file_is_its_own(tmp_path):
 
 
 def test_ids_of_a_bin_may_name_their_tokenizer(tmp_path):
-    made, path = tokenizers.trained(300, raw()), tmp_path / "tokenizer.json"
+    made, path = subwords.trained_bpe(300, raw()), tmp_path / "tokenizer.json"
     path.write_text(made.json)
     ids = tmp_path / "a.bin"
     made.encode_documents(raw()).astype(np.uint16).tofile(ids)
@@ -312,7 +312,7 @@ def pairs(n=80):
 
 @pytest.mark.parametrize("vocab", [256, 257, 65_536, 65_537])
 def test_token_files_are_mapped_in_the_smallest_type(vocab, monkeypatch):
-    made = tokenizers.Tokenizer()
+    made = byte_tokenizer.Tokenizer()
     made.vocab = vocab
     monkeypatch.setattr(tokenizers, "from_json", lambda _: made)
     found = token_files.store("key", made, pairs())
@@ -327,7 +327,7 @@ def test_token_files_are_mapped_in_the_smallest_type(vocab, monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 700, 1 << 20])
 def test_token_files_do_not_depend_on_the_batches(batch, monkeypatch):
-    made = tokenizers.trained(400, raw())
+    made = subwords.trained_bpe(400, raw())
     monkeypatch.setattr(token_files, "BATCH", batch)
     found = token_files.store(f"key{batch}", made, pairs())
     train = [d for held, d in pairs() if not held]
@@ -341,7 +341,7 @@ def test_token_files_do_not_depend_on_the_batches(batch, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["short", "ids", "facts", "absent"])
 def test_damaged_token_files_are_built_anew(damage, cache):
-    made = tokenizers.trained(400, raw())
+    made = subwords.trained_bpe(400, raw())
     first = np.array(token_files.store("key", made, pairs()).train)
     folder = cache / "tokens" / "key"
     if damage == "short":
@@ -360,7 +360,7 @@ def test_damaged_token_files_are_built_anew(damage, cache):
 
 
 def test_builders_at_once_do_not_disturb_each_other(cache):
-    made, found = tokenizers.Tokenizer(), []
+    made, found = byte_tokenizer.Tokenizer(), []
     barrier = threading.Barrier(4)
 
     def build():
@@ -384,7 +384,7 @@ def test_a_builder_that_fails_leaves_nothing(cache):
         raise BadInput("the stream ended")
 
     with pytest.raises(BadInput, match="the stream ended"):
-        token_files.store("key", tokenizers.Tokenizer(), failing())
+        token_files.store("key", byte_tokenizer.Tokenizer(), failing())
     assert token_files.find("key") is None
     assert not list((cache / "tokens").iterdir())
 

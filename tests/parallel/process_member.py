@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 
+from research.config import process_flags
 from research.errors import Damaged, Lost, Preempted
-from research.launch import process_group
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--task")
-process_group.add_flags(parser)
+process_flags.add_flags(parser)
 args = parser.parse_args()
 
 from research.parallel import distributed, sharding  # noqa: E402
@@ -80,6 +80,6 @@ def perform(task):
         np.savez(task["out"], pid=os.getpid(), **out)
 
 
-with distributed.joined(process_group.place(args)):
+with distributed.joined(process_flags.distributed_options(args)):
     agreements()
     perform(json.loads(Path(args.task).read_text()))

@@ -18,6 +18,7 @@ import pytest
 from launching import end, environment, saved, sweep_file, wait_for
 
 from research import launch
+from research.config import process_flags
 from research.errors import DIVERGED, DONE, HUNG, IO_ERROR, PREEMPTED, BadInput
 from research.launch import process_group, slots
 from research.parallel import sharding
@@ -267,20 +268,22 @@ def test_what_is_wrong_in_all_processes_is_told_once(corpus, tmp_path):
 
 def flags_of(*argv):
     parser = argparse.ArgumentParser()
-    process_group.add_flags(parser)
+    process_flags.add_flags(parser)
     return parser.parse_args(argv)
 
 
 def test_flags_become_what_jax_is_told():
-    assert process_group.place(flags_of()) is None
-    assert process_group.place(flags_of("--num_processes=4")) is None  # starts them
-    assert process_group.place(flags_of("--coordinator_address=auto")) == {}
+    assert process_flags.distributed_options(flags_of()) is None
+    assert process_flags.distributed_options(flags_of("--num_processes=4")) is None  # starts them
+    assert process_flags.distributed_options(flags_of("--coordinator_address=auto")) == {}
     told = process_group.flags("10.0.0.1:1234", 4, 3)
-    given = process_group.place(flags_of(*told))
+    given = process_flags.distributed_options(flags_of(*told))
     assert given["coordinator_address"] == "10.0.0.1:1234"
     assert (given["num_processes"], given["process_id"]) == (4, 3)
     assert "coordinator_bind_address" not in given
-    on_loopback = process_group.place(flags_of(*process_group.flags("127.0.0.1:1234", 4, 0)))
+    on_loopback = process_flags.distributed_options(
+        flags_of(*process_group.flags("127.0.0.1:1234", 4, 0))
+    )
     assert on_loopback["coordinator_bind_address"] == "127.0.0.1:1234"
     assert process_group.flags("", 1, 0) == []
 
@@ -305,7 +308,7 @@ def test_flags_become_what_jax_is_told():
 )
 def test_flags_that_do_not_fit_are_refused(argv, problem):
     with pytest.raises(BadInput, match=problem):
-        process_group.place(flags_of(*argv))
+        process_flags.distributed_options(flags_of(*argv))
 
 
 def test_the_exit_code_of_several_is_what_one_of_them_said_went_wrong():

@@ -1,0 +1,257 @@
+"""Subword tokenizers: byte-level BPE trained here, or any tokenizer.json."""
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import itertools
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from research.data.byte_tokenizer import LARGEST_VOCAB, Tokenizer
+from research.errors import BadInput, first_line
+from research.io import files
+
+END = "<|endoftext|>"
+
+
+# What may stand between documents, the first that a vocabulary has.
+SEPARATORS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
+
+
+TRAINED_ON = 64 << 20  # bytes of training documents
+
+
+MOST_GROWTH = 1 << 10
+
+
+SAMPLE = 16  # pieces of text on which two encoders are compared
+
+
+# The split rule of ByteLevel, for tiktoken, whose stack a long run of spaces overflows.
+SPLIT = r"'(?:s|t|d|m|re|ve|ll)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
+
+
+LONG_SPACE = re.compile(r"\s{1024}")
+
+
+class Subwords(Tokenizer):
+    """What a `tokenizer.json` describes, by the library `tokenizers`.
+
+    Where the merges of a byte-level BPE can be handed to tiktoken, and both give the same ids for a
+    sample of the text, tiktoken encodes documents (about ten times faster). `what` begins the
+    errors of a description that is none.
+    """
+
+    def __init__(self, text: str, what: str = "tokenizer"):
+        self.json = text
+        self.digest = files.digest(text.encode())
+        self._made = _build(text, what)
+        ids = self._made.get_vocab(with_added_tokens=True)
+        self.vocab = max(ids.values(), default=-1) + 1
+        if not 0 < self.vocab <= LARGEST_VOCAB:
+            raise BadInput(f"{what}: ids up to {self.vocab - 1}; expected 1 to {LARGEST_VOCAB}")
+        found = [ids[name] for name in SEPARATORS if name in ids]
+        if not found:
+            raise BadInput(
+                f"{what}: none of {' '.join(SEPARATORS)} is in the vocabulary; add one of them, "
+                "to stand between documents"
+            )
+        self.separator = found[0]
+        self._fast: Any = None
+        self._compared = False
+
+    def encode(self, text: str | bytes) -> np.ndarray:
+        return self._slowly([_as_text(text)])[0]
+
+    def encode_each(self, documents: Sequence[bytes]) -> list[np.ndarray]:
+        texts = [_as_text(document) for document in documents]
+        if not self._compared and texts:
+            self._compared = True
+            self._fast = self._agreeing(_tiktoken(self._spec), texts)
+        return self._quickly(texts)
+
+    def encode_documents(self, documents: Sequence[bytes]) -> np.ndarray:
+        between = np.array([self.separator], np.uint32)
+        parts = [part for ids in self.encode_each(documents) for part in (between, ids)]
+        return np.concatenate(parts[1:]) if parts else np.zeros(0, np.uint32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        if outside := [int(i) for i in ids if not 0 <= i < self.vocab]:
+            raise BadInput(f"token {outside[0]}: expected ids below {self.vocab}")
+        if (self._spec["decoder"] or {}).get("type") == "ByteLevel":  # exact, even within a letter
+            return b"".join(self._pieces[int(i)] for i in ids)
+        return self._made.decode([int(i) for i in ids], skip_special_tokens=False).encode()
+
+    @functools.cached_property
+    def _spec(self) -> dict:
+        return json.loads(self._made.to_str())  # unlike the file, with every key
+
+    @functools.cached_property
+    def _pieces(self) -> list[bytes]:
+        out, table = [b""] * self.vocab, _byte_of()
+        for piece, i in self._made.get_vocab(with_added_tokens=False).items():
+            plain = all(c in table for c in piece)
+            out[i] = bytes(table[c] for c in piece) if plain else piece.encode()
+        for token in self._spec["added_tokens"]:
+            out[token["id"]] = token["content"].encode()
+        return out
+
+    def _slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
+        made = self._made.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in made]
+
+    def _quickly(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._fast is None:
+            return self._slowly(texts)
+        safe = ["" if LONG_SPACE.search(text) else text for text in texts]
+        threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
+        out = self._fast.encode_ordinary_batch(safe, num_threads=threads)
+        return [
+            np.array(ids, np.uint32) if text == kept else self._slowly([text])[0]
+            for ids, text, kept in zip(out, texts, safe)
+        ]
+
+    def _agreeing(self, fast: Any, texts: Sequence[str]) -> Any:
+        """`fast`, if it gives our ids for a sample of `texts`."""
+        if fast is None:
+            return None
+        sample = [text[:8192] for text in texts[:: max(1, len(texts) // SAMPLE)]]
+        sample = [text for text in sample if not LONG_SPACE.search(text)]
+        same = [
+            fast.encode_ordinary(t) == list(ids) for t, ids in zip(sample, self._slowly(sample))
+        ]
+        return fast if all(same) else None
+
+
+def _build(text: str, what: str) -> Any:
+    """The library's object, which adds nothing to a text and cuts nothing from it."""
+    library = package("tokenizers", what)
+    try:
+        if text.count(",") > 4 * LARGEST_VOCAB:
+            raise ValueError("has more entries than the largest vocabulary with its merges")
+        if not isinstance(spec := json.loads(text), dict):
+            raise ValueError("not a JSON object")
+        if (growth := _growth([spec.get("normalizer"), spec.get("decoder")])) > MOST_GROWTH:
+            raise ValueError(f"its replacements make a text up to {growth:.2g} times longer")
+        made = library.Tokenizer.from_str(text)
+        made.encode_special_tokens = True
+        made.no_truncation()
+        made.no_padding()
+        made.encode_batch_fast(["probe"], add_special_tokens=False)
+    except BaseException as error:  # a panic of the library is no Exception
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise BadInput(f"{what}: not a tokenizer.json: {first_line(error)}") from error
+        raise
+    return made
+
+
+def _growth(spec: object) -> float:
+    """How many times longer the replacements of a normalizer or a decoder may make a letter."""
+    if isinstance(spec, list):
+        return math.prod(map(_growth, spec))
+    if not isinstance(spec, dict):
+        return 1.0
+    size = len(str(spec.get("content") or spec.get("prepend") or ""))
+    pattern = spec["pattern"].get("String") if isinstance(spec.get("pattern"), dict) else None
+    return max(1.0, size / len(str(pattern or "x"))) * _growth([*spec.values()])
+
+
+def _tiktoken(spec: dict) -> Any:
+    """An encoder from the merges of a byte-level BPE; None where there is no tiktoken, or it could
+    not give the same ids: it knows ranks alone, so the merges must be in the order of the ids."""
+    try:
+        import tiktoken
+    except ImportError:
+        return None
+    model, split = spec["model"], spec["pre_tokenizer"] or {}
+    unlike = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
+    if (
+        (model["type"], split.get("type"), spec["normalizer"]) != ("BPE", "ByteLevel", None)
+        or split["add_prefix_space"]
+        or not split["use_regex"]
+        or model["ignore_merges"]
+        or any(model[key] for key in unlike)
+        or not all(token["special"] for token in spec["added_tokens"])
+    ):
+        return None
+    special = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    ids = {piece: i for piece, i in model["vocab"].items() if piece not in special}
+    merged = ["".join(pair) for pair in model["merges"]]
+    table, order = _byte_of(), [ids.get(piece, -1) for piece in merged]
+    if (
+        sorted(set(ids) - set(merged)) != sorted(table)
+        or order != sorted(set(order))
+        or max(ids[c] for c in table) > min(order, default=LARGEST_VOCAB)
+    ):
+        return None
+    ranks = {bytes(table[c] for c in piece): i for piece, i in ids.items()}
+    return tiktoken.Encoding("bpe", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special)
+
+
+@functools.cache
+def _byte_of() -> dict[str, int]:
+    """The printable stand-in of every byte in a byte-level vocabulary -> the byte."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + k): b for k, b in enumerate(hidden)}
+
+
+def _as_text(text: str | bytes) -> str:
+    return text if isinstance(text, str) else text.decode("utf-8", "replace")
+
+
+def package(name: str, what: str) -> Any:
+    """An optional package. Raises BadInput that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BadInput(f"{what}: needs the package {name}; pip install 'isoflop[text]'") from error
+
+
+def trained_bpe(vocab: int, documents: Iterable[bytes]) -> Tokenizer:
+    """Byte-level BPE of `vocab` tokens (Sennrich et al. 2016, Radford et al. 2019), trained once
+    and then taken from the cache.
+
+    Of a large corpus, a sample of TRAINED_ON bytes is looked at: the documents with the smallest
+    hashes, so it does not depend on their order. Raises BadInput if the text is too small for so
+    many tokens.
+    """
+    by_name = {hashlib.sha256(document).digest(): document for document in documents}
+    names = sorted(by_name)
+    sizes = itertools.accumulate(len(by_name[name]) for name in names)
+    names = [name for name, size in zip(names, sizes) if size <= TRAINED_ON] or names[:1]
+    settings = {"model": "byte-level BPE", "special": [END], "vocab": vocab}
+    name = files.digest(b"".join(names), files.canonical(settings))
+    path = files.cache("tokenizers") / f"{name}.json"
+    with contextlib.suppress(OSError, UnicodeDecodeError, BadInput):  # absent or damaged: anew
+        return Subwords(path.read_text(encoding="utf-8"))
+    text = train_bpe(vocab, [_as_text(by_name[name]) for name in names])
+    made = Subwords(text)
+    if made.vocab != vocab:
+        raise BadInput(
+            f"data.vocab: {vocab}, but the training text gives no more than {made.vocab} tokens"
+        )
+    files.write_atomic(path, text)
+    return made
+
+
+def train_bpe(vocab: int, texts: Sequence[str]) -> str:
+    library = package("tokenizers", "data.tokenizer: bpe")
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END],
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    return made.to_str()
