@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.walls import NO_JAX, SLACK, WALLS
+from tests.walls import INSIDE, NO_JAX, READ_CONFIG, SLACK, WALLS
 
 ROOT = Path(__file__).parents[1]
 MAY = {room: set(allowed.split()) for room, (_, allowed) in WALLS.items()}
@@ -65,6 +65,12 @@ def violations(module, tree):
     for target in targets(module, tree):
         if target.partition(".")[0] != room and not permitted(room, target):
             yield f"{module} imports {target}"
+        own = target.removeprefix(f"{room}.")
+        if module in INSIDE and own != target and own not in INSIDE[module].split():
+            yield f"{module} imports {target}"
+        reads_config = target.startswith("config") and target != "config.types"
+        if room == "training" and reads_config and module not in READ_CONFIG:
+            yield f"{module} imports {target}; it may not look into a config"
     for name in imports(tree):
         top = name.partition(".")[0]
         if top in ("experiments", "configs", "tests"):
@@ -154,6 +160,10 @@ def circle(edges):
 def test_imports_make_no_circle():
     assert circle(graph()) is None
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_the_rooms_make_no_circle():
+    assert circle({room: {entry.partition(".")[0] for entry in MAY[room]} for room in MAY}) is None
 
 
 def test_every_room_is_in_the_table():

@@ -42,4 +42,18 @@ NO_JAX = (
     ),
     *("training.progress", "training.watchdog"),
 )
+# Inside training: module -> the modules of training that it may import, where that is few.
+INSIDE = {
+    "training.step": "optimizers schedules tasks",
+    "training.trainer": "run step fine_tuning",
+    "training.run": "execution horizon fine_tuning optimizers step tasks",
+    "training.losses": "",
+    "training.schedules": "",
+    "training.optimizers": "",
+    "training.tasks": "losses",
+    "training.execution": "",
+    "training.horizon": "",
+}
+# What of config/ a module of training may import besides its types: only these read a config.
+READ_CONFIG = ("training.run", "training.resume", "training.horizon", "training.fine_tuning")
 SLACK = 1.15  # what the table permits, over what the code uses

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,12 +19,14 @@ from research.io import files
 from research.models import Model, accounting
 from research.models.sizing import model_at_size
 from research.parallel import sharding
-from research.training import execution, fine_tuning, horizon
+from research.training import execution, horizon
 from research.training.execution import Execution
-from research.training.fine_tuning import Start
 from research.training.optimizers import Optimizer
 from research.training.step import TrainState
 from research.training.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from research.training.fine_tuning import Start
 
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
 NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *execution.KEYS)
@@ -74,7 +76,7 @@ class Run:
     keep: int
     on_save_error: str
     sinks: tuple[str, ...]
-    start: Start | None
+    start: "Start | None"
     facts: dict
     config: dict
 
@@ -179,7 +181,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     )
 
 
-def identity(resolved: Mapping[str, Any], data_digest: str, start: Start | None) -> str:
+def identity(resolved: Mapping[str, Any], data_digest: str, start: "Start | None") -> str:
     """The id of a run: what it means, wherever its data lie and whatever it prints."""
     out = meaning(resolved)
     out["data"]["digest"] = data_digest
@@ -279,6 +281,8 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
     given = {k: v for k, v in config["model"].items() if k != "name"}
     given |= {k: v for k, v in dataset.facts.items() if k in takes}
     if config["size"] is None and (run := config["init"]["run"]) is not None:
+        from research.training import fine_tuning  # which few runs need
+
         with _of_start():
             shape = fine_tuning.shape(run, name)
         given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
@@ -318,12 +322,14 @@ def _of_start() -> Iterator[None]:
         raise BadInput(*lines) from error
 
 
-def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> Start | None:
+def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> "Start | None":
     init = config["init"]
     if init["run"] is None and init["step"] is not None:
         raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
     if init["run"] is None or init["what"] == "shape":
         return None
+    from research.training import fine_tuning  # which few runs need
+
     with _of_start():
         start = fine_tuning.locate(init["run"], init["step"], init["what"])
     if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:

@@ -14,7 +14,6 @@ from jax.sharding import AbstractMesh, Mesh
 from research.errors import BadInput
 from research.parallel import distributed, sharding
 from research.runs import checkpoint
-from research.training import fine_tuning
 from research.training.run import Run, example_inputs
 from research.training.step import (
     Placement,
@@ -76,6 +75,8 @@ class Trainer:
             return state
         if start.what == "state":
             return checkpoint.restore(start.path, self.abstract)
+        from research.training import fine_tuning  # which few runs need
+
         params = fine_tuning.transplanted(start, self.abstract.params, state.params)
         average = None if state.average is None else jax.tree.map(jnp.copy, params)
         return state._replace(params=params, average=average)
