@@ -1,4 +1,5 @@
-"""Tests run on eight simulated CPU devices; a rank that broadcasting would hide is an error."""
+"""Tests run on eight simulated CPU devices. A rank that broadcasting would hide is an error, and so
+is a dtype that promotion would hide."""
 
 import getpass
 import os
@@ -16,6 +17,7 @@ from research.config import validation
 from research.config.loading import load_config, validated
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # One compile cache for the workers and for later runs, private to the user.
 CACHE = Path(tempfile.gettempdir()) / f"isoflop-tests-{getpass.getuser()}"

@@ -97,12 +97,13 @@ def _norm_forward(x: Array, scale_D: Array, centred: bool, epsilon: float) -> tu
 
 def _norm_backward(centred: bool, epsilon: float, kept: tuple, g: Array) -> tuple[Array, Array]:
     del epsilon
-    unit, r, scale_D = kept
+    kept_unit, r, scale_D = kept
+    unit = _wide(kept_unit)
     h = g * _last(scale_D, g)
     dx = h - unit * (h * unit).mean(-1, keepdims=True)
     if centred:
         dx -= h.mean(-1, keepdims=True)
-    return (dx * r).astype(unit.dtype), (g * unit).reshape(-1, g.shape[-1]).sum(0)
+    return (dx * r).astype(kept_unit.dtype), (g * unit).reshape(-1, g.shape[-1]).sum(0)
 
 
 normalised.defvjp(_norm_forward, _norm_backward)
@@ -175,8 +176,8 @@ def _by_time(x_BxGxNxK: Array, T: int) -> Array:
 
 
 def _wide(x: Array) -> Array:
-    """At least float32."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    """In float32, or in float64 where it is that."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

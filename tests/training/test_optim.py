@@ -148,7 +148,8 @@ def ours(name):
 
 def theirs(name, numbers):
     made = REFERENCES[name](**numbers)
-    return leaves_by_path(jax.jit(lambda *args: trained(made, *args, 1.0))(PARAMS, GRADS))
+    with jax.numpy_dtype_promotion("standard"):  # which optax relies on
+        return leaves_by_path(jax.jit(lambda *args: trained(made, *args, 1.0))(PARAMS, GRADS))
 
 
 def sgd(weight_decay, **numbers):
