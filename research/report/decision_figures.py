@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from research.report import style
 from research.report.style import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
 from research.scaling import Fit, compute_optimal, isoflop, table
+from research.scaling.compare import rescaled_columns
 from research.scaling.envelope import NEEDED
 from research.scaling.laws import GROUP
 
@@ -161,7 +162,7 @@ def settled(section: Mapping[str, Any], unit: str) -> Figure:
 
 def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
     """Every group's losses against compute times its multiplier: on one line if that is right."""
-    columns = [c for c in fit.law.columns if c in ("params", "tokens", "flops")]
+    columns = rescaled_columns(fit.law)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.8), layout="constrained")
         raw, scaled = figure.subplots(1, 2, sharey=True)
@@ -179,7 +180,8 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
             grid = np.geomspace(reach.min(), reach.max(), 48)
             law = fit.predict({columns[0]: grid, GROUP: np.ones(48)})[0]
             scaled.plot(grid, law, color=GREY, lw=1.2, zorder=1, label="the shared law")
-        words = LABELS.get(columns[0], columns[0]) if len(columns) == 1 else "6 N D"
+        words = LABELS.get(columns[0], columns[0]) if len(columns) == 1 else " · ".join(columns)
+        words = "6 N D" if set(columns) == {"params", "tokens"} else words
         for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):
             axes.set(xscale="log", xlabel=text)
             style.log_ticks(axes.xaxis)
@@ -189,7 +191,9 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
 
 
 def _amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
-    return row[columns[0]] if len(columns) == 1 else 6 * row["params"] * row["tokens"]
+    """What a group's multiplier rescales."""
+    factor = compute_optimal.PER_TOKEN if set(columns) == {"params", "tokens"} else 1.0
+    return factor * math.prod(row[column] for column in columns)
 
 
 def spread(section: Mapping[str, Any]) -> Figure:

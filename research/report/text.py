@@ -160,7 +160,7 @@ def _multiverse(section: Mapping[str, Any]) -> str:
 
 def _predicted(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """A prediction: of a law of one column, or of what is optimal for a budget."""
-    if "tokens" not in row:
+    if not {"flops", "params"} <= row.keys():
         low, high = (end(x, ".4f") for x in row["interval"])
         at = quantity(row[document["against"]])
         value = row[document["response"]]

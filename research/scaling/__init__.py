@@ -1,6 +1,6 @@
 """From a table of runs to a law, with honest uncertainty. Reads tables; knows no model."""
 
-from research.scaling.analysis import Analysis, analyse, fit
+from research.scaling.analysis import Analysis, analyse, fit_law
 from research.scaling.document import unit
 from research.scaling.fit import Fit
 from research.scaling.laws import LAWS, Law, named_law
@@ -13,7 +13,7 @@ __all__ = [
     "Law",
     "Options",
     "analyse",
-    "fit",
+    "fit_law",
     "named_law",
     "split",
     "unit",

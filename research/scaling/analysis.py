@@ -13,7 +13,7 @@ from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split
 
 
-def fit(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:
+def fit_law(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:
     """The document of `fit.json` for a law (an object, or a name of LAWS or METHODS) on `rows` (see
     table.read); `options` are the fields of Options.
 
@@ -40,11 +40,17 @@ def analyse(
     next_budget: float | None = None,
     anytime: bool = False,
 ) -> Analysis:
-    """`scaling.fit`, and where they are wanted the sections "compare" (groups by a column),
+    """`fit_law`, and where they are wanted the sections "compare" (groups by a column),
     "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so many FLOPs) and
-    "settling"."""
+    "settling". Raises BadInput for what does not go together."""
     chosen = Options(**options)
     chosen.check()
+    if compare_by and (next_budget or anytime or multiverse_too):
+        flag = "multiverse" if multiverse_too else "next_runs" if next_budget else "anytime"
+        raise BadInput(
+            f"--{flag}: is for one law, and --compare={compare_by} fits several groups; fit one of "
+            f"them with --where={compare_by}==NAME"
+        )
     if isinstance(law, str) and law in METHODS:
         if compare_by:
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
@@ -56,8 +62,7 @@ def analyse(
         chosen.check_against(named)
         if compare_by:
             made, section = compare.compare(named, rows, chosen, compare_by)
-            document = findings.of(made)
-            document["compare"] = section
+            document = {**findings.of(made), "compare": section}
         else:
             made = Fit(named, split(named, rows, chosen), chosen)
             document = findings.of(made)

@@ -33,6 +33,11 @@ def compare(
     if options.init or options.score:
         flag = "init" if options.init else "score"
         raise BadInput(f"--{flag}: is for one law; --compare adds a parameter for every group")
+    if law.response != "loss" or "loss" in law.columns:
+        raise BadInput(
+            f"--compare: {law.name} predicts {law.response} from {', '.join(law.columns)}; a group "
+            "is compared by how much compute it needs for the same loss"
+        )
     if law.predict is None:
         raise BadInput(f"--compare: {law.name} gives terms alone, no prediction to rescale")
     table.require(rows, "compare", column)
@@ -81,10 +86,16 @@ def compare(
     return fit, {**section, "words": sentences(section)}
 
 
+def rescaled_columns(law: Law) -> list[str]:
+    """The columns of a law that the multiplier of a group rescales."""
+    columns = [name for name in law.columns if name != GROUP]
+    return [name for name in columns if name != "unique_tokens" or len(columns) == 1]
+
+
 def shared(law: Law, names: Sequence[str]) -> Law:
     """`law` for several groups, numbered from 1 in the column GROUP (0 is the reference too)."""
     labels = [f"multiplier[{name}]" for name in names[1:]]
-    scaled = [name for name in law.columns if name != "unique_tokens"]
+    scaled = rescaled_columns(law)
 
     def predict(p: Params, x: Columns) -> Any:
         m: Any = 1.0

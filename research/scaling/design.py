@@ -154,11 +154,13 @@ def target_of(fit: Fit, options: Options) -> dict[str, float]:
 def settling(law: Law, parts: Split, options: Options, target: Mapping[str, float]) -> dict:
     """How the prediction at `target` settled as FLOPs were spent, cheapest runs first, and whether
     the last stage still changed it."""
-    rows = sorted(parts.kept, key=lambda row: row.get("flops") or 0.0)
+    if not all(row.get("flops") for row in parts.kept):
+        raise BadInput("--anytime: rows without 'flops' cannot be ordered by what they cost")
+    rows = sorted(parts.kept, key=lambda row: row["flops"])
     needs = len(law.parameters) - len(options.fix) + 2
-    counts = np.unique(np.linspace(needs, len(rows), STAGES).astype(int))
+    counts = np.unique(np.linspace(min(needs, len(rows)), len(rows), STAGES).astype(int))
     # Steps that a run has from another one are paid for once.
-    spent = np.cumsum([row.get("flops_spent") or row.get("flops") or 0.0 for row in rows])
+    spent = np.cumsum([row.get("flops_spent") or row["flops"] for row in rows])
     quick = dataclasses.replace(options, bootstrap=0, holdout=None)
     stages = []
     for count in counts:

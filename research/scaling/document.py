@@ -22,7 +22,6 @@ OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
 def of(fit: Fit) -> dict[str, Any]:
     """The document of `fit.json`."""
     law, options = fit.law, fit.options
-    profiles = fit.profiles()
     agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
     document = {
         "law": law.name,
@@ -45,9 +44,9 @@ def of(fit: Fit) -> dict[str, Any]:
         "noise": uncertainty.noise(fit.problem, fit.best),
         **seed_noise(fit.parts.kept, law.columns, law.response),
         "method": _method(fit),
-        "standard_errors": _errors(fit, profiles),
-        "intervals": fit.reported_intervals(profiles),
-        "identifiability": _identifiability(fit, profiles),
+        "standard_errors": _errors(fit),
+        "intervals": fit.reported_intervals(),
+        "identifiability": _identifiability(fit),
         "optimal": compute_optimal.optimal(fit) if compute_optimal.has(law) else None,
         "predictions": _predictions(fit),
         "holdout": _holdout(fit),
@@ -77,21 +76,21 @@ def _method(fit: Fit) -> str:
     return f"bootstrap of {len(fit.draws)} resamples by {fit.options.cluster}"
 
 
-def _errors(fit: Fit, profiles: Sequence[tuple]) -> dict[str, float | None]:
+def _errors(fit: Fit) -> dict[str, float | None]:
     """Standard errors: of the bootstrap, else a quarter of the (closed) profile interval."""
     if fit.draws is not None:
         return {**named(fit.law, fit.law.report(fit.draws).std(0, ddof=1))}
-    names = zip(fit.law.parameters, profiles, strict=True)
+    names = zip(fit.law.parameters, fit.profiles, strict=True)
     widths = {n: (high - low) / 4 for n, (low, high) in names}
     return {n: w if math.isfinite(w) else None for n, w in widths.items()}
 
 
-def _identifiability(fit: Fit, profiles: Sequence[tuple]) -> dict[str, Any]:
+def _identifiability(fit: Fit) -> dict[str, Any]:
     lowest = min(row[fit.law.response] for row in fit.parts.fitted)
     low_bound, high_bound = bounds(fit.law)
     out = {}
     values = fit.law.report(fit.best)
-    for i, (name, (low, high)) in enumerate(zip(fit.law.parameters, profiles, strict=True)):
+    for i, (name, (low, high)) in enumerate(zip(fit.law.parameters, fit.profiles, strict=True)):
         value = values[i]
         if name in fit.options.fix:
             flag = "fixed"

@@ -151,6 +151,7 @@ class Fit:
         """`predict` for a law of one column."""
         return self.predict({column: x})
 
+    @functools.cached_property
     def profiles(self) -> list[tuple[float, float]]:
         """The profile interval of every parameter, as reported: an open end of one that is
         positive is 0 or inf."""
@@ -162,10 +163,10 @@ class Fit:
             out.append((low, high))
         return out
 
-    def reported_intervals(self, profiles: Sequence[tuple] | None = None) -> dict[str, list]:
+    def reported_intervals(self) -> dict[str, list]:
         """The 95 % interval of every parameter: of the bootstrap, else of the profile."""
         if self.draws is None:
-            ends = profiles or self.profiles()
+            ends = self.profiles
         else:
             ends = np.quantile(self.law.report(self.draws), [0.025, 0.975], axis=0).T
         return {n: finite_ends(p) for n, p in zip(self.law.parameters, ends, strict=True)}

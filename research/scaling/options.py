@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -47,7 +48,8 @@ class Options:
 
     def check(self) -> None:
         """Raises BadInput for what no table can be fitted with."""
-        problems = []
+        if problems := _wrong_types(self):
+            raise BadInput(*problems)
         if self.objective not in (None, *OBJECTIVES):
             problems.append(
                 f"--objective={self.objective}: expected one of {', '.join(OBJECTIVES)}"
@@ -84,8 +86,8 @@ class Options:
             if flag in ("init", "score") and given and missing and not problems:
                 problems.append(f"--{flag}: no value for {missing[0]}; {law.name} needs every one")
             for name, value in given.items():
-                if name in law.positive and np.min(value) <= 0:
-                    problems.append(f"--{flag}={name}={value:g}: {name} is positive")
+                if words := _out_of_range(law, name, value if flag == "starts" else [value]):
+                    problems.append(f"--{flag}={name}={words}")
         if len(law.columns) > 1 and self.predict:
             problems.append(
                 f"--predict is for laws of one column; {law.name} reads {', '.join(law.columns)}: "
@@ -105,6 +107,41 @@ class Options:
             )
         if problems:
             raise BadInput(*problems)
+
+
+def _wrong_types(options: Options) -> list[str]:
+    """Values that are no numbers, or no collections of them, where those are expected."""
+    problems = []
+    for name in ("huber_delta", "noise", "drop_top_loss", "bootstrap", "seed"):
+        value = getattr(options, name)
+        whole = name not in ("huber_delta", "noise")
+        if value is not None and not isinstance(value, Integral if whole else Real):
+            expected = "a whole number" if whole else "a number"
+            problems.append(f"--{name}={value!r}: expected {expected}")
+    for name in ("predict", "predict_flops"):
+        if not _are_numbers(value := getattr(options, name)):
+            problems.append(f"--{name}={value!r}: expected a list of numbers")
+    for name in ("fix", "init", "score", "starts"):
+        for parameter, value in getattr(options, name).items():
+            if name == "starts" and not (_are_numbers(value) and len(value)):
+                problems.append(f"--starts={parameter}={value!r}: expected a list of numbers")
+            elif name != "starts" and not isinstance(value, Real):
+                problems.append(f"--{name}={parameter}={value!r}: expected a number")
+    return problems
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and all(isinstance(x, Real) for x in value)
+
+
+def _out_of_range(law: Law, parameter: str, values: Sequence[float]) -> str | None:
+    """Why the law cannot have one of these values of a parameter, None if it can."""
+    for value in values:
+        if not math.isfinite(value):
+            return f"{value}: expected a finite number"
+        if parameter in law.positive and value <= 0:
+            return f"{value:g}: {parameter} is positive; expected a number above 0"
+    return None
 
 
 @dataclass(frozen=True)

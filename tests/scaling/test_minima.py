@@ -18,7 +18,7 @@ from research.scaling import (
     Options,
     analyse,
     compute_optimal,
-    fit,
+    fit_law,
     isoflop,
     named_law,
     split,
@@ -99,8 +99,8 @@ def test_a_prediction_comes_with_what_the_choice_may_cost():
 
 def test_flops_that_are_counted_otherwise_are_told():
     rows = iso_rows(0.002)
-    assert not [w for w in fit("chinchilla", rows)["warnings"] if "6 * params" in w]
-    other = fit("chinchilla", [{**row, "flops": 0.7 * row["flops"]} for row in rows])
+    assert not [w for w in fit_law("chinchilla", rows)["warnings"] if "6 * params" in w]
+    other = fit_law("chinchilla", [{**row, "flops": 0.7 * row["flops"]} for row in rows])
     assert any("the table's flops are 0.7 times that" in w for w in other["warnings"])
 
 
@@ -119,7 +119,7 @@ def test_both_methods_find_the_minimum_of_a_parabola_and_refuse_an_edge():
 
 def test_isoflop_minima_give_the_exponent_of_the_law():
     true = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
-    document = fit("isoflop", iso_rows(0.0005), predict_flops=[1e22])
+    document = fit_law("isoflop", iso_rows(0.0005), predict_flops=[1e22])
     assert document["params"]["params_exponent"] == pytest.approx(true, abs=0.01)
     low, high = document["optimal"]["intervals"]["params_exponent"]
     assert low < true < high
@@ -127,11 +127,11 @@ def test_isoflop_minima_give_the_exponent_of_the_law():
     (p,) = document["predictions"]
     assert p["params"] == pytest.approx(best_size(1e22), rel=0.15)
     assert p["params"] * p["tokens"] * 6 == pytest.approx(1e22, rel=0.02)
-    other = fit("isoflop", iso_rows(0.0005, beta=0.42, B=6700.0), predict_flops=[1e22])
+    other = fit_law("isoflop", iso_rows(0.0005, beta=0.42, B=6700.0), predict_flops=[1e22])
     assert other["params"]["params_exponent"] != pytest.approx(true, abs=0.01)
     rows = iso_rows(0.0005)
-    assert fit("isoflop", rows[::-1]) == fit("isoflop", rows)
-    assert fit("isoflop", rows, seed=1) != fit("isoflop", rows)
+    assert fit_law("isoflop", rows[::-1]) == fit_law("isoflop", rows)
+    assert fit_law("isoflop", rows, seed=1) != fit_law("isoflop", rows)
 
 
 def test_noise_comes_from_replicates_where_there_are_any():
@@ -140,38 +140,38 @@ def test_noise_comes_from_replicates_where_there_are_any():
         for seed in range(3)
         for row in iso_rows(0.004, seed=seed)
     ]
-    document = fit("isoflop", twice)
+    document = fit_law("isoflop", twice)
     assert document["noise_source"] == "replicates"
     assert document["noise"] == pytest.approx(0.004, rel=0.2)
-    assert fit("isoflop", iso_rows(), noise=0.01)["noise"] == 0.01
-    single = fit("isoflop", iso_rows())
+    assert fit_law("isoflop", iso_rows(), noise=0.01)["noise"] == 0.01
+    single = fit_law("isoflop", iso_rows())
     assert any("no run was repeated" in w for w in single["warnings"])
     assert single["seed_noise"] is None
-    wide, narrow = (fit("isoflop", iso_rows(), noise=s) for s in (0.01, 0.001))
+    wide, narrow = (fit_law("isoflop", iso_rows(), noise=s) for s in (0.01, 0.001))
     width = [np.diff(d["intervals"]["params_exponent"])[0] for d in (wide, narrow)]
     assert width[0] > 2 * width[1]
 
 
 def test_no_resamples_give_no_intervals():
-    document = fit("isoflop", iso_rows(), bootstrap=0, predict_flops=[1e22])
+    document = fit_law("isoflop", iso_rows(), bootstrap=0, predict_flops=[1e22])
     assert document["intervals"]["params_exponent"] == [None, None]
     assert document["predictions"][0]["intervals"]["params"] == [None, None]
-    usual = fit("isoflop", iso_rows())["params"]["params_exponent"]
+    usual = fit_law("isoflop", iso_rows())["params"]["params_exponent"]
     assert document["params"]["params_exponent"] == pytest.approx(usual, abs=0.01)
-    envelope = fit("envelope", iso_rows(sizes=21), bootstrap=0)
+    envelope = fit_law("envelope", iso_rows(sizes=21), bootstrap=0)
     assert envelope["standard_errors"]["params_exponent"] is None
 
 
 def test_a_budget_whose_minimum_is_on_the_edge_is_dropped_with_its_reason():
     rows = [r for r in iso_rows() if r["flops"] < 9e20 or r["params"] > 2 * best_size(r["flops"])]
-    document = fit("isoflop", rows)
+    document = fit_law("isoflop", rows)
     (dropped,) = document["dropped"]
     assert "1e+21" in dropped["run"]
     assert "smallest size" in dropped["reason"]
     assert len(document["minima"]) == len(BUDGETS) - 1
     edge = [r for r in iso_rows() if r["params"] > 2 * best_size(r["flops"])]
     with pytest.raises(BadInput, match="smallest size"):
-        fit("isoflop", edge)
+        fit_law("isoflop", edge)
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_a_budget_whose_minimum_is_on_the_edge_is_dropped_with_its_reason():
 )
 def test_bad_tables_of_budgets_are_told(rows, options, words):
     with pytest.raises(BadInput, match=words):
-        fit("isoflop", rows, **options)
+        fit_law("isoflop", rows, **options)
 
 
 def test_held_out_budgets_are_predicted():
-    document = fit("isoflop", iso_rows(0.0005), holdout="flops>5e20")
+    document = fit_law("isoflop", iso_rows(0.0005), holdout="flops>5e20")
     (row,) = document["holdout"]["rows"]
     assert row["covered"]
     assert row["measured"] == pytest.approx(best_size(1e21), rel=0.2)
@@ -213,11 +213,11 @@ def test_the_hull_is_below_every_point():
 
 def test_the_envelope_gives_the_exponent_of_the_law():
     true = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
-    document = fit("envelope", iso_rows(sizes=31))
+    document = fit_law("envelope", iso_rows(sizes=31))
     assert document["params"]["params_exponent"] == pytest.approx(true, abs=0.03)
     assert all(m["run"].startswith("r") for m in document["minima"])
     with pytest.raises(BadInput, match="lie on the envelope"):
-        fit("envelope", iso_rows()[:1])
+        fit_law("envelope", iso_rows()[:1])
 
 
 def test_the_envelope_of_whole_training_curves(tmp_path):
@@ -236,12 +236,12 @@ def test_the_envelope_of_whole_training_curves(tmp_path):
     assert len(rows) == 45
     assert all(r["flops"] == pytest.approx(6 * r["params"] * r["tokens"], rel=1e-3) for r in rows)
     assert all(r["flops"] == pytest.approx(r["flops_6nd"]) for r in rows)
-    pooled = fit("envelope", rows, cluster="run")
+    pooled = fit_law("envelope", rows, cluster="run")
     assert pooled["n_points"] == 45
     assert len(table.read(tmp_path)) == 9
-    (warning,) = [w for w in fit("chinchilla", rows)["warnings"] if "before the end" in w]
+    (warning,) = [w for w in fit_law("chinchilla", rows)["warnings"] if "before the end" in w]
     assert warning.startswith("36 rows")
-    assert not [w for w in fit("power", table.read(tmp_path))["warnings"] if "before" in w]
+    assert not [w for w in fit_law("power", table.read(tmp_path))["warnings"] if "before" in w]
     (tmp_path / "a.csv").write_text("params\n1\n")
     with pytest.raises(BadInput, match="--curves"):
         table.read(tmp_path / "a.csv", curves=True)
@@ -262,21 +262,21 @@ def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):
         {"run": str(i), "flops": a, "params": b, "tokens": e}
         for i, (a, b, e) in enumerate(zip(c, n, d))
     ]
-    found = fit("optima", rows)["optimal"]
+    found = fit_law("optima", rows)["optimal"]
     assert found["params_exponent"] == pytest.approx(0.45)
     assert found["params_coefficient"] == pytest.approx(0.3)
     assert found["tokens_exponent"] == pytest.approx(0.55)
     rows[2]["params"] *= 1.1
-    moved = fit("optima", rows, predict_flops=[1e21])
+    moved = fit_law("optima", rows, predict_flops=[1e21])
     slope = np.polyfit(np.log(c), np.log([r["params"] for r in rows]), 1)[0]
     assert moved["params"]["params_exponent"] == pytest.approx(slope)
     low, high = moved["intervals"]["params_exponent"]
     assert low < slope < high
     assert moved["predictions"][0]["params"] > 0
     with pytest.raises(BadInput, match="at least 3"):
-        fit("optima", rows[:2])
+        fit_law("optima", rows[:2])
     with pytest.raises(BadInput, match="drop_top_loss"):
-        fit("optima", rows, drop_top_loss=1)
+        fit_law("optima", rows, drop_top_loss=1)
 
 
 @pytest.mark.skipif(not (DATA / "nanochat_isoflop_optima.csv").exists(), reason="no nanochat data")
@@ -287,7 +287,7 @@ def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):
 def test_the_exponent_depends_on_how_parameters_are_counted(convention, n, d):
     names = {"params": "params_opt", "tokens": "tokens_opt"}
     rows = table.read(DATA / "nanochat_isoflop_optima.csv", names)
-    found = fit("optima", rows, where=f"param_convention=={convention}")["params"]
+    found = fit_law("optima", rows, where=f"param_convention=={convention}")["params"]
     assert found["params_exponent"] == pytest.approx(n, abs=1e-3)
     assert found["tokens_exponent"] == pytest.approx(d, abs=1e-3)
 
@@ -445,7 +445,7 @@ def published(name):
 
 def test_the_published_points_are_fitted_to_the_optimum():
     rows = published("chinchilla.csv")
-    document = fit("chinchilla", rows, drop_top_loss=5, bootstrap=400, predict_flops=[5.76e23])
+    document = fit_law("chinchilla", rows, drop_top_loss=5, bootstrap=400, predict_flops=[5.76e23])
     assert document["n_points"] == 240
     assert document["objective"] <= 1.018275e-3
     wanted = {"alpha": (0.3473, 0.0005), "beta": (0.3672, 0.0008), "E": (1.8172, 0.001)}
@@ -458,19 +458,19 @@ def test_the_published_points_are_fitted_to_the_optimum():
     (p,) = document["predictions"]
     assert p["params"] == pytest.approx(73.2e9, rel=0.01)
     assert p["tokens_per_param"] == pytest.approx(17.9, abs=0.3)
-    every = fit("chinchilla", rows, bootstrap=0)
+    every = fit_law("chinchilla", rows, bootstrap=0)
     assert every["params"]["beta"] == pytest.approx(0.4531, abs=0.001)
 
 
 def test_a_published_point_is_scored_against_the_optimum():
     rows = published("chinchilla.csv")
     point = {"E": 1.81686, "A": 482.01, "B": 2085.43, "alpha": 0.34781, "beta": 0.36583}
-    scored = fit("chinchilla", rows, drop_top_loss=5, bootstrap=0, score=point)["score"]
+    scored = fit_law("chinchilla", rows, drop_top_loss=5, bootstrap=0, score=point)["score"]
     assert scored["objective"] == pytest.approx(1.0186e-3, rel=1e-3)
     assert scored["improvable"]
     assert scored["after_local_fit"] == pytest.approx(1.018274e-3, rel=1e-6)
-    best = fit("chinchilla", rows, drop_top_loss=5, bootstrap=0)["params"]
-    again = fit("chinchilla", rows, drop_top_loss=5, bootstrap=0, score=best)["score"]
+    best = fit_law("chinchilla", rows, drop_top_loss=5, bootstrap=0)["params"]
+    again = fit_law("chinchilla", rows, drop_top_loss=5, bootstrap=0, score=best)["score"]
     assert not again["improvable"]
 
 
@@ -480,7 +480,7 @@ def test_published_isoflop_exponents_are_found_in_their_order():
     wanted |= {"cosine_decay": 0.572, "tuned_no_decay": 0.497}
     found = []
     for setting, value in wanted.items():
-        document = fit("isoflop", rows, where=f"setting=={setting}")
+        document = fit_law("isoflop", rows, where=f"setting=={setting}")
         found.append(document["params"]["params_exponent"])
         assert found[-1] == pytest.approx(value, abs=0.01)
     assert found == sorted(found, reverse=True)

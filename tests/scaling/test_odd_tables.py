@@ -7,7 +7,7 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import analyse, fit, isoflop, table
+from research.scaling import analyse, fit_law, isoflop, table
 from research.scaling.envelope import hull
 from tests.scaling.test_minima import TRUTH, iso_rows, loss_at, two_recipes
 from tests.scaling.test_scaling import law_at, noisy, rows_of
@@ -50,11 +50,11 @@ def test_the_command_ends_well_on_tables_without_noise(law, rows, flags, tmp_pat
 @pytest.mark.parametrize(("alpha", "floor"), [(0.02, 1.0), (0.02, 0.0), (0.005, 2.0)])
 def test_small_exponents_are_found(alpha, floor):
     loss = floor + 3 * SIZES**-alpha
-    document = fit("power", rows_of(SIZES, loss), bootstrap=0)
+    document = fit_law("power", rows_of(SIZES, loss), bootstrap=0)
     assert document["objective"] < 1e-12
     assert document["certificate"]["converged"] == (floor > 0)
     assert not [w for w in document["warnings"] if "arrived" in w]
-    near = fit("power", rows_of(SIZES, loss * (1 + 1e-3 * (-1) ** np.arange(12))), bootstrap=0)
+    near = fit_law("power", rows_of(SIZES, loss * (1 + 1e-3 * (-1) ** np.arange(12))), bootstrap=0)
     assert near["objective"] > 1e-12
 
 
@@ -65,13 +65,13 @@ def test_tokens_that_go_with_parameters_leave_no_optimum():
     rows += [
         {"run": str(n), "params": n, "tokens": 20 * n, "loss": loss_at(n, 20 * n)} for n in extra
     ]
-    document = fit("chinchilla", rows, predict_flops=[1e21])
+    document = fit_law("chinchilla", rows, predict_flops=[1e21])
     assert document["optimal"] is None
     assert document["predictions"][0]["params"] is None
     assert "vary together" in document["warnings"][0]
     with pytest.raises(BadInput, match="vary together"):
         analyse("chinchilla", rows, {}, next_budget=1e20)
-    assert fit("chinchilla", grid())["optimal"]["params_exponent"] == pytest.approx(
+    assert fit_law("chinchilla", grid())["optimal"]["params_exponent"] == pytest.approx(
         TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"]), abs=1e-3
     )
 
@@ -79,20 +79,22 @@ def test_tokens_that_go_with_parameters_leave_no_optimum():
 def test_the_unit_of_weights_is_no_matter():
     for weight in (100.0, 0.01):
         one, other = (
-            fit("power", [{**r, "weight": w} for r in noisy(0)], holdout="largest")
+            fit_law("power", [{**r, "weight": w} for r in noisy(0)], holdout="largest")
             for w in (1.0, weight)
         )
         assert other["holdout"]["rows"][0]["run_interval"] == pytest.approx(
             one["holdout"]["rows"][0]["run_interval"], rel=1e-4
         )
     rows = [{**r, "weight": 1.0 + i} for i, r in enumerate(noisy(0))]
-    assert fit("power", rows)["params"] != pytest.approx(fit("power", noisy(0))["params"], rel=1e-4)
+    assert fit_law("power", rows)["params"] != pytest.approx(
+        fit_law("power", noisy(0))["params"], rel=1e-4
+    )
 
 
 def test_rows_without_weight_are_left_out_and_counted():
     rows = [{**r, "weight": float(i < 3)} for i, r in enumerate(noisy(0))]
     with pytest.raises(BadInput, match="weight is 0"):
-        fit("power", rows)
+        fit_law("power", rows)
 
 
 def test_noise_that_differs_between_rows_widens_the_interval():
@@ -100,14 +102,14 @@ def test_noise_that_differs_between_rows_widens_the_interval():
     n = np.repeat(np.geomspace(1e5, 1e8, 20), 6)
     sd = 0.04 * (n / 1e5) ** -0.6 + 0.001
     draws = rng.standard_normal(len(n))
-    uneven = fit("power", rows_of(n, law_at(n) * np.exp(sd * draws)), objective="mse_log")
-    resampled = fit(
+    uneven = fit_law("power", rows_of(n, law_at(n) * np.exp(sd * draws)), objective="mse_log")
+    resampled = fit_law(
         "power", rows_of(n, law_at(n) * np.exp(sd * draws)), objective="mse_log", bootstrap=400
     )
     for name in ("alpha", "A"):
         ours, theirs = (d["standard_errors"][name] for d in (uneven, resampled))
         assert ours == pytest.approx(theirs, rel=0.3)
-    even = fit("power", rows_of(n, law_at(n) * np.exp(sd.mean() * draws)), objective="mse_log")
+    even = fit_law("power", rows_of(n, law_at(n) * np.exp(sd.mean() * draws)), objective="mse_log")
     assert even["standard_errors"]["alpha"] < 0.9 * uneven["standard_errors"]["alpha"]
 
 
@@ -119,13 +121,13 @@ def test_columns_can_change_places(tmp_path):
 
 def test_a_column_of_states_from_elsewhere_is_no_matter():
     rows = [{**r, "status": "finished"} for r in noisy(0)]
-    assert fit("power", rows)["n_points"] == len(rows)
-    assert fit("power", [*rows, {**rows[0], "status": "failed"}])["n_points"] == len(rows)
+    assert fit_law("power", rows)["n_points"] == len(rows)
+    assert fit_law("power", [*rows, {**rows[0], "status": "failed"}])["n_points"] == len(rows)
 
 
 def test_flops_in_text_are_numbers_too():
     rows = [{**r, "flops": str(12 * r["params"] * r["tokens"])} for r in grid()]
-    assert [w for w in fit("chinchilla", rows)["warnings"] if "2 times that" in w]
+    assert [w for w in fit_law("chinchilla", rows)["warnings"] if "2 times that" in w]
     rows = [{**r, "flops": "NA"} for r in grid()]
     assert analyse("chinchilla", rows, {}, anytime=True).document["settling"]["stages"]
 
@@ -144,7 +146,7 @@ def test_given_optima_err_together_where_the_budget_is_given():
         {"run": str(i), "flops": a, "params": b, "tokens": a / 6 / b}
         for i, (a, b) in enumerate(zip(c, n))
     ]
-    ends = fit("optima", rows, predict_flops=[1e22])["predictions"][0]["intervals"]
+    ends = fit_law("optima", rows, predict_flops=[1e22])["predictions"][0]["intervals"]
     spans = {k: np.log(v[1] / v[0]) for k, v in ends.items() if k != "loss"}
     assert spans["tokens_per_param"] == pytest.approx(2 * spans["params"], rel=0.01)
     assert spans["params"] == pytest.approx(spans["tokens"], rel=0.01)
@@ -157,7 +159,7 @@ def test_replicates_locate_a_minimum_more_sharply():
         for r in iso_rows()
         for k in range(4)
     ]
-    many, few = fit("isoflop", rows), fit("isoflop", rows[::4])
+    many, few = fit_law("isoflop", rows), fit_law("isoflop", rows[::4])
     assert many["noise"] == pytest.approx(0.002, rel=0.2)
     assert few["noise_source"] == "scatter about smooth valleys"
 

@@ -14,7 +14,7 @@ from research.errors import BadInput
 from research.report import text as summary
 from research.runs.directory import RunDirectory
 from research.runs.table import write_table
-from research.scaling import LAWS, Options, fit, table
+from research.scaling import LAWS, Options, fit_law, table
 from research.scaling.optimize import Problem, minimise, starts
 from research.scaling.options import split
 
@@ -41,10 +41,12 @@ def noisy(seed, sd=0.01, x=SIZES):
 @pytest.mark.parametrize("truth", [TRUTH, {"E": 0.1, "A": 5.0, "alpha": 0.07}])
 def test_a_law_without_noise_is_recovered_exactly(objective, truth):
     x = np.geomspace(1e4, 1e8, 12)
-    document = fit("power", rows_of(x, law_at(x, **truth)), objective=objective, bootstrap=0)
+    document = fit_law("power", rows_of(x, law_at(x, **truth)), objective=objective, bootstrap=0)
     assert document["params"] == pytest.approx(truth, rel=1e-5)
     assert document["objective"] < 1e-15
-    other = fit("power", rows_of(x, 1.001 * law_at(x, **truth)), objective=objective, bootstrap=0)
+    other = fit_law(
+        "power", rows_of(x, 1.001 * law_at(x, **truth)), objective=objective, bootstrap=0
+    )
     assert other["params"] != pytest.approx(truth, rel=1e-5)
 
 
@@ -145,11 +147,11 @@ def test_a_prediction_is_what_the_terms_add_up_to(name):
 @pytest.mark.parametrize("name", sorted(set(LAWS) - {"broken", "data_constrained"}))
 def test_every_law_is_recovered_without_noise(name):
     law, _, columns = a_table(name)
-    document = fit(name, as_rows(columns), bootstrap=0, objective="mse_log")
+    document = fit_law(name, as_rows(columns), bootstrap=0, objective="mse_log")
     assert document["objective"] < 1e-12
     assert document["params"] == pytest.approx(POINTS[name], rel=1e-3)
     assert document["certificate"]["moved"]
-    other = fit(name, as_rows(columns, 0.02, law.response), bootstrap=0, objective="mse_log")
+    other = fit_law(name, as_rows(columns, 0.02, law.response), bootstrap=0, objective="mse_log")
     assert other["params"] != pytest.approx(POINTS[name], rel=1e-3)
 
 
@@ -197,7 +199,7 @@ def test_accuracy_is_told_as_accuracy():
     rows = [
         {"run": str(i), "loss": x, "accuracy": y} for i, (x, y) in enumerate(zip(losses, accuracy))
     ]
-    words = summary.fit_summary(fit("saturating", rows, predict=[2.5], holdout="loss<2.1"))
+    words = summary.fit_summary(fit_law("saturating", rows, predict=[2.5], holdout="loss<2.1"))
     (predicted,) = [line for line in words.splitlines() if "predicted at" in line]
     assert predicted.startswith("predicted at 2.5: 0.7111")
     (held,) = [line for line in words.splitlines() if line.startswith("From")]
@@ -212,7 +214,7 @@ def test_a_law_far_from_the_data_warns_nobody():
          "loss": 1.9 + 500 / a**0.35 + 1500 / (k * 1e8) ** 0.35}
         for i, a in enumerate(n) for k in (1, 2, 4)
     ]  # fmt: skip
-    fit("data_constrained", rows, predict_flops=[1e21])  # a warning would be an error here
+    fit_law("data_constrained", rows, predict_flops=[1e21])  # a warning would be an error here
 
 
 def test_a_law_of_ones_own_is_ten_lines():
@@ -225,7 +227,7 @@ def test_a_law_of_ones_own_is_ten_lines():
         starts={"alpha": (0.1, 0.3, 1.0)},
         predict=lambda p, x: p["E"] + p["A"] * x["params"] ** -p["alpha"],
     )
-    ours, theirs = (fit(law, noisy(2), holdout="largest") for law in (own, "power"))
+    ours, theirs = (fit_law(law, noisy(2), holdout="largest") for law in (own, "power"))
     assert ours["params"] == pytest.approx(theirs["params"], rel=1e-6)
     assert ours["objective"] == pytest.approx(theirs["objective"], rel=1e-9)
     a, b = (d["holdout"]["rows"][0]["interval"] for d in (ours, theirs))
@@ -235,10 +237,10 @@ def test_a_law_of_ones_own_is_ten_lines():
 
 def test_the_order_of_the_rows_does_not_matter():
     rows = noisy(0)
-    backwards = fit("power", rows[::-1], holdout="largest")
-    assert fit("power", rows, holdout="largest") == backwards
+    backwards = fit_law("power", rows[::-1], holdout="largest")
+    assert fit_law("power", rows, holdout="largest") == backwards
     changed = [{**rows[0], "loss": rows[0]["loss"] * 1.001}, *rows[1:]]
-    assert fit("power", changed, holdout="largest") != backwards
+    assert fit_law("power", changed, holdout="largest") != backwards
 
 
 @pytest.mark.slow
@@ -246,7 +248,7 @@ def test_intervals_cover_on_tables_like_the_demos():
     """95 % intervals on 40 tables: at least 33 must cover (binomial, p < 0.3 %)."""
     covered = dict.fromkeys([*TRUTH, "law", "run"], 0)
     for seed in range(40):
-        document = fit("power", noisy(seed), holdout="largest")
+        document = fit_law("power", noisy(seed), holdout="largest")
         for name, value in TRUTH.items():
             low, high = document["intervals"][name]
             covered[name] += (low or 0) <= value <= (math.inf if high is None else high)
@@ -258,7 +260,7 @@ def test_intervals_cover_on_tables_like_the_demos():
 
 
 def test_more_noise_gives_wider_intervals():
-    quiet, loud = (fit("power", noisy(1, sd), holdout="largest") for sd in (0.002, 0.02))
+    quiet, loud = (fit_law("power", noisy(1, sd), holdout="largest") for sd in (0.002, 0.02))
     width = [np.diff(d["holdout"]["rows"][0]["run_interval"])[0] for d in (quiet, loud)]
     assert 4 < width[1] / width[0] < 25
 
@@ -266,10 +268,10 @@ def test_more_noise_gives_wider_intervals():
 def test_a_floor_that_the_data_do_not_show_is_said_to_be_open():
     x = np.geomspace(1e4, 1e6, 8)
     loss = 20 * x**-0.2 * np.exp(0.01 * np.random.default_rng(0).normal(size=8))
-    document = fit("power", rows_of(x, loss))
+    document = fit_law("power", rows_of(x, loss))
     assert document["identifiability"]["E"]["flag"] in ("open", "at_bound", "weak")
     assert any("E " in warning for warning in document["warnings"])
-    pinned = fit("power", rows_of(x, law_at(x) + 0 * loss))
+    pinned = fit_law("power", rows_of(x, law_at(x) + 0 * loss))
     assert pinned["identifiability"]["E"]["flag"] == "ok"
 
 
@@ -280,12 +282,12 @@ def test_a_large_table_is_bootstrapped_by_cluster():
     rows = rows_of(x, law_at(x) * np.exp(run_noise))
     for i, row in enumerate(rows):
         row["group"] = f"run{i // 5}"
-    by_run = fit("power", rows, bootstrap=200, cluster="group")
-    by_row = fit("power", rows, bootstrap=200, cluster="run")
+    by_run = fit_law("power", rows, bootstrap=200, cluster="group")
+    by_row = fit_law("power", rows, bootstrap=200, cluster="run")
     assert "bootstrap of 200 resamples by group" in by_run["method"]
     assert by_run["standard_errors"]["alpha"] > 1.5 * by_row["standard_errors"]["alpha"]
-    assert by_run == fit("power", rows, bootstrap=200, cluster="group")
-    assert by_run != fit("power", rows, bootstrap=200, cluster="group", seed=1)
+    assert by_run == fit_law("power", rows, bootstrap=200, cluster="group")
+    assert by_run != fit_law("power", rows, bootstrap=200, cluster="group", seed=1)
 
 
 def test_few_runs_with_many_checkpoints_are_no_more_than_few_runs():
@@ -295,9 +297,9 @@ def test_few_runs_with_many_checkpoints_are_no_more_than_few_runs():
     rows = rows_of(x, law_at(x) * np.exp(shared + 1e-5 * rng.normal(size=len(x))))
     for i, row in enumerate(rows):
         row["run"] = f"run{i // 30}"
-    once = fit("power", rows[::30], objective="mse_log")
-    every = fit("power", rows, objective="mse_log")
-    as_if_alone = fit(
+    once = fit_law("power", rows[::30], objective="mse_log")
+    every = fit_law("power", rows, objective="mse_log")
+    as_if_alone = fit_law(
         "power", [r | {"run": str(i)} for i, r in enumerate(rows)], objective="mse_log"
     )
 
@@ -311,10 +313,10 @@ def test_few_runs_with_many_checkpoints_are_no_more_than_few_runs():
 
 def test_a_table_of_independent_runs_has_profile_intervals_however_large():
     rows = noisy(0, x=np.geomspace(1e4, 1e7, 60))
-    assert fit("power", rows)["method"].startswith("profile")
-    assert fit("power", rows, bootstrap=50)["method"].startswith("bootstrap of 50")
+    assert fit_law("power", rows)["method"].startswith("profile")
+    assert fit_law("power", rows, bootstrap=50)["method"].startswith("bootstrap of 50")
     twice = [{**row, "loss": row["loss"] * 1.001} for row in rows]
-    assert fit("power", rows + twice)["method"].startswith("bootstrap")  # two rows of each run
+    assert fit_law("power", rows + twice)["method"].startswith("bootstrap")  # two rows of each run
 
 
 def test_huber_withstands_an_outlier_that_least_squares_does_not():
@@ -322,7 +324,7 @@ def test_huber_withstands_an_outlier_that_least_squares_does_not():
     loss = law_at(x)
     loss[10] *= 1.5
     huber, square = (
-        fit("power", rows_of(x, loss), objective=name, bootstrap=0)
+        fit_law("power", rows_of(x, loss), objective=name, bootstrap=0)
         for name in ("huber_log", "mse_log")
     )
     assert huber["params"]["alpha"] == pytest.approx(TRUTH["alpha"], abs=0.01)
@@ -331,11 +333,11 @@ def test_huber_withstands_an_outlier_that_least_squares_does_not():
 
 def test_seed_noise_is_the_spread_of_replicates():
     rows = noisy(0)
-    document = fit("power", rows)
+    document = fit_law("power", rows)
     losses = [row["loss"] for row in rows[2:5]]
     assert document["seed_noise"]["sd"] == pytest.approx(np.std(losses, ddof=1))
     assert document["seed_noise"]["degrees_of_freedom"] == 2
-    assert fit("power", rows[:2] + rows[4:])["seed_noise"] is None
+    assert fit_law("power", rows[:2] + rows[4:])["seed_noise"] is None
 
 
 def test_rows_are_dropped_with_their_reason():
@@ -343,7 +345,7 @@ def test_rows_are_dropped_with_their_reason():
     rows[0]["status"] = "failed"
     rows[1]["loss"] = math.nan
     rows[2]["loss"] = None
-    document = fit("power", rows, where="params<8e5")
+    document = fit_law("power", rows, where="params<8e5")
     reasons = {d["run"]: d["reason"] for d in document["dropped"]}
     assert reasons["r0"] == "failed"
     assert "nan" in reasons["r1"]
@@ -373,31 +375,31 @@ def test_rows_are_dropped_with_their_reason():
 def test_bad_tables_and_options_are_told(change, options, words):
     rows = [{**row, **change} for row in noisy(0)]
     with pytest.raises(BadInput, match=words.replace("(", r"\(")):
-        fit("power", rows, **options)
+        fit_law("power", rows, **options)
 
 
 def test_rows_without_names_give_the_same_bootstrap_in_any_order():
     rows = [{k: v for k, v in row.items() if k != "run"} for row in noisy(0)]
     options = {"bootstrap": 50, "holdout": None}
-    one, two = (fit("power", some, **options) for some in (rows, rows[::-1]))
+    one, two = (fit_law("power", some, **options) for some in (rows, rows[::-1]))
     assert one["standard_errors"] == two["standard_errors"]
-    assert one["standard_errors"] != fit("power", rows, bootstrap=50, seed=1)["standard_errors"]
+    assert one["standard_errors"] != fit_law("power", rows, bootstrap=50, seed=1)["standard_errors"]
 
 
 def test_a_loss_that_does_not_vary_is_said_and_is_no_nan():
     rows = [{**row, "loss": 3.0} for row in noisy(0)]
-    document = fit("power", rows)
+    document = fit_law("power", rows)
     assert document["r2"] is None
     assert any("the same in every row" in warning for warning in document["warnings"])
     rising = [{**row, "loss": 1 / row["loss"]} for row in noisy(0)]
-    assert any("alpha is negative" in warning for warning in fit("power", rising)["warnings"])
-    assert fit("power", noisy(0))["r2"] > 0.98
+    assert any("alpha is negative" in warning for warning in fit_law("power", rising)["warnings"])
+    assert fit_law("power", noisy(0))["r2"] > 0.98
 
 
 def test_groups_that_are_fitted_together_are_told_and_are_no_replicates():
     rows = [{**r, "group": g, "loss": r["loss"] * f} for g, f in (("a", 1), ("b", 2))
             for r in noisy(0)]  # fmt: skip
-    document = fit("power", rows)
+    document = fit_law("power", rows)
     assert any("rows of 2 groups are fitted together" in w for w in document["warnings"])
     assert document["seed_noise"]["sd"] < 0.1
 
@@ -449,7 +451,7 @@ def test_a_row_without_a_value_meets_no_comparison_but_unlike():
 
 def test_an_unknown_law_is_told():
     with pytest.raises(BadInput, match="expected one of power"):
-        fit("kaplam", noisy(0))
+        fit_law("kaplam", noisy(0))
 
 
 def test_the_command_reads_a_csv_with_other_names(tmp_path):
@@ -480,5 +482,5 @@ def test_the_table_of_a_sweep_can_be_fitted_from_its_parquet(tmp_path):
             directory.finish({"status": "done", **{k: row[k] for k in ("params", "loss")}})
     parquet, _ = write_table(tmp_path)
     names = ("params", "objective", "holdout")
-    a, b = (fit("power", table.read(p), holdout="largest") for p in (tmp_path, parquet))
+    a, b = (fit_law("power", table.read(p), holdout="largest") for p in (tmp_path, parquet))
     assert {k: a[k] for k in names} == {k: b[k] for k in names}
