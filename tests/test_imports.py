@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import walls
 from tests.walls import INSIDE, NO_JAX, READ_CONFIG, SLACK, WALLS
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +128,15 @@ def test_the_table_permits_little_more_than_is_used():
     allowed = {(room, entry) for room, entries in MAY.items() for entry in entries}
     assert len(WALLS) <= 16
     assert len(allowed) <= SLACK * len(used()), sorted(allowed - used())
+
+
+def test_contributing_shows_the_table():
+    page = walls.PAGE.read_text()
+    assert walls.with_table(page) == page, "python -m tests.walls"
+    stale = page.replace("| may import |", "| imports |")
+    assert walls.with_table(stale) != stale
+    with pytest.raises(ValueError, match="no block"):
+        walls.with_table("# A page")
 
 
 def graph():

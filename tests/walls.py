@@ -1,8 +1,10 @@
 """The walls of the house: which room of `research/` may import which, and what each holds.
 
-`tests/test_imports.py` holds the code to this table, and CONTRIBUTING.md prints it
-(`python -m tests.walls` writes it there). `room.part` is one module of a room.
+`tests/test_imports.py` holds the code to this table, and `python -m tests.walls` prints it in
+CONTRIBUTING.md. `room.part` is one module of a room.
 """
+
+from pathlib import Path
 
 # room: (what it holds, the rooms that it may import)
 WALLS: dict[str, tuple[str, str]] = {
@@ -57,3 +59,30 @@ INSIDE = {
 # What of config/ a module of training may import besides its types: only these read a config.
 READ_CONFIG = ("training.run", "training.resume", "training.horizon", "training.fine_tuning")
 SLACK = 1.15  # what the table permits, over what the code uses
+
+PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"
+BEGIN, END = "<!-- printed by `python -m tests.walls` -->", "<!-- end of the walls -->"
+
+
+def markdown_table() -> str:
+    """The walls as CONTRIBUTING.md shows them: rooms, what they hold, what they may import."""
+    lines = ["| room | what it holds | may import |", "|---|---|---|"]
+    for room, (contents, allowed) in WALLS.items():
+        cells = (f"`{room}`", contents, " ".join(f"`{name}`" for name in allowed.split()) or "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    without_jax = ", ".join(f"`{name}`" for name in NO_JAX)
+    return "\n".join([*lines, "", f"These import no jax: {without_jax}."])
+
+
+def with_table(page: str) -> str:
+    """The text of a page whose block between BEGIN and END is the table of today. Raises
+    ValueError if the page has no such block."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"no block between {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n\n{markdown_table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))

@@ -1,0 +1,119 @@
+"""What the pages and docstrings name exists: files, tests, definitions, links, make targets."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("research", "experiments", "configs", "tools", "tests")
+OTHERS = [ROOT / name for name in ("Makefile", "pyproject.toml", ".github/workflows/ci.yml")]
+# What a reader is told to write, and what stands for any name.
+NEW = {"research/models/bigram.py", "configs/lm_bigram.py"}
+ANY = {"research.models.bigram", "research.models.file", "research.module"}
+
+FILE = re.compile(
+    rf"(?<![\w./-])(?:\.\./)?((?:{'|'.join(FOLDERS)})/[\w/]*\w(?:\.(?:py|sh|json))?)(?![\w…*<])"
+)
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+DOTTED = re.compile(r"\bresearch(?:\.\w+)+")
+TEST = re.compile(r"`(test_\w+\.py)`((?: [\w-]+)*)")
+TARGET = re.compile(r"`make ([a-z-]+)")
+
+
+def texts(path):
+    """What of a file is read by people: a page whole, of Python all but the code of tests."""
+    text = path.read_text()
+    if path.suffix != ".py" or path.relative_to(ROOT).parts[0] != "tests":
+        return [text]
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+    return [ast.get_docstring(node) or "" for node in nodes]
+
+
+def is_file(name):
+    return (ROOT / name).exists() or (ROOT / f"{name}.py").exists() or name in NEW
+
+
+def is_name(dotted):
+    """Whether it is a module of research, or what one defines."""
+    if dotted in ANY:
+        return True
+    parts = dotted.split(".")
+    for n in range(len(parts), 1, -1):
+        module = ROOT.joinpath(*parts[:n])
+        file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+        if file.is_file():
+            return n == len(parts) or parts[n] in defined(file)
+    return False
+
+
+def defined(file):
+    names = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        else:
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return names
+
+
+def missing(text):
+    """What a text names and the project does not have."""
+    yield from (name for name in FILE.findall(text) if not is_file(name))
+    yield from (name for name in DOTTED.findall(text) if not is_name(name))
+
+
+def missing_of_page(page, text):
+    """As `missing`; links, tests and make targets too."""
+    yield from missing(text)
+    yield from (link for link in LINK.findall(text) if not (page.parent / link).exists())
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    yield from (f"make {name}" for name in TARGET.findall(text) if name not in targets)
+    for name, words in TEST.findall(text):
+        files = list((ROOT / "tests").rglob(name))
+        test = f"def test_{words.strip().replace(' ', '_')}("
+        if not any(not words or test in file.read_text() for file in files):
+            yield f"{name}{words}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_what_a_page_names_exists(page):
+    assert not list(missing_of_page(page, page.read_text()))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_what_docstrings_name_exists(folder):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        if path != Path(__file__):
+            assert not [name for text in texts(path) for name in missing(text)], path
+
+
+def test_what_the_build_names_exists():
+    for path in OTHERS:
+        assert not [name for name in FILE.findall(path.read_text()) if not is_file(name)], path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("see research/optim.py", "[`x`](../research/bench.py)", "by `configs/lm_rnn.py`"),
+        *("`tests/test_hostile.py`", "python -m tools.bench.nothing, tools/nothing.py"),
+        *("research.export.read(DIR)", "research.inference.export.nothing", "[a](docs/none.md)"),
+        *("`test_nothing.py`", "`test_imports.py` nothing of the kind", "`make nothing`"),
+    ],
+)
+def test_a_planted_name_is_missed(text):
+    assert list(missing_of_page(ROOT / "README.md", text))
+
+
+def test_what_exists_is_not_missed():
+    text = (
+        "`research/params.py`, research/models/, research.models.Model, `make test`, "
+        "[x](docs/security.md#what), `test_docs.py` what exists is not missed"
+    )
+    assert not list(missing_of_page(ROOT / "README.md", text))
