@@ -1,6 +1,6 @@
-"""One dial: a target size fills the model's fields, a horizon becomes steps, a rule gives the rate.
+"""The horizon of a run, its batch and its peak learning rate, by rules.
 
-Every rule is written down in words that are printed and stored with the run.
+Every rule is put into words that are printed and stored with the run.
 """
 
 import math
@@ -12,7 +12,7 @@ from research.errors import BadInput
 from research.models import Model, accounting
 
 REFERENCE_TOKENS = 1e6  # at which batch.rule = sqrt_tokens gives batch.size itself
-TOLERANCE = 0.01  # by how much whole steps may miss a horizon untold
+TOLERANCE = 0.01  # by how much whole steps may miss a horizon without a word
 
 
 def per_example(model: Model, counts: Mapping, tokens: int, n: int) -> dict[str, float]:
@@ -33,7 +33,7 @@ def per_example(model: Model, counts: Mapping, tokens: int, n: int) -> dict[str,
     }
 
 
-def batch(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> tuple[int, str]:
+def batch_size(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> tuple[int, str]:
     """Examples in a batch, and the rule in words ("" where the size is simply given).
 
     "sqrt_tokens": the batch that is best for a run grows about as the square root of its tokens,
@@ -54,17 +54,17 @@ def batch(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> t
             f"horizon.amount: {horizon['amount']:g} {horizon['unit']} are {tokens:.3g} tokens; "
             "expected fewer than 2^63, and some"
         )
-    made = 2 ** max(0, round(math.log2(size * math.sqrt(tokens / REFERENCE_TOKENS))))
-    while made > 1 and abs(max(1, round(examples / made)) * made / examples - 1) > TOLERANCE:
-        made //= 2
-    return made, (
+    power = 2 ** max(0, round(math.log2(size * math.sqrt(tokens / REFERENCE_TOKENS))))
+    while power > 1 and abs(max(1, round(examples / power)) * power / examples - 1) > TOLERANCE:
+        power //= 2
+    return power, (
         f"batch = {size} sqrt(tokens / {REFERENCE_TOKENS:g}), to a power of 2, halved until whole "
         f"steps are within {TOLERANCE:.0%} of the horizon; the learning rate does not follow it\n"
-        f"{tokens:.4g} tokens: batch {made}"
+        f"{tokens:.4g} tokens: batch {power}"
     )
 
 
-def steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, str]:
+def training_steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, str]:
     """Training steps for a horizon {"unit", "amount"}, to the nearest whole step; and in words,
     with what rounding changes if that is more than TOLERANCE. Raises BadInput for less than half a
     step, and for more than can be counted."""
@@ -78,11 +78,11 @@ def steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, 
         )
     count = max(1, round(wanted))
     away = count / wanted - 1
-    told = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
-    return count, f"{count:,} steps of {each} for {amount:g} {unit}{told}"
+    rounding = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
+    return count, f"{count:,} steps of {each} for {amount:g} {unit}{rounding}"
 
 
-def budget(horizon: Mapping, examples: int, per: Mapping[str, float]) -> dict[str, Any]:
+def isoflop_budget(horizon: Mapping, examples: int, per: Mapping[str, float]) -> dict[str, Any]:
     """Of an isoFLOP cell: the FLOPs that it was given, by which convention, and by what part whole
     steps miss them. {} for a horizon of another unit."""
     unit, amount = horizon["unit"], horizon["amount"]
@@ -93,7 +93,7 @@ def budget(horizon: Mapping, examples: int, per: Mapping[str, float]) -> dict[st
     return {"budget": amount, "budget_convention": name, "budget_away": away}
 
 
-def learning_rate(rule: str, lr: float, model: Model) -> tuple[float, str]:
+def peak_learning_rate(rule: str, lr: float, model: Model) -> tuple[float, str]:
     """The peak rate of this model, and the rule in words (and, on a second line, its outcome)."""
     if rule == "constant":
         return lr, f"learning rate = {lr:.4g}, whatever the size"

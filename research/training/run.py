@@ -114,12 +114,15 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
     rule, size = config["batch"].pop("rule", "constant"), config["batch"]["size"]
-    batch, batch_rule = horizon.batch(rule, size or len(dataset.train), config["horizon"], per)
+    batch, batch_rule = horizon.batch_size(rule, size or len(dataset.train), config["horizon"], per)
     config["batch"]["size"], parts = batch, config["batch"]["accumulate"]
     told(_enough, dataset, batch, parts, wanted)
-    steps, horizon_rule = told(horizon.steps, config["horizon"], batch, per) or (0, "")
+    steps, horizon_rule = told(horizon.training_steps, config["horizon"], batch, per) or (0, "")
     optim, per_step = config["optim"], batch * dataset.tokens_per_example
-    lr, lr_rule = told(horizon.learning_rate, optim["lr_rule"], optim["lr"], model) or (0.0, "")
+    lr, lr_rule = told(horizon.peak_learning_rate, optim["lr_rule"], optim["lr"], model) or (
+        0.0,
+        "",
+    )
     warmup = told(_warmup, optim, steps, per_step) if steps else 0
     start = told(_start, config, dataset, model, inputs, steps)
     told.end()
@@ -141,7 +144,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         "seed": config["seed"],
         **counts,
         **amounts,
-        **horizon.budget(config["horizon"], steps * batch, per),
+        **horizon.isoflop_budget(config["horizon"], steps * batch, per),
         "optimizer": optim["optimizer"]["name"],
         "schedule": optim["schedule"]["name"],
         "lr": lr,

@@ -1,13 +1,12 @@
-"""A group: whole runs in one program, vmapped over the members, the members split over devices.
+"""Vmapped runs: whole runs in one program, vmapped over the members, which are split over devices.
 
 The members share model, data, batch size and steps, and differ in their seeds and in the numbers of
-optimizer and schedule. Each has its own directory, with records and checkpoints of the form that it
-would write alone, so it can be evaluated, gone on from or resumed like any other run. Its numbers
-are those of the run alone up to rounding (vmapped products add up in another order), and they
-depend on how many members there are, but not on who the others are: so a group that is launched
-again has as many slots on as many devices as at first, and those whose member is done, diverged or
-gone are filled with a copy of another.
-"""
+optimizer and schedule. Each has its own directory, with the records and checkpoints that it would
+write alone, so it can be evaluated, fine-tuned or resumed like any other run. Its numbers are those
+of the run alone up to rounding (vmapped products add up in another order), and they depend on how
+many members there are, but not on which: so vmapped runs that are resumed have as many slots on as
+many devices as at first, and the slots of members that are done, diverged or gone are filled with a
+copy of another."""
 
 import contextlib
 import functools
@@ -100,17 +99,19 @@ class VmappedTrainer:
     def __init__(self, runs: Sequence[Run], mesh: Mesh):
         self.runs, self.mesh = runs, mesh
         one = sharding.make_mesh(ALONE, runs[0].batch, jax.devices()[:1])
-        self.solo = [Trainer(run, one) for run in runs]
+        self.single = [Trainer(run, one) for run in runs]
         self.shared = len({run.order for run in runs}) == 1
         self.hyper = self._spread([run.hyper for run in runs])
-        spec = self.solo[0].spec
+        spec = self.single[0].spec
         self._dispatch = vmapped_dispatch_program(spec, mesh, self.shared)
         self._eval = vmapped_eval_program(spec, mesh)
         self._held: tuple | None = None
 
     def init(self) -> VmappedState:
         """The first states, bit for bit those that the members have alone."""
-        first = {solo.run.id: solo.init() for solo in {s.run.id: s for s in self.solo}.values()}
+        first = {
+            single.run.id: single.init() for single in {s.run.id: s for s in self.single}.values()
+        }
         return self.place([first[run.id] for run in self.runs])
 
     def place(self, states: Sequence[TrainState]) -> VmappedState:
@@ -120,7 +121,7 @@ class VmappedTrainer:
     def member(self, members: VmappedState, slot: int) -> TrainState:
         """One member's state (of `members` on the host), where and as it has it alone."""
         state = jax.tree.map(lambda x: x[slot], members.state)
-        return jax.device_put(state, self.solo[slot].shardings.tree)
+        return jax.device_put(state, self.single[slot].shardings.tree)
 
     def batches(self, step: int, n: int, room: int) -> dict[str, jax.Array]:
         """The batches of steps [step, step + n): one copy if all have the same, else one each."""
@@ -140,7 +141,7 @@ class VmappedTrainer:
         return self._dispatch(members, batches, self.hyper, count)
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> list[dict[str, Any]]:
-        """The task's metrics of every slot, for parameters [K, ...]. Raises train.Stopped."""
+        """The task's metrics of every slot, for parameters [K, ...]. Raises trainer.Stopped."""
         if self._held is None:
             rows = host_heldout(self.runs[0], 1)
             put = jax.device_put(rows, NamedSharding(self.mesh, P()))
@@ -168,13 +169,15 @@ class VmappedRecorder(DeferredMetrics):
         self.results: dict[str, dict] = {}
 
     def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
-        self.each(lambda k, r: r.write(first, n, {name: x[:, k] for name, x in host.items()}))
+        self.for_each_live(
+            lambda k, r: r.write(first, n, {name: x[:, k] for name, x in host.items()})
+        )
 
     def evaluation(self, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
-        self.each(lambda k, r: r.evaluation(step, metrics[k]))
+        self.for_each_live(lambda k, r: r.evaluation(step, metrics[k]))
 
     def finish(self, slot: int, status: str, reason: str, metrics: Mapping[str, Any]) -> None:
-        """End a member. Its seconds are its share of the group's, and `members` says whose."""
+        """End a member. Its seconds are its share of theirs together, and `members` says whose."""
         recorder, kind = self.live.pop(slot), self.mesh.devices.flat[0].device_kind
         recorder.dispatch = self.dispatch
         more = {**metrics, "members": self.ids}
@@ -186,9 +189,9 @@ class VmappedRecorder(DeferredMetrics):
         for recorder in self.live.values():
             recorder.shown.close()
 
-    def each(self, act: Callable[[int, Recorder], None]) -> None:
-        """Do something with every member that is left; one of which it shows that it has diverged
-        ends there. Raises Diverged when none is left."""
+    def for_each_live(self, act: Callable[[int, Recorder], None]) -> None:
+        """Call `act` for every member that is left; one that `act` shows to have diverged ends
+        there. Raises Diverged when none is left."""
         for slot, recorder in list(self.live.items()):
             try:
                 act(slot, recorder)
@@ -196,7 +199,7 @@ class VmappedRecorder(DeferredMetrics):
                 log.warning("run %s has diverged: %s", recorder.run.id, error)
                 self.finish(slot, "diverged", str(error), {})
         if not self.live:
-            raise Diverged("every run of the group has diverged")
+            raise Diverged("every one of the vmapped runs has diverged")
 
 
 class VmappedCheckpoints:
@@ -204,39 +207,41 @@ class VmappedCheckpoints:
 
     kept_steps = ()
 
-    def __init__(self, group: VmappedTrainer, recorder: VmappedRecorder):
-        self.group, self.recorder = group, recorder
+    def __init__(self, trainer: VmappedTrainer, recorder: VmappedRecorder):
+        self.trainer, self.recorder = trainer, recorder
 
     @property
     def directory(self) -> RunDirectory:
-        """That of one member, to name the group by."""
+        """That of one member, to name them all by."""
         return next(iter(self.recorder.live.values())).directory
 
     def restore(self) -> tuple[int, VmappedState]:
         """The newest step that all members hold intact, or their start."""
         places = {slot: r.directory.path for slot, r in self.recorder.live.items()}
-        solo = self.group.solo
-        kept = checkpoint.restore_common([(p, solo[slot].abstract) for slot, p in places.items()])
+        single = self.trainer.single
+        kept = checkpoint.restore_common([(p, single[slot].abstract) for slot, p in places.items()])
         if kept is None:
             if lost := [path.name for path in places.values() if checkpoint.steps(path)]:
-                log.warning("the group starts anew: only %s had a checkpoint", ", ".join(lost))
-            found = 0, self.group.init()
+                log.warning(
+                    "vmapped runs start from step 0: only %s had a checkpoint", ", ".join(lost)
+                )
+            found = 0, self.trainer.init()
         else:
             step, states = kept[0], dict(zip(places, kept[1], strict=True))
-            log.info("%d runs go on from step %d", len(places), step)
+            log.info("%d vmapped runs resume from step %d", len(places), step)
             other = next(iter(states.values()))
-            slots = range(len(self.group.runs))
-            found = step, self.group.place([states.get(slot, other) for slot in slots])
+            slots = range(len(self.trainer.runs))
+            found = step, self.trainer.place([states.get(slot, other) for slot in slots])
         for recorder in self.recorder.live.values():
             recorder.begin(found[0])
         return found
 
     def save(self, step: int, members: VmappedState, must: bool = True) -> None:
         """Save every member and only then forget older steps: all always have one in common."""
-        host, keep = jax.device_get(members), self.group.runs[0].keep
-        states = {slot: self.group.member(host, slot) for slot in self.recorder.live}
-        self.recorder.each(lambda slot, _: check_finite(step, states[slot]))
-        with tolerate_refused_save(self.group.runs[0], must):
+        host, keep = jax.device_get(members), self.trainer.runs[0].keep
+        states = {slot: self.trainer.member(host, slot) for slot in self.recorder.live}
+        self.recorder.for_each_live(lambda slot, _: check_finite(step, states[slot]))
+        with tolerate_refused_save(self.trainer.runs[0], must):
             for slot, recorder in self.recorder.live.items():
                 directory = recorder.directory
                 directory.sync()
@@ -253,29 +258,30 @@ def train_vmapped(
 ) -> dict[str, dict[str, Any]]:
     """Train `members`, whose directories must be held, to their end; returns their results by id.
 
-    `ids` are the runs that the group had at its first launch, in order; slots of those that are not
-    in `members` are filled. Goes on from the newest step that all members have. A member that
-    diverges is recorded so and the others go on. Raises Preempted and StorageError as train.fit.
+    `ids` are the runs that were vmapped together at their first launch, in order; slots of those
+    that are not in `members` are filled. Resumes from the newest step that all members have. A
+    member that diverges is recorded so and the others go on. Raises Preempted and StorageError as
+    loop.train_run.
     """
     for run, _ in members:
         trackers.check(run.sinks)
     directories = [directory for _, directory in members]
-    members = _as_launched(members)
+    members = _as_first_launched(members)
     mesh = runs_mesh(len(ids), directories)
     runs, filler = {run.id: run for run, _ in members}, members[0][0]
     slots = [runs.get(run_id, filler) for run_id in ids]
-    group = VmappedTrainer([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
+    trainer = VmappedTrainer([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
     for path in (directory.path for directory in directories):
-        checkpoint.check_room(path, group.solo[0].abstract, len(directories))
+        checkpoint.check_room(path, trainer.single[0].abstract, len(directories))
     recorder = VmappedRecorder(_recorders(members, ids, mesh, progress), mesh, ids)
     try:
         metrics, final = run_loop(
-            filler, group, recorder, VmappedCheckpoints(group, recorder), stop
+            filler, trainer, recorder, VmappedCheckpoints(trainer, recorder), stop
         )
         host = jax.device_get(final)
         for slot in list(recorder.live):
-            params = group.member(host, slot).evaluated
-            closed = group.solo[slot].against_closed_form(params)
+            params = trainer.member(host, slot).evaluated
+            closed = trainer.single[slot].against_closed_form(params)
             recorder.finish(slot, "done", "", metrics[slot] | closed)
     except Diverged:
         pass  # all of them have, and their results say so
@@ -290,8 +296,10 @@ def train_vmapped(
     return recorder.results
 
 
-def _as_launched(members: Sequence[tuple[Run, RunDirectory]]) -> list[tuple[Run, RunDirectory]]:
-    """All members as the group was computed at its first launch."""
+def _as_first_launched(
+    members: Sequence[tuple[Run, RunDirectory]],
+) -> list[tuple[Run, RunDirectory]]:
+    """All members with the execution of their first launch."""
     for path in (directory.path for _, directory in members):
         if checkpoint.steps(path) and (stored := read_launch(path)):
             return [(with_stored_execution(run, stored, path), place) for run, place in members]
@@ -313,8 +321,8 @@ def _recorders(
 
 def runs_mesh(count: int, directories: Sequence[RunDirectory] = ()) -> Mesh:
     """The mesh for `count` runs: as few on a device as can be, then as few devices as that takes;
-    slots that are left over on the last device are filled. A group that was launched before has
-    the devices that it had, if they are here."""
+    slots that are left over on the last device are filled. Runs that were launched before have
+    the devices that they had, if they are here."""
     available = jax.device_count()
     each = math.ceil(count / min(count, available))
     size = math.ceil(count / each)

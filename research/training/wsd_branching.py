@@ -24,7 +24,7 @@ from research.training.run import Run
 
 log = logging.getLogger(__name__)
 
-MARK = "shared_prefix.json"
+FILE = "shared_prefix.json"
 # What decides the last bits, of launch.json: a state from elsewhere is not what this run would be.
 ALIKE = (
     "mesh",
@@ -83,7 +83,7 @@ def start_from_prefix(
     distributed.agree(directory.check)
     if not directory.writes:
         return step, state
-    files.write_json(directory.path / MARK, {"run": prefix.path.name, "step": step})
+    files.write_json(directory.path / FILE, {"run": prefix.path.name, "step": step})
     directory.append(resume=0)
     for record in metrics_log.read(prefix.path):
         if record["step"] < step:
@@ -99,7 +99,7 @@ def _choose_prefix(
 ) -> tuple[int, int, str] | None:
     """Which of `prefixes`, and the step and name of its checkpoint; forgets an earlier choice."""
     directory.check()
-    (directory.path / MARK).unlink(missing_ok=True)
+    (directory.path / FILE).unlink(missing_ok=True)
     choices = (_checkpoint(directory.path, prefix) for prefix in prefixes)
     return next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
 
@@ -125,7 +125,7 @@ def spent_costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, An
     if not shared:
         return spent
     return spent | {
-        "shared_prefix": str(read_run_file(directory.path / MARK).get("run")),
+        "shared_prefix": str(read_run_file(directory.path / FILE).get("run")),
         "shared_tokens": shared * run.tokens_per_step,
         "shared_flops": flops * shared / run.steps,
     }
@@ -133,7 +133,7 @@ def spent_costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, An
 
 def shared_steps(directory: Path) -> int:
     """The steps that another run took for the one in `directory`."""
-    path = directory / MARK
+    path = directory / FILE
     if not path.exists():
         return 0
     step = read_run_file(path).get("step")

@@ -139,7 +139,7 @@ def test_a_size_below_the_ladder_is_refused():
     ],
 )
 def test_every_horizon_becomes_steps(unit, amount, steps):
-    got, words = ladder.steps({"unit": unit, "amount": amount}, 8, PER)
+    got, words = ladder.training_steps({"unit": unit, "amount": amount}, 8, PER)
     assert got == steps
     assert words.startswith(f"{steps} steps of 8 x 16 tokens for {amount:g} {unit}")
     assert ("whole steps" in words) == (amount == 77)  # 1 step for three fifths of one
@@ -160,41 +160,43 @@ def test_every_unit_of_a_horizon_is_solved_and_flops_are_counted_by_its_name():
     per = ladder.per_example(model, counts, tokens=16, n=100)
     assert {*per, "steps"} == {*schema.SECTIONS["horizon.unit"].choices, "flops_exact_full"}
     for unit in schema.FLOPS_UNITS:
-        steps, _ = ladder.steps({"unit": unit, "amount": 1e9}, 1, per)
+        steps, _ = ladder.training_steps({"unit": unit, "amount": 1e9}, 1, per)
         spent = accounting.flops(model, counts, steps * 16, steps)
         spent["flops"] = spent["flops_exact_full"]
         assert spent[unit] == pytest.approx(1e9, rel=0.01)
-        cell = ladder.budget({"unit": unit, "amount": 1e9}, steps, per)
+        cell = ladder.isoflop_budget({"unit": unit, "amount": 1e9}, steps, per)
         assert cell["budget_away"] == pytest.approx(spent[unit] / 1e9 - 1, abs=1e-12)
         assert cell["budget_convention"] == (
             unit.removeprefix("flops_") if "_" in unit else "exact_full"
         )
-    steps = {ladder.steps({"unit": u, "amount": 1e9}, 1, per)[0] for u in schema.FLOPS_UNITS}
+    steps = {
+        ladder.training_steps({"unit": u, "amount": 1e9}, 1, per)[0] for u in schema.FLOPS_UNITS
+    }
     assert len(steps) == len(schema.FLOPS_UNITS)  # the conventions do differ
-    assert ladder.budget({"unit": "tokens", "amount": 1e9}, 10, per) == {}
+    assert ladder.isoflop_budget({"unit": "tokens", "amount": 1e9}, 10, per) == {}
 
 
 @pytest.mark.parametrize("tokens", [1e3, 3e4, 1e6, 2.3e6, 1e8])
 def test_the_batch_grows_with_the_root_of_the_tokens_and_keeps_the_horizon(tokens):
     horizon = {"unit": "tokens", "amount": tokens}
-    size, words = ladder.batch("sqrt_tokens", 8, horizon, PER)
-    steps, told = ladder.steps(horizon, size, PER)
+    size, words = ladder.batch_size("sqrt_tokens", 8, horizon, PER)
+    steps, told = ladder.training_steps(horizon, size, PER)
     assert size & (size - 1) == 0
     assert size <= max(1, 8 * (tokens / 1e6) ** 0.5 * 2**0.5)
     assert f"batch {size}" in words
     assert steps * size * 16 == pytest.approx(tokens, rel=0.01)
     assert "whole steps" not in told
-    assert ladder.batch("constant", 8, horizon, PER) == (8, "")
+    assert ladder.batch_size("constant", 8, horizon, PER) == (8, "")
 
 
 def test_a_batch_that_is_given_may_miss_the_horizon_and_says_so():
-    _, told = ladder.steps({"unit": "tokens", "amount": 1e3}, 32, PER)
+    _, told = ladder.training_steps({"unit": "tokens", "amount": 1e3}, 32, PER)
     assert "+2.4% by whole steps" in told
 
 
 def test_the_rule_for_the_batch_needs_tokens():
     with pytest.raises(BadInput, match="another unit"):
-        ladder.batch("sqrt_tokens", 8, {"unit": "steps", "amount": 10}, PER)
+        ladder.batch_size("sqrt_tokens", 8, {"unit": "steps", "amount": 10}, PER)
 
 
 def test_shares_are_of_the_exact_flops():

@@ -384,7 +384,7 @@ def test_a_group_goes_on_from_the_newest_step_that_all_hold(group, tmp_path, cap
     victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
     with caplog.at_level("INFO"):
         fit(runs, tmp_path)
-    assert "3 runs go on from step 16" in caplog.text
+    assert "3 vmapped runs resume from step 16" in caplog.text
     for run in runs:
         assert without_clock(run, tmp_path) == without_clock(run, workdir)
 
