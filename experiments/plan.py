@@ -5,7 +5,7 @@
       [--mesh=data:8,fsdp:64,tensor:8] [--exact] [--json]
 
 Without a mesh the best one is sought. With --vocab the text need not be there. --exact compiles the
-run for simulated devices and shows what XLA reserves. --table is the table of docs/machines.md.
+run for simulated devices and shows what XLA reserves.
 Nothing is allocated, and nothing here was measured on such machines.
 """
 
@@ -27,7 +27,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--largest", action="store_true", help="seek the largest model that fits")
     parser.add_argument("--exact", action="store_true", help="compile it too, here")
     parser.add_argument("--json", action="store_true", help="one JSON document")
-    parser.add_argument("--table", action="store_true", help="125M to 70B on 8 to 4096 devices")
     args, config, _ = cli.parse_config(parser, argv)
     machine = hardware.machine_named(args.device)
     for name in ("devices", "vocab"):
@@ -37,29 +36,26 @@ def main(argv: Sequence[str]) -> int:
 
     from research.planning import cluster, xla_memory  # jax from here on
 
-    if args.table:
-        print(cluster.table(config, args.device))
-        return 0
-    mesh = cluster.given(config, args.mesh, args.devices)
-    run = cluster.made(config, args.vocab)
+    mesh = cluster.parse_mesh(config, args.mesh, args.devices)
+    run = cluster.run_without_data(config, args.vocab)
     if mesh:
-        plan = cluster.on(run, machine, mesh, alternatives=True)
+        plan = cluster.plan_for_mesh(run, machine, mesh, alternatives=True)
     else:
-        plan = cluster.best(run, machine, args.devices, alternatives=True)
-    most = None
+        plan = cluster.best_mesh(run, machine, args.devices, alternatives=True)
+    largest = None
     if args.largest:
-        most = cluster.largest(config, args.vocab, machine, args.devices, mesh)
-    out = cluster.document(plan, run, args.device, most)
-    words = cluster.text(plan, run, args.device, most)
+        largest = cluster.largest_size(config, args.vocab, machine, args.devices, mesh)
+    out = cluster.plan_to_json(plan, run, args.device, largest)
+    text = cluster.format_plan(plan, run, args.device, largest)
     if args.exact:
-        found = xla_memory.measured(config, args.vocab, plan.mesh)
-        predicted = cluster.unfused(run, plan.mesh)
-        out["exact"] = found._asdict() | {"peak": found.peak, "predicted": predicted}
-        words += (
-            f"\nXLA on CPU, where attention writes its map, reserves {found.peak:,} bytes for a "
-            f"dispatch; predicted for it: {predicted:,.0f} ({predicted / found.peak - 1:+.1%})"
+        reserved = xla_memory.measure_reserved(config, args.vocab, plan.mesh)
+        predicted = cluster.unfused_dispatch_bytes(run, plan.mesh)
+        out["exact"] = reserved._asdict() | {"peak": reserved.peak, "predicted": predicted}
+        text += (
+            f"\nXLA on CPU, where attention writes its map, reserves {reserved.peak:,} bytes for a "
+            f"dispatch; predicted for it: {predicted:,.0f} ({predicted / reserved.peak - 1:+.1%})"
         )
-    print(json.dumps(out) if args.json else words)
+    print(json.dumps(out) if args.json else text)
     return 0
 
 

@@ -70,7 +70,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     if (large := preflight(run, directory)) and not args.force:
         from research.planning import memory  # which traces a step
 
-        memory.check(*large)
+        memory.check_fits(*large)
     with directory, Progress([run.facts]) as progress:
         progress.begin(run.facts)
         more = {"profile_steps": args.profile}

@@ -91,7 +91,7 @@ class Judge:
                 raise
             return
         mesh = run_mesh(run)
-        memory.step(run, mesh)  # the whole step is traced
+        memory.trace_step(run, mesh)  # the whole step is traced
         room = min(2, run.cadence.dispatch)
         host_batches(run, 0, room, room)
         host_heldout(run, 8)

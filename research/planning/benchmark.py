@@ -51,7 +51,7 @@ from research.training.trainer import Trainer, run_mesh
 CPU_SIDES, ACCELERATOR_SIDES = (512, 1024, 2048), (4096, 8192)
 
 
-class Loop:
+class TimedLoop:
     """A run's training loop on a mesh, to be timed: no files, no held-out set but a few examples,
     and from a new state, whatever the run would start from.
 
@@ -76,10 +76,10 @@ class Loop:
 
     def block(self, steps: int) -> float:
         """Seconds of the next `steps` steps, until their metrics are on the host."""
-        run, clock = dataclasses.replace(self.run, steps=self.step + steps), _Clock()
-        keeper = _Keeper(self.step, self.state)
+        run, clock = dataclasses.replace(self.run, steps=self.step + steps), _ClockRecorder()
+        keeper = _NoCheckpoints(self.step, self.state)
         begun = time.perf_counter()
-        _, self.state = run_loop(run, _Roomy(self), clock, keeper, lambda: False)
+        _, self.state = run_loop(run, _FullRoomTrainer(self), clock, keeper, lambda: False)
         self.step, self._seen = self.step + steps, clock.dispatch
         return clock.read - begun
 
@@ -111,11 +111,11 @@ class Loop:
         return float(held + found.temp_size_in_bytes - found.alias_size_in_bytes)
 
 
-class _Roomy:
+class _FullRoomTrainer:
     """A trainer whose batches have room for the most steps of a dispatch, however few there are in
     one: the program that the run would compile."""
 
-    def __init__(self, loop: Loop):
+    def __init__(self, loop: TimedLoop):
         self.room, self.trainer = loop.room, loop.trainer
         self.steps, self.evaluate = loop.trainer.steps, loop.trainer.evaluate
 
@@ -123,7 +123,7 @@ class _Roomy:
         return self.trainer.batches(step, n, self.room)
 
 
-class _Clock(DeferredMetrics):
+class _ClockRecorder(DeferredMetrics):
     """Takes the place of a recorder, and notes when the last metrics were on the host."""
 
     read = math.nan
@@ -135,7 +135,7 @@ class _Clock(DeferredMetrics):
         pass
 
 
-class _Keeper:
+class _NoCheckpoints:
     """Takes the place of a keeper of checkpoints: the loop goes on from `state`."""
 
     kept_steps = ()
@@ -161,7 +161,7 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
         raise BadInput(f"--seconds: {seconds}; expected a number above 0")
     mesh = run_mesh(run)
     begun = time.perf_counter()
-    loop = Loop(run, mesh)
+    loop = TimedLoop(run, mesh)
     built = time.perf_counter() - begun + loop.block(1)
     first, warm = environment.age(), loop.block(1)
     loop.settle()

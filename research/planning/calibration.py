@@ -29,9 +29,9 @@ from research.training.trainer import resident, run_mesh, step_spec
 
 log = logging.getLogger(__name__)
 
-LONG_ENOUGH = 1.0  # seconds that a program is timed for
-REACH = 4.0  # how many times beyond the programs that were timed a prediction goes
-TRACED = 4  # programs whose activations are traced; those between are interpolated
+MIN_TIMED_SECONDS = 1.0  # seconds that a program is timed for
+MAX_EXTRAPOLATION = 4.0  # how many times beyond the programs that were timed a prediction goes
+TRACED_PROGRAMS = 4  # programs whose activations are traced; those between are interpolated
 
 
 class Cost(NamedTuple):
@@ -54,21 +54,23 @@ class Sample(NamedTuple):
     example: float
 
 
-def of(runs: Sequence[Run]) -> list[Cost]:
+def predict(runs: Sequence[Run]) -> list[Cost]:
     """What each run costs, by earlier calibrations."""
-    meshes = [_mesh(run) for run in runs]
-    placed = [(run, mesh) for run, mesh in zip(runs, meshes, strict=True) if mesh]
-    bytes_, samples, out = _memory(placed), functools.cache(known), []
+    meshes = [_mesh_or_none(run) for run in runs]
+    runnable = [(run, mesh) for run, mesh in zip(runs, meshes, strict=True) if mesh]
+    memory_by_program, load_samples = _predict_memory(runnable), functools.cache(stored_samples)
+    costs = []
     for run, mesh in zip(runs, meshes, strict=True):
         if mesh is None:
-            out.append(Cost(None, 0.0, ("", run.id)))
+            costs.append(Cost(None, 0.0, ("", run.id)))
             continue
-        name, seconds, compiling = program(run, mesh), None, 0.0
-        if at := _at(samples(_key(run, mesh)), run):
-            evaluated = _evaluations(run) * run.eval_examples
-            seconds, compiling = run.steps * at.step + evaluated * at.example, at.compiling
-        out.append(Cost(seconds, compiling, name, bytes_[name]))
-    return out
+        program, seconds, compiling = program_key(run, mesh), None, 0.0
+        if sample := _interpolate(load_samples(_calibration_key(run, mesh)), run):
+            evaluated = _evaluation_count(run) * run.eval_examples
+            seconds = run.steps * sample.step + evaluated * sample.example
+            compiling = sample.compiling
+        costs.append(Cost(seconds, compiling, program, memory_by_program[program]))
+    return costs
 
 
 def calibrate(runs: Sequence[Run]) -> None:
@@ -77,22 +79,22 @@ def calibrate(runs: Sequence[Run]) -> None:
     Takes seconds to minutes, as long as it takes to compile them. Raises StorageError where the
     cache cannot be written.
     """
-    meshes = ((run, _mesh(run)) for run in runs)
-    kinds = _by_kind([(run, mesh) for run, mesh in meshes if mesh])
+    meshes = ((run, _mesh_or_none(run)) for run in runs)
+    kinds = _group_by_key([(run, mesh) for run, mesh in meshes if mesh])
     for key, pairs in kinds.items():
         pairs.sort(key=lambda pair: _step_flops(pair[0]))
-        samples = {sample.flops: sample for sample in known(key)}
+        samples = {sample.flops: sample for sample in stored_samples(key)}
         for run, mesh in {_step_flops(pair[0]): pair for pair in (pairs[0], pairs[-1])}.values():
-            sample = measure(run, mesh)
+            sample = time_programs(run, mesh)
             samples[sample.flops] = sample
             name, count = run.facts["family"], f"{run.facts['params']:,}"
             took = f"{1000 * sample.step:.3g} ms a step, {sample.compiling:.1f} s to compile"
             log.info("timed %s with %s parameters: %s", name, count, took)
         rows = [sample._asdict() for sample in sorted(samples.values())]
-        files.write_json(_file(key), {"samples": rows})
+        files.write_json(_cache_file(key), {"samples": rows})
 
 
-def program(run: Run, mesh: Mesh) -> tuple:
+def program_key(run: Run, mesh: Mesh) -> tuple:
     """What decides the compiled programs of a run; runs that share it compile once."""
     inputs, heldout = example_inputs(run.data), (run.eval_examples, run.eval_batch)
     structure = jax.tree.structure(run.hyper)
@@ -100,7 +102,7 @@ def program(run: Run, mesh: Mesh) -> tuple:
     return step_spec(run, mesh), inputs, structure, sizes
 
 
-def _mesh(run: Run) -> Mesh | None:
+def _mesh_or_none(run: Run) -> Mesh | None:
     """None where these devices cannot take the run, which a launch refuses with the reason."""
     try:
         return run_mesh(run)
@@ -108,14 +110,14 @@ def _mesh(run: Run) -> Mesh | None:
         return None
 
 
-def _evaluations(run: Run) -> int:
+def _evaluation_count(run: Run) -> int:
     return 1 + ((run.steps - 1) // run.cadence.eval if run.cadence.eval else 0)
 
 
 # Seconds.
 
 
-def _key(run: Run, mesh: Mesh) -> str:
+def _calibration_key(run: Run, mesh: Mesh) -> str:
     """The digest of all that decides how long a step takes, but for its size."""
     fields = {k: v for k, v in run.model.described().items() if k not in run.model.family.SIZED}
     inputs = example_inputs(run.data)
@@ -134,18 +136,18 @@ def _key(run: Run, mesh: Mesh) -> str:
     )[:24]
 
 
-def _by_kind(placed: Iterable[tuple[Run, Mesh]]) -> dict[str, list[tuple[Run, Mesh]]]:
+def _group_by_key(placed: Iterable[tuple[Run, Mesh]]) -> dict[str, list[tuple[Run, Mesh]]]:
     """Runs that differ in size alone, as far as cost goes, together."""
     kinds: dict[str, list[tuple[Run, Mesh]]] = {}
     for run, mesh in placed:
-        kinds.setdefault(_key(run, mesh), []).append((run, mesh))
+        kinds.setdefault(_calibration_key(run, mesh), []).append((run, mesh))
     return kinds
 
 
-def known(key: str) -> list[Sample]:
+def stored_samples(key: str) -> list[Sample]:
     """What was timed before, by FLOPs; nothing where the file is damaged."""
     try:
-        path = _file(key)
+        path = _cache_file(key)
         rows = files.read_json(path)["samples"] if path.exists() else []
         samples = [Sample(**{k: float(row[k]) for k in Sample._fields}) for row in rows]
     except (BadInput, StorageError, KeyError, TypeError, ValueError):
@@ -153,20 +155,20 @@ def known(key: str) -> list[Sample]:
     return sorted(s for s in samples if s.flops > 0 and s.step > 0)
 
 
-def _file(key: str) -> Path:
+def _cache_file(key: str) -> Path:
     return files.cache("cost") / f"{key}.json"
 
 
-def measure(run: Run, mesh: Mesh) -> Sample:
+def time_programs(run: Run, mesh: Mesh) -> Sample:
     """Time a run's programs as its loop uses them."""
     few = min(run.eval_examples, 4 * run.eval_batch)
     begun = time.perf_counter()
-    loop = benchmark.Loop(run, mesh, few)
+    loop = benchmark.TimedLoop(run, mesh, few)
     loop.block(1)
     built = time.perf_counter() - begun
     loop.settle()
     once = loop.block(loop.dispatch) / loop.dispatch
-    if (steps := min(50 * loop.dispatch, math.floor(LONG_ENOUGH / once))) > loop.dispatch:
+    if (steps := min(50 * loop.dispatch, math.floor(MIN_TIMED_SECONDS / once))) > loop.dispatch:
         once = loop.block(steps) / steps
     begun = time.perf_counter()
     loop.trainer.evaluate(loop.state.evaluated)
@@ -179,11 +181,14 @@ def _step_flops(run: Run) -> float:
     return accounting.step_flops(run.model, run.batch)
 
 
-def _at(samples: Sequence[Sample], run: Run) -> Sample | None:
+def _interpolate(samples: Sequence[Sample], run: Run) -> Sample | None:
     """The sample of this run's program, interpolated; None too far from what was timed. Below the
     smallest a step takes as long as it, above the largest as much longer as it has more FLOPs."""
     flops = _step_flops(run)
-    if not samples or not samples[0].flops / REACH <= flops <= samples[-1].flops * REACH:
+    if not samples:
+        return None
+    low, high = samples[0].flops / MAX_EXTRAPOLATION, samples[-1].flops * MAX_EXTRAPOLATION
+    if not low <= flops <= high:
         return None
     above = max(1.0, flops / samples[-1].flops)
     x = np.log([s.flops for s in samples])
@@ -198,27 +203,28 @@ def _at(samples: Sequence[Sample], run: Run) -> Sample | None:
 # Bytes.
 
 
-def _memory(placed: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
+def _predict_memory(pairs: Sequence[tuple[Run, Mesh]]) -> dict[tuple, float | None]:
     """Bytes on one device by program; None where the mesh does not divide a parameter, which a
     launch refuses."""
-    out: dict[tuple, float | None] = {}
-    for pairs in _by_kind(placed).values():
+    bytes_by_program: dict[tuple, float | None] = {}
+    for same_kind in _group_by_key(pairs).values():
         fixed: dict[tuple, tuple[tuple[Run, Mesh], float]] = {}
-        for pair in pairs:
+        for pair in same_kind:
             try:
-                fixed[program(*pair)] = pair, sum(resident(*pair))
+                fixed[program_key(*pair)] = pair, sum(resident(*pair))
             except BadInput:
-                out[program(*pair)] = None
-        more = _temporary([pair for pair, _ in fixed.values()]) if fixed else []
-        for (name, (_, held)), bytes_ in zip(fixed.items(), more, strict=True):
-            out[name] = held + bytes_
-    return out
+                bytes_by_program[program_key(*pair)] = None
+        temporary = _interpolate_temporary([pair for pair, _ in fixed.values()]) if fixed else []
+        for (program, (_, always)), within in zip(fixed.items(), temporary, strict=True):
+            bytes_by_program[program] = always + within
+    return bytes_by_program
 
 
-def _temporary(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
+def _interpolate_temporary(pairs: Sequence[tuple[Run, Mesh]]) -> np.ndarray:
     """Bytes within a step of runs of one kind: a few are traced, those between interpolated."""
     x = np.log([_step_flops(run) for run, _ in pairs])
-    order = np.argsort(x, kind="stable")
-    at = order[np.linspace(0, len(pairs) - 1, min(TRACED, len(pairs))).round().astype(int)]
-    y = [math.log(max(1.0, memory.of(*pairs[i]).temporary)) for i in at]
-    return np.exp(np.interp(x, x[at], y))
+    by_flops = np.argsort(x, kind="stable")
+    spread = np.linspace(0, len(pairs) - 1, min(TRACED_PROGRAMS, len(pairs)))
+    traced = by_flops[spread.round().astype(int)]
+    y = [math.log(max(1.0, memory.estimate(*pairs[i]).temporary)) for i in traced]
+    return np.exp(np.interp(x, x[traced], y))

@@ -1,9 +1,10 @@
-"""A plan for machines that are not here: what a run takes of each device, what the devices say to
+"""A plan for machines that are not here: what a run takes of each device, what the devices send to
 each other, how fast a step can be, on which mesh, and the largest model that would fit.
 
 Nothing is allocated or compiled. Bytes are those of `memory`, seconds a bound (see `roofline`).
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -22,114 +23,117 @@ from research.models.sizing import MOST_RUNGS
 from research.parallel import sharding
 from research.planning import hardware, jaxpr_liveness, memory, roofline
 from research.planning.hardware import Machine
-from research.planning.memory import Bytes
-from research.planning.roofline import Seconds, Traffic
+from research.planning.memory import MemoryEstimate
+from research.planning.roofline import StepSeconds, Traffic
 from research.training.run import Run, make_run
 from research.training.trainer import place_state
 
-TEXT = ("text", "mixture", "hub")  # data of which context and vocabulary are all that is asked
+# Data of which context and vocabulary are all that is asked.
+TEXT_DATASETS = ("text", "mixture", "hub")
 
 
 class Plan(NamedTuple):
-    """A run on `mesh`, {axis: devices}. `mfu` counts FLOPs as `accounting` does, without those that
-    are done again. `instead` is what it would take otherwise, by a key of the config."""
+    """A run on `mesh`, {axis: devices}; `available` are the bytes that it may fill on one device.
+    `mfu` counts FLOPs as `accounting` does, without those that are done again. `alternatives` are
+    the bytes that it would take with another value of a key of the config, by "key=value"."""
 
     mesh: dict[str, int]
-    bytes: Bytes
-    room: float
+    bytes: MemoryEstimate
+    available: float
     traffic: Traffic
-    seconds: Seconds
+    seconds: StepSeconds
     mfu: float
     tokens_per_second: float
-    instead: dict[str, Bytes]
+    alternatives: dict[str, MemoryEstimate]
 
     @property
     def fits(self) -> bool:
-        return self.bytes.total <= self.room
+        return self.bytes.total <= self.available
 
 
-def made(config: Mapping[str, Any], vocab: int | None = None) -> Run:
-    """The Run of a checked config. Text need not be there where `vocab` (or data.vocab, of a file
-    that does not exist) says what it would have."""
+def run_without_data(config: Mapping[str, Any], vocab: int | None = None) -> Run:
+    """The Run of a validated config. Text need not be there where `vocab` (or data.vocab, of a file
+    that does not exist) says what it would have. Raises BadInput for `vocab` without text."""
     config = copy.deepcopy(dict(config))
-    text = config["data"]["name"] in TEXT and config["task"]["name"] == "language_modelling"
-    if vocab is not None and not text:
+    is_text = config["data"]["name"] in TEXT_DATASETS
+    is_text &= config["task"]["name"] == "language_modelling"
+    if vocab is not None and not is_text:
         raise BadInput(
             f"--vocab={vocab}: only for language modelling on text, not data.name = "
             f"{config['data']['name']}"
         )
-    if text and vocab is not None:
+    if vocab is not None:
         config["eval"]["examples"] = config["eval"]["examples"] or config["batch"]["size"]
         return make_run(config, placeholder.tokens(config["data"]["context"], vocab))
     return make_run(config)
 
 
-def on(run: Run, machine: Machine, mesh: Mapping[str, int], alternatives: bool = False) -> Plan:
+def plan_for_mesh(
+    run: Run, machine: Machine, mesh: Mapping[str, int], alternatives: bool = False
+) -> Plan:
     """The plan for one mesh. Raises BadInput where it does not divide the batch or a parameter."""
-    mesh = dict(mesh)
-    sharding.check_rows(mesh, run.batch, run.execution.grad_accumulation)
+    mesh, parts = dict(mesh), run.execution.grad_accumulation
+    sharding.check_rows(mesh, run.batch, parts)
     abstract = sharding.abstract_mesh(mesh)
-    program = memory.step(run, abstract, machine.fused)
-    kernels = list(jaxpr_liveness.kernels(program))
+    kernels = list(jaxpr_liveness.list_kernels(memory.trace_step(run, abstract, machine.fused)))
     dtype = getattr(run.model.spec, "dtype", "float32")
-    sharded, whole = _parameters(run, mesh, 2 if dtype == "bfloat16" else 4)
-    moved = roofline.traffic(kernels, mesh, sharded, whole, run.execution.grad_accumulation)
-    busy = roofline.kernels(kernels, machine, dtype)
-    seconds = roofline.seconds(busy, moved, mesh, machine)
+    sharded, replicated = _parameter_bytes(run, mesh, 2 if dtype == "bfloat16" else 4)
+    traffic = roofline.collective_traffic(kernels, mesh, sharded, replicated, parts)
+    kernel_seconds = roofline.kernel_seconds(kernels, machine, dtype)
+    seconds = roofline.step_seconds(kernel_seconds, traffic, mesh, machine)
     devices = math.prod(mesh.values())
     flops = accounting.step_flops(run.model, run.batch)
     return Plan(
         mesh=mesh,
-        bytes=memory.of(run, abstract, machine.fused),
-        room=hardware.USABLE * machine.memory,
-        traffic=moved,
+        bytes=memory.estimate(run, abstract, machine.fused),
+        available=hardware.USABLE * machine.memory,
+        traffic=traffic,
         seconds=seconds,
         mfu=flops / (seconds.step * devices * machine.rate(dtype)),
         tokens_per_second=run.tokens_per_step / seconds.step,
-        instead=_instead(run, abstract, machine.fused) if alternatives else {},
+        alternatives=_alternatives(run, abstract, machine.fused) if alternatives else {},
     )
 
 
-def unfused(run: Run, mesh: Mapping[str, int]) -> float:
+def unfused_dispatch_bytes(run: Run, mesh: Mapping[str, int]) -> float:
     """Bytes of a dispatch where attention is no single kernel, as in what XLA compiles on CPU."""
-    return memory.of(run, sharding.abstract_mesh(mesh)).dispatch
+    return memory.estimate(run, sharding.abstract_mesh(mesh)).dispatch
 
 
-def _parameters(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, float]:
+def _parameter_bytes(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, float]:
     """Bytes of one tensor slice of the parameters that the fsdp axis splits, in the type of `item`
     bytes that products are in; and, in float32, of all others."""
     _, abstract = place_state(run, sharding.abstract_mesh(mesh))
-    sharded = whole = 0.0
+    sharded = replicated = 0.0
     for leaf in jax.tree.leaves(abstract.params):
         own = math.prod(leaf.sharding.shard_shape(leaf.shape))
         if "fsdp" in tuple(leaf.sharding.spec):
             sharded += own * mesh["fsdp"] * item
         else:
-            whole += own * 4
-    return sharded, whole
+            replicated += own * 4
+    return sharded, replicated
 
 
-def _instead(run: Run, mesh: Any, fused: bool) -> dict[str, Bytes]:
+def _alternatives(run: Run, mesh: Any, fused: bool) -> dict[str, MemoryEstimate]:
     """What it takes with another Execution, which does not change the result."""
-    out = {}
-    name = next(k for k in (run.model.described()["name"],))
-    fields = registry.fields(*registry.table("models/__init__.py", "MODELS")[name])
+    options: list[tuple[str, dict[str, Any]]] = []
+    fields = registry.fields(*registry.table(*schema.PLUGS["model"])[run.facts["family"]])
     if "remat" in fields:
-        for kept in fields["remat"].choices:
-            out[f"model.remat={kept}"] = memory.of(_otherwise(run, remat=kept), mesh, fused)
+        options += [(f"model.remat={x}", {"remat": x}) for x in fields["remat"].choices]
     if hasattr(run.task, "chunk"):
-        for chunk, words in ((0, "0"), (None, "none")):
-            key = f"task.chunk={words}"
-            out[key] = memory.of(_otherwise(run, chunk=chunk), mesh, fused)
-    return out
+        options += [("task.chunk=0", {"chunk": 0}), ("task.chunk=none", {"chunk": None})]
+    return {
+        key: memory.estimate(with_execution(run, **changes), mesh, fused)
+        for key, changes in options
+    }
 
 
-def _otherwise(run: Run, **changes: Any) -> Run:
+def with_execution(run: Run, **changes: Any) -> Run:
     """`run` with a changed Execution."""
     return run.with_execution(dataclasses.replace(run.execution, **changes))
 
 
-def meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[str, int]]:
+def candidate_meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[str, int]]:
     """All factorisations that the batch and the parameters allow; tensor within a node alone."""
     for tensor in _divisors(devices):
         if tensor > machine.node:
@@ -144,10 +148,10 @@ def meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[str, int]]
             yield mesh
 
 
-def best(run: Run, machine: Machine, devices: int, alternatives: bool = False) -> Plan:
+def best_mesh(run: Run, machine: Machine, devices: int, alternatives: bool = False) -> Plan:
     """The mesh whose step has the lowest bound among those that fit, or, if none does, that which
     takes the fewest bytes. Raises BadInput where there is no mesh at all."""
-    plans = [on(run, machine, mesh) for mesh in meshes(run, machine, devices)]
+    plans = [plan_for_mesh(run, machine, mesh) for mesh in candidate_meshes(run, machine, devices)]
     if not plans:
         raise BadInput(
             f"--devices={devices}: no mesh of so many devices divides batch.size / "
@@ -155,10 +159,10 @@ def best(run: Run, machine: Machine, devices: int, alternatives: bool = False) -
             "parameters; a power of two of both, or --mesh, may"
         )
     chosen = min(plans, key=lambda p: (not p.fits, p.seconds.step if p.fits else p.bytes.total))
-    return on(run, machine, chosen.mesh, alternatives) if alternatives else chosen
+    return plan_for_mesh(run, machine, chosen.mesh, alternatives) if alternatives else chosen
 
 
-def given(config: Mapping[str, Any], text: str, devices: int) -> dict[str, int] | None:
+def parse_mesh(config: Mapping[str, Any], text: str, devices: int) -> dict[str, int] | None:
     """The mesh that --mesh=`text` or else the config asks for, with -1 for what is left; None where
     the config leaves it all open. Raises BadInput for what makes no mesh of so many devices."""
     sizes = {axis: config["mesh"][axis] for axis in sharding.AXES}
@@ -185,7 +189,7 @@ def _divisors(count: int) -> list[int]:
     return [k for k in range(1, count + 1) if count % k == 0]
 
 
-def largest(
+def largest_size(
     config: Mapping[str, Any],
     vocab: int | None,
     machine: Machine,
@@ -199,37 +203,29 @@ def largest(
     """
 
     @functools.cache
-    def tried(rung: int) -> Plan | None:
-        run = _at(config, vocab, rung)
-        tries = [dict(mesh)] if mesh else _tightest(run, machine, devices)
-        plans = []
-        for one in tries:
-            try:
-                plans.append(on(run, machine, one))
-            except BadInput:
-                continue
-        fitting = [p for p in plans if p.fits]
-        return min(fitting, key=lambda p: p.bytes.total) if fitting else None
+    def fitting_plan(rung: int) -> Plan | None:
+        run, plans = _run_at_rung(config, vocab, rung), []
+        for candidate in [dict(mesh)] if mesh else _most_sharded_meshes(run, machine, devices):
+            with contextlib.suppress(BadInput):
+                plans.append(plan_for_mesh(run, machine, candidate))
+        return min((p for p in plans if p.fits), key=lambda p: p.bytes.total, default=None)
 
-    family = registry.literal(
-        registry.table(*schema.PLUGS["model"])[config["model"]["name"]][0], "SIZED"
-    )
-    if not family:
+    if not getattr(models.family(config["model"]["name"]), "SIZED", ()):
         return None
     low, high = 0, 1
-    while high < MOST_RUNGS and tried(high):
+    while high < MOST_RUNGS and fitting_plan(high):
         low, high = high, 2 * high
     while high - low > max(1, low // 32):  # to 3 % of a rung
         middle = (low + high) // 2
-        low, high = (middle, high) if tried(middle) else (low, middle)
+        low, high = (middle, high) if fitting_plan(middle) else (low, middle)
     if not low:
         return None
-    found = tried(low)
-    assert found
-    return _at(config, vocab, low).facts["params"], found.mesh
+    plan = fitting_plan(low)
+    assert plan
+    return _run_at_rung(config, vocab, low).facts["params"], plan.mesh
 
 
-def _at(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run:
+def _run_at_rung(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run:
     """The run with the model of one rung of its family."""
     config = copy.deepcopy(dict(config))
     name = config["model"]["name"]
@@ -237,22 +233,24 @@ def _at(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run:
     fields = {k: v for k, v in config["model"].items() if k != "name"}
     if config["size"] is None:  # its fields are those of another member
         fields |= dict.fromkeys(family.SIZED)
-    given = models.unfilled(name, fields)
+    unsized = models.unfilled(name, fields)
     config["size"] = None
-    config["model"] |= family.rung(rung, **given) | given
-    return made(config, vocab)
+    config["model"] |= family.rung(rung, **unsized) | unsized
+    return run_without_data(config, vocab)
 
 
-def _tightest(run: Run, machine: Machine, devices: int) -> list[dict[str, int]]:
+def _most_sharded_meshes(run: Run, machine: Machine, devices: int) -> list[dict[str, int]]:
     """The meshes that may take the fewest bytes: as much fsdp as can be, for each tensor size."""
-    most: dict[int, dict[str, int]] = {}
-    for mesh in meshes(run, machine, devices):
-        if mesh["fsdp"] >= most.get(mesh["tensor"], mesh)["fsdp"]:
-            most[mesh["tensor"]] = mesh
-    return list(most.values())
+    by_tensor: dict[int, dict[str, int]] = {}
+    for mesh in candidate_meshes(run, machine, devices):
+        if mesh["fsdp"] >= by_tensor.get(mesh["tensor"], mesh)["fsdp"]:
+            by_tensor[mesh["tensor"]] = mesh
+    return list(by_tensor.values())
 
 
-def document(plan: Plan, run: Run, device: str, most: tuple[int, dict] | None) -> dict[str, Any]:
+def plan_to_json(
+    plan: Plan, run: Run, device: str, largest: tuple[int, dict] | None
+) -> dict[str, Any]:
     """The plan as JSON."""
     return {
         "device": device,
@@ -264,25 +262,27 @@ def document(plan: Plan, run: Run, device: str, most: tuple[int, dict] | None) -
         "batch": run.batch,
         "grad_accumulation": run.execution.grad_accumulation,
         "bytes": plan.bytes._asdict() | {"total": plan.bytes.total},
-        "room": plan.room,
+        "available": plan.available,
         "fits": plan.fits,
-        "instead": {key: b._asdict() | {"total": b.total} for key, b in plan.instead.items()},
+        "alternatives": {
+            key: b._asdict() | {"total": b.total} for key, b in plan.alternatives.items()
+        },
         "traffic": plan.traffic._asdict(),
         "seconds": plan.seconds._asdict()
         | {"step": plan.seconds.step, "bound": plan.seconds.bound},
         "mfu": plan.mfu,
         "tokens_per_second": plan.tokens_per_second,
-        "largest": most and {"params": most[0], "mesh": most[1]},
+        "largest": largest and {"params": largest[0], "mesh": largest[1]},
     }
 
 
-def text(plan: Plan, run: Run, device: str, most: tuple[int, dict] | None) -> str:
+def format_plan(plan: Plan, run: Run, device: str, largest: tuple[int, dict] | None) -> str:
     """The plan in lines."""
-    size, count = memory.size, math.prod(plan.mesh.values())
+    size, count = memory.format_bytes, math.prod(plan.mesh.values())
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
     verdict = "fits" if plan.fits else "does NOT fit"
     rows = [(name, size(value)) for name, value in plan.bytes._asdict().items()]
-    rows += [("total", f"{size(plan.bytes.total)}, {verdict} in {size(plan.room)}")]
+    rows += [("total", f"{size(plan.bytes.total)}, {verdict} in {size(plan.available)}")]
     links = zip(plan.traffic._asdict().items(), plan.seconds[1:], strict=True)
     unit = "tokens" if run.data.tokens_per_example > 1 else "examples"
     lines = [
@@ -291,77 +291,18 @@ def text(plan: Plan, run: Run, device: str, most: tuple[int, dict] | None) -> st
         f"{run.tokens_per_step:,} {unit} a step",
         "",
         "bytes on one device",
-        *(f"  {name:<12}{words}" for name, words in rows),
-        *(f"  with {key:<22}{size(b.total)}" for key, b in plan.instead.items()),
+        *(f"  {name:<12}{amount}" for name, amount in rows),
+        *(f"  with {key:<22}{size(b.total)}" for key, b in plan.alternatives.items()),
         "",
-        "received by one device in a step, and the time of the links at least",
-        *(f"  {axis:<8}{size(moved):>8}  {took:.3g} s" for (axis, moved), took in links),
+        "received by one device in a step, and the time on the links at least",
+        *(f"  {axis:<8}{size(count):>8}  {seconds:.3g} s" for (axis, count), seconds in links),
         "",
         f"a step takes at least {plan.seconds.step:.3g} s ({plan.seconds.kernels:.3g} s of "
-        f"kernels; {plan.seconds.bound} decide): MFU at most {plan.mfu:.1%}, "
+        f"kernels; bound by {plan.seconds.bound}): MFU at most {plan.mfu:.1%}, "
         f"{plan.tokens_per_second:,.0f} {unit}/s at most",
     ]
-    if most:
-        where = " x ".join(f"{axis} {n}" for axis, n in most[1].items())
+    if largest:
+        mesh = " x ".join(f"{axis} {n}" for axis, n in largest[1].items())
         family = run.facts["family"]
-        lines.append(f"largest {family} that fits, by size: {most[0]:,} parameters, on {where}")
+        lines.append(f"largest {family} that fits, by size: {largest[0]:,} parameters, on {mesh}")
     return "\n".join([*lines, "a bound from data sheets; nothing was measured on these machines"])
-
-
-# The table of docs/machines.md.
-SIZES = (125e6, 350e6, 1.3e9, 7e9, 13e9, 70e9)
-COUNTS = (8, 64, 512, 4096)
-EACH, VOCAB = 4, 32768  # sequences for each device, vocabulary
-
-
-def table(config: Mapping[str, Any], device: str) -> str:
-    """SIZES on COUNTS of `device`, as Markdown: the best of some meshes, and the least remat with
-    which it fits. The config says all but the sizes and the batch, which is EACH for each device.
-    """
-    machine = hardware.machine_named(device)
-    lines = [
-        "| parameters | devices | data, fsdp, tensor | remat | GB | fits | step ≥ | MFU ≤ |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for size in SIZES:
-        for devices in COUNTS:
-            plan, run = _cell(config, size, devices, machine)
-            mesh = ", ".join(str(n) for n in plan.mesh.values())
-            remat, fits = str(run.execution.remat), "yes" if plan.fits else "no"
-            cells = (f"{run.facts['params'] / 1e9:.3g}B", f"{devices}", mesh, remat)
-            rates = (
-                f"{plan.bytes.total / 1e9:.3g}",
-                fits,
-                f"{plan.seconds.step:.3g}",
-                f"{plan.mfu:.0%}",
-            )
-            lines.append("| " + " | ".join((*cells, *rates)) + " |")
-    return "\n".join(lines)
-
-
-def _cell(
-    config: Mapping[str, Any], size: float, devices: int, machine: Machine
-) -> tuple[Plan, Run]:
-    config = copy.deepcopy(dict(config))
-    config["size"], config["batch"]["size"] = size, EACH * devices
-    first = made(config, VOCAB)
-    tried = []
-    for remat in ("none", "dots", "full"):
-        run = _otherwise(first, remat=remat)
-        some = _few(list(meshes(run, machine, devices)), machine)
-        tried += [(on(run, machine, mesh), run) for mesh in some]
-        if fitting := [pair for pair in tried if pair[0].fits]:
-            return min(fitting, key=lambda pair: pair[0].seconds.step)
-    return min(tried, key=lambda pair: pair[0].bytes.total)
-
-
-def _few(found: list[dict[str, int]], machine: Machine) -> list[dict[str, int]]:
-    """For each tensor size the meshes whose fsdp axis is a node, 64 devices or the longest."""
-    most: dict[int, int] = {}
-    for mesh in found:
-        most[mesh["tensor"]] = max(most.get(mesh["tensor"], 0), mesh["fsdp"])
-    return [
-        mesh
-        for mesh in found
-        if mesh["fsdp"] in (machine.node // mesh["tensor"], 64, most[mesh["tensor"]])
-    ]

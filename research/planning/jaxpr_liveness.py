@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from research.planning.jaxpr_sharding import (
-    DEAR,
     ELEMENTWISE,
-    REDUCES,
+    EXPENSIVE,
+    REDUCTIONS,
     Level,
     Op,
     Program,
@@ -30,17 +30,19 @@ class Kernel(NamedTuple):
     summed: float = 0.0
 
 
-def peak(program: Program) -> dict[str, float]:
+def peak_bytes(program: Program) -> dict[str, float]:
     """Bytes on one device, by kind, where the program holds most besides its inputs: kinds
     "gradients", "kept" (stacked by one loop for another), "workspace", and those of its names. The
     outputs that lie as inputs do are written in their place."""
     level = program.level
-    return _peak(program, level, {id(v) for v in level.outs[: program.kept]}, True)
+    return _level_peak(program, level, {id(v) for v in level.outs[: program.kept]}, True)
 
 
-def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> dict[str, float]:
+def _level_peak(
+    program: Program, level: Level, free: set[int], top: bool = False
+) -> dict[str, float]:
     """`free` are the ids of values that take no place of their own."""
-    written, last = _lives(level, top)
+    written, last = _lifetimes(level, top)
     sizes = {id(v): 0.0 if id(v) in free else program.bytes(v) for v in written.values()}
     if program.rows > 1:  # a turn's gradients are added up together: what goes in and what comes
         for key, v in written.items():
@@ -57,7 +59,7 @@ def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> 
     def hold(values: Iterable[Value]) -> None:
         for v in values:
             if id(v) in written and id(v) not in live:
-                kind, size = live[id(v)] = _kind(program, v), sizes[id(v)]
+                kind, size = live[id(v)] = _memory_kind(program, v), sizes[id(v)]
                 held[kind] = held.get(kind, 0.0) + size
 
     hold(stacks)
@@ -66,10 +68,10 @@ def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> 
         made = [v for v in op.outs if id(v) in written]
         dying = [live[id(v)][1] for v in ends.get(index, ()) if id(v) in live]
         hold(made)
-        turns = [_peak(program, body, _in_place(body)) for body in op.bodies]
+        turns = [_level_peak(program, body, _updated_in_place(body)) for body in op.bodies]
         inner = max(turns, key=lambda part: sum(part.values()), default={})
-        reused = _reused(op, [sizes[id(v)] for v in made], dying)
-        extra = _gathered(program, op) - reused
+        reused = _reused_bytes(op, [sizes[id(v)] for v in made], dying)
+        extra = _gathered_bytes(program, op) - reused
         here = sum(held.values()) + sum(inner.values()) + extra
         if here > most:
             most, found = here, held.copy()
@@ -82,7 +84,7 @@ def _peak(program: Program, level: Level, free: set[int], top: bool = False) -> 
     return found
 
 
-def _reused(op: Op, made: list[float], dying: list[float]) -> float:
+def _reused_bytes(op: Op, made: list[float], dying: list[float]) -> float:
     """Bytes that are written in the place of what is read for the last time."""
     if op.name not in ELEMENTWISE and not op.bodies:
         return 0.0
@@ -94,12 +96,12 @@ def _reused(op: Op, made: list[float], dying: list[float]) -> float:
     return out
 
 
-def _kind(program: Program, value: Value) -> str:
+def _memory_kind(program: Program, value: Value) -> str:
     last = value.shape[-1] if len(value.shape) > 1 else -1
     return value.kind or program.names.get(last, "workspace")
 
 
-def _gathered(program: Program, op: Op) -> float:
+def _gathered_bytes(program: Program, op: Op) -> float:
     """What a product needs, or makes, whole of a parameter that lies on several devices."""
     if not op.name.startswith("dot"):
         return 0.0
@@ -107,20 +109,20 @@ def _gathered(program: Program, op: Op) -> float:
     return sum(v.size / ways - v.size / v.ways for v, ways in slices if v.ways)
 
 
-def kernels(program: Program, level: Level | None = None, times: int = 1) -> Iterator[Kernel]:
+def list_kernels(program: Program, level: Level | None = None, times: int = 1) -> Iterator[Kernel]:
     """All kernels of the program, or of one level of it."""
     level = level or program.level
-    written, _ = _lives(level, True)
+    written, _ = _lifetimes(level, True)
     sources: dict[int, set[int]] = {}
     sizes = {id(v): program.bytes(v) for op in level.ops for v in (*op.ins, *op.outs)}
     for op in level.ops:
         if op.bodies:
-            yield from kernels(program, op.bodies[0], times * op.times)
+            yield from list_kernels(program, op.bodies[0], times * op.times)
             continue
         read = set().union(*(sources.get(id(v), {id(v)}) for v in op.ins))
         for v in op.outs:
             if id(v) in written:
-                moved = sizes[id(v)] + sum(min(sizes[k], _most(op, sizes)) for k in read)
+                moved = sizes[id(v)] + sum(min(sizes[k], _read_limit(op, sizes)) for k in read)
                 yield Kernel(_flops(program, op), moved, times, v.added)
             else:
                 sources[id(v)] = read
@@ -143,7 +145,7 @@ def _flops(program: Program, op: Op) -> float:
     return whole / (program.tensor if split else 1)
 
 
-def _in_place(body: Level) -> set[int]:
+def _updated_in_place(body: Level) -> set[int]:
     """What a loop carries and works out from itself by element takes the place of what it was."""
     sources: dict[int, set[int]] = {}
     for inner in body.ops:
@@ -155,14 +157,14 @@ def _in_place(body: Level) -> set[int]:
     return {id(out) for was, out in carried if id(was) in sources.get(id(out), {id(out)})}
 
 
-def _most(op: Op, sizes: Mapping[int, float]) -> float:
+def _read_limit(op: Op, sizes: Mapping[int, float]) -> float:
     """What one operand can give: a slice or a lookup reads no more than it makes."""
     if op.name in ("dynamic_slice", "gather", "slice"):
         return sum(sizes[id(v)] for v in op.outs)
     return math.inf
 
 
-def _lives(level: Level, outputs_live: bool) -> tuple[dict[int, Value], dict[int, int]]:
+def _lifetimes(level: Level, outputs_live: bool) -> tuple[dict[int, Value], dict[int, int]]:
     """The values that are written to memory, and the operation after which each is gone."""
     readers: dict[int, list[int]] = {}
     for index, op in enumerate(level.ops):
@@ -204,6 +206,6 @@ def _is_written(op: Op, v: Value, after: list[int], level: Level, is_out: bool) 
     if is_out or op.name not in ELEMENTWISE:
         return True
     readers = [level.ops[i] for i in set(after) if not is_view(level.ops[i])]
-    if op.name in DEAR and len(readers) > 1:
+    if op.name in EXPENSIVE and len(readers) > 1:
         return True
-    return any(reader.name not in ELEMENTWISE | REDUCES for reader in readers)
+    return any(reader.name not in ELEMENTWISE | REDUCTIONS for reader in readers)

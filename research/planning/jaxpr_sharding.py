@@ -3,8 +3,8 @@
 The program is traced for the rows of one device, so the axes data and fsdp are in its shapes. The
 axis tensor is not: here each value gets the dimension that this axis splits, from the parameters on
 through every operation, as a partitioner would. Whatever a model, its task and its optimizer come
-to is read from the operations alone (see `liveness`), so no formula is kept beside the code that it
-would describe.
+to is read from the operations alone (see `jaxpr_liveness`), so no formula is kept beside the code
+that it would describe.
 """
 
 import math
@@ -24,16 +24,16 @@ CHEAP = {
     *("reshape", "squeeze", "expand_dims", "split"),
 }
 # The same, but not worth doing twice: written where several read them.
-DEAR = {
+EXPENSIVE = {
     *("max", "div", "exp", "exp2", "expm1", "log", "log1p", "tanh", "logistic", "sqrt"),
     *("rsqrt", "cbrt", "erf", "erf_inv", "erfc", "sin", "cos", "tan", "pow", "atan2"),
     *("rem", "nextafter"),
 }
-ELEMENTWISE = CHEAP | DEAR
+ELEMENTWISE = CHEAP | EXPENSIVE
 _VIEWS = {
     *("reshape", "squeeze", "expand_dims", "copy", "sharding_constraint", "stop_gradient"),
 }
-REDUCES = {
+REDUCTIONS = {
     *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
     *("argmax", "argmin"),
 }
@@ -84,7 +84,7 @@ class Program:
     """A traced program (`jaxpr`, closed) on one device of a mesh with `tensor` devices on that axis
     and `rows` among which examples are split.
 
-    `lies` says of the first inputs, and of the outputs of the same numbers, which dimension the
+    `layouts` says of the first inputs, and of the outputs of the same numbers, which dimension the
     tensor axis splits and over how many devices they lie in all. Arrays for which
     `unwritten(shape)` is true stay inside a kernel. `names` ({size of a last dimension: kind}) tell
     kinds of memory apart.
@@ -93,7 +93,7 @@ class Program:
     def __init__(
         self,
         jaxpr: Any,
-        lies: Sequence[tuple[int | None, int]],
+        layouts: Sequence[tuple[int | None, int]],
         tensor: int,
         rows: int = 1,
         unwritten: Callable[[tuple], bool] = lambda shape: False,
@@ -101,14 +101,14 @@ class Program:
     ):
         self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
         self.names = names or {}
-        self.kept = len(lies)
+        self.kept = len(layouts)
         ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
-        for value, (split, ways) in zip(ins, lies, strict=False):
+        for value, (split, ways) in zip(ins, layouts, strict=False):
             value.split, value.ways = split, ways
         self.level = self._level(jaxpr.jaxpr, ins)
-        for out, (split, ways) in zip(self.level.outs, lies, strict=False):
+        for out, (split, ways) in zip(self.level.outs, layouts, strict=False):
             out.split, out.ways = split, ways
-        self._lay(self.level)
+        self._lay_out_gradients(self.level)
 
     # Building: operations with splits.
 
@@ -116,8 +116,8 @@ class Program:
         ops: list[Op] = []
         outs = self._inline(jaxpr, ins, ops)
         for v in outs:
-            self._add_up(v)
-        return Level(_needed(ops, outs), ins, outs)
+            self._all_reduce(v)
+        return Level(_without_dead_ops(ops, outs), ins, outs)
 
     def _inline(self, jaxpr: Any, ins: list[Value], ops: list[Op]) -> list[Value]:
         env = dict(zip(jaxpr.invars, ins, strict=True))
@@ -127,21 +127,22 @@ class Program:
             return Value(v.aval) if isinstance(v, Literal) else env[v]
 
         for eqn in jaxpr.eqns:
-            given, name = [value(v) for v in eqn.invars], eqn.primitive.name
+            operands, name = [value(v) for v in eqn.invars], eqn.primitive.name
             inner = next((eqn.params[k] for k in _CALLS if k in eqn.params), None)
             if inner is not None and name not in _LOOPS:
                 inner = getattr(inner, "jaxpr", inner)
-                outs = self._inline(inner, given, ops)
+                outs = self._inline(inner, operands, ops)
             else:
                 outs = [Value(v.aval) for v in eqn.outvars]
-                op = self._loop(name, eqn.params, given, outs) or Op(name, given, outs, eqn.params)
+                op = self._loop(name, eqn.params, operands, outs)
+                op = op or Op(name, operands, outs, eqn.params)
                 if not op.bodies:
-                    self._spread(op)
+                    self._propagate_split(op)
                 ops.append(op)
             env |= dict(zip(eqn.outvars, outs, strict=True))
         return [value(v) for v in jaxpr.outvars]
 
-    def _lay(self, level: Level) -> None:
+    def _lay_out_gradients(self, level: Level) -> None:
         """What comes to a parameter by operations on each element lies where the parameter lies:
         updates, and gradients up to the products that they come from, in loops too."""
         for op in reversed(level.ops):
@@ -165,14 +166,14 @@ class Program:
                 for v, inner in zip(op.ins, body.ins, strict=False):
                     if v.shape == inner.shape:
                         inner.ways = v.ways
-                self._lay(body)
+                self._lay_out_gradients(body)
 
     def _loop(self, name: str, params: Mapping, ins: list[Value], outs: list[Value]) -> Op | None:
         if name == "scan":
             return self._scan(params, ins, outs)
         if name == "while":
             skip, consts = params["cond_nconsts"], params["body_nconsts"]
-            body = self._turns(params["body_jaxpr"], ins[skip:], consts, len(outs), ())
+            body = self._loop_body(params["body_jaxpr"], ins[skip:], consts, len(outs), ())
             for out, made in zip(outs, body.outs, strict=True):
                 out.split = made.split
             return Op(name, ins[skip:], outs, params, (body,))
@@ -185,8 +186,8 @@ class Program:
 
     def _scan(self, params: Mapping, ins: list[Value], outs: list[Value]) -> Op:
         inner = params["jaxpr"].jaxpr
-        whole, carries = _whole(inner.invars, ins), _whole(inner.outvars, outs)
-        body = self._turns(params["jaxpr"], ins[:whole], whole - carries, carries, ins[whole:])
+        whole, carries = _unsliced_count(inner.invars, ins), _unsliced_count(inner.outvars, outs)
+        body = self._loop_body(params["jaxpr"], ins[:whole], whole - carries, carries, ins[whole:])
         for i, (out, made) in enumerate(zip(outs, body.outs, strict=True)):
             stacked = i >= carries
             out.split = made.split if made.split is None or not stacked else made.split + 1
@@ -194,7 +195,7 @@ class Program:
                 out.kind = "kept"
         return Op("scan", ins, outs, params, (body,), params["length"])
 
-    def _turns(
+    def _loop_body(
         self, closed: Any, ins: list[Value], consts: int, carries: int, xs: Sequence[Value]
     ) -> Level:
         """The body of a loop; what it carries is split as it comes out, if it comes in whole."""
@@ -213,19 +214,19 @@ class Program:
         assert level is not None
         return level._replace(stacked=carries, first=consts)
 
-    def _spread(self, op: Op) -> None:
+    def _propagate_split(self, op: Op) -> None:
         """The splits of what an operation makes. Terms of one sum are added on each device before
         they are added up over devices."""
         terms = [v for v in op.ins if v.partial]
         same = op.name in _VIEWS and op.name != "sharding_constraint"
         passed = bool(terms) and (same or (op.name in ("add", "add_any") and len(terms) == 2))
         for v in () if passed else terms:
-            self._add_up(v)
+            self._all_reduce(v)
         for out in op.outs:
-            out.split, summed = _split(op, out)
+            out.split, summed = _output_split(op, out)
             out.partial = self.tensor > 1 and (summed or passed)
 
-    def _add_up(self, value: Value) -> None:
+    def _all_reduce(self, value: Value) -> None:
         if value.partial:
             value.added, value.partial = float(self.bytes(value)), False
 
@@ -237,13 +238,13 @@ class Program:
         return value.size / ways
 
 
-def _whole(inner: Sequence[Any], outer: Sequence[Value]) -> int:
+def _unsliced_count(inner: Sequence[Any], outer: Sequence[Value]) -> int:
     """How many values the body of a scan has as they are outside: all but the slices, which have a
     dimension less. (Its parameters say so too, but in each version of jax in another way.)"""
     return sum(v.aval.ndim == len(o.shape) for v, o in zip(inner, outer, strict=True))
 
 
-def _needed(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
+def _without_dead_ops(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
     """Without operations whose results nobody reads."""
     read, kept = {id(v) for v in outs}, []
     for op in reversed(ops):
@@ -253,7 +254,7 @@ def _needed(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
     return kept[::-1]
 
 
-def _split(op: Op, out: Value) -> tuple[int | None, bool]:
+def _output_split(op: Op, out: Value) -> tuple[int | None, bool]:
     """The dimension of `out` that the tensor axis splits, and whether its parts must be added."""
     split = [v.split for v in op.ins]
     if all(s is None for s in split):
@@ -261,15 +262,15 @@ def _split(op: Op, out: Value) -> tuple[int | None, bool]:
     name, params = op.name, op.params
     if name == "dot_general":
         return _dot_split(op)
-    if name in REDUCES:
+    if name in REDUCTIONS:
         (at,), axes = split[:1], params["axes"]
         if at is None:
             return None, False
         return (None, True) if at in axes else (at - sum(a < at for a in axes), False)
     if name == "sharding_constraint":
-        return _constraint(params["sharding"].spec), False
+        return _constrained_dim(params["sharding"].spec), False
     if name in ("reshape", "squeeze", "expand_dims"):
-        return _reshaped(op.ins[0].shape, split[0], out.shape), False
+        return _reshaped_dim(op.ins[0].shape, split[0], out.shape), False
     if name == "broadcast_in_dim":
         at = split[0]
         return (None if at is None else params["broadcast_dimensions"][at]), False
@@ -305,12 +306,12 @@ def _dot_split(op: Op) -> tuple[int | None, bool]:
     return None, True
 
 
-def _constraint(spec: Any) -> int | None:
+def _constrained_dim(spec: Any) -> int | None:
     named = (axes if isinstance(axes, tuple) else (axes,) for axes in spec)
     return next((i for i, axes in enumerate(named) if "tensor" in axes), None)
 
 
-def _reshaped(before: tuple, split: int | None, after: tuple) -> int | None:
+def _reshaped_dim(before: tuple, split: int | None, after: tuple) -> int | None:
     """The dimension of `after` that begins where the one that is split did."""
     if split is None:
         return None

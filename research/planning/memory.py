@@ -1,9 +1,10 @@
-"""Bytes that a run takes on one device, by part, before anything is compiled.
+"""The memory estimate: bytes that a run takes on one device, by part, before anything is compiled.
 
 Parameters and optimizer state follow exactly from their shardings, batches and the held-out set
-from their shapes. What a step needs besides is read from the traced step (see `traced`): the
-gradients, what the forward pass keeps for the backward pass, the logits, and workspace, where they
-are most together. Devices may be real or not: all that is asked of a mesh is the sizes of its axes.
+from their shapes. What a step needs besides is read from the traced step (see `jaxpr_sharding` and
+`jaxpr_liveness`): the gradients, what the forward pass keeps for the backward pass, the logits, and
+workspace, at the moment when their sum is largest. Devices may be real or not: all that is asked of
+a mesh is the sizes of its axes.
 """
 
 import functools
@@ -24,7 +25,7 @@ from research.training.trainer import example, place_state, resident, step_spec
 AnyMesh = Mesh | AbstractMesh
 
 
-class Bytes(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Of one device. `batches` are those of one dispatch; `waiting` those of the next one, and the
     held-out set. The others are of the step where it needs most: gradients, what is `kept` of the
     forward pass for the backward pass, logits, and workspace."""
@@ -52,71 +53,73 @@ class Bytes(NamedTuple):
     def total(self) -> float:
         return sum(self)
 
-    def words(self) -> str:
-        """The parts by size, for a message."""
+    def breakdown(self) -> str:
+        """The parts, the largest first, for a message."""
         parts = sorted(self._asdict().items(), key=lambda item: -item[1])
-        return ", ".join(f"{name} {size(value)}" for name, value in parts if value)
+        return ", ".join(f"{name} {format_bytes(value)}" for name, value in parts if value)
 
 
-def size(count: float) -> str:
-    """Bytes in words."""
+def format_bytes(count: float) -> str:
+    """Bytes with three digits and a unit of powers of 1,000."""
     power = min(4, int(math.log10(max(1, count))) // 3)
     return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def of(run: Run, mesh: AnyMesh, fused: bool = False) -> Bytes:
+def estimate(run: Run, mesh: AnyMesh, fused: bool = False) -> MemoryEstimate:
     """What `run` takes on one device of `mesh`; with `fused` attention, whose map is never written.
 
     Raises BadInput where the mesh does not divide a parameter.
     """
-    fixed, parts = Bytes(*resident(run, mesh)), jaxpr_liveness.peak(step(run, mesh, fused))
+    fixed = MemoryEstimate(*resident(run, mesh))
+    parts = jaxpr_liveness.peak_bytes(trace_step(run, mesh, fused))
     kinds = {k: parts.pop(k, 0.0) for k in ("gradients", "kept", "logits")}
     batch = fixed.batches / run.cadence.dispatch  # of one step, taken out of those of a dispatch
     return fixed._replace(**kinds, workspace=max(0.0, sum(parts.values())) + batch)
 
 
-def check(run: Run, mesh: Mesh) -> None:
+def check_fits(run: Run, mesh: Mesh) -> None:
     """Raise BadInput, with the parts and what would fit, where a run needs more than there is.
 
     A step is traced for it, which takes a second.
     """
-    there, found = sharding.device_memory(), Bytes(*resident(run, mesh))
-    if found.total <= there:
-        found = of(run, mesh, fused=mesh.devices.flat[0].platform == "gpu")
+    available, needed = sharding.device_memory(), MemoryEstimate(*resident(run, mesh))
+    if needed.total <= available:
+        needed = estimate(run, mesh, fused=mesh.devices.flat[0].platform == "gpu")
+    device = f"of each device, which has {format_bytes(available)}"
     count = run.cadence.dispatch
-    if count > 1 and not run.cadence.paced and found.batches > there / 4:
-        most = max(1, int(count * there / 4 / found.batches))
+    if count > 1 and not run.cadence.paced and needed.batches > available / 4:
+        most = max(1, int(count * available / 4 / needed.batches))
         raise BadInput(
-            f"loop.steps_per_dispatch: {count}; their batches are {size(found.batches)} on each "
-            f"device, which has {size(there)}; expected auto, or at most {most} (--force tries it)"
+            f"loop.steps_per_dispatch: {count}; their batches take {format_bytes(needed.batches)} "
+            f"{device}; expected auto, or at most {most} (--force tries it)"
         )
-    if found.total > there:
-        fits = run.facts["params"] * there / found.total
+    if needed.total > available:
+        fitting = run.facts["params"] * available / needed.total
         raise BadInput(
-            f"size: {run.facts['params']:,} parameters need {size(found.total)} of each device, "
-            f"which has {size(there)}: {found.words()}; about {fits:.2g} parameters would fit, or "
-            "more devices of mesh.fsdp, a larger batch.accumulate, model.remat (--force tries it)"
+            f"size: {run.facts['params']:,} parameters need {format_bytes(needed.total)} {device}: "
+            f"{needed.breakdown()}; about {fitting:.2g} parameters would fit, or more devices of "
+            "mesh.fsdp, a larger batch.accumulate, model.remat (--force tries it)"
         )
 
 
-def step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program:
+def trace_step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program:
     """The training step on one device of `mesh`."""
     _, abstract = place_state(run, mesh)
     rows = math.ceil(run.batch / (mesh.shape["data"] * mesh.shape["fsdp"]))
     shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in example(run).items())
     tensor = mesh.shape["tensor"]
     structure = jax.tree.structure(run.hyper)
-    jaxpr = _traced(step_spec(run), example_inputs(run.data), structure, shapes, tensor)
-    lies = [_lies(x) for x in jax.tree.leaves(abstract)]
+    jaxpr = _step_jaxpr(step_spec(run), example_inputs(run.data), structure, shapes, tensor)
+    layouts = [_layout(x) for x in jax.tree.leaves(abstract)]
     names = {run.model.spec.vocab: "logits"} if hasattr(run.model.spec, "vocab") else {}
     unwritten = getattr(run.model.family, "unwritten", None) if fused else None
     hidden = functools.partial(unwritten, run.model.spec) if unwritten else lambda shape: False
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    return jaxpr_sharding.Program(jaxpr, lies, tensor, rows, hidden, names)
+    return jaxpr_sharding.Program(jaxpr, layouts, tensor, rows, hidden, names)
 
 
 @functools.lru_cache(maxsize=256)
-def _traced(spec: StepSpec, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
+def _step_jaxpr(spec: StepSpec, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
     hyper = jax.tree.unflatten(
         structure, [jax.ShapeDtypeStruct((), np.float32)] * structure.num_leaves
     )
@@ -126,7 +129,7 @@ def _traced(spec: StepSpec, inputs: Any, structure: Any, shapes: tuple, tensor: 
     return jax.make_jaxpr(sharding.on(mesh, spec.step))(state, batch, hyper)
 
 
-def _lies(leaf: Any) -> tuple[int | None, int]:
+def _layout(leaf: Any) -> tuple[int | None, int]:
     """The dimension that the tensor axis splits, and over how many devices it lies in all."""
     spec = [*leaf.sharding.spec, *[None] * leaf.ndim][: leaf.ndim]
     split = next((i for i, axis in enumerate(spec) if axis == "tensor"), None)

@@ -1,4 +1,5 @@
-"""How long a step takes at best: kernels against compute and memory, collectives against links.
+"""Roofline: how long a step takes at best, kernels against compute and memory bandwidth,
+collectives against links.
 
 Each kernel takes as long as its FLOPs at the machine's peak or its bytes at its bandwidth,
 whichever is longer (Williams et al. 2009), and they follow each other. Gathers of parameters and
@@ -18,15 +19,15 @@ AXES = ("tensor", "fsdp", "data")  # from neighbours outwards: the order of a me
 
 
 class Traffic(NamedTuple):
-    """Bytes that one device must have from others in a step, by axis."""
+    """Bytes that one device receives from others in a step, by mesh axis."""
 
     data: float
     fsdp: float
     tensor: float
 
 
-class Seconds(NamedTuple):
-    """Of a step: of its `kernels`, of the traffic of each axis, and of it all."""
+class StepSeconds(NamedTuple):
+    """Of a step, at least: its `kernels`, and the traffic of each mesh axis."""
 
     kernels: float
     data: float
@@ -39,53 +40,61 @@ class Seconds(NamedTuple):
 
     @property
     def bound(self) -> str:
-        """What decides it."""
-        beside = self.data + self.fsdp
-        return "kernels" if self.kernels >= max(beside, self.tensor) else "links"
+        """What limits the step."""
+        overlapped = self.data + self.fsdp
+        return "kernels" if self.kernels >= max(overlapped, self.tensor) else "links"
 
 
-def kernels(made: Iterable[Kernel], machine: Machine, dtype: str) -> float:
+def kernel_seconds(kernels: Iterable[Kernel], machine: Machine, dtype: str) -> float:
     """Seconds of all kernels of one device."""
     rate = machine.rate(dtype)
-    return sum(k.times * max(k.flops / rate, k.moved / machine.bandwidth) for k in made)
+    return sum(k.times * max(k.flops / rate, k.moved / machine.bandwidth) for k in kernels)
 
 
-def traffic(
-    made: Iterable[Kernel], mesh: Mapping[str, int], sharded: float, whole: float, parts: int
+def collective_traffic(
+    kernels: Iterable[Kernel],
+    mesh: Mapping[str, int],
+    sharded: float,
+    replicated: float,
+    parts: int,
 ) -> Traffic:
     """Of a step on `mesh`, with ring or tree collectives, of which a device receives (n − 1)/n.
 
     `sharded` are the bytes of one tensor slice of all parameters that fsdp splits, in the type that
-    they are multiplied in, `whole` those of the others. Parameters are gathered for the forward and
-    again for the backward pass, and their gradients scattered as sums, for each of the `parts` of a
-    batch (Rajbhandari et al. 2020, ZeRO stage 3); an all-reduce is both, so twice its bytes.
+    they are multiplied in, `replicated` those of the others. Parameters are gathered for the
+    forward and again for the backward pass, and their gradients reduce-scattered, for each of the
+    `parts` of a batch (Rajbhandari et al. 2020, ZeRO stage 3); an all-reduce is both, so twice its
+    bytes.
     """
     share = {axis: (mesh[axis] - 1) / mesh[axis] for axis in mesh}
-    summed = sum(k.times * k.summed for k in made)
+    summed = sum(k.times * k.summed for k in kernels)
     return Traffic(
-        data=2 * share["data"] * (parts * sharded / mesh["fsdp"] + whole),
-        fsdp=share["fsdp"] * (3 * parts * sharded + 2 * whole),
+        data=2 * share["data"] * (parts * sharded / mesh["fsdp"] + replicated),
+        fsdp=share["fsdp"] * (3 * parts * sharded + 2 * replicated),
         tensor=2 * share["tensor"] * summed,
     )
 
 
-def seconds(kernels: float, moved: Traffic, mesh: Mapping[str, int], machine: Machine) -> Seconds:
-    """Devices are numbered so that the tensor axis has neighbours, then fsdp, then data."""
-    stride, took = 1, {}
+def step_seconds(
+    kernels: float, traffic: Traffic, mesh: Mapping[str, int], machine: Machine
+) -> StepSeconds:
+    """The bound of a step whose kernels take `kernels` seconds. Devices are numbered so that the
+    tensor axis has neighbours, then fsdp, then data."""
+    stride, links = 1, {}
     for axis in AXES:
         size = mesh[axis]
-        took[axis] = _link(getattr(moved, axis), stride, size, machine)
+        links[axis] = _link_seconds(getattr(traffic, axis), stride, size, machine)
         stride *= size
-    return Seconds(kernels, **took)
+    return StepSeconds(kernels, **links)
 
 
-def _link(count: float, stride: int, size: int, machine: Machine) -> float:
+def _link_seconds(count: float, stride: int, size: int, machine: Machine) -> float:
     """Seconds for `count` bytes to one of `size` devices that are `stride` apart. Where a group
     spans nodes, its members in a node share what comes in from others."""
     if size == 1 or count == 0:
         return 0.0
-    here = max(1, min(size, machine.node // stride))
-    inside = count / machine.within if here > 1 else 0.0
-    nodes = -(-size // here)
-    outside = count * (1 - 1 / nodes) / (1 - 1 / size) / (here * machine.between)
+    per_node = max(1, min(size, machine.node // stride))
+    inside = count / machine.within if per_node > 1 else 0.0
+    nodes = -(-size // per_node)
+    outside = count * (1 - 1 / nodes) / (1 - 1 / size) / (per_node * machine.between)
     return max(inside, outside if nodes > 1 else 0.0)

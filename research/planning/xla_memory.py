@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from research.errors import BadInput, first_line
 from research.parallel import sharding
 from research.planning import cluster
 from research.training.run import Run
-from research.training.trainer import Trainer
+from research.training.trainer import Trainer, example, run_mesh
 
-MOST = 512  # simulated devices
+MAX_DEVICES = 512  # simulated devices
 
 
 class Reserved(NamedTuple):
@@ -37,30 +36,31 @@ class Reserved(NamedTuple):
         return self.argument + self.output + self.temp - self.alias
 
     @classmethod
-    def of(cls, compiled: Any) -> "Reserved":
-        found = compiled.memory_analysis()
-        return cls(*(getattr(found, f"{part}_size_in_bytes") for part in cls._fields))
+    def from_compiled(cls, compiled: Any) -> "Reserved":
+        analysis = compiled.memory_analysis()
+        return cls(*(getattr(analysis, f"{part}_size_in_bytes") for part in cls._fields))
 
 
-def compiled(run: Run, mesh: Any) -> Any:
-    """The compiled dispatch of a run on a mesh of devices that are here (see step)."""
+def compile_dispatch(run: Run, mesh: Any) -> Any:
+    """The compiled dispatch of a run on a mesh of devices that are here."""
     trainer, room = Trainer(run, mesh), run.cadence.dispatch
     spec = jax.sharding.PartitionSpec(None, *sharding.BATCH)
-    lies = jax.sharding.NamedSharding(mesh, spec)
+    split = jax.sharding.NamedSharding(mesh, spec)
     batches = {
-        name: jax.ShapeDtypeStruct((room, run.batch, *x.shape[1:]), x.dtype, sharding=lies)
-        for name, x in run.data.train.rows(np.zeros(1, np.int64)).items()
+        name: jax.ShapeDtypeStruct((room, run.batch, *x.shape[1:]), x.dtype, sharding=split)
+        for name, x in example(run).items()
     }
     return trainer.lower(batches).compile()
 
 
-def measured(
-    config: Mapping[str, Any], vocab: int | None, mesh: Mapping[str, int], most: int = MOST
+def measure_reserved(
+    config: Mapping[str, Any], vocab: int | None, mesh: Mapping[str, int], most: int = MAX_DEVICES
 ) -> Reserved:
     """What XLA reserves on `mesh`, in a process with as many simulated devices.
 
     The data axis only repeats what the others hold, so beyond `most` devices it is shortened, and
-    the batch with it. Raises BadInput where the other axes alone are more.
+    the batch with it. Raises BadInput where the other axes alone are more,
+    where the config has no batch size, and with the last line of a compiler that failed.
     """
     mesh, config = dict(mesh), {**config, "batch": dict(config["batch"])}
     others = mesh["fsdp"] * mesh["tensor"]
@@ -72,28 +72,30 @@ def measured(
         d for d in range(1, mesh["data"] + 1) if not mesh["data"] % d and d * others <= most
     )
     config["batch"]["size"] = size * shorter // mesh["data"]
-    asked = {"config": config, "vocab": vocab, "mesh": mesh | {"data": shorter}}
+    config["mesh"] = {**config["mesh"], **mesh, "data": shorter}
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(shorter * others),
     }
-    command = [sys.executable, "-c", "from research.planning import xla_memory; xla_memory.child()"]
-    done = subprocess.run(
-        command, input=json.dumps(asked), env=environment, capture_output=True, text=True
-    )
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    command = [sys.executable, "-c", CHILD]
+    question = json.dumps({"config": config, "vocab": vocab})
+    child = subprocess.run(command, input=question, env=environment, capture_output=True, text=True)
+    if child.returncode:
+        last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
         raise BadInput(f"--exact: the compiler ended: {last[0]}")
-    return Reserved(**json.loads(done.stdout))
+    return Reserved(**json.loads(child.stdout))
 
 
-def child() -> None:
-    """The other process: what is asked comes as JSON, and so does the answer go."""
-    asked = json.load(sys.stdin)
+CHILD = f"from {__name__} import compile_in_child; compile_in_child()"
+
+
+def compile_in_child() -> None:
+    """The other process: reads {"config", "vocab"} as JSON and writes a Reserved as JSON."""
+    question = json.load(sys.stdin)
     try:
-        run = cluster.made(asked["config"], asked["vocab"])
-        mesh = sharding.make_mesh(asked["mesh"], run.batch, parts=run.execution.grad_accumulation)
-        print(json.dumps(Reserved.of(compiled(run, mesh))._asdict()))
+        run = cluster.run_without_data(question["config"], question["vocab"])
+        compiled = compile_dispatch(run, run_mesh(run))
+        print(json.dumps(Reserved.from_compiled(compiled)._asdict()))
     except Exception as error:
         print(first_line(error), file=sys.stderr)
         sys.exit(1)

@@ -126,10 +126,12 @@ def price_points(points: Sequence[Point], calibrate: bool, needs_seconds: bool) 
     seconds are needed and not known, the smallest and the largest of the pending programs are
     timed first."""
     pending = [point.run for point in points if point.pending]
-    known = not needs_seconds or all(cost.seconds is not None for cost in calibration.of(pending))
+    known = not needs_seconds or all(
+        cost.seconds is not None for cost in calibration.predict(pending)
+    )
     if calibrate or not known:
         calibration.calibrate(pending)
-    costs = calibration.of([point.run for point in points])
+    costs = calibration.predict([point.run for point in points])
     return [
         PlannedRun(point.run.id, point.status, point.run.facts, *cost)
         for point, cost in zip(points, costs, strict=True)

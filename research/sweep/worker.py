@@ -53,7 +53,7 @@ def check_points(points: Iterable[Point], workdir: str | Path) -> None:
     for point in (p for p in points if p.pending):
         try:
             if large := preflight(point.run, RunDirectory(workdir, point.run.id)):
-                memory.check(*large)
+                memory.check_fits(*large)
         except BadInput as error:
             problems += [f"point {point.overrides}: {line}" for line in error.problems]
         except Damaged as error:  # this run fails, the others go on

@@ -19,13 +19,13 @@ parser.add_argument("--task")
 process_flags.add_flags(parser)
 args = parser.parse_args()
 
-from research.parallel import distributed, sharding  # noqa: E402
+from research.parallel import distributed  # noqa: E402
 from research.params import leaves_by_path  # noqa: E402
 from research.runs import checkpoint  # noqa: E402
 from research.runs.directory import ReadOnlyRunDirectory, RunDirectory  # noqa: E402
 from research.training.loop import train_run  # noqa: E402
 from research.training.run import make_run  # noqa: E402
-from research.training.trainer import Trainer  # noqa: E402
+from research.training.trainer import Trainer, run_mesh  # noqa: E402
 
 
 def restored_and_next(run, trainer, path):
@@ -72,7 +72,7 @@ def perform(task):
         stop = lambda: jax.process_index() == 1 and max(reached, default=0) >= 12  # noqa: E731
         with pytest.raises(Preempted, match="stopped and saved at step"):
             train_run(longer, directory, lambda step, loss: reached.append(step), stop)
-    trainer = Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    trainer = Trainer(run, run_mesh(run))
     out = distributed.fetch(trainer.batches(3, 6, 6))
     leaves, losses = restored_and_next(run, trainer, task["from"])
     out |= {"losses": losses, **{f"state/{k}": v for k, v in leaves.items()}}

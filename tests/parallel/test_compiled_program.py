@@ -42,7 +42,7 @@ class Program:
 
     def __init__(self, run, sizes):
         self.run, self.mesh = run, sharding.make_mesh(sizes, run.batch)
-        self.compiled = xla_memory.compiled(run, self.mesh)
+        self.compiled = xla_memory.compile_dispatch(run, self.mesh)
         self.collectives = []
         for line in self.compiled.as_text().splitlines():
             if found := COLLECTIVE.search(line):
@@ -158,10 +158,10 @@ def test_bytes_are_predicted_without_compiling(name, request):
     """What is compared: arguments + results + temporaries - those that share a place."""
     program = request.getfixturevalue(name)
     run, mesh = program.run, program.mesh
-    found = xla_memory.Reserved.of(program.compiled).peak
-    assert memory.of(run, mesh).dispatch == pytest.approx(found, rel=0.1)
+    found = xla_memory.Reserved.from_compiled(program.compiled).peak
+    assert memory.estimate(run, mesh).dispatch == pytest.approx(found, rel=0.1)
     wrong = sharding.abstract_mesh({"data": 2, "fsdp": 4, "tensor": 1})
-    assert memory.of(run, wrong).dispatch != pytest.approx(found, rel=0.005)
+    assert memory.estimate(run, wrong).dispatch != pytest.approx(found, rel=0.005)
 
 
 def test_the_steps_of_a_recurrence_wait_for_nobody():
@@ -171,7 +171,7 @@ def test_the_steps_of_a_recurrence_wait_for_nobody():
     small = {"size": None, "model.depth": 2, "eval.examples": 16, "data.heldout": 0.01}
     config, problems = validation.override(config, changes | small)
     assert not problems
-    run = cluster.made(validated(config), V)
+    run = cluster.run_without_data(validated(config), V)
     program = Program(run, {"data": 2, "fsdp": 4, "tensor": 1})
     lines = [line for line in program.compiled.as_text().splitlines() if COLLECTIVE.search(line)]
     assert not [line for line in lines if "recurrent/while/body/closed_call" in line]

@@ -29,7 +29,7 @@ from research.runs.table import read_row, read_table
 from research.sweep import work_units
 from research.training.loop import train_run
 from research.training.run import make_run
-from research.training.trainer import Trainer, host_batches
+from research.training.trainer import Trainer, host_batches, run_mesh
 
 HERE = Path(__file__).parent
 # Parameters and batches lie in both processes; then each axis alone across them.
@@ -82,7 +82,7 @@ def both(request, tiny, tmp_path_factory):
     task |= {"from": str(here / "checkpoints" / str(HALF)), "out": str(root / "seen.npz")}
     joined(task, root)
     seen = dict(np.load(root / "seen.npz"))
-    trainer = Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    trainer = Trainer(run, run_mesh(run))
     places = {"one": here, "two": two, "stopped": stopped}
     return SimpleNamespace(run=run, trainer=trainer, seen=seen, **places)
 

@@ -16,9 +16,11 @@ from research.config import cli, validation
 from research.errors import BadInput
 from research.io import host
 from research.models import accounting
-from research.parallel import sharding
 from research.planning import benchmark, hardware
+from research.runs.directory import RunDirectory, read_launch
+from research.training.loop import train_run
 from research.training.run import make_run
+from research.training.trainer import run_mesh
 
 
 @pytest.fixture(scope="module")
@@ -101,10 +103,21 @@ def test_a_data_sheet_is_chosen_by_one_name_alone():
     assert len(set(kinds)) == len(kinds) >= len(hardware.MACHINES)
 
 
+def test_what_is_timed_is_the_mesh_that_train_uses(tiny, tmp_path, monkeypatch):
+    """Each of the 4 parts of a batch of 8 has rows for 2 devices, the batch itself for 8."""
+    monkeypatch.setattr(benchmark, "CPU_SIDES", (64,))
+    run = make_run(tiny({"batch.size": 8, "batch.accumulate": 4, "horizon.amount": 2.0}))
+    with RunDirectory(tmp_path, run.id) as directory:
+        train_run(run, directory)
+        trained_on = read_launch(directory.path)["mesh"]
+    assert trained_on == {"data": 2, "fsdp": 1, "tensor": 1}
+    assert benchmark.measure(run, blocks=2, seconds=1e-3)["mesh"] == trained_on
+
+
 def test_blocks_train_as_the_run_does(run):
     """One block of 6 steps and two of 3 end in the same parameters, other than one of 3."""
-    mesh = sharding.make_mesh(run.mesh, run.batch)
-    whole, parts = benchmark.Loop(run, mesh), benchmark.Loop(run, mesh)
+    mesh = run_mesh(run)
+    whole, parts = benchmark.TimedLoop(run, mesh), benchmark.TimedLoop(run, mesh)
     assert whole.block(6) > 0
     parts.block(3)
     half = jax.device_get(parts.state.params)
@@ -119,7 +132,7 @@ def test_blocks_train_as_the_run_does(run):
 def test_the_steps_of_a_dispatch_are_chosen_as_a_run_would(tiny):
     run = make_run(tiny({"loop.steps_per_dispatch": "auto"}))
     assert run.cadence.paced
-    loop = benchmark.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop = benchmark.TimedLoop(run, run_mesh(run))
     loop.settle()
     assert 1 <= loop.dispatch <= run.cadence.dispatch
     assert (loop.run.cadence.dispatch, loop.run.cadence.paced) == (loop.dispatch, False)
@@ -130,14 +143,14 @@ def test_the_steps_of_a_dispatch_are_chosen_as_a_run_would(tiny):
 
 def test_a_larger_batch_reserves_more(run, tiny):
     larger = make_run(tiny({"loop.steps_per_dispatch": 3, "batch.size": 32}))
-    mesh = sharding.make_mesh(run.mesh, run.batch)
-    assert benchmark.Loop(larger, mesh).bytes() > 2 * benchmark.Loop(run, mesh).bytes()
+    mesh = run_mesh(run)
+    assert benchmark.TimedLoop(larger, mesh).bytes() > 2 * benchmark.TimedLoop(run, mesh).bytes()
 
 
 @pytest.mark.slow
 def test_a_dispatch_of_one_step_is_timed_too(tiny):
     run = make_run(tiny({"loop.steps_per_dispatch": 1, "mesh.data": 1, "model.depth": 1}))
-    loop = benchmark.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop = benchmark.TimedLoop(run, run_mesh(run))
     loop.block(2)
     assert loop.device_step(repeats=3) < 60
 

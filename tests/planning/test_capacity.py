@@ -51,7 +51,7 @@ def large(width, depth, batch, parts=1, remat="none", **changes):
 
 @pytest.fixture(scope="module")
 def run():
-    return cluster.made(large(1024, 4, 64), vocab=32768)
+    return cluster.run_without_data(large(1024, 4, 64), vocab=32768)
 
 
 def mesh(data=1, fsdp=1, tensor=1):
@@ -63,10 +63,10 @@ def mesh(data=1, fsdp=1, tensor=1):
 
 @pytest.mark.parametrize(("remat", "again"), [("none", 0), ("full", 1)])
 def test_the_kernels_have_the_flops_of_the_accounting(remat, again):
-    run = cluster.made(large(256, 3, 8, remat=remat), vocab=512)
+    run = cluster.run_without_data(large(256, 3, 8, remat=remat), vocab=512)
     for sizes in (mesh(), mesh(fsdp=4), mesh(data=2, tensor=2)):
-        program = memory.step(run, sharding.abstract_mesh(sizes))
-        found = sum(k.times * k.flops for k in jaxpr_liveness.kernels(program))
+        program = memory.trace_step(run, sharding.abstract_mesh(sizes))
+        found = sum(k.times * k.flops for k in jaxpr_liveness.list_kernels(program))
         parts = dict(run.model.forward_flops())
         blocks = sum(parts[k] for k in ("projections", "feed_forward", "attention_full"))
         blocks -= parts["feed_forward"] / 2  # what the last product gives is asked for by nobody
@@ -78,9 +78,9 @@ def test_a_block_sums_four_times_the_stream_over_the_tensor_axis():
     """As the compiled program does, see test_compiled_program."""
 
     def summed(depth, tensor=2):
-        run = cluster.made(large(256, depth, 4), vocab=512)
-        program = memory.step(run, sharding.abstract_mesh(mesh(tensor=tensor)))
-        return sum(k.times * k.summed for k in jaxpr_liveness.kernels(program))
+        run = cluster.run_without_data(large(256, depth, 4), vocab=512)
+        program = memory.trace_step(run, sharding.abstract_mesh(mesh(tensor=tensor)))
+        return sum(k.times * k.summed for k in jaxpr_liveness.list_kernels(program))
 
     stream = 4 * 2048 * 256 * 2
     assert summed(4) - summed(3) == 4 * stream
@@ -89,10 +89,10 @@ def test_a_block_sums_four_times_the_stream_over_the_tensor_axis():
 
 def test_traffic_is_that_of_zero_3(run):
     """Rajbhandari et al. 2020: three times the parameters, in the type that is multiplied."""
-    plan = cluster.on(run, H100, mesh(fsdp=8))
+    plan = cluster.plan_for_mesh(run, H100, mesh(fsdp=8))
     sharded = run.facts["params"] - run.facts["groups"]["norm"]
     assert plan.traffic.fsdp == pytest.approx(3 * 7 / 8 * 2 * sharded, rel=0.01)
-    alone = cluster.on(run, H100, mesh(data=8))
+    alone = cluster.plan_for_mesh(run, H100, mesh(data=8))
     assert alone.traffic.data == pytest.approx(2 * 7 / 8 * 2 * sharded, rel=0.01)
     assert alone.traffic.fsdp == plan.traffic.data == 0
 
@@ -101,19 +101,19 @@ def test_state_and_gradients_are_sixteen_bytes_a_parameter(run):
     """Parameters, two moments and gradients, each in float32. (ZeRO counts 16 as well: 2 + 2 in
     half precision, and 12 of the optimizer.)"""
     for ways in (1, 8, 64):
-        held = cluster.on(run, H100, mesh(fsdp=ways)).bytes
+        held = cluster.plan_for_mesh(run, H100, mesh(fsdp=ways)).bytes
         state = held.parameters + held.optimizer
         assert state == pytest.approx(12 * run.facts["params"] / ways, rel=0.02)
         assert 4 * held.parameters > state + held.parameters * 0.99
 
 
 def test_remat_takes_less_and_a_fused_map_nothing(run):
-    plan = cluster.on(run, H100, mesh(fsdp=8), alternatives=True)
-    totals = {key: held.total for key, held in plan.instead.items()}
+    plan = cluster.plan_for_mesh(run, H100, mesh(fsdp=8), alternatives=True)
+    totals = {key: held.total for key, held in plan.alternatives.items()}
     assert totals["model.remat=full"] < totals["model.remat=dots"] < totals["model.remat=none"]
     assert totals["task.chunk=none"] <= totals["task.chunk=0"]
     assert totals["model.remat=none"] == plan.bytes.total
-    written = memory.of(run, sharding.abstract_mesh(mesh(fsdp=8)), fused=False)
+    written = memory.estimate(run, sharding.abstract_mesh(mesh(fsdp=8)), fused=False)
     maps = 8 * 8 * 2048**2 * 2  # rows, heads, T, T, bytes
     assert written.total - plan.bytes.total > run.model.spec.depth * maps
 
@@ -124,20 +124,20 @@ def test_remat_takes_less_and_a_fused_map_nothing(run):
 @pytest.mark.parametrize("name", list(PUBLISHED))
 def test_the_bound_is_above_what_was_measured_and_not_far(name):
     width, depth, devices, batch, parts, remat, measured = PUBLISHED[name]
-    run = cluster.made(large(width, depth, batch, parts, remat), vocab=50432)
-    plan = cluster.on(run, H100, mesh(fsdp=devices))
+    run = cluster.run_without_data(large(width, depth, batch, parts, remat), vocab=50432)
+    plan = cluster.plan_for_mesh(run, H100, mesh(fsdp=devices))
     assert 0.5 * plan.mfu < measured < plan.mfu
 
 
 def test_links_within_a_node_are_those_of_the_node():
     moved = roofline.Traffic(data=1e9, fsdp=1e9, tensor=1e9)
     sizes = mesh(data=8, fsdp=8, tensor=8)
-    seconds = roofline.seconds(0.0, moved, sizes, H100)
+    seconds = roofline.step_seconds(0.0, moved, sizes, H100)
     assert seconds.tensor == pytest.approx(1e9 / H100.within)
     assert seconds.fsdp == pytest.approx(1e9 / H100.between)  # one of each group in a node
-    whole = roofline.seconds(0.0, moved, mesh(fsdp=64), H100)
+    whole = roofline.step_seconds(0.0, moved, mesh(fsdp=64), H100)
     assert whole.fsdp == pytest.approx(1e9 * (7 / 8) / (63 / 64) / (8 * H100.between))
-    assert roofline.seconds(0.0, moved, mesh(fsdp=8), H100).fsdp == 1e9 / H100.within
+    assert roofline.step_seconds(0.0, moved, mesh(fsdp=8), H100).fsdp == 1e9 / H100.within
 
 
 @pytest.mark.parametrize("name", list(hardware.MACHINES))
@@ -151,8 +151,8 @@ def test_every_machine_says_where_its_numbers_are_from(name):
 
 
 def test_the_best_mesh_fits_and_none_is_faster(run):
-    plan = cluster.best(run, H100, 16)
-    others = [cluster.on(run, H100, m) for m in cluster.meshes(run, H100, 16)]
+    plan = cluster.best_mesh(run, H100, 16)
+    others = [cluster.plan_for_mesh(run, H100, m) for m in cluster.candidate_meshes(run, H100, 16)]
     assert len(others) > 5
     assert plan.fits
     assert plan.seconds.step == min(p.seconds.step for p in others if p.fits)
@@ -163,10 +163,10 @@ def test_the_largest_model_fits_and_the_next_does_not():
     small = hardware.MACHINES["h100"]._replace(memory=4e7)
     filled = ("width", "depth", "heads", "kv_heads", "hidden")
     asked = config(size=1e6, **{f"model__{name}": None for name in filled})
-    params, where = cluster.largest(asked, 512, small, 2, mesh(fsdp=2))
+    params, where = cluster.largest_size(asked, 512, small, 2, mesh(fsdp=2))
     for factor, fits in ((1.0, True), (1.3, False)):
-        run = cluster.made(asked | {"size": factor * params}, 512)
-        assert cluster.on(run, small, where).fits == fits
+        run = cluster.run_without_data(asked | {"size": factor * params}, 512)
+        assert cluster.plan_for_mesh(run, small, where).fits == fits
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_the_largest_model_fits_and_the_next_does_not():
     ],
 )
 def test_a_mesh_is_given_or_sought(text, devices, found):
-    assert cluster.given(config(), text, devices) == found
-    assert cluster.given(config(mesh__fsdp=4), "", 8) == mesh(2, 4, 1)
+    assert cluster.parse_mesh(config(), text, devices) == found
+    assert cluster.parse_mesh(config(mesh__fsdp=4), "", 8) == mesh(2, 4, 1)
 
 
 @pytest.mark.parametrize(
@@ -195,13 +195,13 @@ def test_a_mesh_is_given_or_sought(text, devices, found):
 )
 def test_a_mesh_that_cannot_be_is_refused(text, words):
     with pytest.raises(BadInput, match=words):
-        cluster.given(config(), text, 8)
+        cluster.parse_mesh(config(), text, 8)
 
 
 def test_no_mesh_for_a_batch_that_nothing_divides():
-    run = cluster.made(large(256, 2, 3), vocab=509)
+    run = cluster.run_without_data(large(256, 2, 3), vocab=509)
     with pytest.raises(BadInput, match="no mesh of so many devices"):
-        cluster.best(run, H100, 16)
+        cluster.best_mesh(run, H100, 16)
 
 
 # Compiled for simulated devices.
@@ -214,17 +214,17 @@ SMALL = {"model__dtype": "float32", "model__depth": 4, "model__unroll": 1, "data
 def test_xla_reserves_what_is_planned():
     """On more devices than are simulated: the data axis is shortened, with the batch."""
     asked, sizes = config(**SMALL, batch__size=8192), mesh(data=1024, fsdp=2, tensor=2)
-    found = xla_memory.measured(asked, 256, sizes, most=8)
-    run = cluster.made(asked, 256)
-    planned = memory.of(run, sharding.abstract_mesh(sizes)).dispatch
+    found = xla_memory.measure_reserved(asked, 256, sizes, most=8)
+    run = cluster.run_without_data(asked, 256)
+    planned = memory.estimate(run, sharding.abstract_mesh(sizes)).dispatch
     assert planned == pytest.approx(found.peak, rel=0.1)
-    other = memory.of(run, sharding.abstract_mesh(mesh(data=2048, tensor=2))).dispatch
+    other = memory.estimate(run, sharding.abstract_mesh(mesh(data=2048, tensor=2))).dispatch
     assert other != pytest.approx(found.peak, rel=0.1)
 
 
 def test_what_cannot_be_simulated_is_refused():
     with pytest.raises(BadInput, match="--exact: 1024 devices of fsdp and tensor, more than 512"):
-        xla_memory.measured(config(**SMALL), 256, mesh(fsdp=128, tensor=8))
+        xla_memory.measure_reserved(config(**SMALL), 256, mesh(fsdp=128, tensor=8))
 
 
 # The command.

@@ -18,7 +18,7 @@ from research.planning.calibration import Sample
 from research.sweep import plan
 from research.sweep.points import resolve_points
 from research.training.run import make_run
-from research.training.trainer import Trainer, resident
+from research.training.trainer import Trainer, resident, run_mesh
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 
 def made(tiny, **changes):
     run = make_run(tiny({key.replace("__", "."): value for key, value in changes.items()}))
-    return run, sharding.make_mesh(run.mesh, run.batch)
+    return run, run_mesh(run)
 
 
 # Bytes.
@@ -71,7 +71,7 @@ def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
     assert held.parameters + held.optimizer == on_first(state)
     assert held.batches == batches
     assert held.waiting == batches + on_first(trainer._heldout())
-    assert memory.Bytes(*held).temporary == 0
+    assert memory.MemoryEstimate(*held).temporary == 0
 
 
 def test_a_sharded_state_takes_less(tiny):
@@ -82,7 +82,7 @@ def test_a_sharded_state_takes_less(tiny):
 
 def test_what_a_step_keeps_grows_with_the_batch_and_shrinks_with_devices_and_remat(tiny):
     def kept(**changes):
-        return memory.of(*made(tiny, **changes)).kept
+        return memory.estimate(*made(tiny, **changes)).kept
 
     small, large = kept(batch__size=8), kept(batch__size=64)
     assert large == pytest.approx(8 * small, rel=0.05)
@@ -93,12 +93,12 @@ def test_what_a_step_keeps_grows_with_the_batch_and_shrinks_with_devices_and_rem
 
 
 def test_what_is_between_is_interpolated(tiny, monkeypatch):
-    pairs = [made(tiny, model__hidden=16 * k) for k in range(1, 2 * calibration.TRACED)]
-    exact = [memory.of(*pair).total for pair in pairs]
-    traced, original = [], memory.of
-    monkeypatch.setattr(memory, "of", lambda *pair: traced.append(1) or original(*pair))
-    guessed = [price.memory for price in calibration.of([run for run, _ in pairs])]
-    assert len(traced) == calibration.TRACED
+    pairs = [made(tiny, model__hidden=16 * k) for k in range(1, 2 * calibration.TRACED_PROGRAMS)]
+    exact = [memory.estimate(*pair).total for pair in pairs]
+    traced, original = [], memory.estimate
+    monkeypatch.setattr(memory, "estimate", lambda *pair: traced.append(1) or original(*pair))
+    guessed = [price.memory for price in calibration.predict([run for run, _ in pairs])]
+    assert len(traced) == calibration.TRACED_PROGRAMS
     assert guessed == pytest.approx(exact, rel=0.05)
     assert exact[-1] > 1.2 * exact[0]
 
@@ -111,15 +111,15 @@ def test_what_is_between_is_interpolated(tiny, monkeypatch):
 )
 def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypatch):
     run, mesh = made(tiny, model__hidden=512)
-    memory.check(run, mesh)
-    needed = memory.of(run, mesh).total
+    memory.check_fits(run, mesh)
+    needed = memory.estimate(run, mesh).total
     for there, fits in ((1.01 * needed, True), (0.99 * needed, False), (0.1 * needed, False)):
         monkeypatch.setattr(sharding, "device_memory", lambda there=there: there)
         if fits:
-            memory.check(run, mesh)
+            memory.check_fits(run, mesh)
         else:
             with pytest.raises(BadInput, match=r"optimizer .* about .* parameters would fit"):
-                memory.check(run, mesh)
+                memory.check_fits(run, mesh)
 
 
 @pytest.mark.fault(
@@ -133,7 +133,7 @@ def test_a_huge_config_is_refused_without_its_memory(tiny):
     huge = {"model__width": 65536, "model__hidden": 262144, "model__depth": 192}
     run, mesh = made(tiny, **huge, model__heads=512, model__kv_heads=512)
     with pytest.raises(BadInput, match=r"13,.* parameters need .* TB of each device"):
-        memory.check(run, mesh)
+        memory.check_fits(run, mesh)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 200 * 1024  # in kilobytes
 
@@ -148,28 +148,28 @@ def fake(run, mesh):
 
 
 def test_seconds_are_exact_where_timed_and_between_elsewhere(tiny, monkeypatch):
-    monkeypatch.setattr(calibration, "measure", fake)
+    monkeypatch.setattr(calibration, "time_programs", fake)
     widths = (8, 16, 32, 64)
     changes = {"eval__every": 4, "horizon__amount": 12.0}
     runs = [made(tiny, model__width=w, model__hidden=2 * w, **changes)[0] for w in widths]
-    assert [price.seconds for price in calibration.of(runs)] == [None] * 4
+    assert [price.seconds for price in calibration.predict(runs)] == [None] * 4
     calibration.calibrate(runs)
-    seconds = [price.seconds for price in calibration.of(runs)]
+    seconds = [price.seconds for price in calibration.predict(runs)]
     assert seconds == sorted(seconds)
     for run, predicted in ((runs[0], seconds[0]), (runs[3], seconds[3])):
         step = fake(run, None).step
         assert predicted == pytest.approx(12 * step + 3 * 16 * 0.25)  # evaluated at 4, 8 and 12
-    assert [price.compiling for price in calibration.of(runs)] == pytest.approx([5.0] * 4)
+    assert [price.compiling for price in calibration.predict(runs)] == pytest.approx([5.0] * 4)
     far = made(tiny, model__width=512, model__hidden=1024, **changes)[0]
-    assert calibration.of([far])[0].seconds is None
+    assert calibration.predict([far])[0].seconds is None
 
 
 def test_what_decides_a_step_is_calibrated_for_itself(tiny, monkeypatch):
-    monkeypatch.setattr(calibration, "measure", fake)
+    monkeypatch.setattr(calibration, "time_programs", fake)
     run, _ = made(tiny)
     calibration.calibrate([run])
     for same in ({"seed": 3}, {"optim__lr": 0.5}, {"horizon__amount": 40.0}, {"batch__size": 16}):
-        assert calibration.of([made(tiny, **same)[0]])[0].seconds is not None, same
+        assert calibration.predict([made(tiny, **same)[0]])[0].seconds is not None, same
     for other in (
         {"model__norm": "layer"},
         {"optim__clip": None},
@@ -177,11 +177,11 @@ def test_what_decides_a_step_is_calibrated_for_itself(tiny, monkeypatch):
         {"mesh__data": 2},
         {"data__context": 16},
     ):
-        assert calibration.of([made(tiny, **other)[0]])[0].seconds is None, other
+        assert calibration.predict([made(tiny, **other)[0]])[0].seconds is None, other
 
 
 def test_a_calibration_is_kept_and_a_damaged_one_is_none(tiny, monkeypatch, cache):
-    monkeypatch.setattr(calibration, "measure", fake)
+    monkeypatch.setattr(calibration, "time_programs", fake)
     run, _ = made(tiny)
     calibration.calibrate([run])
     (path,) = cache.glob("*.json")
@@ -189,22 +189,26 @@ def test_a_calibration_is_kept_and_a_damaged_one_is_none(tiny, monkeypatch, cach
     large, _ = made(tiny, model__width=32)
     calibration.calibrate([large])
     assert len(json.loads(path.read_text())["samples"]) == 2
-    assert calibration.of([run])[0].seconds is not None
+    assert calibration.predict([run])[0].seconds is not None
     for text in ("{", '{"samples": [{}]}', '{"samples": 3}', '{"samples": [{"flops": "x"}]}'):
         path.write_text(text)
-        assert calibration.of([run])[0].seconds is None
+        assert calibration.predict([run])[0].seconds is None
     calibration.calibrate([run])
-    assert calibration.of([run])[0].seconds is not None
+    assert calibration.predict([run])[0].seconds is not None
 
 
 def test_runs_of_one_program_compile_once(tiny):
     same, other, wide = made(tiny), made(tiny, seed=1, optim__lr=0.5), made(tiny, model__hidden=48)
-    assert calibration.program(*same) == calibration.program(*other) != calibration.program(*wide)
+    assert (
+        calibration.program_key(*same)
+        == calibration.program_key(*other)
+        != calibration.program_key(*wide)
+    )
 
 
 def test_a_real_program_is_timed_and_leaves_no_run(tiny, tmp_path):
     run, mesh = made(tiny)
-    sample = calibration.measure(dataclasses.replace(run, steps=10**6), mesh)
+    sample = calibration.time_programs(dataclasses.replace(run, steps=10**6), mesh)
     assert sample.flops == accounting.step_flops(run.model, run.batch)
     assert 0 < sample.step < 60
     assert 0 < sample.example < 60
@@ -214,12 +218,12 @@ def test_a_real_program_is_timed_and_leaves_no_run(tiny, tmp_path):
 
 def test_a_run_that_these_devices_cannot_take_costs_nobody_knows_what(tiny):
     run = make_run(tiny({"mesh.data": 3}))
-    (price,) = calibration.of([run])
+    (price,) = calibration.predict([run])
     assert (price.seconds, price.memory) == (None, None)
 
 
 def test_needed_seconds_are_measured_if_nothing_is_known(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "measure", fake)
+    monkeypatch.setattr(calibration, "time_programs", fake)
     points = resolve_points([({}, tiny())], tmp_path)
     assert plan.price_points(points, calibrate=False, needs_seconds=False)[0].seconds is None
     assert plan.price_points(points, calibrate=False, needs_seconds=True)[0].seconds is not None

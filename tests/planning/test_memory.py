@@ -77,7 +77,7 @@ def test_bytes_are_those_that_xla_reserves(name, corpus, seen):
     assert not problems
     run = make_run(validated(config))
     mesh = sharding.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation)
-    found = xla_memory.Reserved.of(xla_memory.compiled(run, mesh)).peak
-    planned = memory.of(run, mesh).dispatch
+    found = xla_memory.Reserved.from_compiled(xla_memory.compile_dispatch(run, mesh)).peak
+    planned = memory.estimate(run, mesh).dispatch
     assert planned == pytest.approx(found, rel=CLOSE.get(name, 0.25))
     seen(1, f"{name} {planned / found - 1:+.1%}")

@@ -17,11 +17,12 @@ def main(argv: list[str]) -> int:
     from research.parallel import compile_cache, sharding
     from research.planning import benchmark
     from research.training.run import make_run
+    from research.training.trainer import run_mesh
 
     sharding.use_all_cores()
     compile_cache.keep_programs()
     run = make_run(config)
-    loop = benchmark.Loop(run, sharding.make_mesh(run.mesh, run.batch))
+    loop = benchmark.TimedLoop(run, run_mesh(run))
     loop.settle()
     serve_blocks(loop.block, params=run.facts["params"], device=sys.platform)
     return 0

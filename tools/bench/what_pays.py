@@ -25,7 +25,7 @@ from research.models import custom_vjp
 from research.parallel import sharding
 from research.training import step
 from research.training.run import make_run
-from research.training.trainer import Trainer
+from research.training.trainer import Trainer, run_mesh
 
 
 def plain_norm(x: Array, scale_D: Array, centred: bool) -> Array:
@@ -60,7 +60,7 @@ def program(changes: dict, without: tuple[str, ...], steps: int) -> Callable[[],
     ours = {name: getattr(custom_vjp, name) for name in without}
     for name in without:
         setattr(custom_vjp, name, PLAIN[name])
-    trainer = Trainer(run, sharding.make_mesh(run.mesh, run.batch))
+    trainer = Trainer(run, run_mesh(run))
     batches = trainer.batches(0, steps, steps)
     compiled = trainer.lower(batches).compile()
     for name, op in ours.items():
