@@ -81,11 +81,12 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
 
 
 def result_line(result: Mapping[str, Any]) -> str:
-    """The scores of a run, in the order in which its task names them."""
+    """The scores of a run, in the order in which its task declares them."""
+    from research.runs.schema import scores
+
+    loss, *metrics = scores(result)
     seen = f"{result['tokens']:,} {'examples' if result['context'] == 1 else 'tokens'}"
-    line = f"loss {result['loss']:.4f} {result['loss_unit']} after {seen}"
-    for name in ("bits_per_byte", "accuracy", "macro_f1", "mae", "r2", "closed_form_loss"):
-        line += f", {name} {result[name]:.4f}" if name in result else ""
+    line = ", ".join([f"{loss} {result['loss_unit']} after {seen}", *metrics])
     if "closed_form_distance" in result:
         line += f" ({result['closed_form_distance']:.1e} away)"
     return line

@@ -20,6 +20,7 @@ from research.report import sweep_figures as plots
 from research.report import text as summary
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
+from research.runs.schema import is_number
 from research.runs.table import read_table
 from research.scaling.multiverse import multiverse
 
@@ -183,7 +184,7 @@ def _figures(
         out["loss"] = plots.groups(fits, against, unit)
     elif done and (first["found"] or not first["document"]):
         out["loss"] = fit_figures.curve(done, against, unit, first["found"])
-    if any(row.get("accuracy") is not None for row in done) and len(done) > 1:
+    if any(is_number(row.get("accuracy")) for row in done) and len(done) > 1:
         series = {n: summary.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
         out["accuracy"] = plots.scores(series, against, "held-out accuracy")
     if best := page.best_classifier(done):

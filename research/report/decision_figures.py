@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.report import style
-from research.report.style import BLUE, GREEN, GREY, LABELS, ORANGE, SERIES, STYLE
+from research.report.style import BLUE, GREEN, GREY, ORANGE, SERIES, STYLE
+from research.runs.schema import AXES
 from research.scaling import Fit, compute_optimal, isoflop, table
 from research.scaling.compare import rescaled_columns
 from research.scaling.envelope import NEEDED
@@ -68,7 +69,7 @@ def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> 
                 axes.plot(p["flops"], value, "o", color=ORANGE, ms=5, zorder=3)
             for at, low, high in spans if len(points) <= FEW else []:
                 axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
-            axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
+            axes.set(xscale="log", yscale="log", xlabel=AXES["flops"])
             style.log_ticks(axes.xaxis, steps=(1, 3))
             style.log_ticks(axes.yaxis)
         for axes, label in zip(panels, ("optimal parameters N*", "optimal tokens D*", "D* / N*")):
@@ -104,13 +105,13 @@ def valleys(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
             colour = ORANGE if name == "akima" else "#CC79A7"
             axes.plot(*zip(*at, strict=True), marker, ms=9, color=colour, ls="none", zorder=4,
                       label=f"minima, {name}: N* ~ C^{side['params_exponent']:.3f}")  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=LABELS["params"])
+        axes.set(xscale="log", yscale="log", xlabel=AXES["params"])
         axes.set_ylabel(f"loss ({document['unit']})")
         style.log_ticks(axes.xaxis)
         style.plain_ticks(axes.yaxis)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
-        bar.set_label(LABELS["flops"])
+        bar.set_label(AXES["flops"])
         style.log_ticks(bar.ax.yaxis)
     return figure
 
@@ -125,12 +126,12 @@ def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
         axes = figure.subplots()
         made = axes.scatter(c, y, c=n, s=16, cmap="viridis", norm=LogNorm(), label="runs")
         axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4, label="convex hull")
-        axes.set(xscale="log", yscale="log", xlabel=LABELS["flops"])
+        axes.set(xscale="log", yscale="log", xlabel=AXES["flops"])
         axes.set_ylabel(f"loss ({document['unit']})")
         style.log_ticks(axes.xaxis)
         style.plain_ticks(axes.yaxis)
         axes.legend()
-        bar = figure.colorbar(made, ax=axes, label=LABELS["params"])
+        bar = figure.colorbar(made, ax=axes, label=AXES["params"])
         style.log_ticks(bar.ax.yaxis)
     return figure
 
@@ -180,7 +181,7 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
             grid = np.geomspace(reach.min(), reach.max(), 48)
             law = fit.predict({columns[0]: grid, GROUP: np.ones(48)})[0]
             scaled.plot(grid, law, color=GREY, lw=1.2, zorder=1, label="the shared law")
-        words = LABELS.get(columns[0], columns[0]) if len(columns) == 1 else " · ".join(columns)
+        words = AXES.get(columns[0], columns[0]) if len(columns) == 1 else " · ".join(columns)
         words = "6 N D" if set(columns) == {"params", "tokens"} else words
         for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):
             axes.set(xscale="log", xlabel=text)
@@ -244,7 +245,7 @@ def verified(fit: Fit, found: Mapping[str, Any], unit: str) -> Figure:
                       label="predicted, 95 % interval of a run")  # fmt: skip
         axes.scatter(at, found["measured"], s=90, marker="*", color=ORANGE, zorder=5,
                      label="measured afterwards")  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=f"{LABELS['flops']} (6 N D)")
+        axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
         axes.set_ylabel(f"held-out loss ({unit})")
         style.log_ticks(axes.xaxis)
         style.plain_ticks(axes.yaxis)

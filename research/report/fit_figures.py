@@ -11,7 +11,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from research.report import decision_figures, style
-from research.report.style import BLUE, GREEN, GREY, LABELS, ORANGE, STYLE
+from research.report.style import BLUE, GREEN, GREY, ORANGE, STYLE
+from research.runs.schema import AXES
 from research.scaling import Analysis, Fit, compute_optimal, table, uncertainty
 from research.scaling.laws import GROUP
 
@@ -78,9 +79,7 @@ def curve(
         if column != "loss":
             axes.set_xscale("log")
             style.log_ticks(axes.xaxis)
-        axes.set_xlabel(
-            LABELS.get(column, f"held-out loss ({unit})" if column == "loss" else column)
-        )
+        axes.set_xlabel(AXES.get(column, f"held-out loss ({unit})" if column == "loss" else column))
         axes.set_ylabel(f"held-out loss ({unit})" if response == "loss" else response)
         if response == "loss":
             style.log_loss(axes, y)
@@ -145,12 +144,12 @@ def losses(fit: Fit, document: Mapping[str, Any]) -> Figure:
         panels[2].plot(grid, least, color=ORANGE, lw=1.8, label="least loss of a budget")
         panels[2].legend(fontsize=8)
         for axes, label in zip(panels, ("params", "tokens", "flops"), strict=True):
-            axes.set(xscale="log", yscale="log", xlabel=LABELS[label])
+            axes.set(xscale="log", yscale="log", xlabel=AXES[label])
             style.log_ticks(axes.xaxis)
             style.plain_ticks(axes.yaxis)
         panels[0].set_ylabel(f"loss ({document['unit']})")
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=panels[2])
-        bar.set_label(LABELS["params"])
+        bar.set_label(AXES["params"])
         style.log_ticks(bar.ax.yaxis)
     return figure
 
@@ -182,7 +181,7 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         asked = [p for p in document["predictions"] if p.get("params")]
         for p in asked if len(asked) <= decision_figures.FEW else []:
             axes.scatter(p["params"], p["tokens"], marker="D", s=44, color=ORANGE, zorder=4)
-        axes.set(xscale="log", yscale="log", xlabel=LABELS["params"], ylabel=LABELS["tokens"])
+        axes.set(xscale="log", yscale="log", xlabel=AXES["params"], ylabel=AXES["tokens"])
         axes.set_xlim(n_grid[0], n_grid[-1])
         axes.set_ylim(d_grid[0], d_grid[-1])
         style.log_ticks(axes.xaxis)
@@ -222,7 +221,7 @@ def residuals(fit: Fit) -> Figure:
             if column != "loss":
                 axes.set_xscale("log")
                 style.log_ticks(axes.xaxis)
-            axes.set_xlabel(LABELS.get(column, column))
+            axes.set_xlabel(AXES.get(column, column))
         panels[0].set_ylabel("measured / law − 1 (%)")
         handles = panels[0].get_legend_handles_labels()
         figure.legend(*handles, fontsize=8, ncols=3, loc="outside upper left")

@@ -16,6 +16,7 @@ from research.report import interactive
 from research.report import text as summary
 from research.report.style import Drawing
 from research.report.text import end
+from research.runs.schema import NOUNS, shown_columns
 
 Row = dict[str, Any]
 
@@ -53,29 +54,6 @@ SURFACES = {
     "isoflop": "Compute-optimal sizes from isoFLOP minima",
     "envelope": "The envelope of all runs",
 }
-# Columns of the table of runs, where rows have them: heading, format.
-COLUMNS: dict[str, tuple[str, str]] = {
-    "group": ("group", ""),
-    "params": ("parameters", ",d"),
-    "params_non_embedding": ("without embedding, head", ",d"),
-    "train_examples": ("training examples", ",d"),
-    "tokens": ("tokens or examples seen", ",d"),
-    "flops": ("FLOPs", ".3g"),
-    "lr": ("learning rate", ".3g"),
-    "seed": ("seed", "d"),
-    "loss": ("loss", ".4f"),
-    "bits_per_byte": ("bits/byte", ".4f"),
-    "accuracy": ("accuracy", ".4f"),
-    "macro_precision": ("precision", ".4f"),
-    "macro_recall": ("recall", ".4f"),
-    "macro_f1": ("F1", ".4f"),
-    "mse": ("MSE", ".4g"),
-    "mae": ("MAE", ".4g"),
-    "r2": ("R²", ".4f"),
-    "closed_form_loss": ("closed form", ".4f"),
-    "train_loss": ("training loss", ".4f"),
-    "seconds": ("seconds", ".0f"),
-}
 CARD = {
     "train_tokens": "training tokens, unique",
     "heldout_tokens": "held-out tokens",
@@ -96,7 +74,7 @@ def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
         parts.append(f'<p class="lead">{_e(words + summary.headline(fit["document"]))}</p>')
     parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, fits)]
     if "loss" in svgs:
-        noun = summary.NOUNS.get(against, against)
+        noun = NOUNS.get(against, against)
         parts += [f"<h2>Loss against {_e(noun)}</h2>", _figure(svgs["loss"])]
     if found := result.get("verified"):
         words = f"{summary.prediction(found)} {summary.verified(found)}"
@@ -219,15 +197,13 @@ def _fit_table(document: Mapping[str, Any]) -> str:
 
 
 def _runs_table(rows: Sequence[Row], several: bool) -> str:
-    shown = {k: v for k, v in COLUMNS.items() if any(row.get(k) is not None for row in rows)}
-    for name, keep in (("group", several), ("train_examples", _differ(rows, "train_examples"))):
-        if not keep:
-            shown.pop(name, None)
-    head = ["run", "status", *(heading for heading, _ in shown.values())]
-    body = [
-        [row["run"], row["status"], *(_cell(row.get(k), spec) for k, (_, spec) in shown.items())]
-        for row in rows
-    ]
+    hidden = {
+        *(() if several else ("group",)),
+        *(() if _differ(rows, "train_examples") else ("train_examples",)),
+    }
+    shown = [column for column in shown_columns(rows, "page") if column.name not in hidden]
+    head = [column.title for column in shown]
+    body = [[column.text(row.get(column.name)) for column in shown] for row in rows]
     convention = next((row["flops_convention"] for row in rows if "flops_convention" in row), "")
     words = {
         "exact_full": "FLOPs count every dot product and convolution, forward and backward, with "
@@ -238,15 +214,6 @@ def _runs_table(rows: Sequence[Row], several: bool) -> str:
 
 def _differ(rows: Sequence[Row], column: str) -> bool:
     return len({row.get(column) for row in rows}) > 1
-
-
-def _cell(value: Any, spec: str) -> str:
-    if value is None:
-        return "–"
-    try:
-        return format(value, spec)
-    except (TypeError, ValueError):  # a row from elsewhere
-        return str(value)
 
 
 def _classes(row: Row) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from research.io.humanize import quantity
-from research.report.style import BLUE, GREEN, LABELS, ORANGE
+from research.report.style import BLUE, GREEN, ORANGE
+from research.runs.schema import AXES, shown_columns
 from research.scaling import Fit
 
 STEPS = 41  # positions of the slider
-SHOWN = ("run", "group", "params", "tokens", "flops", "loss", "accuracy", "lr", "seed")
+FACTS = ("run", "group", "params", "tokens", "flops", "lr", "seed")  # beside the scores
 MOST = 2000  # runs in a chart
 
 
@@ -48,7 +49,7 @@ def of_column(
     x = [float(row[column]) for row in rows]
     grid = np.geomspace(min(x), 30 * max(x), STEPS)
     loss, band, run = fit.at(column, grid.tolist())
-    noun = LABELS.get(column, column)
+    noun = AXES.get(column, column)
     points = []
     for i, value in enumerate(grid):
         words = (
@@ -76,7 +77,7 @@ def of_budget(
             words += f"\nloss {p['loss']:.4g} ({_ends((low, high))})"
             point |= {"loss": p["loss"], "low": low, "high": high}
         points.append({**point, "words": words})
-    return _with_slider(rows, points, "flops", LABELS["flops"], unit) if points else {}
+    return _with_slider(rows, points, "flops", AXES["flops"], unit) if points else {}
 
 
 def _with_slider(
@@ -95,7 +96,8 @@ def _with_slider(
         value=len(points) // 2,
         bind=alt.binding_range(min=0, max=len(points) - 1, step=1, name=f"{noun}: "),
     )
-    shown = [k for k in SHOWN if any(row.get(k) is not None for row in rows)]
+    shown = [k for k in FACTS if any(row.get(k) is not None for row in rows)]
+    shown += [column.name for column in shown_columns(rows, "summary")]
     values = [{k: row.get(k) for k in {*shown, column}} for row in rows[:MOST]]
     along = alt.Scale(type="log", nice=False, padding=8)
     words = "replace(format(datum.value, '~s'), 'G', 'B')"  # billions, as people say

@@ -19,16 +19,6 @@ from research.io.humanize import quantity
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
-LABELS = {
-    "params": "parameters N",
-    "params_non_embedding": "parameters N, without embedding and head",
-    "params_matmul": "parameters N in dot products",
-    "tokens": "training tokens D",
-    "unique_tokens": "unique training tokens D",
-    "train_examples": "training examples D",
-    "flops": "training FLOPs C",
-    "loss": "held-out loss",
-}
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from research.report.style import (
     GREY,
-    LABELS,
     MARKERS,
     SERIES,
     STYLE,
@@ -24,6 +23,7 @@ from research.report.style import (
     plain,
     plain_ticks,
 )
+from research.runs.schema import AXES
 
 
 def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
@@ -53,7 +53,7 @@ def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Fig
             axes.plot(x[out], y[out], "*", color=colour, ms=11, ls="none")
         axes.plot([], [], "*", color=GREY, ms=10, ls="none", label="held out of the fit")
         axes.set_xscale("log")
-        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_xlabel(AXES.get(column, column))
         axes.set_ylabel(f"held-out loss ({unit})")
         log_loss(axes, np.concatenate(every))
         log_ticks(axes.xaxis)
@@ -74,7 +74,7 @@ def scores(
                 axes.errorbar(x, mean, np.nan_to_num(sd), fmt=f"{MARKERS[i % 7]}-", capsize=3,
                               color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=told)  # fmt: skip
         axes.set_xscale("log")
-        axes.set_xlabel(LABELS.get(column, column))
+        axes.set_xlabel(AXES.get(column, column))
         axes.set_ylabel(f"{label}\nbars: standard deviation over seeds")
         log_ticks(axes.xaxis)
         if len(series) > 1:
@@ -139,7 +139,7 @@ def learning_curves(
         plain_ticks(axes.yaxis)
         log_ticks(axes.xaxis)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
-        bar.set_label(LABELS.get(column, column))
+        bar.set_label(AXES.get(column, column))
         log_ticks(bar.ax.yaxis)
     return figure
 

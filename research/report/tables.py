@@ -9,22 +9,16 @@ from typing import Any
 from research.errors import BadInput
 from research.io import files
 from research.io.text_table import format_table
+from research.runs.schema import shown_columns
 
 Row = Mapping[str, Any]
-
-# What is shown unless columns are named; those in which no row has a value are left out.
-SHOWN = (
-    *("run", "status", "family", "size", "params", "tokens", "flops", "steps", "lr", "seed"),
-    *("loss", "train_loss", "seconds", "reason"),
-)
 
 
 def columns(rows: Sequence[Row], chosen: str | None) -> list[str]:
     """The names of the columns to show. Raises BadInput for one that no row has."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     if chosen is None:
-        told = {name for row in rows for name in row if row[name] not in (None, "")}
-        return [name for name in SHOWN if name in told] or there
+        return [column.name for column in shown_columns(rows, "table")] or there
     if chosen == "all":
         return there
     names = [name.strip() for name in chosen.split(",") if name.strip()]

@@ -8,20 +8,9 @@ import numpy as np
 
 from research.io.humanize import quantity
 from research.io.text_table import format_table
+from research.runs.schema import NOUNS, is_number, shown_columns
 
 Row = dict[str, Any]
-
-NOUNS = {
-    "params": "parameters",
-    "params_non_embedding": "parameters without embedding and head",
-    "params_matmul": "parameters in dot products",
-    "tokens": "tokens",
-    "unique_tokens": "unique tokens",
-    "train_examples": "training examples",
-    "flops": "FLOPs",
-}
-# Columns of the table on a terminal, where rows have them: name, width, format.
-SCORES = (("loss", 8, ".4f"), ("accuracy", 8, ".4f"), ("macro_f1", 8, ".4f"), ("r2", 8, ".4f"))
 
 
 def group_of(row: Row) -> str:
@@ -52,7 +41,7 @@ def spread(rows: Sequence[Row], against: str, score: str) -> list[tuple[float, f
     """(x, mean, standard deviation, runs) of a score at each value of `against`."""
     at: dict[float, list[float]] = {}
     for row in rows:
-        if row["status"] == "done" and row.get(score) is not None and row.get(against):
+        if row["status"] == "done" and is_number(row.get(score)) and row.get(against):
             at.setdefault(row[against], []).append(row[score])
     return [
         (x, float(np.mean(y)), float(np.std(y, ddof=1)) if len(y) > 1 else math.nan, len(y))
@@ -201,9 +190,8 @@ def expectation(cards: Sequence[Mapping[str, Any]], document: Mapping[str, Any])
 def comparison(rows: Sequence[Row], against: str) -> list[list[str]]:
     """Groups side by side: a header, and a row for each score at each value of `against`."""
     by_group = groups(rows)
-    names = [score for score, _, _ in SCORES if any(row.get(score) is not None for row in rows)]
     body = []
-    for score in names:
+    for score in (column.name for column in shown_columns(rows, "summary")):
         cells = {g: {x: c for x, *c in spread(r, against, score)} for g, r in by_group.items()}
         for x in sorted({x for found in cells.values() for x in found}):
             if sum(x in found for found in cells.values()) < 2:
@@ -241,7 +229,7 @@ def text_summary(result: Mapping[str, Any]) -> str:
 
 def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
     rows = sorted(rows, key=lambda r: (group_of(r), r.get(against) or 0, r.get("seed") or 0))
-    scores = [s for s in SCORES if any(row.get(s[0]) is not None for row in rows)]
+    scores = shown_columns(rows, "summary")
     label = "examples" if all(row.get("context") == 1 for row in rows) else "tokens"
     columns: dict[str, list[object]] = {"group": [group_of(row) for row in rows]} if several else {}
     if against == "train_examples":
@@ -250,11 +238,11 @@ def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
     columns[label] = [quantity(row.get("tokens", 0)) for row in rows]
     columns["FLOPs"] = [quantity(row.get("flops", 0)) for row in rows]
     columns["seed"] = [row.get("seed") for row in rows]
-    for name, _, spec in scores:
-        columns[name] = ["–" if row.get(name) is None else format(row[name], spec) for row in rows]
+    for column in scores:
+        columns[column.name] = [column.text(row.get(column.name)) for row in rows]
     columns["status"] = [row["status"] for row in rows]
     return format_table(
         list(columns),
         list(zip(*columns.values(), strict=True)),
-        right=(label, "FLOPs", *(name for name, _, _ in scores)),
+        right=(label, "FLOPs", *(column.name for column in scores)),
     )

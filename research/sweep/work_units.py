@@ -23,6 +23,7 @@ from research.io import host
 from research.parallel import distributed
 from research.runs import checkpoint
 from research.runs.directory import RunDirectory, read_launch
+from research.runs.schema import scores
 from research.sweep.sweep_file import GROUPING
 from research.training import wsd_branching
 from research.training.loop import train_run
@@ -255,7 +256,7 @@ def _train_vmapped(
 
 def _result_line(result: Mapping[str, Any]) -> str:
     if result.get("status") == "done":
-        return f"loss {result['loss']:.4f} in {result['seconds']:.0f} s"
+        return f"{', '.join(scores(result))} in {result['seconds']:.0f} s"
     return f"{result.get('status')}: {result.get('reason')}"
 
 

@@ -10,7 +10,7 @@ from jax import Array
 from research.errors import Diverged
 from research.io import host as environment
 from research.parallel import distributed
-from research.runs import metrics_log, trackers
+from research.runs import metrics_log, schema, trackers
 from research.runs.directory import RunDirectory, write_data_card
 from research.training import resume, wsd_branching
 from research.training.run import Run
@@ -62,6 +62,7 @@ class Recorder(DeferredMetrics):
     ):
         super().__init__()
         self.run, self.directory, self.progress = run, directory, progress
+        self.metrics = schema.declaration(run.task.METRICS)
         stored = directory.once("config.json", run.config)
         resume.check_stored(directory.path / "config.json", stored, run)
         known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
@@ -90,7 +91,8 @@ class Recorder(DeferredMetrics):
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         if not math.isfinite(metrics["loss"]):
             raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
-        self._line(step, **{k: v for k, v in metrics.items() if isinstance(v, float)})
+        logged = ("loss", *(column.name for column in self.run.task.METRICS))
+        self._line(step, **{k: float(metrics[k]) for k in logged if k in metrics})
 
     def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
         for i in range(n):
@@ -127,6 +129,7 @@ class Recorder(DeferredMetrics):
             "reason": reason,
             **self.run.facts,
             **metrics,
+            "metrics": self.metrics,
             **wsd_branching.spent_costs(self.run, self.directory, self.reached),
             "steps_per_dispatch": self.dispatch,
             **({"skipped_steps": self.skips} if self.run.hyper["skip"] is not None else {}),

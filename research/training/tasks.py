@@ -22,6 +22,7 @@ from jax import Array
 
 from research.config.types import Whole
 from research.models import Model
+from research.runs.schema import Column
 from research.training.losses import chunked_cross_entropy, cross_entropy
 
 # Logits of a chunk on one device, where the task may choose: 256 MiB in float32. In a chunk of few
@@ -31,10 +32,13 @@ LOGITS, FEW = 2**26, 1024
 
 class Task(Protocol):
     """`targets` is the kind of target that it measures (see data.Dataset), `unit` that of its
-    loss. Hashable: compiled programs are cached by it. A class that is one inherits the rest."""
+    loss. METRICS declares the numbers that it measures beside the loss, which are logged, and how
+    they are shown. Hashable: compiled programs are cached by it. A class that is one inherits the
+    rest."""
 
     targets: ClassVar[str]
     unit: ClassVar[str]
+    METRICS: ClassVar[tuple[Column, ...]] = ()
 
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Sums of each example, [B] or [B, ...]; the loss is Σ loss / Σ count."""
@@ -72,6 +76,10 @@ class LanguageModelling(Task):
 
     targets: ClassVar[str] = "tokens"
     unit: ClassVar[str] = "nats per token"
+    METRICS: ClassVar[tuple[Column, ...]] = (
+        Column("perplexity", shown=()),
+        Column("bits_per_byte", heading="bits/byte", shown=("line", "table", "page")),
+    )
 
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:
         """{"loss": [B] nats, "count": [B] tokens} for inputs and targets [B, T]."""
@@ -141,6 +149,12 @@ class Classification(Task):
 
     targets: ClassVar[str] = "classes"
     unit: ClassVar[str] = "nats per example"
+    METRICS: ClassVar[tuple[Column, ...]] = (
+        Column("accuracy"),
+        Column("macro_precision", heading="precision", shown=("page",)),
+        Column("macro_recall", heading="recall", shown=("page",)),
+        Column("macro_f1", heading="F1"),
+    )
 
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:
         """{"loss": [B] nats, "count": [B], "confusion": [B, C²], the cell (target, prediction)}
@@ -184,6 +198,11 @@ class Regression(Task):
 
     targets: ClassVar[str] = "numbers"
     unit: ClassVar[str] = "mean squared error"
+    METRICS: ClassVar[tuple[Column, ...]] = (
+        Column("mse", heading="MSE", format=".4g", shown=("page",)),
+        Column("mae", heading="MAE", format=".4g", shown=("line", "page")),
+        Column("r2", heading="R²"),
+    )
 
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:
         """{"loss": [B], the mean square over the outputs, "count": [B], and the sums that the
