@@ -46,7 +46,8 @@ NO_JAX = (
 )
 # Inside training: module -> the modules of training that it may import, where that is few.
 INSIDE = {
-    "training.step": "optimizers schedules tasks",
+    "training.step": "gradient_accumulation optimizers schedules tasks",
+    "training.gradient_accumulation": "",
     "training.trainer": "run step fine_tuning",
     "training.run": "execution horizon fine_tuning optimizers step tasks",
     "training.losses": "",

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from research.models import Model
 from research.parallel import sharding
 from research.training import optimizers, schedules
+from research.training.gradient_accumulation import mean_loss_and_gradient
 from research.training.optimizers import Optimizer
 from research.training.tasks import Task
 
@@ -65,28 +66,10 @@ class StepSpec(NamedTuple):
         average = None if hyper["ema"] is None else jax.tree.map(jnp.copy, params)
         return TrainState(jnp.int32(0), params, self.transform(hyper).init(params), average)
 
-    def loss(self, params: dict, batch: Mapping[str, Array]) -> Array:
-        """The mean loss of a batch, in nats per token or per example."""
-        loss, count = self.task.loss(self.model, params, batch)
-        return loss / count
-
     def gradient(self, params: dict, batch: Mapping[str, Array]) -> tuple[Array, dict]:
-        """The mean loss of a batch and its gradient.
-
-        Losses and gradients of the parts are sums, divided by the count of the whole batch: so
-        tokens weigh the same, whatever part they are in.
-        """
-        if self.grad_accumulation == 1:
-            return jax.value_and_grad(self.loss)(params, batch)
-        total = jax.value_and_grad(functools.partial(self.task.loss, self.model), has_aux=True)
-
-        def add(sums: tuple, part: Mapping[str, Array]) -> tuple[tuple, None]:
-            return jax.tree.map(jnp.add, sums, total(params, part)), None
-
-        zero = (jnp.float32(0), jnp.float32(0)), jax.tree.map(jnp.zeros_like, params)
-        parts = {name: _parts(x, self.grad_accumulation) for name, x in batch.items()}
-        ((loss, count), grads), _ = jax.lax.scan(add, zero, parts)
-        return loss / count, jax.tree.map(lambda g: g / count, grads)
+        """The mean loss of a batch, in nats per token or per example, and its gradient."""
+        summed_loss = functools.partial(self.task.loss, self.model)
+        return mean_loss_and_gradient(summed_loss, params, batch, self.grad_accumulation)
 
     def step(
         self, state: TrainState, batch: Mapping[str, Array], hyper: Mapping
@@ -102,17 +85,13 @@ class StepSpec(NamedTuple):
         if hyper["skip"] is not None:
             metrics["skips"] = opt_state.skipped
             metrics["skipped"] = opt_state.skipped - state.opt_state.skipped
-        average = _moved(state.average, params, state.step, hyper["ema"])
+        average = _moving_average(state.average, params, state.step, hyper["ema"])
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
 
-def _parts(x: Array, number: int) -> Array:
-    """[B, ...] → [number, B/number, ...]. Every part has neighbours of all rows, so where the rows
-    are split over devices, each device has its share of each part already."""
-    return x.reshape(x.shape[0] // number, number, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _moved(average: dict | None, params: dict, step: Array, decay: Array | None) -> dict | None:
+def _moving_average(
+    average: dict | None, params: dict, step: Array, decay: Array | None
+) -> dict | None:
     """The exponential moving average of the parameters after a step. The first steps, which hold
     what the initialisation drew, are forgotten sooner: decay ≤ (1 + step) / (10 + step)."""
     if average is None or decay is None:
