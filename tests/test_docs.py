@@ -117,3 +117,7 @@ def test_what_exists_is_not_missed():
         "[x](docs/security.md#what), `test_docs.py` what exists is not missed"
     )
     assert not list(missing_of_page(ROOT / "README.md", text))
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 2000

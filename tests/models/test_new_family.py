@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SECTION = (ROOT / "README.md").read_text().partition("## Add your own model")[2]
 FAMILY, CONFIG = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)[:2]
-(LINE,) = re.findall(r"The line is `(.*?)`", SECTION)
+(LINE,) = re.findall(r"The row is `(.*?)`", SECTION)
 
 
 def test_a_family_is_one_file_one_line_and_one_config(corpus, tmp_path):
