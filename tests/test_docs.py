@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from research.config.schema import SECTIONS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("research", "experiments", "configs", "tools", "tests")
@@ -20,6 +22,7 @@ FILE = re.compile(
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 DOTTED = re.compile(r"\bresearch(?:\.\w+)+")
 TEST = re.compile(r"`(test_\w+\.py)`((?: [\w-]+)*)")
+MEMBER = re.compile(r"`(\w+)\.([A-Za-z]\w*)[`(]")  # of a module, as `custom_vjp.dense`
 TARGET = re.compile(r"`make ([a-z-]+)")
 
 
@@ -50,6 +53,15 @@ def is_name(dotted):
     return False
 
 
+def is_member(module, name):
+    """Whether `module.name` is what it looks like: true where no file has that name, and of keys of
+    a config and names of files."""
+    files = list((ROOT / "research").rglob(f"{module}.py"))
+    key = any(path.startswith(f"{module}.") for path in SECTIONS)
+    suffix = name in ("py", "json", "jsonl", "parquet", "csv", "html", "svg", "png")
+    return not files or key or suffix or any(name in defined(file) for file in files)
+
+
 def defined(file):
     names = set()
     for node in ast.parse(file.read_text()).body:
@@ -72,6 +84,7 @@ def missing_of_page(page, text):
     """As `missing`; links, tests and make targets too."""
     yield from missing(text)
     yield from (link for link in LINK.findall(text) if not (page.parent / link).exists())
+    yield from (".".join(pair) for pair in MEMBER.findall(text) if not is_member(*pair))
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     yield from (f"make {name}" for name in TARGET.findall(text) if name not in targets)
     for name, words in TEST.findall(text):
@@ -105,6 +118,7 @@ def test_what_the_build_names_exists():
         *("`tests/test_hostile.py`", "python -m tools.bench.nothing, tools/nothing.py"),
         *("research.export.read(DIR)", "research.inference.export.nothing", "[a](docs/none.md)"),
         *("`test_nothing.py`", "`test_imports.py` nothing of the kind", "`make nothing`"),
+        *("`custom_vjp.nothing`", "`watchdog.nothing(kind)`"),
     ],
 )
 def test_a_planted_name_is_missed(text):
@@ -114,7 +128,8 @@ def test_a_planted_name_is_missed(text):
 def test_what_exists_is_not_missed():
     text = (
         "`research/params.py`, research/models/, research.models.Model, `make test`, "
-        "[x](docs/security.md#what), `test_docs.py` what exists is not missed"
+        "[x](docs/security.md#what), `watchdog.doing(kind)`, `loop.steps_per_dispatch`, "
+        "`manifest.json`, `test_docs.py` what exists is not missed"
     )
     assert not list(missing_of_page(ROOT / "README.md", text))
 
