@@ -319,10 +319,12 @@ def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
         out, back = jax.vjp(function, q, k, v)
         return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, back(g)))
 
-    own, theirs = (found(functools.partial(attention.causal, by)) for by in ("own", "xla"))
+    own = found(functools.partial(attention.causal, "own"))
+    with jax.numpy_dtype_promotion("standard"):  # which jax's own softmax relies on in bfloat16
+        theirs = found(functools.partial(attention.causal, "xla"))
+        seeing_all, _ = found(lambda q, k, v: jax.nn.dot_product_attention(q, k, v))
     error = 5e-2 if dtype == "bfloat16" else 2e-5
     close(own, theirs, rtol=error, atol=error)
-    seeing_all, _ = found(lambda q, k, v: jax.nn.dot_product_attention(q, k, v))
     assert np.abs(own[0] - seeing_all).max() > 0.1
 
 
