@@ -53,7 +53,8 @@ def _chunked_forward(
 def _chunked_backward(unembed: Callable, kept: tuple, d: Array) -> tuple:
     del unembed
     dx_NxMxD, dhead = kept
-    return (d * dx_NxMxD.astype(d.dtype)).astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
+    wide_NxMxD = d * dx_NxMxD.astype(d.dtype)
+    return wide_NxMxD.astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
 
 
 chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
