@@ -154,13 +154,13 @@ def target_of(fit: Fit, options: Options) -> dict[str, float]:
 def settling(law: Law, parts: Split, options: Options, target: Mapping[str, float]) -> dict:
     """How the prediction at `target` settled as FLOPs were spent, cheapest runs first, and whether
     the last stage still changed it."""
-    if not all(row.get("flops") for row in parts.kept):
+    if not all(_run_flops(row) for row in parts.kept):
         raise BadInput("--anytime: rows without 'flops' cannot be ordered by what they cost")
-    rows = sorted(parts.kept, key=lambda row: row["flops"])
+    rows = sorted(parts.kept, key=_run_flops)
     needs = len(law.parameters) - len(options.fix) + 2
     counts = np.unique(np.linspace(min(needs, len(rows)), len(rows), STAGES).astype(int))
     # Steps that a run has from another one are paid for once.
-    spent = np.cumsum([row.get("flops_spent") or row["flops"] for row in rows])
+    spent = np.cumsum([row.get("flops_spent") or _run_flops(row) for row in rows])
     quick = dataclasses.replace(options, bootstrap=0, holdout=None)
     stages = []
     for count in counts:
@@ -182,6 +182,14 @@ def settling(law: Law, parts: Split, options: Options, target: Mapping[str, floa
             }
         )
     return {"target": dict(target), "stages": stages, "suggestion": _suggestion(stages)}
+
+
+def _run_flops(row: Mapping[str, Any]) -> float:
+    """The FLOPs of a run: of the table, else 6 N D; 0 where neither is known."""
+    if flops := row.get("flops"):
+        return float(flops)
+    size, tokens = row.get("params") or 0.0, row.get("tokens") or 0.0
+    return compute_optimal.PER_TOKEN * size * tokens
 
 
 def _suggestion(stages: Sequence[Mapping[str, Any]]) -> str:
