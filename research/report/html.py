@@ -52,7 +52,7 @@ OBJECTIVES = {
 SURFACES = {
     "chinchilla": "Loss against parameters and tokens",
     "isoflop": "Compute-optimal sizes from isoFLOP minima",
-    "envelope": "The envelope of all runs",
+    "envelope": "Compute-optimal sizes from the envelope of all runs",
 }
 CARD = {
     "train_tokens": "training tokens, unique",
@@ -78,10 +78,10 @@ def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
         parts += [f"<h2>Loss against {_e(noun)}</h2>", _figure(svgs["loss"])]
     if found := result.get("verified"):
         words = f"{summary.prediction(found)} {summary.verified(found)}"
-        parts += ["<h2>A larger run</h2>", f"<p>{_e(words)}</p>"]
+        parts += ["<h2>Verified optimum</h2>", f"<p>{_e(words)}</p>"]
         parts += [_figure(svgs["verify"])] if "verify" in svgs else []
     if explorer := _explorer(result):
-        parts += ["<h2>Ask the law</h2>", explorer]
+        parts += ["<h2>Explore the fit</h2>", explorer]
     for name, found in result["surfaces"].items():
         parts.append(f"<h2>{SURFACES[name]}</h2>")
         parts.append(f"<pre>{_e(summary.fit_summary(found.document, brief=True))}</pre>")
@@ -89,34 +89,38 @@ def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
     if "accuracy" in svgs:
         parts += ["<h2>Accuracy</h2>", _figure(svgs["accuracy"])]
     if several and (side := summary.comparison(rows, against)):
-        parts += ["<h2>Groups side by side</h2>", _table(side[0], side[1:])]
+        parts += ["<h2>Groups compared</h2>", _table(side[0], side[1:])]
         parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
     if compared := result["compared"]:
         words = " ".join(f"{w}." for w in compared.document["compare"]["words"])
         parts += [
-            "<h2>One law for all groups</h2>",
+            "<h2>Shared law, one multiplier per group</h2>",
             f"<p>{_e(words)}</p>",
             _figure(svgs["compare"]),
         ]
     for group, fit in fits.items():
         if fit["document"]:
-            parts.append(f"<h2>The law{_e(f' of {group}') if several else ''}</h2>")
+            parts.append(f"<h2>Fitted law{_e(f' of {group}') if several else ''}</h2>")
             expected = summary.expectation(result["cards"], fit["document"])
             parts += [_fit_table(fit["document"]), f"<p>{_e(expected)}</p>" if expected else ""]
     parts += ["<h2>Runs</h2>", _runs_table(rows, several)]
     if "confusion" in svgs:
         best = best_classifier([row for row in rows if row["status"] == "done"])
-        parts += ["<h2>Classes</h2>", _figure(svgs["confusion"]), _classes(best) if best else ""]
+        parts += [
+            "<h2>Per-class metrics</h2>",
+            _figure(svgs["confusion"]),
+            _classes(best) if best else "",
+        ]
     still = (
         ("curves", "Learning curves"),
         ("residuals", "Residuals"),
-        ("multiverse", "Every way of counting and cleaning"),
+        ("multiverse", "Multiverse analysis"),
     )
     for figure, heading in still:
         if figure in svgs:
             parts += [f"<h2>{heading}</h2>", _figure(svgs[figure])]
     parts += ["<h2>Data</h2>", *(_card(card) for card in result["cards"])]
-    parts += ["<h2>How it was made</h2>", _made(rows)]
+    parts += ["<h2>Provenance</h2>", _made(rows)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

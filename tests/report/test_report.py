@@ -136,7 +136,7 @@ def test_groups_have_a_law_each_and_one_plot(tmp_path):
     text = summary.text_summary(result)
     assert text.count("L(N) = E + A / N^alpha") == 2
     assert "loss at" in text  # the two side by side
-    assert "The law of gru" in (tmp_path / "report.html").read_text()
+    assert "Fitted law of gru" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "fit.json").exists()
     page = (tmp_path / "report.html").read_text()
     (words, _) = files.read_json(tmp_path / "fit-compare.json")["compare"]["words"]

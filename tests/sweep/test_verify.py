@@ -71,7 +71,7 @@ def test_the_command_trains_the_run_once_and_shows_both(swept, capsys):
     assert found["covered"] == (low <= found["measured"] <= high)
     assert found["error"] == pytest.approx(found["loss"] / found["measured"] - 1)
     page = (swept / "report.html").read_text()
-    assert "A larger run" in page
+    assert "Verified optimum" in page
     assert f"{found['measured']:.4g}" in page
     before = (swept / "verify" / "runs" / row["run"] / "result.json").stat().st_mtime_ns
     command.main([f"--runs={swept}"])
@@ -87,4 +87,4 @@ def test_what_cannot_be_verified_is_told(swept, tmp_path):
     with pytest.raises(BadInput, match="no sweep was launched"):
         verify.predict(swept, None)
     report.write(swept)
-    assert "A larger run" not in (swept / "report.html").read_text()
+    assert "Verified optimum" not in (swept / "report.html").read_text()
