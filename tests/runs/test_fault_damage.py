@@ -116,7 +116,7 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
     harm, victim, whole, tmp_path, seen, monkeypatch
 ):
     runs = [shutil.copytree(whole, tmp_path / name) for name in ("one", "other")]
-    looked = checkpoint._check_arrays
+    looked = checkpoint._checked_tree
 
     def harmed(path, leaves):
         looked(path, leaves)
@@ -124,7 +124,7 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
             for file in every_file(path / "state"):
                 os.truncate(file, file.stat().st_size // 2) if harm == "cut" else file.unlink()
 
-    monkeypatch.setattr(checkpoint, "_check_arrays", harmed)
+    monkeypatch.setattr(checkpoint, "_checked_tree", harmed)
     step, states = checkpoint.restore_common([(run, victim.abstract) for run in runs])
     assert step == 10
     assert all(bits(state) == victim.bits[10] for state in states)

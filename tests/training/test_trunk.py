@@ -133,13 +133,13 @@ def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
     if harm == "missing":
         shutil.rmtree(place / "checkpoints" / str(steps))
     elif harm == "meanwhile":  # after it was looked at
-        looked = checkpoint._check_arrays
+        looked = checkpoint._checked_tree
 
         def harmed(path, leaves):
             looked(path, leaves)
             shutil.rmtree(path / "state")
 
-        monkeypatch.setattr(checkpoint, "_check_arrays", harmed)
+        monkeypatch.setattr(checkpoint, "_checked_tree", harmed)
     elif harm == "damaged":
         files = (place / "checkpoints" / str(steps)).rglob("d/*")
         victim = max(files, key=lambda p: p.stat().st_size)
