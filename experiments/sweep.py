@@ -39,14 +39,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
     parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
     process_flags.add_flags(parser, member=False)
-    parser.add_argument("--executor_options", default="", metavar="KEY=VALUE,...", help=launch.HELP)
+    parser.add_argument(
+        "--executor_options", default="", metavar="KEY=VALUE,...", help=launch.OPTIONS_HELP
+    )
     parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
     parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
     args, config, module = cli.parse_config(parser, argv)
     most = limits.parse_limits(args)
     num_processes = process_flags.process_count(args)
-    executor_options = launch.options(args.executor, args.executor_options, args.workers)
+    executor_options = launch.parse_options(args.executor, args.executor_options, args.workers)
     configs = sweep_points(config, module, args.sweep)
 
     from research.parallel import compile_cache, sharding

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         if count > 1:
             from research.launch import process_group
 
-            return stop.passed(process_group.run("train", argv, count, stop))
+            return stop.passed(process_group.run_group("train", argv, count, stop))
 
         from research.parallel import compile_cache, distributed, sharding
         from research.training import watchdog  # jax from here on

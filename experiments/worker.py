@@ -26,11 +26,11 @@ def main(argv: Sequence[str]) -> int:
     # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
     # its launcher a worker would go on unseen.
     stop = stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-    launcher = orphaned(os.getppid())
+    launcher_gone = orphaned(os.getppid())
     if place is None and count > 1:
         from research.launch import process_group
 
-        return process_group.run("worker", argv, count, stop)
+        return process_group.run_group("worker", argv, count, stop)
 
     from research.parallel import compile_cache, distributed, sharding
     from research.training import watchdog  # jax from here on
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     sharding.use_all_cores()
     compile_cache.keep_programs()
     with distributed.joined(place), watchdog.watching():
-        work(args, lambda: stop() or launcher())
+        work(args, lambda: stop() or launcher_gone())
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Where the workers of a sweep run. An executor starts copies of one command and watches them; what
-there is to do, and what is done, the workers see and write themselves (see sweep.work), so nothing
-passes between them and the launcher but signals and exit codes."""
+"""Where the workers of a sweep run. An executor starts copies of one command and watches them. The
+workers find out themselves what there is to do and record what is done (see sweep.worker), so only
+signals and exit codes pass between them and the launcher."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from research.errors import BadInput
 from research.launch import inline, local, ray, slurm
 from research.launch.job import Job
 
-__all__ = ["AUTO", "CHOICES", "EXECUTORS", "HELP", "Job", "options"]
+__all__ = ["AUTO", "CHOICES", "EXECUTORS", "OPTIONS_HELP", "Job", "parse_options"]
 
 # Each is run(job, **options) -> the exit codes of its workers; its keyword-only parameters are the
 # options that it takes.
@@ -24,9 +24,9 @@ AUTO = "auto"  # inline, or local where that is expected to end sooner
 CHOICES = (AUTO, *EXECUTORS)
 
 
-def options(executor: str, text: str, workers: int | None) -> dict[str, str | int | float]:
-    """The options in KEY=VALUE,KEY=VALUE. Raises BadInput listing everything that is wrong."""
-    takes = _takes(executor)
+def parse_options(executor: str, text: str, workers: int | None) -> dict[str, str | int | float]:
+    """The options of `executor` in KEY=VALUE,KEY=VALUE. Raises BadInput listing every problem."""
+    accepted = _accepted_options(executor)
     problems, out = [], {}
     if workers is not None and workers < 1:
         problems.append(f"--workers: {workers}; expected at least 1")
@@ -34,35 +34,38 @@ def options(executor: str, text: str, workers: int | None) -> dict[str, str | in
         key, equals, value = part.partition("=")
         if not equals:
             problems.append(f"--executor_options: {part!r}; expected KEY=VALUE")
-        elif key not in takes:
-            known = f"one of {', '.join(takes)}" if takes else "none"
+        elif key not in accepted:
+            known = f"one of {', '.join(accepted)}" if accepted else "none"
             problems.append(f"--executor_options: {key}: no option of {executor}; expected {known}")
         else:
             try:
-                out[key] = _value(takes[key], value)
+                out[key] = _parse_value(accepted[key], value)
             except ValueError:
-                expected = _WORDS[takes[key]]
+                expected = _EXPECTED[accepted[key]]
                 problems.append(f"--executor_options: {key}: {value!r}; expected {expected}")
     if problems:
         raise BadInput(*problems)
     return out
 
 
-_WORDS = {int: "a whole number ≥ 0", float: "a number ≥ 0", str: "a text"}
+_EXPECTED = {int: "a whole number ≥ 0", float: "a number ≥ 0", str: "a text"}
 
 
-def _takes(executor: str) -> dict[str, type]:
+def _accepted_options(executor: str) -> dict[str, type]:
+    """The type of every option."""
     if executor == AUTO:
         return {}
     parameters = inspect.signature(EXECUTORS[executor]).parameters.values()
     return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _value(kind: type, text: str) -> str | int | float:
+def _parse_value(kind: type, text: str) -> str | int | float:
     value = kind(text)
     if kind is not str and not 0 <= value < float("inf"):
         raise ValueError(text)
     return value
 
 
-HELP = "; ".join(f"{name}: {', '.join(_takes(name))}" for name in EXECUTORS if _takes(name))
+OPTIONS_HELP = "; ".join(
+    f"{name}: {', '.join(_accepted_options(name))}" for name in EXECUTORS if _accepted_options(name)
+)

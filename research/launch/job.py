@@ -1,4 +1,4 @@
-"""What every executor is given, and how a worker is started and started again."""
+"""A job: copies of one command, the workers; and how one is started, and started again."""
 
 import contextlib
 import os
@@ -10,50 +10,55 @@ from pathlib import Path
 from research.errors import HUNG, PREEMPTED
 from research.io.host import PARENT
 
-IN_A_ROW = 3  # times that workers are started again without progress
+MAX_RESTARTS = 3  # of a worker, without progress in between
 
 
 @dataclass(frozen=True)
 class Job:
-    """Copies of one command. `workers` is how many, None as many as the place has room for, and
-    each is `processes` processes that are one run (see gang); `progress()` is a value that changes
-    when the work goes on; `show()` is called now and then while workers run; `stop()` turns true
-    when they are to save and end; `here()` does a worker's work in this process."""
+    """Copies of one command, the workers; None of `workers` is as many as there is room for.
+
+    Each is `num_processes` processes that are one run (see process_group) and logs to
+    `logs`/worker-<index>.log. `progress_mark()` changes when the work makes progress; `show()` is
+    called now and then while workers run; `stop()` turns true when they are to save and end;
+    `run_inline()` does a worker's work in this process and returns its exit code.
+    """
 
     command: Sequence[str]
     workers: int | None
     logs: Path
-    progress: Callable[[], object]
+    progress_mark: Callable[[], object]
     show: Callable[[], object]
     stop: Callable[[], bool]
-    here: Callable[[], int]
-    processes: int = 1
+    run_inline: Callable[[], int]
+    num_processes: int = 1
 
 
 @dataclass
-class Restarts:
-    """Whether a worker that ended is to be started again: it died, hung or was stopped by someone
-    else, and there was progress since the last time, or that was not yet IN_A_ROW times so."""
+class RestartPolicy:
+    """Which workers are started again: those that died, hung or were preempted by someone else than
+    the launcher, MAX_RESTARTS times each, counted anew whenever there was progress."""
 
     job: Job
-    before: object = None
-    used: dict[int, int] = field(default_factory=dict)
+    last_mark: object = None
+    restarts: dict[int, int] = field(default_factory=dict)
 
-    def __call__(self, slot: int, code: int) -> bool:
+    def allows(self, worker: int, code: int) -> bool:
+        """Whether the `worker` that ended with `code` is to be started again; counts it."""
         if self.job.stop() or not (code < 0 or code in (HUNG, PREEMPTED)):
             return False
-        now = self.job.progress()
-        if now != self.before:
-            self.before, self.used = now, {}
-        self.used[slot] = self.used.get(slot, 0) + 1
-        return self.used[slot] <= IN_A_ROW
+        mark = self.job.progress_mark()
+        if mark != self.last_mark:
+            self.last_mark, self.restarts = mark, {}
+        self.restarts[worker] = self.restarts.get(worker, 0) + 1
+        return self.restarts[worker] <= MAX_RESTARTS
 
 
-def start(
+def start_process(
     command: Sequence[str], log: Path | None, changes: Mapping[str, str], cwd: str | None = None
 ) -> subprocess.Popen:
-    """The command as a child out of reach of the terminal's signals; its output goes to `log`, or
-    where this process's goes."""
+    """Start the command as a child that the terminal's signals do not reach, with `changes` to the
+    environment; its output is appended to `log`, or goes where this process's goes."""
+    own = {PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     with open(log, "ab") if log else contextlib.nullcontext() as file:
         return subprocess.Popen(
             command,
@@ -61,6 +66,6 @@ def start(
             stdout=file,
             stderr=file,
             cwd=cwd,
-            env={**os.environ, **changes, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **changes, **own},
             start_new_session=True,
         )

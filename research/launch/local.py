@@ -1,12 +1,11 @@
-"""Worker processes on this machine: each with its own cores, or its own GPUs."""
+"""Workers on this machine: each with its own cores, or its own GPUs."""
 
 import time
 from collections.abc import Sequence
 
-from research.launch import process_group
-from research.launch import slots as machine
-from research.launch.job import Job, Restarts
-from research.launch.process_group import Gang
+from research.launch import process_group, slots
+from research.launch.job import Job, RestartPolicy
+from research.launch.process_group import ProcessGroup
 from research.launch.slots import Slot
 
 POLL = 0.1  # seconds between looks at the workers
@@ -19,30 +18,30 @@ def run(job: Job) -> list[int]:
     memory holds so many; for as many of them as a worker has processes. When stopped, the workers
     get SIGTERM. Raises BadInput if there are more processes than GPUs, or than the memory holds.
     """
-    cores, gpus = machine.cores(), machine.gpus()
-    workers = job.workers or max(1, min(len(gpus or cores), machine.most()) // job.processes)
-    shares = machine.slots(workers, cores, gpus, processes=job.processes)
-    slots = [process_group.parts(slot, job.processes) for slot in shares]
-    restarts = Restarts(job)
+    cores, gpus = slots.available_cores(), slots.available_gpus()
+    room = min(len(gpus or cores), slots.max_processes())
+    workers = job.workers or max(1, room // job.num_processes)
+    worker_slots = slots.divide_machine(workers, cores, gpus, processes=job.num_processes)
+    shares = [process_group.divide_slot(slot, job.num_processes) for slot in worker_slots]
+    policy, codes = RestartPolicy(job), [0] * workers
     job.logs.mkdir(parents=True, exist_ok=True)
-    running: dict[int, Gang] = {}
-    codes = [0] * len(slots)
+    running: dict[int, ProcessGroup] = {}
     try:
-        for i, slot in enumerate(slots):
-            running[i] = _start(job, i, slot)
-        told = False
+        for index in range(workers):
+            running[index] = _start(job, index, shares[index])
+        stopping = False
         while running:
-            if not told and job.stop():
-                told = True
+            if not stopping and job.stop():
+                stopping = True
                 for worker in running.values():
                     worker.terminate()
-            for i, worker in list(running.items()):
+            for index, worker in list(running.items()):
                 if (code := worker.poll()) is None:
                     continue
-                codes[i] = code
-                del running[i]
-                if restarts(i, code):
-                    running[i] = _start(job, i, slots[i])
+                codes[index] = code
+                del running[index]
+                if policy.allows(index, code):
+                    running[index] = _start(job, index, shares[index])
             job.show()
             time.sleep(POLL)
     finally:
@@ -52,6 +51,6 @@ def run(job: Job) -> list[int]:
     return codes
 
 
-def _start(job: Job, index: int, slots: Sequence[Slot]) -> Gang:
+def _start(job: Job, index: int, shares: Sequence[Slot]) -> ProcessGroup:
     log = job.logs / f"worker-{index}.log"
-    return Gang(job.command, slots, [log] * len(slots))
+    return ProcessGroup(job.command, shares, [log] * len(shares))

@@ -17,16 +17,16 @@ from typing import Any
 
 from research.errors import BadInput
 from research.launch import process_group
-from research.launch.job import Job, Restarts, start
+from research.launch.job import Job, RestartPolicy, start_process
 
 POLL = 1.0  # seconds between questions to the actors
 
 
-class Attendant:
+class ProcessActor:
     """Runs the command as a child on some node of the cluster."""
 
     def __init__(self, log: Path, changes: dict[str, str], cwd: str):
-        self.place, self.child = (log, changes, cwd), None
+        self.start_options, self.child = (log, changes, cwd), None
 
     def address(self) -> str:
         """Where this one can be found by the others of its worker."""
@@ -34,7 +34,8 @@ class Attendant:
         return f"{host}:{process_group.free_port(host)}"
 
     def begin(self, command: Sequence[str], address: str, count: int, index: int) -> None:
-        self.child = start([*command, *process_group.flags(address, count, index)], *self.place)
+        argv = [*command, *process_group.member_flags(address, count, index)]
+        self.child = start_process(argv, *self.start_options)
 
     def code(self) -> int | None:
         """The exit code; None while it runs."""
@@ -50,67 +51,68 @@ class Attendant:
             self.child.wait()
 
 
-class Crew:
+class ActorGroup:
     """The actors of one worker, one for each of its processes, that begin when all have room."""
 
-    def __init__(self, ray: Any, attendant: Any, needs: dict[str, float], job: Job, slot: int):
-        self.ray, count = ray, job.processes
+    def __init__(self, ray: Any, actor_class: Any, needs: dict[str, float], job: Job, worker: int):
+        self.ray, count = ray, job.num_processes
         self.codes: dict[int, int] = {}
-        self.asked: dict[Any, int] = {}  # an actor that waits for room answers later
-        self.until: float | None = None
-        self.group = ray.util.placement_group([needs] * count) if count > 1 else None
-        log = job.logs.resolve() / f"worker-{slot}.log"
+        self.pending: dict[Any, int] = {}  # an actor that waits for room answers later
+        self.deadline: float | None = None
+        self.placement = ray.util.placement_group([needs] * count) if count > 1 else None
+        log = job.logs.resolve() / f"worker-{worker}.log"
         changes = (
             {} if needs.get("GPU") else {"JAX_NUM_CPU_DEVICES": str(max(1, int(needs["CPU"])))}
         )
         self.actors = [
-            attendant.options(**self._where(i)).remote(log, changes, os.getcwd())
+            actor_class.options(**self._scheduling(i)).remote(log, changes, os.getcwd())
             for i in range(count)
         ]
         address = self.actors[0].address.remote() if count > 1 else ""
         for i, actor in enumerate(self.actors):
             actor.begin.remote(list(job.command), address, count, i)
 
-    def _where(self, index: int) -> dict[str, Any]:
-        if self.group is None:
+    def _scheduling(self, index: int) -> dict[str, Any]:
+        if self.placement is None:
             return {}
         strategies = importlib.import_module("ray.util.scheduling_strategies")
         place = strategies.PlacementGroupSchedulingStrategy(
-            self.group, placement_group_bundle_index=index
+            self.placement, placement_group_bundle_index=index
         )
         return {"scheduling_strategy": place}
 
-    def questions(self) -> list[Any]:
-        """What is asked of the actors and not answered yet."""
-        for i in set(range(len(self.actors))) - self.codes.keys() - set(self.asked.values()):
-            self.asked[self.actors[i].code.remote()] = i
-        return list(self.asked)
+    def poll(self) -> list[Any]:
+        """References to the exit codes that were asked for and have not come yet."""
+        for i in set(range(len(self.actors))) - self.codes.keys() - set(self.pending.values()):
+            self.pending[self.actors[i].code.remote()] = i
+        return list(self.pending)
 
-    def answered(self, reference: Any) -> None:
-        index = self.asked.pop(reference)
+    def receive(self, reference: Any) -> None:
+        """Take the answer of `reference`, which is there."""
+        index = self.pending.pop(reference)
         try:
             code = self.ray.get(reference)
         except self.ray.exceptions.RayActorError:  # its process or node is gone
             code = -9
         if code is not None:
             self.codes[index] = code
-            if code not in process_group.TOGETHER and self.until is None:
-                self.until = time.monotonic() + process_group.GRACE
+            if code not in process_group.COLLECTIVE_CODES and self.deadline is None:
+                self.deadline = time.monotonic() + process_group.GRACE
 
-    def ended(self) -> int | None:
-        """The exit code of them all, and then they are gone; None while they run. When one ends,
-        and not as all of them do, the others are ended."""
-        all_told = len(self.codes) == len(self.actors)
-        if not all_told and (self.until is None or time.monotonic() < self.until):
+    def finish(self) -> int | None:
+        """The exit code of the group, whose actors are gone then; None while a process runs. When
+        one ends with a code that is not of all, the others are ended."""
+        complete = len(self.codes) == len(self.actors)
+        if not complete and (self.deadline is None or time.monotonic() < self.deadline):
             return None
         for i in set(range(len(self.actors))) - self.codes.keys():
             with contextlib.suppress(Exception):  # it is gone, or its node is
                 self.ray.get(self.actors[i].kill.remote(), timeout=POLL)
         for actor in self.actors:
             self.ray.kill(actor)
-        if self.group is not None:
-            self.ray.util.remove_placement_group(self.group)
-        return process_group.verdict(self.codes.values())
+        if self.placement is not None:
+            self.ray.util.remove_placement_group(self.placement)
+        return process_group.exit_code_of_group(self.codes.values())
 
     def stop(self) -> None:
         for actor in self.actors:
@@ -125,57 +127,58 @@ def run(job: Job, *, address: str = "", cpus: int = 1, gpus: float = 0.0) -> lis
     Raises BadInput if Ray is not installed, nobody answers at `address`, or the cluster has no room
     for all processes of a worker.
     """
-    ray = _connected(address)
+    ray = _connect(address)
     try:
         have = ray.cluster_resources()
-        room = _room(have.get("CPU", 1), cpus, have.get("GPU", 0), gpus)
-        if job.processes > max(1, room):
+        room = _max_processes(have.get("CPU", 1), cpus, have.get("GPU", 0), gpus)
+        if job.num_processes > max(1, room):
             raise BadInput(
-                f"--num_processes: {job.processes}, but the cluster has room for {room} of "
+                f"--num_processes: {job.num_processes}, but the cluster has room for {room} of "
                 f"{cpus} cpus and {gpus:g} gpus"
             )
-        workers = job.workers or max(1, room // job.processes)
+        workers = job.workers or max(1, room // job.num_processes)
         job.logs.mkdir(parents=True, exist_ok=True)
-        attendant = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(Attendant)
+        actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(ProcessActor)
         needs = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
-        return _watched(ray, job, lambda slot: Crew(ray, attendant, needs, job, slot), workers)
+        return _watch(ray, job, lambda i: ActorGroup(ray, actor_class, needs, job, i), workers)
     finally:
         ray.shutdown()
 
 
-def _room(cpus: float, each: int, gpus: float, gpus_each: float) -> int:
-    rooms = [int(cpus // each)] if each else []
-    rooms += [int(gpus // gpus_each)] if gpus_each else []
-    return max(1, min(rooms, default=1))
+def _max_processes(cpus: float, cpus_each: int, gpus: float, gpus_each: float) -> int:
+    """How many processes the cluster has room for, at least 1."""
+    counts = [int(cpus // cpus_each)] if cpus_each else []
+    counts += [int(gpus // gpus_each)] if gpus_each else []
+    return max(1, min(counts, default=1))
 
 
-def _watched(ray: Any, job: Job, begin: Callable[[int], Crew], workers: int) -> list[int]:
-    restarts, codes = Restarts(job), [0] * workers
-    crews = {i: begin(i) for i in range(workers)}
-    told = False
-    while crews:
-        if not told and job.stop():
-            told = True
-            for crew in crews.values():
-                crew.stop()
-        asked = {question: crew for crew in crews.values() for question in crew.questions()}
+def _watch(ray: Any, job: Job, start: Callable[[int], ActorGroup], workers: int) -> list[int]:
+    policy, codes = RestartPolicy(job), [0] * workers
+    running = {index: start(index) for index in range(workers)}
+    stopping = False
+    while running:
+        if not stopping and job.stop():
+            stopping = True
+            for worker in running.values():
+                worker.stop()
+        asked = {reference: worker for worker in running.values() for reference in worker.poll()}
         if asked:
-            answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL)
-            for reference in answered:
-                asked[reference].answered(reference)
-        for i, crew in list(crews.items()):
-            if (code := crew.ended()) is None:
+            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL)
+            for reference in ready:
+                asked[reference].receive(reference)
+        for index, worker in list(running.items()):
+            if (code := worker.finish()) is None:
                 continue
-            codes[i] = code
-            del crews[i]
-            if restarts(i, code):
-                crews[i] = begin(i)
+            codes[index] = code
+            del running[index]
+            if policy.allows(index, code):
+                running[index] = start(index)
         job.show()
         time.sleep(POLL / 4)
     return codes
 
 
-def _connected(address: str) -> Any:
+def _connect(address: str) -> Any:
     if not address:  # on the loopback, where no other host reaches it
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:

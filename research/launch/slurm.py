@@ -20,14 +20,14 @@ from typing import Any
 from research.config import process_flags
 from research.errors import BadInput
 from research.launch import process_group
-from research.launch.job import Job, Restarts, start
+from research.launch.job import Job, RestartPolicy, start_process
 
 POLL = 2.0  # seconds between questions to the controller
 
 
 class Task:
-    """The command, run on a node, of several processes once for each. When the time is nearly over
-    or the job is preempted, the worker saves and the job queues again.
+    """A process of a worker: the command, run on a node. When the time is nearly over or the job is
+    preempted, the worker saves and the job is queued again.
 
     `gpus` are those of one process; if there are several on a node, each takes its own.
     """
@@ -35,16 +35,16 @@ class Task:
     def __init__(
         self, command: Sequence[str], log: Path, changes: dict[str, str], cwd: str, gpus: int = 0
     ):
-        self.start = (list(command), log, changes, cwd, gpus)
+        self.arguments = (list(command), log, changes, cwd, gpus)
         self.child: subprocess.Popen | None = None
 
     def __call__(self) -> int:
-        command, log, changes, cwd, gpus = self.start
-        if gpus > 1:  # of one each jax sees to it
+        command, log, changes, cwd, gpus = self.arguments
+        if gpus > 1:  # with one each, jax divides them
             local = int(os.environ.get("SLURM_LOCALID", "0"))
-            mine = range(local * gpus, (local + 1) * gpus)
-            changes = {**changes, "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, mine))}
-        self.child = start(command, log, changes, cwd)
+            own = range(local * gpus, (local + 1) * gpus)
+            changes = {**changes, "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, own))}
+        self.child = start_process(command, log, changes, cwd)
         # submitit lets SIGTERM pass; a worker saves on it, and its exit code says that it did.
         signal.signal(signal.SIGTERM, lambda *_: self.child and self.child.terminate())
         return self.child.wait()
@@ -56,7 +56,7 @@ class Task:
             # This is a signal handler, in the middle of the wait above, which holds a lock.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self.child.pid, os.WEXITED | os.WNOWAIT)
-        return importlib.import_module("submitit.helpers").DelayedSubmission(Task(*self.start))
+        return importlib.import_module("submitit.helpers").DelayedSubmission(Task(*self.arguments))
 
 
 def run(
@@ -77,56 +77,56 @@ def run(
     `job.workers` there is one. When stopped, jobs that wait are cancelled and those that run get
     SIGTERM. Raises BadInput if submitit or Slurm is missing, or Slurm refuses.
     """
-    if nodes < 1 or job.processes % nodes:
+    if nodes < 1 or job.num_processes % nodes:
         raise BadInput(
             f"--executor_options: nodes: {nodes}; expected a divisor of --num_processes = "
-            f"{job.processes}"
+            f"{job.num_processes}"
         )
-    executor, on_each = _executor(job.logs), job.processes // nodes
-    wanted = {"slurm_partition": partition, "mem_gb": memory, "slurm_account": account}
+    executor, per_node = _executor(job.logs), job.num_processes // nodes
+    optional = {"slurm_partition": partition, "mem_gb": memory, "slurm_account": account}
     executor.update_parameters(
         name="isoflop",
         timeout_min=timeout,
         cpus_per_task=cpus,
-        **({"nodes": nodes, "tasks_per_node": on_each} if job.processes > 1 else {}),
-        **({"gpus_per_node": gpus * on_each} if gpus else {}),
-        **{k: v for k, v in wanted.items() if v},
+        **({"nodes": nodes, "tasks_per_node": per_node} if job.num_processes > 1 else {}),
+        **({"gpus_per_node": gpus * per_node} if gpus else {}),
+        **{k: v for k, v in optional.items() if v},
     )
     changes = {} if gpus else {"JAX_NUM_CPU_DEVICES": str(cpus)}
-    several = job.processes > 1
+    several = job.num_processes > 1
     command = [*job.command, *([f"--coordinator_address={process_flags.AUTO}"] if several else [])]
 
-    def submit(slots: Sequence[int]) -> dict[int, Any]:
-        logs = {i: job.logs.resolve() / f"worker-{i}.log" for i in slots}
-        own = gpus if several else 0
-        tasks = [Task(command, logs[i], changes, os.getcwd(), own) for i in slots]
+    def submit(workers: Sequence[int]) -> dict[int, Any]:
+        logs = {i: job.logs.resolve() / f"worker-{i}.log" for i in workers}
+        gpus_each = gpus if several else 0
+        tasks = [Task(command, logs[i], changes, os.getcwd(), gpus_each) for i in workers]
         try:
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
         except Exception as error:
             raise BadInput(f"--executor=slurm: the jobs were refused: {error}") from error
-        return dict(zip(slots, jobs, strict=True))
+        return dict(zip(workers, jobs, strict=True))
 
-    return _watched(job, submit, job.workers or 1)
+    return _watch(job, submit, job.workers or 1)
 
 
-def _watched(job: Job, submit: Any, workers: int) -> list[int]:
-    restarts, codes = Restarts(job), [0] * workers
+def _watch(job: Job, submit: Any, workers: int) -> list[int]:
+    policy, codes = RestartPolicy(job), [0] * workers
     jobs = submit(range(workers))
-    told = False
+    stopping = False
     try:
         while jobs:
-            if not told and job.stop():
-                told = True
+            if not stopping and job.stop():
+                stopping = True
                 for one in jobs.values():
                     _cancel("--state=PENDING", one.job_id)
                     _cancel("--signal=TERM", one.job_id)
-            listed = _listed(jobs.values())
-            ended = {i: one for i, one in jobs.items() if one.job_id not in listed}
+            queued = _queued(jobs.values())
+            ended = {i: one for i, one in jobs.items() if one.job_id not in queued}
             for i, one in ended.items():
-                codes[i] = _code(one)
+                codes[i] = _exit_code(one)
                 del jobs[i]
-            if again := [i for i in ended if restarts(i, codes[i])]:
+            if again := [i for i in ended if policy.allows(i, codes[i])]:
                 jobs |= submit(again)
             job.show()
             time.sleep(POLL)
@@ -136,15 +136,17 @@ def _watched(job: Job, submit: Any, workers: int) -> list[int]:
     return codes
 
 
-def _code(one: Any) -> int:
-    """What the worker ended with; one that left no result was killed, or its node was lost."""
+def _exit_code(one: Any) -> int:
+    """That of a worker; one that left no result was killed, or its node was lost."""
     tasks = [one.task(i) for i in range(one.num_tasks)]
-    left = [task.result() if task.paths.result_pickle.exists() else None for task in tasks]
-    return process_group.verdict(-signal.SIGKILL if code is None else code for code in left)
+    results = [task.result() if task.paths.result_pickle.exists() else None for task in tasks]
+    return process_group.exit_code_of_group(
+        -signal.SIGKILL if code is None else code for code in results
+    )
 
 
-def _listed(jobs: Iterable[Any]) -> set[str]:
-    """The jobs that wait or run. One that was submitted counts until the controller says no."""
+def _queued(jobs: Iterable[Any]) -> set[str]:
+    """The ids of the jobs that wait or run; of all of them while the controller does not answer."""
     arrays = ",".join(sorted({one.job_id.partition("_")[0] for one in jobs}))
     command = ["squeue", "--noheader", "--array", "--format=%i %t", f"--jobs={arrays}"]
     answer = subprocess.run(command, capture_output=True, text=True)

@@ -73,11 +73,11 @@ def launch_sweep(
         _worker_command(file, workdir),
         options.workers,
         logs,
-        progress=view.finished,
+        progress_mark=view.progress_mark,
         show=view.show,
         stop=stop,
-        here=train_here,
-        processes=options.num_processes,
+        run_inline=train_here,
+        num_processes=options.num_processes,
     )
     with view:
         codes = EXECUTORS[options.executor](job, **options.executor_options)

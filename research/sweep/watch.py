@@ -157,8 +157,8 @@ class View:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
 
-    def finished(self) -> object:
-        """A value that changes when the work goes on: runs end, checkpoints are written."""
+    def progress_mark(self) -> object:
+        """A value that changes when the work makes progress: runs end, checkpoints are written."""
         done = [row.run for row in self.sight.rows() if row.status in ENDED]
         saved = [p.parent.parent.name + p.name for p in self.sight.runs.glob("*/checkpoints/*")]
         return sorted(done), sorted(saved)

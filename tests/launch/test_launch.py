@@ -13,8 +13,7 @@ from launching import end, environment, launches, saved, start, sweep_file, wait
 
 from research import launch
 from research.errors import BadInput
-from research.launch import local
-from research.launch import slots as machine
+from research.launch import local, slots
 from research.runs import lease, metrics_log
 from research.runs.table import read_row, read_table
 
@@ -127,33 +126,33 @@ def test_each_worker_has_its_own_cores_and_as_many_devices(tmp_path):
 
 
 def test_cores_and_gpus_are_shared_out_evenly():
-    slots = machine.slots(None, range(4), [])
-    assert [s.cores for s in slots] == [(0,), (1,), (2,), (3,)]
-    assert [s.cores for s in machine.slots(2, range(5), [])] == [(0, 1), (2, 3)]
-    assert [s.cores for s in machine.slots(3, range(2), [])] == [(0,), (1,), (0,)]
-    slots = machine.slots(None, range(16), ["0", "1"])
-    assert [s.environment() for s in slots] == [{"CUDA_VISIBLE_DEVICES": g} for g in "01"]
-    (slot,) = machine.slots(1, range(16), ["0", "1"])
+    shares = slots.divide_machine(None, range(4), [])
+    assert [s.cores for s in shares] == [(0,), (1,), (2,), (3,)]
+    assert [s.cores for s in slots.divide_machine(2, range(5), [])] == [(0, 1), (2, 3)]
+    assert [s.cores for s in slots.divide_machine(3, range(2), [])] == [(0,), (1,), (0,)]
+    shares = slots.divide_machine(None, range(16), ["0", "1"])
+    assert [s.environment() for s in shares] == [{"CUDA_VISIBLE_DEVICES": g} for g in "01"]
+    (slot,) = slots.divide_machine(1, range(16), ["0", "1"])
     assert slot.environment() == {"CUDA_VISIBLE_DEVICES": "0,1"}
     with pytest.raises(BadInput, match="--workers: 3, but there are 2 GPUs"):
-        machine.slots(3, range(16), ["0", "1"])
+        slots.divide_machine(3, range(16), ["0", "1"])
 
 
 def test_more_processes_than_the_memory_holds_are_refused(monkeypatch):
-    monkeypatch.setattr(machine.host, "memory", lambda: int(24e9))
+    monkeypatch.setattr(slots.host, "memory", lambda: int(24e9))
     with pytest.raises(BadInput, match=r"--num_processes: 999 would take .* 299.7 GB .* for 80"):
-        machine.slots(999, range(2), [], "num_processes")
+        slots.divide_machine(999, range(2), [], "num_processes")
     with pytest.raises(BadInput, match=r"--workers: 40 would take .* 36.0 GB for 120 processes"):
-        machine.slots(40, range(2), [], processes=3)
-    assert len(machine.slots(40, range(2), [], processes=2)) == 40, "the twin"
+        slots.divide_machine(40, range(2), [], processes=3)
+    assert len(slots.divide_machine(40, range(2), [], processes=2)) == 40, "the twin"
 
 
 def test_fewer_workers_than_cores_are_started_where_the_memory_holds_no_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(machine.host, "memory", lambda: int(0.7e9))
-    monkeypatch.setattr(machine, "cores", lambda: [*os.sched_getaffinity(0)] * 8)
+    monkeypatch.setattr(slots.host, "memory", lambda: int(0.7e9))
+    monkeypatch.setattr(slots, "available_cores", lambda: [*os.sched_getaffinity(0)] * 8)
     asked = dataclasses.replace(job(tmp_path, *python("")), workers=None)
     assert local.run(asked) == [0, 0]
-    monkeypatch.setattr(machine.host, "memory", lambda: int(0.1e9))
+    monkeypatch.setattr(slots.host, "memory", lambda: int(0.1e9))
     assert local.run(asked) == [0], "one at least"
 
 
@@ -161,18 +160,18 @@ def test_gpus_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     for value, gpus in {"": [], "-1": [], "0": ["0"], "1,GPU-ab": ["1", "GPU-ab"]}.items():
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        assert machine.gpus() == gpus
+        assert slots.available_gpus() == gpus
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert machine.gpus() == []
+    assert slots.available_gpus() == []
 
 
 def test_options_are_read_by_the_parameters_of_the_executor():
     text = "partition=gpu,timeout=90,memory=1.5"
-    read = launch.options("slurm", text, 4)
+    read = launch.parse_options("slurm", text, 4)
     assert read == {"partition": "gpu", "timeout": 90, "memory": 1.5}
-    assert launch.options("local", "", None) == {}
+    assert launch.parse_options("local", "", None) == {}
     with pytest.raises(BadInput) as error:
-        launch.options("slurm", "partitoin=gpu,timeout=1h,cpus=-1,gpus", 0)
+        launch.parse_options("slurm", "partitoin=gpu,timeout=1h,cpus=-1,gpus", 0)
     known = "partition, timeout, cpus, gpus, memory, account, nodes"
     assert error.value.problems == (
         "--workers: 0; expected at least 1",
@@ -182,7 +181,7 @@ def test_options_are_read_by_the_parameters_of_the_executor():
         "--executor_options: 'gpus'; expected KEY=VALUE",
     )
     with pytest.raises(BadInput, match="no option of inline; expected none"):
-        launch.options("inline", "cpus=1", None)
+        launch.parse_options("inline", "cpus=1", None)
 
 
 @pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])

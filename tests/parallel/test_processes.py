@@ -21,6 +21,11 @@ from research import launch
 from research.config import process_flags
 from research.errors import DIVERGED, DONE, HUNG, IO_ERROR, PREEMPTED, BadInput
 from research.launch import process_group, slots
+from research.launch.process_group import (
+    divide_slot,
+    exit_code_of_group,
+    member_flags,
+)
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
@@ -53,7 +58,9 @@ def joined(task, tmp_path, count=2, each=4):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_NUM_CPU_DEVICES", str(each))
         patch.setenv("PYTHONPATH", os.getcwd())
-        made = process_group.Gang(command, [slot] * count, [log] * count, ["JAX_NUM_CPU_DEVICES"])
+        made = process_group.ProcessGroup(
+            command, [slot] * count, [log] * count, ["JAX_NUM_CPU_DEVICES"]
+        )
         try:
             deadline = time.monotonic() + 300
             while (code := made.poll()) is None and time.monotonic() < deadline:
@@ -232,7 +239,7 @@ def test_when_one_process_is_killed_the_launcher_ends_the_other(index, corpus, t
 def test_without_a_launcher_the_death_of_one_process_ends_the_other(index, corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
     address = f"127.0.0.1:{process_group.free_port()}"
-    two = [trained(config, workdir, *process_group.flags(address, 2, i)) for i in range(2)]
+    two = [trained(config, workdir, *process_flags(address, 2, i)) for i in range(2)]
     wait_for(lambda: saved(workdir, 10), two[0])
     begun = time.monotonic()
     two[index].kill()
@@ -276,16 +283,14 @@ def test_flags_become_what_jax_is_told():
     assert process_flags.distributed_options(flags_of()) is None
     assert process_flags.distributed_options(flags_of("--num_processes=4")) is None  # starts them
     assert process_flags.distributed_options(flags_of("--coordinator_address=auto")) == {}
-    told = process_group.flags("10.0.0.1:1234", 4, 3)
+    told = member_flags("10.0.0.1:1234", 4, 3)
     given = process_flags.distributed_options(flags_of(*told))
     assert given["coordinator_address"] == "10.0.0.1:1234"
     assert (given["num_processes"], given["process_id"]) == (4, 3)
     assert "coordinator_bind_address" not in given
-    on_loopback = process_flags.distributed_options(
-        flags_of(*process_group.flags("127.0.0.1:1234", 4, 0))
-    )
+    on_loopback = process_flags.distributed_options(flags_of(*member_flags("127.0.0.1:1234", 4, 0)))
     assert on_loopback["coordinator_bind_address"] == "127.0.0.1:1234"
-    assert process_group.flags("", 1, 0) == []
+    assert member_flags("", 1, 0) == []
 
 
 @pytest.mark.parametrize(
@@ -312,21 +317,21 @@ def test_flags_that_do_not_fit_are_refused(argv, problem):
 
 
 def test_the_exit_code_of_several_is_what_one_of_them_said_went_wrong():
-    assert process_group.verdict([0, 0]) == DONE
-    assert process_group.verdict([PREEMPTED, PREEMPTED]) == PREEMPTED
-    assert process_group.verdict([-6, IO_ERROR]) == IO_ERROR  # one died because the other left
-    assert process_group.verdict([HUNG, -9]) in (HUNG, -9)
-    assert process_group.verdict([0, -9]) == -9
-    assert process_group.verdict([PREEMPTED, HUNG]) == HUNG
+    assert exit_code_of_group([0, 0]) == DONE
+    assert exit_code_of_group([PREEMPTED, PREEMPTED]) == PREEMPTED
+    assert exit_code_of_group([-6, IO_ERROR]) == IO_ERROR  # one died because the other left
+    assert exit_code_of_group([HUNG, -9]) in (HUNG, -9)
+    assert exit_code_of_group([0, -9]) == -9
+    assert exit_code_of_group([PREEMPTED, HUNG]) == HUNG
 
 
 def test_the_processes_of_a_worker_share_what_it_has():
     slot = slots.Slot((0, 1, 2, 3), ("4", "5"))
-    assert process_group.parts(slot, 1) == [slot]
-    assert [part.gpus for part in process_group.parts(slot, 2)] == [("4",), ("5",)]
-    assert [part.cores for part in process_group.parts(slots.Slot((0, 1)), 2)] == [(0,), (1,)]
+    assert divide_slot(slot, 1) == [slot]
+    assert [part.gpus for part in divide_slot(slot, 2)] == [("4",), ("5",)]
+    assert [part.cores for part in divide_slot(slots.Slot((0, 1)), 2)] == [(0,), (1,)]
     with pytest.raises(BadInput, match="--num_processes: 3, but there are 2 GPUs"):
-        process_group.parts(slot, 3)
+        divide_slot(slot, 3)
 
 
 def devices(*of):
@@ -354,7 +359,7 @@ def test_inline_starts_the_processes_of_its_one_worker(tmp_path):
     said = "import sys; print(sys.argv[1:], flush=True)"
     command = [sys.executable, "-c", said]
     job = launch.Job(
-        command, None, tmp_path, lambda: 0, lambda: None, lambda: False, lambda: 1, processes=2
+        command, None, tmp_path, lambda: 0, lambda: None, lambda: False, lambda: 1, num_processes=2
     )
     assert launch.EXECUTORS["inline"](job) == [0]
     lines = (tmp_path / "worker-0.log").read_text().splitlines()
