@@ -4,6 +4,7 @@ fitted to these runs. Works on the facts of runs (see run.make_run); needs no ja
 import math
 from collections.abc import Callable, Sequence
 
+from research.io.text_table import format_table
 from research.sweep.limits import Facts, PlannedRun, total_compile_seconds, total_flops
 
 EXACT = "exact_full"  # the convention of the column "flops" (see accounting)
@@ -26,7 +27,7 @@ def plan_text(
     rules = [f["rules"].splitlines() for f in facts]
     shared = [line for line in rules[0] if all(line in other for other in rules)]
     messages = [f"warning: {line}" for line in _run_warnings(rows, repeats, device_memory)]
-    return "\n".join([*_table(rows), *shared, *_totals(rows), *messages, *notes])
+    return "\n".join([_table(rows), *shared, *_totals(rows), *messages, *notes])
 
 
 def _run_warnings(
@@ -106,21 +107,21 @@ def _totals(rows: Sequence[PlannedRun]) -> list[str]:
     return out
 
 
-def _table(rows: Sequence[PlannedRun]) -> list[str]:
-    """Aligned columns, without those that are the same for every point, or empty."""
+def _table(rows: Sequence[PlannedRun]) -> str:
+    """The points, without the columns that are the same for every point, or empty."""
     groups = list(dict.fromkeys(group for row in rows for group in row.facts["groups"]))
-    columns: dict[str, Callable[[PlannedRun], str]] = {
+    columns: dict[str, Callable[[PlannedRun], object]] = {
         "run": lambda r: r.run,
         "size": lambda r: "" if r.facts["size"] is None else f"{r.facts['size']:g}",
-        "params": lambda r: f"{r.facts['params']:,}",
-        **{g: lambda r, g=g: f"{r.facts['groups'].get(g, 0):,}" for g in groups},
-        "tokens": lambda r: f"{r.facts['tokens']:,}",
+        "params": lambda r: r.facts["params"],
+        **{g: lambda r, g=g: r.facts["groups"].get(g, 0) for g in groups},
+        "tokens": lambda r: r.facts["tokens"],
         "epochs": lambda r: f"{r.facts['epochs']:.2g}",
         "FLOPs": lambda r: f"{r.facts['flops']:.3g}",
-        "batch": lambda r: f"{r.facts['batch']:,}",
-        "steps": lambda r: f"{r.facts['steps']:,}",
+        "batch": lambda r: r.facts["batch"],
+        "steps": lambda r: r.facts["steps"],
         "lr": lambda r: f"{r.facts['lr']:.3g}",
-        "seed": lambda r: str(r.facts["seed"]),
+        "seed": lambda r: r.facts["seed"],
         "seconds": lambda r: "" if r.seconds is None else f"{r.seconds:,.1f}",
         "memory": lambda r: "" if r.memory is None else _size(r.memory),
         "group": lambda r: r.facts["group"],
@@ -130,14 +131,13 @@ def _table(rows: Sequence[PlannedRun]) -> list[str]:
     cells = {name: [cell(row) for row in rows] for name, cell in columns.items()}
     optional = ("size", "batch", "seconds", "memory", "group", "unit")
     uniform = [name for name in optional if len({*cells[name]}) == 1]
-    shown = {
-        name: [name, *column]
-        for name, column in cells.items()
-        if name not in uniform or (name in ("seconds", "memory") and column[0])
-    }
-    widths = [max(map(len, column)) for column in shown.values()]
-    lines = zip(*shown.values(), strict=True)
-    return ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+    shown = [
+        name
+        for name in cells
+        if name not in uniform or (name in ("seconds", "memory") and cells[name][0])
+    ]
+    lines = list(zip(*(cells[name] for name in shown), strict=True))
+    return format_table(shown, lines, right=("size", "epochs", "FLOPs", "lr", "seconds", "memory"))
 
 
 def _size(count: float) -> str:
