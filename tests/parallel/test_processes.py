@@ -239,7 +239,7 @@ def test_when_one_process_is_killed_the_launcher_ends_the_other(index, corpus, t
 def test_without_a_launcher_the_death_of_one_process_ends_the_other(index, corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
     address = f"127.0.0.1:{process_group.free_port()}"
-    two = [trained(config, workdir, *process_flags(address, 2, i)) for i in range(2)]
+    two = [trained(config, workdir, *member_flags(address, 2, i)) for i in range(2)]
     wait_for(lambda: saved(workdir, 10), two[0])
     begun = time.monotonic()
     two[index].kill()
