@@ -54,7 +54,7 @@ def joined(task, tmp_path, count=2, each=4):
     file, log = tmp_path / "task.json", tmp_path / "members.log"
     file.write_text(json.dumps(task))
     command = [sys.executable, str(HERE / "process_member.py"), f"--task={file}"]
-    slot = slots.Slot(tuple(slots.cores()))
+    slot = slots.Slot(tuple(slots.available_cores()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_NUM_CPU_DEVICES", str(each))
         patch.setenv("PYTHONPATH", os.getcwd())
