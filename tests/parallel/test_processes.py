@@ -356,7 +356,7 @@ def test_vmapped_runs_are_for_workers_of_one_process(tiny, tmp_path):
 
 
 def test_inline_starts_the_processes_of_its_one_worker(tmp_path):
-    said = "import sys; print(sys.argv[1:], flush=True)"
+    said = "import sys; sys.stdout.write(f'{sys.argv[1:]}\\n')"  # in one piece: they share a log
     command = [sys.executable, "-c", said]
     job = launch.Job(
         command, None, tmp_path, lambda: 0, lambda: None, lambda: False, lambda: 1, num_processes=2
