@@ -59,13 +59,13 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
 
     run = make_run(config)
     made = RunDirectory if distributed.first() else ReadOnlyRunDirectory
-    directory = made(args.workdir, run.id, patience=2 * lease.SILENCE)
+    directory = made(args.workdir, run.id, patience=2 * lease.TIMEOUT)
     for rule in run.facts["rules"].splitlines():
         print(rule)
     if result := distributed.agree(lambda: directory.result):
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
-    distributed.agree(directory.check_free)
+    distributed.agree(directory.check_not_held)
     distributed.agree(lambda: resume.tell(args.workdir, run, args.resume))
     if (large := preflight(run, directory)) and not args.force:
         from research.planning import memory  # which traces a step

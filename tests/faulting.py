@@ -87,7 +87,7 @@ class Child:
 
 def metrics_of(run):
     """All records but the clock."""
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read(run)]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read_records(run)]
 
 
 def abstract_of(config, sizes=None):
@@ -107,7 +107,7 @@ def bits(state):
 
 def saved_bits(run, abstract, steps=None):
     """{step: digest of its arrays} of the steps that are listed, each of which must be intact."""
-    listed = checkpoint.steps(run)
+    listed = checkpoint.saved_steps(run)
     for step in listed:
         assert find_damage(run / "checkpoints" / str(step)) is None, step
     chosen = listed if steps is None else listed[:steps]

@@ -82,7 +82,7 @@ def kill_a_holder(workdir, process):
 
     def kill():
         for run in saved(workdir, 20):
-            last = lease.holder(run / "lease")
+            last = lease.read_holder(run / "lease")
             if last and last.alive:
                 os.kill(last.content["pid"], signal.SIGKILL)
                 killed.append(run.name)

@@ -67,7 +67,7 @@ def start(config: Path, workdir: Path, workers: int) -> subprocess.Popen:
 
 def holders(workdir: Path) -> list[int]:
     """The process ids of the workers that hold a run now."""
-    found = [lease.holder(path) for path in workdir.glob("runs/*/lease")]
+    found = [lease.read_holder(path) for path in workdir.glob("runs/*/lease")]
     return [h.content["pid"] for h in found if h and h.alive and "pid" in h.content]
 
 
@@ -118,9 +118,9 @@ class Sweep:
     def tear(self) -> bool:
         """The last record of a run that nobody holds, where its checkpoint is older."""
         for run in self._unfinished():
-            last = lease.holder(run / "lease")
-            newest = next(iter(checkpoint.intact(run)), (0, run))[0]
-            found = metrics_log.last(run)
+            last = lease.read_holder(run / "lease")
+            newest = next(iter(checkpoint.intact_checkpoints(run)), (0, run))[0]
+            found = metrics_log.read_tail(run)
             if last and not last.alive and found and found[-1]["step"] >= newest:
                 path = run / "metrics.jsonl"
                 os.truncate(path, path.stat().st_size - self.rng.randrange(1, 20))
@@ -152,7 +152,7 @@ class Sweep:
 
     def _damage(self, act: Callable[[Path, bytes], Any]) -> bool:
         for run in self._unfinished():
-            steps = checkpoint.steps(run)
+            steps = checkpoint.saved_steps(run)
             if len(steps) < 2 or find_damage(run / "checkpoints" / str(steps[1])):
                 continue
             last = read_row(run).get("steps")
@@ -199,9 +199,11 @@ def disturbed(
 
 def content(run: Path) -> tuple[list[dict], dict[str, Any]]:
     """All metrics but the clock, and the arrays of the last state."""
-    metrics = [{k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read(run)]
-    step, path = checkpoint.newest_intact(run)
-    return metrics, {"step": step, **checkpoint.read(path, "params")}
+    metrics = [
+        {k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read_records(run)
+    ]
+    step, path = checkpoint.latest_intact(run)
+    return metrics, {"step": step, **checkpoint.read_arrays(path, "params")}
 
 
 def compare(whole: Path, workdir: Path) -> list[str]:

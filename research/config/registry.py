@@ -1,6 +1,6 @@
 """What can be plugged in, read from the source text: no module is imported to learn its options.
 
-A plug point is a dict literal such as `SINKS = {"csv": Csv}`, or, where only the entry that is used
+A plug point is a dict literal such as `TRACKERS = {"csv": Csv}`, or, where only the entry in use
 should be imported, `MODELS = {"gru": "research.models.gru:GRU"}`. A bad config must be rejected in
 a fraction of a second, before jax is imported, so the checks cannot import the model. They read
 instead what its author wrote anyway: the names in the table, and the annotated fields or parameters

@@ -18,7 +18,7 @@ FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
 FLOPS_UNITS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
 _UNITS = ("steps", "tokens", "examples", "tokens_per_param", "epochs", *FLOPS_UNITS)
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
-_SINKS = tuple(registry.table("runs/trackers.py", "SINKS"))
+_SINKS = tuple(registry.table("runs/trackers.py", "TRACKERS"))
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
     "seed": Field("Seed"),

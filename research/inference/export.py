@@ -69,9 +69,9 @@ def of_run(run: str, step: int | None = None) -> Export:
     """The newest intact checkpoint of a run, or that of `step`. Raises BadInput if there is none,
     and as checkpoint.read."""
     start = fine_tuning.locate(run, step, "params")
-    leaves = leaves_by_path(checkpoint.read(start.path, start.part))
+    leaves = leaves_by_path(checkpoint.read_arrays(start.path, start.part))
     launch = files.read_json(start.run / "launch.json", follow=False)
-    row, metrics = read_row(start.run), metrics_log.read(start.run)
+    row, metrics = read_row(start.run), metrics_log.read_records(start.run)
     losses = [m["loss"] for m in metrics if m["step"] == start.step and "loss" in m]
     about = {
         "run": start.run.name,

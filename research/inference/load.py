@@ -42,6 +42,6 @@ def open_run(path: str | Path) -> OpenedRun:
         model = models.build(**described(directory))
     except (TypeError, KeyError) as error:
         raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
-    params = checkpoint.read(start.path, start.part)
+    params = checkpoint.read_arrays(start.path, start.part)
     config = files.read_json(directory / "config.json", follow=False)
     return OpenedRun(directory, start.step, model, params, start.tokenizer, config)

@@ -189,7 +189,7 @@ def _figures(
         out["accuracy"] = plots.scores(series, against, "held-out accuracy")
     if best := page.best_classifier(done):
         out["confusion"] = plots.confusion(best["confusion"], best["class_names"])
-    curves = [(row, metrics_log.read(workdir / "runs" / row["run"])) for row in rows]
+    curves = [(row, metrics_log.read_records(workdir / "runs" / row["run"])) for row in rows]
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
         out["curves"] = plots.learning_curves(curves, unit, against)

@@ -1,20 +1,20 @@
-"""What a run leaves behind, and the table of runs, derived by reading it.
+"""The directory of a run: what is in it, who may write it, and how it is written.
 
 WORKDIR/runs/<id>/
-    config.json      the resolved config; repeats the run
-    metrics.jsonl    see journal.py
-    result.json      only of a run that is done, or has diverged; written whole or not at all
+    config.json      the resolved config; reproduces the run
+    metrics.jsonl    see metrics_log.py
+    result.json      only once a run is done or has diverged; written atomically
     attempts/<k>.json  why launch k failed
     launch.json      what the first launch knew: the model, sizes and rules, and the devices and
                      mesh, which decide the last bits and are used again on resume
-    shared_prefix.json  whose steps, up to which one, this run did not take itself
+    shared_prefix.json  the run that trained the first steps, and how many
     tokenizer.json   of text that is not read as bytes
     lease/           who holds it; see lease.py
     checkpoints/     see checkpoint.py, also for `saved` and `quarantine/`
 WORKDIR/data/<digest>.json   what a report says of the data
 WORKDIR/.table.cache         the rows of the table; may be deleted at any time
 There is no shared mutable file: many launches may write below one workdir. (The cache is replaced
-whole, and a row of it counts only while the run's files are as they were.)
+atomically, and its rows are used only for runs whose files have not changed.)
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from research.runs import lease, metrics_log
 from research.runs.schema import launch_problem, row_problem
 
 log = logging.getLogger(__name__)
-WRITTEN = (  # below a workdir, and not only replaced
+WRITTEN_BELOW = (  # a workdir, not merely replaced
     *("runs", "sweeps", "data", "figures", "verify", "wandb", "mlflow.db", "mlflow-artifacts"),
 )
 ENDED = ("done", "diverged")
@@ -47,9 +47,9 @@ NUMBER = re.compile("[0-9]{1,18}")
 
 
 def check_workdir(workdir: str | os.PathLike[str]) -> None:
-    """Raise UnsafeFile where something below `workdir` that is written into is a link: it may have
-    come from elsewhere, with a name in it that leads elsewhere."""
-    for name in WRITTEN:
+    """Raise UnsafeFile if something below `workdir` that is written into is a link: a workdir from
+    elsewhere could make this process write outside it."""
+    for name in WRITTEN_BELOW:
         if (path := Path(workdir) / name).is_symlink():
             raise UnsafeFile(
                 f"{path}: is a link, and nothing is written through one; make the workdir a link"
@@ -66,7 +66,9 @@ class RunDirectory:
 
     def __init__(self, workdir: str | os.PathLike[str], run_id: str, patience: float = 0.0):
         if not RUN.fullmatch(run_id):
-            raise UnsafeFile(f"{workdir}: {run_id!r:.50} is no name of a run, which is one word")
+            raise UnsafeFile(
+                f"{workdir}: {run_id!r:.50} is not the name of a run, which is one word"
+            )
         self.workdir = Path(workdir)
         self.path = self.workdir / "runs" / run_id
         self.patience = patience
@@ -75,7 +77,7 @@ class RunDirectory:
         self._metrics: io.FileIO | None = None
 
     def __enter__(self) -> "RunDirectory":
-        """Make the directory and hold it. Raises Held if another process does, UnsafeFile where
+        """Create the directory and hold it. Raises Held if another process holds it, UnsafeFile if
         writing into it would write elsewhere."""
         try:
             check_workdir(self.workdir)
@@ -85,25 +87,25 @@ class RunDirectory:
             raise StorageError(f"{self.path}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._lease = lease.take(self.path / "lease", self.patience)
-            for begun in self.path.glob(".*.tmp"):  # by a process that was killed
-                begun.unlink(missing_ok=True)
+            self._lease = lease.acquire(self.path / "lease", self.patience)
+            for unfinished in self.path.glob(".*.tmp"):  # by a process that was killed
+                unfinished.unlink(missing_ok=True)
         except BlockingIOError as error:
             self.__exit__()
-            by = lease.holder(self.path / "lease") or "which has just taken it"
-            raise lease.held(self.path, by) from error
+            by = lease.read_holder(self.path / "lease") or "which has just taken it"
+            raise lease.held_error(self.path, by) from error
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def check_free(self) -> None:
-        """Raise Held if a process of this host is known to hold it; who enters asks again."""
-        by = None
+    def check_not_held(self) -> None:
+        """Raise Held if a process of this host is known to hold it; entering checks again."""
+        holder = None
         with contextlib.suppress(OSError, Damaged):
-            by = lease.holder(self.path / "lease")
-        if by and by.here and by.alive:
-            raise lease.held(self.path, by)
+            holder = lease.read_holder(self.path / "lease")
+        if holder and holder.here and holder.alive:
+            raise lease.held_error(self.path, holder)
 
     def __exit__(self, *_: object) -> None:
         try:
@@ -115,24 +117,24 @@ class RunDirectory:
                     file.close()
             self._metrics = self._lock = self._lease = None
 
-    def check(self) -> None:
-        """Raises Held if another process took the run over, which this one must leave alone then.
+    def check_lease(self) -> None:
+        """Raise Held if another process has taken the run over; this one must then leave it alone.
         Every method that writes calls it."""
         assert self._lease, f"{self.path} is not held"
         self._lease.check_now()
 
-    def once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
-        """Write `name` unless it is there, and return what is there."""
+    def write_once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
+        """Write `name` unless it exists, and return its content."""
         path = self.path / name
         if not path.exists():
-            self.check()
+            self.check_lease()
             files.write_json(path, value)
         return read_run_file(path)
 
-    def once_text(self, name: str, text: str) -> None:
-        """Write `name` unless it is there."""
+    def write_text_once(self, name: str, text: str) -> None:
+        """Write `name` unless it exists."""
         if not (self.path / name).exists():
-            self.check()
+            self.check_lease()
             files.write_atomic(self.path / name, text)
 
     def append(self, **record: object) -> None:
@@ -142,67 +144,67 @@ class RunDirectory:
         try:
             if self._metrics is None:
                 self._metrics = metrics_log.open_for_append(self.path / "metrics.jsonl")
-            metrics_log.write_whole(self._metrics, metrics_log.line(record))
+            metrics_log.append_line(self._metrics, metrics_log.encode_record(record))
         except OSError as error:
             raise StorageError(f"{self.path / 'metrics.jsonl'}: {error.strerror}") from error
 
     def sync(self) -> None:
-        """Make what was appended survive a power loss. Raises StorageError."""
+        """Make appended records survive a power loss. Raises StorageError."""
         try:
             if self._metrics:
                 os.fsync(self._metrics.fileno())
         except OSError as error:
             raise StorageError(f"{self.path / 'metrics.jsonl'}: {error.strerror}") from error
 
-    def finish(self, result: Mapping[str, object]) -> None:
-        """Write result.json; from now on the run is done."""
-        self.check()
+    def write_result(self, result: Mapping[str, object]) -> None:
+        """Write result.json; from now on the run has ended."""
+        self.check_lease()
         files.write_json(self.path / "result.json", result)
 
-    def fail(self, reason: str, **details: object) -> None:
-        """Note a failed attempt; the run can be launched again."""
-        self.check()
+    def record_failure(self, reason: str, **details: object) -> None:
+        """Record a failed attempt; the run can be launched again."""
+        self.check_lease()
         folder = files.make_directory(self.path / "attempts")
         number = 1 + max((int(p.stem) for p in failed_attempts(self.path)), default=0)
-        noted = {"reason": host.redacted(reason), **details}
-        files.write_json(folder / f"{number}.json", noted)
+        attempt = {"reason": host.redacted(reason), **details}
+        files.write_json(folder / f"{number}.json", attempt)
 
     @property
     def failures(self) -> int:
-        """How many attempts failed."""
+        """The number of failed attempts."""
         return len(failed_attempts(self.path))
 
     @property
     def result(self) -> dict | None:
-        """That of a run that has ended. One that is not as it was written is none, with a warning:
-        the last checkpoint is evaluated again."""
+        """The result of a run that has ended, else None. A damaged one is None, with a warning: the
+        last checkpoint is then evaluated again."""
         path = self.path / "result.json"
         try:
-            found = read_run_file(path) if path.exists() else None
-            if found is None or (found.get("status") in ENDED and not row_problem(found)):
-                return found
-            log.warning("%s: no result of a run; its last checkpoint is evaluated anew", path)
+            result = read_run_file(path) if path.exists() else None
+            if result is None or (result.get("status") in ENDED and not row_problem(result)):
+                return result
+            log.warning("%s: not the result of a run; its last checkpoint is evaluated anew", path)
         except Damaged as error:
             log.warning("%s", error)
         return None
 
 
 def failed_attempts(path: Path) -> list[Path]:
-    """The notes of a run's failed attempts, in their order."""
-    found = (path / "attempts").glob("*.json")
-    return sorted((p for p in found if NUMBER.fullmatch(p.stem)), key=lambda p: int(p.stem))
+    """The records of a run's failed attempts, in order."""
+    records = (path / "attempts").glob("*.json")
+    return sorted((p for p in records if NUMBER.fullmatch(p.stem)), key=lambda p: int(p.stem))
 
 
 def read_launch(run: Path) -> dict[str, Any] | None:
-    """launch.json of the run in a directory, None if it has none. Raises Damaged if it is not as it
-    was written."""
+    """launch.json of the run in a directory, None if there is none. Raises Damaged if it is not as
+    it was written."""
     path = run / "launch.json"
     if not path.exists():
         return None
-    found = read_run_file(path)
-    if wrong := launch_problem(found):
-        raise Damaged(f"{path}: {wrong}; {REMEDY[path.name]}")
-    return found
+    launch = read_run_file(path)
+    if problem := launch_problem(launch):
+        raise Damaged(f"{path}: {problem}; {REMEDY[path.name]}")
+    return launch
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
@@ -210,39 +212,40 @@ def read_run_file(path: Path) -> dict[str, Any]:
     try:
         return files.read_json(path, follow=False)
     except BadInput as error:
-        other = "remove this file, or the run's directory to train it anew"
-        raise Damaged(f"{error}; {REMEDY.get(path.name, other)}") from error
+        default = "remove this file, or the run's directory to train it anew"
+        raise Damaged(f"{error}; {REMEDY.get(path.name, default)}") from error
 
 
 class ReadOnlyRunDirectory(RunDirectory):
-    """The directory of a run that another process of it holds and writes: this one only reads."""
+    """The directory of a run of several processes, in those that do not write: process 0 holds and
+    writes it."""
 
     writes = False
 
     def __enter__(self) -> "ReadOnlyRunDirectory":
         return self
 
-    def check(self) -> None:
-        """The holder does."""
+    def check_lease(self) -> None:
+        """Process 0 does."""
 
-    def once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
+    def write_once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
         return value
 
-    def once_text(self, name: str, text: str) -> None: ...
+    def write_text_once(self, name: str, text: str) -> None: ...
 
     def append(self, **record: object) -> None: ...
 
     def sync(self) -> None: ...
 
-    def finish(self, result: Mapping[str, object]) -> None: ...
+    def write_result(self, result: Mapping[str, object]) -> None: ...
 
-    def fail(self, reason: str, **details: object) -> None: ...
+    def record_failure(self, reason: str, **details: object) -> None: ...
 
 
 def write_data_card(
     workdir: str | os.PathLike[str], digest: str, card: Callable[[], Mapping[str, object]]
 ) -> None:
-    """Describe the data of this workdir, once for each content; `card()` may take seconds."""
+    """Describe the data of this workdir, once for each digest; `card()` may take seconds."""
     path = Path(workdir) / "data" / f"{digest[:12]}.json"
     if not path.exists():
         files.make_directory(path.parent)

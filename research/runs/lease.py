@@ -1,15 +1,15 @@
-"""Who holds a run. Each taking of it is a numbered file with a heartbeat; the highest number holds.
+"""Who holds a run. Each acquisition is a numbered file with a heartbeat; the highest number holds.
 
 lease/<n>.json  {"token", "host", "boot", "pid", "born", "beat", "deaths", "released"}
 
-A file lock (see records) keeps the processes of one host apart and falls the moment its holder
-dies, but on many file systems other hosts do not see it. Between hosts these files decide. A number
-is made by one exclusive link, so of several takers exactly one wins; and no number comes twice, so
-a holder that was thought dead and comes back finds a higher one and writes nothing more. What is
-exclusive cannot be a rename of one file: the loser of a race would move the winner's lease away.
+A file lock (see directory.py) excludes the processes of one host and is released the moment its
+holder dies, but on many file systems other hosts do not see it. Between hosts these files decide. A
+number is created by one exclusive link, so of several contenders exactly one wins; and no number is
+used twice, so a holder that was believed dead and comes back finds a higher one and writes nothing
+more. Renaming one file would not do: the loser of a race would move the winner's lease away.
 
-A lease is stale at once if its process ran on this host and is gone, and elsewhere when its beat
-has not changed for SILENCE seconds of the observer's own clock. No two clocks are compared.
+A lease is stale at once if its process ran on this host and is gone; on another host, when its beat
+has not changed for TIMEOUT seconds of the observer's own clock. No two clocks are compared.
 """
 
 import contextlib
@@ -32,15 +32,15 @@ from research.io import files
 
 log = logging.getLogger(__name__)
 
-BEAT = 5.0  # seconds between heartbeats
-SILENCE = 60.0  # seconds without one after which a holder on another host counts as dead
-TRUST = 1.0  # seconds for which a look at the files is believed; far below SILENCE
-POLL = 0.5  # seconds between looks at a holder that is waited for
+HEARTBEAT = 5.0  # seconds between heartbeats
+TIMEOUT = 60.0  # seconds without one after which a holder on another host counts as dead
+RECHECK = 1.0  # seconds after which `check` reads the files again; far below TIMEOUT
+POLL = 0.5  # seconds between reads while waiting for a holder
 NAME = re.compile(r"([1-9][0-9]{0,17})\.json")
-LARGEST = 1 << 16  # bytes of a lease
+LARGEST_LEASE = 1 << 16  # bytes of a lease
 
-# What this process saw last of each lease, and when it first looked so.
-_seen: dict[Path, tuple[bytes, float]] = {}
+# The last content of each lease that this process read, and when it first read it.
+_observed: dict[Path, tuple[bytes, float]] = {}
 
 
 def clock() -> float:
@@ -50,8 +50,8 @@ def clock() -> float:
 
 @dataclass(frozen=True)
 class Holder:
-    """The last taker of a run. `silent` is for how long this process saw no new beat of it;
-    `deaths` counts the takers in a row that died without a word."""
+    """The last holder of a run. `silent` is for how many seconds this process has seen no new beat
+    of it."""
 
     number: int
     content: Mapping[str, Any]
@@ -59,7 +59,7 @@ class Holder:
 
     @property
     def deaths(self) -> int:
-        """With this one, if it is dead; 0 once one has let go of the run."""
+        """How many holders in a row died, this one included; 0 once one has released the run."""
         if self.content.get("released"):
             return 0
         deaths = self.content.get("deaths", 0)
@@ -67,8 +67,8 @@ class Holder:
 
     @property
     def here(self) -> bool:
-        """Whether it is a process whose life this one can see."""
-        return all(self.content.get(k) == v for k, v in _place().items())
+        """Whether it runs on this host, so that this process can see whether it is alive."""
+        return all(self.content.get(k) == v for k, v in _host_identity().items())
 
     @property
     def alive(self) -> bool:
@@ -76,69 +76,72 @@ class Holder:
             return False
         if self.here:
             pid = self.content.get("pid")
-            return isinstance(pid, int) and _born(pid) == self.content.get("born")
-        return self.silent < SILENCE
+            return isinstance(pid, int) and _start_time(pid) == self.content.get("born")
+        return self.silent < TIMEOUT
 
     def __str__(self) -> str:
         host, pid = self.content.get("host", "an unknown host"), self.content.get("pid", "?")
         return f"process {pid} on {host}, last new heartbeat seen {self.silent:.0f} s ago"
 
 
-def holder(folder: Path) -> Holder | None:
-    """The last taker of the run whose leases are in `folder`; None if there never was one. Raises
-    Damaged where it is no file."""
+def read_holder(folder: Path) -> Holder | None:
+    """The last holder of the run whose leases are in `folder`; None if there never was one. Raises
+    Damaged if the lease is not a regular file."""
     numbers = _numbers(folder)
     if not numbers:
         return None
     path = folder / f"{max(numbers)}.json"
     try:
-        raw = files.read(path, LARGEST, follow=False)
-    except FileNotFoundError:  # a still higher one was made, and this one cleared away
-        return holder(folder)
+        raw = files.read(path, LARGEST_LEASE, follow=False)
+    except FileNotFoundError:  # a higher number was created, and this one deleted
+        return read_holder(folder)
     except UnsafeFile as error:
         raise Damaged(str(error)) from error
-    before = _seen.get(path)
+    before = _observed.get(path)
     if before is None or before[0] != raw:
-        before = _seen[path] = (raw, clock())
+        before = _observed[path] = (raw, clock())
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError):
         content = None
-    known = content if isinstance(content, dict) else {}
-    return Holder(max(numbers), known, clock() - before[1])
+    fields = content if isinstance(content, dict) else {}
+    return Holder(max(numbers), fields, clock() - before[1])
 
 
 class Lease:
-    """A run that this process holds; made by `take`."""
+    """A run that this process holds; made by `acquire`."""
 
     def __init__(self, folder: Path, number: int, deaths: int):
         self.folder, self.number = folder, number
         self.path = folder / f"{number}.json"
-        me = {"pid": os.getpid(), "born": _born(os.getpid())}
-        self.content = {"token": secrets.token_hex(8), **_place(), **me, "deaths": deaths}
+        me = {"pid": os.getpid(), "born": _start_time(os.getpid())}
+        self.content = {"token": secrets.token_hex(8), **_host_identity(), **me, "deaths": deaths}
         self.content |= {"beat": 0, "released": False}
-        self._seen_at = _awake()
+        self._seen_at = _clock_with_sleep()
         self._lost = ""
-        self._ended = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name=f"lease {folder}", daemon=True)
+        self._released = threading.Event()
+        self._heart = threading.Thread(
+            target=self._keep_beating, name=f"lease {folder}", daemon=True
+        )
 
     def check(self) -> None:
-        """Raises Held if another process took the run over, StorageError if that cannot be seen."""
+        """Raise Held if another process has taken the run over, StorageError if the disk cannot
+        tell."""
         if self._lost:
             raise Held(self._lost)
-        if _awake() - self._seen_at > TRUST:
+        if _clock_with_sleep() - self._seen_at > RECHECK:
             self.check_now()
 
     def check_now(self) -> None:
-        """The same, from the files; for what cannot be taken back."""
+        """The same, always from the files: before what cannot be undone."""
         if self._lost:
             raise Held(self._lost)
         try:
-            now = _awake()
-            if max(_numbers(self.folder), default=0) == self.number and self._mine():
+            now = _clock_with_sleep()
+            if max(_numbers(self.folder), default=0) == self.number and self._is_mine():
                 self._seen_at = now
                 return
-            new = holder(self.folder) if self.folder.is_dir() else None
+            new = read_holder(self.folder) if self.folder.is_dir() else None
         except OSError as error:
             raise StorageError(f"{self.folder}: {error.strerror}") from error
         except Damaged as error:
@@ -147,28 +150,28 @@ class Lease:
         raise Held(self._lost)
 
     def release(self) -> None:
-        """Let others have it."""
-        self._ended.set()
+        """Let other processes acquire the run."""
+        self._released.set()
         self._heart.join()
         with contextlib.suppress(Held, StorageError, OSError):
             self.check_now()
             self._write(released=True)
 
-    def _mine(self) -> bool:
+    def _is_mine(self) -> bool:
         try:
             return json.loads(self.path.read_bytes()).get("token") == self.content["token"]
         except (FileNotFoundError, ValueError):
             return False
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT):
+    def _keep_beating(self) -> None:
+        while not self._released.wait(HEARTBEAT):
             try:
                 self.check_now()
                 self._write(beat=self.content["beat"] + 1)
             except Held:
                 return
             except (StorageError, OSError):
-                continue  # a disk that refuses is met by whoever writes; the next beat may pass
+                continue  # whatever writes next meets the same disk; the next beat may succeed
 
     def _write(self, **changes: object) -> None:
         self.content |= changes
@@ -180,26 +183,26 @@ class Lease:
         path.write_text(json.dumps(self.content))
         return path
 
-    def _made(self) -> bool:
-        """Make the numbered file, unless another process was faster."""
+    def claim(self) -> bool:
+        """Create the numbered file and start the heartbeat, unless another process was faster."""
         temporary = self._temporary()
         try:
             os.link(temporary, self.path)
             won = True
         except OSError:
-            # Another made it; or this link was made and the answer of the server lost on its way;
-            # or the file system knows no links.
-            won = temporary.stat().st_nlink > 1 or (not self.path.exists() and self._opened())
+            # Another process created it; or this link exists and the reply of the server was lost;
+            # or the file system has no links.
+            won = temporary.stat().st_nlink > 1 or (not self.path.exists() and self._create())
         temporary.unlink()
         if won and max(_numbers(self.folder)) > self.number:
-            self.path.unlink()  # while this one looked, its number was made, surpassed and cleared
+            self.path.unlink()  # meanwhile this number was created, superseded and deleted
             won = False
         if won:
-            self._clear()
+            self._delete_older()
             self._heart.start()
         return won
 
-    def _opened(self) -> bool:
+    def _create(self) -> bool:
         try:
             with open(self.path, "x") as file:
                 file.write(json.dumps(self.content))
@@ -207,42 +210,42 @@ class Lease:
             return False
         return True
 
-    def _clear(self) -> None:
+    def _delete_older(self) -> None:
         for number in _numbers(self.folder):
             if number < self.number:
                 old = self.folder / f"{number}.json"
-                _seen.pop(old, None)
+                _observed.pop(old, None)
                 old.unlink(missing_ok=True)
 
 
-def held(run: Path, by: object) -> Held:
-    """The error that names who holds a run."""
+def held_error(run: Path, by: object) -> Held:
+    """The error that names the holder of a run."""
     return Held(f"{run}: another process is training this run: {by}")
 
 
-def take(folder: Path, patience: float = 0.0) -> Lease:
-    """Take the run whose leases are in `folder`. Raises Held, naming the holder, if one is alive.
+def acquire(folder: Path, patience: float = 0.0) -> Lease:
+    """Acquire the run whose leases are in `folder`. Raises Held, naming the holder, if it is alive.
 
-    A holder on another host is watched for at most `patience` seconds, in which it may prove dead.
+    A holder on another host is observed for at most `patience` seconds, to see whether it is dead.
     """
-    until, watched = clock() + patience, False
+    deadline, announced = clock() + patience, False
     try:
         files.make_directory(folder)
         while True:
-            before = holder(folder)
+            before = read_holder(folder)
             if before is None or not before.alive:
                 number, deaths = (before.number + 1, before.deaths) if before else (1, 0)
                 lease = Lease(folder, number, deaths)
-                if lease._made():
+                if lease.claim():
                     return lease
-            elif before.here or clock() >= until:
-                raise held(folder.parent, before)
+            elif before.here or clock() >= deadline:
+                raise held_error(folder.parent, before)
             else:
-                if not watched:
+                if not announced:
                     log.info(
-                        "%s: waiting to see whether its holder lives: %s", folder.parent, before
+                        "%s: waiting to see whether its holder is alive: %s", folder.parent, before
                     )
-                watched = True
+                announced = True
                 time.sleep(POLL)
     except OSError as error:
         raise StorageError(f"{folder}: {error.strerror}") from error
@@ -250,22 +253,22 @@ def take(folder: Path, patience: float = 0.0) -> Lease:
 
 def _numbers(folder: Path) -> list[int]:
     try:
-        return [int(found[1]) for name in os.listdir(folder) if (found := NAME.fullmatch(name))]
+        return [int(match[1]) for name in os.listdir(folder) if (match := NAME.fullmatch(name))]
     except FileNotFoundError:
         return []
     except NotADirectoryError as error:
-        raise Damaged(f"{folder}: is no directory") from error
+        raise Damaged(f"{folder}: is not a directory") from error
 
 
-def _awake() -> float:
-    """Seconds, those that this machine slept included: what was seen before is no longer known."""
+def _clock_with_sleep() -> float:
+    """Seconds, including those of a suspended machine, in which others may have taken over."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @functools.cache
-def _place() -> dict[str, str]:
-    """Where a process id means something: the host as it runs since its start, and in it the
-    container. One name alone may stand for several machines that share a disk."""
+def _host_identity() -> dict[str, str]:
+    """What makes a process id unique: the boot of the host, and the container on it. Several
+    machines that share a disk may have one name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         boot += f"/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -274,8 +277,8 @@ def _place() -> dict[str, str]:
     return {"host": platform.node(), "boot": boot}
 
 
-def _born(pid: int) -> str | None:
-    """What tells a process from later ones of its number; None if it is dead."""
+def _start_time(pid: int) -> str | None:
+    """When a process started, which tells it from later ones with its id; None if it is dead."""
     try:
         # The name, in parentheses, may hold anything; state and start time come after it.
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -16,10 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 
 from research.errors import BadInput, StorageError
 from research.io import files
+from research.parallel import distributed
+from research.params import leaves_by_path
 
 T = TypeVar("T")
 NAME = "manifest.json"
@@ -96,6 +99,32 @@ def array_digests(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = pool.map(lambda leaf: array_digest(to_host(leaf)), leaves.values())
         return dict(zip(leaves, digests, strict=True))
+
+
+def digest_state(state: Any) -> dict[str, str]:
+    """{path: SHA-256} of the arrays of a state; all processes must call it. What several of them
+    hold together is gathered an array at a time, for process 0, the only one that hashes."""
+    leaves = leaves_by_path(state)
+    if distributed.count() == 1:
+        return array_digests(leaves, _host_array)
+    out = {}
+    for path, leaf in leaves.items():
+        array = distributed.fetch(leaf)
+        if distributed.first():
+            out[path] = array_digest(array)
+    return out
+
+
+def _host_array(x: Any) -> np.ndarray:
+    """A whole array on the host. jax would keep a second copy of a sharded one for as long as it
+    lives; orbax has already brought its shards here."""
+    if not isinstance(x, jax.Array) or x.is_fully_replicated:
+        return np.asarray(x)
+    out = np.empty(x.shape, x.dtype)
+    for shard in x.addressable_shards:
+        if shard.replica_id == 0:
+            out[shard.index] = shard.data
+    return out
 
 
 def select_part(leaves: Mapping[str, T], part: str) -> dict[str, T]:

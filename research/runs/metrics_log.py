@@ -1,7 +1,7 @@
 """metrics.jsonl: append-only, one line of JSON per record, each with the crc32 of itself.
 
-A record is of a step, or says that a launch resumed at one. A line that is torn or altered is seen,
-and costs that line alone.
+A record is of a step, or says at which step a launch resumed. A torn or altered line is detected
+and costs only itself.
 """
 
 import contextlib
@@ -23,14 +23,15 @@ log = logging.getLogger(__name__)
 LONGEST_LINE = 1 << 24  # bytes
 
 
-def line(record: Mapping[str, object]) -> bytes:
+def encode_record(record: Mapping[str, object]) -> bytes:
     """A record as one line of JSON that carries its own checksum."""
     body = {**record, "crc": zlib.crc32(files.canonical(record))}
     return json.dumps(body, allow_nan=False).encode() + b"\n"
 
 
 def open_for_append(path: Path) -> io.FileIO:
-    """Open for appending; end a torn last line first, or the next record would be glued to it."""
+    """Open for appending; a torn last line is ended first, so that the next record is not joined to
+    it."""
     if path.exists() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -42,8 +43,8 @@ def open_for_append(path: Path) -> io.FileIO:
     return open(path, "ab", buffering=0)
 
 
-def write_whole(file: io.FileIO, raw: bytes) -> None:
-    """Write a line, or, where the disk takes only a part of it, nothing."""
+def append_line(file: io.FileIO, raw: bytes) -> None:
+    """Write a line; if the disk takes only a part of it, nothing stays."""
     end = os.fstat(file.fileno()).st_size
     try:
         if file.write(raw) < len(raw):
@@ -54,18 +55,18 @@ def write_whole(file: io.FileIO, raw: bytes) -> None:
         raise
 
 
-def read(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of a run, each step once: what a later launch did again replaces what it redid,
-    also where the line is damaged by which it said so.
+def read_records(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a run, each step once: steps that a later launch repeated replace the earlier
+    ones, also if the line that says where it resumed is damaged.
 
-    Torn or altered lines are left out with a warning in the log.
+    Torn or altered lines are skipped with a warning.
     """
     path = Path(run) / "metrics.jsonl"
     out: list[dict[str, Any]] = []
     reached: tuple = ()
     for number, record in enumerate(_records(path), 1):
         if record is None:
-            log.warning("%s: line %d is torn or damaged, left out", path, number)
+            log.warning("%s: line %d is torn or damaged, skipped", path, number)
             continue
         # At a step the state is evaluated before it is trained on.
         at = (record["step"], "loss" not in record) if "step" in record else (record["resume"],)
@@ -77,9 +78,9 @@ def read(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return out
 
 
-def last(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str, Any]]:
-    """The newest records of a run, from the last `size` bytes: those of its last launch if it has
-    begun there. Nothing is said about damage."""
+def read_tail(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str, Any]]:
+    """The latest records of a run, from the last `size` bytes; only those of its last launch if it
+    began within them. Damaged lines are skipped silently."""
     try:
         with files.opened(Path(run) / "metrics.jsonl", follow=False) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)

@@ -10,7 +10,7 @@ from typing import Any
 
 from research.config.schema import flatten
 from research.io import files
-from research.runs.trackers import SECONDS, Config, is_done
+from research.runs.trackers import FLUSH_SECONDS, Config, is_done
 
 
 class MLflow:
@@ -25,7 +25,7 @@ class MLflow:
 
             client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or local)
         self.entities, self.client = entities, client
-        self.held, self.sent = [], time.monotonic()
+        self.buffered, self.sent = [], time.monotonic()
         group = _experiment(client, workdir)
         found = client.search_runs([group], f"tags.`isoflop.run` = '{run_id}'", max_results=1)
         tags = {"isoflop.run": run_id}
@@ -40,8 +40,10 @@ class MLflow:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
         new = {k: v for k, v in metrics.items() if step > self.last.get(k, -1)}
-        self.held += [self.entities.Metric(k, v, now, step) for k, v in new.items()]
-        if time.monotonic() - self.sent > SECONDS or len(self.held) > 500:  # of 1000 allowed
+        self.buffered += [self.entities.Metric(k, v, now, step) for k, v in new.items()]
+        if (
+            time.monotonic() - self.sent > FLUSH_SECONDS or len(self.buffered) > 500
+        ):  # of 1000 allowed
             self._send()
 
     def close(self, result: Config | None) -> None:
@@ -54,8 +56,8 @@ class MLflow:
         self.client.set_terminated(self.id, ended)
 
     def _send(self, tags: Sequence[Any] = ()) -> None:
-        self.client.log_batch(self.id, metrics=self.held, tags=tags)
-        self.held, self.sent = [], time.monotonic()
+        self.client.log_batch(self.id, metrics=self.buffered, tags=tags)
+        self.buffered, self.sent = [], time.monotonic()
 
 
 def _experiment(client: Any, workdir: Path) -> str:

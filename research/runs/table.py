@@ -1,4 +1,4 @@
-"""The table of runs, derived by reading their directories; nothing is kept but a cache."""
+"""The table of runs, derived from their directories; nothing is stored but a cache."""
 
 import contextlib
 import csv
@@ -16,42 +16,42 @@ from research.runs import lease, metrics_log
 from research.runs.directory import failed_attempts, read_run_file
 from research.runs.schema import row_problem
 
-SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is made from
-ROWS = 4  # counted up when `row` makes another row of the same files
-LARGEST_CACHE = 1 << 28
-WORTH_KEEPING = 64  # runs read anew, before the table is kept for the next time
+SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is read from
+CACHE_VERSION = 4  # increased when the same files give another row
+LARGEST_CACHE = 1 << 28  # bytes
+WORTH_CACHING = 64  # runs read from their files, below which the cache is not rewritten
 
 
 def read_table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """One row per run directory, by size, tokens and seed. Status: done, diverged, failed, or
     unfinished; `reason` where there is one.
 
-    `flops` are those of what a run means, `flops_spent` what it cost: without the steps that it has
-    from another run, and of one that diverged those up to there. Rows whose files are as they were
-    come from WORKDIR/.table.cache, if it is there and whole. Raises BadInput if there is no sweep
-    at `workdir`.
+    `flops` are those of all its steps, `flops_spent` what was computed: without the steps shared
+    with another run, and of a diverged run those up to the divergence. Rows of unchanged runs come
+    from WORKDIR/.table.cache, if it exists and is intact. Raises BadInput if there is no sweep at
+    `workdir`.
     """
     root = Path(workdir) / "runs"
     if not root.is_dir():
         raise BadInput(f"--runs={workdir}: no directory {root}; expected the workdir of a sweep")
     cache = Path(workdir) / ".table.cache"
-    known, new, fresh = _cached(cache), {}, 0
+    cached, entries, fresh = _read_cache(cache), {}, 0
     for name in os.listdir(root):
         path = f"{root}{os.sep}{name}"
         if not os.path.exists(f"{path}{os.sep}config.json"):
             continue
-        stamps, found = _stamps(path), known.get(name)
-        if found is None or found[0] != stamps:
-            found, fresh = [stamps, read_row(Path(path))], fresh + 1
-        new[name] = found
-    if fresh >= WORTH_KEEPING and fresh > len(new) / 20:
-        _keep(cache, new)
-    every = [found[1] for found in new.values()]
-    return sorted(every, key=lambda r: [r.get(k) or 0 for k in ("params", "tokens", "seed")])
+        stamps, entry = _stamps(path), cached.get(name)
+        if entry is None or entry[0] != stamps:
+            entry, fresh = [stamps, read_row(Path(path))], fresh + 1
+        entries[name] = entry
+    if fresh >= WORTH_CACHING and fresh > len(entries) / 20:
+        _write_cache(cache, entries)
+    rows = [row for _, row in entries.values()]
+    return sorted(rows, key=lambda r: [r.get(k) or 0 for k in ("params", "tokens", "seed")])
 
 
 def read_row(path: Path) -> dict[str, Any]:
-    """The row of one run directory, from the files named in SOURCES. A damaged one has failed."""
+    """The row of one run directory, from the files named in SOURCES. A damaged run is failed."""
     try:
         return _row(path)
     except Damaged as error:
@@ -66,12 +66,12 @@ def _row(path: Path) -> dict[str, Any]:
     out["run"] = path.name
     if wrong := row_problem(out):
         raise Damaged(f"{path}: launch.json or result.json: {wrong}")
-    if out["status"] == "done" and "flops" in out:  # nothing was shared if it does not say so
+    if out["status"] == "done" and "flops" in out:  # no steps were shared unless it says so
         out.setdefault("flops_spent", out["flops"])
     if out["status"] == "unfinished":
         if attempts := failed_attempts(path):
             out |= {"status": "failed", "reason": str(read_run_file(attempts[-1]).get("reason"))}
-        elif (last := lease.holder(path / "lease")) and last.deaths:
+        elif (last := lease.read_holder(path / "lease")) and last.deaths:
             out["reason"] = f"its process died, {last.deaths} times in a row"
     return out
 
@@ -81,26 +81,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """One row per evaluation of every run, for an analysis of whole training curves: the run's row
-    with the loss, tokens, steps and FLOPs of that moment, and "part_of_run", the share of it that
-    was over (1 at its end). One of a shared trunk is a row of the run that took those steps alone.
+    """One row per evaluation of every run, to analyse whole training curves: the run's row with the
+    loss, tokens, steps and FLOPs at that step, and "part_of_run", the fraction of the run that was
+    complete (1 at its end). An evaluation in a shared prefix is a row only of the run that trained
+    it.
     """
     out = []
-    for last in read_table(workdir):
-        for found in metrics_log.read(Path(workdir) / "runs" / last["run"]):
-            if "loss" not in found or not last.get("tokens"):
+    for run in read_table(workdir):
+        for record in metrics_log.read_records(Path(workdir) / "runs" / run["run"]):
+            if "loss" not in record or not run.get("tokens"):
                 continue
-            if found["tokens"] <= last.get("shared_tokens", 0):
+            if record["tokens"] <= run.get("shared_tokens", 0):
                 continue
-            part = found["tokens"] / last["tokens"]
-            scaled = {k: v * part for k, v in last.items() if k.startswith("flops") and part < 1
+            part = record["tokens"] / run["tokens"]
+            scaled = {k: v * part for k, v in run.items() if k.startswith("flops") and part < 1
                       and isinstance(v, int | float)}  # fmt: skip
-            unique = min(last.get("unique_tokens", found["tokens"]), found["tokens"])
-            then = {k: found[k] for k in ("loss", "tokens")} | {"steps": found["step"]}
-            then |= {"unique_tokens": unique, "part_of_run": part, "status": "done"}
-            if "shared_flops" in last:
-                then["flops_spent"] = last["flops"] * part - last["shared_flops"]
-            out.append({**last, **scaled, **then})
+            unique = min(run.get("unique_tokens", record["tokens"]), record["tokens"])
+            here = {k: record[k] for k in ("loss", "tokens")} | {"steps": record["step"]}
+            here |= {"unique_tokens": unique, "part_of_run": part, "status": "done"}
+            if "shared_flops" in run:
+                here["flops_spent"] = run["flops"] * part - run["shared_flops"]
+            out.append({**run, **scaled, **here})
     return out
 
 
@@ -109,19 +110,19 @@ def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     import pyarrow
     import pyarrow.parquet
 
-    every = [
+    rows = [
         {k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in r.items()}
         for r in read_table(workdir)
     ]
-    columns = list(dict.fromkeys(k for r in every for k in r))
+    columns = list(dict.fromkeys(k for r in rows for k in r))
     parquet = io.BytesIO()
     pyarrow.parquet.write_table(
-        pyarrow.table({c: [r.get(c) for r in every] for c in columns}), parquet
+        pyarrow.table({c: [r.get(c) for r in rows] for c in columns}), parquet
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(files.cell, columns))
-    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in every])
+    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in rows])
     paths = [Path(workdir) / "table.parquet", Path(workdir) / "table.csv"]
     files.write_atomic(paths[0], parquet.getvalue())
     files.write_atomic(paths[1], text.getvalue())
@@ -129,7 +130,8 @@ def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
 
 
 def _stamps(path: str) -> list[list[int] | None]:
-    """Changes when the row does: files are replaced whole, and an attempt is a new name."""
+    """[size, mtime, inode] of each of SOURCES, which change with the row: files are replaced as a
+    whole, and a failed attempt is a new file."""
     out: list[list[int] | None] = []
     for name in SOURCES:
         try:
@@ -140,24 +142,22 @@ def _stamps(path: str) -> list[list[int] | None]:
     return out
 
 
-def _cached(path: Path) -> dict[str, list]:
-    """Run -> [stamps, row], as kept; nothing where the file is missing, damaged or of another
-    form."""
+def _read_cache(path: Path) -> dict[str, list]:
+    """{run: [stamps, row]}; empty if the file is missing, damaged or of another version."""
     try:
         head, body = files.read(path, LARGEST_CACHE, follow=False).split(b"\n", 1)
-        known = json.loads(body) if head == _head(body) else {}
-        known = {name: [stamps, dict(read_row)] for name, (stamps, read_row) in known.items()}
-        return {} if any(row_problem(read_row) for _, read_row in known.values()) else known
+        stored = json.loads(body) if head == _cache_header(body) else {}
+        entries = {name: [stamps, dict(row)] for name, (stamps, row) in stored.items()}
+        return {} if any(row_problem(row) for _, row in entries.values()) else entries
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, UnsafeFile):
         return {}
 
 
-def _keep(path: Path, found: Mapping[str, list]) -> None:
-    body = json.dumps(found).encode()
-    # Whoever may only read a workdir reads it without.
-    with contextlib.suppress(StorageError):
-        files.write_atomic(path, _head(body) + b"\n" + body)
+def _write_cache(path: Path, entries: Mapping[str, list]) -> None:
+    body = json.dumps(entries).encode()
+    with contextlib.suppress(StorageError):  # a workdir may be read-only
+        files.write_atomic(path, _cache_header(body) + b"\n" + body)
 
 
-def _head(body: bytes) -> bytes:
-    return f"isoflop rows {ROWS} {zlib.crc32(body)}".encode()
+def _cache_header(body: bytes) -> bytes:
+    return f"isoflop rows {CACHE_VERSION} {zlib.crc32(body)}".encode()

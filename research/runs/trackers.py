@@ -1,10 +1,10 @@
-"""Experiment trackers: metrics shown in TensorBoard, Weights & Biases, MLflow too.
+"""Experiment trackers: TensorBoard, Weights & Biases, MLflow.
 
-metrics.jsonl is the record and is always written; a sink is a view of it. So a sink that fails is
-dropped with a warning and the run goes on. Each writes below the run's directory or the workdir,
-and nothing leaves the machine unless WANDB_MODE or MLFLOW_TRACKING_URI says so. A run that is
-launched again goes on in the same place. TensorBoard and MLflow show no step twice; offline, W&B
-keeps one folder for each launch, of one run id, with what each did.
+metrics.jsonl is the record and is always written; a tracker is a view of it. So a tracker that
+fails is dropped with a warning and the run continues. Each writes below the run's directory or the
+workdir, and nothing leaves the machine unless WANDB_MODE or MLFLOW_TRACKING_URI says so. A run that
+is launched again continues in the same place. TensorBoard and MLflow show no step twice; offline,
+W&B keeps one folder for each launch, with the same run id.
 """
 
 import importlib
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 # A name of log.sinks, and where its class is; it is imported when a run asks for it.
-SINKS = {
+TRACKERS = {
     "tensorboard": "research.runs.tensorboard:TensorBoard",
     "wandb": "research.runs.wandb:Wandb",
     "mlflow": "research.runs.mlflow:MLflow",
@@ -29,15 +29,15 @@ SINKS = {
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-SECONDS = 1.0  # that a sink may hold metrics back; a kill loses them, and only there
+FLUSH_SECONDS = 1.0  # for which a tracker may buffer metrics; a kill loses them there alone
 
 
 Config = Mapping[str, object]
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show `metrics` at `step`; steps never go back within a launch."""
+        """Show `metrics` at `step`; steps never decrease within a launch."""
         ...
 
     def close(self, result: Config | None) -> None:
@@ -45,31 +45,31 @@ class Sink(Protocol):
         ...
 
 
-class Sinks:
-    """Several sinks as one. One that raises is named in a warning, once, and gets no more."""
+class Trackers:
+    """Several trackers as one. One that raises is named in a warning and dropped."""
 
-    def __init__(self, sinks: Mapping[str, Sink]):
-        self.sinks = dict(sinks)
+    def __init__(self, trackers: Mapping[str, Tracker]):
+        self.trackers = dict(trackers)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, sink in list(self.sinks.items()):
-            if not _attempt(name, lambda sink=sink: sink.log(step, metrics)):
-                del self.sinks[name]
+        for name, tracker in list(self.trackers.items()):
+            if not _attempt(name, lambda tracker=tracker: tracker.log(step, metrics)):
+                del self.trackers[name]
 
     def close(self, result: Config | None = None) -> None:
-        """Close what is still open; a second call finds nothing to do."""
-        while self.sinks:
-            name, sink = self.sinks.popitem()
-            _attempt(name, lambda sink=sink: sink.close(result))
+        """Close those that are still open; a second call does nothing."""
+        while self.trackers:
+            name, tracker = self.trackers.popitem()
+            _attempt(name, lambda tracker=tracker: tracker.close(result))
 
 
-def check(names: Sequence[str]) -> None:
-    """Raise BadInput for sinks that do not exist or lack their package; imports none of them."""
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise BadInput for trackers that do not exist or lack their package; imports none of them."""
     problems = []
     for name in names:
-        if name not in SINKS:
+        if name not in TRACKERS:
             problems.append(
-                f"log.sinks: {name!r} is not offered; expected one of {', '.join(SINKS)}"
+                f"log.sinks: {name!r} is not offered; expected one of {', '.join(TRACKERS)}"
             )
         elif importlib.util.find_spec(PACKAGES[name]) is None:
             problems.append(
@@ -80,32 +80,32 @@ def check(names: Sequence[str]) -> None:
         raise BadInput(*problems)
 
 
-def open_all(
+def open_trackers(
     names: Sequence[str], run_id: str, name: str, config: Config, directory: Path, workdir: Path
-) -> Sinks:
-    """The sinks `names` of a run, called `name` where people read. One that cannot be opened is
-    dropped with a warning: the last run of a sweep must not fall with a server. Raises BadInput as
-    `check` does."""
-    check(names)
+) -> Trackers:
+    """The trackers `names` of a run, which they show as `name`. One that cannot be opened is
+    dropped with a warning: a sweep must not fail because a server is down. Raises BadInput as
+    `check_trackers` does."""
+    check_trackers(names)
     flat = flatten(config)
-    opened: dict[str, Sink] = {}
+    opened: dict[str, Tracker] = {}
 
     def start(key: str) -> None:
-        module, _, name_of_class = SINKS[key].partition(":")
+        module, _, name_of_class = TRACKERS[key].partition(":")
         kind = getattr(importlib.import_module(module), name_of_class)
         opened[key] = kind(run_id, name, flat, directory.absolute(), workdir.absolute())
 
     for key in dict.fromkeys(names):
         _attempt(key, lambda key=key: start(key))
-    return Sinks(opened)
+    return Trackers(opened)
 
 
 def _attempt(name: str, act: Callable[[], None]) -> bool:
     try:
         act()
-    except Exception as error:  # whatever these packages raise, the run is worth more
-        what = f"{type(error).__name__}: {error}"
-        log.warning("%s gets no more of this run, metrics.jsonl does: %s", name, what)
+    except Exception as error:  # whatever these packages raise: the run is worth more
+        reason = f"{type(error).__name__}: {error}"
+        log.warning("%s gets no more metrics of this run; metrics.jsonl does: %s", name, reason)
         return False
     return True
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from research.config.schema import flatten
 from research.io import files
-from research.runs.trackers import SECONDS, Config, is_done
+from research.runs.trackers import FLUSH_SECONDS, Config, is_done
 
 
 class Wandb:
@@ -21,7 +21,7 @@ class Wandb:
         quiet = ("disable_git", "disable_code", "x_disable_meta", "x_disable_stats")
         settings = dict.fromkeys((*quiet, "x_disable_machine_info", "silent"), True)
         settings |= {"console": "off", "x_save_requirements": False}
-        settings |= {"x_transaction_log_flush_interval": SECONDS}
+        settings |= {"x_transaction_log_flush_interval": FLUSH_SECONDS}
         # The time in a folder's name is in whole seconds; launches within one would overwrite.
         earlier = len(list(workdir.glob(f"wandb/*run-*-{run_id}-*")))
         settings |= {"x_sync_dir_suffix": f"{earlier:04d}"}

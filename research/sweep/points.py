@@ -114,7 +114,7 @@ def _read_status(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
         return {"status": "new", "forgiven": forgiven}
     last = None
     with contextlib.suppress(Damaged):  # which the row says
-        last = lease.holder(directory.path / "lease")
+        last = lease.read_holder(directory.path / "lease")
     return {
         "status": read_row(directory.path)["status"],
         "failures": directory.failures,

@@ -113,9 +113,9 @@ class Sight:
         path = self.runs / run
         if not path.exists():
             return Row(run, facts, "waiting")
-        last = lease.holder(path / "lease")
+        last = lease.read_holder(path / "lease")
         running = bool(last and last.alive) and not (path / "result.json").exists()
-        metrics = metrics_log.last(path)
+        metrics = metrics_log.read_tail(path)
         losses = [m for m in metrics if "train_loss" in m]
         step = metrics[-1]["step"] if metrics else 0
         loss = losses[-1]["train_loss"] if losses else None

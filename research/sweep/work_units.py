@@ -214,7 +214,7 @@ def _train_one(
         if not isinstance(error, IsoflopError):
             log.exception("run %s failed", run.id)
         reason = f"{type(error).__name__}: {error}"
-        directory.fail(reason, started=started, ended=time.time())
+        directory.record_failure(reason, started=started, ended=time.time())
         result = {"status": "failed", "reason": reason}
     progress.ended(_result_line(result))
     return result
@@ -334,7 +334,7 @@ def _prefix_unit(points: list[Point], runs: Path) -> WorkUnit:
         steps = {q.run.id: _usable_step(q, stable[q.run.id], runs) for q in points[:index]}
         best = sorted((name for name in steps if steps[name]), key=lambda n: -steps[n])
         shared = steps[best[0]] if best else 0
-        if own := checkpoint.steps(runs / point.run.id):  # it has begun, from wherever
+        if own := checkpoint.saved_steps(runs / point.run.id):  # it has begun, from wherever
             with contextlib.suppress(Damaged):
                 shared = min(wsd_branching.shared_steps(runs / point.run.id), own[0])
         prefixes[point.run.id] = tuple((name, stable[name]) for name in best)
@@ -350,7 +350,7 @@ def _usable_step(point: Point, stable: int, runs: Path) -> int:
     """The step, before its decay, of which a run has a checkpoint or will have."""
     if point.pending:
         return stable
-    return max((s for s in checkpoint.steps(runs / point.run.id) if s <= stable), default=0)
+    return max((s for s in checkpoint.saved_steps(runs / point.run.id) if s <= stable), default=0)
 
 
 def _program(run: Run) -> Hashable:

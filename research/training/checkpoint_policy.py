@@ -34,7 +34,7 @@ class CheckpointPolicy:
     def restore(self) -> tuple[int, TrainState]:
         """The step and state to go on from."""
         abstract = self.trainer.abstract
-        found = checkpoint.restore_newest(self.directory.path, abstract)
+        found = checkpoint.restore_latest(self.directory.path, abstract)
         if found:
             log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
         found = found or start_from_prefix(
@@ -52,7 +52,7 @@ class CheckpointPolicy:
         path = self.directory.path
         if found and found[0] and not (path / "metrics.jsonl").exists():
             log.warning("%s: the records of the steps before %d are gone", path, found[0])
-        elif found is None and any(r["step"] for r in metrics_log.last(path)):
+        elif found is None and any(r["step"] for r in metrics_log.read_tail(path)):
             log.warning("%s: has records of steps, and no checkpoint: from the start", path)
 
     def save(self, step: int, state: TrainState, must: bool = True) -> None:
@@ -62,7 +62,7 @@ class CheckpointPolicy:
         run, directory = self.trainer.run, self.directory
         directory.sync()
         with tolerate_refused_save(run, must):
-            keep, check = run.keep, directory.check
+            keep, check = run.keep, directory.check_lease
             checkpoint.save(directory.path, step, state, keep, check, self.kept_steps)
 
 

@@ -45,7 +45,7 @@ def locate(run: str, step: int | None, what: str) -> Start:
     """The newest intact checkpoint (or that of `step`) of `run`, which is a run's directory or the
     workdir of one run. Raises BadInput when there is none."""
     directory = run_directory(run)
-    number, path = checkpoint.newest_intact(directory, step)
+    number, path = checkpoint.latest_intact(directory, step)
     manifest = read_manifest(path)
     averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
     part = "average" if averaged else "params"
@@ -94,7 +94,7 @@ def planned(start: Start, model: Model, inputs: Any) -> Start:
 
 def transplanted(start: Start, abstract: dict, params: dict) -> dict:
     """`params` with those that `start` gives in their place, laid out as `abstract` says."""
-    source = leaves_by_path(checkpoint.read(start.path, start.part))
+    source = leaves_by_path(checkpoint.read_arrays(start.path, start.part))
     places = leaves_by_path(abstract)
     leaves = leaves_by_path(params)
     for here, there in start.taken:

@@ -82,10 +82,10 @@ def train_run(
     Diverged when the loss is no longer finite (which is recorded as this run's result),
     StorageError when the disk fails.
     """
-    trackers.check(run.sinks)  # whatever is refused leaves no file behind
+    trackers.check_trackers(run.sinks)  # whatever is refused leaves no file behind
     trainer = Trainer(*resume.as_first_launched(run, directory, prefixes))
     run, devices = trainer.run, trainer.mesh.devices.flat
-    distributed.agree(lambda: checkpoint.check_room(directory.path, trainer.abstract))
+    distributed.agree(lambda: checkpoint.check_disk_space(directory.path, trainer.abstract))
     distributed.agree(lambda: resume.forget_launch([directory]))
     launch: dict[str, Any] = {"mesh": dict(trainer.mesh.shape), "execution": vars(run.execution)}
     if distributed.count() > 1:  # which may decide the last bits
@@ -109,7 +109,7 @@ def preflight(run: Run, directory: RunDirectory) -> tuple[Run, Mesh] | None:
     """Raise the BadInput that `train_run` would raise on these devices; compiles and writes
     nothing. Returns the run as it would be launched and its mesh where its memory has to be
     estimated first, None where its state is less than EASY of a device."""
-    trackers.check(run.sinks)
+    trackers.check_trackers(run.sinks)
     run, mesh = resume.as_first_launched(run, directory)
     check_model(run, mesh)
     easy = sum(resident(run, mesh)) < EASY * sharding.device_memory()

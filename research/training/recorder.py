@@ -63,16 +63,16 @@ class Recorder(DeferredMetrics):
         super().__init__()
         self.run, self.directory, self.progress = run, directory, progress
         self.metrics = schema.declaration(run.task.METRICS)
-        stored = directory.once("config.json", run.config)
+        stored = directory.write_once("config.json", run.config)
         resume.check_stored(directory.path / "config.json", stored, run)
         known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
-        directory.once("launch.json", {**launch, **known})
+        directory.write_once("launch.json", {**launch, **known})
         if run.data.tokenizer:
-            directory.once_text("tokenizer.json", run.data.tokenizer)
+            directory.write_text_once("tokenizer.json", run.data.tokenizer)
         name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
         shown = run.sinks if directory.writes else ()
-        self.shown = trackers.open_all(shown, run.id, name, run.config, *place)
-        earlier = (r.get("seconds", 0.0) for r in metrics_log.read(directory.path))
+        self.shown = trackers.open_trackers(shown, run.id, name, run.config, *place)
+        earlier = (r.get("seconds", 0.0) for r in metrics_log.read_records(directory.path))
         self.before = max(earlier, default=0.0)
         self.started, self.members = time.monotonic(), members
         self.loss, self.reached = math.nan, 0
@@ -143,7 +143,7 @@ class Recorder(DeferredMetrics):
         }
         if self.directory.writes:  # now: counting the data may take longer than a first step
             write_data_card(self.directory.workdir, self.run.data.digest, self.run.data.card)
-        self.directory.finish(result)
+        self.directory.write_result(result)
         self.shown.close(result)
         return result
 

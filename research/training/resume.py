@@ -85,7 +85,7 @@ def as_first_launched(
 ) -> tuple[Run, Mesh]:
     """The run with the execution of its first launch, or of that whose steps it starts from, and
     that mesh where its devices are here: both decide the last bits."""
-    begun = [directory.path] if checkpoint.steps(directory.path) else []
+    begun = [directory.path] if checkpoint.saved_steps(directory.path) else []
     for path in (*begun, *(prefix.path for prefix in prefixes)):
         if stored := read_launch(path):
             run, mesh = with_stored_execution(run, stored, path), stored["mesh"]
@@ -114,6 +114,6 @@ def forget_launch(directories: Sequence[RunDirectory]) -> None:
     """Remove launch.json where no checkpoint is kept: nothing decides the last bits yet, so the
     next launch may choose its devices, its members and its execution again."""
     for directory in directories:
-        if not checkpoint.steps(directory.path):
-            directory.check()
+        if not checkpoint.saved_steps(directory.path):
+            directory.check_lease()
             (directory.path / "launch.json").unlink(missing_ok=True)

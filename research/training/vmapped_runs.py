@@ -219,9 +219,9 @@ class VmappedCheckpoints:
         """The newest step that all members hold intact, or their start."""
         places = {slot: r.directory.path for slot, r in self.recorder.live.items()}
         single = self.trainer.single
-        kept = checkpoint.restore_common([(p, single[slot].abstract) for slot, p in places.items()])
+        kept = checkpoint.restore_latest_common([(p, single[slot].abstract) for slot, p in places.items()])
         if kept is None:
-            if lost := [path.name for path in places.values() if checkpoint.steps(path)]:
+            if lost := [path.name for path in places.values() if checkpoint.saved_steps(path)]:
                 log.warning(
                     "vmapped runs start from step 0: only %s had a checkpoint", ", ".join(lost)
                 )
@@ -245,7 +245,7 @@ class VmappedCheckpoints:
             for slot, recorder in self.recorder.live.items():
                 directory = recorder.directory
                 directory.sync()
-                checkpoint.save(directory.path, step, states[slot], keep + 1, directory.check)
+                checkpoint.save(directory.path, step, states[slot], keep + 1, directory.check_lease)
             for recorder in self.recorder.live.values():
                 checkpoint.prune(recorder.directory.path, keep)
 
@@ -264,7 +264,7 @@ def train_vmapped(
     loop.train_run.
     """
     for run, _ in members:
-        trackers.check(run.sinks)
+        trackers.check_trackers(run.sinks)
     directories = [directory for _, directory in members]
     members = _as_first_launched(members)
     mesh = runs_mesh(len(ids), directories)
@@ -272,7 +272,7 @@ def train_vmapped(
     slots = [runs.get(run_id, filler) for run_id in ids]
     trainer = VmappedTrainer([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
     for path in (directory.path for directory in directories):
-        checkpoint.check_room(path, trainer.single[0].abstract, len(directories))
+        checkpoint.check_disk_space(path, trainer.single[0].abstract, len(directories))
     recorder = VmappedRecorder(_recorders(members, ids, mesh, progress), mesh, ids)
     try:
         metrics, final = run_loop(
@@ -301,7 +301,7 @@ def _as_first_launched(
 ) -> list[tuple[Run, RunDirectory]]:
     """All members with the execution of their first launch."""
     for path in (directory.path for _, directory in members):
-        if checkpoint.steps(path) and (stored := read_launch(path)):
+        if checkpoint.saved_steps(path) and (stored := read_launch(path)):
             return [(with_stored_execution(run, stored, path), place) for run, place in members]
     return list(members)
 

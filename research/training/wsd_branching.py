@@ -77,15 +77,15 @@ def start_from_prefix(
     try:
         state = checkpoint.restore(path, abstract)
     except IsoflopError:
-        if not checkpoint.spoiled(path):
+        if not checkpoint.any_damaged(path):
             raise
         return start_from_prefix(directory, prefixes, abstract, show)
-    distributed.agree(directory.check)
+    distributed.agree(directory.check_lease)
     if not directory.writes:
         return step, state
     files.write_json(directory.path / FILE, {"run": prefix.path.name, "step": step})
     directory.append(resume=0)
-    for record in metrics_log.read(prefix.path):
+    for record in metrics_log.read_records(prefix.path):
         if record["step"] < step:
             directory.append(**{**record, "seconds": 0.0})  # none of it was spent here
             at, hidden = record["step"], ("step", "tokens", "seconds")
@@ -98,7 +98,7 @@ def _choose_prefix(
     directory: RunDirectory, prefixes: Sequence[SharedPrefix]
 ) -> tuple[int, int, str] | None:
     """Which of `prefixes`, and the step and name of its checkpoint; forgets an earlier choice."""
-    directory.check()
+    directory.check_lease()
     (directory.path / FILE).unlink(missing_ok=True)
     choices = (_checkpoint(directory.path, prefix) for prefix in prefixes)
     return next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
@@ -113,7 +113,7 @@ def _checkpoint(own: Path, prefix: SharedPrefix) -> tuple[int, str] | None:
         words = ", ".join(differing)
         log.info("%s: not begun from %s, another %s", own.name, prefix.path.name, words)
         return None
-    newest = next(checkpoint.intact(prefix.path, prefix.steps), None)
+    newest = next(checkpoint.intact_checkpoints(prefix.path, prefix.steps), None)
     return (newest[0], newest[1].name) if newest else None
 
 

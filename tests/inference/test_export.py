@@ -99,9 +99,9 @@ KINDS = ("plain", "signed", "sealed", "both")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_holds_the_bits_of_its_run(exports, run, kind):
     path, how = exports[kind]
-    step, place = checkpoint.newest_intact(run)
+    step, place = checkpoint.latest_intact(run)
     average, newest = (
-        leaves_by_path(checkpoint.read(place, part)) for part in ("average", "params")
+        leaves_by_path(checkpoint.read_arrays(place, part)) for part in ("average", "params")
     )
     source = export.opened(path, **how)
     found = leaves_by_path(source.params)

@@ -67,10 +67,10 @@ def run(path):
     from research.runs import checkpoint
 
     try:
-        for step in checkpoint.steps(path):
+        for step in checkpoint.saved_steps(path):
             where = path / "checkpoints" / str(step)
-            checkpoint.newest_common([path])
-            checkpoint.read(where, "params")
+            checkpoint.latest_common_step([path])
+            checkpoint.read_arrays(where, "params")
             break
     finally:
         source = open_run(path)
@@ -87,9 +87,9 @@ def hold(path):
             planted = path / f".{name}.{os.getpid()}.tmp"
             planted.symlink_to(TOP / "outside" / "canary")
             (path / name).unlink(missing_ok=True)
-            directory.once(name, {"a": 1})
+            directory.write_once(name, {"a": 1})
         directory.append(step=1, tokens=1, loss=1.0, seconds=0.0)
-        directory.fail("because")
+        directory.record_failure("because")
     write_data_card(path.parent.parent, "0" * 64, dict)
 
 
@@ -99,8 +99,8 @@ def results(path):
     from research.runs.table import read_table
 
     rows = read_table(path.parent.parent)
-    metrics_log.read(path)
-    metrics_log.last(path)
+    metrics_log.read_records(path)
+    metrics_log.read_tail(path)
     for form in listing.FORMATS.values():
         form(rows, listing.columns(rows, "all"))
 

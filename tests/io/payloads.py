@@ -49,7 +49,7 @@ class Place:
 
     def step(self):
         run = self.copied()
-        return run, checkpoint.newest_intact(run)[1]
+        return run, checkpoint.latest_intact(run)[1]
 
 
 def payload(opener, name=None):
@@ -427,7 +427,7 @@ result("metrics from outside", lambda place, path: path.symlink_to(place.outside
        "metrics.jsonl")  # fmt: skip
 result("metrics of odd records", lambda place, path: path.write_bytes(
     b"".join(
-        metrics_log.line(r)
+        metrics_log.encode_record(r)
         for r in ({"step": "x"}, {"resume": []}, {"step": 1, "loss": "y"}, {})
     )
     + deep().encode() + b"\n" + b'{"step": 1, "loss": NaN, "crc": 0}\n[1]\n' + b"\xff\xfe\n"

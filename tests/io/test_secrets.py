@@ -131,8 +131,8 @@ def test_the_note_of_a_failed_attempt_tells_none(tmp_path, monkeypatch):
     for name, value in {**SECRETS, **SHOWN}.items():
         monkeypatch.setenv(name, value)
     with RunDirectory(tmp_path, "r0") as directory:
-        directory.once("config.json", {})
-        directory.fail(" ".join(["refused", *SECRETS.values(), *SHOWN.values()]))
+        directory.write_once("config.json", {})
+        directory.record_failure(" ".join(["refused", *SECRETS.values(), *SHOWN.values()]))
     noted = json.loads((directory.path / "attempts" / "1.json").read_text())["reason"]
     assert noted == " ".join(["refused", *(f"[{name}]" for name in SECRETS), *SHOWN.values()])
 

@@ -34,8 +34,8 @@ def stopped(workdir):
     begun = [path.parent for path in workdir.glob("runs/*/metrics.jsonl")]
     assert begun
     for run in begun:
-        assert lease.holder(run / "lease").content["released"]
-        step = metrics_log.last(run)[-1]["step"]
+        assert lease.read_holder(run / "lease").content["released"]
+        step = metrics_log.read_tail(run)[-1]["step"]
         assert (run / "checkpoints" / str(step + 1)).is_dir()
 
 

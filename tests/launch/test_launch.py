@@ -216,7 +216,7 @@ def test_two_launches_at_once_share_a_sweep_and_train_each_run_once(corpus, tmp_
         assert code == 0, out
     assert launches(workdir) == dict.fromkeys(launches(workdir), 1)
     assert [r["status"] for r in read_table(workdir)] == ["done"] * 6
-    pids = {lease.holder(p / "lease").content["pid"] for p in workdir.glob("runs/*")}
+    pids = {lease.read_holder(p / "lease").content["pid"] for p in workdir.glob("runs/*")}
     assert len(pids) > 1, "one of them did it all: nothing was shared"
     watched = subprocess.run(
         [sys.executable, "-m", "experiments.sweep", f"--watch={workdir}"],
@@ -246,10 +246,10 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
     assert len(begun) == running
     for path in begun:
         run = path.parent
-        last = lease.holder(run / "lease")
+        last = lease.read_holder(run / "lease")
         assert last.content["released"]
         assert last.deaths == 0
-        step = metrics_log.last(run)[-1]["step"]
+        step = metrics_log.read_tail(run)[-1]["step"]
         assert (run / "checkpoints" / str(step + 1)).is_dir(), "not saved where it was stopped"
         assert read_row(run)["status"] == "unfinished"
 

@@ -30,6 +30,7 @@ from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
+from research.runs.manifest import array_digests, read_manifest
 from research.runs.table import read_row, read_table
 from research.sweep import work_units
 from research.training.loop import train_run
@@ -95,7 +96,7 @@ def both(request, tiny, tmp_path_factory):
 
 
 def losses(path, key="train_loss"):
-    return [r[key] for r in metrics_log.read(path) if key in r]
+    return [r[key] for r in metrics_log.read_records(path) if key in r]
 
 
 def state(both, path, step):
@@ -146,7 +147,7 @@ def test_two_processes_go_on_from_one(both):
     "two real processes of jax.distributed",
 )
 def test_one_process_goes_on_from_two(both):
-    assert checkpoint.newest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
+    assert checkpoint.latest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
     here, batches = state(both, both.two, HALF), both.trainer.batches(HALF, HALF, HALF)
     _, metrics = both.trainer.steps(here, batches, HALF)
     np.testing.assert_allclose(metrics["train_loss"], losses(both.two)[HALF:], rtol=1e-5)
@@ -167,9 +168,9 @@ def test_process_0_alone_writes(both):
 
 
 def test_a_stop_that_one_process_saw_saves_all_at_one_step(both):
-    step = metrics_log.last(both.stopped)[-1]["step"] + 1
+    step = metrics_log.read_tail(both.stopped)[-1]["step"] + 1
     assert STEPS < step < 1000 * STEPS
-    assert max(checkpoint.steps(both.stopped)) == step, "not saved where it was stopped"
+    assert max(checkpoint.saved_steps(both.stopped)) == step, "not saved where it was stopped"
     assert read_row(both.stopped)["status"] == "unfinished"
     assert flat(state(both, both.stopped, step))["step"] == step
 
@@ -204,8 +205,8 @@ def test_a_signal_to_one_process_saves_all_and_one_process_goes_on(corpus, tmp_p
     code, out = end(process)
     assert code == PREEMPTED, out
     (run,) = workdir.glob("runs/*")
-    step = metrics_log.last(run)[-1]["step"] + 1
-    assert max(checkpoint.steps(run)) == step, "not saved where it was stopped"
+    step = metrics_log.read_tail(run)[-1]["step"] + 1
+    assert max(checkpoint.saved_steps(run)) == step, "not saved where it was stopped"
     assert f"stopped and saved at step {step}" in out
     assert out.count("error: ") == 1, out
     assert "Gloo" not in out
@@ -366,3 +367,16 @@ def test_inline_starts_the_processes_of_its_one_worker(tmp_path):
     assert len(lines) == 2
     assert {"'--process_id=0'" in line for line in lines} == {True, False}
     assert all("--num_processes=2" in line for line in lines)
+
+
+def test_two_processes_digest_the_arrays_as_one_does(both):
+    path = both.two / "checkpoints" / str(STEPS)
+    expected = array_digests(flat(state(both, both.two, STEPS)))
+    assert read_manifest(path)["content"] == expected
+    assert array_digests(flat(state(both, both.two, HALF))) != expected
+    split = [
+        x
+        for x in leaves_by_path(both.trainer.abstract).values()
+        if not x.sharding.is_fully_replicated
+    ]
+    assert bool(split) == (both.run.mesh["data"] == 1), "no array is split between the processes"

@@ -24,18 +24,18 @@ from tests.scaling.test_scaling import noisy
 def workdir(path, rows, name="a sweep"):
     for row in rows:
         with RunDirectory(path, row["run"]) as directory:
-            directory.once("config.json", {})
+            directory.write_once("config.json", {})
             for step in range(0, 100, 10):
                 directory.append(step=step, tokens=step * 100, train_loss=3.0 - step / 100)
             directory.append(step=100, tokens=10_000, loss=row["loss"] or 1.0)
             facts = {"name": name, "tokens": 10_000, "flops": 1e12, "seed": 0, "lr": 0.01} | row
             if row.get("status", "done") in ("done", "diverged"):
-                directory.finish({"status": "done", "reason": "", **facts})
+                directory.write_result({"status": "done", "reason": "", **facts})
             else:
-                directory.once(
+                directory.write_once(
                     "launch.json", {"facts": {k: v for k, v in facts.items() if k != "status"}}
                 )
-                directory.fail("RuntimeError: <b>fire</b>")
+                directory.record_failure("RuntimeError: <b>fire</b>")
     return path
 
 

@@ -12,10 +12,10 @@ import pytest
 from research.errors import BadInput
 from research.io import files
 from research.report import tables as listing
-from research.runs.table import WORTH_KEEPING, read_row, read_table
+from research.runs.table import WORTH_CACHING, read_row, read_table
 from tests.runs.test_records import directory
 
-COUNT = WORTH_KEEPING
+COUNT = WORTH_CACHING
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def many(tmp_path):
             files.write_json(made.path / "config.json", {})
             files.write_json(made.path / "launch.json", {"facts": facts})
             if i % 2:
-                made.finish({"status": "done", "reason": "", **facts, "loss": 5.0 - i / COUNT})
+                made.write_result(
+                    {"status": "done", "reason": "", **facts, "loss": 5.0 - i / COUNT}
+                )
     return tmp_path
 
 
@@ -50,18 +52,18 @@ def test_a_second_look_reads_only_what_changed(many, read):
     assert read_table(many) == first
     assert read == []
     with directory(many, "r000") as made:
-        made.finish({"status": "done", "reason": "", "params": 0, "tokens": 100, "loss": 1.0})
+        made.write_result({"status": "done", "reason": "", "params": 0, "tokens": 100, "loss": 1.0})
     with directory(many, "r002") as made:
-        made.fail("ValueError: no")
+        made.record_failure("ValueError: no")
     with directory(many, "new") as made:
-        made.once("config.json", {})
+        made.write_once("config.json", {})
     again = {row["run"]: row for row in read_table(many)}
     assert sorted(read) == ["new", "r000", "r002"]
     assert [again[run]["status"] for run in ("r000", "r002", "new")] == [
         *("done", "failed", "unfinished")
     ]
     with directory(many, "r002") as made:
-        made.fail("ValueError: again")
+        made.record_failure("ValueError: again")
     reasons = {row["run"]: row["reason"] for row in read_table(many)}
     assert reasons["r002"] == "ValueError: again"
 

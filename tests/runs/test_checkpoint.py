@@ -53,7 +53,7 @@ def run(saved, tmp_path):
 
 
 def assert_restores(run, step, sizes=MESH):
-    found, restored = checkpoint.restore_newest(run, abstract(sizes))
+    found, restored = checkpoint.restore_latest(run, abstract(sizes))
     assert found == step
     jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state(step)))
     return restored
@@ -86,7 +86,7 @@ def test_the_digest_of_the_arrays_does_not_depend_on_the_mesh(run, tmp_path, siz
 
 
 def test_nothing_saved_is_none(tmp_path):
-    assert checkpoint.restore_newest(tmp_path, abstract()) is None
+    assert checkpoint.restore_latest(tmp_path, abstract()) is None
 
 
 def every_file(folder):
@@ -164,7 +164,7 @@ def test_damage_to_all_steps_is_an_error_and_never_a_fresh_start(run):
         (run / "checkpoints" / step / "manifest.json").write_text("{}")
     for _ in range(2):  # also when everything is in quarantine already
         with pytest.raises(Damaged, match="none of them is intact"):
-            checkpoint.restore_newest(run, abstract())
+            checkpoint.restore_latest(run, abstract())
 
 
 def test_an_empty_or_half_written_step_is_not_a_step(run):
@@ -186,7 +186,7 @@ def test_saving_a_step_again_replaces_it(run):
 
 def test_another_dtype_or_shape_is_refused_by_name(run):
     with pytest.raises(BadInput, match=r"params/w/kernel: holds .*float32.* expected .*bfloat16"):
-        checkpoint.restore_newest(run, abstract(dtype=jnp.bfloat16))
+        checkpoint.restore_latest(run, abstract(dtype=jnp.bfloat16))
 
 
 def test_a_disk_that_refuses_leaves_the_older_steps(run, monkeypatch):

@@ -41,10 +41,10 @@ def every_file(folder):
 def assert_next_older(victim, run, restore=False):
     """Step 20 is in quarantine and step 10 is used."""
     if restore:
-        step, state = checkpoint.restore_newest(run, victim.abstract)
+        step, state = checkpoint.restore_latest(run, victim.abstract)
         assert bits(state) == victim.bits[step]
     else:
-        step = checkpoint.newest_common([run])
+        step = checkpoint.latest_common_step([run])
     assert step == 10
     assert (run / "quarantine" / "20").is_dir()
 
@@ -73,7 +73,7 @@ def test_every_flipped_bit_is_seen_and_the_step_before_is_used(victim, whole, tm
         shutil.rmtree(run / "checkpoints" / "20", ignore_errors=True)
         os.rename(run / "quarantine" / "20", run / "checkpoints" / "20")
         shutil.copyfile(whole / name, run / name)
-    assert checkpoint.newest_common([run]) == 20, "the twin: undamaged it is used"
+    assert checkpoint.latest_common_step([run]) == 20, "the twin: undamaged it is used"
     assert len(hit) > len(names) * 2 // 3
     seen(trials, f"{trials} of {trials} seen before use, in {len(hit)} of {len(names)} files")
 
@@ -125,7 +125,7 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
                 os.truncate(file, file.stat().st_size // 2) if harm == "cut" else file.unlink()
 
     monkeypatch.setattr(checkpoint, "_checked_tree", harmed)
-    step, states = checkpoint.restore_common([(run, victim.abstract) for run in runs])
+    step, states = checkpoint.restore_latest_common([(run, victim.abstract) for run in runs])
     assert step == 10
     assert all(bits(state) == victim.bits[10] for state in states)
     assert (runs[1] / "quarantine" / "20").is_dir()
@@ -152,15 +152,15 @@ def test_what_cannot_be_read_now_is_no_damage(what, victim, whole, tmp_path, see
         with monkeypatch.context() as patch:
             patch.setattr(files, name, refused)
             with pytest.raises(StorageError, match=r"cannot be read now: .*nothing was moved"):
-                checkpoint.restore_newest(run, victim.abstract)
-        assert checkpoint.steps(run) == [20, 10]
+                checkpoint.restore_latest(run, victim.abstract)
+        assert checkpoint.saved_steps(run) == [20, 10]
         assert not (run / "quarantine").exists()
-    assert checkpoint.restore_newest(run, victim.abstract)[0] == 20
+    assert checkpoint.restore_latest(run, victim.abstract)[0] == 20
     seen(len(numbers), "nothing moved, and later the newest step was used")
     with monkeypatch.context() as patch:  # the twin: a file that is gone
         patch.setattr(files, name, lambda *_, **__: (run / "none").read_bytes())
         with pytest.raises(Damaged):
-            checkpoint.restore_newest(run, victim.abstract)
+            checkpoint.restore_latest(run, victim.abstract)
 
 
 def test_what_cannot_be_read_though_it_is_whole_ends_the_run(victim, whole, tmp_path, monkeypatch):
@@ -172,8 +172,8 @@ def test_what_cannot_be_read_though_it_is_whole_ends_the_run(victim, whole, tmp_
 
     monkeypatch.setattr(checkpoint, "_checkpointer", lambda: contextlib.nullcontext(Broken()))
     with pytest.raises(Damaged, match="orbax cannot read it: no such driver"):
-        checkpoint.restore_newest(run, victim.abstract)
-    assert checkpoint.steps(run) == [20, 10], "and moves nothing"
+        checkpoint.restore_latest(run, victim.abstract)
+    assert checkpoint.saved_steps(run) == [20, 10], "and moves nothing"
 
 
 @pytest.mark.fault(
@@ -185,7 +185,7 @@ def test_what_cannot_be_read_though_it_is_whole_ends_the_run(victim, whole, tmp_
 def test_with_all_damaged_a_run_is_never_begun_anew(victim, tmp_path, seen):
     run = victim.killed_after(tmp_path, 30)
     before = metrics_of(run)
-    for step in checkpoint.steps(run):
+    for step in checkpoint.saved_steps(run):
         path = max(every_file(run / "checkpoints" / str(step)), key=lambda p: p.stat().st_size)
         path.write_bytes(path.read_bytes()[:-1] + b"?")
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_with_all_damaged_a_run_is_never_begun_anew(victim, tmp_path, seen):
         assert "to train this run from the start" in child.said
         assert metrics_of(run) == before
     with pytest.raises(Damaged):
-        checkpoint.newest_common([run])
+        checkpoint.latest_common_step([run])
     seen(2, "both launches ended with 74 and changed nothing")
 
 
@@ -217,7 +217,7 @@ def test_with_all_deleted_a_run_is_never_begun_anew(harm, victim, tmp_path, seen
     assert "none of them is there any more" in child.said
     assert metrics_of(run) == before
     (run / "saved").unlink()
-    assert checkpoint.newest_common([run]) is None, "the twin: it never had any"
+    assert checkpoint.latest_common_step([run]) is None, "the twin: it never had any"
     seen(1, "the launch ended with 74 and changed nothing")
 
 
@@ -242,7 +242,7 @@ def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
                     run.append(step=step, loss=step + begin / 100)
                 run.append(step=step, train_loss=step + begin / 100)
     path, rng, trials = run.path / "metrics.jsonl", random.Random(0), 0
-    raw, expected = path.read_bytes(), metrics_log.read(run.path)
+    raw, expected = path.read_bytes(), metrics_log.read_records(run.path)
     lines = raw.splitlines(keepends=True)
     for index, line in enumerate(lines):
         for _ in range(4):
@@ -251,7 +251,7 @@ def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
                 continue  # two lines, both damaged
             path.write_bytes(b"".join([*lines[:index], damaged, *lines[index + 1 :]]))
             caplog.clear()
-            found, trials = metrics_log.read(run.path), trials + 1
+            found, trials = metrics_log.read_records(run.path), trials + 1
             if json.loads(line) == metrics_log._record(damaged):
                 continue
             assert f"line {index + 1} is torn or damaged" in caplog.text
@@ -302,7 +302,7 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
         writer.stdout.close()
     for k in range(8):
         raw = (tmp_path / "runs" / f"r{k}" / "metrics.jsonl").read_bytes()
-        found = [r["step"] for r in metrics_log.read(tmp_path / "runs" / f"r{k}")]
+        found = [r["step"] for r in metrics_log.read_records(tmp_path / "runs" / f"r{k}")]
         assert found[: len(told[k])] == told[k]
         assert len(found) - len(told[k]) <= 1
         assert raw.count(b"\n") == len(found), "a torn line"

@@ -135,7 +135,7 @@ def test_a_write_that_is_refused_leaves_nothing_half_written(tmp_path, seen):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["checkpoint", "document", "record"]
-    assert checkpoint.steps(tmp_path / "runs" / "r0") == [1]
+    assert checkpoint.saved_steps(tmp_path / "runs" / "r0") == [1]
     assert not list((tmp_path / "runs" / "r0").rglob("*.tmp"))
     assert not list((tmp_path / "runs" / "r0" / "checkpoints").glob(".*"))
     assert (tmp_path / "runs/r0/metrics.jsonl").read_bytes().endswith(b"}\n")
@@ -154,11 +154,11 @@ from research.training.run import make_run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 state = {{"step": np.int32(1), "params": {{"w": np.random.default_rng(0).normal(size=(500, 500))}}}}
 with records.RunDirectory({folder!r}, "r0") as run:
-    checkpoint.save(run.path, 1, state, 2, run.check)
+    checkpoint.save(run.path, 1, state, 2, run.check_lease)
     run.append(step=0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     for name, write in (
-        ("checkpoint", lambda: checkpoint.save(run.path, 2, state, 2, run.check)),
+        ("checkpoint", lambda: checkpoint.save(run.path, 2, state, 2, run.check_lease)),
         ("document", lambda: files.write_json(run.path / "d.json", {{"a": "x" * 200_000}})),
         ("record", lambda: run.append(step=1, text="x" * 200_000)),
     ):
@@ -178,13 +178,13 @@ with records.RunDirectory({folder!r}, "r0") as run:
 )
 def test_a_disk_without_room_is_refused_beforehand(tmp_path, monkeypatch, seen):
     state = {"w": np.zeros((1000, 1000), np.float32)}
-    checkpoint.check_room(tmp_path, state)
+    checkpoint.check_disk_space(tmp_path, state)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=7_000_000))
     with pytest.raises(StorageError, match="takes 4,000,000 bytes and needs 8,000,000"):
-        checkpoint.check_room(tmp_path, state)
+        checkpoint.check_disk_space(tmp_path, state)
     (tmp_path / "checkpoints" / "1").mkdir()
-    checkpoint.check_room(tmp_path, state)  # there is one already, so one more is enough
+    checkpoint.check_disk_space(tmp_path, state)  # there is one already, so one more is enough
     seen(1, "refused")
 
 
@@ -201,7 +201,7 @@ def test_what_is_still_written_is_removed_too(tmp_path, monkeypatch):
 
     folder.mkdir()
     monkeypatch.setattr(checkpoint, "_remove", removed)
-    checkpoint._remove_begun(folder)
+    checkpoint._remove_unfinished(folder)
     assert not folder.exists()
     assert len(tries) == 3
 
@@ -210,9 +210,9 @@ def test_a_group_needs_room_for_all_its_members(tmp_path, monkeypatch):
     state = {"w": np.zeros((1000, 1000), np.float32)}
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000_000))
-    checkpoint.check_room(tmp_path, state, members=2)
+    checkpoint.check_disk_space(tmp_path, state, members=2)
     with pytest.raises(StorageError, match="takes 12,000,000 bytes and needs 24,000,000"):
-        checkpoint.check_room(tmp_path, state, members=3)
+        checkpoint.check_disk_space(tmp_path, state, members=3)
 
 
 def test_names_of_new_directories_and_records_survive_a_power_loss(tmp_path, monkeypatch):
@@ -346,11 +346,11 @@ def replayed(disk, folder, keep):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     try:
-        step = checkpoint.newest_common([folder])
+        step = checkpoint.latest_common_step([folder])
     except checkpoint.Damaged:
         return None
     if step is not None:
-        kernel = checkpoint.read(folder / "checkpoints" / str(step), "params")["w"]["kernel"]
+        kernel = checkpoint.read_arrays(folder / "checkpoints" / str(step), "params")["w"]["kernel"]
         assert (kernel == step).all()
     return step
 

@@ -29,7 +29,7 @@ for i in range(rounds):
     while not (root / f"go-{i}").exists():
         time.sleep(0.0005)
     try:
-        held.append(lease.take(root / f"run-{i}" / "lease"))
+        held.append(lease.acquire(root / f"run-{i}" / "lease"))
         word = "won"
     except Held:
         word = "held"
@@ -92,7 +92,7 @@ def test_of_eight_that_start_at_once_exactly_one_wins(tmp_path):
     """Half of the rounds are over a run that nobody held, half over that of a dead process."""
     pid = dead_pid()
     for i in range(1, ROUNDS, 2):
-        plant(tmp_path / f"run-{i}" / "lease", **lease._place(), pid=pid, born="1")
+        plant(tmp_path / f"run-{i}" / "lease", **lease._host_identity(), pid=pid, born="1")
     racers = [
         subprocess.Popen([sys.executable, "-c", RACER, str(tmp_path), str(k), str(ROUNDS)])
         for k in range(8)
@@ -138,46 +138,51 @@ def test_a_killed_holder_is_followed_at_once(tmp_path, reaped):
             process.wait()
         until(lambda: unlocked(tmp_path / "runs" / "r0" / ".lock"))  # its last thread is gone
         with RunDirectory(tmp_path, "r0") as run:
-            holder = lease.holder(run.path / "lease")
+            holder = lease.read_holder(run.path / "lease")
             assert (holder.number, holder.content["deaths"]) == (2, 1)
     with RunDirectory(tmp_path, "r0") as run:
-        assert lease.holder(run.path / "lease").content["deaths"] == 0
+        assert lease.read_holder(run.path / "lease").content["deaths"] == 0
 
 
 def test_a_process_that_has_got_the_number_of_a_dead_one_is_not_the_holder(tmp_path):
-    plant(tmp_path / "a", **lease._place(), pid=os.getpid(), born="1")
-    lease.take(tmp_path / "a").release()
-    plant(tmp_path / "b", **lease._place(), pid=os.getpid(), born=lease._born(os.getpid()))
+    plant(tmp_path / "a", **lease._host_identity(), pid=os.getpid(), born="1")
+    lease.acquire(tmp_path / "a").release()
+    plant(
+        tmp_path / "b",
+        **lease._host_identity(),
+        pid=os.getpid(),
+        born=lease._start_time(os.getpid()),
+    )
     with pytest.raises(Held):
-        lease.take(tmp_path / "b")
+        lease.acquire(tmp_path / "b")
 
 
 def test_a_holder_elsewhere_is_respected_while_it_beats_and_followed_when_silent(tmp_path, clock):
     for beat in range(5):
         plant(tmp_path, beat=beat)
         with pytest.raises(Held, match="process 1 on elsewhere"):
-            lease.take(tmp_path)
-        clock(lease.SILENCE - 1)
+            lease.acquire(tmp_path)
+        clock(lease.TIMEOUT - 1)
     with pytest.raises(Held, match="59 s"):
-        lease.take(tmp_path)
+        lease.acquire(tmp_path)
     clock(2)
-    lease.take(tmp_path).release()
+    lease.acquire(tmp_path).release()
 
 
 def test_patience_watches_a_holder_elsewhere_until_it_proves_dead(tmp_path, clock):
     plant(tmp_path)
     with pytest.raises(Held):
-        lease.take(tmp_path, patience=lease.SILENCE - 5)
-    lease.take(tmp_path, patience=10).release()
-    lease.take(tmp_path, patience=0).release()
+        lease.acquire(tmp_path, patience=lease.TIMEOUT - 5)
+    lease.acquire(tmp_path, patience=10).release()
+    lease.acquire(tmp_path, patience=0).release()
 
 
 def test_a_file_that_is_no_lease_is_respected_for_a_while(tmp_path, clock):
     (tmp_path / "1.json").write_text("")
     with pytest.raises(Held, match="unknown host"):
-        lease.take(tmp_path)
-    clock(lease.SILENCE + 1)
-    lease.take(tmp_path).release()
+        lease.acquire(tmp_path)
+    clock(lease.TIMEOUT + 1)
+    lease.acquire(tmp_path).release()
 
 
 @pytest.mark.fault(
@@ -192,17 +197,17 @@ def test_no_jump_of_the_wall_clock_ends_or_keeps_a_lease(tmp_path, clock, monkey
         monkeypatch.setattr(lease.time, "time", lambda jump=jump: 1.7e9 + jump)
         os.utime(tmp_path / "1.json", (1.7e9 - jump, 1.7e9 - jump))
         with pytest.raises(Held):
-            lease.take(tmp_path)
-    clock(lease.SILENCE + 1)
-    lease.take(tmp_path).release()
+            lease.acquire(tmp_path)
+    clock(lease.TIMEOUT + 1)
+    lease.acquire(tmp_path).release()
 
 
 def test_a_heart_beats_while_the_run_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.01)
-    held = lease.take(tmp_path)
-    until(lambda: lease.holder(tmp_path).content["beat"] > 2)
+    monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
+    held = lease.acquire(tmp_path)
+    until(lambda: lease.read_holder(tmp_path).content["beat"] > 2)
     held.release()
-    last = lease.holder(tmp_path)
+    last = lease.read_holder(tmp_path)
     assert not last.alive
     assert last.deaths == 0
 
@@ -214,16 +219,16 @@ def taken_over(run):
 
 def lost(run):
     """The seconds have passed in which a look at the files is believed."""
-    run._lease._seen_at -= 2 * lease.TRUST
+    run._lease._seen_at -= 2 * lease.RECHECK
 
 
 WRITES = {
     "append": lambda run: run.append(step=1),
-    "finish": lambda run: run.finish({"status": "done"}),
-    "fail": lambda run: run.fail("reason"),
-    "once": lambda run: run.once("config.json", {}),
-    "text": lambda run: run.once_text("tokenizer.json", "{}"),
-    "save": lambda run: checkpoint.save(run.path, 1, {"x": np.ones(3)}, 1, run.check),
+    "finish": lambda run: run.write_result({"status": "done"}),
+    "fail": lambda run: run.record_failure("reason"),
+    "once": lambda run: run.write_once("config.json", {}),
+    "text": lambda run: run.write_text_once("tokenizer.json", "{}"),
+    "save": lambda run: checkpoint.save(run.path, 1, {"x": np.ones(3)}, 1, run.check_lease),
 }
 
 
@@ -259,7 +264,7 @@ def test_a_holder_that_comes_back_after_its_successor_has_ended_writes_nothing(t
         (run.path / "lease" / "1.json").unlink()
         plant(run.path / "lease", number=2, released=True)
         with pytest.raises(Held):
-            run.check()
+            run.check_lease()
 
 
 def test_a_run_whose_directory_was_removed_is_not_made_again(tmp_path):
@@ -267,7 +272,7 @@ def test_a_run_whose_directory_was_removed_is_not_made_again(tmp_path):
         for path in sorted((tmp_path / "runs").rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         with pytest.raises(Held, match="gone"):
-            run.finish({"status": "done"})
+            run.write_result({"status": "done"})
     assert not list((tmp_path / "runs").rglob("*"))
 
 
@@ -276,14 +281,14 @@ def test_without_links_numbers_are_exclusive_all_the_same(tmp_path, monkeypatch)
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(os, "link", refuse)
-    held = lease.take(tmp_path)
-    assert not lease.Lease(tmp_path, 1, 0)._made()
+    held = lease.acquire(tmp_path)
+    assert not lease.Lease(tmp_path, 1, 0).claim()
     held.check_now()
     held.release()
-    lease.take(tmp_path).release()
+    lease.acquire(tmp_path).release()
 
 
 def test_a_number_that_was_surpassed_meanwhile_is_not_won(tmp_path):
     plant(tmp_path, number=3)
-    assert not lease.Lease(tmp_path, 2, 0)._made()
+    assert not lease.Lease(tmp_path, 2, 0).claim()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3.json"]

@@ -28,7 +28,7 @@ def written(tmp_path):
 
 
 def steps(path):
-    return [r["step"] for r in metrics_log.read(path)]
+    return [r["step"] for r in metrics_log.read_records(path)]
 
 
 def test_a_run_whose_directory_or_checkpoints_are_links_is_a_row(written, tmp_path):
@@ -48,23 +48,23 @@ def test_what_replaces_a_lease_that_is_held_is_told(tmp_path):
         shutil.rmtree(made.path / "lease")
         (made.path / "lease").touch()
         with pytest.raises(StorageError, match="is no directory"):
-            made.check()
+            made.check_lease()
     assert made._lock is None, "what was open is closed"
 
 
 def test_a_held_run_is_refused_before_anything_is_traced(tmp_path):
     directory = RunDirectory(tmp_path, "r0")
-    directory.check_free()  # of a run that is not there yet
+    directory.check_not_held()  # of a run that is not there yet
     with RunDirectory(tmp_path, "r0"), pytest.raises(Held, match=f"process {os.getpid()} "):
-        directory.check_free()
-    directory.check_free()  # its holder let go
+        directory.check_not_held()
+    directory.check_not_held()  # its holder let go
     (tmp_path / "file").touch()
-    RunDirectory(tmp_path / "file", "r0").check_free()  # who enters says what is wrong
+    RunDirectory(tmp_path / "file", "r0").check_not_held()  # who enters says what is wrong
 
 
 def test_records_come_back(written):
     assert steps(written) == [0, 1, 2, 3, 4]
-    assert metrics_log.read(written)[1] == {"step": 1, "train_loss": 0.5}
+    assert metrics_log.read_records(written)[1] == {"step": 1, "train_loss": 0.5}
 
 
 @pytest.mark.fault(
@@ -103,7 +103,7 @@ def test_what_a_later_launch_did_again_replaces_what_it_redid(written):
     with directory(written.parents[1]) as run:
         run.append(resume=2)
         run.append(step=2, train_loss=7.0)
-    metrics = metrics_log.read(written)
+    metrics = metrics_log.read_records(written)
     assert [r["step"] for r in metrics] == [0, 1, 2]
     assert metrics[2]["train_loss"] == 7.0
 
@@ -120,8 +120,8 @@ def test_one_process_holds_a_run_at_a_time(tmp_path):
 
 def test_once_keeps_what_is_there(tmp_path):
     with directory(tmp_path) as run:
-        assert run.once("config.json", {"a": 1}) == {"a": 1}
-        assert run.once("config.json", {"a": 2}) == {"a": 1}
+        assert run.write_once("config.json", {"a": 1}) == {"a": 1}
+        assert run.write_once("config.json", {"a": 2}) == {"a": 1}
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -156,17 +156,17 @@ def test_json_that_is_not_an_object_is_bad_input(tmp_path, content):
 def sweep(tmp_path):
     for run, params in (("a", 10), ("b", 20), ("c", 30), ("d", 40), ("e", 50)):
         with directory(tmp_path, run) as made:
-            made.once("config.json", {})
-            made.once("launch.json", {"facts": {"params": params, "name": "=cmd"}})
+            made.write_once("config.json", {})
+            made.write_once("launch.json", {"facts": {"params": params, "name": "=cmd"}})
             if run == "a":
-                made.finish({"status": "done", "reason": "", "params": params, "loss": 2.0})
+                made.write_result({"status": "done", "reason": "", "params": params, "loss": 2.0})
             if run == "b":
-                made.finish({"status": "diverged", "reason": "loss nan", "params": params})
+                made.write_result({"status": "diverged", "reason": "loss nan", "params": params})
             if run in "cd":
-                made.fail("first")
-                made.fail("RuntimeError: second")
+                made.record_failure("first")
+                made.record_failure("RuntimeError: second")
             if run == "d":
-                made.finish({"status": "done", "reason": "", "params": params, "loss": 1.0})
+                made.write_result({"status": "done", "reason": "", "params": params, "loss": 1.0})
     (tmp_path / "runs" / "no run").mkdir()
     return tmp_path
 

@@ -42,7 +42,7 @@ from research.runs import trackers
 workdir = Path(sys.argv[2])
 config, directory = json.loads(sys.argv[3]), workdir / "runs" / "r0"
 trackers.SECONDS = 0.2
-out = trackers.open_all([sys.argv[1]], "r0", "a run", config, directory, workdir)
+out = trackers.open_trackers([sys.argv[1]], "r0", "a run", config, directory, workdir)
 for step in range(6):
     if step == 5 and sys.argv[1] == "mlflow": time.sleep(1)  # it sends what it holds
     out.log(step, {"train_loss": 8.0 - step})
@@ -68,7 +68,7 @@ def environment():
 
 
 def opened(sink, workdir):
-    return trackers.open_all([sink], "r0", "a run", CONFIG, workdir / "runs" / "r0", workdir)
+    return trackers.open_trackers([sink], "r0", "a run", CONFIG, workdir / "runs" / "r0", workdir)
 
 
 def launch_twice(sink, workdir):
@@ -304,7 +304,7 @@ def test_mlflow_ends_with_the_result(flow):
 def test_mlflow_goes_on_with_another_cadence_and_repeats_nothing(flow):
     """Last of the tests of this store: it adds to it."""
     workdir, _ = flow
-    out = trackers.open_all(
+    out = trackers.open_trackers(
         ["mlflow"], "r0", "a run", {**CONFIG, "log": {"every": 2}}, workdir, workdir
     )
     sink = out.sinks["mlflow"]
@@ -326,7 +326,7 @@ def test_mlflow_writes_where_it_is_told(tmp_path, environment, monkeypatch, flow
     (tmp_path / "told.db").write_bytes((flow[0] / "mlflow.db").read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/told.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "isoflop")
-    out = trackers.open_all(["mlflow"], "r1", "another", CONFIG, tmp_path, tmp_path)
+    out = trackers.open_trackers(["mlflow"], "r1", "another", CONFIG, tmp_path, tmp_path)
     out.close(RESULT)
     assert not (tmp_path / "mlflow.db").exists()
     from mlflow import MlflowClient
@@ -369,7 +369,7 @@ class Fails(Kept):
 @pytest.mark.parametrize(("kind", "seen"), [(Fails, [0, 1]), (Kept, [0, 1, 2, RESULT])])
 def test_a_sink_that_fails_is_dropped_with_one_warning(kind, seen, caplog):
     first, other = kind(), Kept()
-    out = trackers.Sinks({"first": first, "other": other})
+    out = trackers.Trackers({"first": first, "other": other})
     with caplog.at_level(logging.WARNING):
         for step in range(3):
             out.log(step, {"loss": 1.0})
@@ -400,16 +400,16 @@ def test_a_package_that_is_missing_is_told_with_the_extra(tmp_path, monkeypatch)
     with pytest.raises(BadInput, match=r"wandb needs .*pip install isoflop\[track\]"):
         opened("wandb", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    trackers.check(["mlflow"])
+    trackers.check_trackers(["mlflow"])
     with pytest.raises(BadInput) as error:
-        trackers.check(["mlflow", "wandb", "wnadb"])
+        trackers.check_trackers(["mlflow", "wandb", "wnadb"])
     assert len(error.value.problems) == 2
 
 
 def test_check_imports_no_package():
     code = (
         "import sys; from research.runs import trackers\n"
-        "try: trackers.check(list(trackers.SINKS))\nexcept trackers.BadInput: pass\n"
+        "try: trackers.check_trackers(list(trackers.TRACKERS))\nexcept trackers.BadInput: pass\n"
         "heavy = {*trackers.PACKAGES.values(), 'jax'}\n"
         "assert not heavy & set(sys.modules)\n"
         "import json; sys.modules['wandb'] = json; assert heavy & set(sys.modules)"
@@ -419,5 +419,7 @@ def test_check_imports_no_package():
 
 def test_the_schema_offers_these_sinks():
     assert (
-        set(schema.SECTIONS["log.sinks"].choices) == set(trackers.SINKS) == set(trackers.PACKAGES)
+        set(schema.SECTIONS["log.sinks"].choices)
+        == set(trackers.TRACKERS)
+        == set(trackers.PACKAGES)
     )

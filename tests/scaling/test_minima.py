@@ -223,7 +223,7 @@ def test_the_envelope_gives_the_exponent_of_the_law():
 def test_the_envelope_of_whole_training_curves(tmp_path):
     for i, n in enumerate(np.geomspace(1e4, 1e6, 9)):
         with RunDirectory(tmp_path, f"r{i}") as directory:
-            directory.once("config.json", {})
+            directory.write_once("config.json", {})
             d = 3e3 * n
             for step in (20, 40, 60, 80, 100):
                 tokens = int(d * step / 100)
@@ -231,7 +231,7 @@ def test_the_envelope_of_whole_training_curves(tmp_path):
                 directory.append(step=step, tokens=tokens, loss=loss)
             facts = {"params": int(n), "tokens": int(d), "unique_tokens": int(d), "steps": 100}
             facts |= {"flops": 6 * n * d, "flops_6nd": 6 * n * d, "flops_convention": "x"}
-            directory.finish({"status": "done", "reason": "", "loss": loss, **facts})
+            directory.write_result({"status": "done", "reason": "", "loss": loss, **facts})
     rows = table.read(tmp_path, curves=True)
     assert len(rows) == 45
     assert all(r["flops"] == pytest.approx(6 * r["params"] * r["tokens"], rel=1e-3) for r in rows)

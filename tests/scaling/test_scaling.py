@@ -478,8 +478,8 @@ def test_the_command_reads_a_csv_with_other_names(tmp_path):
 def test_the_table_of_a_sweep_can_be_fitted_from_its_parquet(tmp_path):
     for i, row in enumerate(noisy(0)):
         with RunDirectory(tmp_path, f"run{i}") as directory:
-            directory.once("config.json", {})
-            directory.finish({"status": "done", **{k: row[k] for k in ("params", "loss")}})
+            directory.write_once("config.json", {})
+            directory.write_result({"status": "done", **{k: row[k] for k in ("params", "loss")}})
     parquet, _ = write_table(tmp_path)
     names = ("params", "objective", "holdout")
     a, b = (fit_law("power", table.read(p), holdout="largest") for p in (tmp_path, parquet))

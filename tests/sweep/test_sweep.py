@@ -164,7 +164,7 @@ def killed(directory, times):
     for _ in range(times):
         directory.__enter__()
         path = directory._lease.path
-        directory._lease._ended.set()
+        directory._lease._released.set()
         directory._lease = None
         directory.__exit__()
         path.write_text(path.read_text().replace('"born": "', '"born": "0'))
@@ -312,5 +312,5 @@ def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path):
     assert launch(resolve_points(configs, tmp_path), tmp_path).trained == 1
     after = read_row(path.parent)
     assert after["loss"] == before["loss"]
-    lines = metrics_log.read(path.parent)
+    lines = metrics_log.read_records(path.parent)
     assert [r["step"] for r in lines] == sorted({r["step"] for r in lines}), "steps were redone"

@@ -63,13 +63,13 @@ def run_unit(unit, workdir, stop=lambda: False):
 
 def final_state(run, workdir, sizes):
     abstract = Trainer(run, sharding.make_mesh(sizes, run.batch)).abstract
-    step, state = checkpoint.restore_newest(RunDirectory(workdir, run.id).path, abstract)
+    step, state = checkpoint.restore_latest(RunDirectory(workdir, run.id).path, abstract)
     assert step == run.steps
     return jax.device_get(state)
 
 
 def without_clock(run, workdir):
-    read = metrics_log.read(RunDirectory(workdir, run.id).path)
+    read = metrics_log.read_records(RunDirectory(workdir, run.id).path)
     return [{k: v for k, v in r.items() if k != "seconds"} for r in read]
 
 
@@ -251,7 +251,7 @@ def test_a_shared_prefix_gives_every_run_what_it_has_alone_for_less(alone, tmp_p
     assert [r.get("shared_prefix") for r in rows] == [None, points[0].run.id, points[1].run.id]
     for point in points:  # what was kept for others is gone
         path = RunDirectory(tmp_path, point.run.id).path
-        assert checkpoint.steps(path) == [point.run.steps]
+        assert checkpoint.saved_steps(path) == [point.run.steps]
 
 
 def test_a_unit_that_is_stopped_anywhere_ends_the_same(alone, tiny, tmp_path):
@@ -349,11 +349,11 @@ def test_workers_of_a_core_each_where_there_is_enough_and_nothing_is_in_the_way(
     assert not several(located(tiny, [{"seed": k, "mesh.fsdp": 2} for k in range(8)], tmp_path))
     name = points[3].run.id
     with RunDirectory(tmp_path, name) as directory:
-        directory.once("launch.json", {"mesh": {"data": 1, "fsdp": 1, "tensor": 1}})
+        directory.write_once("launch.json", {"mesh": {"data": 1, "fsdp": 1, "tensor": 1}})
         assert several()
     (tmp_path / "runs" / name / "launch.json").unlink()
     with RunDirectory(tmp_path, name) as directory:
-        directory.once("launch.json", {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}})
+        directory.write_once("launch.json", {"mesh": {"data": 2, "fsdp": 1, "tensor": 1}})
     assert not several()  # its last bits would be others
 
 

@@ -24,10 +24,10 @@ def swept(tmp_path, corpus):
     for i, n in enumerate(np.geomspace(1e4, 1e5, 4)):
         for k in (2, 10, 50):
             with RunDirectory(tmp_path, f"r{i}{k}") as directory:
-                directory.once("config.json", {})
+                directory.write_once("config.json", {})
                 loss = 2.0 + 40 / n**0.4 + 60 / (k * n) ** 0.35
                 facts = {"params": int(n), "tokens": int(k * n), "flops": 7 * k * n * n}
-                directory.finish({"status": "done", "reason": "", "loss": loss, **facts})
+                directory.write_result({"status": "done", "reason": "", "loss": loss, **facts})
     config, _ = load_config("configs/lm_transformer.py")
     changes = {"data.path": str(corpus), "data.context": 32, "eval.examples": 64, "eval.every": 0}
     config, problems = validation.override(config, changes)
@@ -48,9 +48,9 @@ def test_the_prediction_stands_before_the_run_and_is_not_changed(swept, monkeypa
     assert made["params"] == pytest.approx(made["optimal_params"], rel=0.5)
     # Other runs, and so another law, do not change what was said.
     with RunDirectory(swept, "late") as directory:
-        directory.once("config.json", {})
+        directory.write_once("config.json", {})
         facts = {"params": 50_000, "tokens": 500_000, "flops": 1e11, "loss": 1.0}
-        directory.finish({"status": "done", "reason": "", **facts})
+        directory.write_result({"status": "done", "reason": "", **facts})
     assert verify.predict(swept, None) == (made, config)
     assert path.read_bytes() == written
     with pytest.raises(BadInput, match="another"):

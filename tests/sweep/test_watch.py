@@ -38,14 +38,14 @@ def sweep(tmp_path):
     for name in RUNS[:-1]:
         run = held if name == "running" else RunDirectory(tmp_path, name)
         run.__enter__()
-        run.once("launch.json", {"facts": FACTS})
+        run.write_once("launch.json", {"facts": FACTS})
         lines(run, 20)
         if name == "done":
-            run.finish({"status": "done", "reason": "", "loss": 2.5})
+            run.write_result({"status": "done", "reason": "", "loss": 2.5})
         if name == "diverged":
-            run.finish({"status": "diverged", "reason": "loss inf"})
+            run.write_result({"status": "diverged", "reason": "loss inf"})
         if name == "failed":
-            run.fail("RuntimeError: no")
+            run.record_failure("RuntimeError: no")
         if name != "running":
             run.__exit__()
     path = tmp_path / "runs" / "killed" / "lease" / "1.json"
@@ -89,19 +89,19 @@ def test_a_rate_is_that_of_this_launch_and_not_of_its_compiling(tmp_path):
         run.append(resume=5)
         for step, seconds in [(5, 50.0), (6, 50.001), (7, 51.0), (8, 52.0)]:
             run.append(step=step, tokens=100 * step, train_loss=1.0, seconds=seconds)
-    assert watch._rate(metrics_log.last(run.path)) == pytest.approx(200 / 1.999)
+    assert watch._rate(metrics_log.read_tail(run.path)) == pytest.approx(200 / 1.999)
     assert watch._rate([]) == 0
 
 
 def test_only_the_end_of_the_metrics_is_read(tmp_path):
     with RunDirectory(tmp_path, "r") as run:
         lines(run, 2000)
-    whole = metrics_log.read(run.path)
-    tail = metrics_log.last(run.path, 4000)
+    whole = metrics_log.read_records(run.path)
+    tail = metrics_log.read_tail(run.path, 4000)
     assert tail == whole[-len(tail) :]
     assert 10 < len(tail) < 100
-    assert metrics_log.last(run.path, 10**9) == whole
-    assert metrics_log.last(tmp_path / "none") == []
+    assert metrics_log.read_tail(run.path, 10**9) == whole
+    assert metrics_log.read_tail(tmp_path / "none") == []
 
 
 def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkeypatch):
@@ -113,7 +113,7 @@ def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkey
     assert "1 running, 1 failed, 1 diverged, 2 stopped, 1 waiting, 1 done; " in out
     assert "running step 19/40 loss 4.810 200 tokens/s" in out
     with RunDirectory(sweep, "stopped") as run:
-        run.finish({"status": "done", "reason": "", "loss": 1.5})
+        run.write_result({"status": "done", "reason": "", "loss": 1.5})
     shown.show()
     assert "run stopped: done loss 1.5000" in capsys.readouterr().out
 
@@ -132,7 +132,7 @@ def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
         watch.follow(str(tmp_path))
     write_sweep(tmp_path, "r")
     with RunDirectory(tmp_path, "r") as run:
-        run.finish({"status": "done", "reason": "", "loss": 1.5})
+        run.write_result({"status": "done", "reason": "", "loss": 1.5})
     assert watch.follow(str(tmp_path)) == 0
     assert "1 done; 8e+06 FLOPs spent, 0 to go, 0 s left" in capsys.readouterr().out
 
@@ -149,5 +149,5 @@ def test_a_holder_elsewhere_runs_while_it_beats(sweep, monkeypatch):
         return next(row.status for row in sight.rows() if row.run == "stopped")
 
     assert status() == "running"
-    now[0] += lease.SILENCE + 1
+    now[0] += lease.TIMEOUT + 1
     assert status() == "stopped"

@@ -48,7 +48,7 @@ def arrays(tree):
 
 def test_a_run_starts_from_the_parameters_of_another_and_from_a_new_optimizer(tiny, source):
     state = start_of(tiny({"init.run": str(source), "seed": 7}))
-    there = arrays(checkpoint.read(checkpoint.newest_intact(source)[1], "params"))
+    there = arrays(checkpoint.read_arrays(checkpoint.latest_intact(source)[1], "params"))
     here = arrays(state.params)
     assert here.keys() == there.keys()
     for path, leaf in here.items():
@@ -91,7 +91,7 @@ def test_a_parent_that_is_trained_again_has_the_same_children(tiny, source, tmp_
 def test_one_bit_of_the_parent_makes_other_children(tiny, source, tmp_path, part):
     run = make_run(tiny())
     trainer = Trainer(run, sharding.make_mesh(ONE, run.batch))
-    step, path = checkpoint.newest_intact(source)
+    step, path = checkpoint.latest_intact(source)
     altered = shutil.copytree(source, tmp_path / "altered")
     shutil.rmtree(altered / "checkpoints")
     state = jax.device_get(checkpoint.restore(path, trainer.abstract))
@@ -125,11 +125,11 @@ def test_arrays_that_are_not_those_of_the_manifest_are_refused(source, tmp_path)
     path = forged / "checkpoints" / "12" / "manifest.json"
     content = json.loads(path.read_text())
     leaf = next(leaf for leaf in content["content"] if leaf.startswith("params/"))
-    checkpoint.read(path.parent, "params")
+    checkpoint.read_arrays(path.parent, "params")
     content["content"][leaf] = "0" * 64
     path.write_text(json.dumps(digested(content)))
     with pytest.raises(Damaged, match=f"{leaf} holds other values than its manifest says"):
-        checkpoint.read(path.parent, "params")
+        checkpoint.read_arrays(path.parent, "params")
 
 
 def test_going_on_from_the_state_equals_the_run_that_was_not_stopped(tiny, source, tmp_path):
@@ -139,7 +139,7 @@ def test_going_on_from_the_state_equals_the_run_that_was_not_stopped(tiny, sourc
     more = {"init.run": str(trunk), "init.what": "state", "horizon.amount": 20.0, **constant}
     branched, path = fit(tiny(more), tmp_path / "branch")
     assert branched["loss"] == whole["loss"]
-    steps = [r["step"] for r in metrics_log.read(path) if "train_loss" in r]
+    steps = [r["step"] for r in metrics_log.read_records(path) if "train_loss" in r]
     assert min(steps) >= 8
     params_only, _ = fit(tiny({**more, "init.what": "params"}), tmp_path / "params")
     assert params_only["loss"] != whole["loss"]
@@ -162,7 +162,7 @@ def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
     made = arrays(fine_tuning.transplanted(start, abstract, params))
-    there = arrays(checkpoint.read(start.path, "params"))
+    there = arrays(checkpoint.read_arrays(start.path, "params"))
     before = arrays(params)
     for path, other in start.taken:
         np.testing.assert_array_equal(made[path], there[other])
@@ -259,8 +259,8 @@ def test_the_moving_average_is_what_is_evaluated_kept_and_taken(tiny, tmp_path):
     averaged, path = fit(tiny({"optim.ema": 0.9}), tmp_path / "ema")
     assert averaged["loss"] != plain["loss"]
     assert averaged["train_loss"] == plain["train_loss"]  # the training itself is the same
-    _, kept = checkpoint.newest_intact(path)
-    average, last = (arrays(checkpoint.read(kept, part)) for part in ("average", "params"))
+    _, kept = checkpoint.latest_intact(path)
+    average, last = (arrays(checkpoint.read_arrays(kept, part)) for part in ("average", "params"))
     assert any((average[p] != last[p]).any() for p in last)
     opened = arrays(open_run(path).params)
     for leaf, value in average.items():

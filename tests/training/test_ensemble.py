@@ -65,18 +65,18 @@ def path_of(run, workdir):
 
 def final_state(run, workdir):
     one = sharding.make_mesh(ALONE, run.batch)
-    step, state = checkpoint.restore_newest(path_of(run, workdir), Trainer(run, one).abstract)
+    step, state = checkpoint.restore_latest(path_of(run, workdir), Trainer(run, one).abstract)
     assert step == run.steps
     return jax.device_get(state)
 
 
 def curve(run, workdir, name="train_loss"):
-    read = metrics_log.read(path_of(run, workdir))
+    read = metrics_log.read_records(path_of(run, workdir))
     return [(r["step"], r[name]) for r in read if name in r]
 
 
 def without_clock(run, workdir):
-    read = metrics_log.read(path_of(run, workdir))
+    read = metrics_log.read_records(path_of(run, workdir))
     return [{k: v for k, v in r.items() if k != "seconds"} for r in read]
 
 
@@ -229,14 +229,14 @@ def test_a_member_is_stored_as_a_run_alone(group, tiny, tmp_path):
     together = path_of(run, workdir)
 
     def described(path):
-        kept = read_manifest(checkpoint.newest_intact(path)[1])
+        kept = read_manifest(checkpoint.latest_intact(path)[1])
         return kept["step"], kept["leaves"], set(kept["files"])
 
     (*here, names), (*there, others) = described(together), described(single)
     assert here == there
     assert {n.rpartition("/")[0] for n in names} == {n.rpartition("/")[0] for n in others}
     assert sorted(p.name for p in together.iterdir()) == sorted(p.name for p in single.iterdir())
-    assert checkpoint.steps(together) == checkpoint.steps(single) == [40, 32]
+    assert checkpoint.saved_steps(together) == checkpoint.saved_steps(single) == [40, 32]
     opened = open_run(together)
     assert opened.model == run.model
     tuned = make_run(tiny({"init.run": str(together), "horizon.amount": 3.0}))
@@ -297,7 +297,7 @@ def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
     assert results[lost.id]["status"] == "diverged"
     assert "at step" in results[lost.id]["reason"]
     assert results[lost.id]["flops_spent"] < results[lost.id]["flops"]
-    assert not checkpoint.steps(path_of(lost, tmp_path / "wild"))
+    assert not checkpoint.saved_steps(path_of(lost, tmp_path / "wild"))
     # It ended where it would have ended alone.
     with pytest.raises(Diverged):
         alone(lost, tmp_path)
@@ -378,7 +378,7 @@ def test_a_group_goes_on_from_the_newest_step_that_all_hold(group, tmp_path, cap
     with pytest.raises(Preempted, match="step 26"):
         fit(runs, tmp_path, stop=lambda: next(count) == 2)
     paths = [path_of(run, tmp_path) for run in runs]
-    assert [checkpoint.steps(path) for path in paths] == [[26, 16]] * 3
+    assert [checkpoint.saved_steps(path) for path in paths] == [[26, 16]] * 3
     newest = paths[1] / "checkpoints" / "26"
     victim = max(newest.rglob("d/*"), key=lambda p: p.stat().st_size)
     victim.write_bytes(victim.read_bytes()[:-1] + b"\0")

@@ -79,10 +79,10 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen)
     assert row["status"] == "diverged"
     assert "the last finite loss was" in row["reason"] or "is not finite" in row["reason"]
     path = tmp_path / "w" / "runs" / row["run"]
-    losses = [r["train_loss"] for r in metrics_log.read(path) if "train_loss" in r]
-    newest = checkpoint.steps(path)[0]
+    losses = [r["train_loss"] for r in metrics_log.read_records(path) if "train_loss" in r]
+    newest = checkpoint.saved_steps(path)[0]
     assert len(losses) - 20 <= newest <= len(losses)
-    params = checkpoint.read(path / "checkpoints" / str(newest), "params")
+    params = checkpoint.read_arrays(path / "checkpoints" / str(newest), "params")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
     child = zygote.start(file, tmp_path / "w")
     assert child.wait() == 76
@@ -118,7 +118,7 @@ def test_a_state_that_is_not_finite_is_never_saved(grouped, tiny, tmp_path, monk
                 train_run(run, directory)
     assert poisoned == [20]
     assert directory.result["status"] == "diverged"
-    assert checkpoint.steps(directory.path) == [10]
+    assert checkpoint.saved_steps(directory.path) == [10]
     seen(1, "diverged at the save of step 20; step 10 kept")
 
 
@@ -172,7 +172,7 @@ def test_spikes_are_skipped_and_counted(tmp_path, spiked, seen):
     result, path = fit(calm, tmp_path / "whole")
     assert result["skipped_steps"] == len(SPIKES)
     assert result["loss"] == pytest.approx(plain["loss"], rel=0.05)
-    steps = {r["step"]: r for r in metrics_log.read(path) if "lr" in r}
+    steps = {r["step"]: r for r in metrics_log.read_records(path) if "lr" in r}
     assert [k for k, r in steps.items() if r["skipped"]] == list(SPIKES)
     assert "train_loss" not in steps[60], "infinity is no JSON"
     calls = iter(range(1000))
@@ -187,7 +187,7 @@ def test_spikes_are_skipped_and_counted(tmp_path, spiked, seen):
 
 def told(path):
     """The steps that were skipped, and the losses of the others."""
-    steps = {r["step"]: r for r in metrics_log.read(path) if "lr" in r}
+    steps = {r["step"]: r for r in metrics_log.read_records(path) if "lr" in r}
     skipped = [step for step, r in steps.items() if r["skipped"]]
     return skipped, [r["train_loss"] for step, r in steps.items() if step not in skipped]
 

@@ -124,11 +124,11 @@ def saver():
 def assert_whole(folder, newest):
     """All listed steps hold what they should, the newest is one of `newest`, and a start leaves
     nothing half-made."""
-    for step in checkpoint.steps(folder):
+    for step in checkpoint.saved_steps(folder):
         path = folder / "checkpoints" / str(step)
         assert find_damage(path) is None, path
-        assert (checkpoint.read(path, "params")["w"]["kernel"] == step).all()
-    found = checkpoint.newest_common([folder])
+        assert (checkpoint.read_arrays(path, "params")["w"]["kernel"] == step).all()
+    found = checkpoint.latest_common_step([folder])
     assert found in newest
     assert not [p for p in (folder / "checkpoints").iterdir() if p.name.startswith(".")]
     return found
@@ -429,6 +429,6 @@ def test_the_final_checkpoint_comes_before_the_final_evaluation(act, victim, tmp
     assert not (run / "result.json").exists()
     victim.assert_ends_whole(tmp_path)
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == len(metrics_log.read(run)) + 2, "a step was taken again"
+    assert len(lines) == len(metrics_log.read_records(run)) + 2, "a step was taken again"
     assert saved_bits(run, victim.abstract, 1)
     seen(1, "saved at the last step; the next launch took no step")

@@ -59,14 +59,14 @@ def eight(tiny, tmp_path_factory):
 def test_a_run_goes_on_from_its_bits_on_another_mesh(shape, eight, tiny, seen):
     made, folder, kept, expected = eight
     trainer = Trainer(made, sharding.make_mesh(sizes(shape), made.batch))
-    step, state = checkpoint.restore_newest(folder, trainer.abstract)
+    step, state = checkpoint.restore_latest(folder, trainer.abstract)
     assert (step, bits(state)) == (20, kept)
     _, losses = trained(trainer, state, 20, 40)
     worst = np.abs(losses / expected - 1).max()
     assert worst < 1e-5
     other = make_run(tiny(WIDE | {"batch.seed": 1}))  # the twin: another order of the data
     _, twin = trained(
-        Trainer(other, trainer.mesh), checkpoint.restore_newest(folder, trainer.abstract)[1], 20, 40
+        Trainer(other, trainer.mesh), checkpoint.restore_latest(folder, trainer.abstract)[1], 20, 40
     )
     assert np.abs(twin / expected - 1).max() > 1e-4
     seen(1, f"{shape}: bits equal, losses within {worst:.0e}")
@@ -236,7 +236,7 @@ def test_resume_refuses_another_meaning_and_takes_another_cadence(victim, begun,
     cadence = {"log.every": 2, "save.every": 15, "loop.steps_per_dispatch": "auto", "name": "n"}
     child = victim.start(begun, config=changed_file(victim, begun, cadence), flags=["--resume"])
     assert child.wait() == 0, child.said
-    step, state = checkpoint.restore_newest(victim.path(begun), victim.abstract)
+    step, state = checkpoint.restore_latest(victim.path(begun), victim.abstract)
     assert bits(state) == victim.bits[step]
     assert step == victim.run.steps
     seen(2, "refused with three fields; another cadence ended with the same bits")

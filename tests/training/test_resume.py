@@ -39,9 +39,9 @@ def final_state(config, workdir):
     run = make_run(config)
     path = RunDirectory(workdir, run.id).path
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, run.batch)
-    step, state = checkpoint.restore_newest(path, Trainer(run, mesh).abstract)
+    step, state = checkpoint.restore_latest(path, Trainer(run, mesh).abstract)
     assert step == run.steps
-    return jax.device_get(state), metrics_log.read(path)
+    return jax.device_get(state), metrics_log.read_records(path)
 
 
 def without_clock(metrics):
@@ -109,5 +109,5 @@ def test_a_terminated_run_saves_and_says_so_by_its_exit_code(tiny, tmp_path):
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 75, errors
-    step = max(r["step"] for r in metrics_log.read(metrics.parent))
+    step = max(r["step"] for r in metrics_log.read_records(metrics.parent))
     assert (metrics.parent / "checkpoints" / str(step + 1)).is_dir()

@@ -98,7 +98,7 @@ def test_a_chosen_number_of_steps_is_recorded_and_changes_nothing(tiny, tmp_path
         result, directory = fit(config, tmp_path / name)
         lines = [
             {k: v for k, v in line.items() if k != "seconds"}
-            for line in metrics_log.read(directory.path)
+            for line in metrics_log.read_records(directory.path)
         ]
         return result["steps_per_dispatch"], lines
 
@@ -148,7 +148,7 @@ def test_a_run_records_each_step_and_its_result(tiny, tmp_path):
     seen = []
     config = tiny({"log.every": 1, "eval.every": 5, "save.every": 4})
     result, directory = fit(config, tmp_path, progress=lambda *a: seen.append(a))
-    metrics = metrics_log.read(directory.path)
+    metrics = metrics_log.read_records(directory.path)
     steps = [r["step"] for r in metrics if "train_loss" in r]
     assert steps == list(range(12))
     assert [r["step"] for r in metrics if "loss" in r] == [5, 10, 12]

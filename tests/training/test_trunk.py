@@ -37,7 +37,7 @@ def fit(run, workdir, **more):
 
 
 def final_state(run, path):
-    step, state = checkpoint.restore_newest(
+    step, state = checkpoint.restore_latest(
         path, Trainer(run, sharding.make_mesh(TWO, run.batch)).abstract
     )
     assert step == run.steps
@@ -45,7 +45,7 @@ def final_state(run, path):
 
 
 def without_clock(path):
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read(path)]
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read_records(path)]
 
 
 def of_meaning(result):
@@ -110,7 +110,7 @@ def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, work
     assert (row["flops"], row["flops_spent"]) == (branched["flops"], branched["flops_spent"])
     assert (path / "config.json").read_bytes() == (whole_path / "config.json").read_bytes()
     # The seconds are its own: none of those that its trunk took.
-    shared = [r["seconds"] for r in metrics_log.read(path) if r["step"] < steps]
+    shared = [r["seconds"] for r in metrics_log.read_records(path) if r["step"] < steps]
     assert set(shared) == {0.0}
 
 
@@ -207,9 +207,9 @@ def test_a_branch_killed_before_its_first_checkpoint_shows_every_step_once(
 def test_checkpoints_of_branches_are_kept_until_they_are_pruned(runs, short, workdir):
     steps = wsd_branching.steps_before_decay(runs[0])
     place = workdir / "runs" / short.name
-    assert checkpoint.steps(place) == [14, steps + 1, steps]
+    assert checkpoint.saved_steps(place) == [14, steps + 1, steps]
     checkpoint.prune(place, 1)
-    assert checkpoint.steps(place) == [14]
+    assert checkpoint.saved_steps(place) == [14]
 
 
 @pytest.mark.parametrize("decay", [0.1, 0.2, 0.35, 1 / 3, 0.5, 0.9])
