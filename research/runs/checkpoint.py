@@ -133,7 +133,8 @@ def restore_latest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
 
 
 def restore_latest_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[Any]] | None:
-    """As `restore_newest`, of the newest step that all runs (directory, abstract) hold intact."""
+    """As `restore_latest`, of the latest step of which all `runs` (directory, abstract) have an
+    intact checkpoint."""
     directories = [directory for directory, _ in runs]
     while (step := distributed.agree(lambda: latest_common_step(directories))) is not None:
         paths = {_checkpoint_root(path) / str(step): abstract for path, abstract in runs}

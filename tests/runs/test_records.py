@@ -47,7 +47,7 @@ def test_what_replaces_a_lease_that_is_held_is_told(tmp_path):
     with directory(tmp_path) as made:
         shutil.rmtree(made.path / "lease")
         (made.path / "lease").touch()
-        with pytest.raises(StorageError, match="is no directory"):
+        with pytest.raises(StorageError, match="is not a directory"):
             made.check_lease()
     assert made._lock is None, "what was open is closed"
 

@@ -53,7 +53,7 @@ while time.monotonic() < until:
     time.sleep(0.1)
 try: __import__("socket").getaddrinfo("planted.invalid", 80)
 except OSError: pass
-print(json.dumps([sorted(map(str, out.sinks)), asked]), flush=True)
+print(json.dumps([sorted(map(str, out.trackers)), asked]), flush=True)
 os._exit(9)
 """
 
@@ -88,7 +88,7 @@ def launch_twice(sink, workdir):
     alive, asked = json.loads(first.stdout)
     assert alive == [sink], first.stderr
     out = opened(sink, workdir)
-    assert list(out.sinks) == [sink]
+    assert list(out.trackers) == [sink]
     for step in range(4, 8):
         out.log(step, {"train_loss": 8.0 - step})
     out.log(8, {"loss": 2.5})
@@ -307,7 +307,7 @@ def test_mlflow_goes_on_with_another_cadence_and_repeats_nothing(flow):
     out = trackers.open_trackers(
         ["mlflow"], "r0", "a run", {**CONFIG, "log": {"every": 2}}, workdir, workdir
     )
-    sink = out.sinks["mlflow"]
+    sink = out.trackers["mlflow"]
     assert only_run(workdir).info.status == "RUNNING"
     out.log(7, {"train_loss": 1.0})
     sink._send()
@@ -386,11 +386,11 @@ def test_a_sink_that_cannot_be_opened_is_dropped(tmp_path, caplog):
     (folder / "tensorboard").write_text("in the way")
     out = opened("tensorboard", tmp_path)
     out.log(0, {"loss": 1.0})
-    assert not out.sinks
+    assert not out.trackers
     assert "tensorboard" in caplog.text
     (folder / "tensorboard").unlink()
     out = opened("tensorboard", tmp_path)
-    assert list(out.sinks) == ["tensorboard"]
+    assert list(out.trackers) == ["tensorboard"]
     out.close()
 
 
