@@ -219,7 +219,9 @@ class VmappedCheckpoints:
         """The newest step that all members hold intact, or their start."""
         places = {slot: r.directory.path for slot, r in self.recorder.live.items()}
         single = self.trainer.single
-        kept = checkpoint.restore_latest_common([(p, single[slot].abstract) for slot, p in places.items()])
+        kept = checkpoint.restore_latest_common(
+            [(p, single[slot].abstract) for slot, p in places.items()]
+        )
         if kept is None:
             if lost := [path.name for path in places.values() if checkpoint.saved_steps(path)]:
                 log.warning(
