@@ -22,8 +22,9 @@ def get_config():
                 "resize": None,
                 "shift": 2,  # pixels, at random, in training
                 "flip": False,
+                "seed": 0,  # of the order of the training examples
             },
-            "batch": {"size": 64, "seed": 0, "accumulate": 1},  # seed of the order of the data
+            "batch": {"size": 64, "grad_accumulation": 1, "rule": "constant"},
             "task": {"name": "classification"},
             "optim": {
                 "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8},
@@ -33,13 +34,15 @@ def get_config():
                 "lr_rule": "constant",
                 "clip": None,
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
+                "skip": None,  # or how many times the mean a gradient norm may be
             },
             # Another run to start from, and whether from its "params" or its whole "state".
             "init": {"run": None, "step": None, "what": "params"},
             "horizon": {"unit": "epochs", "amount": 10.0},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            # What a mesh does not divide is an error, or lies whole on every device ("replicate").
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": None, "batch": 250, "every": 125},  # none: all held-out images
-            "save": {"every": 0, "keep": 1},
+            "save": {"every": 0, "keep": 1, "on_error": "stop"},  # or "go_on"
             "log": {"every": 25, "sinks": []},
             "loop": {"steps_per_dispatch": "auto"},
         }

@@ -21,9 +21,11 @@ def get_config():
                 "noise": 1.0,
                 "examples": 1000,
                 "heldout": 1000,
-                "seed": 0,
+                "generator_seed": 0,
+                "seed": 0,  # of the order of the training examples
             },
-            "batch": {"size": None, "seed": 0, "accumulate": 1},  # none: all training examples
+            # none: all training examples
+            "batch": {"size": None, "grad_accumulation": 1, "rule": "constant"},
             "task": {"name": "regression"},
             "optim": {
                 "optimizer": {"name": "adam", "b1": 0.9, "b2": 0.999, "eps": 1e-8},
@@ -33,12 +35,14 @@ def get_config():
                 "lr_rule": "constant",
                 "clip": None,
                 "ema": None,
+                "skip": None,  # or how many times the mean a gradient norm may be
             },
             "init": {"run": None, "step": None, "what": "params"},
             "horizon": {"unit": "steps", "amount": 2000.0},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            # What a mesh does not divide is an error, or lies whole on every device ("replicate").
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": None, "batch": 1000, "every": 0},
-            "save": {"every": 0, "keep": 1},
+            "save": {"every": 0, "keep": 1, "on_error": "stop"},  # or "go_on"
             "log": {"every": 50, "sinks": []},
             "loop": {"steps_per_dispatch": "auto"},
         }

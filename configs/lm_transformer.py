@@ -38,10 +38,12 @@ def get_config():
                 "vocab": None,  # of a .bin
                 "context": 128,
                 "heldout": 0.125,
+                "undecodable": "error",  # bytes that are not UTF-8; or "replace"
+                "seed": 0,  # of the order of the training examples
             },
-            # Sequences, or with "rule": "sqrt_tokens" those at 1e6 tokens; seed of their order; in
-            # how many parts a step takes them.
-            "batch": {"size": 4, "seed": 0, "accumulate": 1},
+            # Sequences, or with "rule": "sqrt_tokens" those at 1e6 tokens; in how many parts, one
+            # after the other, a step takes them.
+            "batch": {"size": 4, "grad_accumulation": 1, "rule": "constant"},
             # Tokens of a device whose logits are in memory at once; none: by rule, 0: all.
             "task": {"name": "language_modelling", "chunk": None},
             "optim": {
@@ -58,14 +60,16 @@ def get_config():
                 "lr_rule": "inverse_width",
                 "clip": 1.0,  # of the global gradient norm
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
+                "skip": None,  # or how many times the mean a gradient norm may be
             },
             # Another run to start from: its "params", its whole "state", or its "shape" alone,
             # which is new parameters in a model of the same fields.
             "init": {"run": None, "step": None, "what": "params"},
             "horizon": {"unit": "tokens", "amount": 8e5},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            # What a mesh does not divide is an error, or lies whole on every device ("replicate").
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": 1024, "batch": 64, "every": 200},
-            "save": {"every": 500, "keep": 2},
+            "save": {"every": 500, "keep": 2, "on_error": "stop"},  # or "go_on"
             "log": {"every": 10, "sinks": []},
             "loop": {"steps_per_dispatch": "auto"},  # or a number; about a second of them
         }

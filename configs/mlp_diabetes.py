@@ -19,6 +19,7 @@ def get_config():
         "kind": "numbers",
         "standardise": True,
         "heldout": 0.25,
+        "seed": 0,
     }
     config.batch.size = 32
     config.optim.optimizer = {

@@ -13,6 +13,7 @@ def get_config():
         "exponent": 1.0,
         "examples": 65536,
         "heldout": 4096,
+        "generator_seed": 0,
         "seed": 0,
     }
     config.batch.size = 64

@@ -28,6 +28,8 @@ def get_config():
         "context": 128,
         "heldout": 0.125,
         "tokenizer": "bytes",
+        "undecodable": "error",
+        "seed": 0,
     }
     config.batch.size = 32
     config.task = {"name": "classification"}

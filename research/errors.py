@@ -45,9 +45,10 @@ class UnsafeFile(BadInput):
     would take far more memory than it has bytes."""
 
 
-class Together:
-    """Calls functions and keeps what is wrong, so that all that does not depend on each other is
-    told at once: `value = told(f, x)` is None where f raised BadInput, and `told.end()` raises."""
+class ErrorCollector:
+    """Calls functions and collects their errors, so that all that do not depend on each other are
+    reported together: `value = collect(f, x)` is None where f raised BadInput, and
+    `collect.raise_errors()` raises BadInput with the problems of all."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
@@ -59,7 +60,7 @@ class Together:
             self.problems += error.problems
             return None
 
-    def end(self) -> None:
+    def raise_errors(self) -> None:
         if self.problems:
             raise BadInput(*self.problems)
 

@@ -201,7 +201,7 @@ def test_every_nasty_value_is_refused_or_allowed_wherever_it_stands(sound):
     [
         "optim.lr: 'x' is of type str",
         "'': no such key",
-        "batch.size / batch.accumulate: 4 is not divisible",
+        "batch.size / batch.grad_accumulation: 4 is not divisible",
         "config: has a key 'a.b'",
     ],
 )

@@ -27,7 +27,7 @@ def sizes(targets: Iterable[float]) -> list[Point]:
 
 def seeds(n: int, first: int = 0) -> list[Point]:
     """`n` replicates: both the initialisation and the order of the data differ."""
-    return [{"seed": k, "batch.seed": k} for k in range(first, first + n)]
+    return [{"seed": k, "data.seed": k} for k in range(first, first + n)]
 
 
 def ladder(targets: Iterable[float], replicated: float, n: int = 3) -> list[Point]:

@@ -10,23 +10,21 @@ wrong choice) without a line written for them.
 
 import ast
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-REQUIRED = object()
 
 
 @dataclass(frozen=True)
 class Field:
     """A keyword of a plug: its type ("int", "float", "str", "bool", ...), `optional` if None is
-    allowed, the `choices` of a Literal, whether it can be left out, whether it takes `many` values
-    of its type, as a list, and a `word` that may stand for a number."""
+    allowed, the `choices` of a Literal, whether it takes `many` values of its type, as a list, and
+    a `word` that may stand for a number."""
 
     type: str
     optional: bool = False
     choices: tuple = ()
-    required: bool = True
     many: bool = False
     word: str | None = None
 
@@ -89,29 +87,26 @@ def fields(file: Path, definition: str) -> dict[str, Field]:
     for node in _tree(file).body:
         if isinstance(node, ast.ClassDef) and node.name == definition:
             return {
-                item.target.id: _field(item.annotation, item.value is None)
+                item.target.id: _field(item.annotation)
                 for item in node.body
                 if isinstance(item, ast.AnnAssign)
                 and isinstance(item.target, ast.Name)
                 and not ast.unparse(item.annotation).startswith("ClassVar")
             }
         if isinstance(node, ast.FunctionDef) and node.name == definition:
-            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            return {arg.arg: _field(arg.annotation, default is None) for arg, default in pairs}
+            return {arg.arg: _field(arg.annotation) for arg in node.args.kwonlyargs}
     raise LookupError(f"{file}: no class or function {definition}")
 
 
-def _field(annotation: ast.expr | None, required: bool) -> Field:
+def _field(annotation: ast.expr | None) -> Field:
     if annotation is None:
-        return Field("any", required=required)
+        return Field("any")
     if isinstance(annotation, ast.BinOp):  # `int | None`
-        inner = _field(annotation.left, required)
-        return Field(inner.type, True, inner.choices, required, inner.many)
+        return replace(_field(annotation.left), optional=True)
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "list":
-        inner = _field(annotation.slice, required)
-        return Field(inner.type, False, inner.choices, required, many=True)
+        return replace(_field(annotation.slice), optional=False, many=True)
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
         choices = ast.literal_eval(annotation.slice)
         choices = choices if isinstance(choices, tuple) else (choices,)
-        return Field(type(choices[0]).__name__, choices=choices, required=required)
-    return Field(ast.unparse(annotation).split("[")[0], required=required)
+        return Field(type(choices[0]).__name__, choices=choices)
+    return Field(ast.unparse(annotation).split("[")[0])

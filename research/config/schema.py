@@ -2,11 +2,13 @@
 
 A config is a nested dict. Its own keys are in SECTIONS; a section that names a plug (`model`,
 `data`, `task`, `optim.optimizer`, `optim.schedule`) has the keys of that plug, read from its source
-by `plugs`. All keys must be present: a scientific choice has no hidden default.
+by `registry`. All keys must be present, whatever default the code behind them has for callers in
+Python: a choice that is not written in the config is not in the record of the run either.
 """
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 
 from research.config import registry
 from research.config.registry import Field
@@ -23,35 +25,35 @@ SECTIONS: dict[str, Field] = {
     "name": Field("str"),
     "seed": Field("Seed"),
     "size": Field("Parameters", optional=True),
-    "batch.size": Field("Count", optional=True),
-    "batch.seed": Field("Whole"),
-    "batch.accumulate": Field("Count"),
-    "batch.rule": Field("str", choices=("constant", "sqrt_tokens"), required=False),
+    "data.seed": Field("NonNegativeInt"),  # of the order of the training examples
+    "batch.size": Field("PositiveInt", optional=True),
+    "batch.grad_accumulation": Field("PositiveInt"),
+    "batch.rule": Field("str", choices=("constant", "sqrt_tokens")),
     "optim.lr": Field("Positive"),
     "optim.lr_rule": Field("str", choices=("constant", "inverse_width")),
     "optim.clip": Field("Positive", optional=True),
-    "optim.ema": Field("Share", optional=True),
-    "optim.skip": Field("Positive", optional=True, required=False),
+    "optim.ema": Field("OpenUnit", optional=True),
+    "optim.skip": Field("Positive", optional=True),
     "optim.warmup.unit": Field("str", choices=_WARMUP_UNITS),
-    "optim.warmup.amount": Field("Amount"),
+    "optim.warmup.amount": Field("NonNegative"),
     "init.run": Field("str", optional=True),
-    "init.step": Field("Whole", optional=True),
+    "init.step": Field("NonNegativeInt", optional=True),
     "init.what": Field("str", choices=("params", "state", "shape")),
     "horizon.unit": Field("str", choices=_UNITS),
     "horizon.amount": Field("Positive"),
     "mesh.data": Field("int"),
     "mesh.fsdp": Field("int"),
     "mesh.tensor": Field("int"),
-    "mesh.indivisible": Field("str", choices=("error", "replicate"), required=False),
-    "eval.examples": Field("Count", optional=True),
-    "eval.batch": Field("Count"),
-    "eval.every": Field("Whole"),
-    "save.every": Field("Whole"),
-    "save.keep": Field("Count"),
-    "save.on_error": Field("str", choices=("stop", "go_on"), required=False),
-    "log.every": Field("Count"),
+    "mesh.indivisible": Field("str", choices=("error", "replicate")),
+    "eval.examples": Field("PositiveInt", optional=True),
+    "eval.batch": Field("PositiveInt"),
+    "eval.every": Field("NonNegativeInt"),
+    "save.every": Field("NonNegativeInt"),
+    "save.keep": Field("PositiveInt"),
+    "save.on_error": Field("str", choices=("stop", "go_on")),
+    "log.every": Field("PositiveInt"),
     "log.sinks": Field("str", many=True, choices=_SINKS),
-    "loop.steps_per_dispatch": Field("Count", word="auto"),
+    "loop.steps_per_dispatch": Field("PositiveInt", word="auto"),
 }
 PLUGS = {
     "model": ("models/__init__.py", "MODELS"),
@@ -75,7 +77,7 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
 
 
 def schema(config: Mapping[str, object]) -> dict[str, Field]:
-    """Every dotted key that this config must or may have, given the plugs that it names."""
+    """Every dotted key of this config, given the plugs that it names."""
     names = (_get(config, f"{section}.name") for section in PLUGS)
     return dict(_schema(tuple(name if isinstance(name, str) else None for name in names)))
 
@@ -93,9 +95,7 @@ def _schema(names: tuple[str | None, ...]) -> dict[str, Field]:
                 if section == "model" and key in FACTS:
                     continue
                 by_size = section == "model" and key in sized  # type: ignore[operator]
-                known[f"{section}.{key}"] = (
-                    Field(field.type, True, field.choices, field.required) if by_size else field
-                )
+                known[f"{section}.{key}"] = replace(field, optional=True) if by_size else field
     return known
 
 

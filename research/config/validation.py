@@ -59,7 +59,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
     for path, field in known.items():
         if path in flat:
             out += _value(path, flat[path], field)
-        elif field.required:
+        else:
             out.append(f"{path}: missing; expected {expected(field)}")
     wrong = {line.partition(":")[0] for line in out}
     if "model.name" not in wrong:
@@ -67,7 +67,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
         given = {path: value for path, value in flat.items() if path not in wrong}
         out += [*_size(given, model), *_divides(given, model)]
     right = {path: value for path, value in flat.items() if path not in wrong}
-    return [*out, *_accumulate(right), *_mesh(right), *_warmup(right)]
+    return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right)]
 
 
 def model_problems(described: Mapping[str, object]) -> list[str]:
@@ -239,12 +239,12 @@ def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
             yield f"model.{small}: {a} does not divide model.{large} = {b}"
 
 
-def _accumulate(flat: Mapping[str, object]) -> Iterator[str]:
-    size, parts = flat.get("batch.size"), flat.get("batch.accumulate")
-    if "batch.rule" in flat and flat["batch.rule"] != "constant":
+def _divides_batch(flat: Mapping[str, object]) -> Iterator[str]:
+    size, parts = flat.get("batch.size"), flat.get("batch.grad_accumulation")
+    if flat.get("batch.rule") != "constant":
         return  # the size is not known yet
     if isinstance(size, int) and isinstance(parts, int) and size % parts:
-        yield f"batch.accumulate: {parts} does not divide batch.size = {size}"
+        yield f"batch.grad_accumulation: {parts} does not divide batch.size = {size}"
 
 
 def _mesh(flat: Mapping[str, object]) -> Iterator[str]:

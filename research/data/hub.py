@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from research.config.types import Count, Share
+from research.config.types import OpenUnit, PositiveInt
 from research.data import hub_access, subwords, text, token_files, tokenizers
 from research.data.sampling import is_heldout
 from research.data.subwords import package
@@ -27,11 +27,11 @@ def load(
     subset: str | None,
     split: str,
     field: str,
-    documents: Count | None,
-    context: Count,
-    heldout: Share,
+    documents: PositiveInt | None,
+    context: PositiveInt,
+    heldout: OpenUnit,
     tokenizer: str,
-    vocab: Count | None,
+    vocab: PositiveInt | None,
 ) -> dict[str, object]:
     """The fields of a `Dataset` of token windows.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from research.config.types import Count, Share, Whole
+from research.config.types import NonNegativeInt, OpenUnit, PositiveInt
 from research.data import image_files
 from research.data.sampling import interleave_classes, is_heldout, splitmix64
 from research.errors import BadInput
@@ -64,10 +64,10 @@ def augmented(pixels: np.ndarray, draw: np.ndarray, shift: int, flip: bool) -> n
 def load(
     *,
     path: str,
-    heldout: Share | None,
-    examples: Count | None,
-    resize: Count | None,
-    shift: Whole,
+    heldout: OpenUnit | None,
+    examples: PositiveInt | None,
+    resize: PositiveInt | None,
+    shift: NonNegativeInt,
     flip: bool,
 ) -> dict[str, object]:
     """The fields of a `Dataset` of images and their classes.

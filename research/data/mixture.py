@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from research.config.types import Count, Positive, Share
+from research.config.types import OpenUnit, Positive, PositiveInt
 from research.data import text, tokenizers
 from research.data.text import Windows
 from research.data.token_files import Tokens
@@ -54,11 +54,11 @@ def load(
     *,
     paths: list[str],
     weights: list[Positive],
-    context: Count,
-    heldout: Share,
+    context: PositiveInt,
+    heldout: OpenUnit,
     tokenizer: str,
     field: str,
-    vocab: Count | None,
+    vocab: PositiveInt | None,
     undecodable: Literal["error", "replace"] = "error",
 ) -> dict[str, object]:
     """The fields of a `Dataset` of token windows from several sources.

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from research.config.types import Amount, Count, Positive, Whole
+from research.config.types import NonNegative, NonNegativeInt, Positive, PositiveInt
 from research.data.arrays import LARGEST, Arrays
 from research.errors import BadInput
 from research.io import files
@@ -16,10 +16,10 @@ def linear(
     *,
     weights: list[float],
     bias: float,
-    noise: Amount,
-    examples: Count,
-    heldout: Count,
-    seed: Whole,
+    noise: NonNegative,
+    examples: PositiveInt,
+    heldout: PositiveInt,
+    generator_seed: NonNegativeInt,
 ) -> dict[str, object]:
     """y = Σ weights · x + bias + noise · N(0, 1), with x uniform on [0, 1].
 
@@ -27,18 +27,23 @@ def linear(
     """
     if not weights:
         raise BadInput("data.weights: empty; expected a number for each feature")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(generator_seed)
     n = _bounded(examples + heldout, len(weights) + 1)
     x = rng.uniform(size=(n, len(weights)))
     y = x @ np.array(weights)[:, None] + bias + noise * rng.standard_normal((n, 1))
     words = " + ".join([*(f"{w:g} x{i + 1}" for i, w in enumerate(weights)), f"{bias:g}"])
-    source = f"y = {words} + {noise:g} N(0, 1), x uniform on [0, 1], seed {seed}"
-    definition = {"weights": weights, "bias": bias, "noise": noise, "seed": seed}
+    source = f"y = {words} + {noise:g} N(0, 1), x uniform on [0, 1], seed {generator_seed}"
+    definition = {"weights": weights, "bias": bias, "noise": noise, "seed": generator_seed}
     return _dataset(x, y, examples, definition, {"source": source})
 
 
 def teacher(
-    *, features: Count, exponent: Positive, examples: Count, heldout: Count, seed: Whole
+    *,
+    features: PositiveInt,
+    exponent: Positive,
+    examples: PositiveInt,
+    heldout: PositiveInt,
+    generator_seed: NonNegativeInt,
 ) -> dict[str, object]:
     """A linear teacher from `features` Gaussian numbers to as many outputs, whose directions
     explain shares k^-(1 + exponent) / ζ(1 + exponent) of the variance, k = 1, 2, …; those beyond
@@ -48,7 +53,7 @@ def teacher(
     (Eckart & Young 1936), which falls as w^-exponent, so a network with one hidden layer of width w
     shows that exponent against its parameters. The spectrum is that of Bahri et al. (2021).
     """
-    return dict(_teacher(features, exponent, examples, heldout, seed))
+    return dict(_teacher(features, exponent, examples, heldout, generator_seed))
 
 
 @functools.lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research.config.types import Share
+from research.config.types import OpenUnit
 from research.data.arrays import LARGEST, Arrays
 from research.data.sampling import is_heldout
 from research.errors import BadInput
@@ -22,7 +22,7 @@ def load(
     columns: list[str] | None,
     kind: Literal["numbers", "classes"],
     standardise: bool,
-    heldout: Share,
+    heldout: OpenUnit,
 ) -> dict[str, object]:
     """The fields of a `Dataset` of the rows of a table.
 

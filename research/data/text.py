@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from research.config.types import Count, Share
+from research.config.types import OpenUnit, PositiveInt
 from research.data import token_files, tokenizers
 from research.data.byte_tokenizer import Tokenizer
 from research.data.sampling import is_heldout
@@ -62,11 +62,11 @@ class Windows:
 def load(
     *,
     path: str,
-    context: Count,
-    heldout: Share,
+    context: PositiveInt,
+    heldout: OpenUnit,
     tokenizer: str,
     field: str,
-    vocab: Count | None,
+    vocab: PositiveInt | None,
     undecodable: Literal["error", "replace"] = "error",
 ) -> dict[str, object]:
     """The fields of a `Dataset` of token windows.

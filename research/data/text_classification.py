@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from research.config.types import Count, Share
+from research.config.types import OpenUnit, PositiveInt
 from research.data import hub_access, sampling, text, token_files, tokenizers
 from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput
@@ -43,10 +43,10 @@ def load(
     path: str,
     field: str,
     label_field: str,
-    classes: Count | None,
-    examples: Count | None,
-    context: Count,
-    heldout: Share,
+    classes: PositiveInt | None,
+    examples: PositiveInt | None,
+    context: PositiveInt,
+    heldout: OpenUnit,
     tokenizer: str,
     undecodable: Literal["error", "replace"] = "error",
 ) -> dict[str, object]:

@@ -7,7 +7,7 @@ Dimensions: B batch, H height, W width, C channels, F flattened features, D hidd
 import flax.linen as nn
 from jax import Array
 
-from research.config.types import Count, Unrolled
+from research.config.types import PositiveInt, UnrolledLayers
 from research.models import activation_sharding, conv
 
 SIZED = ("width", "depth", "hidden")
@@ -41,10 +41,10 @@ class CNN(nn.Module):
     """
 
     image_shape: tuple[int, int, int]
-    classes: Count
-    width: Count
-    depth: Unrolled
-    hidden: Count
+    classes: PositiveInt
+    width: PositiveInt
+    depth: UnrolledLayers
+    hidden: PositiveInt
 
     def __post_init__(self) -> None:
         most = len(_stages(min(self.image_shape[:2])))

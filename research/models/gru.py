@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.config.types import Count, Unrolled
+from research.config.types import PositiveInt, UnrolledLayers
 from research.models import activation_sharding, custom_vjp, layers
 
 SIZED = ("width", "depth")
@@ -50,13 +50,13 @@ class GRU:
     """The numbers that make a GRU; `module()` is the network. `unroll` steps of time are one turn
     of the compiled loop."""
 
-    vocab: Count
-    context: Count
-    width: Count
-    depth: Unrolled
+    vocab: PositiveInt
+    context: PositiveInt
+    width: PositiveInt
+    depth: UnrolledLayers
     tied: bool
     dtype: Literal["float32", "bfloat16"]
-    unroll: Count
+    unroll: PositiveInt
 
     def module(self) -> nn.Module:
         return Recurrent(self)

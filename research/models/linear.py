@@ -7,7 +7,7 @@ import flax.linen as nn
 import numpy as np
 from jax import Array
 
-from research.config.types import Count
+from research.config.types import PositiveInt
 
 SIZED = ()
 SIZE_RULE = "none: features x outputs + outputs"
@@ -19,8 +19,8 @@ class Linear(nn.Module):
     """Features [B, ...] → predictions [B, K]. It starts from zero, so that gradient descent ends in
     the solution of least norm where there are several, which is the one that `solve` gives."""
 
-    features: Count
-    outputs: Count
+    features: PositiveInt
+    outputs: PositiveInt
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

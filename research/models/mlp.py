@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from research.config.types import Count, Unrolled
+from research.config.types import PositiveInt, UnrolledLayers
 from research.models import activation_sharding
 
 SIZED = ("width",)
@@ -24,10 +24,10 @@ ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "tanh": jnp.tanh, "linear": lam
 class MLP(nn.Module):
     """Features [B, ...], flattened, → predictions or logits [B, K]."""
 
-    features: Count
-    outputs: Count
-    width: Count
-    depth: Unrolled
+    features: PositiveInt
+    outputs: PositiveInt
+    width: PositiveInt
+    depth: UnrolledLayers
     activation: Literal["relu", "gelu", "tanh", "linear"]
 
     @nn.compact

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.config.types import Count, Unrolled
+from research.config.types import PositiveInt, UnrolledLayers
 from research.models import activation_sharding
 from research.models.conv import Conv
 
@@ -48,9 +48,9 @@ class ResNet(nn.Module):
     """
 
     image_shape: tuple[int, int, int]
-    classes: Count
-    width: Count
-    depth: Unrolled
+    classes: PositiveInt
+    width: PositiveInt
+    depth: UnrolledLayers
 
     def __post_init__(self) -> None:
         if self.width % GROUP:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.config.types import Count, Layers, Positive
+from research.config.types import Positive, PositiveInt, ScannedLayers
 from research.models import activation_sharding, custom_vjp, layers
 from research.models import attention as attention_
 
@@ -57,13 +57,13 @@ class Transformer:
     """The numbers that make a transformer; `module()` is the network. Raises ValueError for heads
     that cannot be."""
 
-    vocab: Count
-    context: Count
-    width: Count
-    depth: Layers
-    heads: Count
-    kv_heads: Count
-    hidden: Count
+    vocab: PositiveInt
+    context: PositiveInt
+    width: PositiveInt
+    depth: ScannedLayers
+    heads: PositiveInt
+    kv_heads: PositiveInt
+    hidden: PositiveInt
     norm: Literal["rms", "layer"]
     positions: Literal["rotary", "learned"]
     rotary_theta: Positive
@@ -74,7 +74,7 @@ class Transformer:
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "own", "xla", "cudnn"]
     remat: Literal["none", "dots", "full"]
-    unroll: Count
+    unroll: PositiveInt
 
     def __post_init__(self) -> None:
         if self.positions == "rotary" and self.head_size % 2:

@@ -85,7 +85,7 @@ def check_rows(shape: Mapping[str, int], batch: int, parts: int = 1) -> None:
     """Raise BadInput where the axes data and fsdp do not divide each of the `parts` of a batch."""
     ways, rows = shape["data"] * shape["fsdp"], batch // parts
     if rows % ways:
-        name = "batch.size" if parts == 1 else "batch.size / batch.accumulate"
+        name = "batch.size" if parts == 1 else "batch.size / batch.grad_accumulation"
         words = " x ".join(f"{axis} {shape[axis]}" for axis in AXES)
         raise BadInput(
             f"{name}: {rows} is not divisible by mesh.data x mesh.fsdp = {ways} ({words})"

@@ -155,7 +155,7 @@ def best_mesh(run: Run, machine: Machine, devices: int, alternatives: bool = Fal
     if not plans:
         raise BadInput(
             f"--devices={devices}: no mesh of so many devices divides batch.size / "
-            f"batch.accumulate = {run.batch // run.execution.grad_accumulation} and the "
+            f"batch.grad_accumulation = {run.batch // run.execution.grad_accumulation} and the "
             "parameters; a power of two of both, or --mesh, may"
         )
     chosen = min(plans, key=lambda p: (not p.fits, p.seconds.step if p.fits else p.bytes.total))

@@ -98,7 +98,7 @@ def check_fits(run: Run, mesh: Mesh) -> None:
         raise BadInput(
             f"size: {run.facts['params']:,} parameters need {format_bytes(needed.total)} {device}: "
             f"{needed.breakdown()}; about {fitting:.2g} parameters would fit, or more devices of "
-            "mesh.fsdp, a larger batch.accumulate, model.remat (--force tries it)"
+            "mesh.fsdp, a larger batch.grad_accumulation, model.remat (--force tries it)"
         )
 
 

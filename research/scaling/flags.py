@@ -127,5 +127,5 @@ def sweep_of(module: str, document: Mapping[str, Any]) -> str:
         "def sweep(config):\n    del config\n"
         "    # Seeds of their own, since equal runs may have been made.\n"
         "    seeds = [1000 + k for k in range(len(POINTS))]\n"
-        '    return [{**p, "seed": k, "batch.seed": k} for p, k in zip(POINTS, seeds)]\n'
+        '    return [{**p, "seed": k, "data.seed": k} for p, k in zip(POINTS, seeds)]\n'
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
 # The config keys, in the order of the fields of Execution.
-KEYS = ("batch.accumulate", "task.chunk", "model.attention", "model.remat", "model.unroll")
+KEYS = ("batch.grad_accumulation", "task.chunk", "model.attention", "model.remat", "model.unroll")
 MODEL_FIELDS = ("attention", "remat", "unroll")
 
 

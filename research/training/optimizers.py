@@ -16,8 +16,8 @@ import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from research.config.types import Amount, Fraction, Positive, Share
-from research.errors import Together
+from research.config.types import NonNegative, OpenUnit, Positive, UnitInterval
+from research.errors import ErrorCollector
 from research.params import PathTable, key_path, match_path
 
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
@@ -47,15 +47,15 @@ def matrix_dims(params: Any) -> Any:
 
 
 def _by_table(table: PathTable, params: Any, what: str) -> Any:
-    errors, where = Together(), f"{what} (research/training/optimizers.py)"
+    collect, where = ErrorCollector(), f"{what} (research/training/optimizers.py)"
     values = jax.tree_util.tree_map_with_path(
-        lambda path, _: errors(match_path, table, key_path(path), where), params
+        lambda path, _: collect(match_path, table, key_path(path), where), params
     )
-    errors.end()
+    collect.raise_errors()
     return values
 
 
-def _decay(weight_decay: Amount) -> optax.GradientTransformation:
+def _decay(weight_decay: NonNegative) -> optax.GradientTransformation:
     return optax.add_decayed_weights(weight_decay, mask=decay_mask)
 
 
@@ -71,36 +71,38 @@ def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 
 def sgd(
-    *, momentum: Fraction, nesterov: bool, weight_decay: Amount
+    *, momentum: UnitInterval, nesterov: bool, weight_decay: NonNegative
 ) -> optax.GradientTransformation:
     """Momentum m ← βm + g (Sutskever et al. 2013), and decoupled weight decay, matrices only."""
     return optax.chain(optax.trace(momentum, nesterov=nesterov), _decay(weight_decay))
 
 
-def adam(*, b1: Fraction, b2: Fraction, eps: Positive) -> optax.GradientTransformation:
+def adam(*, b1: UnitInterval, b2: UnitInterval, eps: Positive) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015)."""
     return _promoting(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
 
 
 def adamw(
-    *, b1: Fraction, b2: Fraction, eps: Positive, weight_decay: Amount
+    *, b1: UnitInterval, b2: UnitInterval, eps: Positive, weight_decay: NonNegative
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), matrices only."""
     return optax.chain(adam(b1=b1, b2=b2, eps=eps), _decay(weight_decay))
 
 
-def lion(*, b1: Fraction, b2: Fraction, weight_decay: Amount) -> optax.GradientTransformation:
+def lion(
+    *, b1: UnitInterval, b2: UnitInterval, weight_decay: NonNegative
+) -> optax.GradientTransformation:
     """The sign of a momentum (Chen et al. 2023), and decoupled weight decay, matrices only."""
     return optax.chain(optax.scale_by_lion(b1=b1, b2=b2), _decay(weight_decay))
 
 
 def adafactor(
     *,
-    decay_rate: Share,
+    decay_rate: OpenUnit,
     clip_threshold: Positive,
     scale_by_params: bool,
-    momentum: Fraction | None,
-    weight_decay: Amount,
+    momentum: UnitInterval | None,
+    weight_decay: NonNegative,
 ) -> optax.GradientTransformation:
     """Adam with second moments by rows and columns (Shazeer & Stern 2018).
 
@@ -120,11 +122,11 @@ def adafactor(
 
 def muon(
     *,
-    momentum: Fraction,
-    weight_decay: Amount,
+    momentum: UnitInterval,
+    weight_decay: NonNegative,
     adam_scale: Positive,
-    b1: Fraction,
-    b2: Fraction,
+    b1: UnitInterval,
+    b2: UnitInterval,
     eps: Positive,
 ) -> optax.GradientTransformation:
     """Orthogonalised Nesterov momentum for the hidden matrices, AdamW for the rest (Jordan 2024).

@@ -14,7 +14,7 @@ from research import data as data_
 from research import models
 from research.config import registry, validation
 from research.data import Dataset
-from research.errors import BadInput, Together
+from research.errors import BadInput, ErrorCollector
 from research.io import files
 from research.models import Model, accounting
 from research.models.sizing import model_at_size
@@ -102,10 +102,11 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     cannot be met.
     """
     config = copy.deepcopy(dict(config))
-    dataset = dataset or data_.load(**config["data"])
-    told, inputs = Together(), example_inputs(dataset)
-    task, sized = told(_task, config, dataset), told(_model, config, dataset, inputs)
-    told.end()
+    options = {key: value for key, value in config["data"].items() if key != "seed"}
+    dataset = dataset or data_.load(**options)
+    collect, inputs = ErrorCollector(), example_inputs(dataset)
+    task, sized = collect(_task, config, dataset), collect(_model, config, dataset, inputs)
+    collect.raise_errors()
     assert task
     assert sized
     model, size_rule = sized
@@ -113,19 +114,18 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     with _about("model.name", config["model"]["name"]):
         counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
-    rule, size = config["batch"].pop("rule", "constant"), config["batch"]["size"]
+    rule, size = config["batch"]["rule"], config["batch"]["size"]
     batch, batch_rule = horizon.batch_size(rule, size or len(dataset.train), config["horizon"], per)
-    config["batch"]["size"], parts = batch, config["batch"]["accumulate"]
-    told(_enough, dataset, batch, parts, wanted)
-    steps, horizon_rule = told(horizon.training_steps, config["horizon"], batch, per) or (0, "")
+    config["batch"] |= {"size": batch, "rule": "constant"}
+    parts = config["batch"]["grad_accumulation"]
+    collect(_enough, dataset, batch, parts, wanted)
+    steps, horizon_rule = collect(horizon.training_steps, config["horizon"], batch, per) or (0, "")
     optim, per_step = config["optim"], batch * dataset.tokens_per_example
-    lr, lr_rule = told(horizon.peak_learning_rate, optim["lr_rule"], optim["lr"], model) or (
-        0.0,
-        "",
-    )
-    warmup = told(_warmup, optim, steps, per_step) if steps else 0
-    start = told(_start, config, dataset, model, inputs, steps)
-    told.end()
+    rated = collect(horizon.peak_learning_rate, optim["lr_rule"], optim["lr"], model)
+    lr, lr_rule = rated or (0.0, "")
+    warmup = collect(_warmup, optim, steps, per_step) if steps else 0
+    start = collect(_start, config, dataset, model, inputs, steps)
+    collect.raise_errors()
     assert warmup is not None
     resolved = _resolved(config, model, steps, lr, warmup)
     optimizer, hyper = Optimizer.from_config(optim["optimizer"])[0], _hyper(resolved)
@@ -156,17 +156,17 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         model=model,
         task=task,
         data=dataset,
-        examples=_examples(config["data"], dataset),
+        examples=_examples(options, dataset),
         optimizer=optimizer,
         schedule=optim["schedule"]["name"],
         hyper=hyper,
         seed=config["seed"],
-        order=config["batch"]["seed"],
+        order=config["data"]["seed"],
         batch=batch,
         execution=Execution.of_parts(parts, task, model.spec),
         steps=steps,
         mesh={axis: n for axis, n in config["mesh"].items() if axis != "indivisible"},
-        replicate=config["mesh"].get("indivisible", "error") == "replicate",
+        replicate=config["mesh"]["indivisible"] == "replicate",
         eval_examples=wanted,
         eval_batch=config["eval"]["batch"],
         cadence=Cadence(
@@ -176,7 +176,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
             *_dispatch(config["loop"]["steps_per_dispatch"], batch, dataset),
         ),
         keep=config["save"]["keep"],
-        on_save_error=config["save"].get("on_error", "stop"),
+        on_save_error=config["save"]["on_error"],
         sinks=tuple(config["log"]["sinks"]),
         start=start,
         facts=facts,
@@ -229,7 +229,9 @@ def _dispatch(wanted: int | str, batch: int, dataset: Dataset) -> tuple[int, boo
 def _enough(dataset: Dataset, batch: int, parts: int, wanted: int) -> None:
     problems = []
     if batch % parts:
-        problems.append(f"batch.accumulate: {parts} does not divide a batch of {batch} examples")
+        problems.append(
+            f"batch.grad_accumulation: {parts} does not divide a batch of {batch} examples"
+        )
     if len(dataset.train) < batch:
         problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
     if len(dataset.heldout) < wanted:
@@ -291,7 +293,7 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
         given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
     if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
         given |= {k: dataset.facts[k] for k in ("classes", "pad")}
-    if missing := [k for k, field in takes.items() if field.required and k not in given]:
+    if missing := [k for k in takes if k not in given]:
         raise BadInput(
             f"model.name: {name} needs data with {', '.join(missing)}; data.name = "
             f"{config['data']['name']} has {', '.join(dataset.facts)}"
@@ -396,8 +398,6 @@ def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) ->
     }
     if out["init"]["what"] == "shape":  # which is written in the model's fields by now
         out["init"] = {"run": None, "step": None, "what": "params"}
-    if out["optim"].get("skip") is None:  # which most configs do not name
-        out["optim"].pop("skip", None)
     return out
 
 
@@ -410,7 +410,7 @@ def _hyper(resolved: dict) -> dict:
         "total": resolved["horizon"]["amount"],
         "clip": optim["clip"],
         "ema": optim["ema"],
-        "skip": optim.get("skip"),
+        "skip": optim["skip"],
         "optimizer": Optimizer.from_config(optim["optimizer"])[1],
         "schedule": {k: v for k, v in optim["schedule"].items() if k != "name"},
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax.numpy as jnp
 from jax import Array
 
-from research.config.types import Fraction, Positive, Share
+from research.config.types import OpenUnit, Positive, UnitInterval
 
 
 def constant(step: Array, warmup: Array, total: Array) -> Array:
@@ -14,13 +14,13 @@ def constant(step: Array, warmup: Array, total: Array) -> Array:
     return jnp.ones_like(step, jnp.float32)
 
 
-def cosine(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
+def cosine(step: Array, warmup: Array, total: Array, *, final: UnitInterval) -> Array:
     """Half a cosine from 1 at the end of the warm-up to `final` at the last step."""
     share = _share(step, warmup, total)
     return final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * share))
 
 
-def linear(step: Array, warmup: Array, total: Array, *, final: Fraction) -> Array:
+def linear(step: Array, warmup: Array, total: Array, *, final: UnitInterval) -> Array:
     """A line from 1 at the end of the warm-up to `final` at the last step."""
     return 1 - (1 - final) * _share(step, warmup, total)
 
@@ -37,7 +37,7 @@ def inverse_sqrt(step: Array, warmup: Array, total: Array, *, timescale: Positiv
     return 1 / jnp.sqrt(1 + jnp.maximum(step - warmup, 0) / timescale)
 
 
-def wsd(step: Array, warmup: Array, total: Array, *, decay: Share, final: Fraction) -> Array:
+def wsd(step: Array, warmup: Array, total: Array, *, decay: OpenUnit, final: UnitInterval) -> Array:
     """Warmup–stable–decay: 1, then over the last share `decay` of the run linearly to `final`."""
     length = jnp.maximum(decay * total, 1)
     share = jnp.clip((total - 1 - step) / length, 0, 1)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from research.config.types import Whole
+from research.config.types import NonNegativeInt
 from research.models import Model
 from research.runs.schema import Column
 from research.training.losses import chunked_cross_entropy, cross_entropy
@@ -72,7 +72,7 @@ class LanguageModelling(Task):
     `chosen`. It is counted on one device until the task is `placed`, on all of them then.
     """
 
-    chunk: Whole | None
+    chunk: NonNegativeInt | None
 
     targets: ClassVar[str] = "tokens"
     unit: ClassVar[str] = "nats per token"

@@ -37,6 +37,13 @@ BAD = [
     ("mlp_teacher", {"optim.optimizer": {"name": "muon"}}, "optim.optimizer.adam_scale: missing"),
     ("cnn_digits", {"model": {"name": "cnn2"}}, "'cnn2' is not offered; .* did you mean 'cnn'"),
     ("cnn_digits", {"model.name": "gru"}, "model.tied: missing; expected true or false"),
+    # Of earlier versions.
+    ("linear", {"batch.accumulate": 2}, "no such key; did you mean 'batch.grad_accumulation'?"),
+    ("linear", {"batch.seed": 2}, "batch.seed: no such key; did you mean 'data.seed'?"),
+    # Left out: nothing has a default that the record of a run would not show.
+    ("linear", {"batch.rule": DROP}, "batch.rule: missing; expected one of constant, sqrt_tokens"),
+    ("linear", {"save.on_error": DROP}, "save.on_error: missing; expected one of stop, go_on"),
+    ("lm_gpt2", {"data.undecodable": DROP}, "data.undecodable: missing; expected one of error,"),
     # Types: a number as text, a bool as a number, a list, nothing.
     ("linear", {"optim.lr": "1e-3"}, "optim.lr: '1e-3' is of type str; expected a finite number"),
     ("linear", {"horizon.amount": "2e3"}, "horizon.amount: '2e3' is of type str"),
@@ -90,7 +97,11 @@ BAD = [
         "model.heads: 4 of 3 features in a width of 12; expected heads of an even size",
     ),
     ("resnet_digits", {"model.width": 6}, "model.width: 6; expected a multiple of 4"),
-    ("resnet_digits", {"batch.accumulate": 5}, "batch.accumulate: 5 does not divide batch.size"),
+    (
+        "resnet_digits",
+        {"batch.grad_accumulation": 5},
+        "batch.grad_accumulation: 5 does not divide batch.size",
+    ),
     ("resnet_digits", {"mesh.data": 3}, "batch.size: 32 is not divisible by .* = 3"),
     ("resnet_digits", {"mesh.tensor": 16}, "mesh: .* needs 16 devices, there are 8"),
     ("resnet_digits", {"mesh.data": 0}, "mesh.data: 0 devices; expected at least 1, or -1"),

@@ -111,7 +111,7 @@ def test_what_does_not_change_the_meaning_does_not_change_the_id(path, tiny):
     ("path", "value"),
     [
         ("seed", 1),
-        ("batch.seed", 1),
+        ("data.seed", 1),
         ("batch.size", 4),
         ("optim.lr", 0.3),
         ("optim.clip", None),

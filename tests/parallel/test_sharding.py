@@ -67,7 +67,7 @@ def test_a_leaf_that_is_not_divided_is_refused_or_on_every_device_and_named(tiny
 
 
 def test_losses_of_another_data_order_are_not_equal(tiny, one_device):
-    made = trainer(tiny(WIDE | {"batch.seed": 1}), MESHES["data 8"])
+    made = trainer(tiny(WIDE | {"data.seed": 1}), MESHES["data 8"])
     assert not np.allclose(losses(made), one_device, rtol=1e-3)
 
 

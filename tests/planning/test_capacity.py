@@ -42,7 +42,7 @@ def large(width, depth, batch, parts=1, remat="none", **changes):
         model__hidden=4 * width,
         model__remat=remat,
         batch__size=batch * parts,
-        batch__accumulate=parts,
+        batch__grad_accumulation=parts,
         data__context=2048,
         horizon__amount=1e12,  # for the most tokens in a step
         **changes,

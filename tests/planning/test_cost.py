@@ -89,7 +89,7 @@ def test_what_a_step_keeps_grows_with_the_batch_and_shrinks_with_devices_and_rem
     assert kept(batch__size=8, mesh__data=1) == pytest.approx(8 * small, rel=0.05)
     deep = {"batch__size": 64, "model__depth": 4}
     assert kept(**deep, model__remat="full") < 0.5 * kept(**deep)
-    assert kept(**deep, batch__accumulate=4) == pytest.approx(kept(**deep) / 4, rel=0.05)
+    assert kept(**deep, batch__grad_accumulation=4) == pytest.approx(kept(**deep) / 4, rel=0.05)
 
 
 def test_what_is_between_is_interpolated(tiny, monkeypatch):

@@ -41,7 +41,7 @@ CASES = {
     "transformer, remat": ("lm_transformer", WIDER | {"model.remat": "full"}, TWO),
     "transformer, fsdp": ("lm_transformer", WIDER, {"data": 2, "fsdp": 4, "tensor": 1}),
     "transformer, tensor": ("lm_transformer", BLOCK, {"data": 2, "fsdp": 1, "tensor": 4}),
-    "transformer, parts": ("lm_transformer", WIDER | {"batch.accumulate": 4}, TWO),
+    "transformer, parts": ("lm_transformer", WIDER | {"batch.grad_accumulation": 4}, TWO),
     "transformer, GPT-2": ("lm_gpt2", BLOCK | {"model.hidden": 256}, TWO),
     "transformer, no loop": ("lm_gpt2", BLOCK | {"model.hidden": 256, "model.unroll": 4}, TWO),
     "gru": ("lm_gru", GRU, {"data": 2, "fsdp": 2, "tensor": 1}),

@@ -68,14 +68,14 @@ def whole(tiny):
     ("parts", "sizes"), [(4, ONE), pytest.param(4, ALL, marks=pytest.mark.slow), (16, ONE)]
 )
 def test_a_batch_in_parts_is_the_whole_batch(parts, sizes, tiny, whole):
-    made = trainer(tiny({"batch.size": 16, "batch.accumulate": parts}), sizes)
+    made = trainer(tiny({"batch.size": 16, "batch.grad_accumulation": parts}), sizes)
     params, found = losses(made)
     np.testing.assert_allclose(found, whole[1], rtol=1e-6)
     close(params, whole[0], atol=2e-5)  # Adam divides by what is nearly 0 in its first steps
 
 
 def test_another_batch_is_not(tiny, whole):
-    other = losses(trainer(tiny({"batch.size": 16, "batch.accumulate": 4, "batch.seed": 1})))
+    other = losses(trainer(tiny({"batch.size": 16, "batch.grad_accumulation": 4, "data.seed": 1})))
     assert not np.allclose(other[1], whole[1], rtol=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_parts_weigh_by_their_tokens_and_not_equally():
 
 
 def test_every_device_has_its_share_of_each_part_already(tiny):
-    config = tiny({"batch.size": 32, "batch.accumulate": 4})
+    config = tiny({"batch.size": 32, "batch.grad_accumulation": 4})
     text = compiled(config, ONE | {"data": 8})[1].as_text()
     assert "all-reduce" in text
     assert not any(op in text for op in ("all-to-all", "collective-permute", "all-gather"))
@@ -112,24 +112,30 @@ def test_every_device_has_its_share_of_each_part_already(tiny):
 
 def test_parts_need_the_memory_of_one(tiny):
     config = {"batch.size": 64, "model.depth": 4}
-    assert temporaries(tiny(config | {"batch.accumulate": 8})) < 0.25 * temporaries(tiny(config))
+    assert temporaries(tiny(config | {"batch.grad_accumulation": 8})) < 0.25 * temporaries(
+        tiny(config)
+    )
 
 
 def test_parts_that_do_not_divide_are_refused_before_a_compile(tiny):
-    config, problems = validation.override(tiny(), {"batch.accumulate": 3})
+    config, problems = validation.override(tiny(), {"batch.grad_accumulation": 3})
     assert not problems
-    assert validation.problems(config) == ["batch.accumulate: 3 does not divide batch.size = 8"]
-    with pytest.raises(BadInput, match=r"accumulate: 3 does not divide a batch of 8 examples"):
+    assert validation.problems(config) == [
+        "batch.grad_accumulation: 3 does not divide batch.size = 8"
+    ]
+    with pytest.raises(
+        BadInput, match=r"grad_accumulation: 3 does not divide a batch of 8 examples"
+    ):
         make_run(config)
-    with pytest.raises(BadInput, match=r"batch.size / batch.accumulate: 2 is not divisible"):
-        trainer(tiny({"batch.accumulate": 4}), ONE | {"data": 4})
-    assert trainer(tiny({"batch.accumulate": 4}), ONE | {"data": -1}).mesh.size == 2
+    with pytest.raises(BadInput, match=r"batch.size / batch.grad_accumulation: 2 is not divisible"):
+        trainer(tiny({"batch.grad_accumulation": 4}), ONE | {"data": 4})
+    assert trainer(tiny({"batch.grad_accumulation": 4}), ONE | {"data": -1}).mesh.size == 2
 
 
 # The execution of a run is no part of what it is; a run resumes with that of its first launch.
 
 OTHERWISE = {
-    "batch.accumulate": 2,
+    "batch.grad_accumulation": 2,
     "task.chunk": 64,
     "model.attention": "xla",
     "model.remat": "full",
@@ -137,7 +143,6 @@ OTHERWISE = {
 }
 
 EXECUTION = {key.rpartition(".")[2]: value for key, value in OTHERWISE.items()}
-EXECUTION["grad_accumulation"] = EXECUTION.pop("accumulate")
 
 
 def test_a_run_goes_on_as_it_was_first_launched(tiny, tmp_path):
@@ -242,7 +247,8 @@ def test_chunks_are_the_same_on_a_mesh_whose_tensor_axis_splits_the_vocabulary(t
 def test_chunks_are_the_same_for_runs_side_by_side(tiny):
     """vmapped, as in a group: parts and chunks at once."""
     recipes = [
-        trainer(tiny(changes)).spec for changes in ({}, {"batch.accumulate": 2, "task.chunk": 32})
+        trainer(tiny(changes)).spec
+        for changes in ({}, {"batch.grad_accumulation": 2, "task.chunk": 32})
     ]
     batch = tokens(8, 32, 256)
     stack = [recipes[0].model.init(jax.random.key(k), batch["inputs"]) for k in range(2)]

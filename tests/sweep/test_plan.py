@@ -186,7 +186,7 @@ def test_a_rule_for_the_batch_is_resolved_and_repeats_the_run(tiny, tmp_path):
     (point,) = resolve_points([({}, tiny(ruled))], tmp_path)
     run = point.run
     assert run.batch == 8
-    assert run.config["batch"] == {"size": 8, "seed": 0, "accumulate": 1}
+    assert run.config["batch"] == {"size": 8, "grad_accumulation": 1, "rule": "constant"}
     assert "batch = 64 sqrt(tokens" in run.facts["rules"]
     same = {"batch.size": 8, "horizon.unit": "tokens", "horizon.amount": 2e4}
     (again,) = resolve_points([({}, tiny(same))], tmp_path)

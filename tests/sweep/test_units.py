@@ -161,7 +161,7 @@ def test_the_budgets_that_ship_have_a_trunk_for_each_size(corpus, tmp_path):
     "other",
     [
         {"seed": 1},
-        {"batch.seed": 1},
+        {"data.seed": 1},
         {"optim.lr": 0.1},
         {"optim.schedule.final": 0.1},
         {"optim.warmup.amount": 3.0},

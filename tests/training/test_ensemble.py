@@ -122,7 +122,7 @@ def test_members_with_orders_of_their_own_have_their_own_batches(
     devices, tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(devices))
-    runs = made(tiny, {"seed": 0, "batch.seed": 0}, {"seed": 0, "batch.seed": 1})
+    runs = made(tiny, {"seed": 0, "data.seed": 0}, {"seed": 0, "data.seed": 1})
     fit(runs, tmp_path / "group")
     assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
     first, second = (curve(run, tmp_path / "group") for run in runs)

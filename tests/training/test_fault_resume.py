@@ -64,7 +64,7 @@ def test_a_run_goes_on_from_its_bits_on_another_mesh(shape, eight, tiny, seen):
     _, losses = trained(trainer, state, 20, 40)
     worst = np.abs(losses / expected - 1).max()
     assert worst < 1e-5
-    other = make_run(tiny(WIDE | {"batch.seed": 1}))  # the twin: another order of the data
+    other = make_run(tiny(WIDE | {"data.seed": 1}))  # the twin: another order of the data
     _, twin = trained(
         Trainer(other, trainer.mesh), checkpoint.restore_latest(folder, trainer.abstract)[1], 20, 40
     )
@@ -98,8 +98,8 @@ OTHER = {  # another valid value of each key
     "name": "other",
     "seed": 1,
     "batch.size": 4,
-    "batch.seed": 1,
-    "batch.accumulate": 2,
+    "data.seed": 1,
+    "batch.grad_accumulation": 2,
     "batch.rule": "sqrt_tokens",
     "optim.lr": 0.3,
     "optim.lr_rule": "constant",

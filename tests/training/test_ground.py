@@ -78,4 +78,4 @@ def test_a_grid_that_is_none_is_refused(ends):
 
 
 def test_replicates_differ_in_both_seeds():
-    assert grid.seeds(2) == [{"seed": 0, "batch.seed": 0}, {"seed": 1, "batch.seed": 1}]
+    assert grid.seeds(2) == [{"seed": 0, "data.seed": 0}, {"seed": 1, "data.seed": 1}]

@@ -109,7 +109,9 @@ def test_every_width_is_larger_than_the_one_below():
 
 
 def test_the_teacher_leaves_what_its_spectrum_says():
-    made = data.load("teacher", features=16, exponent=1.0, examples=20_000, heldout=8, seed=0)
+    made = data.load(
+        "teacher", features=16, exponent=1.0, examples=20_000, heldout=8, generator_seed=0
+    )
     rows = made.train.rows(np.arange(20_000))
     x, y = rows["inputs"].astype(np.float64), rows["targets"].astype(np.float64)
     assert np.mean(y**2) == pytest.approx(1.0, rel=0.02)

@@ -59,7 +59,7 @@ def test_any_split_into_dispatches_gives_the_same_bits(tiny, sizes):
         other, same = trained(config, split, sizes)
         jax.tree.map(np.testing.assert_array_equal, single, other)
         assert losses == same
-    shifted, _ = trained(tiny(REAL | {"batch.seed": 1}), [10, 10], sizes)
+    shifted, _ = trained(tiny(REAL | {"data.seed": 1}), [10, 10], sizes)
     assert any(
         (a != b).any() for a, b in zip(*map(jax.tree.leaves, (single, shifted)), strict=True)
     )
@@ -122,7 +122,7 @@ def test_rates_boundaries_decay_and_length_recompile_nothing(tiny, compiles):
         {"horizon.amount": 9.0},
         {"optim.optimizer.weight_decay": 0.3, "optim.optimizer.b2": 0.9},
         {"optim.schedule.final": 0.5, "optim.clip": 0.1},
-        {"seed": 5, "batch.seed": 3},
+        {"seed": 5, "data.seed": 3},
     ):
         trained(tiny(shape | change), [4])
     assert len(compiles) == before
