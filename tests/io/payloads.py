@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from research.io import files
-from research.runs import checkpoint, metrics_log
-from research.runs.table import _head, _stamps
+from research.runs import checkpoint, manifest, metrics_log
+from research.runs.table import _cache_header, _stamps
 
 PAYLOADS, GOOD = {}, {}
 
@@ -71,7 +71,7 @@ def good(opener):
 def relisted(step):
     """Whoever made the checkpoint could write the manifest, too."""
     listed = files.read_json(step / "manifest.json")
-    listed["files"] = checkpoint._digests(step)
+    listed["files"] = manifest._file_digests(step)
     listed["files"].pop("manifest.json")
     (step / "manifest.json").write_text(json.dumps(files.digested(listed)))
 
@@ -447,14 +447,14 @@ result("a lease that is a pipe", lambda _, path: os.mkfifo(path), "lease/88.json
 def _(place):
     run = place.copied()
     rows = json.dumps({run.name: [_stamps(str(run)), {"run": "../x", "status": 7}]}).encode()
-    place.write(".table.cache", _head(rows) + b"\n" + rows)
+    place.write(".table.cache", _cache_header(rows) + b"\n" + rows)
     return run
 
 
 @payload("results", "a cache of the table that is deep")
 def _(place):
     run, rows = place.copied(), deep().encode()
-    place.write(".table.cache", _head(rows) + b"\n" + rows)
+    place.write(".table.cache", _cache_header(rows) + b"\n" + rows)
     return run
 
 

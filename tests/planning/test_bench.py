@@ -106,7 +106,7 @@ def test_a_data_sheet_is_chosen_by_one_name_alone():
 def test_what_is_timed_is_the_mesh_that_train_uses(tiny, tmp_path, monkeypatch):
     """Each of the 4 parts of a batch of 8 has rows for 2 devices, the batch itself for 8."""
     monkeypatch.setattr(benchmark, "CPU_SIDES", (64,))
-    run = make_run(tiny({"batch.size": 8, "batch.accumulate": 4, "horizon.amount": 2.0}))
+    run = make_run(tiny({"batch.size": 8, "batch.grad_accumulation": 4, "horizon.amount": 2.0}))
     with RunDirectory(tmp_path, run.id) as directory:
         train_run(run, directory)
         trained_on = read_launch(directory.path)["mesh"]

@@ -268,14 +268,16 @@ def test_the_moving_average_is_what_is_evaluated_kept_and_taken(tiny, tmp_path):
 
 
 def test_the_moving_average_is_that_of_its_definition():
-    from research.training.step import _moved
+    from research.training.step import _moving_average
 
     average, values = {"w": np.float32(1.0)}, [2.0, 3.0, -1.0]
     expected = 1.0
     for step, value in enumerate(values):
-        average = _moved(average, {"w": np.float32(value)}, np.int32(step), np.float32(0.15))
+        average = _moving_average(
+            average, {"w": np.float32(value)}, np.int32(step), np.float32(0.15)
+        )
         keep = min(0.15, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * value
     assert float(average["w"]) == pytest.approx(expected, rel=1e-6)
     assert float(average["w"]) != pytest.approx(values[-1], rel=1e-3)
-    assert _moved(None, {}, np.int32(0), None) is None
+    assert _moving_average(None, {}, np.int32(0), None) is None
