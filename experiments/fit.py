@@ -20,31 +20,30 @@ def main(argv: Sequence[str]) -> int:
     # The fits keep every core busy themselves; set before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-    from research.scaling import flags as law_flags
+    from research.scaling import flags
 
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="a sweep's workdir, a .csv or a .parquet")
     parser.add_argument("--out", required=True, help="where fit.json and the figures are written")
-    law_flags.add(parser)
+    flags.add(parser)
     args = parser.parse_args(argv)
-    sweep = law_flags.next_config(args)
-    options, columns = law_flags.options(args), law_flags.columns(args)
+    sweep = flags.next_config(args)
+    options, columns = flags.options(args), flags.columns(args)
 
     from research import scaling
-    from research.report import fit_figures
-    from research.report import text as summary
+    from research.report import fit_figures, text
     from research.scaling import table
 
     rows = table.read(args.runs, columns, args.curves)
     found = scaling.analyse(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
-    figures, words = fit_figures.figures(found), summary.fit_summary(found.document)
+    figures, words = fit_figures.figures(found), text.fit_summary(found.document)
     out = files.make_directory(args.out)  # from here on only the disk can fail
     files.write_json(out / "fit.json", found.document)
     written = fit_figures.save(figures, out)
     if sweep:
-        files.write_atomic(out / "next.py", law_flags.sweep_of(sweep, found.document).encode())
+        files.write_atomic(out / "next.py", flags.sweep_of(sweep, found.document).encode())
         written.append(out / "next.py")
     print(words)
     print("\n".join(str(path) for path in (out / "fit.json", *written)))

@@ -15,13 +15,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--against", help=help_)
     args = parser.parse_args(argv)
 
-    from research.report import build as report
-    from research.report import text as summary
+    from research.report import build, text
     from research.runs.table import write_table
 
-    result = report.write(args.runs, args.against, every_way=True)
+    result = build.write(args.runs, args.against, every_way=True)
     write_table(args.runs)
-    print(summary.text_summary(result))
+    print(text.text_summary(result))
     return 0
 
 

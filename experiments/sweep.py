@@ -76,10 +76,12 @@ def main(argv: Sequence[str]) -> int:
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")
     write_table(args.workdir)
-    from research.report import build as report  # matplotlib and scipy, which a plan does not need
-    from research.report import text as summary
+    from research.report import (
+        build,  # matplotlib and scipy, which a plan does not need
+        text,
+    )
 
-    print(summary.text_summary(report.write(args.workdir, every_way=True)))
+    print(text.text_summary(build.write(args.workdir, every_way=True)))
     for run_id, reason in outcome.missing.items():
         print(f"missing: run {run_id}: {reason}")
     return UNFINISHED if outcome.missing else 0

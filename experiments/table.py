@@ -9,7 +9,7 @@ DIR is the workdir of a sweep, a .csv or a .parquet; its runs may still be train
 from collections.abc import Sequence
 
 from research.config import cli
-from research.report import tables as listing
+from research.report import tables
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sort", help="a column; with - in front, the highest first")
     help_ = "the columns to show, a comma between them; `all` is every one that there is"
     parser.add_argument("--columns", help=help_)
-    parser.add_argument("--format", choices=sorted(listing.FORMATS), default="text")
+    parser.add_argument("--format", choices=sorted(tables.FORMATS), default="text")
     args = parser.parse_args(argv)
 
     from research.scaling import table
@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
     if args.where:
         rows = [row for row, keep in zip(rows, table.where(rows, args.where)) if keep]
     if args.sort:
-        rows = listing.ordered(rows, args.sort)
-    print(listing.FORMATS[args.format](rows, listing.columns(rows, args.columns)))
+        rows = tables.ordered(rows, args.sort)
+    print(tables.FORMATS[args.format](rows, tables.columns(rows, args.columns)))
     return 0
 
 

@@ -24,18 +24,17 @@ def main(argv: Sequence[str]) -> int:
         raise BadInput(f"--flops={args.flops}: expected a number above 0")
 
     from research.parallel import compile_cache, sharding
-    from research.report import build as report
-    from research.report import text as summary
+    from research.report import build, text
     from research.sweep import verify  # jax from here on
 
     sharding.use_all_cores()
     compile_cache.keep_programs()
     made, config = verify.predict(args.runs, args.flops)
-    print(summary.prediction(made), flush=True)
+    print(text.prediction(made), flush=True)
     with stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
         found = verify.measure(args.runs, made, config, stop)
-    print(summary.verified(found))
-    written = report.write(args.runs)["files"]
+    print(text.verified(found))
+    written = build.write(args.runs)["files"]
     print(f"{args.runs}/verify/verify.json")
     if "verify.png" in written:  # the runs of the sweep may have been removed since
         print(written["verify.png"])

@@ -14,15 +14,12 @@ import numpy as np
 from research import scaling
 from research.errors import BadInput
 from research.io import files
-from research.report import decision_figures, fit_figures, style
-from research.report import html as page
-from research.report import sweep_figures as plots
-from research.report import text as summary
+from research.report import decision_figures, fit_figures, html, style, sweep_figures, text
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
 from research.runs.schema import is_number
 from research.runs.table import read_table
-from research.scaling.multiverse import multiverse
+from research.scaling.multiverse import refit_universes
 
 Row = dict[str, Any]
 
@@ -43,8 +40,8 @@ def write(
     rows = read_table(workdir)
     if not rows:
         raise BadInput(f"--runs={workdir}: no runs yet")
-    against = against or summary.varying(rows)
-    groups = summary.groups(rows)
+    against = against or text.varying(rows)
+    groups = text.groups(rows)
     surfaces = _surfaces(groups)
     if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
         (name,) = groups
@@ -80,7 +77,7 @@ def write(
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
     result |= {"surfaces": surfaces, "compared": compared, "verified": verified}
-    files.write_atomic(written["report"], page.render(result, drawings))
+    files.write_atomic(written["report"], html.render(result, drawings))
     return result
 
 
@@ -117,7 +114,7 @@ def _verification(rows: Sequence[Row], verified: Mapping[str, Any]) -> dict[str,
     except BadInput:
         return {}
     assert fit
-    return {"verify": decision_figures.verified(fit, verified, scaling.unit(done))}
+    return {"verify": decision_figures.verified(fit, verified, scaling.loss_unit(done))}
 
 
 def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
@@ -168,7 +165,7 @@ def _multiverse(fit: Mapping[str, Any]) -> dict[str, Any]:
     done = [row for row in fit["rows"] if row["status"] == "done"]
     options = {"holdout": document["options"]["holdout"], "against": document["against"]}
     try:
-        document["multiverse"] = multiverse(document["law"], done, scaling.Options(**options))
+        document["multiverse"] = refit_universes(document["law"], done, scaling.Options(**options))
     except BadInput:
         return {}
     return {"multiverse": decision_figures.spread(document["multiverse"])}
@@ -179,20 +176,20 @@ def _figures(
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
     done = [row for row in rows if row["status"] == "done"]
-    (first, *others), unit = fits.values(), scaling.unit(rows)
+    (first, *others), unit = fits.values(), scaling.loss_unit(rows)
     if done and others:
-        out["loss"] = plots.groups(fits, against, unit)
+        out["loss"] = sweep_figures.groups(fits, against, unit)
     elif done and (first["found"] or not first["document"]):
         out["loss"] = fit_figures.curve(done, against, unit, first["found"])
     if any(is_number(row.get("accuracy")) for row in done) and len(done) > 1:
-        series = {n: summary.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
-        out["accuracy"] = plots.scores(series, against, "held-out accuracy")
-    if best := page.best_classifier(done):
-        out["confusion"] = plots.confusion(best["confusion"], best["class_names"])
+        series = {n: text.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
+        out["accuracy"] = sweep_figures.scores(series, against, "held-out accuracy")
+    if best := html.best_classifier(done):
+        out["confusion"] = sweep_figures.confusion(best["confusion"], best["class_names"])
     curves = [(row, metrics_log.read_records(workdir / "runs" / row["run"])) for row in rows]
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
-        out["curves"] = plots.learning_curves(curves, unit, against)
+        out["curves"] = sweep_figures.learning_curves(curves, unit, against)
     if first["found"] and not others:
         out["residuals"] = fit_figures.residuals(first["found"].fit)
     return out

@@ -89,7 +89,7 @@ def _span(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:
 
 def valleys(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against size at every budget, and where the minima were located."""
-    budgets, _ = isoflop.budgets(table.usable(rows, NEEDED)[0])
+    budgets, _ = isoflop.group_by_budget(table.usable(rows, NEEDED)[0])
     ends = [budget.flops for budget in (budgets[0], budgets[-1])]
     norm = LogNorm(ends[0], max(ends[1], ends[0] * 1.01))
     colours = matplotlib.colormaps["viridis"]
@@ -227,7 +227,7 @@ def verified(fit: Fit, found: Mapping[str, Any], unit: str) -> Figure:
     x = np.array([compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows])
     at = compute_optimal.PER_TOKEN * found["params"] * found["tokens"]
     grid = np.geomspace(x.min(), at * 1.5, 24)
-    n = compute_optimal.best_params(fit.law, fit.best[None], grid)[0]
+    n = compute_optimal.optimal_params(fit.law, fit.best[None], grid)[0]
     least, band, _ = fit.predict({"params": n, "tokens": grid / compute_optimal.PER_TOKEN / n})
     band = np.clip(band, 0.5 * least.min(), 2 * least.max())
     low, high = found["run_interval"]

@@ -33,7 +33,7 @@ def figures(found: Analysis) -> dict[str, Figure]:
     if len(fit.law.columns) == 1:
         name = "loss" if fit.law.response == "loss" else "law"
         out[name] = curve(fit.parts.kept, fit.law.columns[0], document["unit"], found)
-    if compute_optimal.has(fit.law):
+    if compute_optimal.has_optimum(fit.law):
         out["losses"] = losses(fit, document)
         out["contours"] = contours(fit, document)
         out["frontier"] = decision_figures.optima(
@@ -139,8 +139,8 @@ def losses(fit: Fit, document: Mapping[str, Any]) -> Figure:
                 axes.scatter(x, y, area, n, marker=marker, cmap="viridis", norm=norm, zorder=3)
         c = np.array([6 * row["params"] * row["tokens"] for row in fit.parts.kept])
         grid = np.geomspace(c.min(), c.max(), 60)
-        best = compute_optimal.best_params(fit.law, fit.best[None], grid)[0]
-        least = compute_optimal.loss(fit.law, fit.best[None], best, grid / 6 / best)[0]
+        best = compute_optimal.optimal_params(fit.law, fit.best[None], grid)[0]
+        least = compute_optimal.predict_loss(fit.law, fit.best[None], best, grid / 6 / best)[0]
         panels[2].plot(grid, least, color=ORANGE, lw=1.8, label="least loss of a budget")
         panels[2].legend(fontsize=8)
         for axes, label in zip(panels, ("params", "tokens", "flops"), strict=True):
@@ -161,7 +161,9 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
     n_grid = np.geomspace(n.min() / 2, n.max() * 2, 90)
     d_grid = np.geomspace(d.min() / 2, d.max() * 2, 90)
     mesh_n, mesh_d = np.meshgrid(n_grid, d_grid)
-    values = compute_optimal.loss(fit.law, fit.best[None], mesh_n.ravel(), mesh_d.ravel())[0]
+    values = compute_optimal.predict_loss(fit.law, fit.best[None], mesh_n.ravel(), mesh_d.ravel())[
+        0
+    ]
     values = values.reshape(mesh_n.shape)
     norm = LogNorm(max(min(values.min(), y.min()), 1e-12), max(values.max(), y.max()))
     levels = np.geomspace(values.min() * 1.001, values.max() * 0.98, LEVELS)
@@ -176,7 +178,7 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
             axes.scatter(at[0], at[1], s=area, c=at[2], cmap="viridis", norm=norm, marker=marker,
                          edgecolors="white", lw=0.4, zorder=3, label=label)  # fmt: skip
         c = np.geomspace(6 * n.min() * d.min(), 6 * n.max() * d.max(), 60)
-        best = compute_optimal.best_params(fit.law, fit.best[None], c)[0]
+        best = compute_optimal.optimal_params(fit.law, fit.best[None], c)[0]
         axes.plot(best, c / 6 / best, color=ORANGE, lw=1.8, label="efficient frontier", zorder=2)
         asked = [p for p in document["predictions"] if p.get("params")]
         for p in asked if len(asked) <= decision_figures.FEW else []:

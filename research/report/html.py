@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research import scaling
-from research.report import interactive
-from research.report import text as summary
+from research.report import interactive, text
 from research.report.style import Drawing
 from research.report.text import end
 from research.runs.schema import NOUNS, shown_columns
@@ -71,24 +70,24 @@ def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
     parts = [f"<h1>{_e(name)}</h1>"]
     for group, fit in fits.items():
         words = f"{group}: " if several else ""
-        parts.append(f'<p class="lead">{_e(words + summary.headline(fit["document"]))}</p>')
+        parts.append(f'<p class="lead">{_e(words + text.headline(fit["document"]))}</p>')
     parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, fits)]
     if "loss" in svgs:
         noun = NOUNS.get(against, against)
         parts += [f"<h2>Loss against {_e(noun)}</h2>", _figure(svgs["loss"])]
     if found := result.get("verified"):
-        words = f"{summary.prediction(found)} {summary.verified(found)}"
+        words = f"{text.prediction(found)} {text.verified(found)}"
         parts += ["<h2>Verified optimum</h2>", f"<p>{_e(words)}</p>"]
         parts += [_figure(svgs["verify"])] if "verify" in svgs else []
     if explorer := _explorer(result):
         parts += ["<h2>Explore the fit</h2>", explorer]
     for name, found in result["surfaces"].items():
         parts.append(f"<h2>{SURFACES[name]}</h2>")
-        parts.append(f"<pre>{_e(summary.fit_summary(found.document, brief=True))}</pre>")
+        parts.append(f"<pre>{_e(text.fit_summary(found.document, brief=True))}</pre>")
         parts += [_figure(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
     if "accuracy" in svgs:
         parts += ["<h2>Accuracy</h2>", _figure(svgs["accuracy"])]
-    if several and (side := summary.comparison(rows, against)):
+    if several and (side := text.comparison(rows, against)):
         parts += ["<h2>Groups compared</h2>", _table(side[0], side[1:])]
         parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
     if compared := result["compared"]:
@@ -101,7 +100,7 @@ def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
     for group, fit in fits.items():
         if fit["document"]:
             parts.append(f"<h2>Fitted law{_e(f' of {group}') if several else ''}</h2>")
-            expected = summary.expectation(result["cards"], fit["document"])
+            expected = text.expectation(result["cards"], fit["document"])
             parts += [_fit_table(fit["document"]), f"<p>{_e(expected)}</p>" if expected else ""]
     parts += ["<h2>Runs</h2>", _runs_table(rows, several)]
     if "confusion" in svgs:
@@ -133,7 +132,7 @@ def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
 def _explorer(result: Mapping[str, Any]) -> str:
     """The chart with a slider, of the first law that there is."""
     fits, surfaces = result["fits"], result["surfaces"]
-    unit = scaling.unit(result["rows"])
+    unit = scaling.loss_unit(result["rows"])
     done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
     for found in surfaces.values():
         return interactive.page_part(
@@ -278,9 +277,9 @@ def _embedded(name: str, drawing: Drawing) -> str:
     where it has so many marks that it is LARGE, the PNG in COLOURS, which is smaller."""
     from PIL import Image  # matplotlib's own
 
-    text = drawing.svg.decode()
-    if len(text) <= LARGE:
-        return text[text.index("<svg") :]
+    markup = drawing.svg.decode()
+    if len(markup) <= LARGE:
+        return markup[markup.index("<svg") :]
     raw = io.BytesIO()
     Image.open(io.BytesIO(drawing.png)).convert("RGB").quantize(COLOURS).save(raw, "png")
     data = base64.b64encode(raw.getvalue()).decode()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from research.errors import BadInput
-from research.scaling import compare, design, minima, multiverse, table
-from research.scaling import document as findings
+from research.scaling import compare, design, document, minima, multiverse, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split
@@ -56,24 +55,24 @@ def analyse(
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
         if next_budget or anytime:
             raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
-        made, document = None, minima.fit(law, rows, chosen)
+        made, sections = None, minima.fit_minima(law, rows, chosen)
     else:
         named = named_law(law, chosen.against) if isinstance(law, str) else law
         chosen.check_against(named)
         if compare_by:
-            made, section = compare.compare(named, rows, chosen, compare_by)
-            document = {**findings.of(made), "compare": section}
+            made, section = compare.fit_groups(named, rows, chosen, compare_by)
+            sections = {**document.build_document(made), "compare": section}
         else:
             made = Fit(named, split(named, rows, chosen), chosen)
-            document = findings.of(made)
-        target = design.target_of(made, chosen) if next_budget or anytime else {}
+            sections = document.build_document(made)
+        target = design.prediction_target(made, chosen) if next_budget or anytime else {}
         if next_budget:
-            document["next_runs"] = design.next_runs(made, target, next_budget)
+            sections["next_runs"] = design.propose_runs(made, target, next_budget)
         if anytime:
-            document["settling"] = design.settling(made.law, made.parts, chosen, target)
+            sections["settling"] = design.settling_stages(made.law, made.parts, chosen, target)
     if multiverse_too:
-        document["multiverse"] = multiverse.multiverse(str(law), rows, chosen)
-    return Analysis(_finite(document), made, rows)
+        sections["multiverse"] = multiverse.refit_universes(str(law), rows, chosen)
+    return Analysis(_finite(sections), made, rows)
 
 
 def _finite(value: Any) -> Any:

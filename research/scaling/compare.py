@@ -22,7 +22,7 @@ from research.scaling.options import Options, Split, split
 LEVEL = 0.05  # of the test
 
 
-def compare(
+def fit_groups(
     law: Law, rows: Sequence[table.Row], options: Options, column: str
 ) -> tuple[Fit, dict[str, Any]]:
     """The fit of the shared law, whose own parameters are the reference group's, and the section of
@@ -48,7 +48,7 @@ def compare(
     if len(names) < 2:
         raise BadInput(f"--compare={column}: every row is {names[0]!r}; two groups are needed")
     numbered = [{**row, GROUP: 1.0 + names.index(str(row[column]))} for row in rows]
-    joint = shared(law, names)
+    joint = build_shared_law(law, names)
     parts = split(joint, numbered, options)
     fit = Fit(joint, parts, options)
     own, counts = {}, {}
@@ -83,7 +83,7 @@ def compare(
     section = {"column": column, "reference": names[0], "groups": groups, "test": test}
     one = law.columns[0] if len(law.columns) == 1 else "flops"
     section["of"] = {"flops": "compute", "params": "parameters"}.get(one, one)
-    return fit, {**section, "words": sentences(section)}
+    return fit, {**section, "words": comparison_sentences(section)}
 
 
 def rescaled_columns(law: Law) -> list[str]:
@@ -92,7 +92,7 @@ def rescaled_columns(law: Law) -> list[str]:
     return [name for name in columns if name != "unique_tokens" or len(columns) == 1]
 
 
-def shared(law: Law, names: Sequence[str]) -> Law:
+def build_shared_law(law: Law, names: Sequence[str]) -> Law:
     """`law` for several groups, numbered from 1 in the column GROUP (0 is the reference too)."""
     labels = [f"multiplier[{name}]" for name in names[1:]]
     scaled = rescaled_columns(law)
@@ -137,7 +137,7 @@ def _test(
     return {"f": float(f), "p_value": p, "shared_exponents_justified": p > LEVEL}
 
 
-def sentences(section: dict[str, Any]) -> list[str]:
+def comparison_sentences(section: dict[str, Any]) -> list[str]:
     """The comparison in words."""
     out = []
     for name, entry in section["groups"].items():

@@ -26,19 +26,19 @@ SEARCHES = 200  # samples of a law whose optimum is searched for, one by one
 FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is told
 
 
-def has(law: Law) -> bool:
+def has_optimum(law: Law) -> bool:
     """Whether the law can say what is optimal: it reads parameters and tokens (and perhaps unique
     tokens, which are then all fresh)."""
     return law.response == "loss" and {"params", "tokens"} <= set(law.columns)
 
 
-def together(rows: Sequence[Row]) -> bool:
+def vary_together(rows: Sequence[Row]) -> bool:
     """Whether tokens go with parameters, so that no fit can tell what either does."""
     ratios = [math.log(row["tokens"] / row["params"]) for row in rows]
     return bool(np.ptp(ratios) < TOGETHER)
 
 
-def loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
+def predict_loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
     """The loss [K, m] of each law at m points, or at its own points [K, m]."""
     columns = {"params": n, "tokens": d, "unique_tokens": d, GROUP: np.zeros(np.shape(n))}
     if np.ndim(n) == 1:
@@ -50,7 +50,7 @@ def loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.nd
     return np.array(rows).reshape(len(theta_KxP), n.shape[1])
 
 
-def best_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> np.ndarray:
+def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> np.ndarray:
     """N* [K, m] of each law at each budget; NaN where the loss has no minimum within reach."""
     c = np.asarray(flops, float) / PER_TOKEN
     if law.name == "chinchilla":
@@ -72,7 +72,7 @@ def _searched(law: Law, theta: np.ndarray, c: float) -> float:
         grid = np.linspace(low, high, 61)
         n = np.exp(grid)
         with np.errstate(all="ignore"):
-            values = loss(law, theta[None], n, c / n)[0]
+            values = predict_loss(law, theta[None], n, c / n)[0]
         at = int(np.nanargmin(values))
         if at in (0, len(grid) - 1):
             return float("nan")
@@ -80,25 +80,25 @@ def _searched(law: Law, theta: np.ndarray, c: float) -> float:
     return float(np.exp(middle))
 
 
-def slope(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
+def optimal_exponent(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
     """The exponent of N*(C) at a budget [K]."""
     step = 1.1
-    n = best_params(law, theta_KxP, [flops / step, flops])
+    n = optimal_params(law, theta_KxP, [flops / step, flops])
     with np.errstate(all="ignore"):
         return np.log(n[:, 1] / n[:, 0]) / np.log(step)
 
 
-def optimal(fit: Fit) -> dict[str, Any] | None:
+def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
     """N* = k C^a and D* = k' C^a', with 95 % intervals; exact for laws whose optimum is a power of
     the budget, else its local form at the largest budget of the table. None if sizes and tokens
     vary together."""
-    if together(fit.parts.fitted):
+    if vary_together(fit.parts.fitted):
         return None
-    most = largest(fit.parts.fitted)
+    most = largest_budget(fit.parts.fitted)
 
     def power_laws(theta_KxP: np.ndarray) -> np.ndarray:
-        a = slope(fit.law, theta_KxP, most)
-        log_k = np.log(best_params(fit.law, theta_KxP, [most])[:, 0]) - a * np.log(most)
+        a = optimal_exponent(fit.law, theta_KxP, most)
+        log_k = np.log(optimal_params(fit.law, theta_KxP, [most])[:, 0]) - a * np.log(most)
         return np.stack([a, log_k, 1 - a, -np.log(PER_TOKEN) - log_k], axis=-1)
 
     samples = _samples(fit)
@@ -123,12 +123,12 @@ def _samples(fit: Fit) -> np.ndarray:
     return fit.samples if fit.law.name == "chinchilla" else fit.samples[:SEARCHES]
 
 
-def largest(rows: Sequence[Row]) -> float:
+def largest_budget(rows: Sequence[Row]) -> float:
     """The largest budget 6 N D of the rows."""
     return max(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
 
 
-def predictions(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
+def predict_optima(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
     """The compute-optimal run of each budget: size, tokens, loss, each with its 95 % interval, and
     what the choice may cost.
 
@@ -140,12 +140,12 @@ def predictions(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
     """
     if not len(flops):
         return []
-    if not has(fit.law):
+    if not has_optimum(fit.law):
         raise BadInput(f"--predict_flops: {fit.law.name} does not read params and tokens")
     samples = _samples(fit)
-    n_all = best_params(fit.law, samples, flops)
-    n_best = best_params(fit.law, fit.best[None], flops)[0]
-    if together(fit.parts.fitted):
+    n_all = optimal_params(fit.law, samples, flops)
+    n_best = optimal_params(fit.law, fit.best[None], flops)[0]
+    if vary_together(fit.parts.fitted):
         n_best = np.full(len(flops), np.nan)
     return [_prediction(fit, c, n_best[i], samples, n_all[:, i]) for i, c in enumerate(flops)]
 
@@ -161,8 +161,8 @@ def _prediction(
     at, of_law, of_run = (x[0] for x in fit.predict(point))
     d_K = c / PER_TOKEN / n_K
     with np.errstate(all="ignore"):
-        here = loss(law, samples, np.array([n]), np.array([d]))[:, 0]
-        least = loss(law, samples, n_K[:, None], d_K[:, None])[:, 0]
+        here = predict_loss(law, samples, np.array([n]), np.array([d]))[:, 0]
+        least = predict_loss(law, samples, n_K[:, None], d_K[:, None])[:, 0]
     regret = np.maximum(here - least, 0)
     regret = regret[np.isfinite(regret)]
     return {
@@ -193,11 +193,13 @@ def _off(fit: Fit, c: float, n: float, factor: float) -> dict[str, Any]:
     """A size off by `factor` at the same budget: its loss, and the FLOPs that the optimal size
     would have needed for that."""
     best = fit.best[None]
-    value = loss(fit.law, best, np.array([n * factor]), np.array([c / PER_TOKEN / n / factor]))
+    value = predict_loss(
+        fit.law, best, np.array([n * factor]), np.array([c / PER_TOKEN / n / factor])
+    )
 
     def worse(budget: float) -> bool:
-        size = best_params(fit.law, best, [budget])[0]
-        return loss(fit.law, best, size, budget / PER_TOKEN / size)[0, 0] > value[0, 0]
+        size = optimal_params(fit.law, best, [budget])[0]
+        return predict_loss(fit.law, best, size, budget / PER_TOKEN / size)[0, 0] > value[0, 0]
 
     same = _crossing(worse, c / WIDE, c)
     return {"factor": factor, "loss": float(value[0, 0]), "wasted_flops": float(1 - same / c)}
@@ -207,13 +209,15 @@ def _overtrained(fit: Fit, n: float, d: float, factor: float) -> dict[str, Any]:
     """A model smaller by `factor` with the same loss: tokens, and the factor on training FLOPs;
     None if no number of tokens brings it there."""
     best, small = fit.best[None], np.array([n * factor])
-    target = loss(fit.law, best, np.array([n]), np.array([d]))[0, 0]
+    target = predict_loss(fit.law, best, np.array([n]), np.array([d]))[0, 0]
     high = np.log(d * WIDE)
     out: dict[str, Any] = {"params_factor": factor, "params": float(small[0])}
-    if not loss(fit.law, best, small, np.exp([high]))[0, 0] <= target:
+    if not predict_loss(fit.law, best, small, np.exp([high]))[0, 0] <= target:
         return {**out, "tokens": None, "training_flops_factor": None}
     tokens = _crossing(
-        lambda tokens: loss(fit.law, best, small, np.array([tokens]))[0, 0] > target, d, d * WIDE
+        lambda tokens: predict_loss(fit.law, best, small, np.array([tokens]))[0, 0] > target,
+        d,
+        d * WIDE,
     )
     return {**out, "tokens": tokens, "training_flops_factor": factor * tokens / d}
 

@@ -25,7 +25,7 @@ ENOUGH = 0.1  # of the noise of a run: a stage that narrows the interval by less
 STAGES = 8
 
 
-def next_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[str, Any]:
+def propose_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[str, Any]:
     """The runs of at most `budget` FLOPs in all that narrow the prediction at `target` (the columns
     of the law) most. Raises BadInput if no run is that cheap."""
     candidates = _candidates(fit)
@@ -131,15 +131,15 @@ def _derivative(fit: Fit, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return fit.law.evaluate(fit.best[None], fit.law.prepare(columns))[1][0]
 
 
-def target_of(fit: Fit, options: Options) -> dict[str, float]:
+def prediction_target(fit: Fit, options: Options) -> dict[str, float]:
     """Where the prediction is wanted: the optimum of the first budget, or a value of the column;
     ten times the largest of the table where none is given."""
     law = fit.law
-    if compute_optimal.has(law):
-        most = compute_optimal.largest(fit.parts.kept)
+    if compute_optimal.has_optimum(law):
+        most = compute_optimal.largest_budget(fit.parts.kept)
         c = next(iter(options.predict_flops), 10 * most)
-        n = float(compute_optimal.best_params(law, fit.best[None], [c])[0, 0])
-        if compute_optimal.together(fit.parts.fitted):
+        n = float(compute_optimal.optimal_params(law, fit.best[None], [c])[0, 0])
+        if compute_optimal.vary_together(fit.parts.fitted):
             raise BadInput("params and tokens vary together in this table: no optimum to aim at")
         if not math.isfinite(n):
             raise BadInput(f"the law has no optimum at {c:g} FLOPs to aim at")
@@ -151,7 +151,7 @@ def target_of(fit: Fit, options: Options) -> dict[str, float]:
     return {column: next(iter([*options.predict, *options.predict_flops]), 10 * most)}
 
 
-def settling(law: Law, parts: Split, options: Options, target: Mapping[str, float]) -> dict:
+def settling_stages(law: Law, parts: Split, options: Options, target: Mapping[str, float]) -> dict:
     """How the prediction at `target` settled as FLOPs were spent, cheapest runs first, and whether
     the last stage still changed it."""
     if not all(_run_flops(row) for row in parts.kept):

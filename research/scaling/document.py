@@ -19,7 +19,7 @@ PLAIN = re.compile(r"[\w %/().,-]{1,60}")
 OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
 
 
-def of(fit: Fit) -> dict[str, Any]:
+def build_document(fit: Fit) -> dict[str, Any]:
     """The document of `fit.json`."""
     law, options = fit.law, fit.options
     agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
@@ -28,7 +28,7 @@ def of(fit: Fit) -> dict[str, Any]:
         "formula": law.formula,
         "against": law.columns[0],
         "response": law.response,
-        "unit": unit(fit.parts.kept) if law.response == "loss" else law.response,
+        "unit": loss_unit(fit.parts.kept) if law.response == "loss" else law.response,
         "n_points": len(fit.parts.fitted),
         "dropped": fit.parts.dropped,
         "objective": fit.value,
@@ -47,7 +47,9 @@ def of(fit: Fit) -> dict[str, Any]:
         "standard_errors": _errors(fit),
         "intervals": fit.reported_intervals(),
         "identifiability": _identifiability(fit),
-        "optimal": compute_optimal.optimal(fit) if compute_optimal.has(law) else None,
+        "optimal": compute_optimal.optimal_power_laws(fit)
+        if compute_optimal.has_optimum(law)
+        else None,
         "predictions": _predictions(fit),
         "holdout": _holdout(fit),
     }
@@ -114,7 +116,7 @@ def _predictions(fit: Fit) -> list[dict[str, Any]]:
     if len(fit.law.columns) == 1:
         column = fit.law.columns[0]
         return fit.rows(column, [*fit.options.predict, *fit.options.predict_flops])
-    return compute_optimal.predictions(fit, fit.options.predict_flops)
+    return compute_optimal.predict_optima(fit, fit.options.predict_flops)
 
 
 def _holdout(fit: Fit) -> dict[str, Any] | None:
@@ -172,7 +174,9 @@ def _unfinished(fit: Fit) -> list[str]:
 
 def _together(fit: Fit) -> list[str]:
     """A warning where no fit can tell what size does and what tokens do."""
-    if not compute_optimal.has(fit.law) or not compute_optimal.together(fit.parts.fitted):
+    if not compute_optimal.has_optimum(fit.law) or not compute_optimal.vary_together(
+        fit.parts.fitted
+    ):
         return []
     return [
         "params and tokens vary together: what each does cannot be told apart, so the exponents "
@@ -190,7 +194,7 @@ def _mixed(fit: Fit) -> list[str]:
 
 def _other_flops(fit: Fit) -> list[str]:
     """A warning where the budgets of the answer are not those of the table."""
-    if not compute_optimal.has(fit.law):
+    if not compute_optimal.has_optimum(fit.law):
         return []
     ratios = [
         float(row["flops"]) / (compute_optimal.PER_TOKEN * row["params"] * row["tokens"])
@@ -205,7 +209,7 @@ def _other_flops(fit: Fit) -> list[str]:
     ]
 
 
-def unit(rows: Sequence[table.Row]) -> str:
+def loss_unit(rows: Sequence[table.Row]) -> str:
     """The unit of the loss, where the rows say it in a few plain words."""
     told = (str(row["loss_unit"]) for row in rows if row.get("loss_unit"))
     return next((words for words in told if PLAIN.fullmatch(words)), UNIT)
@@ -243,7 +247,7 @@ def _r2(problem: Problem, theta: np.ndarray) -> float | None:
     return 1 - float(np.sum(problem.weights * r * r)) / total if total else None
 
 
-def left_out(dropped: Sequence[Mapping[str, str]]) -> list[str]:
+def left_out_warning(dropped: Sequence[Mapping[str, str]]) -> list[str]:
     """A warning that says how many rows were left out, and of some of them why."""
     if not dropped:
         return []
@@ -289,7 +293,7 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
     for name in ("alpha", "beta", "eta"):
         if document["params"].get(name, 0.0) < 0:
             out.append(f"{name} is negative: the loss rises where the law lets it fall")
-    out += left_out(document["dropped"])
+    out += left_out_warning(document["dropped"])
     if held := document["holdout"]:
         missed = len(held["rows"]) - held["covered"]
         if missed:

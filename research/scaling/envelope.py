@@ -17,7 +17,7 @@ NEEDED = ("flops", "params", "tokens", "loss")
 SAME = 0.05  # relative: FLOPs this near to each other are one budget
 
 
-def hull(log_c: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
+def lower_hull(log_c: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
     """The numbers of the points on the lower convex hull, from the cheapest to the least loss."""
     order = np.lexsort((log_loss, log_c))
     # The least loss for at most SAME more: runs of one budget are never equal to the last FLOP, and
@@ -40,11 +40,11 @@ def _turns_up(x: np.ndarray, y: np.ndarray, a: int, b: int, c: int) -> bool:
     return (y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a])
 
 
-def trace(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     values = {k: np.log(v) for k, v in table.columns(rows, NEEDED).items()}
 
     def power_laws(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        on = chosen[hull(values["flops"][chosen], values["loss"][chosen])]
+        on = chosen[lower_hull(values["flops"][chosen], values["loss"][chosen])]
         # Where the best size is the table's least or largest, a better one may lie beyond it.
         sizes = values["params"][on]
         inner = on[(sizes > values["params"].min()) & (sizes < values["params"].max())]
@@ -71,7 +71,7 @@ def trace(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
         chosen = np.unique(rng.integers(len(names), size=len(names)))
         draws.append(power_laws(np.concatenate([members[i] for i in chosen]))[0])
     drawn = np.array(draws).reshape(-1, 4)
-    every_on = hull(values["flops"], values["loss"])
+    every_on = lower_hull(values["flops"], values["loss"])
     edge = sorted(set(every_on.tolist()) - set(on.tolist()))
     return {
         "optimal": optimal.tolist(),
@@ -91,7 +91,7 @@ def trace(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     }
 
 
-def given(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     """The power laws through a table whose rows are optima already, one of each budget, by plain
     least squares of logarithms; the draws are Student's t about them."""
     values = {k: np.log(v) for k, v in table.columns(rows, NEEDED[:3]).items()}

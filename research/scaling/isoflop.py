@@ -43,7 +43,7 @@ class Budget:
     runs: np.ndarray
 
 
-def budgets(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str]]]:
+def group_by_budget(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str]]]:
     """The budgets with enough sizes, and the others with the reason."""
     groups: list[list[table.Row]] = []
     for row in sorted(rows, key=lambda row: row["flops"]):
@@ -74,7 +74,7 @@ def budgets(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str
 Located = tuple[np.ndarray, np.ndarray]  # log N* [K] (NaN on the edge), log loss there [K]
 
 
-def akima(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
+def akima_minimum(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
     """The minimum of Akima's interpolation between the sizes, for K sets of losses at once."""
     from scipy.interpolate import Akima1DInterpolator
 
@@ -87,7 +87,7 @@ def akima(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
     return np.where(edge, np.nan, grid[at]), least
 
 
-def parabola(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
+def parabola_minimum(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
     """The vertex of the least-squares parabola, for K sets of losses at once."""
     centre, width = log_n.mean(), np.ptp(log_n)
     x = (log_n - centre) / width
@@ -99,13 +99,13 @@ def parabola(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
 
 
 LOCATE: dict[str, Callable[[np.ndarray, np.ndarray], Located]] = {
-    "akima": akima,
-    "parabola": parabola,
+    "akima": akima_minimum,
+    "parabola": parabola_minimum,
 }
 
 
-def locate(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    found, dropped = budgets(rows)
+def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+    found, dropped = group_by_budget(rows)
     if len(found) < 2:
         raise BadInput(
             f"{len(found)} budgets with at least {FEWEST} sizes; isoflop needs 2. A budget is a "
@@ -130,7 +130,7 @@ def locate(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     for name, made in methods.items():
         if made:
             side[name] = {
-                **(found_by := parameters(made))["params"],
+                **(found_by := summarize_power_laws(made))["params"],
                 "intervals": found_by["intervals"],
                 "budgets": len(made["minima"]),
                 "minima": [_shown(m) for m in made["minima"]],
@@ -280,7 +280,7 @@ def _loss_law(minima: Sequence[Mapping[str, Any]], options: Options) -> dict[str
     return {"formula": law.law.formula, "params": law.params, "predictions": predicted}
 
 
-def prediction(made: Mapping[str, Any], c: float) -> dict[str, Any]:
+def predict_optimum(made: Mapping[str, Any], c: float) -> dict[str, Any]:
     draws = made["draws"]
     a, k, a2, k2 = made["optimal"]
     n, d = k * c**a, k2 * c**a2
@@ -303,15 +303,15 @@ def prediction(made: Mapping[str, Any], c: float) -> dict[str, Any]:
     }
 
 
-def check(
+def check_held_out(
     made: Mapping[str, Any], held: Sequence[table.Row], options: Options
 ) -> dict[str, Any] | None:
     """The optimal sizes of held-out budgets, beside what was extrapolated."""
-    found, _ = budgets(held)
+    found, _ = group_by_budget(held)
     minima, _ = _minima(found, options.method, made["noise"], RESAMPLES, options.seed)
     rows = []
     for m in minima:
-        predicted = prediction({**made, "law_of_minima": None}, m["flops"])
+        predicted = predict_optimum({**made, "law_of_minima": None}, m["flops"])
         measured = math.exp(m["log_n"])
         # Both the law and the measured minimum are uncertain.
         ends = predicted["intervals"]["params"]
@@ -334,7 +334,7 @@ def check(
     return held_out_summary(options.holdout, rows) if rows else None
 
 
-def parameters(made: Mapping[str, Any]) -> dict[str, Any]:
+def summarize_power_laws(made: Mapping[str, Any]) -> dict[str, Any]:
     draws = made["draws"]
     values = dict(zip(NAMES, made["optimal"], strict=True))
     ends = dict(zip(NAMES, quantiles(draws), strict=True))

@@ -7,14 +7,18 @@ from typing import Any
 
 from research.errors import BadInput
 from research.scaling import envelope, isoflop, table
-from research.scaling.document import left_out, seed_noise, unit
+from research.scaling.document import left_out_warning, loss_unit, seed_noise
 from research.scaling.options import Options, filtered, held_out
 
 NEEDED = envelope.NEEDED
-WAYS = {"isoflop": isoflop.locate, "envelope": envelope.trace, "optima": envelope.given}
+WAYS = {
+    "isoflop": isoflop.locate_minima,
+    "envelope": envelope.fit_envelope,
+    "optima": envelope.fit_given_optima,
+}
 
 
-def fit(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     """The document of fit.json for one of WAYS. Raises BadInput for fewer than two budgets whose
     minimum can be located, and for options that belong to a law."""
     unfit = [k for k in ("fix", "init", "score", "starts", "predict") if getattr(options, k)]
@@ -33,7 +37,7 @@ def fit(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any
         "formula": "N* = k C^a, D* = k' C^a'",
         "against": "flops",
         "response": "loss",
-        "unit": unit(kept),
+        "unit": loss_unit(kept),
         "n_points": len(fitted),
         "dropped": dropped + made.pop("dropped"),
         "objective": None,
@@ -46,21 +50,23 @@ def fit(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any
             "cluster": options.cluster,
             "bootstrap": len(made["draws"]),
         },
-        **isoflop.parameters(made),
+        **isoflop.summarize_power_laws(made),
         "starts": None,
         **noise,
         "identifiability": {},
         "certificate": None,
         **{k: v for k, v in made.items() if k not in ("draws", "optimal")},
-        "predictions": [isoflop.prediction(made, c) for c in options.predict_flops],
-        "holdout": isoflop.check(made, held, options) if held and name == "isoflop" else None,
+        "predictions": [isoflop.predict_optimum(made, c) for c in options.predict_flops],
+        "holdout": isoflop.check_held_out(made, held, options)
+        if held and name == "isoflop"
+        else None,
     }
     document["warnings"] = made["warnings"] + _warnings(document)
     return document
 
 
 def _warnings(document: Mapping[str, Any]) -> list[str]:
-    out = left_out(document["dropped"])
+    out = left_out_warning(document["dropped"])
     sides = document.get("methods") or {}
     if len(sides) == 2:
         one, two = (sides[name]["params_exponent"] for name in isoflop.LOCATE)

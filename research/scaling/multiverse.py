@@ -27,7 +27,7 @@ SMALL = 0.25  # quantile of sizes below which models are left out
 AHEAD = 10.0  # times the largest run, where no target is given
 
 
-def multiverse(law: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     """{"target", "universes": [one entry each], "spread", "by_choice"} (see the module)."""
     universes, failed = [], []
     base = dataclasses.replace(options, bootstrap=0, predict=(), predict_flops=())
@@ -111,7 +111,7 @@ def _answer(
     targets = list(options.predict_flops) or list(options.predict)
     if law in METHODS:
         most = max(table.number(row.get("flops")) or 0.0 for row in rows)
-        found = minima.fit(
+        found = minima.fit_minima(
             law, rows, dataclasses.replace(made, bootstrap=100, predict_flops=[most * AHEAD])
         )
         k, a = found["params"]["params_coefficient"], found["params"]["params_exponent"]
@@ -120,12 +120,12 @@ def _answer(
     chosen: Law = named_law(law, made.against)
     fit = Fit(chosen, split(chosen, rows, made), made, resample=False)
     n = len(fit.parts.fitted)
-    if compute_optimal.has(chosen):
-        most = compute_optimal.largest(fit.parts.fitted)
+    if compute_optimal.has_optimum(chosen):
+        most = compute_optimal.largest_budget(fit.parts.fitted)
         c = targets[0] if targets else most * AHEAD
-        a = compute_optimal.slope(chosen, fit.best[None], most)[0]
-        size = compute_optimal.best_params(chosen, fit.best[None], [c])[0]
-        loss = compute_optimal.loss(
+        a = compute_optimal.optimal_exponent(chosen, fit.best[None], most)[0]
+        size = compute_optimal.optimal_params(chosen, fit.best[None], [c])[0]
+        loss = compute_optimal.predict_loss(
             chosen, fit.best[None], size, c / compute_optimal.PER_TOKEN / size
         )[0, 0]
         return float(a), float(loss) if math.isfinite(loss) else None, n

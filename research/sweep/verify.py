@@ -43,9 +43,9 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
             )
         return made, made["config"]
     fit = law(workdir)
-    budget = flops or FACTOR * compute_optimal.largest(fit.parts.fitted)
-    best = compute_optimal.best_params(fit.law, fit.best[None], [budget])[0, 0]
-    if compute_optimal.together(fit.parts.fitted) or not 0 < best < float("inf"):
+    budget = flops or FACTOR * compute_optimal.largest_budget(fit.parts.fitted)
+    best = compute_optimal.optimal_params(fit.law, fit.best[None], [budget])[0, 0]
+    if compute_optimal.vary_together(fit.parts.fitted) or not 0 < best < float("inf"):
         raise BadInput(f"--runs={workdir}: its law has no optimal size at {budget:g} FLOPs")
     config = _config(Path(workdir), float(best), budget / compute_optimal.PER_TOKEN / best)
     size = make_run(config).facts["params"]  # the nearest that can be built
@@ -61,7 +61,7 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
         "loss": float(loss),
         "interval": finite_ends(of_law),
         "run_interval": finite_ends(of_run),
-        "unit": scaling.unit(fit.parts.kept),
+        "unit": scaling.loss_unit(fit.parts.kept),
         "formula": fit.law.formula,
         "law": fit.params,
         "n_points": len(fit.parts.fitted),

@@ -94,15 +94,15 @@ def hold(path):
 
 
 def results(path):
-    from research.report import tables as listing
+    from research.report import tables
     from research.runs import metrics_log
     from research.runs.table import read_table
 
     rows = read_table(path.parent.parent)
     metrics_log.read_records(path)
     metrics_log.read_tail(path)
-    for form in listing.FORMATS.values():
-        form(rows, listing.columns(rows, "all"))
+    for form in tables.FORMATS.values():
+        form(rows, tables.columns(rows, "all"))
 
 
 def config(path):

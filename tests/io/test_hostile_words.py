@@ -10,10 +10,7 @@ import xml.dom.minidom
 import pytest
 from rich.console import Console
 
-from research.report import build as report
-from research.report import style
-from research.report import tables as listing
-from research.report import text as summary
+from research.report import build, style, tables, text
 from research.runs.directory import write_data_card
 from research.runs.table import read_table, write_table
 from research.sweep import watch
@@ -63,7 +60,7 @@ def test_words_do_no_harm_in_the_report(tmp_path):
     rows[0] |= {"status": "failed", "loss": None}
     card = {**dict.fromkeys(words, words[0]), "source": words[0], "overlap": words[0]}
     write_data_card(tmp_path, "0" * 64, lambda: card)
-    result = report.write(workdir(tmp_path, rows, name=words[0]))
+    result = build.write(workdir(tmp_path, rows, name=words[0]))
     page = without_scripts((tmp_path / "report.html").read_text())
     for word in words:
         assert html.escape(word) in page or not word.isprintable()
@@ -74,7 +71,7 @@ def test_words_do_no_harm_in_the_report(tmp_path):
         assert not [e for e in elements if e.tagName == "script"]
         assert not [k for e in elements for k in e.attributes.keys() if k.startswith("on")]  # noqa: SIM118
     assert not [p for p in tmp_path.rglob("*") if "outside" in str(p.relative_to(tmp_path))]
-    assert "\x1b" not in summary.text_summary(result)
+    assert "\x1b" not in text.text_summary(result)
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -86,11 +83,11 @@ def test_words_do_no_harm_in_a_table(name, tmp_path):
     assert any(word in cell for cell in cells)
     assert not [cell for cell in cells if cell.startswith(FORMULA) and not _number(cell)]
     rows = read_table(tmp_path)
-    names = listing.columns(rows, "all")
-    assert "\x1b" not in listing.as_text(rows, names)
-    shown = csv.reader(io.StringIO(listing.as_csv(rows, names), newline=""))
+    names = tables.columns(rows, "all")
+    assert "\x1b" not in tables.as_text(rows, names)
+    shown = csv.reader(io.StringIO(tables.as_csv(rows, names), newline=""))
     assert not [c for line in shown for c in line if c.startswith(FORMULA) and not _number(c)]
-    assert json.loads(listing.as_json(rows, names))[0]["name"] == word
+    assert json.loads(tables.as_json(rows, names))[0]["name"] == word
 
 
 def _number(cell):

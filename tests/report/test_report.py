@@ -13,9 +13,7 @@ import pytest
 from research.errors import BadInput
 from research.io import files
 from research.io.humanize import quantity
-from research.report import build as report
-from research.report import sweep_figures as plots
-from research.report import text as summary
+from research.report import build, sweep_figures, text
 from research.runs.directory import RunDirectory
 from tests.scaling.test_minima import BUDGETS, iso_rows
 from tests.scaling.test_scaling import noisy
@@ -45,7 +43,7 @@ def without_scripts(page):
 
 
 def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
-    result = report.write(workdir(tmp_path, noisy(0)))
+    result = build.write(workdir(tmp_path, noisy(0)))
     page = (tmp_path / "report.html").read_text()
     assert without_scripts(page).count("<svg") == 3
     assert "was predicted as" in page
@@ -53,13 +51,13 @@ def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
     for name in ("loss", "curves", "residuals"):
         assert (tmp_path / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         xml.dom.minidom.parse(str(tmp_path / "figures" / f"{name}.svg"))
-    text = summary.text_summary(result)
-    assert "L(N) = E + A / N^alpha" in text
-    assert str(tmp_path / "report.html") in text
+    shown = text.text_summary(result)
+    assert "L(N) = E + A / N^alpha" in shown
+    assert str(tmp_path / "report.html") in shown
 
 
 def test_the_page_fetches_nothing(tmp_path):
-    report.write(workdir(tmp_path, noisy(0)))
+    build.write(workdir(tmp_path, noisy(0)))
     page = (tmp_path / "report.html").read_text()
     still = without_scripts(page)
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", still)
@@ -82,7 +80,7 @@ def test_the_page_of_a_large_sweep_stays_small(tmp_path):
                 "flops": 7 * n * d,
             }
             rows.append({"run": f"r{len(rows)}", "loss": loss, **facts})
-    report.write(workdir(tmp_path, rows), every_way=True)
+    build.write(workdir(tmp_path, rows), every_way=True)
     page = (tmp_path / "report.html").read_text()
     assert len(page) < 2e6
     assert "data:image/png" in page  # what has many marks
@@ -93,7 +91,7 @@ def test_what_comes_from_records_is_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
     rows = noisy(0)
     rows[0] |= {"loss": None, "status": "failed"}
-    report.write(workdir(tmp_path, rows, name=evil))
+    build.write(workdir(tmp_path, rows, name=evil))
     page = (tmp_path / "report.html").read_text()
     assert evil not in page
     assert "&lt;script&gt;" in page
@@ -103,7 +101,7 @@ def test_what_comes_from_records_is_escaped(tmp_path):
 def test_missing_runs_come_first(tmp_path):
     rows = noisy(0)
     rows[0] |= {"loss": None, "status": "failed"}
-    result = report.write(workdir(tmp_path, rows))
+    result = build.write(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
     assert page.index("Run r0 is failed") < page.index("<svg")
     assert result["fits"][""]["document"]["dropped"] == [{"run": "r0", "reason": "failed"}]
@@ -111,9 +109,9 @@ def test_missing_runs_come_first(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_too_few_runs_are_shown_without_a_law(tmp_path, count):
-    result = report.write(workdir(tmp_path, noisy(0)[:count]))
+    result = build.write(workdir(tmp_path, noisy(0)[:count]))
     assert result["fits"][""]["document"] is None
-    assert "no law" in summary.text_summary(result)
+    assert "no law" in text.text_summary(result)
     assert "No law was fitted" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "fit.json").exists()
 
@@ -126,16 +124,16 @@ def two_groups(changes=()):
 
 @pytest.mark.slow
 def test_groups_have_a_law_each_and_one_plot(tmp_path):
-    result = report.write(workdir(tmp_path, two_groups()))
+    result = build.write(workdir(tmp_path, two_groups()))
     assert set(result["fits"]) == {"transformer", "gru"}
     for name in result["fits"]:
         assert (tmp_path / f"fit-{name}.json").exists()
     one, other = (fit["document"] for fit in result["fits"].values())
     assert one["n_points"] == other["n_points"]
     assert one["params"] != other["params"]
-    text = summary.text_summary(result)
-    assert text.count("L(N) = E + A / N^alpha") == 2
-    assert "loss at" in text  # the two side by side
+    shown = text.text_summary(result)
+    assert shown.count("L(N) = E + A / N^alpha") == 2
+    assert "loss at" in shown  # the two side by side
     assert "Fitted law of gru" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "fit.json").exists()
     page = (tmp_path / "report.html").read_text()
@@ -143,24 +141,24 @@ def test_groups_have_a_law_each_and_one_plot(tmp_path):
     assert words.startswith("transformer needs 0.")  # gru, the first by name, is 30 % worse
     assert "the parameters of gru" in words
     assert words in page
-    assert words in text
-    alone = report.write(workdir(tmp_path / "alone", noisy(0)))
+    assert words in shown
+    alone = build.write(workdir(tmp_path / "alone", noisy(0)))
     assert (tmp_path / "alone" / "fit.json").exists()
-    assert "loss at" not in summary.text_summary(alone).replace("the loss at", "")
+    assert "loss at" not in text.text_summary(alone).replace("the loss at", "")
     assert not (tmp_path / "alone" / "fit-compare.json").exists()
 
 
 def test_a_run_that_failed_before_it_said_what_it_is_makes_no_group_of_its_own():
     rows = [{"run": "a", "group": "gru"}, {"run": "b"}]
-    assert [len(members) for members in summary.groups(rows).values()] == [2]
-    assert len(summary.groups([{"group": "gru"}, {"group": "cnn"}])) == 2
+    assert [len(members) for members in text.groups(rows).values()] == [2]
+    assert len(text.groups([{"group": "gru"}, {"group": "cnn"}])) == 2
 
 
 def test_the_law_is_against_the_first_column_in_which_runs_differ():
     rows = [{"status": "done", "params": 5, "train_examples": n, "tokens": 9} for n in (1, 2)]
-    assert summary.varying(rows) == "train_examples"
-    assert summary.varying([row | {"train_examples": 1} for row in rows]) == "params"
-    assert summary.varying([row | {"params": i} for i, row in enumerate(rows)]) == "params"
+    assert text.varying(rows) == "train_examples"
+    assert text.varying([row | {"train_examples": 1} for row in rows]) == "params"
+    assert text.varying([row | {"params": i} for i, row in enumerate(rows)]) == "params"
 
 
 def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
@@ -174,7 +172,7 @@ def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
         }
         for i, row in enumerate(noisy(0))
     ]
-    report.write(workdir(tmp_path, rows))
+    build.write(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
     assert f"Run {rows[-1]['run']}, the most accurate: accuracy {(len(rows) - 1) / 20:.4f}" in page
     assert "<b>one</b>" not in page
@@ -185,28 +183,28 @@ def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
 @pytest.mark.parametrize(("expected", "verdict"), [(0.4, "inside"), (3.0, "outside")])
 def test_the_exponent_is_compared_with_the_one_that_the_data_were_made_for(expected, verdict):
     document = {"params": {"alpha": 0.41}, "intervals": {"alpha": [0.3, None]}}
-    words = summary.expectation([{"expected_exponent": expected}], document)
+    words = text.expectation([{"expected_exponent": expected}], document)
     document["intervals"]["alpha"] = [0.3, 0.5]
-    assert verdict in summary.expectation([{"expected_exponent": expected}], document)
+    assert verdict in text.expectation([{"expected_exponent": expected}], document)
     assert "0.41 (0.3 to open)" in words
-    assert summary.expectation([{}], document) == ""
+    assert text.expectation([{}], document) == ""
 
 
 def test_no_runs_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="no directory"):
-        report.write(tmp_path)
+        build.write(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(BadInput, match="no runs yet"):
-        report.write(tmp_path)
+        build.write(tmp_path)
 
 
 def test_the_same_records_give_the_same_files(tmp_path):
     pages = []
     for name in ("a", "b"):
-        report.write(workdir(tmp_path / name, noisy(0)))
+        build.write(workdir(tmp_path / name, noisy(0)))
         pages.append((tmp_path / name / "report.html").read_bytes())
     assert pages[0] == pages[1]
-    report.write(workdir(tmp_path / "c", noisy(1)))
+    build.write(workdir(tmp_path / "c", noisy(1)))
     assert (tmp_path / "c" / "report.html").read_bytes() != pages[0]
 
 
@@ -226,8 +224,8 @@ def test_quantities_read_as_people_write_them(value, text):
 
 
 def test_smoothing_keeps_a_constant_and_has_no_bias_at_the_start():
-    np.testing.assert_allclose(plots._smooth(np.full(50, 2.0)), 2.0)
-    assert plots._smooth(np.arange(50.0))[0] == 0
+    np.testing.assert_allclose(sweep_figures._smooth(np.full(50, 2.0)), 2.0)
+    assert sweep_figures._smooth(np.arange(50.0))[0] == 0
 
 
 # In a browser.
@@ -274,7 +272,7 @@ def in_browser(page, folder):
 
 
 def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
-    report.write(workdir(tmp_path, noisy(0)))
+    build.write(workdir(tmp_path, noisy(0)))
     (before, after), console = in_browser((tmp_path / "report.html").read_text(), tmp_path)
     assert not console
     losses = [float(re.search(r"loss (\d\.\d+)", text)[1]) for text in (before, after)]
@@ -284,7 +282,7 @@ def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
 @pytest.mark.slow
 def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
     rows = [{**row, "status": "done"} for row in iso_rows(0.001, sizes=7, budgets=BUDGETS[:4])]
-    result = report.write(workdir(tmp_path, rows))
+    result = build.write(workdir(tmp_path, rows))
     assert set(result["surfaces"]) == {"chinchilla", "isoflop", "envelope"}
     page = (tmp_path / "report.html").read_text()
     for name in ("chinchilla_contours", "chinchilla_frontier", "isoflop_isoflop"):
@@ -300,7 +298,7 @@ def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
 def test_a_script_in_a_record_does_not_run(tmp_path):
     evil = "</script><script>document.title = 'gotcha'</script>"
     rows = [{**row, "group": evil} for row in noisy(0)]
-    report.write(workdir(tmp_path, rows, name=evil))
+    build.write(workdir(tmp_path, rows, name=evil))
     page = (tmp_path / "report.html").read_text()
     assert "</script><script>document" not in page
     assert html.escape(evil) in page

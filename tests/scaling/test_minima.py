@@ -24,8 +24,8 @@ from research.scaling import (
     split,
     table,
 )
-from research.scaling.envelope import hull
-from research.scaling.isoflop import akima, parabola
+from research.scaling.envelope import lower_hull
+from research.scaling.isoflop import akima_minimum, parabola_minimum
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 BUDGETS = np.geomspace(1e18, 1e21, 7)
@@ -65,18 +65,18 @@ def surface(noise, seed=0):
 def test_the_frontier_in_closed_form_is_what_a_search_finds():
     law = named_law("chinchilla")
     theta = law.fitted(np.array(list(TRUTH.values())))
-    closed = compute_optimal.best_params(law, theta[None], BUDGETS)[0]
+    closed = compute_optimal.optimal_params(law, theta[None], BUDGETS)[0]
     np.testing.assert_allclose(closed, best_size(BUDGETS), rtol=1e-12)
     searched = [compute_optimal._searched(law, theta, c / 6) for c in BUDGETS]
     np.testing.assert_allclose(searched, closed, rtol=1e-3)
     assert not np.allclose(searched, closed * 1.01, rtol=1e-3)
     flat = law.fitted(np.array([1.8, 480.0, 2100.0, 0.35, -0.1]))  # more data hurt: no optimum
-    assert np.isnan(compute_optimal.best_params(law, flat[None], BUDGETS)).all()
+    assert np.isnan(compute_optimal.optimal_params(law, flat[None], BUDGETS)).all()
 
 
 def test_a_prediction_comes_with_what_the_choice_may_cost():
     fitted = surface(0.003)
-    (p,) = compute_optimal.predictions(fitted, [1e22])
+    (p,) = compute_optimal.predict_optima(fitted, [1e22])
     for name, true in (("params", best_size(1e22)), ("tokens", 1e22 / 6 / best_size(1e22))):
         low, high = p["intervals"][name]
         assert low < true < high
@@ -84,7 +84,7 @@ def test_a_prediction_comes_with_what_the_choice_may_cost():
     assert p["intervals"]["loss"][0] < best < p["intervals"]["loss"][1]
     chosen = loss_at(p["params"], p["tokens"]) - best
     assert 0 <= chosen < 3 * p["regret"]["quantile_95"] + 1e-6
-    noisier = compute_optimal.predictions(surface(0.03), [1e22])[0]
+    noisier = compute_optimal.predict_optima(surface(0.03), [1e22])[0]
     assert noisier["regret"]["quantile_95"] > 5 * p["regret"]["quantile_95"]
     off = {o["factor"]: o for o in p["off_size"]}
     assert off[2.0]["loss"] > p["loss"]
@@ -92,7 +92,7 @@ def test_a_prediction_comes_with_what_the_choice_may_cost():
     half = p["overtrained"][0]
     law, theta = fitted.law, fitted.best[None]
     points = np.array([half["params"], p["params"]]), np.array([half["tokens"], p["tokens"]])
-    losses = compute_optimal.loss(law, theta, *points)[0]
+    losses = compute_optimal.predict_loss(law, theta, *points)[0]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert half["training_flops_factor"] == pytest.approx(half["tokens"] / p["tokens"] / 2)
 
@@ -107,14 +107,14 @@ def test_flops_that_are_counted_otherwise_are_told():
 def test_both_methods_find_the_minimum_of_a_parabola_and_refuse_an_edge():
     x = np.linspace(-2, 3, 11)
     y = np.stack([(x - 0.4) ** 2, (x - 9) ** 2], axis=1)
-    for locate, off in ((akima, 0.03), (parabola, 1e-9)):
+    for locate, off in ((akima_minimum, 0.03), (parabola_minimum, 1e-9)):
         at, least = locate(x, y)
         assert at[0] == pytest.approx(0.4, abs=off)
         assert least[0] == pytest.approx(0, abs=1e-3)
         assert np.isnan(at[1])
     steep = np.where(x < 0.4, 8.0, 1.0) * (x - 0.4) ** 2  # not symmetric: a parabola is biased
-    assert akima(x, steep[:, None])[0][0] == pytest.approx(0.4, abs=0.1)
-    assert abs(parabola(x, steep[:, None])[0][0] - 0.4) > 0.3
+    assert akima_minimum(x, steep[:, None])[0][0] == pytest.approx(0.4, abs=0.1)
+    assert abs(parabola_minimum(x, steep[:, None])[0][0] - 0.4) > 0.3
 
 
 def test_isoflop_minima_give_the_exponent_of_the_law():
@@ -202,7 +202,7 @@ def test_the_hull_is_below_every_point():
     rng = np.random.default_rng(0)
     x, y = rng.uniform(0, 5, 200), rng.uniform(0, 1, 200)
     y = y + np.exp(-x)
-    on = hull(x, y)
+    on = lower_hull(x, y)
     assert (np.diff(x[on]) > 0).all()
     assert (np.diff(y[on]) < 0).all()
     assert (np.diff(np.diff(y[on]) / np.diff(x[on])) > 0).all()
@@ -250,9 +250,13 @@ def test_the_envelope_of_whole_training_curves(tmp_path):
 def test_budgets_that_are_met_roughly_are_the_same():
     rng = np.random.default_rng(0)
     rough = [{**r, "flops": r["flops"] * (1 + 0.01 * rng.standard_normal())} for r in iso_rows()]
-    assert len(isoflop.budgets(rough)[0]) == len(isoflop.budgets(iso_rows())[0]) == len(BUDGETS)
+    assert (
+        len(isoflop.group_by_budget(rough)[0])
+        == len(isoflop.group_by_budget(iso_rows())[0])
+        == len(BUDGETS)
+    )
     apart = [{**r, "flops": r["flops"] * (1 + 0.2 * (i % 2))} for i, r in enumerate(iso_rows())]
-    assert len(isoflop.budgets(apart)[0]) > len(BUDGETS)
+    assert len(isoflop.group_by_budget(apart)[0]) > len(BUDGETS)
 
 
 def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from experiments import fit as command
 from research.errors import BadInput
 from research.scaling import analyse, fit_law, isoflop, table
-from research.scaling.envelope import hull
+from research.scaling.envelope import lower_hull
 from tests.scaling.test_minima import TRUTH, iso_rows, loss_at, two_recipes
 from tests.scaling.test_scaling import law_at, noisy, rows_of
 
@@ -134,7 +134,7 @@ def test_flops_in_text_are_numbers_too():
 
 def test_the_cheapest_by_a_hair_is_not_on_the_hull():
     log_c = np.log([1e18 * 0.99999, 1e18, 1e19 * 0.9999, 1e19, 1e20])
-    on = hull(log_c, np.log([4.2, 3.1, 3.9, 2.8, 2.6]))
+    on = lower_hull(log_c, np.log([4.2, 3.1, 3.9, 2.8, 2.6]))
     assert on.tolist() == [1, 3, 4]
 
 
@@ -168,7 +168,9 @@ def test_replicates_locate_a_minimum_more_sharply():
         return high - low
 
     assert width(many) < 0.8 * width(few)
-    assert isoflop.budgets(rows)[0][0].runs.tolist() == [4] * len(isoflop.budgets(rows)[0][0].runs)
+    assert isoflop.group_by_budget(rows)[0][0].runs.tolist() == [4] * len(
+        isoflop.group_by_budget(rows)[0][0].runs
+    )
 
 
 def test_a_small_group_has_its_place_on_the_shared_law():

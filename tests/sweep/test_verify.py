@@ -10,7 +10,7 @@ from research.config import validation
 from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.io import files
-from research.report import build as report
+from research.report import build
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.sweep import verify
@@ -86,5 +86,5 @@ def test_what_cannot_be_verified_is_told(swept, tmp_path):
         path.unlink()
     with pytest.raises(BadInput, match="no sweep was launched"):
         verify.predict(swept, None)
-    report.write(swept)
+    build.write(swept)
     assert "Verified optimum" not in (swept / "report.html").read_text()
