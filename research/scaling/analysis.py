@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from research.errors import BadInput
-from research.scaling import compare, design, document, minima, multiverse, table
+from research.scaling import compare, design, fit_document, minima_document, multiverse, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split
@@ -55,16 +55,16 @@ def analyse(
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
         if next_budget or anytime:
             raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
-        made, sections = None, minima.fit_minima(law, rows, chosen)
+        made, sections = None, minima_document.fit_minima(law, rows, chosen)
     else:
         named = named_law(law, chosen.against) if isinstance(law, str) else law
         chosen.check_against(named)
         if compare_by:
             made, section = compare.fit_groups(named, rows, chosen, compare_by)
-            sections = {**document.build_document(made), "compare": section}
+            sections = {**fit_document.build_document(made), "compare": section}
         else:
             made = Fit(named, split(named, rows, chosen), chosen)
-            sections = document.build_document(made)
+            sections = fit_document.build_document(made)
         target = design.prediction_target(made, chosen) if next_budget or anytime else {}
         if next_budget:
             sections["next_runs"] = design.propose_runs(made, target, next_budget)

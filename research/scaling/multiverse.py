@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import compute_optimal, isoflop, minima, table
+from research.scaling import compute_optimal, isoflop, minima_document, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split
@@ -111,7 +111,7 @@ def _answer(
     targets = list(options.predict_flops) or list(options.predict)
     if law in METHODS:
         most = max(table.number(row.get("flops")) or 0.0 for row in rows)
-        found = minima.fit_minima(
+        found = minima_document.fit_minima(
             law, rows, dataclasses.replace(made, bootstrap=100, predict_flops=[most * AHEAD])
         )
         k, a = found["params"]["params_coefficient"], found["params"]["params_exponent"]

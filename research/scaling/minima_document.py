@@ -7,7 +7,7 @@ from typing import Any
 
 from research.errors import BadInput
 from research.scaling import envelope, isoflop, table
-from research.scaling.document import left_out_warning, loss_unit, seed_noise
+from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
 from research.scaling.options import Options, filtered, held_out
 
 NEEDED = envelope.NEEDED
