@@ -18,6 +18,7 @@ from research import models
 from research.config import registry, schema
 from research.data import placeholder
 from research.errors import BadInput
+from research.io.humanize import format_bytes
 from research.models import accounting
 from research.models.sizing import MOST_RUNGS
 from research.parallel import sharding
@@ -278,7 +279,7 @@ def plan_to_json(
 
 def format_plan(plan: Plan, run: Run, device: str, largest: tuple[int, dict] | None) -> str:
     """The plan in lines."""
-    size, count = memory.format_bytes, math.prod(plan.mesh.values())
+    size, count = format_bytes, math.prod(plan.mesh.values())
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items())
     verdict = "fits" if plan.fits else "does NOT fit"
     rows = [(name, size(value)) for name, value in plan.bytes._asdict().items()]

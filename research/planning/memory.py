@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from research.errors import BadInput
+from research.io.humanize import format_bytes
 from research.parallel import sharding
 from research.planning import jaxpr_liveness, jaxpr_sharding
 from research.training.run import Run, example_inputs
@@ -57,12 +58,6 @@ class MemoryEstimate(NamedTuple):
         """The parts, the largest first, for a message."""
         parts = sorted(self._asdict().items(), key=lambda item: -item[1])
         return ", ".join(f"{name} {format_bytes(value)}" for name, value in parts if value)
-
-
-def format_bytes(count: float) -> str:
-    """Bytes with three digits and a unit of powers of 1,000."""
-    power = min(4, int(math.log10(max(1, count))) // 3)
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def estimate(run: Run, mesh: AnyMesh, fused: bool = False) -> MemoryEstimate:

@@ -1,9 +1,9 @@
 """The plan of a sweep as text: a line for every point, totals, and what would bias a law that is
 fitted to these runs. Works on the facts of runs (see run.make_run); needs no jax."""
 
-import math
 from collections.abc import Callable, Sequence
 
+from research.io.humanize import format_bytes, format_duration
 from research.io.text_table import format_table
 from research.sweep.limits import Facts, PlannedRun, total_compile_seconds, total_flops
 
@@ -43,8 +43,8 @@ def _run_warnings(
     if device_memory and largest > device_memory:
         count = sum((row.memory or 0) > device_memory for row in rows)
         out.append(
-            f"{count} of {len(rows)} runs may not fit a device of {_size(device_memory)} (up to "
-            f"{_size(largest)} by estimate)"
+            f"{count} of {len(rows)} runs may not fit a device of {format_bytes(device_memory)} "
+            f"(up to {format_bytes(largest)} by estimate)"
         )
     return out
 
@@ -99,8 +99,8 @@ def _totals(rows: Sequence[PlannedRun]) -> list[str]:
     if pending and all(row.seconds is not None for row in pending):
         train, programs = sum(row.seconds or 0.0 for row in pending), {r.program for r in pending}
         out.append(
-            f"about {_time(train)} to train one after the other on these devices, and "
-            f"{_time(total_compile_seconds(pending))} to compile {len(programs)} programs"
+            f"about {format_duration(train)} to train one after the other on these devices, and "
+            f"{format_duration(total_compile_seconds(pending))} to compile {len(programs)} programs"
         )
     elif pending:
         out.append("seconds are not predicted yet: --calibrate times two programs on this machine")
@@ -123,7 +123,7 @@ def _table(rows: Sequence[PlannedRun]) -> str:
         "lr": lambda r: f"{r.facts['lr']:.3g}",
         "seed": lambda r: r.facts["seed"],
         "seconds": lambda r: "" if r.seconds is None else f"{r.seconds:,.1f}",
-        "memory": lambda r: "" if r.memory is None else _size(r.memory),
+        "memory": lambda r: "" if r.memory is None else format_bytes(r.memory),
         "group": lambda r: r.facts["group"],
         "unit": lambda r: r.unit,
         "status": lambda r: r.status,
@@ -138,16 +138,3 @@ def _table(rows: Sequence[PlannedRun]) -> str:
     ]
     lines = list(zip(*(cells[name] for name in shown), strict=True))
     return format_table(shown, lines, right=("size", "epochs", "FLOPs", "lr", "seconds", "memory"))
-
-
-def _size(count: float) -> str:
-    """Bytes in words."""
-    power = min(4, int(math.log10(max(1, count))) // 3)
-    return f"{count / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def _time(seconds: float) -> str:
-    """A duration in words."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

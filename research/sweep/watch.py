@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from research.errors import BadInput
+from research.io.humanize import format_duration
 from research.runs import lease, metrics_log
 from research.runs.table import read_row
 from research.sweep.sweep_file import FACTS, read_sweep_file
@@ -202,7 +203,7 @@ def table(rows: list[Row], height: int = 40) -> Group:
             f"{row.step:,}/{f['steps']:,}" if row.step else "",
             "" if row.loss is None else f"{row.loss:.4f}",
             f"{row.rate:,.0f}" if row.rate else "",
-            _words(row.seconds_left) if row.status == "running" else "",
+            _seconds_left(row.seconds_left) if row.status == "running" else "",
             Text(row.where),
         )
     rest = f"; {len(rows) - room} more runs" if len(rows) > room else ""
@@ -222,17 +223,12 @@ def line(rows: list[Row]) -> str:
 
 def _summary(all_: Sums) -> str:
     counts = ", ".join(f"{n} {s}" for s, n in all_.counts.items())
-    left = _words(all_.seconds_left)
+    left = _seconds_left(all_.seconds_left)
     return f"{counts}; {all_.spent:.3g} FLOPs spent, {all_.remaining:.3g} to go, {left} left"
 
 
-def _words(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 2:
-        return f"{hours:.1f} h"
-    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+def _seconds_left(seconds: float | None) -> str:
+    return "?" if seconds is None else format_duration(seconds)
 
 
 def follow(workdir: str) -> int:

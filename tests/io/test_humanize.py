@@ -1,0 +1,26 @@
+import pytest
+
+from research.io.humanize import format_bytes, format_duration, quantity
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (quantity, 14_000, "14k"),
+        (quantity, 999_500, "1M"),
+        (quantity, 3.5e14, "350T"),
+        (quantity, 2e15, "2e15"),
+        (quantity, float("nan"), "nan"),
+        (format_bytes, 0, "0 B"),
+        (format_bytes, 999, "999 B"),
+        (format_bytes, 1024, "1.02 kB"),
+        (format_bytes, 80e9, "80 GB"),
+        (format_bytes, 2.5e15, "2.5e+03 TB"),
+        (format_duration, 119, "119 s"),
+        (format_duration, 120, "2 min"),
+        (format_duration, 7199, "120 min"),
+        (format_duration, 7200, "2.0 h"),
+    ],
+)
+def test_numbers_are_written_for_people(write, value, text):
+    assert write(value) == text
