@@ -38,10 +38,10 @@ def main(argv: Sequence[str]) -> int:
     found = scaling.analyse(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
-    figures, words = fit_figures.figures(found), text.fit_summary(found.document)
+    figures, words = fit_figures.draw_figures(found), text.fit_summary(found.document)
     out = files.make_directory(args.out)  # from here on only the disk can fail
     files.write_json(out / "fit.json", found.document)
-    written = fit_figures.save(figures, out)
+    written = fit_figures.save_figures(figures, out)
     if sweep:
         files.write_atomic(out / "next.py", flags.sweep_of(sweep, found.document).encode())
         written.append(out / "next.py")

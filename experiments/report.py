@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     from research.report import build, text
     from research.runs.table import write_table
 
-    result = build.write(args.runs, args.against, every_way=True)
+    result = build.write_report(args.runs, args.against, every_way=True)
     write_table(args.runs)
     print(text.text_summary(result))
     return 0

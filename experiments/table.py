@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
     if args.where:
         rows = [row for row, keep in zip(rows, table.where(rows, args.where)) if keep]
     if args.sort:
-        rows = tables.ordered(rows, args.sort)
-    print(tables.FORMATS[args.format](rows, tables.columns(rows, args.columns)))
+        rows = tables.sort_rows(rows, args.sort)
+    print(tables.FORMATS[args.format](rows, tables.select_columns(rows, args.columns)))
     return 0
 
 

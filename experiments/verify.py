@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> int:
     sharding.use_all_cores()
     compile_cache.keep_programs()
     made, config = verify.predict(args.runs, args.flops)
-    print(text.prediction(made), flush=True)
+    print(text.prediction_sentence(made), flush=True)
     with stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
         found = verify.measure(args.runs, made, config, stop)
-    print(text.verified(found))
-    written = build.write(args.runs)["files"]
+    print(text.verification_sentence(found))
+    written = build.write_report(args.runs)["files"]
     print(f"{args.runs}/verify/verify.json")
     if "verify.png" in written:  # the runs of the sweep may have been removed since
         print(written["verify.png"])

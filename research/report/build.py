@@ -24,7 +24,7 @@ from research.scaling.multiverse import refit_universes
 Row = dict[str, Any]
 
 
-def write(
+def write_report(
     workdir: str | Path, against: str | None = None, every_way: bool = False
 ) -> dict[str, Any]:
     """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/.
@@ -40,27 +40,27 @@ def write(
     rows = read_table(workdir)
     if not rows:
         raise BadInput(f"--runs={workdir}: no runs yet")
-    against = against or text.varying(rows)
-    groups = text.groups(rows)
-    surfaces = _surfaces(groups)
+    against = against or text.varying_column(rows)
+    groups = text.rows_by_group(rows)
+    surfaces = _fit_surfaces(groups)
     if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
         (name,) = groups
         known = {"found": None, "document": law.document, "why": ""}
         fits: dict[str, dict[str, Any]] = {name: {"rows": groups[name], **known}}
     else:
-        fits = {name: _fit(members, against) for name, members in groups.items()}
-    compared = _compared(fits, against)
-    figures = _figures(workdir, rows, fits, against)
+        fits = {name: _fit_group(members, against) for name, members in groups.items()}
+    compared = _compare_groups(fits, against)
+    figures = _sweep_figures(workdir, rows, fits, against)
     if compared:
-        figures["compare"] = fit_figures.figures(compared)["compare"]
+        figures["compare"] = fit_figures.draw_figures(compared)["compare"]
     if every_way and len(fits) == 1:
-        figures |= _multiverse(*fits.values())
+        figures |= _multiverse_figure(*fits.values())
     for name, found in surfaces.items():
-        for kind, figure in fit_figures.figures(found).items():
+        for kind, figure in fit_figures.draw_figures(found).items():
             if kind not in figures:  # the multiverse is there already
                 figures[f"{name}_{kind}"] = figure
-    if verified := _verified(workdir):
-        figures |= _verification(rows, verified)
+    if verified := _read_verification(workdir):
+        figures |= _verification_figure(rows, verified)
     drawings = {name: style.draw(figure) for name, figure in figures.items()}
     written = {"report": workdir / "report.html"}
     for name, drawing in drawings.items():
@@ -77,11 +77,11 @@ def write(
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
     result |= {"surfaces": surfaces, "compared": compared, "verified": verified}
-    files.write_atomic(written["report"], html.render(result, drawings))
+    files.write_atomic(written["report"], html.render_page(result, drawings))
     return result
 
 
-def _verified(workdir: Path) -> dict[str, Any] | None:
+def _read_verification(workdir: Path) -> dict[str, Any] | None:
     """What experiments.verify wrote, None if it was not run. Raises BadInput for anything else."""
     path = workdir / "verify" / "verify.json"
     if not path.exists():
@@ -90,11 +90,11 @@ def _verified(workdir: Path) -> dict[str, Any] | None:
     amounts = [found.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "n_points")]
     ends = found.get("run_interval")
     if (
-        not all(_number(amount) and amount > 0 for amount in amounts)
-        or not _number(found.get("error"))
+        not all(_is_amount(amount) and amount > 0 for amount in amounts)
+        or not _is_amount(found.get("error"))
         or not isinstance(ends, list)
         or len(ends) != 2
-        or not all(end is None or _number(end) for end in ends)
+        or not all(end is None or _is_amount(end) for end in ends)
         or not (ends[0] or 0.0) <= found["loss"] <= (ends[1] or math.inf)
         or not isinstance(found.get("covered"), bool)
     ):
@@ -102,11 +102,11 @@ def _verified(workdir: Path) -> dict[str, Any] | None:
     return found
 
 
-def _number(value: object) -> TypeGuard[float]:
+def _is_amount(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _verification(rows: Sequence[Row], verified: Mapping[str, Any]) -> dict[str, Any]:
+def _verification_figure(rows: Sequence[Row], verified: Mapping[str, Any]) -> dict[str, Any]:
     """The figure of a prediction and its measurement; {} where the runs left give no law."""
     done = [row for row in rows if row["status"] == "done"]
     try:
@@ -114,10 +114,10 @@ def _verification(rows: Sequence[Row], verified: Mapping[str, Any]) -> dict[str,
     except BadInput:
         return {}
     assert fit
-    return {"verify": decision_figures.verified(fit, verified, scaling.loss_unit(done))}
+    return {"verify": decision_figures.verification(fit, verified, scaling.loss_unit(done))}
 
 
-def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
+def _fit_group(rows: Sequence[Row], against: str) -> dict[str, Any]:
     try:
         found = scaling.analyse("power", rows, {"against": against, "holdout": "largest"})
     except BadInput as error:
@@ -125,7 +125,7 @@ def _fit(rows: Sequence[Row], against: str) -> dict[str, Any]:
     return {"rows": rows, "found": found, "document": found.document, "why": ""}
 
 
-def _compared(fits: Mapping[str, Mapping], against: str) -> scaling.Analysis | None:
+def _compare_groups(fits: Mapping[str, Mapping], against: str) -> scaling.Analysis | None:
     """One law for all groups with a multiplier each, where every group has a law of its own."""
     if len(fits) < 2 or not all(fit["found"] for fit in fits.values()):
         return None
@@ -136,7 +136,7 @@ def _compared(fits: Mapping[str, Mapping], against: str) -> scaling.Analysis | N
         return None  # too few runs for so many parameters
 
 
-def _surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis]:
+def _fit_surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis]:
     """The law of parameters and tokens, with the largest budget held out, and isoFLOP minima,
     where one group's runs vary both."""
     if len(groups) != 1:
@@ -158,7 +158,7 @@ def _surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis
     return out
 
 
-def _multiverse(fit: Mapping[str, Any]) -> dict[str, Any]:
+def _multiverse_figure(fit: Mapping[str, Any]) -> dict[str, Any]:
     """The figure of the multiverse, which the fit's document then holds; {} without a law."""
     if not (document := fit["document"]):
         return {}
@@ -168,28 +168,28 @@ def _multiverse(fit: Mapping[str, Any]) -> dict[str, Any]:
         document["multiverse"] = refit_universes(document["law"], done, scaling.Options(**options))
     except BadInput:
         return {}
-    return {"multiverse": decision_figures.spread(document["multiverse"])}
+    return {"multiverse": decision_figures.multiverse_spread(document["multiverse"])}
 
 
-def _figures(
+def _sweep_figures(
     workdir: Path, rows: Sequence[Row], fits: Mapping[str, Mapping], against: str
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
     done = [row for row in rows if row["status"] == "done"]
     (first, *others), unit = fits.values(), scaling.loss_unit(rows)
     if done and others:
-        out["loss"] = sweep_figures.groups(fits, against, unit)
+        out["loss"] = sweep_figures.group_curves(fits, against, unit)
     elif done and (first["found"] or not first["document"]):
-        out["loss"] = fit_figures.curve(done, against, unit, first["found"])
+        out["loss"] = fit_figures.loss_curve(done, against, unit, first["found"])
     if any(is_number(row.get("accuracy")) for row in done) and len(done) > 1:
-        series = {n: text.spread(f["rows"], against, "accuracy") for n, f in fits.items()}
-        out["accuracy"] = sweep_figures.scores(series, against, "held-out accuracy")
+        series = {n: text.score_statistics(f["rows"], against, "accuracy") for n, f in fits.items()}
+        out["accuracy"] = sweep_figures.score_curves(series, against, "held-out accuracy")
     if best := html.best_classifier(done):
-        out["confusion"] = sweep_figures.confusion(best["confusion"], best["class_names"])
+        out["confusion"] = sweep_figures.confusion_matrix(best["confusion"], best["class_names"])
     curves = [(row, metrics_log.read_records(workdir / "runs" / row["run"])) for row in rows]
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
         out["curves"] = sweep_figures.learning_curves(curves, unit, against)
     if first["found"] and not others:
-        out["residuals"] = fit_figures.residuals(first["found"].fit)
+        out["residuals"] = fit_figures.residual_panels(first["found"].fit)
     return out

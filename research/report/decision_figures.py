@@ -29,20 +29,20 @@ PUBLISHED = (
 )
 
 
-def of_minima(document: Mapping[str, Any], rows: Sequence[table.Row]) -> dict[str, Figure]:
+def draw_minima(document: Mapping[str, Any], rows: Sequence[table.Row]) -> dict[str, Figure]:
     """The figures of optimal sizes without a law of the loss."""
     out = {}
     if document["law"] == "isoflop":
-        out["isoflop"] = valleys(document, rows)
-    out["frontier"] = optima(document["minima"], document)
+        out["isoflop"] = isoflop_curves(document, rows)
+    out["frontier"] = frontier(document["minima"], document)
     if document["law"] == "envelope":
         out["envelope"] = envelope(document, rows)
     if "multiverse" in document:
-        out["multiverse"] = spread(document["multiverse"])
+        out["multiverse"] = multiverse_spread(document["multiverse"])
     return out
 
 
-def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> Figure:
+def frontier(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> Figure:
     """N*(C), D*(C) and D*/N*, with the power laws, their bands, and laws printed elsewhere."""
     law = document["optimal"]
     budgets = [p["flops"] for p in points] or [1e18, 1e22]
@@ -60,7 +60,7 @@ def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> 
             for axes, values in zip(panels, (n, c / 6 / n, c / 6 / n / n), strict=True):
                 axes.plot(c, values, color=colour, lw=1.1, ls="--", label=label)
         for axes, key in zip(panels, ("params", "tokens", "tokens_per_param"), strict=True):
-            spans = [(p["flops"], *span) for p in points if (span := _span(p, key))]
+            spans = [(p["flops"], *span) for p in points if (span := _closed_interval(p, key))]
             if len(points) > FEW and spans:
                 at, low, high = zip(*spans, strict=True)
                 axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0)
@@ -79,7 +79,7 @@ def optima(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> 
     return figure
 
 
-def _span(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+def _closed_interval(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:
     """The 95 % interval of a prediction, or of a located minimum; None if it is open."""
     ends = (point.get("intervals") or {}).get(key)
     if key == "params" and "sizes" in point:
@@ -87,7 +87,7 @@ def _span(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:
     return None if not ends or None in ends else (ends[0], ends[1])
 
 
-def valleys(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
+def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against size at every budget, and where the minima were located."""
     budgets, _ = isoflop.group_by_budget(table.usable(rows, NEEDED)[0])
     ends = [budget.flops for budget in (budgets[0], budgets[-1])]
@@ -136,7 +136,7 @@ def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     return figure
 
 
-def settled(section: Mapping[str, Any], unit: str) -> Figure:
+def settling_curve(section: Mapping[str, Any], unit: str) -> Figure:
     """The prediction at the target and its interval, as FLOPs were spent on the runs."""
     stages = section["stages"]
     spent = [stage["flops_spent"] for stage in stages]
@@ -161,7 +161,7 @@ def settled(section: Mapping[str, Any], unit: str) -> Figure:
     return figure
 
 
-def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
+def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
     """Every group's losses against compute times its multiplier: on one line if that is right."""
     columns = rescaled_columns(fit.law)
     with matplotlib.rc_context(STYLE):
@@ -169,12 +169,12 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
         raw, scaled = figure.subplots(1, 2, sharey=True)
         for (name, entry), colour in zip(section["groups"].items(), SERIES * 9):
             rows = [r for r in fit.parts.kept if str(r[section["column"]]) == name]
-            x = np.array([_amount(row, columns) for row in rows])
+            x = np.array([_rescaled_amount(row, columns) for row in rows])
             y = [row["loss"] for row in rows]
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
-            told = style.plain(name)
-            raw.plot(x, y, "o", ms=5, color=colour, label=told)
-            scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{told}: x {m:.3g}")
+            label = style.plain_label(name)
+            raw.plot(x, y, "o", ms=5, color=colour, label=label)
+            scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{label}: x {m:.3g}")
         if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
             lines = scaled.get_lines()
             reach = np.concatenate([np.asarray(line.get_xdata(), float) for line in lines])
@@ -191,13 +191,13 @@ def compared(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
     return figure
 
 
-def _amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
+def _rescaled_amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
     """What a group's multiplier rescales."""
     factor = compute_optimal.PER_TOKEN if set(columns) == {"params", "tokens"} else 1.0
     return factor * math.prod(row[column] for column in columns)
 
 
-def spread(section: Mapping[str, Any]) -> Figure:
+def multiverse_spread(section: Mapping[str, Any]) -> Figure:
     """The multiverse: every exponent and prediction, sorted; and their medians by each choice."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.2), layout="constrained")
@@ -220,7 +220,7 @@ def spread(section: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def verified(fit: Fit, found: Mapping[str, Any], unit: str) -> Figure:
+def verification(fit: Fit, found: Mapping[str, Any], unit: str) -> Figure:
     """Loss against FLOPs 6 N D: the sweep's runs, the least loss that the law allows with its 95 %
     band, and the larger run as it was predicted and as it was measured."""
     rows = fit.parts.fitted

@@ -19,46 +19,48 @@ from research.scaling.laws import GROUP
 LEVELS = 9  # iso-loss contours
 
 
-def save(made: Mapping[str, Figure], out: Path) -> list[Path]:
+def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
     """Every figure as PNG and SVG in `out`; returns their paths."""
-    drawn = {name: style.draw(figure) for name, figure in made.items()}
+    drawn = {name: style.draw(figure) for name, figure in figures.items()}
     return [path for name, drawing in drawn.items() for path in drawing.save(out / name)]
 
 
-def figures(found: Analysis) -> dict[str, Figure]:
+def draw_figures(found: Analysis) -> dict[str, Figure]:
     document, fit = found.document, found.fit
     out: dict[str, Figure] = {}
     if fit is None:
-        return decision_figures.of_minima(document, found.rows)
+        return decision_figures.draw_minima(document, found.rows)
     if len(fit.law.columns) == 1:
         name = "loss" if fit.law.response == "loss" else "law"
-        out[name] = curve(fit.parts.kept, fit.law.columns[0], document["unit"], found)
+        out[name] = loss_curve(fit.parts.kept, fit.law.columns[0], document["unit"], found)
     if compute_optimal.has_optimum(fit.law):
-        out["losses"] = losses(fit, document)
-        out["contours"] = contours(fit, document)
-        out["frontier"] = decision_figures.optima(
+        out["losses"] = loss_panels(fit, document)
+        out["contours"] = loss_contours(fit, document)
+        out["frontier"] = decision_figures.frontier(
             [p for p in document["predictions"] if p.get("params")], document
         )
-    out["residuals"] = residuals(fit)
-    if len(fit.samples) > 50 and (spread := pairs(fit)):
+    out["residuals"] = residual_panels(fit)
+    if len(fit.samples) > 50 and (spread := parameter_pairs(fit)):
         out["pairs"] = spread
     if "settling" in document:
-        out["settling"] = decision_figures.settled(document["settling"], document["unit"])
+        out["settling"] = decision_figures.settling_curve(document["settling"], document["unit"])
     if "compare" in document:
-        out["compare"] = decision_figures.compared(fit, document["compare"], document["unit"])
+        out["compare"] = decision_figures.group_comparison(
+            fit, document["compare"], document["unit"]
+        )
     if "multiverse" in document:
-        out["multiverse"] = decision_figures.spread(document["multiverse"])
+        out["multiverse"] = decision_figures.multiverse_spread(document["multiverse"])
     return out
 
 
-def curve(
+def loss_curve(
     rows: Sequence[table.Row], column: str, unit: str, found: Analysis | None = None
 ) -> Figure:
     """The response against the law's column: the runs, the law with its 95 % band, and the held-out
     runs beside the interval that was predicted for them; the runs alone if there is no law."""
     document = found.document if found else None
     response = str(document["response"]) if document else "loss"
-    held = style.held_out(document)
+    held = style.held_out_runs(document)
     out = {r["run"] for r in (document or {}).get("dropped", [])}
     done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
     x, y = (np.array([r[k] for r in done], float) for k in (column, response))
@@ -67,8 +69,8 @@ def curve(
         figure = Figure(figsize=(6.4, 4.2))
         axes = figure.subplots()
         if found and found.fit:
-            _band(axes, found.fit, x)
-            _expected(axes, found.document)
+            _draw_band(axes, found.fit, x)
+            _draw_predictions(axes, found.document)
         axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3, label="runs, fitted")
         if (kinds >= 2).any():
             axes.scatter(x[kinds >= 2], y[kinds >= 2], s=34, facecolors="none", edgecolors=GREY,
@@ -82,12 +84,12 @@ def curve(
         axes.set_xlabel(AXES.get(column, f"held-out loss ({unit})" if column == "loss" else column))
         axes.set_ylabel(f"held-out loss ({unit})" if response == "loss" else response)
         if response == "loss":
-            style.log_loss(axes, y)
+            style.log_loss_axis(axes, y)
         axes.legend(loc="upper right")
     return figure
 
 
-def _band(axes: Any, fit: Fit, x: np.ndarray) -> None:
+def _draw_band(axes: Any, fit: Fit, x: np.ndarray) -> None:
     """The law around x, and its 95 % band."""
     column, params = fit.law.columns[0], fit.params
     if column == "loss":
@@ -107,7 +109,7 @@ def _band(axes: Any, fit: Fit, x: np.ndarray) -> None:
     )
 
 
-def _expected(axes: Any, document: Mapping[str, Any]) -> None:
+def _draw_predictions(axes: Any, document: Mapping[str, Any]) -> None:
     """The floor, where it is identified, and what was predicted for the held-out runs."""
     column, response = document["against"], document["response"]
     floor = document["identifiability"].get("E", {"flag": ""})
@@ -125,7 +127,7 @@ def _expected(axes: Any, document: Mapping[str, Any]) -> None:
         )  # fmt: skip
 
 
-def losses(fit: Fit, document: Mapping[str, Any]) -> Figure:
+def loss_panels(fit: Fit, document: Mapping[str, Any]) -> Figure:
     """Loss against parameters, tokens and FLOPs 6 N D, the last with the least that the law allows;
     held-out runs are stars."""
     with matplotlib.rc_context(STYLE):
@@ -154,7 +156,7 @@ def losses(fit: Fit, document: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
+def loss_contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
     """Iso-loss contours over parameters and tokens, the runs, and the efficient frontier."""
     rows = fit.parts.kept
     n, d, y = (np.array([row[k] for row in rows], float) for k in ("params", "tokens", "loss"))
@@ -195,7 +197,7 @@ def contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def residuals(fit: Fit) -> Figure:
+def residual_panels(fit: Fit) -> Figure:
     """Measured over fitted, against each column that the law reads, and the spread of a run."""
     columns = [c for c in fit.law.columns if c != GROUP]
     sd = uncertainty.noise(fit.problem, fit.best)
@@ -230,7 +232,7 @@ def residuals(fit: Fit) -> Figure:
     return figure
 
 
-def pairs(fit: Fit) -> Figure | None:
+def parameter_pairs(fit: Fit) -> Figure | None:
     """The resampled parameters against each other, those that are positive by their logarithm; None
     if the data leave nothing open."""
     moving = np.flatnonzero(fit.samples.std(0) > 1e-9 * np.maximum(np.abs(fit.best), 1))

@@ -14,7 +14,7 @@ from typing import Any
 from research import scaling
 from research.report import interactive, text
 from research.report.style import Drawing
-from research.report.text import end
+from research.report.text import interval_end
 from research.runs.schema import NOUNS, shown_columns
 
 Row = dict[str, Any]
@@ -62,53 +62,56 @@ CARD = {
 }
 
 
-def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
-    """The whole page, of what build.write found and the figures by name."""
-    svgs = {name: _embedded(name, drawing) for name, drawing in drawings.items()}
+def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
+    """The whole page, of what build.write_report found and the figures by name."""
+    svgs = {name: _embed_figure(name, drawing) for name, drawing in drawings.items()}
     rows, fits, against = result["rows"], result["fits"], result["against"]
     name, several = str(rows[0].get("name") or "sweep"), len(fits) > 1
-    parts = [f"<h1>{_e(name)}</h1>"]
+    parts = [f"<h1>{_escape(name)}</h1>"]
     for group, fit in fits.items():
         words = f"{group}: " if several else ""
-        parts.append(f'<p class="lead">{_e(words + text.headline(fit["document"]))}</p>')
-    parts += [f'<p class="warn">{_e(w)}</p>' for w in _warnings(rows, fits)]
+        parts.append(f'<p class="lead">{_escape(words + text.headline(fit["document"]))}</p>')
+    parts += [f'<p class="warn">{_escape(w)}</p>' for w in _warnings(rows, fits)]
     if "loss" in svgs:
         noun = NOUNS.get(against, against)
-        parts += [f"<h2>Loss against {_e(noun)}</h2>", _figure(svgs["loss"])]
+        parts += [f"<h2>Loss against {_escape(noun)}</h2>", _figure_element(svgs["loss"])]
     if found := result.get("verified"):
-        words = f"{text.prediction(found)} {text.verified(found)}"
-        parts += ["<h2>Verified optimum</h2>", f"<p>{_e(words)}</p>"]
-        parts += [_figure(svgs["verify"])] if "verify" in svgs else []
+        words = f"{text.prediction_sentence(found)} {text.verification_sentence(found)}"
+        parts += ["<h2>Verified optimum</h2>", f"<p>{_escape(words)}</p>"]
+        parts += [_figure_element(svgs["verify"])] if "verify" in svgs else []
     if explorer := _explorer(result):
         parts += ["<h2>Explore the fit</h2>", explorer]
     for name, found in result["surfaces"].items():
         parts.append(f"<h2>{SURFACES[name]}</h2>")
-        parts.append(f"<pre>{_e(text.fit_summary(found.document, brief=True))}</pre>")
-        parts += [_figure(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
+        parts.append(f"<pre>{_escape(text.fit_summary(found.document, brief=True))}</pre>")
+        parts += [_figure_element(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
     if "accuracy" in svgs:
-        parts += ["<h2>Accuracy</h2>", _figure(svgs["accuracy"])]
-    if several and (side := text.comparison(rows, against)):
-        parts += ["<h2>Groups compared</h2>", _table(side[0], side[1:])]
+        parts += ["<h2>Accuracy</h2>", _figure_element(svgs["accuracy"])]
+    if several and (side := text.comparison_table(rows, against)):
+        parts += ["<h2>Groups compared</h2>", _html_table(side[0], side[1:])]
         parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
     if compared := result["compared"]:
         words = " ".join(f"{w}." for w in compared.document["compare"]["words"])
         parts += [
             "<h2>Shared law, one multiplier per group</h2>",
-            f"<p>{_e(words)}</p>",
-            _figure(svgs["compare"]),
+            f"<p>{_escape(words)}</p>",
+            _figure_element(svgs["compare"]),
         ]
     for group, fit in fits.items():
         if fit["document"]:
-            parts.append(f"<h2>Fitted law{_e(f' of {group}') if several else ''}</h2>")
-            expected = text.expectation(result["cards"], fit["document"])
-            parts += [_fit_table(fit["document"]), f"<p>{_e(expected)}</p>" if expected else ""]
+            parts.append(f"<h2>Fitted law{_escape(f' of {group}') if several else ''}</h2>")
+            expected = text.expected_exponent_sentence(result["cards"], fit["document"])
+            parts += [
+                _fit_table(fit["document"]),
+                f"<p>{_escape(expected)}</p>" if expected else "",
+            ]
     parts += ["<h2>Runs</h2>", _runs_table(rows, several)]
     if "confusion" in svgs:
         best = best_classifier([row for row in rows if row["status"] == "done"])
         parts += [
             "<h2>Per-class metrics</h2>",
-            _figure(svgs["confusion"]),
-            _classes(best) if best else "",
+            _figure_element(svgs["confusion"]),
+            _class_table(best) if best else "",
         ]
     still = (
         ("curves", "Learning curves"),
@@ -117,13 +120,13 @@ def render(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
     )
     for figure, heading in still:
         if figure in svgs:
-            parts += [f"<h2>{heading}</h2>", _figure(svgs[figure])]
-    parts += ["<h2>Data</h2>", *(_card(card) for card in result["cards"])]
-    parts += ["<h2>Provenance</h2>", _made(rows)]
+            parts += [f"<h2>{heading}</h2>", _figure_element(svgs[figure])]
+    parts += ["<h2>Data</h2>", *(_data_card(card) for card in result["cards"])]
+    parts += ["<h2>Provenance</h2>", _provenance(rows)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_e(name)}</title><style>{CSS}</style></head><body>\n"
+        f"<title>{_escape(name)}</title><style>{CSS}</style></head><body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
@@ -135,14 +138,14 @@ def _explorer(result: Mapping[str, Any]) -> str:
     unit = scaling.loss_unit(result["rows"])
     done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
     for found in surfaces.values():
-        return interactive.page_part(
-            interactive.of_budget(done, found.document["predictions"], unit)
+        return interactive.render_charts(
+            interactive.budget_chart(done, found.document["predictions"], unit)
         )
     first = next(iter(fits.values()))
     if len(fits) > 1 or not first["found"]:
         return ""
-    made = interactive.of_column(done, first["found"].fit, result["against"], unit)
-    return interactive.page_part(made) if made else ""
+    made = interactive.column_chart(done, first["found"].fit, result["against"], unit)
+    return interactive.render_charts(made) if made else ""
 
 
 def best_classifier(done: Sequence[Row]) -> Row | None:
@@ -176,7 +179,7 @@ def _fit_table(document: Mapping[str, Any]) -> str:
             [
                 name,
                 f"{value:.4g}",
-                f"{end(low)} to {end(high)}",
+                f"{interval_end(low)} to {interval_end(high)}",
                 "open" if error is None else f"{error:.2g}",
                 document["identifiability"][name]["flag"],
             ]
@@ -191,18 +194,18 @@ def _fit_table(document: Mapping[str, Any]) -> str:
         )
     agree, certificate = document["starts"], document["certificate"]
     return (
-        f"<p>{_e(document['formula'])}, fitted to {document['n_points']} runs below the held-out "
-        f"size by {_e(OBJECTIVES[document['options']['objective']])}; intervals by "
-        f"{_e(document['method'])}. "
+        f"<p>{_escape(document['formula'])}, fitted to {document['n_points']} runs below the "
+        f"held-out size by {_escape(OBJECTIVES[document['options']['objective']])}; intervals by "
+        f"{_escape(document['method'])}. "
         f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient "
-        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + _table(head, body)
+        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + _html_table(head, body)
     )
 
 
 def _runs_table(rows: Sequence[Row], several: bool) -> str:
     hidden = {
         *(() if several else ("group",)),
-        *(() if _differ(rows, "train_examples") else ("train_examples",)),
+        *(() if _varies(rows, "train_examples") else ("train_examples",)),
     }
     shown = [column for column in shown_columns(rows, "page") if column.name not in hidden]
     head = [column.title for column in shown]
@@ -212,14 +215,14 @@ def _runs_table(rows: Sequence[Row], several: bool) -> str:
         "exact_full": "FLOPs count every dot product and convolution, forward and backward, with "
         "the head and the full attention map."
     }
-    return _table(head, body, text=2) + f"<p>{_e(words.get(convention, convention))}</p>"
+    return _html_table(head, body, text=2) + f"<p>{_escape(words.get(convention, convention))}</p>"
 
 
-def _differ(rows: Sequence[Row], column: str) -> bool:
+def _varies(rows: Sequence[Row], column: str) -> bool:
     return len({row.get(column) for row in rows}) > 1
 
 
-def _classes(row: Row) -> str:
+def _class_table(row: Row) -> str:
     """Precision, recall and F1 of each class of one run."""
     kinds = ("precision", "recall", "f1")
     body = [
@@ -227,10 +230,10 @@ def _classes(row: Row) -> str:
         for i, (name, counts) in enumerate(zip(row["class_names"], row["confusion"]))
     ]
     words = f"Run {row['run']}, the most accurate: accuracy {row['accuracy']:.4f}."
-    return f"<p>{_e(words)}</p>" + _table(["class", "held out", *kinds], body)
+    return f"<p>{_escape(words)}</p>" + _html_table(["class", "held out", *kinds], body)
 
 
-def _card(card: Mapping[str, Any]) -> str:
+def _data_card(card: Mapping[str, Any]) -> str:
     body = []
     for key, value in card.items():
         if key in ("overlap", "overlap_length"):
@@ -240,10 +243,10 @@ def _card(card: Mapping[str, Any]) -> str:
     if isinstance(card.get("overlap"), float):
         label = f"held-out {card.get('overlap_length')}-grams that occur in training"
         body.append([label, f"{card['overlap']:.1%}"])
-    return _table(["", ""], body, text=2)
+    return _html_table(["", ""], body, text=2)
 
 
-def _made(rows: Sequence[Row]) -> str:
+def _provenance(rows: Sequence[Row]) -> str:
     rules = dict.fromkeys(
         line for row in rows for line in str(row.get("rules", "")).splitlines() if line
     )
@@ -251,17 +254,20 @@ def _made(rows: Sequence[Row]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in first.get("versions", {}).items())
     where = f"{first.get('devices', '?')} × {first.get('device_kind', '?')}"
     return (
-        f"<p>{_e(versions)}; {_e(where)}; commit {_e(first.get('commit') or 'unknown')}. Every run "
+        f"<p>{_escape(versions)}; {_escape(where)}; commit "
+        f"{_escape(first.get('commit') or 'unknown')}. Every run "
         "repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
         "<code>python -m experiments.report --runs=DIR</code>.</p>"
-        f"<pre>{_e(chr(10).join(rules))}</pre>"
+        f"<pre>{_escape(chr(10).join(rules))}</pre>"
     )
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:
+def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         kinds = [' class="text"' if i < text else "" for i in range(len(cells))]
-        inner = "".join(f"<{tag}{k}>{_e(c)}</{tag}>" for c, k in zip(cells, kinds, strict=True))
+        inner = "".join(
+            f"<{tag}{k}>{_escape(c)}</{tag}>" for c, k in zip(cells, kinds, strict=True)
+        )
         return f"<tr>{inner}</tr>"
 
     heading = f"<thead>{row(head, 'th')}</thead>" if any(head) else ""
@@ -272,7 +278,7 @@ def _table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) ->
     )
 
 
-def _embedded(name: str, drawing: Drawing) -> str:
+def _embed_figure(name: str, drawing: Drawing) -> str:
     """A figure for the page: the SVG itself, without the XML prologue that HTML does not take; or,
     where it has so many marks that it is LARGE, the PNG in COLOURS, which is smaller."""
     from PIL import Image  # matplotlib's own
@@ -283,12 +289,12 @@ def _embedded(name: str, drawing: Drawing) -> str:
     raw = io.BytesIO()
     Image.open(io.BytesIO(drawing.png)).convert("RGB").quantize(COLOURS).save(raw, "png")
     data = base64.b64encode(raw.getvalue()).decode()
-    return f'<img alt="{_e(name)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{_escape(name)}" src="data:image/png;base64,{data}">'
 
 
-def _figure(markup: str) -> str:
+def _figure_element(markup: str) -> str:
     return f"<figure>{markup}</figure>"
 
 
-def _e(value: object) -> str:
+def _escape(value: object) -> str:
     return html.escape(str(value))

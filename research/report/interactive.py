@@ -20,7 +20,7 @@ FACTS = ("run", "group", "params", "tokens", "flops", "lr", "seed")  # beside th
 MOST = 2000  # runs in a chart
 
 
-def page_part(charts: Mapping[str, Any]) -> str:
+def render_charts(charts: Mapping[str, Any]) -> str:
     """HTML with Vega and every chart, by the id of its element; empty without altair."""
     try:
         import vl_convert
@@ -28,7 +28,7 @@ def page_part(charts: Mapping[str, Any]) -> str:
         return ""
     parts = [f'<div id="{name}" class="chart"></div>' for name in charts]
     bundle: Any = vl_convert.javascript_bundle  # its stub asks for what it has a default for
-    script = [_safe(bundle())]
+    script = [_escape_script(bundle())]
     for name, chart in charts.items():
         spec = json.dumps(chart.to_dict()).replace("<", "\\u003c")
         options = '{"renderer": "svg", "actions": false}'
@@ -37,12 +37,12 @@ def page_part(charts: Mapping[str, Any]) -> str:
     return "\n".join([*parts, scripts])
 
 
-def _safe(script: str) -> str:
+def _escape_script(script: str) -> str:
     """A script that cannot end its own element."""
     return script.replace("</script", "<\\/script")
 
 
-def of_column(
+def column_chart(
     rows: Sequence[Mapping[str, Any]], fit: Fit, column: str, unit: str
 ) -> dict[str, Any]:
     """Runs and the law of one column, and a slider along it; {} without altair."""
@@ -54,15 +54,16 @@ def of_column(
     for i, value in enumerate(grid):
         words = (
             f"{noun}: {quantity(value)}\nloss {loss[i]:.4g}\n"
-            f"95 % interval of the law {_ends(band[i])}\n95 % interval of a run {_ends(run[i])}"
+            f"95 % interval of the law {_interval_text(band[i])}\n"
+            f"95 % interval of a run {_interval_text(run[i])}"
         )
         low, high = np.clip(band[i], 0.5 * loss.min(), 2 * loss.max())
         points.append({"step": i, "x": value, "loss": loss[i], "low": low, "high": high,
                        "words": words})  # fmt: skip
-    return _with_slider(rows, points, column, noun, unit)
+    return _slider_chart(rows, points, column, noun, unit)
 
 
-def of_budget(
+def budget_chart(
     rows: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]], unit: str
 ) -> dict[str, Any]:
     """Runs and the compute-optimal loss by budget, and a slider for the budget: N*, D*, loss."""
@@ -70,17 +71,17 @@ def of_budget(
     for i, p in enumerate(p for p in predictions if p.get("params")):
         words = f"budget C: {p['flops']:.3g} FLOPs"
         for name, key in (("N*", "params"), ("D*", "tokens"), ("D*/N*", "tokens_per_param")):
-            words += f"\n{name} {quantity(p[key])} ({_amounts(p['intervals'][key])})"
+            words += f"\n{name} {quantity(p[key])} ({_quantity_interval(p['intervals'][key])})"
         point = {"step": i, "x": p["flops"]}
         if p["loss"] is not None:
             low, high = p["intervals"]["loss"]
-            words += f"\nloss {p['loss']:.4g} ({_ends((low, high))})"
+            words += f"\nloss {p['loss']:.4g} ({_interval_text((low, high))})"
             point |= {"loss": p["loss"], "low": low, "high": high}
         points.append({**point, "words": words})
-    return _with_slider(rows, points, "flops", AXES["flops"], unit) if points else {}
+    return _slider_chart(rows, points, "flops", AXES["flops"], unit) if points else {}
 
 
-def _with_slider(
+def _slider_chart(
     rows: Sequence[Mapping[str, Any]],
     points: Sequence[Mapping[str, Any]],
     column: str,
@@ -138,9 +139,9 @@ def _with_slider(
     return {"explore": chart}
 
 
-def _ends(pair: Sequence[float | None] | np.ndarray) -> str:
+def _interval_text(pair: Sequence[float | None] | np.ndarray) -> str:
     return " to ".join("open" if x is None or not np.isfinite(x) else f"{x:.4g}" for x in pair)
 
 
-def _amounts(pair: Sequence[float | None]) -> str:
+def _quantity_interval(pair: Sequence[float | None]) -> str:
     return " to ".join("open" if x is None else quantity(x) for x in pair)

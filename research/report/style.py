@@ -62,13 +62,13 @@ def draw(figure: Figure) -> Drawing:
     return Drawing(rendered("png", dpi=160), rendered("svg", metadata={"Date": None}))
 
 
-def plain(words: object, most: int = 40) -> str:
+def plain_label(words: object, most: int = 40) -> str:
     """Words from elsewhere as a label: no mathematics, no control characters, and not long."""
     told = printable(words)
     return (told if len(told) <= most else f"{told[: most - 1]}…").replace("$", r"\$")
 
 
-def log_loss(axes: Any, losses: np.ndarray) -> None:
+def log_loss_axis(axes: Any, losses: np.ndarray) -> None:
     """A logarithmic axis where the loss spans more than a factor of four."""
     if len(losses) and losses.min() > 0 and losses.max() > 4 * losses.min():
         axes.set_yscale("log")
@@ -77,7 +77,7 @@ def log_loss(axes: Any, losses: np.ndarray) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def held_out(document: Mapping[str, Any] | None) -> set[str]:
+def held_out_runs(document: Mapping[str, Any] | None) -> set[str]:
     """The runs that the fit predicted and did not see."""
     found = document["holdout"] if document else None
     return {row["run"] for row in found["rows"]} if found else set()

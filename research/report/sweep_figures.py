@@ -17,16 +17,16 @@ from research.report.style import (
     MARKERS,
     SERIES,
     STYLE,
-    held_out,
-    log_loss,
+    held_out_runs,
+    log_loss_axis,
     log_ticks,
-    plain,
+    plain_label,
     plain_ticks,
 )
 from research.runs.schema import AXES
 
 
-def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
+def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
     """Groups of runs on one plot, each with its law and the law's 95 % band. `fits` maps names to
     {"rows", "found"}, an Analysis or None; the largest runs, which no law has seen, are stars."""
     with matplotlib.rc_context(STYLE):
@@ -38,8 +38,10 @@ def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Fig
             done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
             x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
             every.append(y)
-            out = np.array([r["run"] in held_out(found and found.document) for r in done], bool)
-            label = plain(name)
+            out = np.array(
+                [r["run"] in held_out_runs(found and found.document) for r in done], bool
+            )
+            label = plain_label(name)
             if found:
                 params = found.fit.params
                 label += f": $\\alpha$ = {params['alpha']:.3f}, $E$ = {params['E']:.3f}"
@@ -55,13 +57,13 @@ def groups(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Fig
         axes.set_xscale("log")
         axes.set_xlabel(AXES.get(column, column))
         axes.set_ylabel(f"held-out loss ({unit})")
-        log_loss(axes, np.concatenate(every))
+        log_loss_axis(axes, np.concatenate(every))
         log_ticks(axes.xaxis)
         axes.legend(loc="upper right", fontsize=9)
     return figure
 
 
-def scores(
+def score_curves(
     series: Mapping[str, Sequence[tuple[float, float, float, int]]], column: str, label: str
 ) -> Figure:
     """A score of each group against a column: (x, mean, standard deviation, runs)."""
@@ -70,7 +72,7 @@ def scores(
         axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
             if points:
-                (x, mean, sd, _), told = np.array(points).T, plain(name)
+                (x, mean, sd, _), told = np.array(points).T, plain_label(name)
                 axes.errorbar(x, mean, np.nan_to_num(sd), fmt=f"{MARKERS[i % 7]}-", capsize=3,
                               color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=told)  # fmt: skip
         axes.set_xscale("log")
@@ -82,9 +84,9 @@ def scores(
     return figure
 
 
-def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     """Counts of true classes (rows) against predicted ones; the shade is the share of the row."""
-    counts, names = np.array(matrix), [plain(name) for name in names]
+    counts, names = np.array(matrix), [plain_label(name) for name in names]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = max(3.6, min(9.0, 0.42 * len(counts) + 1.4))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
@@ -96,7 +98,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
                 colour = "white" if share[i, j] > 0.6 else "black"
                 if n:
                     axes.text(j, i, str(n), ha="center", va="center", fontsize=8, color=colour)
-            axes.set_xticks(range(len(names)), names, rotation=90 if _long(names) else 0)
+            axes.set_xticks(range(len(names)), names, rotation=90 if _are_long(names) else 0)
             axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
@@ -104,7 +106,7 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     return figure
 
 
-def _long(names: Sequence[str]) -> bool:
+def _are_long(names: Sequence[str]) -> bool:
     return max(map(len, map(str, names))) > 3
 
 

@@ -14,7 +14,7 @@ from research.runs.schema import shown_columns
 Row = Mapping[str, Any]
 
 
-def columns(rows: Sequence[Row], chosen: str | None) -> list[str]:
+def select_columns(rows: Sequence[Row], chosen: str | None) -> list[str]:
     """The names of the columns to show. Raises BadInput for one that no row has."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     if chosen is None:
@@ -22,15 +22,15 @@ def columns(rows: Sequence[Row], chosen: str | None) -> list[str]:
     if chosen == "all":
         return there
     names = [name.strip() for name in chosen.split(",") if name.strip()]
-    _known("columns", names, there)
+    _check_columns("columns", names, there)
     return names
 
 
-def ordered(rows: Sequence[Row], by: str) -> list[Row]:
+def sort_rows(rows: Sequence[Row], by: str) -> list[Row]:
     """The rows by a column, numbers before words; those without a value come last. Raises BadInput
     for a column that no row has."""
     name = by.removeprefix("-")
-    _known("sort", [name], list(dict.fromkeys(key for row in rows for key in row)))
+    _check_columns("sort", [name], list(dict.fromkeys(key for row in rows for key in row)))
 
     def rank(row: Row) -> tuple[bool, float, str]:
         try:
@@ -43,7 +43,7 @@ def ordered(rows: Sequence[Row], by: str) -> list[Row]:
     return sorted(given, key=rank, reverse=by.startswith("-")) + without
 
 
-def best(rows: Sequence[Row], task: str) -> str | None:
+def best_run(rows: Sequence[Row], task: str) -> str | None:
     """The run of a task with the lowest loss, of those that are done, else the first; None if there
     is none."""
     rows = [row for row in rows if row.get("task") == task]
@@ -51,7 +51,7 @@ def best(rows: Sequence[Row], task: str) -> str | None:
     return min(done, key=lambda row: row.get("loss", 0.0))["run"] if done else None
 
 
-def _known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
+def _check_columns(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
     if not there:
         return  # no rows: nothing to show, and nothing to say of columns
     problems = [
@@ -65,7 +65,7 @@ def _known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
 
 def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Aligned columns, numbers to the right, and how many rows there are."""
-    cells = [[_flat(row.get(name)) for name in names] for row in rows]
+    cells = [[_cell_value(row.get(name)) for name in names] for row in rows]
     return f"{format_table(names, cells)}\n{len(rows)} runs"
 
 
@@ -73,7 +73,7 @@ def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(files.cell, names))
-    writer.writerows([[files.cell(_flat(row.get(name))) for name in names] for row in rows])
+    writer.writerows([[files.cell(_cell_value(row.get(name))) for name in names] for row in rows])
     return text.getvalue().rstrip("\n")
 
 
@@ -91,5 +91,5 @@ FORMATS: dict[str, Callable[[Sequence[Row], Sequence[str]], str]] = {
 }
 
 
-def _flat(value: object) -> object:
+def _cell_value(value: object) -> object:
     return json.dumps(value) if isinstance(value, dict | list) else value

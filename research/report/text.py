@@ -13,22 +13,22 @@ from research.runs.schema import NOUNS, is_number, shown_columns
 Row = dict[str, Any]
 
 
-def group_of(row: Row) -> str:
+def group_name(row: Row) -> str:
     """Runs of one group share a law."""
     return str(row.get("group") or "")
 
 
-def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def rows_by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by group, in the order of their first row."""
     out: dict[str, list[Row]] = {}
     # A run that failed before it wrote what it is belongs to no group of its own.
-    usual = next((group_of(row) for row in rows if group_of(row)), "")
+    usual = next((group_name(row) for row in rows if group_name(row)), "")
     for row in rows:
-        out.setdefault(group_of(row) or usual, []).append(row)
+        out.setdefault(group_name(row) or usual, []).append(row)
     return out
 
 
-def varying(rows: Sequence[Row]) -> str:
+def varying_column(rows: Sequence[Row]) -> str:
     """The column that a law is drawn against: the first in which finished runs differ."""
     done = [row for row in rows if row["status"] == "done"]
     for column in ("params", "train_examples", "tokens", "flops"):
@@ -37,7 +37,9 @@ def varying(rows: Sequence[Row]) -> str:
     return "params"
 
 
-def spread(rows: Sequence[Row], against: str, score: str) -> list[tuple[float, float, float, int]]:
+def score_statistics(
+    rows: Sequence[Row], against: str, score: str
+) -> list[tuple[float, float, float, int]]:
     """(x, mean, standard deviation, runs) of a score at each value of `against`."""
     at: dict[float, list[float]] = {}
     for row in rows:
@@ -49,7 +51,7 @@ def spread(rows: Sequence[Row], against: str, score: str) -> list[tuple[float, f
     ]
 
 
-def end(value: float | None, spec: str = ".3g") -> str:
+def interval_end(value: float | None, spec: str = ".3g") -> str:
     """The end of an interval; None is one that the data leave open."""
     return "open" if value is None else format(value, spec)
 
@@ -67,7 +69,7 @@ def headline(document: Mapping[str, Any] | None) -> str:
             f"out lie inside their 95 % interval; mean absolute error "
             f"{held['mean_absolute_error']:.2%}, bias {held['bias']:+.2%}."
         )
-    low, high = (end(x, ".4g") for x in row["run_interval"])
+    low, high = (interval_end(x, ".4g") for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
     noun, response = NOUNS.get(document["against"], document["against"]), document["response"]
     runs = "smaller runs" if response == "loss" else "runs"
@@ -78,9 +80,9 @@ def headline(document: Mapping[str, Any] | None) -> str:
     )
 
 
-def prediction(made: Mapping[str, Any]) -> str:
+def prediction_sentence(made: Mapping[str, Any]) -> str:
     """What the law says of a larger run, before that is trained."""
-    low, high = (end(x, ".4g") for x in made["run_interval"])
+    low, high = (interval_end(x, ".4g") for x in made["run_interval"])
     return (
         f"From {made['n_points']} runs, a run of {quantity(made['params'])} parameters and "
         f"{quantity(made['tokens'])} tokens ({made['budget']:.3g} FLOPs) is predicted to have a "
@@ -88,7 +90,7 @@ def prediction(made: Mapping[str, Any]) -> str:
     )
 
 
-def verified(found: Mapping[str, Any]) -> str:
+def verification_sentence(found: Mapping[str, Any]) -> str:
     """The same after it was trained."""
     verdict = "inside" if found["covered"] else "outside"
     return (
@@ -103,7 +105,7 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     parts = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
-        parts.append(f"{name} = {value:.4g} ({end(low)} to {end(high)})")
+        parts.append(f"{name} = {value:.4g} ({interval_end(low)} to {interval_end(high)})")
     lines = [f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}"]
     if (fall := document["fall"]) and fall["in_seed_sd"]:
         sd = document["seed_noise"]["sd"]
@@ -113,11 +115,11 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
             f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.2g})"
         )
     predictions = document["predictions"][-1:] if brief else document["predictions"]
-    lines += [_predicted(row, document) for row in predictions]
+    lines += [_prediction_line(row, document) for row in predictions]
     if scored := document.get("score"):
         lines.append(
             f"the given point: objective {scored['objective']:.6g}, {scored['above_optimum']:.3%} "
-            f"above the optimum, R² {end(scored['r2'], '.4f')}"
+            f"above the optimum, R² {interval_end(scored['r2'], '.4f')}"
         )
     if document["holdout"]:
         lines.append(headline(document))
@@ -131,11 +133,11 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     if "settling" in document:
         lines.append(f"after {document['n_points']} runs: {document['settling']['suggestion']}")
     if "multiverse" in document:
-        lines.append(_multiverse(document["multiverse"]))
+        lines.append(_multiverse_sentence(document["multiverse"]))
     return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
 
 
-def _multiverse(section: Mapping[str, Any]) -> str:
+def _multiverse_sentence(section: Mapping[str, Any]) -> str:
     def ends(key: str, spec: str) -> str:
         found = section["spread"][key]
         return " to ".join("open" if found[k] is None else format(found[k], spec)
@@ -147,10 +149,10 @@ def _multiverse(section: Mapping[str, Any]) -> str:
     )
 
 
-def _predicted(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """A prediction: of a law of one column, or of what is optimal for a budget."""
     if not {"flops", "params"} <= row.keys():
-        low, high = (end(x, ".4f") for x in row["interval"])
+        low, high = (interval_end(x, ".4f") for x in row["interval"])
         at = quantity(row[document["against"]])
         value = row[document["response"]]
         return f"predicted at {at}: {value:.4f} (law: {low} to {high})"
@@ -166,14 +168,16 @@ def _predicted(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     words += f"{row['tokens_per_param']:.3g} tokens per parameter"
     if row["loss"] is None:
         return words
-    low, high = (end(x, ".4g") for x in row["intervals"]["loss"])
+    low, high = (interval_end(x, ".4g") for x in row["intervals"]["loss"])
     words += f", loss {row['loss']:.4g} ({low} to {high})"
     if (most := row.get("regret", {}).get("quantile_95")) is not None:
         words += f"; this choice costs at most {most:.2g} of loss (95 %)"
     return words
 
 
-def expectation(cards: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> str:
+def expected_exponent_sentence(
+    cards: Sequence[Mapping[str, Any]], document: Mapping[str, Any]
+) -> str:
     """The measured exponent beside the one that the data were made to have, if they were."""
     expected = [card["expected_exponent"] for card in cards if "expected_exponent" in card]
     if len(expected) != 1:
@@ -182,26 +186,28 @@ def expectation(cards: Sequence[Mapping[str, Any]], document: Mapping[str, Any])
     inside = (low is None or low <= expected[0]) and (high is None or expected[0] <= high)
     return (
         f"The data were made for an exponent of {expected[0]:g}; measured: "
-        f"{document['params']['alpha']:.4g} ({end(low)} to {end(high)}), "
+        f"{document['params']['alpha']:.4g} ({interval_end(low)} to {interval_end(high)}), "
         f"{'inside' if inside else 'outside'} the interval."
     )
 
 
-def comparison(rows: Sequence[Row], against: str) -> list[list[str]]:
+def comparison_table(rows: Sequence[Row], against: str) -> list[list[str]]:
     """Groups side by side: a header, and a row for each score at each value of `against`."""
-    by_group = groups(rows)
+    by_group = rows_by_group(rows)
     body = []
     for score in (column.name for column in shown_columns(rows, "summary")):
-        cells = {g: {x: c for x, *c in spread(r, against, score)} for g, r in by_group.items()}
+        cells = {
+            g: {x: c for x, *c in score_statistics(r, against, score)} for g, r in by_group.items()
+        }
         for x in sorted({x for found in cells.values() for x in found}):
             if sum(x in found for found in cells.values()) < 2:
                 continue
-            shown = [_mean(found[x]) if x in found else "–" for found in cells.values()]
+            shown = [_mean_text(found[x]) if x in found else "–" for found in cells.values()]
             body.append([f"{score} at {quantity(x)} {NOUNS.get(against, against)}", *shown])
     return [["", *by_group], *body] if body else []
 
 
-def _mean(found: Sequence[float]) -> str:
+def _mean_text(found: Sequence[float]) -> str:
     mean, sd, count = found
     return f"{mean:.4f}" if count == 1 else f"{mean:.4f} ± {sd:.4f} ({count:.0f})"
 
@@ -214,11 +220,13 @@ def text_summary(result: Mapping[str, Any]) -> str:
         lines += ["", *([f"{name}:"] if several else [])]
         words = fit_summary(fit["document"], brief=True) if fit["document"] else ""
         lines.append(words or f"no law: {fit['why']}")
-        if fit["document"] and (words := expectation(result["cards"], fit["document"])):
+        if fit["document"] and (
+            words := expected_exponent_sentence(result["cards"], fit["document"])
+        ):
             lines.append(words)
     if compared := result["compared"]:
         lines += ["", *compared.document["compare"]["words"]]
-    if side := comparison(rows, result["against"]) if several else []:
+    if side := comparison_table(rows, result["against"]) if several else []:
         lines += ["", format_table(side[0], side[1:], right=side[0][1:])]
     written = result["files"]
     first = [str(path) for name, path in written.items() if name.split("-")[0] in ("report", "fit")]
@@ -228,10 +236,12 @@ def text_summary(result: Mapping[str, Any]) -> str:
 
 
 def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
-    rows = sorted(rows, key=lambda r: (group_of(r), r.get(against) or 0, r.get("seed") or 0))
+    rows = sorted(rows, key=lambda r: (group_name(r), r.get(against) or 0, r.get("seed") or 0))
     scores = shown_columns(rows, "summary")
     label = "examples" if all(row.get("context") == 1 for row in rows) else "tokens"
-    columns: dict[str, list[object]] = {"group": [group_of(row) for row in rows]} if several else {}
+    columns: dict[str, list[object]] = (
+        {"group": [group_name(row) for row in rows]} if several else {}
+    )
     if against == "train_examples":
         columns[against] = [row.get(against, 0) for row in rows]
     columns["params"] = [row.get("params", 0) for row in rows]

@@ -102,7 +102,7 @@ def results(path):
     metrics_log.read_records(path)
     metrics_log.read_tail(path)
     for form in tables.FORMATS.values():
-        form(rows, tables.columns(rows, "all"))
+        form(rows, tables.select_columns(rows, "all"))
 
 
 def config(path):

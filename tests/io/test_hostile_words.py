@@ -60,7 +60,7 @@ def test_words_do_no_harm_in_the_report(tmp_path):
     rows[0] |= {"status": "failed", "loss": None}
     card = {**dict.fromkeys(words, words[0]), "source": words[0], "overlap": words[0]}
     write_data_card(tmp_path, "0" * 64, lambda: card)
-    result = build.write(workdir(tmp_path, rows, name=words[0]))
+    result = build.write_report(workdir(tmp_path, rows, name=words[0]))
     page = without_scripts((tmp_path / "report.html").read_text())
     for word in words:
         assert html.escape(word) in page or not word.isprintable()
@@ -83,7 +83,7 @@ def test_words_do_no_harm_in_a_table(name, tmp_path):
     assert any(word in cell for cell in cells)
     assert not [cell for cell in cells if cell.startswith(FORMULA) and not _number(cell)]
     rows = read_table(tmp_path)
-    names = tables.columns(rows, "all")
+    names = tables.select_columns(rows, "all")
     assert "\x1b" not in tables.as_text(rows, names)
     shown = csv.reader(io.StringIO(tables.as_csv(rows, names), newline=""))
     assert not [c for line in shown for c in line if c.startswith(FORMULA) and not _number(c)]
@@ -107,6 +107,6 @@ def test_words_do_no_harm_on_a_terminal(name):
 
 
 def test_a_label_is_short_and_plain():
-    assert style.plain("a b") == "a b"
-    assert style.plain("$x$\n") == r"\$x\$ "
-    assert len(style.plain("x" * 100)) == 40
+    assert style.plain_label("a b") == "a b"
+    assert style.plain_label("$x$\n") == r"\$x\$ "
+    assert len(style.plain_label("x" * 100)) == 40

@@ -21,11 +21,7 @@ from research import launch
 from research.config import process_flags
 from research.errors import DIVERGED, DONE, HUNG, IO_ERROR, PREEMPTED, BadInput
 from research.launch import process_group, slots
-from research.launch.process_group import (
-    divide_slot,
-    exit_code_of_group,
-    member_flags,
-)
+from research.launch.process_group import divide_slot, exit_code_of_group, member_flags
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log

@@ -43,7 +43,7 @@ def without_scripts(page):
 
 
 def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
-    result = build.write(workdir(tmp_path, noisy(0)))
+    result = build.write_report(workdir(tmp_path, noisy(0)))
     page = (tmp_path / "report.html").read_text()
     assert without_scripts(page).count("<svg") == 3
     assert "was predicted as" in page
@@ -57,7 +57,7 @@ def test_a_sweep_gives_a_page_with_its_figures_fit_and_table(tmp_path):
 
 
 def test_the_page_fetches_nothing(tmp_path):
-    build.write(workdir(tmp_path, noisy(0)))
+    build.write_report(workdir(tmp_path, noisy(0)))
     page = (tmp_path / "report.html").read_text()
     still = without_scripts(page)
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", still)
@@ -80,7 +80,7 @@ def test_the_page_of_a_large_sweep_stays_small(tmp_path):
                 "flops": 7 * n * d,
             }
             rows.append({"run": f"r{len(rows)}", "loss": loss, **facts})
-    build.write(workdir(tmp_path, rows), every_way=True)
+    build.write_report(workdir(tmp_path, rows), every_way=True)
     page = (tmp_path / "report.html").read_text()
     assert len(page) < 2e6
     assert "data:image/png" in page  # what has many marks
@@ -91,7 +91,7 @@ def test_what_comes_from_records_is_escaped(tmp_path):
     evil = "<script>alert(1)</script>"
     rows = noisy(0)
     rows[0] |= {"loss": None, "status": "failed"}
-    build.write(workdir(tmp_path, rows, name=evil))
+    build.write_report(workdir(tmp_path, rows, name=evil))
     page = (tmp_path / "report.html").read_text()
     assert evil not in page
     assert "&lt;script&gt;" in page
@@ -101,7 +101,7 @@ def test_what_comes_from_records_is_escaped(tmp_path):
 def test_missing_runs_come_first(tmp_path):
     rows = noisy(0)
     rows[0] |= {"loss": None, "status": "failed"}
-    result = build.write(workdir(tmp_path, rows))
+    result = build.write_report(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
     assert page.index("Run r0 is failed") < page.index("<svg")
     assert result["fits"][""]["document"]["dropped"] == [{"run": "r0", "reason": "failed"}]
@@ -109,7 +109,7 @@ def test_missing_runs_come_first(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_too_few_runs_are_shown_without_a_law(tmp_path, count):
-    result = build.write(workdir(tmp_path, noisy(0)[:count]))
+    result = build.write_report(workdir(tmp_path, noisy(0)[:count]))
     assert result["fits"][""]["document"] is None
     assert "no law" in text.text_summary(result)
     assert "No law was fitted" in (tmp_path / "report.html").read_text()
@@ -124,7 +124,7 @@ def two_groups(changes=()):
 
 @pytest.mark.slow
 def test_groups_have_a_law_each_and_one_plot(tmp_path):
-    result = build.write(workdir(tmp_path, two_groups()))
+    result = build.write_report(workdir(tmp_path, two_groups()))
     assert set(result["fits"]) == {"transformer", "gru"}
     for name in result["fits"]:
         assert (tmp_path / f"fit-{name}.json").exists()
@@ -142,7 +142,7 @@ def test_groups_have_a_law_each_and_one_plot(tmp_path):
     assert "the parameters of gru" in words
     assert words in page
     assert words in shown
-    alone = build.write(workdir(tmp_path / "alone", noisy(0)))
+    alone = build.write_report(workdir(tmp_path / "alone", noisy(0)))
     assert (tmp_path / "alone" / "fit.json").exists()
     assert "loss at" not in text.text_summary(alone).replace("the loss at", "")
     assert not (tmp_path / "alone" / "fit-compare.json").exists()
@@ -150,15 +150,15 @@ def test_groups_have_a_law_each_and_one_plot(tmp_path):
 
 def test_a_run_that_failed_before_it_said_what_it_is_makes_no_group_of_its_own():
     rows = [{"run": "a", "group": "gru"}, {"run": "b"}]
-    assert [len(members) for members in text.groups(rows).values()] == [2]
-    assert len(text.groups([{"group": "gru"}, {"group": "cnn"}])) == 2
+    assert [len(members) for members in text.rows_by_group(rows).values()] == [2]
+    assert len(text.rows_by_group([{"group": "gru"}, {"group": "cnn"}])) == 2
 
 
 def test_the_law_is_against_the_first_column_in_which_runs_differ():
     rows = [{"status": "done", "params": 5, "train_examples": n, "tokens": 9} for n in (1, 2)]
-    assert text.varying(rows) == "train_examples"
-    assert text.varying([row | {"train_examples": 1} for row in rows]) == "params"
-    assert text.varying([row | {"params": i} for i, row in enumerate(rows)]) == "params"
+    assert text.varying_column(rows) == "train_examples"
+    assert text.varying_column([row | {"train_examples": 1} for row in rows]) == "params"
+    assert text.varying_column([row | {"params": i} for i, row in enumerate(rows)]) == "params"
 
 
 def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
@@ -172,7 +172,7 @@ def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
         }
         for i, row in enumerate(noisy(0))
     ]
-    build.write(workdir(tmp_path, rows))
+    build.write_report(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
     assert f"Run {rows[-1]['run']}, the most accurate: accuracy {(len(rows) - 1) / 20:.4f}" in page
     assert "<b>one</b>" not in page
@@ -183,28 +183,28 @@ def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
 @pytest.mark.parametrize(("expected", "verdict"), [(0.4, "inside"), (3.0, "outside")])
 def test_the_exponent_is_compared_with_the_one_that_the_data_were_made_for(expected, verdict):
     document = {"params": {"alpha": 0.41}, "intervals": {"alpha": [0.3, None]}}
-    words = text.expectation([{"expected_exponent": expected}], document)
+    words = text.expected_exponent_sentence([{"expected_exponent": expected}], document)
     document["intervals"]["alpha"] = [0.3, 0.5]
-    assert verdict in text.expectation([{"expected_exponent": expected}], document)
+    assert verdict in text.expected_exponent_sentence([{"expected_exponent": expected}], document)
     assert "0.41 (0.3 to open)" in words
-    assert text.expectation([{}], document) == ""
+    assert text.expected_exponent_sentence([{}], document) == ""
 
 
 def test_no_runs_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="no directory"):
-        build.write(tmp_path)
+        build.write_report(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(BadInput, match="no runs yet"):
-        build.write(tmp_path)
+        build.write_report(tmp_path)
 
 
 def test_the_same_records_give_the_same_files(tmp_path):
     pages = []
     for name in ("a", "b"):
-        build.write(workdir(tmp_path / name, noisy(0)))
+        build.write_report(workdir(tmp_path / name, noisy(0)))
         pages.append((tmp_path / name / "report.html").read_bytes())
     assert pages[0] == pages[1]
-    build.write(workdir(tmp_path / "c", noisy(1)))
+    build.write_report(workdir(tmp_path / "c", noisy(1)))
     assert (tmp_path / "c" / "report.html").read_bytes() != pages[0]
 
 
@@ -272,7 +272,7 @@ def in_browser(page, folder):
 
 
 def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
-    build.write(workdir(tmp_path, noisy(0)))
+    build.write_report(workdir(tmp_path, noisy(0)))
     (before, after), console = in_browser((tmp_path / "report.html").read_text(), tmp_path)
     assert not console
     losses = [float(re.search(r"loss (\d\.\d+)", text)[1]) for text in (before, after)]
@@ -282,7 +282,7 @@ def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
 @pytest.mark.slow
 def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
     rows = [{**row, "status": "done"} for row in iso_rows(0.001, sizes=7, budgets=BUDGETS[:4])]
-    result = build.write(workdir(tmp_path, rows))
+    result = build.write_report(workdir(tmp_path, rows))
     assert set(result["surfaces"]) == {"chinchilla", "isoflop", "envelope"}
     page = (tmp_path / "report.html").read_text()
     for name in ("chinchilla_contours", "chinchilla_frontier", "isoflop_isoflop"):
@@ -298,7 +298,7 @@ def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
 def test_a_script_in_a_record_does_not_run(tmp_path):
     evil = "</script><script>document.title = 'gotcha'</script>"
     rows = [{**row, "group": evil} for row in noisy(0)]
-    build.write(workdir(tmp_path, rows, name=evil))
+    build.write_report(workdir(tmp_path, rows, name=evil))
     page = (tmp_path / "report.html").read_text()
     assert "</script><script>document" not in page
     assert html.escape(evil) in page

@@ -127,22 +127,22 @@ ROWS = [
 
 def test_rows_are_sorted_and_those_without_a_value_come_last():
     def runs(by):
-        return [row["run"] for row in tables.ordered(ROWS, by)]
+        return [row["run"] for row in tables.sort_rows(ROWS, by)]
 
     assert runs("loss") == ["b", "a", "=c"]
     assert runs("-loss") == ["a", "b", "=c"]
     assert runs("-params") == ["=c", "b", "a"]
     assert runs("status") == ["a", "b", "=c"]
     with pytest.raises(BadInput, match="--sort: no column 'los'; there are run, params"):
-        tables.ordered(ROWS, "los")
+        tables.sort_rows(ROWS, "los")
 
 
 def test_columns_are_chosen_by_name():
-    assert tables.columns(ROWS, None) == ["run", "status", "params", "loss", "reason"]
-    assert tables.columns(ROWS, "loss, run") == ["loss", "run"]
-    assert set(tables.columns(ROWS, "all")) == set(ROWS[0]) | {"reason"}
+    assert tables.select_columns(ROWS, None) == ["run", "status", "params", "loss", "reason"]
+    assert tables.select_columns(ROWS, "loss, run") == ["loss", "run"]
+    assert set(tables.select_columns(ROWS, "all")) == set(ROWS[0]) | {"reason"}
     with pytest.raises(BadInput) as error:
-        tables.columns(ROWS, "runn,loss,parms")
+        tables.select_columns(ROWS, "runn,loss,parms")
     assert len(error.value.problems) == 2
 
 

@@ -43,22 +43,22 @@ def verified_sweep(path, changes=()):
 
 
 def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_surfaces", lambda groups: {})  # slow, and not asked about here
+    monkeypatch.setattr(build, "_fit_surfaces", lambda groups: {})  # slow, and not asked about here
     verified_sweep(tmp_path)
     files.make_directory(tmp_path / "figures")
     svg = tmp_path / "figures" / "verify.svg"
     svg.write_text(SVG)
-    build.write(tmp_path)
+    build.write_report(tmp_path)
     page, drawn = (tmp_path / "report.html").read_text(), svg.read_text()
     assert "planted" not in page
     assert "planted" not in drawn
     assert "Measured: 2.33, inside the interval" in page
     assert drawn[drawn.index("<svg") :] in page
     svg.unlink()
-    build.write(tmp_path)
+    build.write_report(tmp_path)
     assert svg.read_text() == drawn
     files.write_json(tmp_path / "verify" / "verify.json", VERIFIED | {"run_interval": [None, 2.4]})
-    build.write(tmp_path)
+    build.write_report(tmp_path)
     assert "95 % interval open to 2.4" in (tmp_path / "report.html").read_text()
     assert svg.read_text() != drawn
 
@@ -84,9 +84,9 @@ def test_a_record_of_a_verification_that_is_none_is_told(changes, tmp_path):
     path = tmp_path / "verify" / "verify.json"
     files.write_json(path, VERIFIED | changes)
     with pytest.raises(BadInput, match=r"verify\.json: not what experiments.verify writes"):
-        build.write(tmp_path)
+        build.write_report(tmp_path)
     files.write_json(path, VERIFIED)
-    assert build.write(tmp_path)["verified"] == VERIFIED  # without a figure: too few runs
+    assert build.write_report(tmp_path)["verified"] == VERIFIED  # without a figure: too few runs
     assert "Measured: 2.33" in (tmp_path / "report.html").read_text()
 
 
@@ -104,7 +104,7 @@ def test_no_file_and_no_text_of_a_workdir_is_embedded_as_it_is(tmp_path):
     workdir(tmp_path, rows, name=SCRIPT)
     for folder in ("figures", "data", "verify"):
         files.make_directory(tmp_path / folder)
-    figures = build.write(tmp_path)["files"]
+    figures = build.write_report(tmp_path)["files"]
     planted = {name.partition(".")[0] for name in figures if name.endswith("g")} | {"verify"}
     for name in planted | {"chinchilla_contours"}:
         (tmp_path / "figures" / f"{name}.svg").write_text(SVG)
@@ -112,7 +112,7 @@ def test_no_file_and_no_text_of_a_workdir_is_embedded_as_it_is(tmp_path):
     files.write_json(tmp_path / "data" / "card.json", {SCRIPT: SCRIPT, "text": [SCRIPT, {"a": 1}]})
     words = dict.fromkeys(("unit", "formula", "run", "optimal_params", "law", SCRIPT), SCRIPT)
     files.write_json(tmp_path / "verify" / "verify.json", VERIFIED | words)
-    build.write(tmp_path)
+    build.write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "&lt;script&gt;planted()" in page
     assert "<script>planted" not in page

@@ -100,7 +100,7 @@ def outcome(tmp_path, monkeypatch):
     """Runs the command: its document, or the message of the BadInput that it ended in."""
     hurried(monkeypatch)
     table, written, drawn = write_table(tmp_path / "runs.csv"), [], set()
-    figures = fit_figures.figures
+    figures = fit_figures.draw_figures
 
     def drawn_once(found):
         """The figures are slow: they are made of every kind of document once."""
@@ -119,7 +119,7 @@ def outcome(tmp_path, monkeypatch):
         files.indented(value)  # raises for what is no JSON
         written.append(value)
 
-    monkeypatch.setattr(fit_figures, "figures", drawn_once)
+    monkeypatch.setattr(fit_figures, "draw_figures", drawn_once)
     monkeypatch.setattr(files, "write_atomic", write)
     monkeypatch.setattr(files, "write_json", write_json)
 
@@ -217,4 +217,4 @@ def test_groups_are_compared_by_what_they_need_for_the_same_loss():
     rows = [{**row, "unique_tokens": row["tokens"]} for row in ROWS]
     found = analyse("power", rows, by_tokens, compare_by="group")
     assert found.document["compare"]["of"] == "unique_tokens"
-    assert "compare" in fit_figures.figures(found)
+    assert "compare" in fit_figures.draw_figures(found)

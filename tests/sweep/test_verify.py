@@ -86,5 +86,5 @@ def test_what_cannot_be_verified_is_told(swept, tmp_path):
         path.unlink()
     with pytest.raises(BadInput, match="no sweep was launched"):
         verify.predict(swept, None)
-    build.write(swept)
+    build.write_report(swept)
     assert "Verified optimum" not in (swept / "report.html").read_text()

@@ -167,7 +167,7 @@ def test_a_declaration_from_elsewhere_is_text_on_the_page(tmp_path):
     rows = [row | {"gain": i / 8, "metrics": [GOOD]} for i, row in enumerate(noisy(0))]
     del rows[0]["metrics"]  # nothing says that it holds a number
     rows[0]["gain"] = SCRIPT
-    result = build.write(workdir(tmp_path, rows))
+    result = build.write_report(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
     assert "<th>&lt;script&gt;planted()&lt;/script&gt;</th>" in page
     assert "<td>&lt;script&gt;planted()&lt;/script&gt;</td>" in page
