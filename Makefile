@@ -22,10 +22,10 @@ WANTED = $(shell test -x $(PY) && $(PY) -c 'import sys; print("%d.%d.%d" % sys.v
 	$(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
 endif
 
-setup:  ## make the virtual environment .venv from requirements.lock (once)
+setup:  ## make the virtual environment .venv from requirements.lock, once
 	@LOCK=requirements.lock PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
 
-setup-dev: setup  ## the same with what tests and checks need
+setup-dev: setup  ## the same, with what tests and checks need
 	@LOCK=requirements-dev.lock PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
 
 demo: setup  ## an isoFLOP sweep of language models on real text: U-curves, L(N, D), the report
@@ -39,13 +39,13 @@ bench: setup  ## how fast the shipped cases train here
 
 # NANODO and NANOGPT are checkouts, TORCH_PYTHON an interpreter with PyTorch; each may be left out.
 PEERS = --nanodo="$(NANODO)" --nanogpt="$(NANOGPT)" --torch_python="$(TORCH_PYTHON)"
-bench-peers: setup  ## a step against those of NANODO=, NANOGPT=, TORCH_PYTHON=, in turn
+bench-peers: setup  ## a step beside those of NANODO=, NANOGPT=, TORCH_PYTHON=, in turn
 	@$(PY) -m tools.bench.peers $(PEERS)
 
-bench-sweep: setup  ## a sweep of 24 runs against one process for each run, ours and NANODO='s
+bench-sweep: setup  ## a sweep of 24 runs beside one process per run, ours and NANODO='s
 	@$(PY) -m tools.bench.sweep --nanodo="$(NANODO)"
 
-bench-engine: setup  ## what planning, a trivial run and a table of 10,000 runs take
+bench-engine: setup  ## how long planning, a trivial run and a table of 10,000 runs take
 	@$(PY) -m tools.bench.engine
 
 bench-gpu: setup  ## 124M and 350M parameters on one GPU: MFU, and NANOGPT= beside it
@@ -61,7 +61,7 @@ faults: setup-dev  ## inject every fault of docs/reliability.md and write its ta
 	@$(PY) -m tools.faults
 
 HOURS ?= 2
-soak: setup-dev  ## HOURS=2 of a sweep that is killed, damaged, stalled, its disk filled
+soak: setup-dev  ## HOURS=2 of sweeps that are killed, damaged, stalled, their disk filled
 	@$(PY) -m tools.kill_drill --hours=$(HOURS)
 
 check: setup-dev  ## ruff (lint and format), basedpyright, import directions
@@ -70,12 +70,12 @@ check: setup-dev  ## ruff (lint and format), basedpyright, import directions
 	@$(PY) -m basedpyright
 	@$(PY) -m pytest -q tests/test_imports.py
 
-format: setup-dev  ## let ruff format and mend
+format: setup-dev  ## let ruff format and fix
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
 COMPILE = uv pip compile -q --universal --generate-hashes --no-header --no-emit-find-links
-lock:  ## write both locks anew from pyproject.toml (needs uv)
+lock:  ## rewrite both locks from pyproject.toml (needs uv)
 	$(COMPILE) --upgrade --extra data --extra text --extra report --extra track --extra ray --extra slurm --extra export --extra dev \
 		-o requirements-dev.lock pyproject.toml
 	$(COMPILE) --upgrade --extra data --extra text --extra report -c requirements-dev.lock -o requirements.lock \
