@@ -34,7 +34,7 @@ def get_config():
                 "lr_rule": "constant",
                 "clip": None,
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
-                "skip": None,  # or how many times the mean a gradient norm may be
+                "skip": None,  # or standard deviations that a loss may exceed its mean
             },
             # Another run to start from, and whether from its "params" or its whole "state".
             "init": {"run": None, "step": None, "what": "params"},

@@ -35,7 +35,7 @@ def get_config():
                 "lr_rule": "constant",
                 "clip": None,
                 "ema": None,
-                "skip": None,  # or how many times the mean a gradient norm may be
+                "skip": None,  # or standard deviations that a loss may exceed its mean
             },
             "init": {"run": None, "step": None, "what": "params"},
             "horizon": {"unit": "steps", "amount": 2000.0},

@@ -60,7 +60,7 @@ def get_config():
                 "lr_rule": "inverse_width",
                 "clip": 1.0,  # of the global gradient norm
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
-                "skip": None,  # or how many times the mean a gradient norm may be
+                "skip": None,  # or standard deviations that a loss may exceed its mean
             },
             # Another run to start from: its "params", its whole "state", or its "shape" alone,
             # which is new parameters in a model of the same fields.

@@ -2,6 +2,7 @@
 
   python -m experiments.plan --config=configs/lm_transformer.py --devices=4096 --device=h100
       --config.size=7e9 --config.data.context=2048 --config.batch.size=4096 --vocab=32000
+      --config.horizon.unit=tokens_per_param --config.horizon.amount=20
       [--mesh=data:8,fsdp:64,tensor:8] [--exact] [--json]
 
 Without a mesh the best one is sought. With --vocab the text need not be there. --exact compiles the

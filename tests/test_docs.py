@@ -1,12 +1,16 @@
 """What the pages and docstrings name exists: files, tests, definitions, links, make targets."""
 
 import ast
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from research.config.schema import SECTIONS
+from experiments.__main__ import COMMANDS
+from research.config.loading import load_config
+from research.config.schema import SECTIONS, schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,6 +78,34 @@ def defined(file):
     return names
 
 
+def commands(text):
+    """[(name, argv)] of the commands of this project in the code blocks of a page."""
+    for block in re.findall(r"```(?:console|sh)\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True) if "isof" in line else []
+            words = words[words.index("isoflop") :] if "isoflop" in words else []
+            if len(words) > 1:
+                yield words[1], words[2:]
+
+
+def unknown_words(name, argv, capsys):
+    """Flags of a command that it does not have, and keys that its config does not have."""
+    if name not in COMMANDS:
+        return [name]
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"experiments.{name}").main(["--help"])
+    known = set(re.findall(r"--\w+", capsys.readouterr().out))
+    own = [word for word in argv if not word.startswith("--config.")]
+    flags = [word.partition("=")[0] for word in own if word.startswith("--")]
+    out = [flag for flag in flags if flag not in known]
+    file = next((word[9:] for word in own if word.startswith("--config=")), "")
+    if file.startswith("configs/") and file not in NEW:
+        pairs = [word[9:].partition("=") for word in argv if word.startswith("--config.")]
+        keys = schema(load_config(ROOT / file)[0])
+        out += [key for key, _, _ in pairs if key not in keys]
+    return out
+
+
 def missing(text):
     """What a text names and the project does not have."""
     yield from (name for name in FILE.findall(text) if not is_file(name))
@@ -97,6 +129,25 @@ def missing_of_page(page, text):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_what_a_page_names_exists(page):
     assert not list(missing_of_page(page, page.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_commands_of_a_page_can_be_given(page, capsys):
+    for name, argv in commands(page.read_text()):
+        bad = unknown_words(name, argv, capsys)
+        assert set(bad) <= {"sizee"}, (name, bad)  # which README gives to be refused
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("isoflop traim --config=configs/linear.py", "isoflop train --confg=configs/linear.py"),
+        *("$ isoflop sweep --config=configs/linear.py \\\n   --config.batch.seed=1",),
+    ],
+)
+def test_a_planted_command_is_refused(line, capsys):
+    ((name, argv),) = commands(f"```console\n{line}\n```\n")
+    assert unknown_words(name, argv, capsys)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
