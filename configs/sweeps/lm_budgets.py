@@ -1,8 +1,8 @@
 """How held-out loss falls with parameters and with tokens: four budgets of tokens for each size.
 
 The rate warms up, stays, and decays over the last fifth, so the budgets of a size share their
-stable phase: each begins where the decay of the next smaller one does, and all four cost 9.4 times the
-smallest instead of 15 times.
+stable phase: each begins where the decay of the next smaller one does, and all four cost 9.4 times
+the smallest instead of 15 times.
 """
 
 from configs import lm_transformer
