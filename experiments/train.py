@@ -49,13 +49,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
+    from research.training.make_run import make_run
+
     from research.parallel import distributed
     from research.runs import lease
     from research.runs.directory import ReadOnlyRunDirectory, RunDirectory
     from research.training import resume
     from research.training.loop import preflight, train_run
     from research.training.progress import Progress
-    from research.training.run import make_run
 
     run = make_run(config)
     made = RunDirectory if distributed.first() else ReadOnlyRunDirectory

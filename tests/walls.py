@@ -49,7 +49,8 @@ INSIDE = {
     "training.step": "gradient_accumulation optimizers schedules tasks",
     "training.gradient_accumulation": "",
     "training.trainer": "run step fine_tuning",
-    "training.run": "execution horizon fine_tuning optimizers step tasks",
+    "training.make_run": "run execution horizon fine_tuning optimizers step tasks",
+    "training.run": "execution fine_tuning optimizers tasks",
     "training.losses": "",
     "training.schedules": "",
     "training.optimizers": "",
@@ -58,7 +59,7 @@ INSIDE = {
     "training.horizon": "",
 }
 # What of config/ a module of training may import besides its types: only these read a config.
-READ_CONFIG = ("training.run", "training.resume", "training.horizon", "training.fine_tuning")
+READ_CONFIG = ("training.make_run", "training.resume", "training.horizon", "training.fine_tuning")
 SLACK = 1.15  # what the table permits, over what the code uses
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"

@@ -26,7 +26,8 @@ from research.planning import hardware, jaxpr_liveness, memory, roofline
 from research.planning.hardware import Machine
 from research.planning.memory import MemoryEstimate
 from research.planning.roofline import StepSeconds, Traffic
-from research.training.run import Run, make_run
+from research.training.make_run import make_run
+from research.training.run import Run
 from research.training.trainer import place_state
 
 # Data of which context and vocabulary are all that is asked.

@@ -13,7 +13,8 @@ from research.runs import lease
 from research.runs.directory import RunDirectory
 from research.runs.table import read_row
 from research.sweep.sweep_file import FACTS, SweepFile, SweepPoint, read_sweep_file
-from research.training.run import Run, make_run
+from research.training.make_run import make_run
+from research.training.run import Run
 
 
 class ResolvedConfig(NamedTuple):

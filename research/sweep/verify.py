@@ -20,7 +20,7 @@ from research.scaling import Fit, compute_optimal, table
 from research.scaling.fit import finite_ends
 from research.sweep.launcher import launch_sweep
 from research.sweep.points import resolve_points
-from research.training.run import make_run
+from research.training.make_run import make_run
 
 FACTOR = 10.0  # times the largest budget of the sweep
 MISSED = 0.01  # relative: how far another prediction may be from what is asked for, in FLOPs

@@ -27,7 +27,7 @@ from research.config.validation import override
 config, _ = load_config(f"configs/{sys.argv[1]}.py")
 config, problems = override(config, json.loads(sys.argv[2]))
 assert not problems, problems
-from research.training.run import make_run
+from research.training.make_run import make_run
 make_run(validated(config))
 print(json.dumps(sorted(sys.modules)))
 """

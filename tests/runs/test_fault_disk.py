@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from research.training.make_run import make_run
 
 from research.errors import StorageError
 from research.io import files
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.training.loop import train_run
-from research.training.run import make_run
 from research.training.vmapped_runs import train_vmapped
 from tests.faulting import Child, Zygote
 
@@ -149,7 +149,7 @@ from research.io import files
 from research.runs import checkpoint
 from research.runs import directory as records
 from research.errors import StorageError
-from research.training.run import make_run
+from research.training.make_run import make_run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 state = {{"step": np.int32(1), "params": {{"w": np.random.default_rng(0).normal(size=(500, 500))}}}}

@@ -11,7 +11,7 @@ from research.sweep.launcher import launch_sweep
 from research.sweep.limits import Limits
 from research.sweep.plan import plan_sweep
 from research.sweep.points import write_points
-from research.training import run as run_module
+from research.training import make_run as make_run_
 
 SIZED = {f"model.{key}": None for key in ("width", "depth", "heads", "kv_heads", "hidden")}
 SIZES = (16e3, 3e4)
@@ -20,7 +20,7 @@ SIZES = (16e3, 3e4)
 @pytest.fixture
 def resolved(monkeypatch):
     """The names of the configs that were made into runs, wherever that was done."""
-    names, original = [], run_module.make_run
+    names, original = [], make_run_.make_run
 
     def make_run(config, *rest):
         names.append(config["name"])

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from research.training.make_run import make_run
 
 from research.config import grid, validation
 from research.config.loading import load_config, validated
@@ -24,7 +25,6 @@ from research.runs.directory import RunDirectory
 from research.runs.manifest import read_manifest
 from research.training import vmapped_runs
 from research.training.loop import train_run
-from research.training.run import make_run
 from research.training.trainer import Trainer
 from research.training.vmapped_runs import ALONE, VmappedTrainer, runs_mesh, train_vmapped
 
@@ -412,7 +412,7 @@ import json, sys
 from contextlib import ExitStack
 from research.runs.directory import RunDirectory
 from research.training.vmapped_runs import train_vmapped
-from research.training.run import make_run
+from research.training.make_run import make_run
 
 configs, workdir = json.load(open(sys.argv[1])), sys.argv[2]
 runs = [make_run(config) for config in configs]

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from research.training.make_run import make_run
 
 from research.errors import Preempted
 from research.parallel import sharding
@@ -14,7 +15,6 @@ from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.training import schedules, wsd_branching
 from research.training.loop import train_run
-from research.training.run import make_run
 from research.training.trainer import Trainer
 
 TWO = {"data": 2, "fsdp": 1, "tensor": 1}

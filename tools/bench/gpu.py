@@ -123,7 +123,7 @@ import sys
 from research.config import cli
 from research.config.loading import validated
 from research.models import accounting
-from research.training.run import make_run
+from research.training.make_run import make_run
 run = make_run(validated(cli.parse_config(cli.config_parser(""), sys.argv[1:])[1]))
 print(accounting.step_flops(run.model, run.batch))
 """

@@ -1,0 +1,334 @@
+"""A config becomes a Run: here names and numbers are turned into objects. Nothing below reads a
+config."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from research import data, models
+from research.config import registry, validation
+from research.data import Dataset
+from research.errors import BadInput, ErrorCollector
+from research.io import files
+from research.models import Model, accounting
+from research.models.sizing import model_at_size
+from research.parallel import sharding
+from research.training import horizon
+from research.training.execution import Execution
+from research.training.optimizers import Optimizer
+from research.training.step import TrainState
+from research.training.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    from research.training.fine_tuning import Start
+from research.training.run import PATH_KEYS, Cadence, Run, example_inputs, identity
+
+# Of one dispatch, where the config leaves them free: enough to make the host's part small, few
+# enough to be held twice and sent in no time.
+MOST_STEPS, MOST_BYTES = 50, 2**22
+
+
+def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
+    """The Run of a checked config (see cli.checked), on `dataset` where its own need not be there.
+    Trains nothing and compiles nothing.
+
+    Raises BadInput for what only the data or the model can tell: files, lengths, a size that
+    cannot be met.
+    """
+    config = copy.deepcopy(dict(config))
+    options = {key: value for key, value in config["data"].items() if key != "seed"}
+    dataset = dataset or data.load(**options)
+    collect, inputs = ErrorCollector(), example_inputs(dataset)
+    task, sized = collect(_task, config, dataset), collect(_model, config, dataset, inputs)
+    collect.raise_errors()
+    assert task
+    assert sized
+    model, size_rule = sized
+    wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
+    with _about("model.name", config["model"]["name"]):
+        counts = accounting.params(model, inputs)
+    per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
+    rule, size = config["batch"]["rule"], config["batch"]["size"]
+    batch, batch_rule = horizon.batch_size(rule, size or len(dataset.train), config["horizon"], per)
+    config["batch"] |= {"size": batch, "rule": "constant"}
+    parts = config["batch"]["grad_accumulation"]
+    collect(_enough, dataset, batch, parts, wanted)
+    steps, horizon_rule = collect(horizon.training_steps, config["horizon"], batch, per) or (0, "")
+    optim, per_step = config["optim"], batch * dataset.tokens_per_example
+    rated = collect(horizon.peak_learning_rate, optim["lr_rule"], optim["lr"], model)
+    lr, lr_rule = rated or (0.0, "")
+    warmup = collect(_warmup, optim, steps, per_step) if steps else 0
+    start = collect(_start, config, dataset, model, inputs, steps)
+    collect.raise_errors()
+    assert warmup is not None
+    resolved = _resolved(config, model, steps, lr, warmup)
+    optimizer, hyper = Optimizer.from_config(optim["optimizer"])[0], _hyper(resolved)
+    _check_tables(model, inputs, optimizer, hyper)
+    rules = [size_rule, batch_rule, horizon_rule, lr_rule]
+    rules.append(task.rule(model, batch // parts * dataset.tokens_per_example))
+    facts = _facts(config, dataset, task, start, rules)
+    facts |= counts | _amounts(model, dataset, counts, steps, batch)
+    facts |= horizon.isoflop_budget(config["horizon"], steps * batch, per)
+    facts |= {"lr": lr, "warmup_steps": warmup}
+    return Run(
+        id=identity(resolved, dataset.digest, start),
+        model=model,
+        task=task,
+        data=dataset,
+        examples=_examples(options, dataset),
+        optimizer=optimizer,
+        schedule=optim["schedule"]["name"],
+        hyper=hyper,
+        seed=config["seed"],
+        order=config["data"]["seed"],
+        batch=batch,
+        execution=Execution.of_parts(parts, task, model.spec),
+        steps=steps,
+        mesh={axis: n for axis, n in config["mesh"].items() if axis != "indivisible"},
+        replicate=config["mesh"]["indivisible"] == "replicate",
+        eval_examples=wanted,
+        eval_batch=config["eval"]["batch"],
+        cadence=_cadence(config, batch, dataset),
+        keep=config["save"]["keep"],
+        on_save_error=config["save"]["on_error"],
+        sinks=tuple(config["log"]["sinks"]),
+        start=start,
+        facts=facts,
+        config=resolved,
+    )
+
+
+def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:
+    """A digest of all that decides the examples of a step, but for their order."""
+    chosen = {k: v for k, v in options.items() if k not in PATH_KEYS}
+    return files.digest_of({"content": dataset.digest, "options": chosen})
+
+
+def _cadence(config: dict, batch: int, dataset: Dataset) -> Cadence:
+    evaluate, save, log = (config[section]["every"] for section in ("eval", "save", "log"))
+    return Cadence(
+        evaluate, save, log, *_dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
+    )
+
+
+def _dispatch(wanted: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:
+    """The most steps in one dispatch, and whether fewer are taken if they take long. The most is
+    part of the compiled program, so it depends on the config alone."""
+    if isinstance(wanted, int):
+        return wanted, False
+    one = sum(x.nbytes for x in dataset.train.rows(np.zeros(1, np.int64)).values())
+    return max(1, min(MOST_STEPS, MOST_BYTES // (batch * one))), True
+
+
+def _enough(dataset: Dataset, batch: int, parts: int, wanted: int) -> None:
+    problems = []
+    if batch % parts:
+        problems.append(
+            f"batch.grad_accumulation: {parts} does not divide a batch of {batch} examples"
+        )
+    if len(dataset.train) < batch:
+        problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
+    if len(dataset.heldout) < wanted:
+        problems.append(
+            f"eval.examples: {wanted}, but there are {len(dataset.heldout)} held-out examples; "
+            "none takes all of them"
+        )
+    if problems:
+        raise BadInput(*problems)
+
+
+@contextlib.contextmanager
+def _about(key: str, value: str) -> Iterator[None]:
+    """What is wrong within is said of a key of the config and its value."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(*(f"{key}: {value}: {line}" for line in error.problems)) from error
+
+
+_ONE_DEVICE: dict[str, int] = dict.fromkeys(sharding.AXES, 1)
+
+
+def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: dict) -> None:
+    """Raise BadInput where a parameter matches no row of a table, or two: where the optimizer does
+    not know how to treat it, or its family does not say how it is sharded."""
+    params = model.shapes(inputs)
+    with _about("optim.optimizer.name", optimizer.name):
+        opt_state = jax.eval_shape(optimizer.transform(hyper["optimizer"]).init, params)
+    step: Any = jax.ShapeDtypeStruct((), np.int32)
+    state = TrainState(step, params, opt_state)
+    with _about("model.name", model.described()["name"]):
+        sharding.state_shardings(state, model.sharding, sharding.abstract_mesh(_ONE_DEVICE))
+
+
+def _task(config: dict, dataset: Dataset) -> Task:
+    name = config["task"]["name"]
+    task = TASKS[name](**{k: v for k, v in config["task"].items() if k != "name"})
+    if task.targets != dataset.targets:
+        fitting = [k for k, other in TASKS.items() if other.targets == dataset.targets]
+        raise BadInput(
+            f"task.name: {name} measures {task.targets}, but the targets of data.name = "
+            f"{config['data']['name']} are {dataset.targets}; expected {' or '.join(fitting)}"
+        )
+    return task
+
+
+def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
+    """The model's fields. Those that only the data know come from there."""
+    name = config["model"]["name"]
+    takes = registry.fields(*registry.table("models/__init__.py", "MODELS")[name])
+    given = {k: v for k, v in config["model"].items() if k != "name"}
+    given |= {k: v for k, v in dataset.facts.items() if k in takes}
+    if config["size"] is None and (run := config["init"]["run"]) is not None:
+        from research.training import fine_tuning  # which few runs need
+
+        with _of_start():
+            shape = fine_tuning.shape(run, name)
+        given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
+    if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
+        given |= {k: dataset.facts[k] for k in ("classes", "pad")}
+    if missing := [k for k in takes if k not in given]:
+        raise BadInput(
+            f"model.name: {name} needs data with {', '.join(missing)}; data.name = "
+            f"{config['data']['name']} has {', '.join(dataset.facts)}"
+        )
+    return given
+
+
+def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
+    """The model, and how its size was chosen."""
+    name = config["model"]["name"]
+    given, family = _fields(config, dataset), models.family(name)
+    try:
+        if config["size"] is None:
+            return models.build(name, **given), "size given by its fields"
+        given = models.unfilled(name, given)
+        model = model_at_size(config["size"], name, given, inputs)
+    except ValueError as error:  # what a family says of its own numbers
+        raise BadInput(f"model.{error}") from error
+    filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
+    held = "".join(f"; {k} held at {given[k]}" for k in family.SIZED if k in given)
+    return model, f"size rule: {family.SIZE_RULE}{held}\nsize {config['size']:g}: {filled}"
+
+
+@contextlib.contextmanager
+def _of_start() -> Iterator[None]:
+    """What `branch` says of a run is said of the key that names it."""
+    try:
+        yield
+    except BadInput as error:
+        lines = (f"init.run: {line.removeprefix('init.run: ')}" for line in error.problems)
+        raise BadInput(*lines) from error
+
+
+def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> "Start | None":
+    init = config["init"]
+    if init["run"] is None and init["step"] is not None:
+        raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
+    if init["run"] is None or init["what"] == "shape":
+        return None
+    from research.training import fine_tuning  # which few runs need
+
+    with _of_start():
+        start = fine_tuning.locate(init["run"], init["step"], init["what"])
+    if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
+        raise BadInput(
+            f"data.tokenizer: not that of init.run; expected "
+            f"{start.run / 'tokenizer.json' if start.tokenizer else 'bytes'}"
+        )
+    if start.what == "state" and 0 < steps <= start.step:
+        raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
+    return fine_tuning.planned(start, model, inputs)
+
+
+def _facts(
+    config: dict, dataset: Dataset, task: Task, start: "Start | None", rules: list[str]
+) -> dict[str, Any]:
+    """What a table says of a run beside its numbers."""
+    family, scaled = config["model"]["name"], "target_scale" in dataset.notes
+    return {
+        "name": config["name"],
+        "family": family,
+        "task": config["task"]["name"],
+        "loss_unit": task.unit + (" of standardised targets" if scaled else ""),
+        "group": f"{family} from {start.name}" if start else family,
+        "size": config["size"],
+        "seed": config["seed"],
+        "optimizer": config["optim"]["optimizer"]["name"],
+        "schedule": config["optim"]["schedule"]["name"],
+        "rules": "\n".join(filter(None, [*rules, start.rule if start else ""])),
+    }
+
+
+def _amounts(
+    model: Model, dataset: Dataset, counts: Mapping[str, Any], steps: int, batch: int
+) -> dict[str, Any]:
+    """Tokens and FLOPs of the whole run, under every convention."""
+    tokens = steps * batch * dataset.tokens_per_example
+    flops = accounting.flops(model, counts, tokens, steps * batch)
+    return {
+        "steps": steps,
+        "batch": batch,
+        "context": dataset.tokens_per_example,
+        "train_examples": len(dataset.train),
+        "tokens": tokens,
+        "unique_tokens": _unique(dataset, tokens),
+        "epochs": tokens / dataset.unique_tokens,
+        **flops,
+        **accounting.shares(model),
+        "flops": flops[f"flops_{accounting.FLOPS_CONVENTION}"],
+        "flops_convention": accounting.FLOPS_CONVENTION,
+    }
+
+
+def _unique(dataset: Dataset, tokens: int) -> int:
+    """How many different tokens are seen; of a mixture, each source at its own rate."""
+    if sources := dataset.notes.get("sources"):
+        total = sum(s["weight"] for s in sources)
+        return sum(min(round(tokens * s["weight"] / total), s["unique_tokens"]) for s in sources)
+    return min(tokens, dataset.unique_tokens)
+
+
+def _warmup(optim: Mapping[str, Any], steps: int, tokens: int) -> int:
+    """The steps of the warm-up, in a run of `steps` of so many `tokens`."""
+    unit, amount = optim["warmup"]["unit"], optim["warmup"]["amount"]
+    wanted = {"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit]
+    count = round(min(wanted, 2.0**53))
+    if wrong := validation.long_warmup(count / steps, optim["schedule"].get("decay", 0.0)):
+        raise BadInput(f"optim.warmup.amount: {amount:g} ({unit}) in {steps} steps is {wrong}")
+    return count
+
+
+def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) -> dict:
+    """The config with every rule applied: it resolves to itself, and repeats the run."""
+    sized = {k: getattr(model.spec, k) for k in models.family(config["model"]["name"]).SIZED}
+    warmed = {"unit": "steps", "amount": float(warmup)}
+    out = config | {
+        "model": config["model"] | sized,
+        "size": None,
+        "horizon": {"unit": "steps", "amount": float(steps)},
+        "optim": config["optim"] | {"lr": lr, "lr_rule": "constant", "warmup": warmed},
+    }
+    if out["init"]["what"] == "shape":  # which is written in the model's fields by now
+        out["init"] = {"run": None, "step": None, "what": "params"}
+    return out
+
+
+def _hyper(resolved: dict) -> dict:
+    """The traced numbers of the optimizer and its schedule, as float32 scalars."""
+    optim = resolved["optim"]
+    numbers = {
+        "lr": optim["lr"],
+        "warmup": optim["warmup"]["amount"],
+        "total": resolved["horizon"]["amount"],
+        "clip": optim["clip"],
+        "ema": optim["ema"],
+        "skip": optim["skip"],
+        "optimizer": Optimizer.from_config(optim["optimizer"])[1],
+        "schedule": {k: v for k, v in optim["schedule"].items() if k != "name"},
+    }
+    return jax.tree.map(np.float32, numbers)
