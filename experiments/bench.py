@@ -48,10 +48,9 @@ def main(argv: Sequence[str]) -> int:
         return measure_cases(timed, args.json)
     config = validated(config)
 
-    from research.training.make_run import make_run
-
     from research.parallel import compile_cache, sharding
     from research.planning import benchmark  # jax from here on
+    from research.training.make_run import make_run
 
     sharding.use_all_cores()
     compile_cache.keep_programs()

@@ -49,13 +49,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) -> int:
-    from research.training.make_run import make_run
-
     from research.parallel import distributed
     from research.runs import lease
     from research.runs.directory import ReadOnlyRunDirectory, RunDirectory
     from research.training import resume
     from research.training.loop import preflight, train_run
+    from research.training.make_run import make_run
     from research.training.progress import Progress
 
     run = make_run(config)

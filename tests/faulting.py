@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from research.training.make_run import make_run
 
 from research.io import files
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
 from research.runs.manifest import find_damage
+from research.training.make_run import make_run
 from research.training.trainer import Trainer
 
 DEVICES = 2

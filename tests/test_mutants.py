@@ -11,7 +11,6 @@ import time
 
 import pytest
 from mutants import NASTY, Mutator
-from research.training.make_run import make_run
 
 from research.config import schema, validation
 from research.config.loading import load_config, validated
@@ -19,6 +18,7 @@ from research.errors import BadInput, Diverged
 from research.planning import memory
 from research.runs.directory import RunDirectory
 from research.training.loop import preflight, train_run
+from research.training.make_run import make_run
 from research.training.trainer import host_batches, host_heldout, run_mesh, step_spec
 from tests.config.test_configs import CONFIGS, SWEEPS, shrunk
 

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from research.training.make_run import make_run
 
 from research.config import validation
 from research.config.loading import load_config, sweep_names, sweep_points, validated
 from research.errors import BadInput
+from research.training.make_run import make_run
 from research.training.run import NOT_IN_ID
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from research.training.make_run import make_run
 
 from research import data
 from research.config.loading import load_config, validated
 from research.config.validation import override
+from research.training.make_run import make_run
 
 TEXT = {"context": 16, "heldout": 0.25, "tokenizer": "bytes", "field": "text"}
 CLASSES = {"label_field": "label", "classes": None, "examples": None}

@@ -7,12 +7,12 @@ import shutil
 
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research import data
 from research.data import byte_tokenizer, hub, text, token_files, tokenizers
 from research.errors import BadInput
 from research.sweep.points import read_points, resolve_points, write_points
+from research.training.make_run import make_run
 from research.training.trainer import host_batches, host_heldout
 
 TEXT = {"context": 16, "heldout": 0.25, "tokenizer": "bytes", "field": "text", "vocab": None}

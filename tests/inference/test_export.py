@@ -9,7 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.config import cli
 from research.errors import BadInput, Damaged, StorageError, UnsafeFile
@@ -21,6 +20,7 @@ from research.runs import checkpoint
 from research.runs.directory import RunDirectory
 from research.runs.table import read_row
 from research.training.loop import train_run
+from research.training.make_run import make_run
 
 pytest.importorskip("safetensors")
 pytest.importorskip("model_signing")

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research import models
 from research.errors import BadInput
@@ -19,6 +18,7 @@ from research.inference.generate import Sampling
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from tests.models import test_gru, test_models
 from tests.params import slow_but
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import payloads
 import payloads_data  # noqa: F401 — adds to PAYLOADS
 import pytest
-from research.training.make_run import make_run
 
 from research.runs.directory import RunDirectory
 from research.training.loop import train_run
+from research.training.make_run import make_run
 
 pytest.importorskip("safetensors")
 TYPED = {"BadInput", "UnsafeFile", "Damaged", "StorageError", "Held"}

@@ -19,13 +19,12 @@ parser.add_argument("--task")
 process_flags.add_flags(parser)
 args = parser.parse_args()
 
-from research.training.make_run import make_run  # noqa: E402
-
 from research.parallel import distributed  # noqa: E402
 from research.params import leaves_by_path  # noqa: E402
 from research.runs import checkpoint  # noqa: E402
 from research.runs.directory import ReadOnlyRunDirectory, RunDirectory  # noqa: E402
 from research.training.loop import train_run  # noqa: E402
+from research.training.make_run import make_run  # noqa: E402
 from research.training.trainer import Trainer, run_mesh  # noqa: E402
 
 

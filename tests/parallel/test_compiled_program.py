@@ -7,7 +7,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.config import validation
 from research.config.loading import load_config, validated
@@ -16,6 +15,7 @@ from research.models import activation_sharding
 from research.parallel import sharding
 from research.params import leaves_by_path
 from research.planning import cluster, memory, xla_memory
+from research.training.make_run import make_run
 from research.training.trainer import place_state
 from tests.parallel.test_sharding import WIDE
 

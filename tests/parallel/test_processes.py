@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import pytest
 from launching import end, environment, saved, sweep_file, wait_for
-from research.training.make_run import make_run
 
 from research import launch
 from research.config import process_flags
@@ -31,6 +30,7 @@ from research.runs.manifest import array_digests, read_manifest
 from research.runs.table import read_row, read_table
 from research.sweep import work_units
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.trainer import Trainer, host_batches, run_mesh
 
 HERE = Path(__file__).parent

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from research.training.make_run import make_run
 
 from research.errors import BadInput
 from research.parallel import sharding
 from research.params import leaves_by_path
+from research.training.make_run import make_run
 from research.training.step import TrainState
 from research.training.trainer import Trainer
 from tests.params import slow_but

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from experiments import bench as command
 from research.config import cli, validation
@@ -20,6 +19,7 @@ from research.models import accounting
 from research.planning import benchmark, hardware
 from research.runs.directory import RunDirectory, read_launch
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.trainer import run_mesh
 
 

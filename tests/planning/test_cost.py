@@ -6,7 +6,6 @@ import resource
 
 import jax
 import pytest
-from research.training.make_run import make_run
 
 from research import models
 from research.config import grid
@@ -18,6 +17,7 @@ from research.planning import calibration, memory
 from research.planning.calibration import Sample
 from research.sweep import plan
 from research.sweep.points import resolve_points
+from research.training.make_run import make_run
 from research.training.trainer import Trainer, resident, run_mesh
 
 

@@ -1,12 +1,12 @@
 """Predicted bytes against what XLA itself reserves, over families, sizes and optimizers."""
 
 import pytest
-from research.training.make_run import make_run
 
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.parallel import sharding
 from research.planning import memory, xla_memory
+from research.training.make_run import make_run
 from tests.training.test_optim import NUMBERS
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}

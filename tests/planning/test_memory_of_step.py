@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research import models
 from research.config import validation
@@ -17,6 +16,7 @@ from research.parallel import sharding
 from research.runs.directory import RunDirectory, read_launch
 from research.training import step
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.optimizers import Optimizer
 from research.training.tasks import FEW, LOGITS, LanguageModelling
 from research.training.trainer import Trainer

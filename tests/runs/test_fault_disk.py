@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.errors import StorageError
 from research.io import files
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.vmapped_runs import train_vmapped
 from tests.faulting import Child, Zygote
 

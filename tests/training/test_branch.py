@@ -7,7 +7,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research import models
 from research.errors import BadInput, Damaged
@@ -20,6 +19,7 @@ from research.runs.directory import RunDirectory
 from research.runs.manifest import read_manifest
 from research.training import fine_tuning
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.run import example_inputs
 from research.training.trainer import Trainer
 

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from research.training.make_run import make_run
 
 from research.config import grid, validation
 from research.config.loading import load_config, validated
@@ -25,6 +24,7 @@ from research.runs.directory import RunDirectory
 from research.runs.manifest import read_manifest
 from research.training import vmapped_runs
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.trainer import Trainer
 from research.training.vmapped_runs import ALONE, VmappedTrainer, runs_mesh, train_vmapped
 

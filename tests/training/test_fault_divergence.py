@@ -7,7 +7,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.config import validation
 from research.config.loading import load_config, validated
@@ -20,6 +19,7 @@ from research.training import checkpoint_policy, vmapped_runs
 from research.training import trainer as train
 from research.training.checkpoint_policy import check_finite
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.trainer import Trainer, host_batches
 from research.training.vmapped_runs import train_vmapped
 

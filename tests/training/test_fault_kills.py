@@ -9,7 +9,6 @@ import time
 from collections import deque
 
 import pytest
-from research.training.make_run import make_run
 
 from research.errors import IO_ERROR
 from research.runs import checkpoint, metrics_log
@@ -17,6 +16,7 @@ from research.runs.directory import RunDirectory
 from research.runs.manifest import find_damage
 from research.training import watchdog
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from tests.faulting import metrics_of, saved_bits
 
 

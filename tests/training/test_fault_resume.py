@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.config import schema, validation
 from research.config.loading import validated
@@ -17,6 +16,7 @@ from research.errors import BadInput
 from research.parallel import sharding
 from research.runs import checkpoint
 from research.training import execution, resume, run
+from research.training.make_run import make_run
 from research.training.run import NOT_IN_ID, PATH_KEYS
 from research.training.trainer import Trainer, host_batches
 from tests.faulting import bits

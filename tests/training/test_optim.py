@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from optax.contrib import MuonDimensionNumbers
-from research.training.make_run import make_run
 
 from research import models
 from research.config import grid
@@ -17,6 +16,7 @@ from research.models import accounting, transformer
 from research.params import flatten_dict, leaves_by_path
 from research.training import optimizers as optim
 from research.training import schedules
+from research.training.make_run import make_run
 from tests.models.test_models import SMALL
 
 SCHEDULES = {

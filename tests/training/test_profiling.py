@@ -6,10 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.runs.directory import RunDirectory
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.trainer import Trainer
 
 STEPS = {"loop.steps_per_dispatch": 2, "horizon.amount": 12.0}

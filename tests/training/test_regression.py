@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research import data, models
 from research.config import validation
@@ -13,6 +12,7 @@ from research.errors import BadInput
 from research.models import accounting, linear
 from research.runs.directory import RunDirectory
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from tests.models.test_accounting import xla_dot_flops
 
 

@@ -11,11 +11,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
+from research.training.make_run import make_run
 from research.training.trainer import Trainer
 
 CHANGES = {"horizon.amount": 400.0, "save.every": 20, "log.every": 1, "eval.every": 90}

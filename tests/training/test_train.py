@@ -6,7 +6,6 @@ import math
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import MOST_STEPS, make_run
 
 from research.errors import Diverged, Preempted, StorageError
 from research.parallel import sharding
@@ -14,6 +13,7 @@ from research.runs import metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.training.loop import DispatchSizer, train_run
+from research.training.make_run import MOST_STEPS, make_run
 from research.training.trainer import Trainer, time
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}

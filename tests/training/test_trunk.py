@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from research.training.make_run import make_run
 
 from research.errors import Preempted
 from research.parallel import sharding
@@ -15,6 +14,7 @@ from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.training import schedules, wsd_branching
 from research.training.loop import train_run
+from research.training.make_run import make_run
 from research.training.trainer import Trainer
 
 TWO = {"data": 2, "fsdp": 1, "tensor": 1}

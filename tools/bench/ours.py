@@ -14,10 +14,9 @@ def main(argv: list[str]) -> int:
     _, config, _ = cli.parse_config(cli.config_parser(__doc__), argv)
     config = validated(config)
 
-    from research.training.make_run import make_run
-
     from research.parallel import compile_cache, sharding
     from research.planning import benchmark
+    from research.training.make_run import make_run
     from research.training.trainer import run_mesh
 
     sharding.use_all_cores()

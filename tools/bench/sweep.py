@@ -26,9 +26,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from research.training.make_run import make_run
 
 from research.config.loading import load_config, sweep_points
+from research.training.make_run import make_run
 from research.training.run import Run
 
 HERE = Path(__file__).parent

@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from research.training.make_run import make_run
 
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.models import custom_vjp
 from research.parallel import sharding
 from research.training import step
+from research.training.make_run import make_run
 from research.training.trainer import Trainer, run_mesh
 
 
