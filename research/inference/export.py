@@ -1,15 +1,16 @@
 """A trained model as files for others: weights as safetensors, a manifest, perhaps a signature,
-perhaps sealed.
+perhaps encrypted.
 
 DIR/model.safetensors   the parameters by path; the averaged ones where the run has them
 DIR/manifest.json       what they are and where they come from; size and SHA-256 of the other files
 DIR/tokenizer.json      of text that is not read as bytes
 DIR/model.sig           of all of these: an OpenSSF model signature, by a key of one's own
 
-Of a sealed export each file but the signature ends in .sealed (see sealed.py), the manifest too.
+In an encrypted export each file but the signature, the manifest too, ends in .sealed (see
+research/io/encryption.py).
 The signature is of the files as they lie there, so that it is verified without the other key.
 Digests detect accidents; who can write the files can write their digests, but neither a signature
-nor, without the key, a sealed file.
+nor, without the key, an encrypted file.
 """
 
 import dataclasses
@@ -92,8 +93,8 @@ def of_run(run: str, step: int | None = None) -> Export:
 
 
 def write(made: Export, out: str | Path, key: bytes | None = None, sign: str | None = None) -> Path:
-    """Write `made` to the new folder `out`, for this user alone, sealed by `key` and signed by the
-    private key in the file `sign` where they are given. There is all of it or nothing.
+    """Write `made` to the new folder `out`, for this user alone, encrypted with `key` and signed by
+    the private key in the file `sign` where they are given. There is all of it or nothing.
 
     Raises BadInput where `out` exists or a key is none, StorageError when the disk refuses.
     """
@@ -126,10 +127,10 @@ def write(made: Export, out: str | Path, key: bytes | None = None, sign: str | N
 
 def read(folder: str | Path, key: bytes | None = None, verify: str | None = None) -> Export:
     """What `write` wrote, after every digest is compared; with the public key in the file `verify`
-    it must be signed, too. `key` is that of a sealed one.
+    it must be signed, too. `key` is that of an encrypted one.
 
     Raises BadInput for what is no export, UnsafeFile for what is not plain files or too large,
-    Damaged where something is not as it was written, or signed or sealed by another key.
+    Damaged where something is not as it was written, or signed or encrypted with another key.
     """
     folder = Path(folder).resolve()  # a link may lead to an export, but not out of it
     try:
@@ -169,8 +170,8 @@ def _write(path: Path, raw: bytes | None, name: str = "", key: bytes | None = No
     flags = os.O_WRONLY | (os.O_CREAT | os.O_EXCL if raw is not None else 0)
     with os.fdopen(os.open(path, flags, 0o600), "wb" if raw is not None else "ab") as file:
         os.fchmod(file.fileno(), 0o600)
-        for part in (encryption.seal(raw, key, name) if key else (raw,)) if raw is not None else ():
-            file.write(part)
+        if raw is not None:
+            file.writelines(encryption.encrypt(raw, key, name) if key else (raw,))
         file.flush()
         os.fsync(file.fileno())
 
@@ -185,7 +186,7 @@ def _read(folder: Path, found: Mapping[str, os.stat_result], key: bytes | None) 
     def content(name: str, limit: int) -> bytes:
         path = folder / (name + suffix)
         if suffix and key:
-            return encryption.unseal(path, key, name, limit)
+            return encryption.decrypt(path, key, name, limit)
         return files.read(path, limit, follow=False)
 
     text = content(MANIFEST, LARGEST[MANIFEST])

@@ -1,12 +1,10 @@
-"""Bytes at rest under a key: AES-256-GCM, in chunks that are bound to their file, their place and
-its end.
+"""Encryption of files at rest: AES-256-GCM of the package cryptography, one message per file.
 
-A sealed file is MAGIC, a random salt of 32 bytes, and the chunks, each of CHUNK bytes (the last one
-shorter, or empty) with the 16 bytes of its tag. Each file has a key of its own, by HKDF-SHA256 from
-the user's key, the salt and the file's name; the nonce of a chunk is its number, and in its last
-byte whether it is the last (the construction STREAM of Hoang, Reyhanitabar, Rogaway and Vizár,
-2015). So a chunk that is altered, exchanged, repeated or left out is seen, and so is a file that is
-cut short, continued, or under another name.
+An encrypted file is MAGIC, a random nonce of 96 bits, the ciphertext, and its tag of 128 bits. The
+name of the file is the associated data. So a file that is altered, cut short, continued, exchanged
+for another one or read with another key is rejected as a whole. Under one key at most 2^32 files
+may be encrypted (NIST SP 800-38D, 8.3: nonces are random), each of at most MAX_BYTES, and a file is
+held in memory as a whole.
 """
 
 import os
@@ -15,19 +13,21 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from research.errors import BadInput, Damaged, UnsafeFile
 from research.io import files
 
 VARIABLE = "ISOFLOP_EXPORT_KEY"
-MAGIC = b"isoflop sealed 1\n"
-SALT, TAG, CHUNK = 32, 16, 1 << 20
+MAGIC = b"isoflop sealed 2\n"
+NONCE, TAG = 12, 16  # bytes
+MAX_BYTES = 2**36 - 32  # of one message of AES-GCM
 
 
 def load_key(path: str | None) -> bytes:
     """The key in a file that only its owner can read, or else in $ISOFLOP_EXPORT_KEY: 32 bytes, or
-    64 hexadecimal digits. Raises BadInput, in which no part of the key is told."""
+    64 hexadecimal digits. Raises BadInput, whose message never
+    contains any part of the key."""
     where = path or f"${VARIABLE}"
     try:
         if path:
@@ -52,59 +52,53 @@ def check_secret(path: str) -> None:
         raise UnsafeFile(f"{path}: others may read it; chmod 600 {path}")
 
 
-def seal(raw: bytes, key: bytes, name: str) -> Iterator[bytes]:
-    """The parts of the sealed file `name`."""
-    head = MAGIC + secrets.token_bytes(SALT)
-    cipher, view = _cipher(key, head, name), memoryview(raw)
-    yield head
-    count = max(1, -(-len(raw) // CHUNK))
-    for i in range(count):
-        part = view[i * CHUNK : (i + 1) * CHUNK]
-        yield cipher.encrypt(_nonce(i, i == count - 1), part, None)
+def encrypt(raw: bytes, key: bytes, name: str) -> Iterator[bytes]:
+    """The parts of the encrypted file `name`. `key` has 32 bytes. Raises BadInput if `raw` is
+    longer than MAX_BYTES."""
+    if len(raw) > MAX_BYTES:
+        raise BadInput(f"{name}: {len(raw):,} bytes; AES-GCM encrypts at most {MAX_BYTES:,}")
+    nonce = secrets.token_bytes(NONCE)
+    # Not AESGCM(key).encrypt, which gives the same bytes, but takes less than 2^31 of them.
+    encryptor = _cipher(key, nonce).encryptor()
+    encryptor.authenticate_additional_data(name.encode())
+    yield MAGIC + nonce
+    yield encryptor.update(raw)
+    yield encryptor.finalize() + encryptor.tag
 
 
-def unseal(path: Path, key: bytes, name: str, limit: int) -> bytes:
-    """What was sealed as `name`, at most `limit` bytes. Raises Damaged if it is not as it was, or
-    was sealed by another key; nothing is returned of such a file. Raises UnsafeFile, OSError."""
+def decrypt(path: Path, key: bytes, name: str, limit: int) -> bytes:
+    """The content of what was encrypted as `name`, at most `limit` bytes.
+
+    Raises Damaged if the file was altered or encrypted with another key (none of its content is
+    returned), UnsafeFile if it is larger or not a regular file, OSError.
+    """
     with files.opened(path, follow=False) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(len(MAGIC) + SALT)
-        if not head.startswith(MAGIC) or len(head) < len(MAGIC) + SALT:
-            raise Damaged(f"{path}: is no sealed file of this version")
-        count = max(1, -(-(size - len(head)) // (CHUNK + TAG)))
-        if (length := size - len(head) - count * TAG) > limit:
+        length = os.fstat(file.fileno()).st_size - len(MAGIC) - NONCE - TAG
+        magic, nonce = file.read(len(MAGIC)), file.read(NONCE)
+        if magic != MAGIC or length < 0:
+            raise Damaged(f"{path}: not a file that this version encrypted, or cut short")
+        if length > limit:
             raise UnsafeFile(f"{path}: larger than {limit} bytes")
-        return _opened(path, file, _cipher(key, head, name), count, length)
-
-
-def _opened(path: Path, file: BinaryIO, cipher: Any, count: int, length: int) -> bytes:
+        ciphertext, tag = file.read(length), file.read(TAG)
+    decryptor = _cipher(key, nonce).decryptor()
+    decryptor.authenticate_additional_data(name.encode())
     from cryptography.exceptions import InvalidTag
 
-    out, at = bytearray(max(0, length)), 0
-    for i in range(count):
-        try:
-            part = cipher.decrypt(_nonce(i, i == count - 1), file.read(CHUNK + TAG), None)
-        except (InvalidTag, ValueError) as error:
-            raise Damaged(
-                f"{path}: cannot be opened: it was altered or cut short, or this is not its key"
-            ) from error
-        out[at : at + len(part)] = part
-        at += len(part)
-    return bytes(out)
-
-
-def _nonce(number: int, last: bool) -> bytes:
-    return number.to_bytes(11, "big") + bytes([last])
-
-
-def _cipher(key: bytes, head: bytes, name: str) -> Any:
     try:
-        from cryptography.hazmat.primitives import hashes
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+        raw = decryptor.update(ciphertext)
+        decryptor.finalize_with_tag(tag)
+    except (InvalidTag, ValueError) as error:
+        raise Damaged(
+            f"{path}: cannot be decrypted: it was altered or cut short, or this is not its key"
+        ) from error
+    return raw
+
+
+def _cipher(key: bytes, nonce: bytes) -> Any:
+    try:
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
     except ImportError as error:
         raise BadInput(
             "encryption needs the package cryptography; pip install 'isoflop[export]'"
         ) from error
-    derived = HKDF(hashes.SHA256(), length=32, salt=head, info=name.encode()).derive(key)
-    return AESGCM(derived)
+    return Cipher(algorithms.AES(key), modes.GCM(nonce))

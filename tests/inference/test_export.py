@@ -26,6 +26,7 @@ pytest.importorskip("safetensors")
 pytest.importorskip("model_signing")
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 SECRETS = {"WANDB_API_KEY": "wandb-0123456789abcdef", "HF_TOKEN": "hf_aSecretOfTheHub"}
@@ -266,38 +267,50 @@ def test_the_weights_are_nowhere_in_a_sealed_export(exports):
         assert secret not in raw
 
 
-def test_two_seals_of_one_file_have_nothing_in_common():
-    one, two = (b"".join(encryption.seal(b"x" * 100, KEY, "a")) for _ in range(2))
-    assert one[len(encryption.MAGIC) :][:32] != two[len(encryption.MAGIC) :][:32]
+def test_two_encryptions_of_one_file_have_nothing_in_common():
+    one, two = (b"".join(encryption.encrypt(b"x" * 100, KEY, "a")) for _ in range(2))
+    head = len(encryption.MAGIC)
+    assert one[head:][: encryption.NONCE] != two[head:][: encryption.NONCE]
     assert one[-116:] != two[-116:]
 
 
-CHUNKS = encryption.CHUNK
-
-
-@pytest.mark.parametrize("size", [0, 1, CHUNKS - 1, CHUNKS, CHUNKS + 1, 3 * CHUNKS, 3 * CHUNKS + 5])
-def test_chunks_are_bound_to_their_place_their_file_and_its_end(size, tmp_path):
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, (1 << 20) + 5])
+def test_an_encrypted_file_is_bound_to_its_name_its_key_and_its_end(size, tmp_path):
     content = np.random.default_rng(size).bytes(size)
-    raw, path = b"".join(encryption.seal(content, KEY, "a")), tmp_path / "s"
-    head, each = len(encryption.MAGIC) + encryption.SALT, CHUNKS + encryption.TAG
+    raw, path = b"".join(encryption.encrypt(content, KEY, "a")), tmp_path / "s"
+    nonce_at, text_at = len(encryption.MAGIC), len(encryption.MAGIC) + encryption.NONCE
     path.write_bytes(raw)
-    assert encryption.unseal(path, KEY, "a", size) == content
-    with pytest.raises(UnsafeFile, match="larger than") if size else pytest.raises(Damaged):
-        encryption.unseal(path, KEY, "a" if size else "b", size - 1 if size else 0)
-    parts = [raw[i : i + each] for i in range(head, len(raw), each)]
-    changed = {"another name": raw, "continued": raw + parts[0], "no end": raw + b"\0" * 40}
-    if len(parts) > 1:
-        changed |= {
-            "without its last chunk": raw[: head + each * (len(parts) - 1)],
-            "without its first chunk": raw[:head] + b"".join(parts[1:]),
-            "a chunk twice": raw[:head] + b"".join([parts[0], *parts]),
-        }
-    if len(parts) > 2:
-        changed["exchanged"] = raw[:head] + b"".join([parts[1], parts[0], *parts[2:]])
-    for what, other in changed.items():
-        path.write_bytes(other)
-        with pytest.raises(Damaged, match="cannot be opened"):
-            encryption.unseal(path, KEY, "b" if what == "another name" else "a", 1 << 30)
+    assert encryption.decrypt(path, KEY, "a", size) == content
+    assert AESGCM(KEY).decrypt(raw[nonce_at:text_at], raw[text_at:], b"a") == content
+    if size:
+        with pytest.raises(UnsafeFile, match="larger than"):
+            encryption.decrypt(path, KEY, "a", size - 1)
+    for key, name in ((KEY, "b"), (OTHER, "a")):
+        with pytest.raises(Damaged, match="cannot be decrypted"):
+            encryption.decrypt(path, key, name, size)
+    other = b"".join(encryption.encrypt(content, KEY, "a"))
+    changed = {
+        "continued": raw + b"\0",
+        "twice": raw + raw[text_at:],
+        "cut at its end": raw[:-1],
+        "cut at its start": raw[:text_at] + raw[text_at + 1 :],
+        "exchanged": raw[: -encryption.TAG] + other[-encryption.TAG :],
+        "cut in its nonce": raw[: text_at - 1],
+        "empty": b"",
+    }
+    for at in {0, nonce_at, text_at, len(raw) - encryption.TAG - 1, len(raw) - 1}:
+        changed[f"byte {at}"] = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+    for damaged in changed.values():
+        path.write_bytes(damaged)
+        with pytest.raises(Damaged, match=r"cannot be decrypted|cut short"):
+            encryption.decrypt(path, KEY, "a", 1 << 30)
+
+
+def test_a_content_that_is_too_long_for_one_message_is_rejected(monkeypatch):
+    monkeypatch.setattr(encryption, "MAX_BYTES", 9)
+    assert b"".join(encryption.encrypt(bytes(9), KEY, "a"))
+    with pytest.raises(BadInput, match="a: 10 bytes; AES-GCM encrypts at most 9"):
+        list(encryption.encrypt(bytes(10), KEY, "a"))
 
 
 @pytest.mark.parametrize(
