@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     from research.planning import benchmark  # jax from here on
     from research.training.make_run import make_run
 
-    sharding.use_all_cores()
-    compile_cache.keep_programs()
+    sharding.use_all_cpu_cores()
+    compile_cache.enable_compile_cache()
     measurement = benchmark.measure(make_run(config), args.blocks, args.seconds)
     print(json.dumps(measurement) if args.json else benchmark.format_measurement(measurement))
     return 0

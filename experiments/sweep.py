@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
     from research.sweep.points import describe_status
     from research.training import watchdog  # jax from here on
 
-    sharding.use_all_cores()
-    compile_cache.keep_programs()
+    sharding.use_all_cpu_cores()
+    compile_cache.enable_compile_cache()
     retry = args.retry_failed
     points, text = plan_sweep(configs, args.workdir, most, args.grouping, retry, num_processes)
     print(text)
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")
     write_table(args.workdir)
-    from research.report import build, text
+    from research.report import build, text  # matplotlib and scipy, which a plan does not need
 
     print(text.text_summary(build.write_report(args.workdir, every_way=True)))
     for run_id, reason in outcome.missing.items():

@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
         from research.parallel import compile_cache, distributed, sharding
         from research.training import watchdog  # jax from here on
 
-        sharding.use_all_cores()
-        compile_cache.keep_programs()
-        with distributed.joined(place), watchdog.watching():
+        sharding.use_all_cpu_cores()
+        compile_cache.enable_compile_cache()
+        with distributed.join_processes(place), watchdog.watching():
             return train_one(config, args, lambda: stop() or launcher())
 
 
@@ -58,15 +58,15 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     from research.training.progress import Progress
 
     run = make_run(config)
-    made = RunDirectory if distributed.first() else ReadOnlyRunDirectory
+    made = RunDirectory if distributed.is_primary() else ReadOnlyRunDirectory
     directory = made(args.workdir, run.id, patience=2 * lease.TIMEOUT)
     for rule in run.facts["rules"].splitlines():
         print(rule)
-    if result := distributed.agree(lambda: directory.result):
+    if result := distributed.broadcast(lambda: directory.result):
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
-    distributed.agree(directory.check_not_held)
-    distributed.agree(lambda: resume.tell(args.workdir, run, args.resume))
+    distributed.broadcast(directory.check_not_held)
+    distributed.broadcast(lambda: resume.tell(args.workdir, run, args.resume))
     if (large := preflight(run, directory)) and not args.force:
         from research.planning import memory  # which traces a step
 

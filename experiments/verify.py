@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     from research.report import build, text
     from research.sweep import verify  # jax from here on
 
-    sharding.use_all_cores()
-    compile_cache.keep_programs()
+    sharding.use_all_cpu_cores()
+    compile_cache.enable_compile_cache()
     made, config = verify.predict(args.runs, args.flops)
     print(text.prediction_sentence(made), flush=True)
     with stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:

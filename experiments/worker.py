@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
     from research.parallel import compile_cache, distributed, sharding
     from research.training import watchdog  # jax from here on
 
-    sharding.use_all_cores()
-    compile_cache.keep_programs()
-    with distributed.joined(place), watchdog.watching():
+    sharding.use_all_cpu_cores()
+    compile_cache.enable_compile_cache()
+    with distributed.join_processes(place), watchdog.watching():
         work(args, lambda: stop() or launcher_gone())
     return 0
 

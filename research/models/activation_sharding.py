@@ -1,8 +1,9 @@
-"""Where activations lie, by the names of mesh axes alone: no model knows a mesh.
+"""Sharding constraints on activations, by names of mesh axes alone: no model knows a mesh.
 
-Parameters lie where the table SHARDING of their family says. From that alone the partitioner may
-as well split the sums over an fsdp axis as gather the kernel, and then every device computes all
-rows; so a family says here, between its parts, that rows stay where their examples are.
+Parameters are sharded by the table SHARDING of their family. Given only that, XLA's partitioner is
+free to split a matmul's contraction over the fsdp axis instead of gathering the kernel, and then
+every device computes all rows. So each family constrains the activations between its layers to stay
+on the devices that hold their examples.
 """
 
 import jax
@@ -14,28 +15,28 @@ ROWS = ("data", "fsdp")  # axes that the examples of a batch are split over
 ANY = PartitionSpec.UNCONSTRAINED  # a dimension that the partitioner may split as it likes
 
 
-def rows(x: Array, *rest: object) -> Array:
-    """`x` with its first axis (examples, or examples · time) split over ROWS and the others as
-    `rest` says, from the second on: a mesh axis, ANY, or None for whole, which those not named are.
+def shard_rows(x: Array, *rest: object) -> Array:
+    """`x` with its first axis (examples, or examples · time) sharded over ROWS. `rest` is for its
+    other axes, from the second on: a mesh axis, ANY, or None for unsplit, which is the default.
 
-    The identity where no mesh with these axes is in use (see sharding.on).
+    The identity where no mesh with these axes is in scope (see parallel.sharding.with_mesh_names).
     """
-    return _constrained(x, (ROWS, *rest))
+    return _constrain(x, (ROWS, *rest))
 
 
-def whole(x: Array, *axes: object) -> Array:
-    """A parameter on every device, except along `axes` (a mesh axis or None for each dimension):
-    what an fsdp axis splits is gathered here, once, and not wherever it is used."""
-    return _constrained(x, axes)
+def replicate(x: Array, *axes: object) -> Array:
+    """A parameter replicated except along `axes` (a mesh axis or None per dimension): what the fsdp
+    axis splits is gathered here, once, and not at every use."""
+    return _constrain(x, axes)
 
 
-def look_up(table_VxD: Array, at_M: Array) -> Array:
-    """Rows of an embedding, [M, D]. It is gathered over fsdp for it: with its width split over the
-    axis that splits the rows, the partitioner would move every row to every device first."""
-    return rows(jnp.take(whole(table_VxD, "tensor", None), at_M, axis=0))
+def embedding_lookup(table_VxD: Array, ids_M: Array) -> Array:
+    """The embeddings [M, D] of the ids `ids_M`. The table is first gathered over fsdp: if its width
+    were split over the same axis as the rows, every row would be moved to every device."""
+    return shard_rows(jnp.take(replicate(table_VxD, "tensor", None), ids_M, axis=0))
 
 
-def _constrained(x: Array, axes: tuple) -> Array:
+def _constrain(x: Array, axes: tuple) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not set(ROWS) <= set(mesh.axis_names):
         return x

@@ -60,8 +60,8 @@ class CNN(nn.Module):
         for i in range(self.depth):
             channels = self.width * 2**i
             x_BxHxWxC = conv.Conv(channels, 3, name=f"conv{i}")(x_BxHxWxC)
-            x_BxHxWxC = conv.halved(nn.relu(x_BxHxWxC))
-            x_BxHxWxC = activation_sharding.rows(x_BxHxWxC, *[activation_sharding.ANY] * 3)
+            x_BxHxWxC = conv.max_pool_2x2(nn.relu(x_BxHxWxC))
+            x_BxHxWxC = activation_sharding.shard_rows(x_BxHxWxC, *[activation_sharding.ANY] * 3)
         x_BxF = x_BxHxWxC.reshape(x_BxHxWxC.shape[0], -1)
         x_BxD = nn.relu(nn.Dense(self.hidden, name="dense0")(x_BxF))
         return nn.Dense(self.classes, name="head")(x_BxD)

@@ -1,8 +1,8 @@
-"""Convolutions, by whichever of two equal programs is fast on the machine at hand.
+"""Convolutions, by whichever of two equivalent programs is faster on the backend.
 
-XLA on CPU runs a convolution inside a loop, such as that over the steps of a dispatch, about eight
-times slower than outside. There, an image is cut into patches and a convolution is one matrix
-product, which a loop does not slow down. Accelerators have convolutions of their own.
+On CPU, XLA runs a convolution inside a loop, such as the one over the steps of a dispatch, about
+eight times slower than outside. There we use im2col: one matmul over image patches, which a loop
+does not slow down. Accelerators use XLA's own convolution.
 
 Dimensions: B batch, H height, W width, I channels in, O channels out.
 """
@@ -33,15 +33,15 @@ class Conv(nn.Module):
     def __call__(self, x_BxHxWxI: Array) -> Array:
         shape = (self.kernel, self.kernel, x_BxHxWxI.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
-        by = by_patches if jax.default_backend() == "cpu" else by_xla
-        y_BxHxWxO = by(x_BxHxWxI, kernel, self.stride, self.padding)
+        conv = im2col_conv if jax.default_backend() == "cpu" else xla_conv
+        y_BxHxWxO = conv(x_BxHxWxI, kernel, self.stride, self.padding)
         if not self.bias:
             return y_BxHxWxO
         bias_O = self.param("bias", nn.initializers.zeros, (self.channels,))
         return y_BxHxWxO + bias_O[None, None, None]
 
 
-def by_xla(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Padding) -> Array:
+def xla_conv(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Padding) -> Array:
     return jax.lax.conv_general_dilated(
         x_BxHxWxI,
         kernel_hxwxIxO,
@@ -51,8 +51,8 @@ def by_xla(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Paddin
     )
 
 
-def by_patches(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Padding) -> Array:
-    """The same as one product of patches [B·H'·W', h·w·I] and the kernel."""
+def im2col_conv(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Padding) -> Array:
+    """As `xla_conv`, by one matmul of the patches [B·H'·W', h·w·I] and the kernel [h·w·I, O]."""
     h, w, I, O = kernel_hxwxIxO.shape
     pads = jax.lax.padtype_to_pads(x_BxHxWxI.shape[1:3], (h, w), (stride, stride), padding)
     x_BxHxWxI = jnp.pad(x_BxHxWxI, ((0, 0), *pads, (0, 0)))
@@ -69,10 +69,11 @@ def by_patches(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: Pa
     return y_MxO.reshape(B, rows, columns, O)
 
 
-def halved(x_BxHxWxC: Array) -> Array:
-    """The maximum of each 2x2 square; an odd last row or column is dropped.
+def max_pool_2x2(x_BxHxWxC: Array) -> Array:
+    """[B, H, W, C] → [B, H//2, W//2, C]: max pooling with stride 2; an odd last row or column is
+    dropped.
 
-    By slices, because the gradient of a window's maximum takes half of the training step on CPU.
+    By slices, because the gradient of `nn.max_pool` takes half of the training step on CPU.
     """
     H, W = (n // 2 * 2 for n in x_BxHxWxC.shape[1:3])
     rows = jnp.maximum(x_BxHxWxC[:, 0:H:2], x_BxHxWxC[:, 1:H:2])

@@ -1,7 +1,7 @@
-"""Derivatives written by hand, where that was measured to pay (docs/benchmarks.md, "What pays").
+"""Hand-written backward passes, where that was measured to pay (docs/benchmarks.md, "What pays").
 
-Each op is an ordinary function of arrays: its value is what plain jax computes, and what differs is
-what it keeps for the way back and the form in which it goes back. dL/dx is written dx.
+Each op is an ordinary function of arrays and returns what plain jax computes; it differs in what it
+saves for the backward pass and in how that is computed. dL/dx is written dx.
 
 Dimensions as in `layers`; I and O features in and out, N = R·T the queries of one key-value head.
 """
@@ -16,11 +16,11 @@ from jax import Array
 from research.models import activation_sharding
 
 
-def _written(x: Array) -> Array:
-    """`x`, which XLA on CPU is to write to memory as it stands.
+def _materialize(x: Array) -> Array:
+    """`x`, written to memory by XLA on CPU instead of being fused into its consumer.
 
-    A product that contracts the first dimension of its left side runs slower there, and
-    XLA would fold a transpose in front of a product into it. Accelerators have no such difference.
+    XLA folds a transpose into the matmul after it, and on CPU a matmul that contracts the first
+    dimension of its left operand is slower. On accelerators it makes no difference.
     """
     return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
 
@@ -39,15 +39,15 @@ def _dense_forward(x_MxI: Array, w_IxO: Array) -> tuple[Array, tuple]:
     return x_MxI @ w_IxO, (x_MxI, w_IxO)
 
 
-def _dense_backward(kept: tuple, g_MxO: Array) -> tuple[Array, Array]:
-    x_MxI, w_IxO = kept
+def _dense_backward(saved: tuple, g_MxO: Array) -> tuple[Array, Array]:
+    x_MxI, w_IxO = saved
     return g_MxO @ w_IxO.T, _weight_gradient(x_MxI, g_MxO)
 
 
 def _weight_gradient(x_MxI: Array, g_MxO: Array) -> Array:
     if x_MxI.shape[1] <= g_MxO.shape[1]:
-        return _written(x_MxI.T) @ g_MxO
-    return _written(_written(g_MxO.T) @ x_MxI).T
+        return _materialize(x_MxI.T) @ g_MxO
+    return _materialize(_materialize(g_MxO.T) @ x_MxI).T
 
 
 dense.defvjp(_dense_forward, _dense_backward)
@@ -58,8 +58,8 @@ def gelu(x: Array) -> Array:
     """x Φ(x), by the usual approximation x (1 + t) / 2, t = tanh(c (x + a x³)), with a = 0.044715
     and c = √(2/π) (Hendrycks & Gimpel 2016).
 
-    Kept is the derivative itself, (1 + t) / 2 + x (1 − t²) c (1 + 3 a x²) / 2, one array and not
-    the several that it is made of.
+    Saved is the derivative itself, (1 + t) / 2 + x (1 − t²) c (1 + 3 a x²) / 2: one array instead
+    of the several it is computed from.
     """
     return _gelu_forward(x)[0]
 
@@ -74,11 +74,11 @@ gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def normalised(x: Array, scale_D: Array, centred: bool, epsilon: float = 1e-5) -> Array:
+def normalize(x: Array, scale_D: Array, centred: bool, epsilon: float = 1e-5) -> Array:
     """scale · x̂ over the last axis, in float32, where x̂ = x / √(mean x² + ε) is RMSNorm's (Zhang &
     Sennrich 2019), and LayerNorm's (Ba et al. 2016) if x is first `centred`, x − mean x.
 
-    Kept are x̂ and r = 1 / √(mean x² + ε). With h = scale · g:
+    Saved are x̂ and r = 1 / √(mean x² + ε). With h = scale · g:
 
         dx = r (h − x̂ mean(h x̂) − mean h), the last term only if centred; dscale = Σ g x̂
     """
@@ -91,26 +91,26 @@ def _norm_forward(x: Array, scale_D: Array, centred: bool, epsilon: float) -> tu
         wide -= wide.mean(-1, keepdims=True)
     r = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
     unit = wide * r
-    # The way back is in float32 too, from an x̂ that is kept as exactly as x is.
+    # The backward pass is in float32 too, from an x̂ saved in the dtype of x.
     return unit * _last(scale_D, x), (unit.astype(x.dtype), r, scale_D)
 
 
-def _norm_backward(centred: bool, epsilon: float, kept: tuple, g: Array) -> tuple[Array, Array]:
+def _norm_backward(centred: bool, epsilon: float, saved: tuple, g: Array) -> tuple[Array, Array]:
     del epsilon
-    kept_unit, r, scale_D = kept
-    unit = _wide(kept_unit)
+    saved_unit, r, scale_D = saved
+    unit = _wide(saved_unit)
     h = g * _last(scale_D, g)
     dx = h - unit * (h * unit).mean(-1, keepdims=True)
     if centred:
         dx -= h.mean(-1, keepdims=True)
-    return (dx * r).astype(kept_unit.dtype), (g * unit).reshape(-1, g.shape[-1]).sum(0)
+    return (dx * r).astype(saved_unit.dtype), (g * unit).reshape(-1, g.shape[-1]).sum(0)
 
 
-normalised.defvjp(_norm_forward, _norm_backward)
+normalize.defvjp(_norm_forward, _norm_backward)
 
 
 def _last(v_D: Array, x: Array) -> Array:
-    """As many dimensions as x has."""
+    """`v_D` with leading axes of size 1, so that it broadcasts against x."""
     return v_D.reshape((1,) * (x.ndim - 1) + v_D.shape)
 
 
@@ -118,12 +118,12 @@ def _last(v_D: Array, x: Array) -> Array:
 def causal_attention(
     q_BxTxHxK: Array, k_BxSxGxK: Array, v_BxSxGxK: Array, at: Array | int = 0
 ) -> Array:
-    """softmax(q kᵀ / √K) v over the past and the present, softmax in float32; shape of q.
+    """softmax(q kᵀ / √K) v under a causal mask, the softmax in float32; has the shape of q.
 
-    Keys and values are those of positions 0 … S−1, queries those of `at` … at + T−1. Fewer
-    key-value heads than heads: each serves R = H/G neighbouring heads (Ainslie et al. 2023).
+    Keys and values are at positions 0 … S−1, queries at `at` … at + T−1. With fewer key-value heads
+    than heads, each serves R = H/G neighbouring heads (grouped queries, Ainslie et al. 2023).
 
-    Kept are the probabilities p. With g the gradient of the output:
+    Saved are the probabilities p. With g the gradient of the output:
 
         dv = pᵀ g;  ds = p (g vᵀ − Σ g vᵀ p);  dq = ds k / √K;  dk = dsᵀ q / √K
     """
@@ -145,8 +145,8 @@ def _attention_forward(
     return _by_time(o_BxGxNxK, T), (q_BxGxNxK, k_BxGxSxK, v_BxGxSxK, p_BxGxNxS)
 
 
-def _attention_backward(kept: tuple, g_BxTxHxK: Array) -> tuple[Array, Array, Array, None]:
-    q_BxGxNxK, k_BxGxSxK, v_BxGxSxK, p_BxGxNxS = kept
+def _attention_backward(saved: tuple, g_BxTxHxK: Array) -> tuple[Array, Array, Array, None]:
+    q_BxGxNxK, k_BxGxSxK, v_BxGxSxK, p_BxGxNxS = saved
     T, K = g_BxTxHxK.shape[1], g_BxTxHxK.shape[3]
     g_BxGxNxK = _by_group(g_BxTxHxK, k_BxGxSxK.shape[1])
     dp = _wide(jnp.einsum("bgnk,bgsk->bgns", g_BxGxNxK, v_BxGxSxK))
@@ -162,36 +162,36 @@ causal_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _by_group(x_BxTxHxK: Array, G: int) -> Array:
-    """[B, G, R·T, K]: so every product is one batch of plain matrix products, for any R."""
+    """[B, T, H, K] → [B, G, R·T, K], so that every product is one batched matmul, for any R."""
     B, T, H, K = x_BxTxHxK.shape
     x_BxTxGxRxK = x_BxTxHxK.reshape(B, T, G, H // G, K)
     return x_BxTxGxRxK.transpose(0, 2, 3, 1, 4).reshape(B, G, H // G * T, K)
 
 
 def _by_time(x_BxGxNxK: Array, T: int) -> Array:
-    """The inverse of `_by_group`, [B, T, H, K]."""
+    """The inverse of `_by_group`: [B, G, R·T, K] → [B, T, H, K]."""
     B, G, N, K = x_BxGxNxK.shape
     x_BxGxRxTxK = x_BxGxNxK.reshape(B, G, N // T, T, K)
     return x_BxGxRxTxK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * N // T, K)
 
 
 def _wide(x: Array) -> Array:
-    """In float32, or in float64 where it is that."""
+    """`x` in float32, or unchanged if it is float64."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def recurrence(x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int = 1) -> Array:
-    """The states h_1 … h_T of a gated recurrent unit, [T, B, D] in float32, from h_0 and what its
-    inputs add to the gates r, z, n (E = 3D; see research/models/gru.py for the equations).
+    """The states h_1 … h_T of a gated recurrent unit, [T, B, D] in float32, from h_0 and the input
+    projections x of the gates r, z, n (E = 3D; see research/models/gru.py for the equations).
 
-    With y = h U and a = y_n + c, going back in time from g = dh_t, what comes from later included:
+    With y = h U and a = y_n + c, backward in time from g = dh_t (including what later steps add):
 
         dn̂ = g (1 − z) (1 − n²);  dẑ = g (h − n) z (1 − z);  dr̂ = dn̂ a r (1 − r)
         dx = (dr̂, dẑ, dn̂);  dy = (dr̂, dẑ, dn̂ r);  dh_{t−1} = g z + dy Uᵀ
 
-    dU = Σ_t h_{t−1}ᵀ dy_t and dc = Σ_t dn̂ r are one product and one sum after the last step. jax
-    adds to dU at every step, and where a batch is split, its devices add theirs up as often.
+    dU = Σ_t h_{t−1}ᵀ dy_t and dc = Σ_t dn̂ r are one matmul and one sum after the loop. Plain jax
+    accumulates dU at every step, with an all-reduce each time where the batch is sharded.
     """
     return _recurrence_forward(x_TxBxE, h_BxD, u_DxE, c_D, unroll)[0]
 
@@ -200,30 +200,30 @@ def _recurrence_forward(
     x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int
 ) -> tuple[Array, tuple]:
     def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, tuple]:
-        # The state stays float32: what is rounded off it at every step would add up.
-        h_BxD, x_BxE = activation_sharding.rows(h_BxD), activation_sharding.rows(x_BxE)
+        # The state stays in float32: rounding errors would accumulate over the steps.
+        h_BxD, x_BxE = activation_sharding.shard_rows(h_BxD), activation_sharding.shard_rows(x_BxE)
         rx, zx, nx = jnp.split(_wide(x_BxE), 3, axis=-1)
         rh, zh, nh = jnp.split(_wide(h_BxD.astype(u_DxE.dtype) @ u_DxE), 3, axis=-1)
         r_BxD, z_BxD = jax.nn.sigmoid(rx + rh), jax.nn.sigmoid(zx + zh)
         a_BxD = nh + c_D[None]
         n_BxD = jnp.tanh(nx + r_BxD * a_BxD)
         after_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
-        after_BxD = activation_sharding.rows(after_BxD)
-        kept = (x.astype(u_DxE.dtype) for x in (h_BxD, r_BxD, z_BxD, n_BxD, a_BxD))
-        return after_BxD, (after_BxD, *kept)
+        after_BxD = activation_sharding.shard_rows(after_BxD)
+        saved = (x.astype(u_DxE.dtype) for x in (h_BxD, r_BxD, z_BxD, n_BxD, a_BxD))
+        return after_BxD, (after_BxD, *saved)
 
-    _, (h_TxBxD, *kept) = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=min(unroll, len(x_TxBxE)))
-    return h_TxBxD, (kept, u_DxE, c_D, jnp.zeros((), x_TxBxE.dtype))
+    _, (h_TxBxD, *saved) = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=min(unroll, len(x_TxBxE)))
+    return h_TxBxD, (saved, u_DxE, c_D, jnp.zeros((), x_TxBxE.dtype))
 
 
-def _recurrence_backward(unroll: int, kept: tuple, g_TxBxD: Array) -> tuple[Array, ...]:
-    steps, u_DxE, c_D, like_x = kept
-    u_ExD = _written(u_DxE.T)
+def _recurrence_backward(unroll: int, saved: tuple, g_TxBxD: Array) -> tuple[Array, ...]:
+    steps, u_DxE, c_D, like_x = saved
+    u_ExD = _materialize(u_DxE.T)
 
     def step(later_BxD: Array, at: tuple) -> tuple[Array, tuple]:
         g_BxD, *gates = at
         h_BxD, r_BxD, z_BxD, n_BxD, a_BxD = (_wide(x) for x in gates)
-        g_BxD = activation_sharding.rows(g_BxD + later_BxD)
+        g_BxD = activation_sharding.shard_rows(g_BxD + later_BxD)
         dn_BxD = g_BxD * (1 - z_BxD) * (1 - n_BxD * n_BxD)
         dz_BxD = g_BxD * (h_BxD - n_BxD) * z_BxD * (1 - z_BxD)
         dr_BxD = dn_BxD * a_BxD * r_BxD * (1 - r_BxD)
@@ -236,9 +236,9 @@ def _recurrence_backward(unroll: int, kept: tuple, g_TxBxD: Array) -> tuple[Arra
         step, zeros_BxD, (g_TxBxD, *steps), reverse=True, unroll=unroll
     )
     D = c_D.shape[0]
-    # As in _weight_gradient, with two axes apart: flat, the rows of a mesh, which lie between the
-    # steps, would all have to come to every device.
-    h_DxTxB = _written(jnp.moveaxis(steps[0], -1, 0))
+    # As in _weight_gradient, but over two separate axes: flattening [T, B] would gather the sharded
+    # batch axis on every device.
+    h_DxTxB = _materialize(jnp.moveaxis(steps[0], -1, 0))
     du_DxE = jnp.einsum("dtb,tbe->de", h_DxTxB, dy_TxBxE)
     dc_D = _wide(dy_TxBxE[..., 2 * D :]).sum((0, 1)).astype(c_D.dtype)
     dx_TxBxE = jnp.concatenate([dy_TxBxE[..., : 2 * D].astype(like_x.dtype), dn_TxBxD], axis=-1)

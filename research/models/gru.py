@@ -90,11 +90,11 @@ class Recurrent(nn.Module):
         """Hidden states [B·T, D] of the next T tokens, and the state after them."""
         del at  # the state knows no positions
         # Unit variance where the gates look; the table itself may also be the head.
-        x_MxD = activation_sharding.look_up(self.embed.embedding, tokens_BxT.reshape(-1))
+        x_MxD = activation_sharding.embedding_lookup(self.embed.embedding, tokens_BxT.reshape(-1))
         x_MxD *= math.sqrt(self.m.width)
         after = []
         for layer, h_BxD in zip(self.layers, state, strict=True):
-            x_MxD, h_BxD = layer(activation_sharding.rows(x_MxD.astype(self.m.dtype)), h_BxD)
+            x_MxD, h_BxD = layer(activation_sharding.shard_rows(x_MxD.astype(self.m.dtype)), h_BxD)
             after.append(h_BxD)
         return x_MxD, after
 
@@ -124,7 +124,7 @@ class Recurrence(nn.Module):
         u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(m.dtype)
         # Whole on every device, and the gates of its rows: over a mesh axis, every token would wait
         # for what the other devices have of the state.
-        u_DxE = activation_sharding.whole(u_DxE, None, None)
+        u_DxE = activation_sharding.replicate(u_DxE, None, None)
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)

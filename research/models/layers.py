@@ -1,9 +1,9 @@
-"""What two language-model families share. Dimensions, one letter each:
+"""Layers shared by the language models. Dimensions, one letter each:
 
-B batch, T time (context), S time that is cached, M = B·T, D width, H heads, G key-value heads,
+B batch, T time (context), S cached time, M = B·T, D width, H heads, G key-value heads,
 R = H/G, K head size, F hidden width of the feed-forward.
 
-Activations between blocks are flat, x_MxD: with [B, T, D] the gradient of a kernel contracts two
+Activations between blocks are flat, x_MxD: with [B, T, D] a kernel's gradient contracts two
 dimensions, for which XLA on CPU first writes a transposed copy.
 """
 
@@ -19,7 +19,7 @@ NormName = Literal["rms", "layer"]
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm in float32, with a scale and perhaps a bias (see ops.normalised)."""
+    """RMSNorm or LayerNorm in float32, with a scale and optionally a bias."""
 
     kind: NormName
     bias: bool = False
@@ -28,7 +28,7 @@ class Norm(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = x.shape[-1:]
         scale_D = self.param("scale", nn.initializers.ones, shape)
-        y: Any = custom_vjp.normalised(x, scale_D, self.kind == "layer")
+        y: Any = custom_vjp.normalize(x, scale_D, self.kind == "layer")
         if not self.bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, shape).reshape(
@@ -57,9 +57,9 @@ class Dense(nn.Module):
 def rotary_angles(
     length: int, head_size: int, theta: float, at: Array | int = 0
 ) -> tuple[Array, Array]:
-    """cos and sin, each [T, K], of the rotation at positions `at` … at + T−1 (Su et al. 2021).
+    """cos and sin, each [T, K], of the rotary angles at positions `at` … at + T−1 (Su et al. 2021).
 
-    The halves of a head are rotated against each other ("rotate-half", the layout of Llama).
+    Feature j of a head is paired with feature j + K/2 ("rotate-half", as in Llama).
     """
     freq = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
     angle_TxJ = jnp.outer(at + jnp.arange(length, dtype=jnp.float32), freq)
@@ -68,7 +68,7 @@ def rotary_angles(
 
 
 def rotate(x_BxTxHxK: Array, angles: tuple[Array, Array]) -> Array:
-    """Rotary positions applied to queries or keys."""
+    """Apply rotary position embeddings to queries or keys [B, T, H, K]."""
     cos, sin = (a[None, :, None, :].astype(x_BxTxHxK.dtype) for a in angles)
     left, right = jnp.split(x_BxTxHxK, 2, axis=-1)
     return x_BxTxHxK * cos + jnp.concatenate([-right, left], axis=-1) * sin
@@ -79,17 +79,17 @@ POOLED_SHARDING = (("classifier/(kernel|bias)", ()),)
 
 
 class Pooled(nn.Module):
-    """Token ids [B, T] → class logits [B, C]: the mean of a language model's hidden states over
-    the tokens that are not `pad`, and a linear map."""
+    """Token ids [B, T] → class logits [B, C]: a linear classifier on the mean of the hidden states of
+    a language model, its `backbone`, over the tokens that are not `pad`."""
 
-    trunk: nn.Module
+    backbone: nn.Module
     classes: int
     pad: int
 
     @nn.compact
     def __call__(self, tokens_BxT: Array) -> Array:
         B, T = tokens_BxT.shape
-        x_BxTxD = self.trunk(tokens_BxT).reshape(B, T, -1).astype(jnp.float32)  # type: ignore[operator]
+        x_BxTxD = self.backbone(tokens_BxT).reshape(B, T, -1).astype(jnp.float32)  # type: ignore[operator]
         real_BxTx1 = (tokens_BxT != self.pad)[..., None].astype(jnp.float32)
         x_BxD = (x_BxTxD * real_BxTx1).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)
         return nn.Dense(self.classes, name="classifier")(x_BxD)
@@ -121,9 +121,9 @@ class FeedForward(nn.Module):
 
 
 def logits(x_MxD: Array, head: nn.Module, dtype: str) -> Array:
-    """Logits [M, V] in float32, by a head or, where it is tied, by the table of the embedding."""
+    """Logits [M, V] in float32; `head` is a Dense layer or, with tied embeddings, the embedding."""
     if isinstance(head, nn.Embed):
         logits_MxV = custom_vjp.dense(x_MxD, head.embedding.astype(dtype).T)
     else:
         logits_MxV = head(x_MxD)
-    return activation_sharding.rows(logits_MxV, "tensor").astype(jnp.float32)
+    return activation_sharding.shard_rows(logits_MxV, "tensor").astype(jnp.float32)

@@ -35,7 +35,7 @@ class MLP(nn.Module):
         x_BxW = x.reshape(x.shape[0], self.features)
         for i in range(self.depth):
             x_BxW = ACTIVATIONS[self.activation](nn.Dense(self.width, name=f"hidden{i}")(x_BxW))
-            x_BxW = activation_sharding.rows(x_BxW, activation_sharding.ANY)
+            x_BxW = activation_sharding.shard_rows(x_BxW, activation_sharding.ANY)
         return nn.Dense(self.outputs, name="head")(x_BxW)
 
 

@@ -62,7 +62,9 @@ class ResNet(nn.Module):
         x_BxHxWxC = Stem(self.width, name="stem")(x_BxHxWxC)
         for i in range(STAGES):
             stage = Stage(self.width * 2**i, self.depth, 1 if i == 0 else 2, name=f"stage{i}")
-            x_BxHxWxC = activation_sharding.rows(stage(x_BxHxWxC), *[activation_sharding.ANY] * 3)
+            x_BxHxWxC = activation_sharding.shard_rows(
+                stage(x_BxHxWxC), *[activation_sharding.ANY] * 3
+            )
         return nn.Dense(self.classes, name="head")(x_BxHxWxC.mean((1, 2)))
 
 

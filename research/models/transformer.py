@@ -134,12 +134,14 @@ class Decoder(nn.Module):
         """Hidden states [B·T, D] of the tokens at positions `at` … at + T−1, and the state after
         them. Without a state they are all that there is."""
         B, T = tokens_BxT.shape
-        x_MxD = activation_sharding.look_up(self.embed.embedding, tokens_BxT.reshape(B * T))
+        x_MxD = activation_sharding.embedding_lookup(
+            self.embed.embedding, tokens_BxT.reshape(B * T)
+        )
         if self.m.positions == "learned":
             p_TxD = self.position(at + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
         angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta, at)
-        x_MxD = activation_sharding.rows(x_MxD.astype(self.m.dtype))
+        x_MxD = activation_sharding.shard_rows(x_MxD.astype(self.m.dtype))
         x_MxD, state = self.blocks(x_MxD, state, angles, at)
         return self.final_norm(x_MxD).astype(self.m.dtype), state
 
@@ -161,12 +163,12 @@ class Block(nn.Module):
         out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
         y_MxD = layers.Norm(m.norm, m.bias, name="attn_norm")(x_MxD).astype(m.dtype)
         y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
-        x_MxD = activation_sharding.rows(x_MxD + y_MxD)
+        x_MxD = activation_sharding.shard_rows(x_MxD + y_MxD)
         y_MxD = layers.Norm(m.norm, m.bias, name="mlp_norm")(x_MxD).astype(m.dtype)
         x_MxD += layers.FeedForward(
             m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
         )(y_MxD)
-        return activation_sharding.rows(x_MxD), cache
+        return activation_sharding.shard_rows(x_MxD), cache
 
 
 def _remat(kept: str) -> type[nn.Module]:

@@ -1,4 +1,4 @@
-"""Compiled programs are kept in the user's cache, so no process compiles what another one did."""
+"""jax's persistent compilation cache, in a private folder of the user's cache directory."""
 
 import importlib.metadata
 import logging
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 SWITCH = "ISOFLOP_COMPILE_CACHE"
 
 
-def keep_programs() -> Path | None:
-    """Look compiled programs up in a folder of this user, and keep new ones there; call before the
-    first use of jax. Returns the folder.
+def enable_compile_cache() -> Path | None:
+    """Turn on jax's persistent compilation cache; call before the first use of jax. Returns its
+    folder, or None if it stays off.
 
-    ISOFLOP_COMPILE_CACHE=off keeps none, and a folder that JAX_COMPILATION_CACHE_DIR names is left
-    as it is. A folder that others can write to is not used: what lies there is run.
+    ISOFLOP_COMPILE_CACHE=off turns it off, and JAX_COMPILATION_CACHE_DIR takes precedence. A folder
+    that other users can write to is not used, as cached programs are executed.
     """
     if os.environ.get(SWITCH, "").lower() in ("off", "0", "no", "false"):
         return None
@@ -40,27 +40,27 @@ def keep_programs() -> Path | None:
 
 
 def _machine() -> str:
-    """What jax's own key of a program leaves out, as a name: a program for other instructions does
-    not run, and one made for another number of cores may split its sums otherwise, so that the last
-    bits of a run would depend on who had compiled it."""
-    known = {
+    """A folder name from what jax's own cache key leaves out: a program with instructions that this
+    CPU lacks does not run, and one compiled for another number of cores may order its sums
+    differently, so that the last bits of a run would depend on who compiled it."""
+    key = {
         "jaxlib": importlib.metadata.version("jaxlib"),
         "machine": platform.machine(),
         "instructions": host.instructions(),
         "cores": host.cores(),
     }
-    return f"jax-{jax.__version__}-{files.digest_of(known)[:12]}"
+    return f"jax-{jax.__version__}-{files.digest_of(key)[:12]}"
 
 
 def _private(folder: Path) -> Path:
-    """`folder`, made if it is not there, for this user alone, as is what it lies in below the
-    cache: who may write there could put another in its place. Raises StorageError."""
+    """`folder`, created if missing, readable by this user alone. Raises StorageError if others can
+    write to it or to a parent up to the cache, since they could replace it."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         for place, others in ((folder, 0o077), (folder.parent, 0o022), (files.cache(), 0o022)):
-            found = place.lstat()
-            mine = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-            if not mine or found.st_mode & others or not place.is_dir() or place.is_symlink():
+            status = place.lstat()
+            mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+            if not mine or status.st_mode & others or not place.is_dir() or place.is_symlink():
                 raise StorageError(
                     f"{place}: others may write there; expected a folder of mode 0700"
                 )

@@ -1,9 +1,11 @@
-"""One run over several processes, through jax.distributed: they join, agree, and end together.
+"""One run over several processes, through jax.distributed: they start, decide and end together.
 
-All of them run the same program over the devices of all. Process 0 alone writes, and what it
-decides (a step to restore, the name of a file, the run to train next) the others are told. What any
-of them may see first (a signal to stop) all answer at the same step. A process that fails alone
-ends at once, without waiting for the others; those notice within SILENCE seconds and end too.
+All of them run the same program over the devices of all. `broadcast`, `any_process`,
+`any_process_delayed`, `barrier` and `gather` are collectives: every process must call them, in the
+same order, or the run hangs. Only process 0 writes; what it decides (which step to restore, a file
+name, the next run to train) is broadcast. What any process may be the first to see (a signal to
+stop) takes effect in all of them at the same step. A process that fails alone exits at once,
+without waiting for the others; they notice within SILENCE seconds and exit too.
 """
 
 import atexit
@@ -26,27 +28,28 @@ from research import errors
 from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
 
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
-PATIENCE = 30.0  # seconds in which processes that all failed alike meet
+PATIENCE = 30.0  # seconds in which processes that all failed alike wait for each other
 
-_meetings = itertools.count()
+_barriers = itertools.count()
 
 
-def count() -> int:
+def process_count() -> int:
+    """How many processes this run has. Not a collective: no process waits for another."""
     return jax.process_count()
 
 
-def first() -> bool:
-    """Whether this process is the one that writes and decides."""
+def is_primary() -> bool:
+    """Whether this is process 0, which alone writes and decides. Not a collective."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def joined(place: Mapping[str, Any] | None) -> Iterator[None]:
-    """Be one process of several inside; call it before the first use of jax's devices.
+def join_processes(place: Mapping[str, Any] | None) -> Iterator[None]:
+    """Be one process of several inside the `with`; enter it before the first use of jax's devices.
 
-    `place` is what jax.distributed.initialize is told (nothing: what the cluster says); None is a
-    run of one process, for which nothing happens. All but process 0 print nothing. Raises Lost when
-    another process is gone.
+    `place` holds the arguments of jax.distributed.initialize (empty: jax asks the cluster); None
+    means a run of one process, for which this does nothing. Only process 0 prints. Raises BadInput
+    if no cluster gives the missing arguments, Lost if another process cannot be reached or dies.
     """
     if place is None:
         yield
@@ -59,129 +62,125 @@ def joined(place: Mapping[str, Any] | None) -> Iterator[None]:
         raise BadInput(f"--coordinator_address: no cluster tells it here: {error}") from error
     except RuntimeError as error:
         raise Lost(f"the processes of this run do not find each other: {error}") from error
-    _quiet(first())
+    _redirect_stdout(is_primary())
     try:
         yield
     except (Preempted, Diverged):  # which all of them raise
         jax.distributed.shutdown()
         raise
     except BaseException as error:
-        told = error
+        raised = error
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            told = Lost(f"process {jax.process_index()} of {count()}: {error}")
-        # Registered last, called first: jax would wait for the others, and they for this one.
-        atexit.register(_leave, _code(told))
-        if told is error:
+            raised = Lost(f"process {jax.process_index()} of {process_count()}: {error}")
+        # Registered last, so called first: jax would wait for the others, and they for this one.
+        atexit.register(_exit_now, _exit_code(raised))
+        if raised is error:
             raise
-        raise told from error
+        raise raised from error
     else:
         jax.distributed.shutdown()
 
 
-def agree(decide: Callable[[], Any]) -> Any:
-    """What `decide()` gives in process 0, as JSON takes it, or the typed error that it raises
-    there; the others do not call it. All of them must ask."""
-    if count() == 1:
+def broadcast(decide: Callable[[], Any]) -> Any:
+    """Collective: in every process the value that `decide()` returns in process 0, after a round
+    trip through JSON, or the IsoflopError that it raises there. The others do not call `decide`."""
+    if process_count() == 1:
         return decide()
-    told: dict[str, Any] = {}
-    if first():
+    answer: dict[str, Any] = {}
+    if is_primary():
         try:
-            told["value"] = decide()
+            answer["value"] = decide()
         except IsoflopError as error:
-            told |= {"error": type(error).__name__, "lines": str(error).splitlines()}
-            _broadcast(told)
+            answer |= {"error": type(error).__name__, "lines": str(error).splitlines()}
+            _broadcast_json(answer)
             raise
-    told = _broadcast(told)
-    if "error" in told:
-        kind = getattr(errors, told["error"])
-        raise kind(*told["lines"]) if kind is BadInput else kind("\n".join(told["lines"]))
-    return told["value"]
+    answer = _broadcast_json(answer)
+    if "error" in answer:
+        kind, lines = getattr(errors, answer["error"]), answer["lines"]
+        raise kind(*lines) if kind is BadInput else kind("\n".join(lines))
+    return answer["value"]
 
 
-def _broadcast(told: Mapping[str, Any]) -> dict[str, Any]:
-    text = json.dumps(told).encode() if first() else b""
+def _broadcast_json(answer: Mapping[str, Any]) -> dict[str, Any]:
+    text = json.dumps(answer).encode() if is_primary() else b""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    room = max(64, 1 << (length - 1).bit_length())  # so that few programs are compiled
-    sent = np.zeros(room, np.uint8)
+    size = max(64, 1 << (length - 1).bit_length())  # so that few programs are compiled
+    sent = np.zeros(size, np.uint8)
     sent[: len(text)] = np.frombuffer(text, np.uint8)
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(sent)[:length]))
 
 
-def either(flag: bool) -> bool:
-    """Whether it is true in any of the processes; all of them must ask."""
-    return flag if count() == 1 else _seen(_sent(flag))
+def any_process(flag: bool) -> bool:
+    """Collective: whether `flag` is true in at least one process."""
+    return flag if process_count() == 1 else bool(jax.device_get(_start_any(flag)))
 
 
-def late(stop: Callable[[], bool]) -> Callable[[], bool]:
-    """`stop`, asked by all processes at once: true in all of them a call after it was true in one.
+def any_process_delayed(stop: Callable[[], bool]) -> Callable[[], bool]:
+    """`stop` as a collective that answers one call late: true in every process at the call after
+    the one at which it was true in any.
 
-    So no process waits for the devices, which are a dispatch behind the host.
+    The delay spares waiting for the devices, which run a dispatch behind the host.
     """
-    if count() == 1:
+    if process_count() == 1:
         return stop
-    sent: list[jax.Array] = []
+    pending: list[jax.Array] = []
 
-    def asked() -> bool:
-        sent.append(_sent(stop()))
-        return len(sent) > 1 and _seen(sent.pop(0))
+    def stop_in_any_process() -> bool:
+        pending.append(_start_any(stop()))
+        return len(pending) > 1 and bool(jax.device_get(pending.pop(0)))
 
-    return asked
+    return stop_in_any_process
 
 
-def meet(error: Exception) -> None:
-    """Return if all processes come here, as they do when all met the same `error`. Raises Lost if
-    not: what the others are doing needs this one."""
-    if count() == 1:
+def barrier(error: Exception) -> None:
+    """Collective: return once all processes are here, as they are when the same `error` hit all of
+    them. Raises Lost after PATIENCE seconds: the others are waiting for this one elsewhere."""
+    if process_count() == 1:
         return
     import orbax.checkpoint as ocp  # late, for it takes half a second
 
     try:
-        key = f"isoflop-{next(_meetings)}"
+        key = f"isoflop-{next(_barriers)}"
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=int(1000 * PATIENCE))
-    except Exception as late:
-        mine = f"process {jax.process_index()} of {count()}"
-        raise Lost(f"{mine} failed alone: {type(error).__name__}: {error}") from late
+    except Exception as timeout:
+        mine = f"process {jax.process_index()} of {process_count()}"
+        raise Lost(f"{mine} failed alone: {type(error).__name__}: {error}") from timeout
 
 
-def fetch(tree: Any) -> Any:
-    """The arrays of `tree` whole, on the host of every process; all of them must ask."""
-    if count() > 1:
+def gather(tree: Any) -> Any:
+    """Collective: the global arrays of `tree`, whole, as numpy arrays on every process's host."""
+    if process_count() > 1:
         tree = multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
 
 
 @functools.cache
-def _largest() -> tuple[NamedSharding, Callable]:
+def _max_over_devices() -> tuple[NamedSharding, Callable]:
     mesh = Mesh(np.array(jax.devices()), ("all",))
-    whole = NamedSharding(mesh, PartitionSpec())
-    return NamedSharding(mesh, PartitionSpec("all")), jax.jit(
-        lambda x: x.max(), out_shardings=whole
-    )
+    split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["all"], []))
+    return split, jax.jit(lambda x: x.max(), out_shardings=replicated)
 
 
-def _sent(flag: bool) -> jax.Array:
-    split, largest = _largest()
+def _start_any(flag: bool) -> jax.Array:
+    """The maximum of `flag` over all processes, dispatched but not waited for."""
+    split, maximum = _max_over_devices()
     flags = np.full(jax.device_count(), flag, np.int32)
     with jax.transfer_guard("allow"):  # make_array_from_callback counts as implicit
-        return largest(jax.make_array_from_callback(flags.shape, split, lambda at: flags[at]))
+        return maximum(jax.make_array_from_callback(flags.shape, split, lambda at: flags[at]))
 
 
-def _seen(largest: jax.Array) -> bool:
-    return bool(jax.device_get(largest))
-
-
-def _quiet(speaks: bool) -> None:
-    """gloo writes to the process's own standard output, once for each device; Python's goes on, of
-    the process that `speaks`."""
+def _redirect_stdout(prints: bool) -> None:
+    """Silence file descriptor 1, on which gloo writes a line per device; sys.stdout still reaches
+    the terminal in the process that `prints`."""
     sys.stdout.flush()
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    sys.stdout = os.fdopen(kept if speaks else nothing, "w", buffering=1)
-    if not speaks:
+    terminal, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 1)
+    sys.stdout = os.fdopen(terminal if prints else devnull, "w", buffering=1)
+    if not prints:
         logging.getLogger("research").setLevel(logging.ERROR)
 
 
-def _code(error: BaseException) -> int:
+def _exit_code(error: BaseException) -> int:
     if isinstance(error, IsoflopError):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -189,7 +188,7 @@ def _code(error: BaseException) -> int:
     return IO_ERROR if isinstance(error, OSError) else UNFINISHED
 
 
-def _leave(code: int) -> None:
+def _exit_now(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

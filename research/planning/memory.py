@@ -121,7 +121,7 @@ def _step_jaxpr(spec: StepSpec, inputs: Any, structure: Any, shapes: tuple, tens
     state = jax.eval_shape(spec.begin, spec.model.shapes(inputs), hyper)
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
     mesh = sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
-    return jax.make_jaxpr(sharding.on(mesh, spec.step))(state, batch, hyper)
+    return jax.make_jaxpr(sharding.with_mesh_names(mesh, spec.step))(state, batch, hyper)
 
 
 def _layout(leaf: Any) -> tuple[int | None, int]:

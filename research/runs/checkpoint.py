@@ -65,17 +65,17 @@ def save(
     when the disk refuses; earlier checkpoints are untouched, and the unfinished one is removed.
     """
     root = _checkpoint_root(directory)
-    if distributed.agree(lambda: (root / str(step)).exists() and _is_intact(directory, step)):
+    if distributed.broadcast(lambda: (root / str(step)).exists() and _is_intact(directory, step)):
         _mark_saved(directory)
         return
     # A random name, or a process that was taken over could remove what its successor is writing.
-    temporary = root / f".saving-{step}-{distributed.agree(lambda: secrets.token_hex(4))}"
+    temporary = root / f".saving-{step}-{distributed.broadcast(lambda: secrets.token_hex(4))}"
     final, state = root / str(step), _replicated_to_host(state)
     try:
         with _checkpointer() as writer:  # returns when all processes have written
             writer.save(temporary / "state", args=_orbax().args.StandardSave(state))
         content = digest_state(state)
-        if not distributed.first():
+        if not distributed.is_primary():
             return
         write_manifest(temporary, step, _shapes_and_dtypes(state), content)
         files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
@@ -87,14 +87,14 @@ def save(
         check_lease()  # if taken over, the successor removes the unfinished checkpoint
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
     finally:
-        if distributed.first():
+        if distributed.is_primary():
             _remove_unfinished(temporary)
     prune(directory, keep, pinned)
 
 
 def _mark_saved(directory: Path) -> None:
     """Record that the run has had a checkpoint."""
-    if distributed.first() and not (directory / SAVED).exists():
+    if distributed.is_primary() and not (directory / SAVED).exists():
         with contextlib.suppress(
             StorageError
         ):  # the checkpoint itself is there; the next save tries again
@@ -136,7 +136,7 @@ def restore_latest_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[A
     """As `restore_latest`, of the latest step of which all `runs` (directory, abstract) have an
     intact checkpoint."""
     directories = [directory for directory, _ in runs]
-    while (step := distributed.agree(lambda: latest_common_step(directories))) is not None:
+    while (step := distributed.broadcast(lambda: latest_common_step(directories))) is not None:
         paths = {_checkpoint_root(path) / str(step): abstract for path, abstract in runs}
         try:
             return step, [restore(path, abstract) for path, abstract in paths.items()]
@@ -149,7 +149,7 @@ def restore_latest_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[A
 def any_damaged(*paths: Path) -> bool:
     """Whether one of these checkpoints, which were intact and could not be read, is damaged now, so
     that an earlier one may be tried. False with several processes, which would have to agree."""
-    return distributed.count() == 1 and any(map(find_damage, paths))
+    return distributed.process_count() == 1 and any(map(find_damage, paths))
 
 
 def latest_common_step(directories: Sequence[Path]) -> int | None:
@@ -314,7 +314,7 @@ def _orbax_errors(path: Path) -> Iterator[None]:
 def _replicated_to_host(state: Any) -> Any:
     """`state` with its replicated arrays on the host: orbax would slice them by device, with a
     program compiled for every shape."""
-    if distributed.count() > 1:
+    if distributed.process_count() > 1:
         return state
     replicated = lambda x: isinstance(x, jax.Array) and x.is_fully_replicated  # noqa: E731
     return jax.tree.map(lambda x: np.asarray(x) if replicated(x) else x, state)

@@ -105,12 +105,12 @@ def digest_state(state: Any) -> dict[str, str]:
     """{path: SHA-256} of the arrays of a state; all processes must call it. What several of them
     hold together is gathered an array at a time, for process 0, the only one that hashes."""
     leaves = leaves_by_path(state)
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
         return array_digests(leaves, _host_array)
     out = {}
     for path, leaf in leaves.items():
-        array = distributed.fetch(leaf)
-        if distributed.first():
+        array = distributed.gather(leaf)
+        if distributed.is_primary():
             out[path] = array_digest(array)
     return out
 

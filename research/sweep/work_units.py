@@ -95,7 +95,7 @@ def make_units(
     """
     if grouping not in GROUPING:
         raise BadInput(f"--grouping={grouping}: expected one of {', '.join(GROUPING)}")
-    several = (num_processes or distributed.count()) > 1
+    several = (num_processes or distributed.process_count()) > 1
     if grouping == "force" and several:
         raise BadInput(f"--grouping=force: {ONE_PROCESS}; expected auto or off")
     points, runs = list(points), Path(workdir) / "runs"
@@ -182,7 +182,9 @@ def train_unit(
     results: dict[str, dict[str, Any]] = {}
     for point, directory in zip(unit.points, directories, strict=True):
         results[point.run.id] = _train_one(unit, point.run, directory, progress, stop)
-    if distributed.first() and all(result["status"] != "failed" for result in results.values()):
+    if distributed.is_primary() and all(
+        result["status"] != "failed" for result in results.values()
+    ):
         runs, keep = directories[0].path.parent, unit.points[0].run.keep
         sources = {name for choices in unit.prefixes.values() for name, _ in choices}
         for path in (runs / name for name in sources):
@@ -210,7 +212,7 @@ def _train_one(
     except (Preempted, StorageError, Lost):
         raise
     except Exception as error:
-        distributed.meet(error)
+        distributed.barrier(error)
         if not isinstance(error, IsoflopError):
             log.exception("run %s failed", run.id)
         reason = f"{type(error).__name__}: {error}"

@@ -79,7 +79,7 @@ def run_worker(
     Raises Preempted when asked to stop, StorageError since a disk that refuses one run refuses the
     next.
     """
-    if not distributed.first():
+    if not distributed.is_primary():
         _train_assignments(points, workdir, progress, stop)
         return
     left = work_units.make_units(points, workdir, grouping)
@@ -91,7 +91,7 @@ def run_worker(
         return max(p.deaths for p in unit.points), mine, unit.flops
 
     while left or held:
-        if distributed.either(stop()):
+        if distributed.any_process(stop()):
             raise Preempted(f"stopped with {len(left) + len(held)} units left")
         if not left:
             time.sleep(POLL)
@@ -107,7 +107,7 @@ def run_worker(
         else:
             if trained:
                 compiled.add(unit.program)
-    distributed.either(False)
+    distributed.any_process(False)
     _send(None)
 
 
@@ -142,7 +142,7 @@ def _take(
             try:
                 work_units.train_unit(unit, directories, progress, stop)
             except Held as error:  # the other processes are in the midst of it
-                if distributed.count() > 1:
+                if distributed.process_count() > 1:
                     raise Lost(str(error)) from error
                 raise
         return bool(points)
@@ -153,11 +153,11 @@ def _has_ended(point: Point, directory: RunDirectory) -> bool:
 
 
 def _send(assignment: Assignment | None) -> None:
-    distributed.agree(lambda: assignment and assignment._asdict())
+    distributed.broadcast(lambda: assignment and assignment._asdict())
 
 
 def _receive() -> Assignment | None:
-    fields = distributed.agree(lambda: None)
+    fields = distributed.broadcast(lambda: None)
     return Assignment(**fields) if fields is not None else None
 
 
@@ -167,7 +167,7 @@ def _train_assignments(
     """Train, with process 0, what it sends."""
     known = {point.run.id: point for point in points}
     while True:
-        if distributed.either(stop()):
+        if distributed.any_process(stop()):
             raise Preempted("stopped")
         if (sent := _receive()) is None:
             return

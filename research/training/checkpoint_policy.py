@@ -68,7 +68,7 @@ class CheckpointPolicy:
 
 def check_finite(step: int, state: TrainState) -> None:
     """Raise Diverged if a number of `state` is not finite, though no loss was yet."""
-    if distributed.either(not all_finite(state)):
+    if distributed.any_process(not all_finite(state)):
         raise Diverged(f"the state after step {step - 1} is not finite; the loss before it was")
 
 

@@ -59,7 +59,7 @@ class DispatchSizer:
         if before is None or before[0] != few:
             self.steps = few
         else:  # the dispatch before this one has been done meanwhile, and nothing else
-            each = distributed.agree(lambda: (now - before[1]) / few)
+            each = distributed.broadcast(lambda: (now - before[1]) / few)
             self.steps = max(1, min(self.most, round(LONG / each)))
             self.settled = True
 
@@ -85,11 +85,11 @@ def train_run(
     trackers.check_trackers(run.sinks)  # whatever is refused leaves no file behind
     trainer = Trainer(*resume.as_first_launched(run, directory, prefixes))
     run, devices = trainer.run, trainer.mesh.devices.flat
-    distributed.agree(lambda: checkpoint.check_disk_space(directory.path, trainer.abstract))
-    distributed.agree(lambda: resume.forget_launch([directory]))
+    distributed.broadcast(lambda: checkpoint.check_disk_space(directory.path, trainer.abstract))
+    distributed.broadcast(lambda: resume.forget_launch([directory]))
     launch: dict[str, Any] = {"mesh": dict(trainer.mesh.shape), "execution": vars(run.execution)}
-    if distributed.count() > 1:  # which may decide the last bits
-        launch["processes"] = distributed.count()
+    if distributed.process_count() > 1:  # which may decide the last bits
+        launch["processes"] = distributed.process_count()
     recorder = Recorder(run, directory, progress, launch)
     used = trainer.mesh.size, devices[0].device_kind
     profile = Profile(directory.path / "profile" if directory.writes else None, profile_steps)
@@ -127,7 +127,7 @@ def run_loop(
     """All steps of a run (or of several, see vmapped_runs), in the order of the contract; returns
     the final evaluation and the final state. Nothing is moved between host and devices but what
     the loop puts and gets explicitly."""
-    cadence, asked = run.cadence, distributed.late(stop)
+    cadence, asked = run.cadence, distributed.any_process_delayed(stop)
     sizer = DispatchSizer(cadence.dispatch, cadence.paced)
     watchdog.anew()
     with watchdog.doing("start"):

@@ -31,13 +31,13 @@ class DeferredMetrics:
         """Take the metrics of a dispatch just sent; wait for the one before it."""
         pending, self._pending = self._pending, (step, n, metrics)
         if pending:
-            self.write(*pending[:2], distributed.fetch(pending[2]))
+            self.write(*pending[:2], distributed.gather(pending[2]))
 
     def settle(self) -> None:
         """Wait for all that was sent. Raises Diverged."""
         pending, self._pending = self._pending, None
         if pending:
-            self.write(*pending[:2], distributed.fetch(pending[2]))
+            self.write(*pending[:2], distributed.gather(pending[2]))
 
     def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
         """Record the metrics, on the host, of the steps [first, first + n)."""

@@ -90,7 +90,7 @@ def as_first_launched(
         if stored := read_launch(path):
             run, mesh = with_stored_execution(run, stored, path), stored["mesh"]
             used = math.prod(mesh.values())
-            if used <= jax.device_count() and used % distributed.count() == 0:
+            if used <= jax.device_count() and used % distributed.process_count() == 0:
                 parts = run.execution.grad_accumulation
                 return run, sharding.make_mesh(mesh, run.batch, parts=parts)
             log.warning("%s: first launched on mesh %s, which is not here", path, mesh)

@@ -109,7 +109,7 @@ _ONCE = {"xla_backend_optimization_level": 0}
 def init_program(spec: StepSpec, shardings: Any) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
     options = _ONCE if jax.default_backend() == "cpu" else None
-    init = sharding.on(shardings.mesh, spec.init)
+    init = sharding.with_mesh_names(shardings.mesh, spec.init)
     return jax.jit(init, out_shardings=shardings.tree, compiler_options=options)
 
 
@@ -124,7 +124,7 @@ def dispatch_program(spec: StepSpec, shardings: Any) -> jax.stages.Wrapped:
     one, although the host looks at no step by itself.
     """
 
-    run_steps = sharding.on(shardings.mesh, several_steps(spec.step, is_sound))
+    run_steps = sharding.with_mesh_names(shardings.mesh, several_steps(spec.step, is_sound))
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
 
 
@@ -160,7 +160,7 @@ def several_steps(step: Callable, going: Callable[[Any, Any], Array]) -> Callabl
 @functools.lru_cache(maxsize=64)
 def eval_program(spec: StepSpec, mesh: Mesh) -> Callable:
     """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
-    return jax.jit(sharding.on(mesh, functools.partial(evaluation_sums, spec)))
+    return jax.jit(sharding.with_mesh_names(mesh, functools.partial(evaluation_sums, spec)))
 
 
 def evaluation_sums(

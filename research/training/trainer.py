@@ -41,7 +41,7 @@ def wait_for(tree: Any, stop: Callable[[], bool]) -> Any:
     """`tree`, when the devices have computed it; raises Stopped if that takes more than PATIENT
     seconds and `stop()` turns true. Of several processes none may leave the others, so they wait.
     """
-    if stop is not never and distributed.count() == 1:
+    if stop is not never and distributed.process_count() == 1:
         began = time.monotonic()
         while not all(x.is_ready() for x in jax.tree.leaves(tree)):
             if time.monotonic() - began > PATIENT and stop():
@@ -101,7 +101,7 @@ class Trainer:
         if self._held is None:
             self._held = self._heldout()
         sums = eval_program(self.spec, self.mesh)(params, *self._held)
-        sums = distributed.fetch(wait_for(sums, stop))
+        sums = distributed.gather(wait_for(sums, stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return self.run.task.metrics(sums, self.run.data.notes)
 
@@ -113,7 +113,7 @@ class Trainer:
             return {}
         train = self.run.data.train
         best = solve(train.rows(np.arange(len(train))))
-        there = distributed.fetch(params)
+        there = distributed.gather(params)
         away = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), there, best)
         placed = jax.tree.map(lambda p, b: jax.device_put(np.float32(b), p.sharding), params, best)
         return {

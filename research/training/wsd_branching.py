@@ -68,7 +68,7 @@ def start_from_prefix(
 ) -> tuple[int, Any] | None:
     """(step, state) from the first of `prefixes` that has an intact checkpoint of steps that are
     also this run's, with its learning curve up to there; None if there is none."""
-    found = distributed.agree(lambda: _choose_prefix(directory, prefixes))
+    found = distributed.broadcast(lambda: _choose_prefix(directory, prefixes))
     if found is None:
         return None
     index, step, name = found
@@ -80,7 +80,7 @@ def start_from_prefix(
         if not checkpoint.any_damaged(path):
             raise
         return start_from_prefix(directory, prefixes, abstract, show)
-    distributed.agree(directory.check_lease)
+    distributed.broadcast(directory.check_lease)
     if not directory.writes:
         return step, state
     files.write_json(directory.path / FILE, {"run": prefix.path.name, "step": step})

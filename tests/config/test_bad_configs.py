@@ -217,8 +217,8 @@ def command(monkeypatch, tmp_path, capsys):
         "research.config.stop_signal.StopSignal",
         lambda *_, **__: contextlib.nullcontext(lambda: False),
     )
-    monkeypatch.setattr(compile_cache, "keep_programs", lambda: None)
-    monkeypatch.setattr(sharding, "use_all_cores", lambda: None)
+    monkeypatch.setattr(compile_cache, "enable_compile_cache", lambda: None)
+    monkeypatch.setattr(sharding, "use_all_cpu_cores", lambda: None)
     jax.monitoring.register_event_duration_secs_listener(
         listen := lambda event, *_, **__: (
             compiles.append(event) if "backend_compile" in event else 0

@@ -125,7 +125,7 @@ def test_forward_flops_are_those_of_the_convolutions_of_an_accelerator(spec, mon
     """In its backward pass an accelerator's convolution does more than the formula, which counts
     useful work: the gradient of a 'valid' input convolves zeros around it, that of a strided one
     zeros between. So only the gradient of the kernels is compared besides."""
-    monkeypatch.setattr(convolution, "by_patches", convolution.by_xla)
+    monkeypatch.setattr(convolution, "im2col_conv", convolution.xla_conv)
     model = models.build(**spec)
     parts = model.forward_flops()
     dense = parts.pop("head") + parts.pop("dense", 0)
@@ -136,7 +136,7 @@ def test_forward_flops_are_those_of_the_convolutions_of_an_accelerator(spec, mon
     dots = sum(_dots(text))
     assert xla_conv_flops(text) + dots == BATCH * (convolutions + dense)
 
-    conv = functools.partial(convolution.by_xla, stride=1, padding="VALID")
+    conv = functools.partial(convolution.xla_conv, stride=1, padding="VALID")
     x, w = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 9, 9, 3), (3, 3, 3, 5)))
     useful = 2 * 2 * 7 * 7 * 9 * 3 * 5
     kernel, image = (
@@ -165,7 +165,7 @@ def plain(x, w, stride, padding):
     return out
 
 
-@pytest.mark.parametrize("by", [convolution.by_patches, convolution.by_xla])
+@pytest.mark.parametrize("by", [convolution.im2col_conv, convolution.xla_conv])
 @pytest.mark.parametrize(
     ("side", "stride", "padding"),
     [(3, 1, "VALID"), (3, 2, "VALID"), (3, 1, "SAME"), (3, 2, "SAME"), (1, 2, "SAME")],
@@ -202,8 +202,8 @@ def test_the_digit_network_is_its_definition():
 
 def test_pooling_is_the_maximum_of_each_square():
     x = jnp.arange(2 * 5 * 4 * 1, dtype=jnp.float32).reshape(2, 5, 4, 1)
-    assert convolution.halved(x)[0, :, :, 0].tolist() == [[5, 7], [13, 15]]
-    assert convolution.halved(-x)[0, :, :, 0].tolist() == [[0, -2], [-8, -10]]
+    assert convolution.max_pool_2x2(x)[0, :, :, 0].tolist() == [[5, 7], [13, 15]]
+    assert convolution.max_pool_2x2(-x)[0, :, :, 0].tolist() == [[0, -2], [-8, -10]]
 
 
 def test_group_norm_is_its_definition():

@@ -56,12 +56,12 @@ OPS = {
         ((5, 2, 9), (2, 3), (3, 9), (3,)),
     ),
     "rms": (
-        lambda x, s: custom_vjp.normalised(x, s, False),
+        lambda x, s: custom_vjp.normalize(x, s, False),
         functools.partial(plain_norm, centred=False),
         ((12, 6), (6,)),
     ),
     "layer": (
-        lambda x, s: custom_vjp.normalised(x, s, True),
+        lambda x, s: custom_vjp.normalize(x, s, True),
         functools.partial(plain_norm, centred=True),
         ((12, 6), (6,)),
     ),
@@ -127,7 +127,7 @@ def test_each_member_of_a_vmap_is_as_alone(name):
 
 def test_bfloat16_norms_and_softmax_are_in_float32():
     x = (300 + jax.random.normal(jax.random.key(0), (4, 256))).astype(jnp.bfloat16)
-    y = custom_vjp.normalised(x, jnp.ones(256), True)
+    y = custom_vjp.normalize(x, jnp.ones(256), True)
     assert y.dtype == jnp.float32
     wide = np.asarray(x, np.float64)
     exact = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)

@@ -31,29 +31,29 @@ from research.training.trainer import Trainer, run_mesh  # noqa: E402
 def restored_and_next(run, trainer, path):
     """The state of a checkpoint, whole, and the losses of the steps after it."""
     state = checkpoint.restore(Path(path), trainer.abstract)
-    whole, step = distributed.fetch(state), int(distributed.fetch(state.step))
+    whole, step = distributed.gather(state), int(distributed.gather(state.step))
     n = run.steps - step
     _, metrics = trainer.steps(state, trainer.batches(step, n, n), n)
     assert all(x.is_fully_replicated for x in metrics.values()), "each would wait for the others"
-    return leaves_by_path(whole), distributed.fetch(metrics)["train_loss"]
+    return leaves_by_path(whole), distributed.gather(metrics)["train_loss"]
 
 
 def agreements():
     """What one process knows, both are told."""
     me = jax.process_index()
-    told = distributed.agree(lambda: {"of": me, "long": "x" * 1000})
+    told = distributed.broadcast(lambda: {"of": me, "long": "x" * 1000})
     assert told == {"of": 0, "long": "x" * 1000}
     with pytest.raises(Damaged, match="as process 0 found it"):
-        distributed.agree(damaged)
-    assert distributed.either(me == 1)
-    assert not distributed.either(False)
-    asked = distributed.late(lambda: me == 1)
+        distributed.broadcast(damaged)
+    assert distributed.any_process(me == 1)
+    assert not distributed.any_process(False)
+    asked = distributed.any_process_delayed(lambda: me == 1)
     assert [asked(), asked()] == [False, True]
-    distributed.meet(ValueError("both come here"))
+    distributed.barrier(ValueError("both come here"))
     distributed.PATIENCE = 1.0
     if me == 1:
         with pytest.raises(Lost, match="process 1 of 2 failed alone: ValueError: this one alone"):
-            distributed.meet(ValueError("this one alone"))
+            distributed.barrier(ValueError("this one alone"))
     else:
         time.sleep(3)
 
@@ -64,7 +64,7 @@ def damaged():
 
 def perform(task):
     run, longer = make_run(task["config"]), make_run(task["longer"])
-    made = RunDirectory if distributed.first() else ReadOnlyRunDirectory
+    made = RunDirectory if distributed.is_primary() else ReadOnlyRunDirectory
     with made(task["workdir"], run.id) as directory:
         train_run(run, directory)
     reached = []
@@ -73,13 +73,13 @@ def perform(task):
         with pytest.raises(Preempted, match="stopped and saved at step"):
             train_run(longer, directory, lambda step, loss: reached.append(step), stop)
     trainer = Trainer(run, run_mesh(run))
-    out = distributed.fetch(trainer.batches(3, 6, 6))
+    out = distributed.gather(trainer.batches(3, 6, 6))
     leaves, losses = restored_and_next(run, trainer, task["from"])
     out |= {"losses": losses, **{f"state/{k}": v for k, v in leaves.items()}}
-    if distributed.first():
+    if distributed.is_primary():
         np.savez(task["out"], pid=os.getpid(), **out)
 
 
-with distributed.joined(process_flags.distributed_options(args)):
+with distributed.join_processes(process_flags.distributed_options(args)):
     agreements()
     perform(json.loads(Path(args.task).read_text()))

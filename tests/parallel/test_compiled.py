@@ -21,8 +21,8 @@ from research.parallel import compile_cache, sharding
 
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
-sharding.use_all_cores()
-folder = compile_cache.keep_programs()
+sharding.use_all_cpu_cores()
+folder = compile_cache.enable_compile_cache()
 
 import jax.numpy as jnp
 

@@ -188,9 +188,9 @@ def test_a_mesh_that_splits_a_head_is_refused(tiny):
 
 def test_layout_is_nothing_without_a_mesh():
     x = np.ones((3, 5), np.float32)
-    assert activation_sharding.rows(x) is x
+    assert activation_sharding.shard_rows(x) is x
     mesh = sharding.abstract_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    traced = jax.make_jaxpr(sharding.on(mesh, activation_sharding.rows))(
+    traced = jax.make_jaxpr(sharding.with_mesh_names(mesh, activation_sharding.shard_rows))(
         np.ones((8, 5), np.float32)
     )
     assert "sharding_constraint" in str(traced)

@@ -372,7 +372,7 @@ COMPUTE = """
 import sys
 import jax, jax.numpy as jnp
 from research.parallel import compile_cache
-compile_cache.keep_programs()
+compile_cache.enable_compile_cache()
 x = jnp.arange(64.0).reshape(8, 8)
 print([float(jax.jit(lambda x, k=k: jnp.tanh(x @ x / 10**k).sum())(x)) for k in range(4, 7)])
 """

@@ -89,8 +89,8 @@ def overhead(folder: Path) -> tuple[float, Path]:
     from research.sweep.launcher import launch_sweep
     from research.sweep.points import resolve_points
 
-    sharding.use_all_cores()
-    compile_cache.keep_programs()
+    sharding.use_all_cpu_cores()
+    compile_cache.enable_compile_cache()
     config, module = load_config(CONFIG)
     points = resolve_points(sweep_points(config, module, "fifty"), folder)
     begun = time.perf_counter()

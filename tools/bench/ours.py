@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
     from research.training.make_run import make_run
     from research.training.trainer import run_mesh
 
-    sharding.use_all_cores()
-    compile_cache.keep_programs()
+    sharding.use_all_cpu_cores()
+    compile_cache.enable_compile_cache()
     run = make_run(config)
     loop = benchmark.TimedLoop(run, run_mesh(run))
     loop.settle()

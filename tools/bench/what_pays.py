@@ -44,7 +44,7 @@ PLAIN: dict[str, Callable] = {
     "dense": jnp.matmul,
     "causal_attention": plain_attention,
     "gelu": jax.nn.gelu,
-    "normalised": plain_norm,
+    "normalize": plain_norm,
 }
 
 
@@ -79,7 +79,7 @@ def main() -> None:
     for name, value in {"width": 128, "layers": 4, "batch": 16, "steps": 10, "turns": 9}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
-    sharding.use_all_cores()
+    sharding.use_all_cpu_cores()
     changes = {
         "model.width": args.width,
         "model.depth": args.layers,
