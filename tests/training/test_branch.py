@@ -156,7 +156,7 @@ def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):
     start = fine_tuning.planned(fine_tuning.locate(str(source), None, "params"), classifier, inputs)
     assert "new: classifier/bias, classifier/kernel" in start.rule
     taken = dict(start.taken)
-    assert taken["trunk/embed/embedding"] == "embed/embedding"
+    assert taken["backbone/embed/embedding"] == "embed/embedding"
     assert not any("head" in there for there in taken.values())
     params = classifier.init(jax.random.key(1), np.zeros(inputs.shape, np.int32))
     abstract = jax.tree.map(

@@ -108,8 +108,8 @@ def test_every_task_is_stated_by_its_targets_and_unit():
 
 
 def test_a_pooled_model_looks_at_real_tokens_alone():
-    trunk = models.build("transformer", **SMALL)
-    pooled = Pooled(trunk.module, classes=3, pad=0)
+    backbone = models.build("transformer", **SMALL)
+    pooled = Pooled(backbone.module, classes=3, pad=0)
     tokens = np.random.default_rng(0).integers(1, 61, (2, 16), np.int32)
     tokens[:, 10:] = 0
     params = pooled.init(jax.random.key(0), tokens)
