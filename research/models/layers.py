@@ -79,8 +79,8 @@ POOLED_SHARDING = (("classifier/(kernel|bias)", ()),)
 
 
 class Pooled(nn.Module):
-    """Token ids [B, T] → class logits [B, C]: a linear classifier on the hidden states of a language
-    model, the `backbone`, averaged over the tokens that are not `pad`."""
+    """Token ids [B, T] → class logits [B, C]: a linear classifier on the hidden states of a
+    language model, the `backbone`, averaged over the tokens that are not `pad`."""
 
     backbone: nn.Module
     classes: int

@@ -81,7 +81,7 @@ def all_axes(tiny):
 def unsaid(tiny):
     """The same, of a family that does not say where its rows lie."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(activation_sharding, "_constrained", lambda x, axes: x)
+    patch.setattr(activation_sharding, "_constrain", lambda x, axes: x)
     try:  # another batch, so that no cached trace of the other program is used
         return Program(make_run(tiny(BLOCK | {"batch.size": 2 * B})), FSDP)
     finally:
