@@ -20,7 +20,7 @@ def get_config():
         norm="layer",
         positions="learned",
         activation="gelu",
-        tied=True,
+        tie_embeddings=True,
         unroll=4,  # less time for a step on CPU, more to compile
     )
     return config

@@ -14,7 +14,7 @@ def get_config():
         "name": "gru",
         "width": None,
         "depth": None,
-        "tied": False,
+        "tie_embeddings": False,
         "dtype": "float32",
         "unroll": 1,
     }

@@ -23,7 +23,7 @@ def get_config():
                 "activation": "swiglu",
                 "qk_norm": False,
                 "bias": False,
-                "tied": False,
+                "tie_embeddings": False,
                 "dtype": "float32",
                 "attention": "auto",  # cuDNN where it can be, "own" elsewhere; or "xla"
                 "remat": "none",  # or what is kept of a block: "dots", or nothing: "full"

@@ -46,7 +46,7 @@ def _params(model: Model, inputs: Any) -> dict[str, Any]:
         size = math.prod(leaf.shape)  # type: ignore[attr-defined]
         group = match_path(model.groups, path, "row of its family's GROUPS")
         groups[group] = groups.get(group, 0) + size
-        head = group == "embedding" and getattr(model.spec, "tied", False)
+        head = group == "embedding" and getattr(model.spec, "tie_embeddings", False)
         matmul += size if path.endswith("kernel") or head else 0
     total = sum(groups.values())
     return {

@@ -54,7 +54,7 @@ class GRU:
     context: PositiveInt
     width: PositiveInt
     depth: UnrolledLayers
-    tied: bool
+    tie_embeddings: bool
     dtype: Literal["float32", "bfloat16"]
     unroll: PositiveInt
 
@@ -73,7 +73,7 @@ class Recurrent(nn.Module):
         embed_init = nn.initializers.normal(1 / math.sqrt(m.width))
         self.embed = nn.Embed(m.vocab, m.width, embedding_init=embed_init)
         self.layers = [Layer(m, name=f"layer{i}") for i in range(m.depth)]
-        if not m.tied:
+        if not m.tie_embeddings:
             self.head = layers.Dense(m.vocab, False, m.dtype)
 
     def __call__(self, tokens_BxT: Array) -> Array:
@@ -99,7 +99,9 @@ class Recurrent(nn.Module):
         return x_MxD, after
 
     def unembed(self, x_MxD: Array) -> Array:
-        return layers.logits(x_MxD, self.embed if self.m.tied else self.head, self.m.dtype)
+        return layers.logits(
+            x_MxD, self.embed if self.m.tie_embeddings else self.head, self.m.dtype
+        )
 
 
 class Layer(nn.Module):

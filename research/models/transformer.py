@@ -70,7 +70,7 @@ class Transformer:
     activation: Literal["swiglu", "gelu", "relu2"]
     qk_norm: bool
     bias: bool
-    tied: bool
+    tie_embeddings: bool
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "own", "xla", "cudnn"]
     remat: Literal["none", "dots", "full"]
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
             unroll=min(m.unroll, m.depth),
         )(m)
         self.final_norm = layers.Norm(m.norm, m.bias)
-        if not m.tied:
+        if not m.tie_embeddings:
             self.head = layers.Dense(m.vocab, False, m.dtype)
 
     @property
@@ -146,7 +146,9 @@ class Decoder(nn.Module):
         return self.final_norm(x_MxD).astype(self.m.dtype), state
 
     def unembed(self, x_MxD: Array) -> Array:
-        return layers.logits(x_MxD, self.embed if self.m.tied else self.head, self.m.dtype)
+        return layers.logits(
+            x_MxD, self.embed if self.m.tie_embeddings else self.head, self.m.dtype
+        )
 
 
 class Block(nn.Module):

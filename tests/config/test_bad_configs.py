@@ -19,7 +19,7 @@ from tests.config.test_configs import CONFIGS, shrunk
 DROP, NAN, INF = ..., float("nan"), float("inf")  # DROP: a name that is the same in every process
 NAMES = {path.stem: path for path in CONFIGS}
 WSD = {"name": "wsd", "decay": 0.6, "final": 0.0}
-LINEAR, GRU = {"name": "linear"}, {"name": "gru", "width": 8, "depth": 1, "tied": False}
+LINEAR, GRU = {"name": "linear"}, {"name": "gru", "width": 8, "depth": 1, "tie_embeddings": False}
 SIZED = {"size": None, "model.width": 16, "model.depth": 2}
 
 # config, changes, words of the message: key, value, what would do
@@ -36,7 +36,7 @@ BAD = [
     ("mlp_teacher", {"optim.schedule": {"name": "cosine"}}, "optim.schedule.final: missing"),
     ("mlp_teacher", {"optim.optimizer": {"name": "muon"}}, "optim.optimizer.adam_scale: missing"),
     ("cnn_digits", {"model": {"name": "cnn2"}}, "'cnn2' is not offered; .* did you mean 'cnn'"),
-    ("cnn_digits", {"model.name": "gru"}, "model.tied: missing; expected true or false"),
+    ("cnn_digits", {"model.name": "gru"}, "model.tie_embeddings: missing; expected true or false"),
     # Of earlier versions.
     ("linear", {"batch.accumulate": 2}, "no such key; did you mean 'batch.grad_accumulation'?"),
     ("linear", {"batch.seed": 2}, "batch.seed: no such key; did you mean 'data.seed'?"),

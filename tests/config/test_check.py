@@ -78,7 +78,10 @@ BAD = [
     (SIZED | {"model.kv_heads": 3}, "model.kv_heads: 3 does not divide model.heads = 4"),
     (SIZED | {"model.depth": 0}, "model.depth: 0 is out of range"),
     ({"model.norm": "rmsnorm"}, "model.norm: 'rmsnorm' is not offered; expected one of rms, layer"),
-    ({"model.tied": "yes"}, "model.tied: 'yes' is of type str; expected true or false"),
+    (
+        {"model.tie_embeddings": "yes"},
+        "model.tie_embeddings: 'yes' is of type str; expected true or false",
+    ),
     ({"model.dtype": "float16"}, "model.dtype: 'float16' is not offered"),
     ({"model.name": "transfomer"}, "did you mean 'transformer'?"),
     ({"model.name": 3}, "model.name: 3 is of type int"),

@@ -135,7 +135,7 @@ def test_what_a_python_config_raises_is_told_with_its_line(tmp_path):
         ("none", "size", None),
         ("1e2", "batch.size", 100),
         ("7", "seed", 7),
-        ("true", "model.tied", True),
+        ("true", "model.tie_embeddings", True),
         ("a=b", "data.path", "a=b"),
     ],
 )

@@ -26,7 +26,7 @@ GREEDY = {"temperature": 0.0}
 FAMILIES = {
     **{f"transformer {c}": ("transformer", test_models.SMALL | c) for c in test_models.VARIANTS},
     "gru": ("gru", test_gru.SMALL),
-    "gru tied": ("gru", test_gru.SMALL | {"tied": True, "unroll": 3}),
+    "gru tied": ("gru", test_gru.SMALL | {"tie_embeddings": True, "unroll": 3}),
 }
 TEXT = np.random.default_rng(3).integers(0, 61, (2, 16), np.int32)
 PROMPT = [3, 1, 4, 1, 5]
@@ -37,7 +37,7 @@ def made(name, **changes):
     model = models.build(family, **fields | changes)
     params = model.init(jax.random.key(0), TEXT)
     # At first a model is nearly indifferent; sharper logits make the draws of the tests differ.
-    table = params["embed"] if model.spec.tied else params["head"]
+    table = params["embed"] if model.spec.tie_embeddings else params["head"]
     table.update({k: 3 * v for k, v in table.items()})
     return model, params
 

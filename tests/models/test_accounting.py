@@ -74,7 +74,9 @@ def test_a_parameter_without_a_group_is_an_error(monkeypatch):
 
 
 def test_a_tied_embedding_enters_the_head_and_an_untied_one_no_dot_product():
-    tied, untied = (models.build("transformer", **SMALL | {"tied": t}) for t in (True, False))
+    tied, untied = (
+        models.build("transformer", **SMALL | {"tie_embeddings": t}) for t in (True, False)
+    )
     tied, untied = (accounting.params(m, INPUTS) for m in (tied, untied))
     assert tied["params_matmul"] == untied["params_matmul"]
     assert tied["params"] == untied["params"] - 61 * 32

@@ -19,7 +19,7 @@ SMALL = {
     "context": 16,
     "width": 32,
     "depth": 2,
-    "tied": False,
+    "tie_embeddings": False,
     "dtype": "float32",
     "unroll": 1,
 }
@@ -77,14 +77,16 @@ def in_numpy(params, inputs, reset_before=False):
     return x
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied": True}, {"unroll": 5}])
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"unroll": 5}])
 def test_the_cell_is_that_of_its_equations(changes):
     model, params = started(**changes)
     hidden = np.asarray(model.apply(params, tokens())).reshape(2, 16, -1)
     np.testing.assert_allclose(hidden, in_numpy(params, tokens()), atol=1e-5)
     other = in_numpy(params, tokens(), reset_before=True)
     assert np.abs(hidden - other).max() > 1e-2
-    table = params["embed"]["embedding"].T if model.spec.tied else params["head"]["kernel"]
+    table = (
+        params["embed"]["embedding"].T if model.spec.tie_embeddings else params["head"]["kernel"]
+    )
     out = hidden @ np.asarray(table)
     np.testing.assert_allclose(logits(model, params, tokens()), out, atol=1e-4)
 
@@ -111,7 +113,7 @@ def test_the_cell_is_that_of_pytorch():
     np.testing.assert_allclose(np.stack(state), last.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied": True}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"dtype": "bfloat16"}])
 def test_states_see_the_past_and_the_present_and_nothing_else(changes):
     model, params = started(**changes)
     at = 7
@@ -196,7 +198,7 @@ def test_first_loss_is_near_that_of_a_uniform_guess():
     assert abs(float(nats.mean()) - np.log(61)) < 0.3
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied": True}, {"depth": 3}])
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}, {"depth": 3}])
 def test_exact_flops_are_what_xla_counts_in_a_training_step(changes):
     model = build(**changes, unroll=16)
     inputs = jnp.zeros(INPUTS.shape, INPUTS.dtype)
@@ -217,7 +219,7 @@ def test_exact_flops_are_what_xla_counts_in_a_training_step(changes):
     assert counted != pytest.approx(exact - 6 * 2 * 16 * 32 * 61, rel=0.01)
 
 
-@pytest.mark.parametrize("changes", [{}, {"tied": True}])
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": True}])
 def test_groups_add_up_to_the_tree(changes):
     model = build(**changes)
     counts = accounting.params(model, INPUTS)

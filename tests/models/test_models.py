@@ -25,7 +25,7 @@ SMALL = {
     "activation": "swiglu",
     "qk_norm": False,
     "bias": False,
-    "tied": False,
+    "tie_embeddings": False,
     "dtype": "float32",
     "attention": "own",
     "remat": "none",
@@ -33,7 +33,13 @@ SMALL = {
 }
 VARIANTS = [
     {},
-    {"norm": "layer", "positions": "learned", "activation": "gelu", "tied": True, "bias": True},
+    {
+        "norm": "layer",
+        "positions": "learned",
+        "activation": "gelu",
+        "tie_embeddings": True,
+        "bias": True,
+    },
     {"kv_heads": 2, "qk_norm": True, "activation": "relu2"},
     {"kv_heads": 1, "dtype": "bfloat16", "remat": "full"},
 ]
@@ -64,7 +70,11 @@ def test_logits_see_the_past_and_the_present_and_nothing_else(changes):
         places = jnp.arange(16, dtype=jnp.int32)[None]  # token t is row t: its own embedding
         hidden = model.apply(table, places)
         # The head must not look at the table that is differentiated.
-        head = params["embed"]["embedding"].T if model.spec.tied else params["head"]["kernel"]
+        head = (
+            params["embed"]["embedding"].T
+            if model.spec.tie_embeddings
+            else params["head"]["kernel"]
+        )
         return jnp.sum((hidden.astype(jnp.float32) @ head)[at] ** 2)
 
     grads = jax.grad(logit_from_embeddings)(params["embed"]["embedding"])[:16]

@@ -193,10 +193,10 @@ def tokens(batch=2, length=16, vocab=61):
 GRU = {"vocab": 61, "context": 16, "width": 32, "depth": 1, "dtype": "float32", "unroll": 1}
 HEADS = {
     "untied": models.build("transformer", **SMALL),
-    "tied": models.build("transformer", **SMALL | {"tied": True}),
+    "tied": models.build("transformer", **SMALL | {"tie_embeddings": True}),
     "bfloat16": models.build("transformer", **SMALL | {"dtype": "bfloat16"}),
-    "gru": models.build("gru", **GRU, tied=False),
-    "gru, tied": models.build("gru", **GRU, tied=True),
+    "gru": models.build("gru", **GRU, tie_embeddings=False),
+    "gru, tied": models.build("gru", **GRU, tie_embeddings=True),
 }
 
 
@@ -397,7 +397,7 @@ LOW = {
         **SMALL
         | {"dtype": "bfloat16", "norm": "layer", "positions": "learned", "activation": "gelu"},
     ),
-    "gru": models.build("gru", **GRU | {"dtype": "bfloat16"}, tied=False),
+    "gru": models.build("gru", **GRU | {"dtype": "bfloat16"}, tie_embeddings=False),
 }
 
 

@@ -142,7 +142,7 @@ OTHER = {  # another valid value of each key
     "model.activation": "gelu",
     "model.qk_norm": True,
     "model.bias": True,
-    "model.tied": True,
+    "model.tie_embeddings": True,
     "model.dtype": "bfloat16",
     "model.attention": "xla",
     "model.remat": "full",

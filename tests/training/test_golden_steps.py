@@ -18,7 +18,7 @@ from research.training.optimizers import Optimizer
 from research.training.step import StepSpec
 from research.training.tasks import TASKS
 
-LANGUAGE = {"vocab": 61, "context": 16, "width": 32, "depth": 2, "tied": False}
+LANGUAGE = {"vocab": 61, "context": 16, "width": 32, "depth": 2, "tie_embeddings": False}
 LANGUAGE |= {"dtype": "float32", "unroll": 1}
 FAMILIES = {
     "transformer": LANGUAGE

@@ -307,7 +307,7 @@ FAMILIES = {
     ),
     "gru": (
         {"vocab": 61, "context": 16, "width": 8, "depth": 1, "dtype": "float32", "unroll": 1}
-        | {"tied": False},
+        | {"tie_embeddings": False},
         None,
         {"layer0/input/kernel", "layer0/recurrent/kernel"},
     ),
