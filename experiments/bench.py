@@ -1,9 +1,9 @@
-"""How fast a config trains on this machine, its data included, and what the host adds to a step.
+"""Time the training loop of a config on this machine, data loading and host overhead included.
 
 python -m experiments.bench --config=configs/lm_gpt2.py --config.batch.size=16 [--json]
-python -m experiments.bench [--json]         a table of the shipped cases, a process for each
+python -m experiments.bench [--json]         a table of the shipped cases, one process each
 
-No run is written. research/planning/benchmark.py says what each number is.
+No run is written. The docstring of research/planning/benchmark.py defines each number.
 """
 
 import json
@@ -39,9 +39,9 @@ def flags(case: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__, required=False)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON alone")
-    parser.add_argument("--blocks", type=int, default=10, help="blocks that are timed")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a block, about")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON only")
+    parser.add_argument("--blocks", type=int, default=10, help="number of timed blocks")
+    parser.add_argument("--seconds", type=float, default=0.5, help="approximate length of a block")
     args, config, _ = cli.parse_config(parser, argv)
     timed = [f"--blocks={args.blocks}", f"--seconds={args.seconds}"]
     if args.config is None:

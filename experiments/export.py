@@ -1,13 +1,13 @@
-"""A trained model as safetensors with a manifest, for others or for later.
+"""Export a trained model as safetensors with a manifest, signed or encrypted where wanted.
 
   python -m experiments.export --run=WORKDIR/runs/<id> --out=DIR
   python -m experiments.export --run=… --out=DIR --sign=private.pem --encrypt --key_file=FILE
   python -m experiments.export --check=DIR --verify=public.pem --key_file=FILE
-  python -m experiments.export --export=DIR --out=OTHER --key_file=FILE     (in the clear again)
+  python -m experiments.export --export=DIR --out=OTHER --key_file=FILE     (decrypted)
 
 --run is a run, or the workdir of one. A key is 32 bytes in a file that only you can read, or 64
 hexadecimal digits in ISOFLOP_EXPORT_KEY; it is never given on the command line. docs/export.md says
-how keys are made.
+how to make keys.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,15 +26,15 @@ UNUSED = {  # flags that would be passed over
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("--run", metavar="DIR", help="what is exported")
-    parser.add_argument("--step", type=int, help="of its checkpoints; the newest by default")
-    parser.add_argument("--export", metavar="DIR", help="an export that is written again")
-    parser.add_argument("--check", metavar="DIR", help="an export that is read and compared")
+    parser.add_argument("--run", metavar="DIR", help="the run to export")
+    parser.add_argument("--step", type=int, help="checkpoint of that run (default: the latest)")
+    parser.add_argument("--export", metavar="DIR", help="an export to write again, e.g. decrypted")
+    parser.add_argument("--check", metavar="DIR", help="an export to verify")
     parser.add_argument("--out", metavar="DIR", help="a new folder")
-    parser.add_argument("--sign", metavar="FILE", help="a private key (P-256, PEM)")
-    parser.add_argument("--verify", metavar="FILE", help="the public key that must have signed")
-    parser.add_argument("--encrypt", action="store_true", help="write it encrypted")
-    parser.add_argument("--key_file", metavar="FILE", help="the key of what is encrypted")
+    parser.add_argument("--sign", metavar="FILE", help="sign with this private key (P-256, PEM)")
+    parser.add_argument("--verify", metavar="FILE", help="require a signature by this public key")
+    parser.add_argument("--encrypt", action="store_true", help="encrypt the export")
+    parser.add_argument("--key_file", metavar="FILE", help="the encryption key")
     args = parser.parse_args(argv)
     given = [name for name in ("run", "export", "check") if getattr(args, name)]
     if len(given) != 1 or (args.out is None) != (given == ["check"]):

@@ -1,9 +1,9 @@
-"""Text from a trained language model.
+"""Generate text from a trained language model.
 
 python -m experiments.generate --runs=DIR --prompt="def " --tokens=200 --temperature=0.8
 
 DIR is a run, WORKDIR/runs/<id>, or a WORKDIR: of its runs, --run=ID is taken, else the language
-model with the lowest loss. Of a run on token ids (a .bin), prompt and text are ids. In the place of
+model with the lowest loss. For a run on token ids (a .bin), prompt and text are ids. Instead of
 --runs, --export=DIR takes what experiments.export wrote, with its --key_file and --verify.
 """
 

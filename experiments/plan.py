@@ -1,13 +1,13 @@
-"""Plan a run for machines that are not here: memory, traffic, step time and MFU at best, what fits.
+"""Plan a run for machines that are not here: memory, traffic, best step time and MFU, what fits.
 
   python -m experiments.plan --config=configs/lm_transformer.py --devices=4096 --device=h100
       --config.size=7e9 --config.data.context=2048 --config.batch.size=4096 --vocab=32000
       --config.horizon.unit=tokens_per_param --config.horizon.amount=20
       [--mesh=data:8,fsdp:64,tensor:8] [--exact] [--json]
 
-Without a mesh the best one is sought. With --vocab the text need not be there. --exact compiles the
-run for simulated devices and shows what XLA reserves.
-Nothing is allocated, and nothing here was measured on such machines.
+Without --mesh the best one is searched for. With --vocab the text need not be there. --exact
+compiles the run for simulated devices and shows what XLA reserves. Nothing is allocated, and
+nothing here was measured on such machines.
 """
 
 import json
@@ -21,12 +21,16 @@ from research.planning import hardware
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
-    parser.add_argument("--devices", type=int, default=8, help="how many there would be")
+    parser.add_argument("--devices", type=int, default=8, help="how many devices")
     parser.add_argument("--device", default="h100", help=", ".join(hardware.MACHINES))
-    parser.add_argument("--mesh", default="", metavar="AXIS:DEVICES,...", help="not the best one")
-    parser.add_argument("--vocab", type=int, help="of text that need not be there")
-    parser.add_argument("--largest", action="store_true", help="seek the largest model that fits")
-    parser.add_argument("--exact", action="store_true", help="compile it too, here")
+    parser.add_argument(
+        "--mesh", default="", metavar="AXIS:DEVICES,...", help="this mesh, not the best one"
+    )
+    parser.add_argument("--vocab", type=int, help="vocabulary of text that need not be there")
+    parser.add_argument("--largest", action="store_true", help="find the largest model that fits")
+    parser.add_argument(
+        "--exact", action="store_true", help="compile it here, for simulated devices"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args, config, _ = cli.parse_config(parser, argv)
     machine = hardware.machine_named(args.device)

@@ -1,4 +1,4 @@
-"""Fit and draw a sweep again from its records: report.html, fit.json, figures. Touches no model.
+"""Fit and draw a sweep again from its records: report.html, fit.json, figures. Needs no model.
 
 python -m experiments.report --runs=DIR
 """

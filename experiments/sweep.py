@@ -4,9 +4,9 @@
   python -m experiments.sweep --watch=DIR                            (from another shell or host)
 
 --plan shows every point with its size, tokens, FLOPs, seconds, memory and status, and what would
-bias a fitted law, and trains nothing. --calibrate times two programs here, for the seconds.
-Launch the same command again to resume after an interruption, or at the same time to share the
-work. --num_processes=K trains each run in K processes, which the executor starts.
+bias a fitted law, and trains nothing. --calibrate times two programs on this machine, from which
+seconds are predicted. Launch the same command again to resume after an interruption, or at the same
+time to share the work. --num_processes=K trains each run in K processes, which the executor starts.
 """
 
 import argparse
@@ -37,14 +37,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
     limits.add_flags(parser)
     parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
-    parser.add_argument("--workers", type=int, help="how many (default: what there is room for)")
+    parser.add_argument("--workers", type=int, help="how many (default: as many as fit)")
     process_flags.add_flags(parser, member=False)
     parser.add_argument(
         "--executor_options", default="", metavar="KEY=VALUE,...", help=launch.OPTIONS_HELP
     )
-    parser.add_argument("--retry_failed", action="store_true", help="train failed runs again too")
+    parser.add_argument("--retry_failed", action="store_true", help="also retry failed runs")
     parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
-    parser.add_argument("--watch", action=Watch, metavar="DIR", help="show a sweep that runs")
+    parser.add_argument("--watch", action=Watch, metavar="DIR", help="watch a running sweep")
     args, config, module = cli.parse_config(parser, argv)
     most = limits.parse_limits(args)
     num_processes = process_flags.process_count(args)

@@ -1,4 +1,4 @@
-"""The table of runs: print it, filter it, sort it.
+"""Print, filter and sort the table of runs.
 
   python -m experiments.table --runs=DIR --where='params>1e5, status==done' --sort=-loss
   python -m experiments.table --runs=DIR --columns=params,flops_6nd,loss --format=csv
@@ -15,9 +15,9 @@ from research.report import tables
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="a sweep's workdir, a .csv or a .parquet")
-    parser.add_argument("--where", help="comparisons, all of which a row must meet: params>1e5")
-    parser.add_argument("--sort", help="a column; with - in front, the highest first")
-    help_ = "the columns to show, a comma between them; `all` is every one that there is"
+    parser.add_argument("--where", help="comparisons that rows must meet, all of them: params>1e5")
+    parser.add_argument("--sort", help="a column; -COLUMN for descending order")
+    help_ = "columns to show, comma-separated; `all` shows every column"
     parser.add_argument("--columns", help=help_)
     parser.add_argument("--format", choices=sorted(tables.FORMATS), default="text")
     args = parser.parse_args(argv)

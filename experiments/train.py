@@ -1,4 +1,4 @@
-"""Train one run of a config, or go on with it.
+"""Train one run of a config, or resume it.
 
 python -m experiments.train --config=configs/lm_transformer.py --config.size=3e5 --workdir=DIR
 python -m experiments.train --config=DIR/runs/<id>/config.json --workdir=OTHER     (repeat a run)
@@ -23,10 +23,14 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
     process_flags.add_flags(parser)
-    parser.add_argument("--resume", action="store_true", help="refuse to begin a run anew")
-    help_ = "trace so many steps, once they are compiled, into the run's profile/"
+    parser.add_argument(
+        "--resume", action="store_true", help="only resume; refuse to start a new run"
+    )
+    help_ = "trace this many steps, after compilation, into the run's profile/"
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=help_)
-    parser.add_argument("--force", action="store_true", help="though memory may not suffice")
+    parser.add_argument(
+        "--force", action="store_true", help="train even if memory is predicted not to suffice"
+    )
     args, config, _ = cli.parse_config(parser, argv)
     if args.profile < 0:
         raise BadInput(f"--profile={args.profile}: expected a number of steps, of at least 1")

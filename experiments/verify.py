@@ -1,10 +1,10 @@
-"""Train a run larger than those of a sweep, and compare it with what their law predicted for it.
+"""Train a run larger than those of a sweep, and compare it with the prediction of their law.
 
   python -m experiments.verify --runs=DIR [--flops=1e14]
 
-The law L(N, D) is fitted to all runs in DIR; the run has the size that it says is best for a budget
-of ten times the largest one, or of --flops (6 N D). The prediction is written before the run is
-trained. Launch the same command again to go on after an interruption.
+The law L(N, D) is fitted to all runs in DIR; the run has its optimal size for a budget of ten times
+the largest one, or of --flops (6 N D). The prediction is written before the run is
+trained. Launch the same command again to resume after an interruption.
 """
 
 import math

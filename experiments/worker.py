@@ -1,10 +1,10 @@
-"""One worker of a sweep: take runs that nobody holds and train them until none is left.
+"""Run one worker of a sweep: it takes runs that nobody holds until none is left.
 
 python -m experiments.worker --sweep=WORKDIR/sweeps/<digest>.json --workdir=WORKDIR
 
-Launchers start workers by this command, and so may you, on any host that sees WORKDIR, while the
-sweep runs or after it was interrupted. SIGTERM saves the run and ends. A worker may be several
-processes, by the flags of experiments.train.
+Launchers start workers with this command, and so may you, on any host that sees WORKDIR, while the
+sweep runs or after an interruption. SIGTERM saves the run and ends the worker. A worker may be
+several processes, with the flags of experiments.train.
 """
 
 import argparse

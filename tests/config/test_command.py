@@ -76,7 +76,7 @@ def test_every_entry_point_is_a_command_and_help_says_what_it_does(elsewhere, po
         line.split(None, 1) for line in done.stdout.partition("commands:")[2].splitlines() if line
     )
     assert list(listed) == list(COMMANDS)
-    assert listed["train"] == "Train one run of a config, or go on with it."
+    assert listed["train"] == "Train one run of a config, or resume it."
     assert all(len(f"  {about}") < 112 and about.endswith(".") for about in listed.values())
 
 
