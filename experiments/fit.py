@@ -25,16 +25,16 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="a sweep's workdir, a .csv or a .parquet")
     parser.add_argument("--out", required=True, help="where fit.json and the figures are written")
-    flags.add(parser)
+    flags.add_flags(parser)
     args = parser.parse_args(argv)
-    sweep = flags.next_config(args)
-    options, columns = flags.options(args), flags.columns(args)
+    sweep = flags.parse_next_config(args)
+    options, columns = flags.parse_options(args), flags.parse_columns(args)
 
     from research import scaling
     from research.report import fit_figures, text
     from research.scaling import table
 
-    rows = table.read(args.runs, columns, args.curves)
+    rows = table.read_runs(args.runs, columns, args.curves)
     found = scaling.analyse(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
@@ -43,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
     files.write_json(out / "fit.json", found.document)
     written = fit_figures.save_figures(figures, out)
     if sweep:
-        files.write_atomic(out / "next.py", flags.sweep_of(sweep, found.document).encode())
+        files.write_atomic(
+            out / "next.py", flags.render_sweep_config(sweep, found.document).encode()
+        )
         written.append(out / "next.py")
     print(words)
     print("\n".join(str(path) for path in (out / "fit.json", *written)))

@@ -24,9 +24,9 @@ def main(argv: Sequence[str]) -> int:
 
     from research.scaling import table
 
-    rows = table.read(args.runs)
+    rows = table.read_runs(args.runs)
     if args.where:
-        rows = [row for row, keep in zip(rows, table.where(rows, args.where)) if keep]
+        rows = [row for row, keep in zip(rows, table.match_where(rows, args.where)) if keep]
     if args.sort:
         rows = tables.sort_rows(rows, args.sort)
     print(tables.FORMATS[args.format](rows, tables.select_columns(rows, args.columns)))

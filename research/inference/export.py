@@ -69,7 +69,7 @@ class Export:
 def of_run(run: str, step: int | None = None) -> Export:
     """The newest intact checkpoint of a run, or that of `step`. Raises BadInput if there is none,
     and as checkpoint.read."""
-    start = fine_tuning.locate(run, step, "params")
+    start = fine_tuning.locate_checkpoint(run, step, "params")
     leaves = leaves_by_path(checkpoint.read_arrays(start.path, start.part))
     launch = files.read_json(start.run / "launch.json", follow=False)
     row, metrics = read_row(start.run), metrics_log.read_records(start.run)
@@ -82,7 +82,7 @@ def of_run(run: str, step: int | None = None) -> Export:
         "loss": losses[-1] if losses else None,
         "loss_unit": row.get("loss_unit"),
         "params": sum(leaf.size for leaf in leaves.values()),
-        "model": fine_tuning.described(start.run),
+        "model": fine_tuning.read_model_fields(start.run),
         "config": files.read_json(start.run / "config.json", follow=False),
         "data_digest": row.get("data_digest"),
         "tokenizer_digest": files.digest(start.tokenizer.encode()) if start.tokenizer else "bytes",

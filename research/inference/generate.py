@@ -51,7 +51,7 @@ def generate(
 
     Raises BadInput when the model is no language model, or the prompt is empty or holds other ids.
     """
-    _check(model, params, prompt)
+    _check_prompt(model, params, prompt)
     _check_memory(model, len(prompt) + tokens, samples)
     params = jax.device_put(params)
     how = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
@@ -64,16 +64,18 @@ def generate(
             window = text[:, -max(1, model.limit // 2) :]
         room = tokens if model.limit is None else model.limit - window.shape[1] + 1
         more = min(room, tokens - made)
-        token, state = _read(model, params, window, how, keys, made)
+        token, state = _prefill(model, params, window, how, keys, made)
         # All stretches of a text share one program, whose buffer holds the longest.
         out = jnp.zeros((samples, tokens if model.limit is None else model.limit), jnp.int32)
-        out = _write(model, params, token, state, window.shape[1], out, more, how, keys, made)
+        out = _decode_tokens(
+            model, params, token, state, window.shape[1], out, more, how, keys, made
+        )
         text = np.concatenate([text, np.asarray(out)[:, :more]], axis=1)
         made += more
     return text[:, len(prompt) :]
 
 
-def _check(model: Model, params: dict, prompt: Sequence[int]) -> None:
+def _check_prompt(model: Model, params: dict, prompt: Sequence[int]) -> None:
     if model.classes or not hasattr(model.module, "decode"):
         raise BadInput("this model predicts no next token; expected a language model")
     if not len(prompt):
@@ -104,7 +106,7 @@ def _check_memory(model: Model, tokens: int, samples: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(
+def _prefill(
     model: Model, params: dict, text_BxT: Array, how: Sampling, keys_B: Array, number: Array
 ) -> tuple[Array, Any]:
     """The token [B] after a text, which is the new token `number`, and the state after the text."""
@@ -112,11 +114,11 @@ def _read(
     state = model.start(B, T if model.limit is None else model.limit)
     hidden_MxD, state = model.decode(params, text_BxT, state, 0)
     last_BxD = hidden_MxD.reshape(B, T, -1)[:, -1]
-    return _draw(model.unembed(params, last_BxD), how, keys_B, number), state
+    return _sample_token(model.unembed(params, last_BxD), how, keys_B, number), state
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _write(
+def _decode_tokens(
     model: Model,
     params: dict,
     token_B: Array,
@@ -133,22 +135,22 @@ def _write(
     def step(i: Array, carry: tuple) -> tuple:
         token_B, state, out_BxN = carry
         hidden_BxD, state = model.decode(params, token_B[:, None], state, at + i - 1)
-        token_B = _draw(model.unembed(params, hidden_BxD), how, keys_B, number + i)
+        token_B = _sample_token(model.unembed(params, hidden_BxD), how, keys_B, number + i)
         return token_B, state, out_BxN.at[:, i].set(token_B)
 
     first = (token_B, state, out_BxN.at[:, 0].set(token_B))
     return jax.lax.fori_loop(1, count, step, first)[2]
 
 
-def _draw(logits_BxV: Array, how: Sampling, keys_B: Array, number: Array) -> Array:
+def _sample_token(logits_BxV: Array, how: Sampling, keys_B: Array, number: Array) -> Array:
     """The new token `number` of every sample, [B]."""
     keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
-    order_BxV, ranked_BxV = filtered(logits_BxV, how)
+    order_BxV, ranked_BxV = filter_logits(logits_BxV, how)
     rank_B = jax.vmap(jax.random.categorical)(keys_B, ranked_BxV)
     return jnp.take_along_axis(order_BxV, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
-def filtered(logits_BxV: Array, how: Sampling) -> tuple[Array, Array]:
+def filter_logits(logits_BxV: Array, how: Sampling) -> tuple[Array, Array]:
     """The tokens from the likeliest on, [B, V], and their logits, -inf where none is drawn.
 
     Of equals the lower id comes first, so the first is that of argmax, and it is always kept.

@@ -8,7 +8,7 @@ from research.errors import BadInput
 from research.io import files
 from research.models import Model
 from research.runs import checkpoint
-from research.training.fine_tuning import described, locate, run_directory
+from research.training.fine_tuning import find_run_directory, locate_checkpoint, read_model_fields
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ def open_run(path: str | Path) -> OpenedRun:
 
     Needs neither its data nor its config. Raises BadInput when there is none.
     """
-    directory = run_directory(str(path))
-    start = locate(str(directory), None, "params")
+    directory = find_run_directory(str(path))
+    start = locate_checkpoint(str(directory), None, "params")
     try:
-        model = models.build(**described(directory))
+        model = models.build(**read_model_fields(directory))
     except (TypeError, KeyError) as error:
         raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
     params = checkpoint.read_arrays(start.path, start.part)

@@ -61,7 +61,7 @@ def write_report(
                 figures[f"{name}_{kind}"] = figure
     if verified := _read_verification(workdir):
         figures |= _verification_figure(rows, verified)
-    drawings = {name: style.draw(figure) for name, figure in figures.items()}
+    drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
     written = {"report": workdir / "report.html"}
     for name, drawing in drawings.items():
         written[f"{name}.png"], written[f"{name}.svg"] = drawing.save(workdir / "figures" / name)

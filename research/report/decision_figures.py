@@ -89,7 +89,7 @@ def _closed_interval(point: Mapping[str, Any], key: str) -> tuple[float, float] 
 
 def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against size at every budget, and where the minima were located."""
-    budgets, _ = isoflop.group_by_budget(table.usable(rows, NEEDED)[0])
+    budgets, _ = isoflop.group_by_budget(table.usable_rows(rows, NEEDED)[0])
     ends = [budget.flops for budget in (budgets[0], budgets[-1])]
     norm = LogNorm(ends[0], max(ends[1], ends[0] * 1.01))
     colours = matplotlib.colormaps["viridis"]
@@ -118,7 +118,7 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
 
 def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against FLOPs of every run, and the lower convex hull."""
-    kept, _ = table.usable(rows, NEEDED)
+    kept, _ = table.usable_rows(rows, NEEDED)
     c, y, n = (np.array([row[k] for row in kept]) for k in ("flops", "loss", "params"))
     on = sorted((m["flops"], m["loss"]) for m in document["minima"])
     with matplotlib.rc_context(STYLE):

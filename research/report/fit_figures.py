@@ -21,7 +21,7 @@ LEVELS = 9  # iso-loss contours
 
 def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
     """Every figure as PNG and SVG in `out`; returns their paths."""
-    drawn = {name: style.draw(figure) for name, figure in figures.items()}
+    drawn = {name: style.render_figure(figure) for name, figure in figures.items()}
     return [path for name, drawing in drawn.items() for path in drawing.save(out / name)]
 
 
@@ -200,7 +200,7 @@ def loss_contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
 def residual_panels(fit: Fit) -> Figure:
     """Measured over fitted, against each column that the law reads, and the spread of a run."""
     columns = [c for c in fit.law.columns if c != GROUP]
-    sd = uncertainty.noise(fit.problem, fit.best)
+    sd = uncertainty.run_noise(fit.problem, fit.best)
     if fit.problem.objective == "mse":
         sd /= float(np.exp(fit.problem.log_y).mean())
     fitted, held = (fit.parts.fitted, "o", 24, BLUE), (fit.parts.held, "*", 70, ORANGE)
@@ -211,7 +211,7 @@ def residual_panels(fit: Fit) -> Figure:
         for (rows, marker, area, colour), label in ((fitted, "fitted"), (held, "held out")):
             if not rows:
                 continue
-            points = fit.law.prepare(table.columns(rows, fit.law.columns))
+            points = fit.law.prepare(table.column_arrays(rows, fit.law.columns))
             log_y = np.log([row[fit.law.response] for row in rows])
             excess = 100 * np.expm1(log_y - fit.law.evaluate(fit.best[None], points)[0][0])
             for axes, column in zip(panels, columns, strict=True):

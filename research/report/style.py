@@ -50,7 +50,7 @@ class Drawing:
         return png, svg
 
 
-def draw(figure: Figure) -> Drawing:
+def render_figure(figure: Figure) -> Drawing:
     """The figure as PNG and SVG; the same figure gives the same bytes."""
 
     def rendered(kind: str, **options: Any) -> bytes:

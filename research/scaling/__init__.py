@@ -4,7 +4,7 @@ from research.scaling.analysis import Analysis, analyse, fit_law
 from research.scaling.fit import Fit
 from research.scaling.fit_document import loss_unit
 from research.scaling.laws import LAWS, Law, named_law
-from research.scaling.options import Options, split
+from research.scaling.options import Options, split_rows
 
 __all__ = [
     "LAWS",
@@ -16,5 +16,5 @@ __all__ = [
     "fit_law",
     "loss_unit",
     "named_law",
-    "split",
+    "split_rows",
 ]

@@ -9,12 +9,12 @@ from research.errors import BadInput
 from research.scaling import compare, design, fit_document, minima_document, multiverse, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
-from research.scaling.options import Options, split
+from research.scaling.options import Options, split_rows
 
 
 def fit_law(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:
     """The document of `fit.json` for a law (an object, or a name of LAWS or METHODS) on `rows` (see
-    table.read); `options` are the fields of Options.
+    table.read_runs); `options` are the fields of Options.
 
     Raises BadInput for a table that cannot be fitted, and for options that do not fit the law.
     """
@@ -63,7 +63,7 @@ def analyse(
             made, section = compare.fit_groups(named, rows, chosen, compare_by)
             sections = {**fit_document.build_document(made), "compare": section}
         else:
-            made = Fit(named, split(named, rows, chosen), chosen)
+            made = Fit(named, split_rows(named, rows, chosen), chosen)
             sections = fit_document.build_document(made)
         target = design.prediction_target(made, chosen) if next_budget or anytime else {}
         if next_budget:
@@ -72,13 +72,13 @@ def analyse(
             sections["settling"] = design.settling_stages(made.law, made.parts, chosen, target)
     if multiverse_too:
         sections["multiverse"] = multiverse.refit_universes(str(law), rows, chosen)
-    return Analysis(_finite(sections), made, rows)
+    return Analysis(_replace_non_finite(sections), made, rows)
 
 
-def _finite(value: Any) -> Any:
+def _replace_non_finite(value: Any) -> Any:
     """JSON has no infinities; what is not finite is null."""
     if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _replace_non_finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_replace_non_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

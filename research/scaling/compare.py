@@ -17,7 +17,7 @@ from research.errors import BadInput
 from research.scaling import table
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Columns, Law, Params
-from research.scaling.options import Options, Split, split
+from research.scaling.options import Options, Split, split_rows
 
 LEVEL = 0.05  # of the test
 
@@ -40,7 +40,7 @@ def fit_groups(
         )
     if law.predict is None:
         raise BadInput(f"--compare: {law.name} gives terms alone, no prediction to rescale")
-    table.require(rows, "compare", column)
+    table.require_column(rows, "compare", column)
     missing = [i for i, row in enumerate(rows) if row.get(column) in (None, "")]
     if missing:
         raise BadInput(f"--compare={column}: row {missing[0] + 1} has no {column}")
@@ -49,7 +49,7 @@ def fit_groups(
         raise BadInput(f"--compare={column}: every row is {names[0]!r}; two groups are needed")
     numbered = [{**row, GROUP: 1.0 + names.index(str(row[column]))} for row in rows]
     joint = build_shared_law(law, names)
-    parts = split(joint, numbered, options)
+    parts = split_rows(joint, numbered, options)
     fit = Fit(joint, parts, options)
     own, counts = {}, {}
     alone = dataclasses.replace(options, where=None, holdout=None, drop_top_loss=0)
@@ -59,7 +59,7 @@ def fit_groups(
             raise BadInput(f"--compare={column}: no row of group {name!r} is left to fit")
         counts[name] = len(its)
         try:
-            parts_of = split(law, its, alone)
+            parts_of = split_rows(law, its, alone)
         except BadInput:  # too few rows for a law of its own, but they have a place on the shared
             continue
         own[name] = Fit(law, Split(parts_of.fitted, [], []), options, resample=False)
@@ -79,7 +79,7 @@ def fit_groups(
                 "interval": [1 / high if high else None, 1 / low if low else None],
             }
         groups[name] = entry
-    test = _test(law, joint, parts, own, options)
+    test = _f_test(law, joint, parts, own, options)
     section = {"column": column, "reference": names[0], "groups": groups, "test": test}
     one = law.columns[0] if len(law.columns) == 1 else "flops"
     section["of"] = {"flops": "compute", "params": "parameters"}.get(one, one)
@@ -117,7 +117,7 @@ def build_shared_law(law: Law, names: Sequence[str]) -> Law:
     )
 
 
-def _test(
+def _f_test(
     law: Law, joint: Law, parts: Split, own: dict[str, Fit], options: Options
 ) -> dict[str, Any]:
     """Whether one law for all explains the rows as well as one each."""

@@ -60,11 +60,11 @@ def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> n
             log_g = np.log(a * values["A"] / (b * values["B"])) / (a + b)
             found = np.exp(log_g + b / (a + b) * np.log(c))
         return np.where((a > 0) & (b > 0), found, np.nan)
-    found = [_searched(law, theta, budget) for theta in theta_KxP for budget in c]
+    found = [_search_optimum(law, theta, budget) for theta in theta_KxP for budget in c]
     return np.array(found).reshape(len(theta_KxP), len(c))
 
 
-def _searched(law: Law, theta: np.ndarray, c: float) -> float:
+def _search_optimum(law: Law, theta: np.ndarray, c: float) -> float:
     """The least loss along N · D = c, on a grid of log N that is made finer thrice."""
     low, high = (np.log(c) / 2 + s * SPAN / 2 * np.log(10) for s in (-1, 1))
     middle = math.nan
@@ -175,21 +175,21 @@ def _prediction(
             "params": _quantiles(n_K),
             "tokens": _quantiles(d_K),
             "tokens_per_param": _quantiles(d_K / n_K),
-            "loss": _ends(of_law),
-            "run": _ends(of_run),
+            "loss": _finite_ends(of_law),
+            "run": _finite_ends(of_run),
         },
-        "interval": _ends(of_law),
-        "run_interval": _ends(of_run),
+        "interval": _finite_ends(of_law),
+        "run_interval": _finite_ends(of_run),
         "regret": {
             "median": _or_none(np.median(regret)) if len(regret) else None,
             "quantile_95": _or_none(np.quantile(regret, 0.95)) if len(regret) else None,
         },
-        "off_size": [_off(fit, c, n, factor) for factor in FACTORS],
+        "off_size": [_off_size(fit, c, n, factor) for factor in FACTORS],
         "overtrained": [_overtrained(fit, n, d, factor) for factor in (0.5, 0.25, 0.125)],
     }
 
 
-def _off(fit: Fit, c: float, n: float, factor: float) -> dict[str, Any]:
+def _off_size(fit: Fit, c: float, n: float, factor: float) -> dict[str, Any]:
     """A size off by `factor` at the same budget: its loss, and the FLOPs that the optimal size
     would have needed for that."""
     best = fit.best[None]
@@ -239,7 +239,7 @@ def _quantiles(values: np.ndarray) -> list[float | None]:
     return [float(x) for x in np.quantile(kept, [0.025, 0.975])]
 
 
-def _ends(pair: np.ndarray) -> list[float | None]:
+def _finite_ends(pair: np.ndarray) -> list[float | None]:
     return [_or_none(x) for x in pair]
 
 

@@ -36,9 +36,10 @@ def propose_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[s
             f"--next_runs={budget:g}: the cheapest run that would tell anything costs "
             f"{cost.min():.3g} FLOPs"
         )
-    noise = max(uncertainty.noise(fit.problem, fit.best), ROUNDING)  # of a law without any
+    noise = max(uncertainty.run_noise(fit.problem, fit.best), ROUNDING)  # of a law without any
     plans = [
-        _greedy(fit, target, candidates, cost, budget, noise, by_cost) for by_cost in (True, False)
+        _choose_greedily(fit, target, candidates, cost, budget, noise, by_cost)
+        for by_cost in (True, False)
     ]
     chosen, before, after = min(plans, key=lambda plan: plan[2])
     names = fit.law.columns
@@ -93,7 +94,7 @@ def _cost(fit: Fit, candidates: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.exp(start + slope * np.log(candidates[name]))
 
 
-def _greedy(
+def _choose_greedily(
     fit: Fit,
     target: Mapping[str, float],
     candidates: Mapping[str, np.ndarray],
@@ -178,7 +179,7 @@ def settling_stages(law: Law, parts: Split, options: Options, target: Mapping[st
                 "flops_spent": float(spent[count - 1]),
                 "loss": float(loss[0]),
                 "interval": finite_ends(interval[0]),
-                "noise": uncertainty.noise(fit.problem, fit.best),
+                "noise": uncertainty.run_noise(fit.problem, fit.best),
             }
         )
     return {"target": dict(target), "stages": stages, "suggestion": _suggestion(stages)}

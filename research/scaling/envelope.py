@@ -10,7 +10,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import table
-from research.scaling.fit import RESAMPLES, clusters_of
+from research.scaling.fit import RESAMPLES, cluster_names
 from research.scaling.options import Options
 
 NEEDED = ("flops", "params", "tokens", "loss")
@@ -41,7 +41,7 @@ def _turns_up(x: np.ndarray, y: np.ndarray, a: int, b: int, c: int) -> bool:
 
 
 def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    values = {k: np.log(v) for k, v in table.columns(rows, NEEDED).items()}
+    values = {k: np.log(v) for k, v in table.column_arrays(rows, NEEDED).items()}
 
     def power_laws(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         on = chosen[lower_hull(values["flops"][chosen], values["loss"][chosen])]
@@ -61,7 +61,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
             f"{len(on)} of {len(rows)} runs lie on the envelope of loss against flops; the power "
             "laws through it need at least 3"
         )
-    clusters = clusters_of(rows, options.cluster)
+    clusters = cluster_names(rows, options.cluster)
     names, member = np.unique(clusters, return_inverse=True)
     members = [np.flatnonzero(member == i) for i in range(len(names))]
     rng = np.random.default_rng(options.seed)
@@ -94,7 +94,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
 def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     """The power laws through a table whose rows are optima already, one of each budget, by plain
     least squares of logarithms; the draws are Student's t about them."""
-    values = {k: np.log(v) for k, v in table.columns(rows, NEEDED[:3]).items()}
+    values = {k: np.log(v) for k, v in table.column_arrays(rows, NEEDED[:3]).items()}
     budgets = len(np.unique(values["flops"])) if len(rows) else 0
     if budgets < 3:
         raise BadInput(f"{budgets} budgets in flops; the power laws through optima need at least 3")

@@ -15,7 +15,7 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling import table, uncertainty
 from research.scaling.laws import Law
-from research.scaling.optimize import Problem, minimise, search, starts
+from research.scaling.optimize import Problem, minimize, multistart_minimize, starting_points
 from research.scaling.options import Options, Split
 
 FEW = 30  # clusters; below, a bootstrap of them is too coarse
@@ -27,13 +27,13 @@ APART = 0.02  # in a fitted parameter: minima that are further apart are not the
 MOST_RIVALS = 3
 
 
-def problem_of(law: Law, rows: Sequence[table.Row], options: Options) -> Problem:
-    values = table.columns(rows, [*law.columns, law.response])
+def build_problem(law: Law, rows: Sequence[table.Row], options: Options) -> Problem:
+    values = table.column_arrays(rows, [*law.columns, law.response])
     objective = options.objective or ("mse_log" if len(rows) < FEW else "huber_log")
-    weights = np.array([table.weight(row) for row in rows])
+    weights = np.array([table.row_weight(row) for row in rows])
     log_y, fixed = np.log(values[law.response]), tuple(options.fix)
     x = law.prepare(values)
-    names, clusters = np.unique(clusters_of(rows, options.cluster), return_inverse=True)
+    names, clusters = np.unique(cluster_names(rows, options.cluster), return_inverse=True)
     alone = len(names) == len(rows)
     return Problem(law, x, log_y, weights, objective, options.huber_delta, fixed,
                    None if alone else clusters)  # fmt: skip
@@ -44,10 +44,10 @@ class Fit:
 
     def __init__(self, law: Law, parts: Split, options: Options, resample: bool = True):
         self.law, self.parts, self.options = law, parts, options
-        self.problem = problem_of(law, parts.fitted, options)
-        self.columns = table.columns(parts.fitted, law.columns)
+        self.problem = build_problem(law, parts.fitted, options)
+        self.columns = table.column_arrays(parts.fitted, law.columns)
         self.begun = self._starts()
-        theta, self.values, gradients = search(self.problem, self.begun)
+        theta, self.values, gradients = multistart_minimize(self.problem, self.begun)
         order = int(np.argmin(self.values))
         if not np.isfinite(self.values[order]):
             raise BadInput(f"{law.formula} has no finite value on these rows from any start")
@@ -57,7 +57,7 @@ class Fit:
         )
         self.best, self.value = theta[order], float(self.values[order])
         self.start, self._ends = self.begun[order], theta
-        self.clusters = clusters_of(parts.fitted, options.cluster)
+        self.clusters = cluster_names(parts.fitted, options.cluster)
         self.enough = len(set(self.clusters)) >= FEW
         wanted = options.bootstrap
         if wanted is None and self.problem.clusters is not None and self.enough:
@@ -72,7 +72,7 @@ class Fit:
         else:
             if self.law.nested:
                 given = {**self._nested(), **given}
-            theta = starts(self.problem, self.columns, given)
+            theta = starting_points(self.problem, self.columns, given)
         for name, value in self.options.fix.items():
             i = self.law.parameters.index(name)
             theta[:, i] = math.log(value) if name in self.law.positive else value
@@ -83,7 +83,7 @@ class Fit:
         law = self.law.nested
         assert law
         simple = dataclasses.replace(self.problem, law=law, x=law.prepare(self.columns), fixed=())
-        theta, values, _ = search(simple, starts(simple, self.columns))
+        theta, values, _ = multistart_minimize(simple, starting_points(simple, self.columns))
         best = law.report(theta[int(np.argmin(values))])
         return {name: [float(v)] for name, v in zip(law.parameters, best, strict=True)}
 
@@ -91,7 +91,7 @@ class Fit:
         """The best point followed until the objective falls no more, and whether it came to that:
         along a flat valley, as that of a small exponent, a fit needs thousands of steps."""
         for _ in range(ROUNDS):
-            theta, values, gradients = minimise(self.problem, best[None])
+            theta, values, gradients = minimize(self.problem, best[None])
             before, best, value, gradient = value, theta[0], float(values[0]), float(gradients[0])
             if value <= self.exact or before - value <= AGREE * value:
                 return best, value, gradient, True
@@ -100,7 +100,7 @@ class Fit:
     @functools.cached_property
     def rivals(self) -> np.ndarray:
         """Other minima [r, P] that the data cannot tell from the best one, at most MOST_RIVALS."""
-        limit = self.value + uncertainty.rise(self.problem, self.best)
+        limit = self.value + uncertainty.allowed_rise(self.problem, self.best)
         out = [self.best]
         for i in np.argsort(self.values, kind="stable"):
             near = [np.abs(self._ends[i] - other).max() < APART for other in out]
@@ -115,7 +115,7 @@ class Fit:
 
     @property
     def params(self) -> dict[str, float]:
-        return named(self.law, self.law.report(self.best))
+        return by_parameter(self.law, self.law.report(self.best))
 
     @functools.cached_property
     def samples(self) -> np.ndarray:
@@ -128,7 +128,9 @@ class Fit:
             return self.best[None][:0]
         if self.enough:
             return self._resampled(RESAMPLES)
-        return uncertainty.simulated(self.problem, self.best, RESAMPLES, self.options.seed)
+        return uncertainty.parametric_bootstrap(
+            self.problem, self.best, RESAMPLES, self.options.seed
+        )
 
     def predict(self, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Response [m], interval of the law [m, 2], interval of one new run [m, 2], at m rows."""
@@ -141,7 +143,7 @@ class Fit:
         centre = self.law.evaluate(self.best[None], points)[0][0]
         logs = self.law.evaluate(self.draws, points)[0]
         ends = np.quantile(logs, [0.025, 0.975], axis=0).T
-        spread = 1.96 * uncertainty.noise(self.problem, self.best)
+        spread = 1.96 * uncertainty.run_noise(self.problem, self.best)
         if self.problem.objective == "mse":
             spread = (spread / np.exp(centre))[:, None]
         one = centre[:, None] + np.array([-1, 1]) * np.hypot(np.abs(ends - centre[:, None]), spread)
@@ -186,11 +188,11 @@ class Fit:
         ]
 
 
-def clusters_of(rows: Sequence[table.Row], column: str) -> np.ndarray:
+def cluster_names(rows: Sequence[table.Row], column: str) -> np.ndarray:
     """The name [n] of what each row is resampled with; a row without one is on its own, and named
     by its place among the sorted rows, so that the order of the table is no matter."""
     if column != "run":
-        table.require(rows, "cluster", column)
+        table.require_column(rows, "cluster", column)
     names = [
         f"{i:09d}"
         if row.get(column) in (None, "") or (column == "run" and row.get(table.UNNAMED))
@@ -200,7 +202,7 @@ def clusters_of(rows: Sequence[table.Row], column: str) -> np.ndarray:
     return np.array(names)
 
 
-def named(law: Law, values: np.ndarray) -> dict[str, float]:
+def by_parameter(law: Law, values: np.ndarray) -> dict[str, float]:
     return {name: float(v) for name, v in zip(law.parameters, values, strict=True)}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from research.scaling import compute_optimal, table, uncertainty
-from research.scaling.fit import AGREE, Fit, finite_ends, named
+from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
 from research.scaling.laws import GROUP
-from research.scaling.optimize import Problem, bounds, minimise
+from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.statistics import held_out_summary, pooled_sd
 
 UNIT = "as in the table"
@@ -41,10 +41,10 @@ def build_document(fit: Fit) -> dict[str, Any]:
             "converged": fit.converged,
         },
         "r2": _r2(fit.problem, fit.best),
-        "noise": uncertainty.noise(fit.problem, fit.best),
+        "noise": uncertainty.run_noise(fit.problem, fit.best),
         **seed_noise(fit.parts.kept, law.columns, law.response),
         "method": _method(fit),
-        "standard_errors": _errors(fit),
+        "standard_errors": _standard_errors(fit),
         "intervals": fit.reported_intervals(),
         "identifiability": _identifiability(fit),
         "optimal": compute_optimal.optimal_power_laws(fit)
@@ -56,7 +56,11 @@ def build_document(fit: Fit) -> dict[str, Any]:
     if options.score:
         document["score"] = _score(fit)
     document["warnings"] = (
-        _together(fit) + _unfinished(fit) + _mixed(fit) + _other_flops(fit) + _warnings(document)
+        _collinearity_warning(fit)
+        + _unfinished_warning(fit)
+        + _mixed_groups_warning(fit)
+        + _flops_convention_warning(fit)
+        + _warnings(document)
     )
     return document
 
@@ -78,10 +82,10 @@ def _method(fit: Fit) -> str:
     return f"bootstrap of {len(fit.draws)} resamples by {fit.options.cluster}"
 
 
-def _errors(fit: Fit) -> dict[str, float | None]:
+def _standard_errors(fit: Fit) -> dict[str, float | None]:
     """Standard errors: of the bootstrap, else a quarter of the (closed) profile interval."""
     if fit.draws is not None:
-        return {**named(fit.law, fit.law.report(fit.draws).std(0, ddof=1))}
+        return {**by_parameter(fit.law, fit.law.report(fit.draws).std(0, ddof=1))}
     names = zip(fit.law.parameters, fit.profiles, strict=True)
     widths = {n: (high - low) / 4 for n, (low, high) in names}
     return {n: w if math.isfinite(w) else None for n, w in widths.items()}
@@ -89,7 +93,7 @@ def _errors(fit: Fit) -> dict[str, float | None]:
 
 def _identifiability(fit: Fit) -> dict[str, Any]:
     lowest = min(row[fit.law.response] for row in fit.parts.fitted)
-    low_bound, high_bound = bounds(fit.law)
+    low_bound, high_bound = parameter_bounds(fit.law)
     out = {}
     values = fit.law.report(fit.best)
     for i, (name, (low, high)) in enumerate(zip(fit.law.parameters, fit.profiles, strict=True)):
@@ -123,7 +127,7 @@ def _holdout(fit: Fit) -> dict[str, Any] | None:
     """What was predicted for the rows that were held out, beside what was measured."""
     if not fit.parts.held:
         return None
-    columns = table.columns(fit.parts.held, fit.law.columns)
+    columns = table.column_arrays(fit.parts.held, fit.law.columns)
     centre, law, one = fit.predict(columns)
     rows = []
     for i, row in enumerate(fit.parts.held):
@@ -150,7 +154,7 @@ def _score(fit: Fit) -> dict[str, Any]:
     point = np.array([fit.options.score[name] for name in fit.law.parameters], float)
     theta = fit.law.fitted(point)
     value = float(fit.problem.value(theta[None])[0])
-    local = float(minimise(fit.problem, theta[None])[1][0])
+    local = float(minimize(fit.problem, theta[None])[1][0])
     return {
         "params": dict(fit.options.score),
         "objective": value,
@@ -161,9 +165,9 @@ def _score(fit: Fit) -> dict[str, Any]:
     }
 
 
-def _unfinished(fit: Fit) -> list[str]:
+def _unfinished_warning(fit: Fit) -> list[str]:
     """A warning where rows are from the middle of a run."""
-    count = sum((table.number(row.get("part_of_run")) or 1) < 1 for row in fit.parts.fitted)
+    count = sum((table.parse_number(row.get("part_of_run")) or 1) < 1 for row in fit.parts.fitted)
     if not count:
         return []
     return [
@@ -172,7 +176,7 @@ def _unfinished(fit: Fit) -> list[str]:
     ]
 
 
-def _together(fit: Fit) -> list[str]:
+def _collinearity_warning(fit: Fit) -> list[str]:
     """A warning where no fit can tell what size does and what tokens do."""
     if not compute_optimal.has_optimum(fit.law) or not compute_optimal.vary_together(
         fit.parts.fitted
@@ -184,7 +188,7 @@ def _together(fit: Fit) -> list[str]:
     ]
 
 
-def _mixed(fit: Fit) -> list[str]:
+def _mixed_groups_warning(fit: Fit) -> list[str]:
     """A warning where rows of several groups share a law that does not tell them apart."""
     groups = sorted({str(row.get("group") or "") for row in fit.parts.fitted})
     if len(groups) < 2 or GROUP in fit.law.columns:
@@ -192,7 +196,7 @@ def _mixed(fit: Fit) -> list[str]:
     return [f"rows of {len(groups)} groups are fitted together; --compare=group tells them apart"]
 
 
-def _other_flops(fit: Fit) -> list[str]:
+def _flops_convention_warning(fit: Fit) -> list[str]:
     """A warning where the budgets of the answer are not those of the table."""
     if not compute_optimal.has_optimum(fit.law):
         return []

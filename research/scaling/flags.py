@@ -31,7 +31,7 @@ LISTS = ("predict", "predict_flops")  # numbers joined by commas
 POINTS = ("fix", "init", "score")  # parameters: E=1.8,alpha=0.35
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     """Every flag of a fit but where the table is and where the results go."""
     flag = parser.add_argument
     flag("--law", default="power")
@@ -50,18 +50,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     flag("--score", default="", help="a published point to compare: every parameter")
 
 
-def options(args: argparse.Namespace) -> dict[str, Any]:
+def parse_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Options. Raises BadInput for what cannot be read."""
     given = {name: getattr(args, name) for name in FLAGS if name != "compare"}
-    given |= {name: _numbers(name, getattr(args, name)) for name in LISTS}
-    return given | {name: _point(name, getattr(args, name)) for name in POINTS}
+    given |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
+    return given | {name: _parse_point(name, getattr(args, name)) for name in POINTS}
 
 
-def columns(args: argparse.Namespace) -> dict[str, str]:
-    return _pairs("columns", args.columns)
+def parse_columns(args: argparse.Namespace) -> dict[str, str]:
+    return _parse_pairs("columns", args.columns)
 
 
-def _pairs(flag: str, text: str) -> dict[str, str]:
+def _parse_pairs(flag: str, text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part]
     if bad := [a for a, equals, b in pairs if not (a.strip() and equals and b.strip())]:
         raise BadInput(f"--{flag}={text}: expected NAME=VALUE, found {bad[0]!r}")
@@ -71,9 +71,9 @@ def _pairs(flag: str, text: str) -> dict[str, str]:
     return {a.strip(): b.strip() for a, _, b in pairs}
 
 
-def _point(flag: str, text: str) -> dict[str, float]:
+def _parse_point(flag: str, text: str) -> dict[str, float]:
     out = {}
-    for name, value in _pairs(flag, text).items():
+    for name, value in _parse_pairs(flag, text).items():
         try:
             out[name] = float(value)
         except ValueError as error:
@@ -83,14 +83,14 @@ def _point(flag: str, text: str) -> dict[str, float]:
     return out
 
 
-def _numbers(flag: str, text: str) -> list[float]:
+def _parse_numbers(flag: str, text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",") if part]
     except ValueError as error:
         raise BadInput(f"--{flag}={text}: expected numbers joined by commas") from error
 
 
-def next_config(args: argparse.Namespace) -> str | None:
+def parse_next_config(args: argparse.Namespace) -> str | None:
     """The module of --next_config, such as configs.lm_transformer. Raises BadInput for others."""
     if (value := args.next_runs) is not None and not 0 < value < math.inf:
         raise BadInput(f"--next_runs={value}: expected a number of FLOPs above 0")
@@ -108,7 +108,7 @@ def next_config(args: argparse.Namespace) -> str | None:
     return ".".join(path.with_suffix("").parts)
 
 
-def sweep_of(module: str, document: Mapping[str, Any]) -> str:
+def render_sweep_config(module: str, document: Mapping[str, Any]) -> str:
     """A config whose sweep is the proposed runs."""
     package, _, name = module.rpartition(".")
     points = []

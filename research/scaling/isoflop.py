@@ -112,11 +112,11 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
             f"distinct value of flops (to {SAME:.0%})",
             *(f"{row['run']}: {row['reason']}" for row in dropped[:5]),
         )
-    noise, source = _noise(rows, found, options)
+    noise, source = _estimate_noise(rows, found, options)
     wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
     methods, reasons = {}, {}
     for name in LOCATE:
-        minima, reasons[name] = _minima(found, name, noise, wanted, options.seed)
+        minima, reasons[name] = _sample_minima(found, name, noise, wanted, options.seed)
         methods[name] = _power_laws(minima) if len(minima) >= 2 else None
         if methods[name]:
             methods[name]["minima"] = minima
@@ -133,7 +133,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
                 **(found_by := summarize_power_laws(made))["params"],
                 "intervals": found_by["intervals"],
                 "budgets": len(made["minima"]),
-                "minima": [_shown(m) for m in made["minima"]],
+                "minima": [_minimum_entry(m) for m in made["minima"]],
             }
     warnings = []
     if few := sum(len(budget.log_n) < 5 for budget in found):
@@ -156,7 +156,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
     }
 
 
-def _noise(
+def _estimate_noise(
     rows: Sequence[table.Row], found: Sequence[Budget], options: Options
 ) -> tuple[float, str]:
     """The standard deviation of log loss of one run: given, or that of replicates, or the scatter
@@ -183,7 +183,7 @@ def _noise(
     return NOISE, "assumed: no budget has replicates"
 
 
-def _minima(
+def _sample_minima(
     found: Sequence[Budget], method: str, noise: float, k: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     rng = np.random.default_rng(seed)
@@ -231,16 +231,19 @@ def _power_laws(minima: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     )
     n = np.array([[m["log_n"]] for m in minima])
     d = np.array([[m["log_d"]] for m in minima])
-    optimal = np.concatenate([_line(log_c, n, weights)[0], _line(log_c, d, weights)[0]])
+    optimal = np.concatenate(
+        [_weighted_line(log_c, n, weights)[0], _weighted_line(log_c, d, weights)[0]]
+    )
     draws = np.concatenate(
-        [_line(log_c, log_n_MxK, weights), _line(log_c, log_d_MxK, weights)], axis=1
+        [_weighted_line(log_c, log_n_MxK, weights), _weighted_line(log_c, log_d_MxK, weights)],
+        axis=1,
     )
     draws = draws[np.isfinite(draws).all(1)]
     optimal[[1, 3]], draws[:, [1, 3]] = np.exp(optimal[[1, 3]]), np.exp(draws[:, [1, 3]])
     return {"optimal": optimal.tolist(), "draws": draws}
 
 
-def _line(x: np.ndarray, y_MxK: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _weighted_line(x: np.ndarray, y_MxK: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(slope, intercept) [K, 2] of weighted least squares; a missing y has no weight."""
     there = np.isfinite(y_MxK)
     w = weights[:, None] * there
@@ -254,7 +257,7 @@ def _line(x: np.ndarray, y_MxK: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.stack([slope, my - slope * mx], axis=1)
 
 
-def _shown(minimum: Mapping[str, Any]) -> dict[str, Any]:
+def _minimum_entry(minimum: Mapping[str, Any]) -> dict[str, Any]:
     draws = minimum["draws"][np.isfinite(minimum["draws"])]
     n, d = math.exp(minimum["log_n"]), math.exp(minimum["log_d"])
     (ends,) = quantiles(np.exp(draws)[:, None])
@@ -308,7 +311,7 @@ def check_held_out(
 ) -> dict[str, Any] | None:
     """The optimal sizes of held-out budgets, beside what was extrapolated."""
     found, _ = group_by_budget(held)
-    minima, _ = _minima(found, options.method, made["noise"], RESAMPLES, options.seed)
+    minima, _ = _sample_minima(found, options.method, made["noise"], RESAMPLES, options.seed)
     rows = []
     for m in minima:
         predicted = predict_optimum({**made, "law_of_minima": None}, m["flops"])

@@ -197,7 +197,7 @@ def overtraining() -> Law:
     )
 
 
-def _scale(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _scale_constants(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The constants with which (constant / x)^exponent is the loss, for usual exponents."""
     return np.exp(np.mean(np.log(x))) * np.mean(y) ** (1 / np.array([0.05, 0.1, 0.2, 0.4]))
 
@@ -218,8 +218,8 @@ def kaplan() -> Law:
         parameters=("Nc", "Dc", "alpha", "beta"),
         positive=("Nc", "Dc", "alpha", "beta"),
         starts={
-            "Nc": lambda x, y: _scale(x["params"], y),
-            "Dc": lambda x, y: _scale(x["tokens"], y),
+            "Nc": lambda x, y: _scale_constants(x["params"], y),
+            "Dc": lambda x, y: _scale_constants(x["tokens"], y),
             "alpha": (0.05, 0.1, 0.3),
             "beta": (0.05, 0.1, 0.3),
         },

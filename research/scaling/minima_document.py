@@ -8,7 +8,7 @@ from typing import Any
 from research.errors import BadInput
 from research.scaling import envelope, isoflop, table
 from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
-from research.scaling.options import Options, filtered, held_out
+from research.scaling.options import Options, filter_rows, hold_out_rows
 
 NEEDED = envelope.NEEDED
 WAYS = {
@@ -25,9 +25,9 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
     unfit += ["drop_top_loss"] if name == "optima" and options.drop_top_loss else []
     if unfit:
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
-    kept, dropped = table.usable(rows, NEEDED[:3] if name == "optima" else NEEDED)
-    kept, dropped = filtered(kept, dropped, options, "loss")
-    fitted, held = held_out(kept, options.holdout, "flops")
+    kept, dropped = table.usable_rows(rows, NEEDED[:3] if name == "optima" else NEEDED)
+    kept, dropped = filter_rows(kept, dropped, options, "loss")
+    fitted, held = hold_out_rows(kept, options.holdout, "flops")
     made = WAYS[name](fitted, options)
     noise = {"seed_noise": None, "fall": None}
     if name != "optima":

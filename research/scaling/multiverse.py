@@ -18,7 +18,7 @@ from research.errors import BadInput
 from research.scaling import compute_optimal, isoflop, minima_document, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
-from research.scaling.options import Options, split
+from research.scaling.options import Options, split_rows
 
 PARAMS = ("params", "params_non_embedding", "params_matmul")
 FLOPS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
@@ -35,7 +35,7 @@ def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> di
     for choice in _choices(law, rows, options):
         changed, made = _universe(rows, base, choice)
         try:
-            exponent, prediction, n = _answer(law, changed, made, options)
+            exponent, prediction, n = _refit(law, changed, made, options)
         except BadInput as error:
             failed.append({**choice, "reason": str(error).splitlines()[0]})
             continue
@@ -45,7 +45,7 @@ def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> di
             "--multiverse: no combination of choices could be fitted", failed[0]["reason"]
         )
     return {
-        "target": _target_words(law, options),
+        "target": _target_text(law, options),
         "universes": universes,
         "failed": failed,
         "spread": {k: _spread(universes, k) for k in ("exponent", "prediction")},
@@ -61,7 +61,7 @@ def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> di
 
 def _choices(law: str, rows: Sequence[table.Row], options: Options) -> Iterator[dict[str, Any]]:
     def there(names: Sequence[str]) -> list[str]:
-        return [n for n in names if all(table.number(row.get(n)) for row in rows)]
+        return [n for n in names if all(table.parse_number(row.get(n)) for row in rows)]
 
     counts = there(PARAMS) if options.against in PARAMS or law not in ("power", "broken") else []
     budgets = there(FLOPS) if law in METHODS or options.against in FLOPS else []
@@ -86,9 +86,9 @@ def _universe(
             for row in out:
                 row[name] = row[column]
     if choice["sizes"] != "all":
-        sizes = {n for row in out if (n := table.number(row.get("params")))}
+        sizes = {n for row in out if (n := table.parse_number(row.get("params")))}
         cut = float(np.quantile(sorted(sizes), SMALL, method="lower")) if sizes else 0.0
-        out = [row for row in out if (table.number(row.get("params")) or 0) > cut]
+        out = [row for row in out if (table.parse_number(row.get("params")) or 0) > cut]
     against = base.against
     if against in PARAMS and choice["params"]:
         against = "params"
@@ -104,13 +104,13 @@ def _universe(
     )
 
 
-def _answer(
+def _refit(
     law: str, rows: Sequence[table.Row], made: Options, options: Options
 ) -> tuple[float, float | None, int]:
     """The exponent, the prediction at the target (a loss; for minima a size), and the rows used."""
     targets = list(options.predict_flops) or list(options.predict)
     if law in METHODS:
-        most = max(table.number(row.get("flops")) or 0.0 for row in rows)
+        most = max(table.parse_number(row.get("flops")) or 0.0 for row in rows)
         found = minima_document.fit_minima(
             law, rows, dataclasses.replace(made, bootstrap=100, predict_flops=[most * AHEAD])
         )
@@ -118,7 +118,7 @@ def _answer(
         c = targets[0] if targets else most * AHEAD
         return a, k * c**a, found["n_points"]
     chosen: Law = named_law(law, made.against)
-    fit = Fit(chosen, split(chosen, rows, made), made, resample=False)
+    fit = Fit(chosen, split_rows(chosen, rows, made), made, resample=False)
     n = len(fit.parts.fitted)
     if compute_optimal.has_optimum(chosen):
         most = compute_optimal.largest_budget(fit.parts.fitted)
@@ -137,7 +137,7 @@ def _answer(
     return fit.params[exponent], value, n
 
 
-def _target_words(law: str, options: Options) -> str:
+def _target_text(law: str, options: Options) -> str:
     targets = list(options.predict_flops) or list(options.predict)
     what = "size" if law in METHODS else "loss"
     where = f"{targets[0]:.3g}" if targets else f"{AHEAD:g} times the largest of the table"

@@ -126,7 +126,7 @@ class Problem:
         )
 
 
-def minimise(
+def minimize(
     problem: Problem,
     theta: np.ndarray,
     fixed: np.ndarray | None = None,
@@ -156,12 +156,14 @@ def minimise(
     return tuple(np.concatenate(parts) for parts in zip(*done))  # type: ignore[return-value]
 
 
-def search(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `minimise`, from starts far away: those that a survey shows to be on their way to a much
+def multistart_minimize(
+    problem: Problem, theta: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `minimize`, from starts far away: those that a survey shows to be on their way to a much
     worse minimum are not followed to its end."""
-    found = minimise(problem, theta, None, SURVEY, CAUTIOUS)
+    found = minimize(problem, theta, None, SURVEY, CAUTIOUS)
     go_on = np.flatnonzero(found[1] <= HOPELESS * found[1].min())
-    better = minimise(problem, found[0][go_on])
+    better = minimize(problem, found[0][go_on])
     for all_, some in zip(found, better, strict=True):
         all_[go_on] = some
     return found
@@ -177,7 +179,7 @@ class _Descent:
     def __init__(self, problem: Problem, theta: np.ndarray, fixed: np.ndarray, cautious: int):
         K = len(theta)
         self.problem, self.fixed, self.cautious = problem, fixed, cautious
-        self.low, self.high = bounds(problem.law)
+        self.low, self.high = parameter_bounds(problem.law)
         self.theta = np.where(fixed, theta, np.clip(theta, self.low, self.high))
         self.value, self.gradient, self.gauss, self.newton = problem.derivatives(self.theta)
         self.damping, self.still = np.full(K, 1e-3), np.zeros(K, int)
@@ -227,9 +229,9 @@ class _Descent:
         # After a failure the other matrix is tried, from where the fit is.
         self.bold = (better | ~self.bold) & (k + 1 >= self.cautious)
         old = (self.value, self.gradient, self.gauss, self.newton)
-        chosen = [_where(better, a, b) for a, b in zip(new, old, strict=True)]
+        chosen = [_choose_rows(better, a, b) for a, b in zip(new, old, strict=True)]
         self.value, self.gradient, self.gauss, self.newton = chosen
-        self.theta = _where(better, trial, self.theta)
+        self.theta = _choose_rows(better, trial, self.theta)
 
     def _solve(
         self, matrix: np.ndarray, extra: np.ndarray, free: np.ndarray, gradient: np.ndarray
@@ -254,11 +256,11 @@ class _Descent:
         self.bold, self.fits = self.bold[stay], self.fits[stay]
 
 
-def _where(choose_K: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _choose_rows(choose_K: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(choose_K.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
 
-def bounds(law: Law) -> tuple[np.ndarray, np.ndarray]:
+def parameter_bounds(law: Law) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest fitted value of every parameter."""
     low, high = np.full(len(law.parameters), -np.inf), np.full(len(law.parameters), np.inf)
     for name, ends in law.bounds.items():
@@ -268,7 +270,7 @@ def bounds(law: Law) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def starts(
+def starting_points(
     problem: Problem, columns: Columns, given: Mapping[str, Sequence[float]] | None = None
 ) -> np.ndarray:
     """Starts [K, P]: every combination of `law.starts`, and for each the best non-negative values
@@ -285,7 +287,7 @@ def starts(
     for values in itertools.product(*chosen.values()):
         point = dict(zip(chosen, map(float, values), strict=True))
         if linear:
-            basis = _basis(law, problem.x, point, linear)
+            basis = _linear_basis(law, problem.x, point, linear)
             scale = np.maximum(basis.mean(0), 1e-300)
             relative = np.clip(basis / scale / y[:, None] * root[:, None], 0, 1e150)
             found, _ = nnls(relative, root)
@@ -297,7 +299,9 @@ def starts(
     return np.array(out)
 
 
-def _basis(law: Law, x: np.ndarray, point: dict[str, float], linear: list[str]) -> np.ndarray:
+def _linear_basis(
+    law: Law, x: np.ndarray, point: dict[str, float], linear: list[str]
+) -> np.ndarray:
     """What each linear parameter is multiplied by [n, len(linear)]: the prediction where it is one
     and the other linear ones are nothing."""
     tiny = 1e-200

@@ -157,16 +157,16 @@ class Split:
         return self.fitted + self.held
 
 
-def split(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
+def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
     """Rows that can be used, filtered as the options say. Raises BadInput when they are too few."""
     needed = [*law.columns, law.response]
-    kept, dropped = table.usable(rows, needed)
-    unweighted = [row for row in kept if not table.weight(row)]
+    kept, dropped = table.usable_rows(rows, needed)
+    unweighted = [row for row in kept if not table.row_weight(row)]
     dropped = dropped + [{"run": row["run"], "reason": "weight is 0"} for row in unweighted]
-    kept = [row for row in kept if table.weight(row)]
-    kept, dropped = filtered(kept, dropped, options, law.response)
+    kept = [row for row in kept if table.row_weight(row)]
+    kept, dropped = filter_rows(kept, dropped, options, law.response)
     against = law.columns[0]
-    fitted, held = held_out(kept, options.holdout, against)
+    fitted, held = hold_out_rows(kept, options.holdout, against)
     distinct = len({tuple(row[c] for c in law.columns) for row in fitted})
     needs = len(law.parameters) - len(options.fix) + 1
     if distinct < needs:
@@ -175,24 +175,24 @@ def split(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
             what = f"points of {', '.join(law.columns)}"
         raise BadInput(
             f"{distinct} distinct {what} to fit ({len(held)} runs held out, {len(dropped)} rows "
-            f"left out{_why(dropped)}); {law.formula} has {needs - 1} parameters and needs at "
-            f"least {needs}"
+            f"left out{_main_reason(dropped)}); {law.formula} has {needs - 1} parameters and needs "
+            f"at least {needs}"
         )
     return Split(fitted, held, dropped)
 
 
-def _why(dropped: Sequence[dict[str, str]]) -> str:
+def _main_reason(dropped: Sequence[dict[str, str]]) -> str:
     """The most frequent reason, for a message."""
     reasons = [row["reason"] for row in dropped]
     return f", most often: {max(reasons, key=reasons.count)}" if reasons else ""
 
 
-def filtered(
+def filter_rows(
     kept: list[table.Row], dropped: list[dict], options: Options, response: str
 ) -> tuple[list[table.Row], list[dict]]:
     text, top = options.where, options.drop_top_loss
     if text:
-        keep = table.where(kept, text, "where")
+        keep = table.match_where(kept, text, "where")
         dropped = dropped + [
             {"run": row["run"], "reason": f"not {text}"} for row, k in zip(kept, keep) if not k
         ]
@@ -207,7 +207,7 @@ def filtered(
     return kept, dropped
 
 
-def held_out(
+def hold_out_rows(
     rows: list[table.Row], holdout: str | None, against: str
 ) -> tuple[list[table.Row], list[table.Row]]:
     if not holdout or not rows:
@@ -216,7 +216,7 @@ def held_out(
         largest = max(row[against] for row in rows)
         out = np.array([row[against] == largest for row in rows])
     else:
-        out = table.where(rows, holdout, "holdout")
+        out = table.match_where(rows, holdout, "holdout")
         if not out.any():
             raise BadInput(f"--holdout={holdout}: holds out none of {len(rows)} runs")
     return (

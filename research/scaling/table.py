@@ -29,7 +29,7 @@ _OPERATORS = {
 }
 
 
-def read(
+def read_runs(
     path: str | os.PathLike[str], columns: Mapping[str, str] | None = None, curves: bool = False
 ) -> list[Row]:
     """Rows of a sweep's workdir, a CSV or a parquet file; `columns` maps our names to theirs. Of a
@@ -47,22 +47,24 @@ def read(
     elif not path.exists():
         raise BadInput(f"--runs={path}: no such file or folder")
     elif path.suffix.lower() == ".csv":
-        rows = _csv(path)
+        rows = _read_csv(path)
     elif path.suffix.lower() == ".parquet":
-        rows = _parquet(path)
+        rows = _read_parquet(path)
     else:
         raise BadInput(f"--runs={path}: expected the workdir of a sweep, a .csv or a .parquet file")
     if not rows:
         raise BadInput(f"--runs={path}: the table has no rows")
     for ours, theirs in (columns or {}).items():
         if theirs not in rows[0]:
-            raise BadInput(f"--columns={ours}={theirs}: no column {theirs!r}; {_there(rows)}")
+            raise BadInput(
+                f"--columns={ours}={theirs}: no column {theirs!r}; {_name_columns(rows)}"
+            )
     renamed = (columns or {}).items()
     rows = [{**row, **{ours: row.get(theirs) for ours, theirs in renamed}} for row in rows]
-    return [_with_flops(row) for row in rows]
+    return [_fill_flops(row) for row in rows]
 
 
-def _csv(path: Path) -> list[Row]:
+def _read_csv(path: Path) -> list[Row]:
     """The rows of a CSV with a header, separated by what its header has most of."""
     try:
         lines = files.read(path, LARGEST_CSV).decode("utf-8-sig").splitlines()
@@ -84,11 +86,11 @@ def _csv(path: Path) -> list[Row]:
     return rows
 
 
-def _parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> list[Row]:
     return tables.parquet(path, f"--runs={path}", MOST_CELLS).to_pylist()
 
 
-def _with_flops(row: Row) -> Row:
+def _fill_flops(row: Row) -> Row:
     """With 6 · params · tokens where a row has no FLOPs of its own."""
     if row.get("flops") not in (None, ""):
         return row
@@ -98,7 +100,7 @@ def _with_flops(row: Row) -> Row:
         return row  # what is wrong with a column is said when it is needed
 
 
-def number(value: object) -> float | None:
+def parse_number(value: object) -> float | None:
     """A finite number, whether as one or as text; None for anything else."""
     try:
         found = float(value)  # type: ignore[arg-type]
@@ -107,7 +109,9 @@ def number(value: object) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[dict[str, str]]]:
+def usable_rows(
+    rows: Sequence[Row], needed: Sequence[str]
+) -> tuple[list[Row], list[dict[str, str]]]:
     """The rows with positive finite numbers in every needed column, and the others with reasons.
 
     A run that is not done is left out. Rows come back in one order whatever theirs was, and with
@@ -116,7 +120,7 @@ def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[
     """
     missing = [name for name in needed if not any(name in row for row in rows)]
     if missing:
-        raise BadInput(*(f"no column {name!r}; {_there(rows)}" for name in missing))
+        raise BadInput(*(f"no column {name!r}; {_name_columns(rows)}" for name in missing))
     kept, dropped, texts = [], [], []
     for place, row in enumerate(rows):
         unnamed = row.get("run") in (None, "")
@@ -141,31 +145,33 @@ def usable(rows: Sequence[Row], needed: Sequence[str]) -> tuple[list[Row], list[
         if reason:
             dropped.append({"run": label, "reason": reason})
         else:
-            others = {k: number(v) for k, v in row.items() if k.startswith(COUNTS)}
+            others = {k: parse_number(v) for k, v in row.items() if k.startswith(COUNTS)}
             kept.append({**row, **others, "run": label, UNNAMED: unnamed, **values})
     if texts:
         raise BadInput(*texts)
-    kept.sort(key=lambda row: (*(row.get(name, 0.0) for name in needed), _rest(row), row["run"]))
+    kept.sort(
+        key=lambda row: (*(row.get(name, 0.0) for name in needed), _tie_break(row), row["run"])
+    )
     return kept, dropped
 
 
-def _rest(row: Row) -> str:
+def _tie_break(row: Row) -> str:
     """What orders rows without names that are equal in what a law reads."""
     if not row[UNNAMED]:
         return ""
     return repr(sorted((k, str(v)) for k, v in row.items() if k != "run"))
 
 
-def weight(row: Row) -> float:
+def row_weight(row: Row) -> float:
     """The weight of a row, 1 where it has none. Raises BadInput for a negative one or none."""
     given = row.get("weight")
-    found = 1.0 if given in (None, "") else number(given)
+    found = 1.0 if given in (None, "") else parse_number(given)
     if found is None or found < 0:
         raise BadInput(f"{row['run']}: weight is {given!r}, expected a number of at least 0")
     return found
 
 
-def where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
+def match_where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
     """Which rows satisfy `text`: comparisons with numbers (or, by == and !=, with words), joined by
     commas or "and". A row without the value satisfies only !=.
 
@@ -181,7 +187,7 @@ def where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
             )
         name, operator, value = found.groups()
         if rows and not any(name in row for row in rows):
-            raise BadInput(f"{said}: no column {name!r}; {_there(rows)}")
+            raise BadInput(f"{said}: no column {name!r}; {_name_columns(rows)}")
         try:
             number = float(value)
             given = (row.get(name) for row in rows)
@@ -196,17 +202,17 @@ def where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
     return keep
 
 
-def columns(rows: Sequence[Row], names: Sequence[str]) -> dict[str, np.ndarray]:
+def column_arrays(rows: Sequence[Row], names: Sequence[str]) -> dict[str, np.ndarray]:
     """The named columns as float64 arrays [n]."""
     return {name: np.array([row[name] for row in rows], float) for name in names}
 
 
-def require(rows: Sequence[Row], flag: str, column: str) -> None:
+def require_column(rows: Sequence[Row], flag: str, column: str) -> None:
     """Raises BadInput naming the flag if no row has the column."""
     if not any(row.get(column) not in (None, "") for row in rows):
-        raise BadInput(f"--{flag}={column}: no column {column!r}; {_there(rows)}")
+        raise BadInput(f"--{flag}={column}: no column {column!r}; {_name_columns(rows)}")
 
 
-def _there(rows: Sequence[Row]) -> str:
+def _name_columns(rows: Sequence[Row]) -> str:
     names = sorted({str(name) for row in rows for name in row} - {UNNAMED})
     return f"there are {', '.join(names)}"

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import stdtrit
 
-from research.scaling.optimize import Problem, minimise
+from research.scaling.optimize import Problem, minimize
 
 PINNED = 20  # relative weight of a row that a fit passes through: off it by under 1 % of a width,
 # while a stiffer one keeps the solver from moving along it
@@ -28,31 +28,33 @@ PASSES = 100  # steps of a refit; those that need more are far beyond the limit
 MANY = 30  # clusters, from which on their scores tell how noise differs between rows
 
 
-def noise(problem: Problem, theta: np.ndarray) -> float:
+def run_noise(problem: Problem, theta: np.ndarray) -> float:
     """Standard deviation of one run about the law, in the units of the residuals."""
     r = problem.residuals(theta[None])[0][0]
     weights = problem.weights / problem.weights.mean()  # 100 for every row is as 1 for every row
     return float(np.sqrt(np.sum(weights * r * r) / max(problem.freedom, 1)))
 
 
-def rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:
+def allowed_rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:
     """By how much the objective may exceed its least value within the interval."""
     pull = np.sqrt(problem.weights) * problem.influence(theta[None])[0]
-    count, freedom = _counted(problem)
+    count, freedom = _count_clusters(problem)
     t = float(stdtrit(freedom, (1 + level) / 2))
     variance = float(np.mean(pull**2)) * count / freedom * _design_effect(problem, pull)
-    return t * t / 2 * variance / _slope(problem, theta)
+    return t * t / 2 * variance / _mean_curvature(problem, theta)
 
 
-def _counted(problem: Problem) -> tuple[int, int]:
+def _count_clusters(problem: Problem) -> tuple[int, int]:
     """How many clusters there are, and how many degrees of freedom they leave."""
     count = problem.n if problem.clusters is None else int(problem.clusters.max()) + 1
     return count, max(problem.freedom - problem.n + count, 1)
 
 
-def rises(problem: Problem, theta: np.ndarray, along_MxP: np.ndarray, level: float) -> np.ndarray:
-    """`rise` [m] for functions of the parameters with these derivatives."""
-    equal, (count, freedom) = rise(problem, theta, level), _counted(problem)
+def allowed_rises(
+    problem: Problem, theta: np.ndarray, along_MxP: np.ndarray, level: float
+) -> np.ndarray:
+    """`allowed_rise` [m] for functions of the parameters with these derivatives."""
+    equal, (count, freedom) = allowed_rise(problem, theta, level), _count_clusters(problem)
     if count < MANY:
         return np.full(len(along_MxP), equal)
     free = ~problem.held
@@ -60,7 +62,7 @@ def rises(problem: Problem, theta: np.ndarray, along_MxP: np.ndarray, level: flo
     scores = j_PxN * problem.weights * problem.influence(theta[None])[0]
     if problem.clusters is not None:
         scores = np.stack([np.bincount(problem.clusters, row) for row in scores])
-    bread = (j_PxN * problem.weights) @ j_PxN.T * _slope(problem, theta)
+    bread = (j_PxN * problem.weights) @ j_PxN.T * _mean_curvature(problem, theta)
     away = np.linalg.pinv(bread, hermitian=True) @ along_MxP[:, free].T
     meat = np.sum((scores.T @ away) ** 2, 0) * count / freedom
     t = float(stdtrit(freedom, (1 + level) / 2))
@@ -78,7 +80,7 @@ def _design_effect(problem: Problem, pull: np.ndarray) -> float:
     return max(1.0, float(np.sum(sums**2) / np.sum(pull**2)))
 
 
-def _slope(problem: Problem, theta: np.ndarray) -> float:
+def _mean_curvature(problem: Problem, theta: np.ndarray) -> float:
     """The mean of ψ': one for squares. For Huber's loss, the share of rows within delta, estimated
     from a wider neighbourhood where delta is narrow and few rows would be counted, and divided by
     1 + P/n var(ψ') / mean(ψ')², since a fit to few rows passes nearer to them than the law does."""
@@ -102,7 +104,7 @@ def parameter_intervals(
     """The profile interval of each fitted parameter; an end is ±inf where the data leave it open.
     That of one that is held is its value. It reaches over `rivals` [r, P], other minima that the
     data allow."""
-    limits = value + rises(problem, best, np.eye(len(best)), level)
+    limits = value + allowed_rises(problem, best, np.eye(len(best)), level)
     out = []
     for i, name in enumerate(problem.law.parameters):
         if problem.held[i]:
@@ -110,8 +112,8 @@ def parameter_intervals(
             continue
         width = 1.0 if name in problem.law.positive else 0.3 * abs(best[i])
         ends = [
-            _bracket(
-                lambda targets, i=i, begun=begun: _profile(problem, begun, i, targets),
+            _bracket_ends(
+                lambda targets, i=i, begun=begun: _profile_objective(problem, begun, i, targets),
                 begun[i : i + 1], max(width, 1e-3), limits[i],
             )[0]
             for begun in (best, *rivals)
@@ -120,11 +122,13 @@ def parameter_intervals(
     return out
 
 
-def _profile(problem: Problem, best: np.ndarray, i: int, targets_1xF: np.ndarray) -> np.ndarray:
+def _profile_objective(
+    problem: Problem, best: np.ndarray, i: int, targets_1xF: np.ndarray
+) -> np.ndarray:
     """The least objective [1, F] with parameter i at each target."""
     theta = np.repeat(best[None], targets_1xF.size, 0)
     theta[:, i] = targets_1xF[0]
-    return minimise(problem, theta, np.arange(len(best)) == i, PASSES)[1][None]
+    return minimize(problem, theta, np.arange(len(best)) == i, PASSES)[1][None]
 
 
 def prediction_intervals(
@@ -138,7 +142,7 @@ def prediction_intervals(
     """For points (what `law.prepare` makes of m rows): the log prediction [m], the interval of the
     law there [m, 2], and that of one new run there [m, 2], which has the noise of a run as well."""
     centre = problem.law.evaluate(best[None], points)[0][0]
-    reach = noise(problem, best)
+    reach = run_noise(problem, best)
     m = points.shape[-1]
 
     def profile(targets_MxF: np.ndarray) -> np.ndarray:
@@ -156,12 +160,14 @@ def prediction_intervals(
         )
         least = np.inf
         for begun in (best, *rivals):
-            theta = minimise(held, np.repeat(begun[None], fits, 0), None, PASSES)[0]
+            theta = minimize(held, np.repeat(begun[None], fits, 0), None, PASSES)[0]
             least = np.minimum(least, problem.value(theta))
         return np.reshape(least, targets_MxF.shape)
 
-    limit = value + rises(problem, best, problem.law.evaluate(best[None], points)[1][0].T, level)
-    law = _bracket(profile, centre, max(reach, 1e-6), limit[:, None])
+    limit = value + allowed_rises(
+        problem, best, problem.law.evaluate(best[None], points)[1][0].T, level
+    )
+    law = _bracket_ends(profile, centre, max(reach, 1e-6), limit[:, None])
     spread = stdtrit(max(problem.freedom, 1), (1 + level) / 2) * reach
     if problem.objective == "mse":  # noise in the units of the loss, here wanted in log loss
         spread = (spread / np.exp(centre))[:, None]
@@ -169,7 +175,7 @@ def prediction_intervals(
     return centre, law, centre[:, None] + np.array([-1, 1]) * one_run
 
 
-def _bracket(
+def _bracket_ends(
     profile: Callable[[np.ndarray], np.ndarray],
     centre_M: np.ndarray,
     width: float,
@@ -208,14 +214,14 @@ def bootstrap(
     draws = np.random.default_rng(seed).integers(len(names), size=(k, len(names)))
     counts = np.stack([np.bincount(draw, minlength=len(names)) for draw in draws])
     resampled = dataclasses.replace(problem, weights=problem.weights * counts[:, member])
-    return minimise(resampled, np.repeat(best[None], k, 0))[0]
+    return minimize(resampled, np.repeat(best[None], k, 0))[0]
 
 
-def simulated(problem: Problem, best: np.ndarray, k: int, seed: int) -> np.ndarray:
+def parametric_bootstrap(problem: Problem, best: np.ndarray, k: int, seed: int) -> np.ndarray:
     """theta [k, P] refitted to tables simulated from the law with the noise of a run: what stands
     in for the bootstrap where there are too few clusters to resample."""
     pull = np.sqrt(problem.weights) * problem.influence(best[None])[0]
-    reach = noise(problem, best) * math.sqrt(_design_effect(problem, pull))
+    reach = run_noise(problem, best) * math.sqrt(_design_effect(problem, pull))
     draws = np.random.default_rng(seed).standard_normal((k, problem.n)) * reach
     centre = problem.law.evaluate(best[None], problem.x)[0][0]
     if problem.objective == "mse":
@@ -223,4 +229,4 @@ def simulated(problem: Problem, best: np.ndarray, k: int, seed: int) -> np.ndarr
     else:
         y = centre + draws / np.sqrt(np.maximum(problem.weights, 1e-12))
     made = dataclasses.replace(problem, log_y=y)
-    return minimise(made, np.repeat(best[None], k, 0))[0]
+    return minimize(made, np.repeat(best[None], k, 0))[0]

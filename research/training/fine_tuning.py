@@ -1,5 +1,5 @@
-"""Going on from another run: from its parameters, for another task, or from its whole state; and
-opening a run to use what it learned. Other runs are read, never written."""
+"""Fine-tuning: starting from the parameters of another run, perhaps for another task, or resuming
+from its whole state; and opening a run to use what it learned. Other runs are never written."""
 
 import dataclasses
 import os
@@ -18,11 +18,11 @@ from research.runs import checkpoint
 from research.runs.manifest import read_manifest
 
 LARGEST_TOKENIZER = 64 << 20  # bytes
-NEW = "head"  # the parameter group that may differ: it belongs to the task
+NEW_GROUP = "head"  # the parameter group that may differ: it belongs to the task
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """A checkpoint at `path` of `run` to start from: `digest` names its content, `what` is "params"
     or "state". `taken` pairs the paths of parameters here and there."""
 
@@ -41,35 +41,35 @@ class Start:
         return f"{self.name} {self.run.name}, step {self.step}"
 
 
-def locate(run: str, step: int | None, what: str) -> Start:
+def locate_checkpoint(run: str, step: int | None, what: str) -> StartingPoint:
     """The newest intact checkpoint (or that of `step`) of `run`, which is a run's directory or the
     workdir of one run. Raises BadInput when there is none."""
-    directory = run_directory(run)
+    directory = find_run_directory(run)
     number, path = checkpoint.latest_intact(directory, step)
     manifest = read_manifest(path)
     averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
     part = "average" if averaged else "params"
-    return Start(
+    return StartingPoint(
         run=directory,
         path=path,
-        name=_name(directory),
+        name=_read_name(directory),
         step=number,
         what=what,
         digest=checkpoint.content_digest(path, "" if what == "state" else part),
         part=part,
-        tokenizer=_tokenizer(directory),
+        tokenizer=_read_tokenizer(directory),
     )
 
 
-def planned(start: Start, model: Model, inputs: Any) -> Start:
-    """`start` with the parameters that `model` takes from it.
+def match_parameters(start: StartingPoint, model: Model, inputs: Any) -> StartingPoint:
+    """`start`, with the parameters that `model` takes from it paired by path.
 
     A parameter is found by its path, or by a tail of it (a language model inside a classifier).
     Those of the head may be missing or of another shape, and are then new; anything else that does
     not fit raises BadInput.
     """
     if start.what == "state":
-        return dataclasses.replace(start, rule=f"goes on from {start}")
+        return dataclasses.replace(start, rule=f"resumes from {start}")
     there = {
         leaf.removeprefix(f"{start.part}/"): tuple(shape)
         for leaf, (shape, _) in read_manifest(start.path)["leaves"].items()
@@ -80,11 +80,13 @@ def planned(start: Start, model: Model, inputs: Any) -> Start:
         source = next((p for p in there if path == p or path.endswith(f"/{p}")), None)
         if source and there[source] == leaf.shape:
             taken.append((path, source))
-        elif match_path(model.groups, path, "row of its family's GROUPS") == NEW:
+        elif match_path(model.groups, path, "row of its family's GROUPS") == NEW_GROUP:
             new.append(path)
         else:
-            held = f"shape {there[source]}" if source else "no such parameter"
-            problems.append(f"init.run: {start.path} has {held} for {path}, shape {leaf.shape}")
+            stored = f"of shape {there[source]}" if source else "missing"
+            problems.append(
+                f"init.run: parameter {path} of shape {leaf.shape} is {stored} in {start.path}"
+            )
     if problems:
         raise BadInput(*problems[:5])
     rule = f"starts from {len(taken)} parameter arrays of {start}"
@@ -92,8 +94,8 @@ def planned(start: Start, model: Model, inputs: Any) -> Start:
     return dataclasses.replace(start, taken=tuple(taken), rule=rule)
 
 
-def transplanted(start: Start, abstract: dict, params: dict) -> dict:
-    """`params` with those that `start` gives in their place, laid out as `abstract` says."""
+def take_parameters(start: StartingPoint, abstract: dict, params: dict) -> dict:
+    """`params`, those that `start` provides replaced by its own and sharded as in `abstract`."""
     source = leaves_by_path(checkpoint.read_arrays(start.path, start.part))
     places = leaves_by_path(abstract)
     leaves = leaves_by_path(params)
@@ -102,32 +104,33 @@ def transplanted(start: Start, abstract: dict, params: dict) -> dict:
     return nest(leaves)
 
 
-def shape(run: str, family: str) -> dict[str, Any]:
+def model_shape(run: str, family: str) -> dict[str, Any]:
     """The fields of the model of `run`. Raises BadInput if it is of another family."""
-    found = dict(described(run_directory(run)))
+    found = dict(read_model_fields(find_run_directory(run)))
     if (name := found.pop("name")) != family:
         raise BadInput(f"init.run: {run} is a {name}, but model.name is {family}")
     return found
 
 
-def described(directory: Path) -> dict[str, Any]:
-    """What the model of a run is made from. Raises BadInput."""
+def read_model_fields(directory: Path) -> dict[str, Any]:
+    """The fields of the model of a run (its launch.json). Raises BadInput where they are missing or
+    wrong."""
     path = directory / "launch.json"
     found = files.read_json(path, follow=False).get("model")
     if not isinstance(found, dict) or "name" not in found:
-        raise BadInput(f"{path}: does not say what the model is")
+        raise BadInput(f"{path}: no model; expected an object with its name")
     if problems := validation.model_problems(found):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
     return found
 
 
-def _tokenizer(directory: Path) -> str:
+def _read_tokenizer(directory: Path) -> str:
     """The JSON of the tokenizer of a run; "": bytes."""
     kept = directory / "tokenizer.json"
     return files.text(kept, LARGEST_TOKENIZER, follow=False) if kept.exists() else ""
 
 
-def run_directory(run: str) -> Path:
+def find_run_directory(run: str) -> Path:
     path = Path(run)
     if os.path.isfile(path / "config.json"):
         return path
@@ -136,10 +139,12 @@ def run_directory(run: str) -> Path:
     if len(runs) == 1:
         return runs[0]
     if not runs:
-        raise BadInput(f"{path}: no run here; expected WORKDIR/runs/<id>, or the workdir of one")
+        raise BadInput(
+            f"{path}: no run found; expected WORKDIR/runs/<id>, or a workdir with a single run"
+        )
     names = ", ".join(p.name for p in runs[:5])
-    raise BadInput(f"{path}: {len(runs)} runs here ({names}); expected {path}/runs/<id>")
+    raise BadInput(f"{path}: {len(runs)} runs found ({names}); expected {path}/runs/<id>")
 
 
-def _name(directory: Path) -> str:
+def _read_name(directory: Path) -> str:
     return str(files.read_json(directory / "config.json", follow=False).get("name", "run"))

@@ -129,7 +129,7 @@ def run_loop(
     the loop puts and gets explicitly."""
     cadence, asked = run.cadence, distributed.any_process_delayed(stop)
     sizer = DispatchSizer(cadence.dispatch, cadence.paced)
-    watchdog.anew()
+    watchdog.start_run()
     with watchdog.doing("start"):
         step, state = policy.restore()
     first, stopped = step, False

@@ -24,7 +24,7 @@ from research.training.step import TrainState
 from research.training.tasks import TASKS, Task
 
 if TYPE_CHECKING:
-    from research.training.fine_tuning import Start
+    from research.training.fine_tuning import StartingPoint
 from research.training.run import PATH_KEYS, Cadence, Run, example_inputs, identity
 
 # Of one dispatch, where the config leaves them free: enough to make the host's part small, few
@@ -187,7 +187,7 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
         from research.training import fine_tuning  # which few runs need
 
         with _of_start():
-            shape = fine_tuning.shape(run, name)
+            shape = fine_tuning.model_shape(run, name)
         given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
     if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
         given |= {k: dataset.facts[k] for k in ("classes", "pad")}
@@ -225,7 +225,9 @@ def _of_start() -> Iterator[None]:
         raise BadInput(*lines) from error
 
 
-def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int) -> "Start | None":
+def _start(
+    config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int
+) -> "StartingPoint | None":
     init = config["init"]
     if init["run"] is None and init["step"] is not None:
         raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
@@ -234,7 +236,7 @@ def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int
     from research.training import fine_tuning  # which few runs need
 
     with _of_start():
-        start = fine_tuning.locate(init["run"], init["step"], init["what"])
+        start = fine_tuning.locate_checkpoint(init["run"], init["step"], init["what"])
     if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
         raise BadInput(
             f"data.tokenizer: not that of init.run; expected "
@@ -242,11 +244,11 @@ def _start(config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int
         )
     if start.what == "state" and 0 < steps <= start.step:
         raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
-    return fine_tuning.planned(start, model, inputs)
+    return fine_tuning.match_parameters(start, model, inputs)
 
 
 def _facts(
-    config: dict, dataset: Dataset, task: Task, start: "Start | None", rules: list[str]
+    config: dict, dataset: Dataset, task: Task, start: "StartingPoint | None", rules: list[str]
 ) -> dict[str, Any]:
     """What a table says of a run beside its numbers."""
     family, scaled = config["model"]["name"], "target_scale" in dataset.notes

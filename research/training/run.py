@@ -18,7 +18,7 @@ from research.training.optimizers import Optimizer
 from research.training.tasks import Task
 
 if TYPE_CHECKING:
-    from research.training.fine_tuning import Start
+    from research.training.fine_tuning import StartingPoint
 
 
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
@@ -68,7 +68,7 @@ class Run:
     keep: int
     on_save_error: str
     sinks: tuple[str, ...]
-    start: "Start | None"
+    start: "StartingPoint | None"
     facts: dict
     config: dict
 
@@ -86,7 +86,7 @@ class Run:
         return self.batch * self.data.tokens_per_example
 
 
-def identity(resolved: Mapping[str, Any], data_digest: str, start: "Start | None") -> str:
+def identity(resolved: Mapping[str, Any], data_digest: str, start: "StartingPoint | None") -> str:
     """The id of a run: what it means, wherever its data lie and whatever it prints."""
     out = meaning(resolved)
     out["data"]["digest"] = data_digest

@@ -77,7 +77,7 @@ class Trainer:
             return checkpoint.restore(start.path, self.abstract)
         from research.training import fine_tuning  # which few runs need
 
-        params = fine_tuning.transplanted(start, self.abstract.params, state.params)
+        params = fine_tuning.take_parameters(start, self.abstract.params, state.params)
         average = None if state.average is None else jax.tree.map(jnp.copy, params)
         return state._replace(params=params, average=average)
 

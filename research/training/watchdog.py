@@ -67,11 +67,11 @@ class Watchdog:
             if work:
                 work.spent += min(now - seen, 2 * POLL)
                 if work.spent > self.limit(work.kind):
-                    _bark(work.kind, work.spent)
+                    _exit_hung(work.kind, work.spent)
             seen = now
 
 
-def _bark(kind: str, spent: float) -> None:
+def _exit_hung(kind: str, spent: float) -> None:
     print(f"error: no end of a {kind} for {spent:.0f} s; launch again to go on", file=sys.stderr)
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
     sys.stderr.flush()
@@ -91,7 +91,7 @@ def watching() -> Iterator[None]:
         _active = None
 
 
-def anew() -> None:
+def start_run() -> None:
     """Another run begins: what is done for the first time may compile again, and how long the last
     run took says nothing."""
     if _active:

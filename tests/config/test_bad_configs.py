@@ -157,7 +157,7 @@ BAD = [
     ("lm_gpt2", {"data.path": "README.md"}, "data.path: README.md: expected stdlib, or a .txt"),
     ("lm_gpt2", {"data.tokenizer": "gpt2"}, "data.tokenizer: gpt2: no such file; expected bytes"),
     ("lm_gpt2", {"data.context": 10**6}, "data.path: .* data.context = 1000000 needs at least"),
-    ("lm_gpt2", {"init.run": "no/such"}, "init.run: no/such: no run here; expected WORKDIR/runs"),
+    ("lm_gpt2", {"init.run": "no/such"}, "init.run: no/such: no run found; expected WORKDIR/runs"),
     ("text_classes", {"data.classes": 1}, "data.classes: 1; .* at least 2"),
     ("text_classes", {"data.tokenizer": "bpe"}, "data.tokenizer: bpe: a classifier needs"),
     ("text_classes", {"data.label_field": "l"}, r"data.path: .* line 1: .* 'l' \(data.label_field"),

@@ -154,7 +154,7 @@ def drawn(temperature=1.0, top_k=0, top_p=1.0):
     """How often each of the five tokens is drawn."""
     how = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    ids = generate._draw(jnp.tile(LOGITS[None], (DRAWS, 1)), how, keys, jnp.int32(0))
+    ids = generate._sample_token(jnp.tile(LOGITS[None], (DRAWS, 1)), how, keys, jnp.int32(0))
     return np.bincount(ids, minlength=5) / DRAWS
 
 
@@ -181,7 +181,7 @@ def test_tokens_are_drawn_as_often_as_they_should_and_none_that_is_left_out(how,
 
 def test_of_equal_tokens_the_first_is_the_greedy_one():
     how = Sampling(jnp.float32(0), jnp.int32(0), jnp.float32(1))
-    order, kept = generate.filtered(jnp.zeros((1, 5)), how)
+    order, kept = generate.filter_logits(jnp.zeros((1, 5)), how)
     assert int(order[0, 0]) == 0
     assert np.isfinite(np.asarray(kept[0])).tolist() == [True] + [False] * 4
 
@@ -216,12 +216,12 @@ def test_a_gru_never_reads_anew():
 
 def test_a_text_of_many_stretches_compiles_three_programs():
     model, params = made("transformer {}", rotary_theta=1234.0)
-    generate._read.clear_cache()
-    generate._write.clear_cache()
+    generate._prefill.clear_cache()
+    generate._decode_tokens.clear_cache()
     for how in ({}, {"temperature": 0.5, "top_k": 5}, {"top_p": 0.9, "seed": 9}):
         generate.generate(model, params, PROMPT, 60, **how)
-    assert generate._read._cache_size() == 2  # the prompt, and half a context
-    assert generate._write._cache_size() == 1
+    assert generate._prefill._cache_size() == 2  # the prompt, and half a context
+    assert generate._decode_tokens._cache_size() == 1
 
 
 def test_bad_prompts_and_other_models_are_refused():

@@ -122,7 +122,7 @@ def sweep(path):
 def table(path):
     from research.scaling import table as runs
 
-    runs.usable(runs.read(path), ["params", "tokens", "loss"])
+    runs.usable_rows(runs.read_runs(path), ["params", "tokens", "loss"])
 
 
 def rows(path):

@@ -21,7 +21,7 @@ from research.scaling import (
     fit_law,
     isoflop,
     named_law,
-    split,
+    split_rows,
     table,
 )
 from research.scaling.envelope import lower_hull
@@ -59,7 +59,7 @@ def surface(noise, seed=0):
     rows = iso_rows(noise, seed=seed)
     law = named_law("chinchilla")
     options = Options(objective="mse_log")
-    return Fit(law, split(law, rows, options), options)
+    return Fit(law, split_rows(law, rows, options), options)
 
 
 def test_the_frontier_in_closed_form_is_what_a_search_finds():
@@ -67,7 +67,7 @@ def test_the_frontier_in_closed_form_is_what_a_search_finds():
     theta = law.fitted(np.array(list(TRUTH.values())))
     closed = compute_optimal.optimal_params(law, theta[None], BUDGETS)[0]
     np.testing.assert_allclose(closed, best_size(BUDGETS), rtol=1e-12)
-    searched = [compute_optimal._searched(law, theta, c / 6) for c in BUDGETS]
+    searched = [compute_optimal._search_optimum(law, theta, c / 6) for c in BUDGETS]
     np.testing.assert_allclose(searched, closed, rtol=1e-3)
     assert not np.allclose(searched, closed * 1.01, rtol=1e-3)
     flat = law.fitted(np.array([1.8, 480.0, 2100.0, 0.35, -0.1]))  # more data hurt: no optimum
@@ -232,19 +232,19 @@ def test_the_envelope_of_whole_training_curves(tmp_path):
             facts = {"params": int(n), "tokens": int(d), "unique_tokens": int(d), "steps": 100}
             facts |= {"flops": 6 * n * d, "flops_6nd": 6 * n * d, "flops_convention": "x"}
             directory.write_result({"status": "done", "reason": "", "loss": loss, **facts})
-    rows = table.read(tmp_path, curves=True)
+    rows = table.read_runs(tmp_path, curves=True)
     assert len(rows) == 45
     assert all(r["flops"] == pytest.approx(6 * r["params"] * r["tokens"], rel=1e-3) for r in rows)
     assert all(r["flops"] == pytest.approx(r["flops_6nd"]) for r in rows)
     pooled = fit_law("envelope", rows, cluster="run")
     assert pooled["n_points"] == 45
-    assert len(table.read(tmp_path)) == 9
+    assert len(table.read_runs(tmp_path)) == 9
     (warning,) = [w for w in fit_law("chinchilla", rows)["warnings"] if "before the end" in w]
     assert warning.startswith("36 rows")
-    assert not [w for w in fit_law("power", table.read(tmp_path))["warnings"] if "before" in w]
+    assert not [w for w in fit_law("power", table.read_runs(tmp_path))["warnings"] if "before" in w]
     (tmp_path / "a.csv").write_text("params\n1\n")
     with pytest.raises(BadInput, match="--curves"):
-        table.read(tmp_path / "a.csv", curves=True)
+        table.read_runs(tmp_path / "a.csv", curves=True)
 
 
 def test_budgets_that_are_met_roughly_are_the_same():
@@ -290,7 +290,7 @@ def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):
 )
 def test_the_exponent_depends_on_how_parameters_are_counted(convention, n, d):
     names = {"params": "params_opt", "tokens": "tokens_opt"}
-    rows = table.read(DATA / "nanochat_isoflop_optima.csv", names)
+    rows = table.read_runs(DATA / "nanochat_isoflop_optima.csv", names)
     found = fit_law("optima", rows, where=f"param_convention=={convention}")["params"]
     assert found["params_exponent"] == pytest.approx(n, abs=1e-3)
     assert found["tokens_exponent"] == pytest.approx(d, abs=1e-3)
@@ -402,7 +402,7 @@ def test_the_proposed_runs_narrow_the_prediction_as_promised():
                 for i, r in enumerate(made)
             ]
             law, chosen = named_law("chinchilla"), Options(objective="mse_log", bootstrap=0)
-            fitted = Fit(law, split(law, made, chosen), chosen)
+            fitted = Fit(law, split_rows(law, made, chosen), chosen)
             out.append(fitted.law.evaluate(fitted.best[None], fitted.law.prepare(plan_at))[0][0, 0])
         return np.std(out)
 
@@ -444,7 +444,7 @@ def test_an_answer_that_has_settled_says_stop_and_one_that_moves_says_go_on():
 def published(name):
     if not (DATA / name).is_file():
         pytest.skip(f"{name} is not at hand; ISOFLOP_DATA may name its folder")
-    return table.read(DATA / name)
+    return table.read_runs(DATA / name)
 
 
 def test_the_published_points_are_fitted_to_the_optimum():

@@ -115,7 +115,7 @@ def test_noise_that_differs_between_rows_widens_the_interval():
 
 def test_columns_can_change_places(tmp_path):
     (tmp_path / "t.csv").write_text("params,tokens,loss\n1e6,1e9,3\n")
-    (row,) = table.read(tmp_path / "t.csv", {"params": "tokens", "tokens": "params"})
+    (row,) = table.read_runs(tmp_path / "t.csv", {"params": "tokens", "tokens": "params"})
     assert (row["params"], row["tokens"]) == ("1e9", "1e6")
 
 

@@ -14,9 +14,9 @@ from research.errors import BadInput
 from research.report import text
 from research.runs.directory import RunDirectory
 from research.runs.table import write_table
-from research.scaling import LAWS, Options, fit_law, table
-from research.scaling.optimize import Problem, minimise, starts
-from research.scaling.options import split
+from research.scaling import LAWS, Options, fit_law, optimize, table
+from research.scaling.optimize import Problem, starting_points
+from research.scaling.options import split_rows
 
 SIZES = np.array([14e3, 26e3, 42e3, 42e3, 42e3, 108e3, 179e3, 415e3, 857e3])
 TRUTH = {"E": 1.4, "A": 32.0, "alpha": 0.4}
@@ -54,12 +54,12 @@ def test_a_law_without_noise_is_recovered_exactly(objective, truth):
 def test_the_optimum_is_not_worse_than_that_of_a_general_optimizer(objective):
     from scipy.optimize import minimize
 
-    rows, _ = table.usable(noisy(3), ["params", "loss"])
+    rows, _ = table.usable_rows(noisy(3), ["params", "loss"])
     law = LAWS["power"]("params")
-    values = table.columns(rows, ["params", "loss"])
+    values = table.column_arrays(rows, ["params", "loss"])
     problem = Problem(law, law.terms(values), np.log(values["loss"]), np.ones(len(rows)), objective)
-    begun = starts(problem, values)
-    _, ours, gradient = minimise(problem, begun)
+    begun = starting_points(problem, values)
+    _, ours, gradient = optimize.minimize(problem, begun)
     best = ours.argmin()
     for start in begun:
         found = minimize(
@@ -166,7 +166,7 @@ def test_laws_with_a_flat_valley_predict_though_their_parameters_are_loose(name)
 
 
 def split_of(law, rows):
-    return split(law, rows, Options())
+    return split_rows(law, rows, Options())
 
 
 def test_repeated_tokens_count_for_less_and_fresh_ones_for_all():
@@ -418,12 +418,12 @@ def test_a_csv_that_is_none_is_told(text, words, tmp_path):
     path = tmp_path / "r.csv"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(BadInput, match=words):
-        table.read(path)
+        table.read_runs(path)
     with pytest.raises(BadInput, match="no such file"):
-        table.read(tmp_path / "nothing.csv")
+        table.read_runs(tmp_path / "nothing.csv")
     (tmp_path / "r.parquet").write_bytes(b"PAR1")
     with pytest.raises(BadInput, match="not a parquet file"):
-        table.read(tmp_path / "r.parquet")
+        table.read_runs(tmp_path / "r.parquet")
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -431,22 +431,22 @@ def test_a_csv_may_have_other_separators_and_a_mark_of_its_encoding(separator, t
     path = tmp_path / "R.CSV"
     lines = [["params ", "loss"], ["100", " 2.5"], [], ["200", "2.25"]]
     path.write_text("\ufeff" + "\n".join(separator.join(line) for line in lines))
-    rows = table.read(path)
+    rows = table.read_runs(path)
     assert rows == [{"params": "100", "loss": "2.5"}, {"params": "200", "loss": "2.25"}]
 
 
 def test_words_can_be_compared_too():
     rows = [{**row, "kind": "a b" if i % 2 else "c"} for i, row in enumerate(noisy(0))]
-    assert table.where(rows, "kind=='c'").sum() == 5
-    assert table.where(rows, "kind!=c, params>1e5").sum() == 2
+    assert table.match_where(rows, "kind=='c'").sum() == 5
+    assert table.match_where(rows, "kind!=c, params>1e5").sum() == 2
     with pytest.raises(BadInput, match="kind cannot be compared"):
-        table.where(rows, "kind<c")
+        table.match_where(rows, "kind<c")
 
 
 def test_a_row_without_a_value_meets_no_comparison_but_unlike():
     rows = [{"loss": 1.0}, {"loss": None}, {}, {"loss": ""}]
-    assert table.where(rows, "loss<2").tolist() == [True, False, False, False]
-    assert table.where(rows, "loss!=1").tolist() == [False, True, True, True]
+    assert table.match_where(rows, "loss<2").tolist() == [True, False, False, False]
+    assert table.match_where(rows, "loss!=1").tolist() == [False, True, True, True]
 
 
 def test_an_unknown_law_is_told():
@@ -482,5 +482,5 @@ def test_the_table_of_a_sweep_can_be_fitted_from_its_parquet(tmp_path):
             directory.write_result({"status": "done", **{k: row[k] for k in ("params", "loss")}})
     parquet, _ = write_table(tmp_path)
     names = ("params", "objective", "holdout")
-    a, b = (fit_law("power", table.read(p), holdout="largest") for p in (tmp_path, parquet))
+    a, b = (fit_law("power", table.read_runs(p), holdout="largest") for p in (tmp_path, parquet))
     assert {k: a[k] for k in names} == {k: b[k] for k in names}

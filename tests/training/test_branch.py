@@ -75,7 +75,7 @@ def test_the_content_of_the_start_counts_and_not_its_place(tiny, source, tmp_pat
 
 
 def start_digest(path, what="params", step=None):
-    return fine_tuning.locate(str(path), step, what).digest
+    return fine_tuning.locate_checkpoint(str(path), step, what).digest
 
 
 def test_a_parent_that_is_trained_again_has_the_same_children(tiny, source, tmp_path):
@@ -153,7 +153,9 @@ def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):
     inputs = example_inputs(run.data)
     described = run.model.described()
     classifier = models.build(**described, classes=5, pad=0)
-    start = fine_tuning.planned(fine_tuning.locate(str(source), None, "params"), classifier, inputs)
+    start = fine_tuning.match_parameters(
+        fine_tuning.locate_checkpoint(str(source), None, "params"), classifier, inputs
+    )
     assert "new: classifier/bias, classifier/kernel" in start.rule
     taken = dict(start.taken)
     assert taken["backbone/embed/embedding"] == "embed/embedding"
@@ -162,7 +164,7 @@ def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
-    made = arrays(fine_tuning.transplanted(start, abstract, params))
+    made = arrays(fine_tuning.take_parameters(start, abstract, params))
     there = arrays(checkpoint.read_arrays(start.path, "params"))
     before = arrays(params)
     for path, other in start.taken:
@@ -182,20 +184,20 @@ def test_a_shape_is_that_of_the_run_and_its_parameters_are_new(tiny, source):
     assert taken.model == plain.model
     assert taken.id != plain.id
     with pytest.raises(BadInput, match="is a transformer, but"):
-        fine_tuning.shape(str(source), "mlp")
+        fine_tuning.model_shape(str(source), "mlp")
 
 
 def test_a_body_that_does_not_fit_is_refused_before_anything_is_trained(tiny, source):
-    with pytest.raises(BadInput, match=r"init.run: .* has shape .* for blocks/mlp"):
+    with pytest.raises(BadInput, match=r"init.run: parameter blocks/mlp.* is of shape .* in"):
         make_run(tiny({"init.run": str(source), "model.hidden": 40}))
-    with pytest.raises(BadInput, match="no such parameter for blocks/attn/query/bias"):
+    with pytest.raises(BadInput, match=r"blocks/attn/query/bias of shape .* is missing in"):
         make_run(tiny({"init.run": str(source), "model.bias": True}))
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"init.run": "nowhere"}, "nowhere: no run here; expected WORKDIR/runs/<id>"),
+        ({"init.run": "nowhere"}, "nowhere: no run found; expected WORKDIR/runs/<id>"),
         ({"init.step": 3}, "init.step: 3 is given, but init.run is none"),
     ],
 )
@@ -221,7 +223,7 @@ def test_a_step_that_is_not_there_and_a_damaged_checkpoint_are_told(tiny, source
 def test_a_workdir_of_several_runs_asks_which(tiny, source, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(source, tmp_path / "runs" / name)
-    with pytest.raises(BadInput, match="2 runs here"):
+    with pytest.raises(BadInput, match="2 runs found"):
         make_run(tiny({"init.run": str(tmp_path)}))
 
 

@@ -385,7 +385,7 @@ def test_another_run_may_compile_again(tiny, tmp_path):
         train_run(run, directory)
         assert 0.01 not in dog.past["dispatch"]
         assert dog.past.keys() >= {"start", "dispatch", "evaluation", "checkpoint"}
-        watchdog.anew()
+        watchdog.start_run()
         assert dog.limit("dispatch") == watchdog.FIRST
 
 
