@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from research.inference import export  # jax from here on
 
     if args.run:
-        made = export.of_run(args.run, args.step)
+        made = export.from_run(args.run, args.step)
     else:
         made = export.read(args.export or args.check, key, args.verify)
     written = f"{args.check}: as it was written"

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     from research.inference import export, generate
     from research.inference.load import open_run  # jax from here on
 
-    opened = open_run(path) if args.runs else export.opened(path, key, args.verify)
+    opened = open_run(path) if args.runs else export.open_export(path, key, args.verify)
     words = tokenizers.from_json(opened.tokenizer)
     if opened.of_ids and not args.prompt.replace(" ", "").isdecimal():
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     seconds = time.monotonic() - begun
     for sample in made.tolist():
         ids = prompt + sample
-        print(*ids) if opened.of_ids else print(cli.for_terminal(words.decode(ids)))
+        print(*ids) if opened.of_ids else print(cli.sanitize_for_terminal(words.decode(ids)))
     pace = f"{made.size / seconds:,.0f} per second with compilation"
     print(f"{made.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
 

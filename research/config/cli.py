@@ -22,27 +22,29 @@ from research.errors import IO_ERROR, BadInput, IsoflopError, printable
 from research.io import files, host
 
 PROGRAM = "isoflop"  # the console script
-MOST_LINES = 100  # of what is wrong that are told
+MAX_MESSAGES = 100  # errors printed of one config
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Call `main(argv)` and leave with its exit code; a typed error becomes message and code."""
+    """Call `main(argv)` and exit with its code; a typed error becomes a message and its code."""
     files.keep_private()
     logging.basicConfig(format="%(message)s")
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Redacting("%(message)s"))
-    sys.excepthook = _told
+    sys.excepthook = _log_uncaught
     logging.getLogger("research").setLevel(logging.INFO)
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except IsoflopError as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        lines[MOST_LINES:] = [f"and {len(lines) - MOST_LINES:,} more"] if lines[MOST_LINES:] else []
-        print(host.redacted("\n".join(f"error: {x}" for x in lines)), file=sys.stderr)
+        lines[MAX_MESSAGES:] = (
+            [f"and {len(lines) - MAX_MESSAGES:,} more"] if lines[MAX_MESSAGES:] else []
+        )
+        print(host.redact_secrets("\n".join(f"error: {x}" for x in lines)), file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; launch the same command again to go on", file=sys.stderr)
+        print("interrupted; launch the same command again to resume", file=sys.stderr)
         code = 130
     except MemoryError as error:
         print(f"error: out of memory: {error}", file=sys.stderr)
@@ -52,25 +54,25 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         code = 141
     except OSError as error:
         words = f"error: {error.filename or 'I/O'}: {error.strerror or error}"
-        print(host.redacted(words), file=sys.stderr)
+        print(host.redact_secrets(words), file=sys.stderr)
         code = IO_ERROR
     sys.exit(code)
 
 
 class _Redacting(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return host.redacted(super().format(record))
+        return host.redact_secrets(super().format(record))
 
 
-def _told(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """A traceback is a message too, and the logs of workers keep it."""
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print the traceback without secrets: the logs of workers keep it."""
     lines = traceback.format_exception(kind, error, trace)
-    print(host.redacted("".join(lines)), end="", file=sys.stderr)
+    print(host.redact_secrets("".join(lines)), end="", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses a text that is empty: it is a variable of a shell that is not set, and what it should
-    have asked for would be left out."""
+    """Rejects an empty value: it comes from a shell variable that is not set, and the flag would
+    silently have no effect."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         found, rest = super().parse_known_args(args, namespace)
@@ -81,8 +83,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """An argument parser that prints a module docstring as it is written; under the console script
-    its examples are those of the script."""
+    """An argument parser that prints a module docstring verbatim; under the console script its
+    examples call the script."""
     if description and sys.argv[0].startswith(f"{PROGRAM} "):
         description = description.replace("python -m experiments.", f"{PROGRAM} ")
     return _Parser(
@@ -136,7 +138,7 @@ def parse_config(
     return args, config, module
 
 
-def for_terminal(text: str | bytes) -> str:
-    """A text to be printed, as it is; to a terminal without what it would obey."""
+def sanitize_for_terminal(text: str | bytes) -> str:
+    """`text` as it is printed: without control sequences if stdout is a terminal."""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
     return printable(text, kept="\n\t") if sys.stdout.isatty() else text

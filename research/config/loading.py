@@ -105,7 +105,7 @@ def _importable(path: Path) -> None:
 
 
 def _call(function: Callable, *args: object, what: str = "") -> Any:
-    """The user's code is code: what it raises is told as its own line, not as our traceback."""
+    """Report an exception of the user's code by its own file and line, not by our traceback."""
     try:
         return function(*args)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The flags of a command that is one process of several, which join by jax.distributed."""
+"""Flags of a command that is one of several processes joined by jax.distributed."""
 
 import argparse
 from typing import Any
@@ -17,8 +17,8 @@ HELP = {
 
 
 def add_flags(parser: argparse.ArgumentParser, member: bool = True) -> None:
-    """The flags, named as the arguments of jax.distributed.initialize; of a command that is itself
-    no `member`, only how many there are."""
+    """Add the flags, named as the arguments of jax.distributed.initialize; only --num_processes for
+    a command that is not itself a `member`."""
     parser.add_argument("--num_processes", type=int, metavar="K", help=HELP["num_processes"])
     if member:
         for name, kind, value in (
@@ -29,15 +29,17 @@ def add_flags(parser: argparse.ArgumentParser, member: bool = True) -> None:
 
 
 def process_count(args: argparse.Namespace) -> int:
-    """How many processes are asked for. Raises BadInput."""
+    """The number of processes, 1 by default. Raises BadInput below 1."""
     if args.num_processes is not None and args.num_processes < 1:
         raise BadInput(f"--num_processes: {args.num_processes}; expected at least 1")
     return args.num_processes or 1
 
 
 def distributed_options(args: argparse.Namespace) -> dict[str, Any] | None:
-    """What jax.distributed.initialize is to be told; None for one process alone. Raises BadInput
-    listing what is wrong."""
+    """Keyword arguments of jax.distributed.initialize; None for a single process.
+
+    Raises BadInput listing all errors.
+    """
     k, i, address = process_count(args), args.process_id, args.coordinator_address
     if address is None:
         if i is not None:
@@ -62,5 +64,5 @@ def distributed_options(args: argparse.Namespace) -> dict[str, Any] | None:
         raise BadInput(*problems)
     bind = {"coordinator_bind_address": address} if host in ("127.0.0.1", "localhost") else {}
     given = {"coordinator_address": address, "num_processes": k, "process_id": i, **bind}
-    # All is said; of a cluster that this happens to run in jax would take the GPU's number.
+    # Everything is given; jax would otherwise take the GPU from a cluster it runs in by chance.
     return given | {"cluster_detection_method": "deactivate"}

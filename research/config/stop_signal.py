@@ -6,14 +6,14 @@ import time
 
 from research.errors import HUNG, PREEMPTED, Preempted
 
-ECHO = 2.0  # seconds in which a signal to stop may come again
+ECHO = 2.0  # seconds within which a repeated signal counts as the same one
 
 
 class StopSignal:
-    """Call it to learn whether one of `numbers` has come. Ctrl-C after one ends the process: at
-    once, or `orderly` by an exception, so that what is open is closed. So does another signal that
-    comes ECHO seconds after the first and later; earlier ones are the same: a scheduler sends them
-    to every process, and those to their children.
+    """Calling it returns whether one of the signals `numbers` was received. Ctrl-C after that ends
+    the process: immediately, or if `orderly` by KeyboardInterrupt, so that contexts are closed. So
+    does any of the signals ECHO seconds or more after the first; within ECHO seconds it counts as
+    the same one, because a scheduler signals every process, and those signal their children.
 
     As a context it turns Preempted into KeyboardInterrupt where Ctrl-C was the cause.
     """
@@ -35,14 +35,14 @@ class StopSignal:
         if not self.number:
             self.number, self.came = number, time.monotonic()
             if number == signal.SIGINT:  # by what a handler of signals may call at any moment
-                os.write(2, b"\nto be saved after this step; Ctrl-C again ends at once\n")
+                os.write(2, b"\nsaving after this step, then stopping; Ctrl-C again ends at once\n")
 
     def __call__(self) -> bool:
         return self.number != 0
 
     def passed(self, code: int) -> int:
-        """The exit code of processes that this one told to stop. Raises KeyboardInterrupt where
-        they have for Ctrl-C."""
+        """`code`, the exit code of processes that this one asked to stop. Raises KeyboardInterrupt
+        if they stopped because of Ctrl-C."""
         if code in (PREEMPTED, HUNG) and self.number == signal.SIGINT:  # HUNG: before they could
             raise KeyboardInterrupt
         return code

@@ -1,4 +1,4 @@
-"""Whether a config is valid: everything that is wrong with it, without jax."""
+"""Validation of a config: all errors are reported together, without jax."""
 
 import copy
 import dataclasses
@@ -71,10 +71,11 @@ def problems(config: Mapping[str, object]) -> list[str]:
 
 
 def model_problems(described: Mapping[str, object]) -> list[str]:
-    """The same of a model by itself, as `Model.described` tells it: with what its data told it."""
+    """The errors of a model alone, as `Model.described` returns it: with the fields set by its
+    data."""
     rows, name = registry.table(*PLUGS["model"]), described.get("name")
     if not isinstance(name, str) or name not in rows:
-        return [f"model.name: {name!r:.50} is not offered; expected one of {', '.join(rows)}"]
+        return [f"model.name: {name!r:.50} is unknown; expected one of {', '.join(rows)}"]
     known, out = registry.fields(*rows[name]), []
     for key, value in described.items():
         if key in known:
@@ -168,7 +169,7 @@ def _value(path: str, value: object, field: Field) -> Iterator[str]:
     elif field.choices and value not in field.choices:
         close = difflib.get_close_matches(str(value)[:100], map(str, field.choices), n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        yield f"{path}: {shown(value)} is not offered{wanted}{hint}"
+        yield f"{path}: {shown(value)} is unknown{wanted}{hint}"
     elif isinstance(value, str) and (wrong := _text(value)):
         yield f"{path}: {shown(value)} {wrong}{wanted}"
 
@@ -187,7 +188,7 @@ def _number(path: str, value: object, field: Field) -> str:
         return f"out of range (below 2^{math.log2(high):.0f})" if most else "out of range"
     if kind is float and path.startswith(_TRACED) and not within(single := _single(value)):
         return f"{single:g} in float32, out of range"
-    return "" if not field.choices or value in field.choices else "not offered"
+    return "" if not field.choices or value in field.choices else "not an allowed value"
 
 
 def _single(value: float) -> float:
@@ -217,7 +218,7 @@ def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
     """`size` and the fields that it fills: one or the other."""
     sized = [f"model.{key}" for key in registry.literal(model, "SIZED")]  # type: ignore[union-attr]
     if "size" not in flat:
-        return  # missing or wrong, which is told elsewhere
+        return  # missing or wrong, which is reported elsewhere
     if flat["size"] is not None:
         held = {f"model.{key}" for key in registry.literal(model, "HELD")}  # type: ignore[union-attr]
         for path in sized:

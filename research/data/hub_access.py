@@ -81,5 +81,5 @@ def check_folder(path: str) -> list[Path]:
             if place.is_file():
                 out.append(place)
             elif not place.is_dir():
-                raise UnsafeFile(f"{place}: is no plain file")
+                raise UnsafeFile(f"{place}: not a regular file")
     return sorted(out)

@@ -138,7 +138,7 @@ def _digits() -> Source:
 
 def _npz(path: str) -> Source:
     try:
-        with files.opened(path) as raw:
+        with files.open_regular_file(path) as raw:
             _check_members(path, raw)
             raw.seek(0)
             arrays = np.load(raw)
@@ -226,7 +226,10 @@ def _idx_pair(path: str) -> Part:
 def _idx(path: str, dims: int) -> np.ndarray:
     """The uint8 array of an IDX file, which may be compressed."""
     try:
-        with files.opened(path) as raw, gzip.open(raw) if path.endswith(".gz") else raw as file:
+        with (
+            files.open_regular_file(path) as raw,
+            gzip.open(raw) if path.endswith(".gz") else raw as file,
+        ):
             magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 + 4 * dims))
             if magic != 0x800 + dims:
                 raise ValueError(f"begins with {magic:#x}, expected {0x800 + dims:#x}")
@@ -279,7 +282,10 @@ def _opened(path: str, file: Path) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with files.opened(file) as raw, Image.open(raw, formats=("PNG", "JPEG")) as image:
+            with (
+                files.open_regular_file(file) as raw,
+                Image.open(raw, formats=("PNG", "JPEG")) as image,
+            ):
                 return _pixels(image)
         except Exception as error:  # a damaged file makes Pillow raise many kinds
             raise BadInput(

@@ -210,7 +210,7 @@ def standard_library() -> list[tuple[Path, bytes]]:
 
 def _utf8(path: str, undecodable: str) -> tuple[bytes, int]:
     """A file that is text, and in how many places it was not."""
-    with files.opened(path) as file:
+    with files.open_regular_file(path) as file:
         raw = file.read()
     if undecodable == "replace":
         text = raw.decode("utf-8", "replace").replace("\0", SUBSTITUTE)

@@ -66,7 +66,7 @@ class Export:
     tokenizer: str
 
 
-def of_run(run: str, step: int | None = None) -> Export:
+def from_run(run: str, step: int | None = None) -> Export:
     """The newest intact checkpoint of a run, or that of `step`. Raises BadInput if there is none,
     and as checkpoint.read."""
     start = fine_tuning.locate_checkpoint(run, step, "params")
@@ -129,7 +129,7 @@ def read(folder: str | Path, key: bytes | None = None, verify: str | None = None
     """What `write` wrote, after every digest is compared; with the public key in the file `verify`
     it must be signed, too. `key` is that of an encrypted one.
 
-    Raises BadInput for what is no export, UnsafeFile for what is not plain files or too large,
+    Raises BadInput for what is no export, UnsafeFile for irregular or too large files,
     Damaged where something is not as it was written, or signed or encrypted with another key.
     """
     folder = Path(folder).resolve()  # a link may lead to an export, but not out of it
@@ -144,8 +144,8 @@ def read(folder: str | Path, key: bytes | None = None, verify: str | None = None
         raise BadInput(f"{folder}: no export: {error.strerror}") from error
 
 
-def opened(path: str | Path, key: bytes | None = None, verify: str | None = None) -> OpenedRun:
-    """An export ready to be used, as branch.open_run opens a run. Raises as `read` does."""
+def open_export(path: str | Path, key: bytes | None = None, verify: str | None = None) -> OpenedRun:
+    """An export ready for use, as `load.open_run` opens a run. Raises as `read` does."""
     made = read(path, key, verify)
     about = made.about
     if problems := validation.model_problems(about["model"]):

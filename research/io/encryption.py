@@ -72,7 +72,7 @@ def decrypt(path: Path, key: bytes, name: str, limit: int) -> bytes:
     Raises Damaged if the file was altered or encrypted with another key (none of its content is
     returned), UnsafeFile if it is larger or not a regular file, OSError.
     """
-    with files.opened(path, follow=False) as file:
+    with files.open_regular_file(path, follow=False) as file:
         length = os.fstat(file.fileno()).st_size - len(MAGIC) - NONCE - TAG
         magic, nonce = file.read(len(MAGIC)), file.read(NONCE)
         if magic != MAGIC or length < 0:

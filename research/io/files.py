@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, their digests, and how files from elsewhere are opened."""
+"""Atomic writes, digests, and safe reading of untrusted files."""
 
 import contextlib
 import errno
@@ -45,7 +45,7 @@ def stamp(path: str | os.PathLike[str], what: str) -> tuple:
     """Changes when the file does, so that nothing is remembered of an older content. Raises
     BadInput, naming `what` asked for it, if it is no file or may not be read."""
     try:
-        with opened(path) as file:
+        with open_regular_file(path) as file:
             found = os.fstat(file.fileno())
     except OSError as error:
         raise BadInput(f"{what}: {path}: {error.strerror}") from error
@@ -54,9 +54,9 @@ def stamp(path: str | os.PathLike[str], what: str) -> tuple:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def opened(path: str | os.PathLike[str], follow: bool = True) -> BinaryIO:
-    """A file to read. A pipe would be waited for and a device has no end, so they are refused, and
-    so is a link unless `follow`. Raises UnsafeFile, and OSError where it cannot be read."""
+def open_regular_file(path: str | os.PathLike[str], follow: bool = True) -> BinaryIO:
+    """Open a regular file to read bytes. Raises UnsafeFile for a pipe (reading would block),
+    a device (it has no end), and for a symbolic link unless `follow`; OSError if unreadable."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         file = os.fdopen(os.open(path, flags), "rb")
@@ -66,13 +66,13 @@ def opened(path: str | os.PathLike[str], follow: bool = True) -> BinaryIO:
         raise
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise UnsafeFile(f"{path}: is no plain file")
+        raise UnsafeFile(f"{path}: not a regular file")
     return file
 
 
 def read(path: str | os.PathLike[str], limit: int, follow: bool = True) -> bytes:
     """The content of a file of at most `limit` bytes. Raises UnsafeFile, OSError."""
-    with opened(path, follow) as file:
+    with open_regular_file(path, follow) as file:
         raw = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(raw) > limit:
         raise UnsafeFile(f"{path}: larger than {limit} bytes")
@@ -80,7 +80,7 @@ def read(path: str | os.PathLike[str], limit: int, follow: bool = True) -> bytes
 
 
 def text(path: str | os.PathLike[str], limit: int, follow: bool = True) -> str:
-    """The same as UTF-8. Raises BadInput if it is none, too."""
+    """The content as UTF-8 text. Raises as `read`, and BadInput if it is not UTF-8."""
     try:
         return read(path, limit, follow).decode()
     except UnicodeDecodeError as error:
@@ -89,7 +89,7 @@ def text(path: str | os.PathLike[str], limit: int, follow: bool = True) -> str:
 
 def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]:
     """(path below `folder`, stat) of every file there, in no order. Raises UnsafeFile for what is
-    neither a plain file nor a directory, and where there are too many or they lie too deep."""
+    neither a regular file nor a directory, for too many files, or too deep a nesting."""
     waiting, count = [("", 0)], 0
     if os.path.islink(folder):
         raise UnsafeFile(f"{folder}: is a link, which is not followed here")
@@ -106,7 +106,7 @@ def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, os.stat_result]]
                 elif entry.is_file(follow_symlinks=False):
                     yield path, entry.stat(follow_symlinks=False)
                 else:
-                    raise UnsafeFile(f"{os.path.join(folder, path)}: is no plain file")
+                    raise UnsafeFile(f"{os.path.join(folder, path)}: not a regular file")
 
 
 def check_plain(folder: str | os.PathLike[str]) -> None:
@@ -117,7 +117,7 @@ def check_plain(folder: str | os.PathLike[str]) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if not (entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)):
-                raise UnsafeFile(f"{entry.path}: is no plain file; nothing is written through it")
+                raise UnsafeFile(f"{entry.path}: not a regular file; nothing is written through it")
 
 
 def check_inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -198,7 +198,7 @@ def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _depth(value: object) -> int:
-    """How many objects and lists lie in each other."""
+    """Nesting depth of objects and lists."""
     depth, level = 0, [value]
     while level := [x for x in level if isinstance(x, dict | list)]:
         depth += 1

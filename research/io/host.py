@@ -1,4 +1,4 @@
-"""What else decides the last bits of a run: versions, cores, the commit."""
+"""The host: cores, memory, versions, the commit; and redaction of secrets from messages."""
 
 import contextlib
 import functools
@@ -28,13 +28,13 @@ def cores() -> int:
 
 
 def instructions() -> str:
-    """The instruction sets of this CPU, as Linux tells them; elsewhere its name."""
+    """The instruction sets of this CPU as Linux lists them; on other systems its name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    told = (line for line in lines if line.startswith(("flags", "Features")))
-    return " ".join(sorted(next(told, "").partition(":")[2].split()))
+    listed = (line for line in lines if line.startswith(("flags", "Features")))
+    return " ".join(sorted(next(listed, "").partition(":")[2].split()))
 
 
 def command(name: str) -> list[str]:
@@ -44,8 +44,9 @@ def command(name: str) -> list[str]:
     return [sys.executable, "-P", str(entry), name]
 
 
-def redacted(text: str) -> str:
-    """`text` with the name in place of the value of every variable that is called a secret."""
+def redact_secrets(text: str) -> str:
+    """`text` with the value of every environment variable named like a secret replaced by its
+    name."""
     found = [(n, v) for n, v in os.environ.items() if SECRET.search(n) and len(v) >= SHORTEST]
     for name, value in sorted(found, key=lambda pair: -len(pair[1])):
         text = text.replace(value, f"[{name}]")
@@ -90,7 +91,7 @@ def age() -> float:
 @functools.cache
 def describe() -> dict[str, object]:
     """{"versions", "cores", "instructions", "xla_flags", "commit"}; the commit ends in "+" if files
-    differ from it, and is empty outside a checkout. Of the instruction sets a digest is told."""
+    differ from it, and is empty outside a checkout. The instruction sets are given as a digest."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "cores": cores(),
@@ -126,7 +127,7 @@ def _commit() -> str:
 
 
 def orphaned(parent: int | None = None) -> Callable[[], bool]:
-    """Whether the launcher that started this process is gone; of one that no launcher started,
-    whether `parent` is."""
-    told = os.environ.get(PARENT, parent)
-    return lambda: told is not None and os.getppid() != int(told)
+    """A function that returns whether the launcher of this process, or `parent` if no launcher
+    started it, has ended."""
+    launcher = os.environ.get(PARENT, parent)
+    return lambda: launcher is not None and os.getppid() != int(launcher)

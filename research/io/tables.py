@@ -25,7 +25,7 @@ def parquet(path: str | os.PathLike[str], what: str, most: int = MOST_CELLS) -> 
     import pyarrow.parquet
 
     try:
-        with files.opened(path) as raw:
+        with files.open_regular_file(path) as raw:
             file = pyarrow.parquet.ParquetFile(raw)
             schema = file.schema_arrow
             names = [field.name for field in schema if _flat(pyarrow.types, field.type)]
@@ -82,7 +82,7 @@ def csv(path: str | os.PathLike[str], what: str) -> Any:
     import pyarrow.csv
 
     try:
-        with files.opened(path) as raw:
+        with files.open_regular_file(path) as raw:
             if os.fstat(raw.fileno()).st_size > LARGEST_CSV:
                 raise UnsafeFile(f"{what}: larger than {LARGEST_CSV} bytes")
             header = raw.readline(1 << 16).decode("utf-8", "replace")

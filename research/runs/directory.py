@@ -166,7 +166,7 @@ class RunDirectory:
         self.check_lease()
         folder = files.make_directory(self.path / "attempts")
         number = 1 + max((int(p.stem) for p in failed_attempts(self.path)), default=0)
-        attempt = {"reason": host.redacted(reason), **details}
+        attempt = {"reason": host.redact_secrets(reason), **details}
         files.write_json(folder / f"{number}.json", attempt)
 
     @property

@@ -82,7 +82,7 @@ def read_tail(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str
     """The latest records of a run, from the last `size` bytes; only those of its last launch if it
     began within them. Damaged lines are skipped silently."""
     try:
-        with files.opened(Path(run) / "metrics.jsonl", follow=False) as file:
+        with files.open_regular_file(Path(run) / "metrics.jsonl", follow=False) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
             lines = file.read().splitlines()[bool(start) :]
@@ -97,7 +97,7 @@ def read_tail(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:
     if not path.exists():
         return
-    with files.opened(path, follow=False) as file:
+    with files.open_regular_file(path, follow=False) as file:
         while raw := file.readline(LONGEST_LINE):
             yield _record(raw)
 

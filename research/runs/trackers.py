@@ -69,7 +69,7 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             problems.append(
-                f"log.sinks: {name!r} is not offered; expected one of {', '.join(TRACKERS)}"
+                f"log.sinks: {name!r} is unknown; expected one of {', '.join(TRACKERS)}"
             )
         elif importlib.util.find_spec(PACKAGES[name]) is None:
             problems.append(

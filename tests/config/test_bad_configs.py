@@ -35,7 +35,7 @@ BAD = [
     ("mlp_teacher", {"optim.schedule.timescale": 3.0}, "optim.schedule.timescale: no such key"),
     ("mlp_teacher", {"optim.schedule": {"name": "cosine"}}, "optim.schedule.final: missing"),
     ("mlp_teacher", {"optim.optimizer": {"name": "muon"}}, "optim.optimizer.adam_scale: missing"),
-    ("cnn_digits", {"model": {"name": "cnn2"}}, "'cnn2' is not offered; .* did you mean 'cnn'"),
+    ("cnn_digits", {"model": {"name": "cnn2"}}, "'cnn2' is unknown; .* did you mean 'cnn'"),
     ("cnn_digits", {"model.name": "gru"}, "model.tie_embeddings: missing; expected true or false"),
     # Of earlier versions.
     ("linear", {"batch.accumulate": 2}, "no such key; did you mean 'batch.grad_accumulation'?"),
@@ -134,7 +134,7 @@ BAD = [
     ("mlp_diabetes", {"eval.examples": 5000}, "eval.examples: 5000, .*; none takes all of them"),
     ("lm_gpt2", {"loop.steps_per_dispatch": 10**9}, "loop.steps_per_dispatch: 1000000000; .* auto"),
     ("lm_gpt2", {"loop.steps_per_dispatch": "all"}, "loop.steps_per_dispatch: 'all' .*, or auto"),
-    ("linear", {"log.sinks": ["stdout"]}, "log.sinks: 'stdout' is not offered; expected one of"),
+    ("linear", {"log.sinks": ["stdout"]}, "log.sinks: 'stdout' is unknown; expected one of"),
     # What does not go together.
     ("lm_gru", {"task": {"name": "regression"}}, "task.name: regression measures numbers, but .*"),
     ("cnn_digits", {"task": {"name": "regression"}}, "task.name: .*; expected classification"),

@@ -71,7 +71,7 @@ def test_a_thousand_mistakes_are_not_all_told(tmp_path):
     done = call(*TRAIN, f"--config={config}", f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 2
     lines = done.stderr.splitlines()
-    assert len(lines) == cli.MOST_LINES + 1
+    assert len(lines) == cli.MAX_MESSAGES + 1
     assert re.fullmatch(r"error: and [45],\d{3} more", lines[-1])
 
 

@@ -80,7 +80,7 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exports(run, keys, tmp_path_factory):
     """Name -> (an export, the arguments that read it)."""
-    folder, made = tmp_path_factory.mktemp("exports"), export.of_run(str(run))
+    folder, made = tmp_path_factory.mktemp("exports"), export.from_run(str(run))
     private, public = keys["ours"]
     plain = export.write(made, folder / "plain")
     signed = export.write(made, folder / "signed", sign=private)
@@ -104,7 +104,7 @@ def test_an_export_holds_the_bits_of_its_run(exports, run, kind):
     average, newest = (
         leaves_by_path(checkpoint.read_arrays(place, part)) for part in ("average", "params")
     )
-    source = export.opened(path, **how)
+    source = export.open_export(path, **how)
     found = leaves_by_path(source.params)
     assert found.keys() == average.keys()
     for name, leaf in found.items():
@@ -116,13 +116,13 @@ def test_an_export_holds_the_bits_of_its_run(exports, run, kind):
 
 
 def test_another_step_is_another_export(run, exports, tmp_path):
-    made = export.read(export.write(export.of_run(str(run), 4), tmp_path / "e"))
+    made = export.read(export.write(export.from_run(str(run), 4), tmp_path / "e"))
     newest = export.read(exports["plain"][0])
     assert (made.about["step"], newest.about["step"]) == (4, 12)
     assert any((made.leaves[k] != newest.leaves[k]).any() for k in made.leaves)
     assert made.about["loss"] != newest.about["loss"]
     with pytest.raises(BadInput, match="of step 5"):
-        export.of_run(str(run), 5)
+        export.from_run(str(run), 5)
 
 
 def test_the_manifest_says_what_it_is(exports, run):
@@ -145,7 +145,7 @@ def test_other_programs_can_read_it(exports):
 def test_it_is_for_its_owner_alone_whatever_the_umask(exports, run, keys, kind, tmp_path):
     old = os.umask(0)
     try:
-        made = export.of_run(str(run))
+        made = export.from_run(str(run))
         sign = keys["ours"][0] if "verify" in exports[kind][1] else None
         path = export.write(made, tmp_path / "e", exports[kind][1].get("key"), sign)
     finally:
@@ -361,7 +361,7 @@ def test_a_signing_key_of_another_kind_is_told(kind, run, exports, tmp_path):
         elif kind == "large":
             path.write_bytes(b"-" * (1 << 17))
         path.chmod(0o600)
-    made = export.of_run(str(run))
+    made = export.from_run(str(run))
     with pytest.raises(BadInput, match="private"):
         export.write(made, tmp_path / "out", sign=str(private))
     assert not (tmp_path / "out").exists()
@@ -404,9 +404,9 @@ def test_what_a_terminal_would_obey_is_not_printed(exports, tmp_path, capsys, mo
     assert "owned" in said
     assert "\x1b" not in said
     text = "a\x1b[2J\tb\n\x00\u202e \u200d é\u00a0"
-    assert cli.for_terminal(text) == text, "a file gets what the model wrote"
+    assert cli.sanitize_for_terminal(text) == text, "a file gets what the model wrote"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert cli.for_terminal(text) == "a [2J\tb\n   \u200d é\u00a0"
+    assert cli.sanitize_for_terminal(text) == "a [2J\tb\n   \u200d é\u00a0"
 
 
 def test_a_context_that_no_memory_holds_is_refused(exports, tmp_path):
@@ -419,7 +419,7 @@ def test_a_context_that_no_memory_holds_is_refused(exports, tmp_path):
 
 
 def test_nothing_half_written_stays(run, keys, exports, tmp_path, monkeypatch):
-    made = export.of_run(str(run))
+    made = export.from_run(str(run))
     with pytest.raises(BadInput, match="is there already"):
         export.write(made, exports["plain"][0])
     public = shutil.copy(keys["ours"][1], tmp_path / "k.pub")
@@ -450,7 +450,7 @@ def test_no_secret_of_the_environment_is_in_it(exports):
 
 @pytest.mark.parametrize("package", ["safetensors", "model_signing", "cryptography"])
 def test_a_missing_package_is_told_with_its_remedy(run, keys, package, tmp_path, monkeypatch):
-    made = export.of_run(str(run))
+    made = export.from_run(str(run))
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
@@ -477,7 +477,7 @@ def test_the_commands(run, keys, tmp_path, capsys):
         command.main([f"--check={out}", f"--verify={keys['theirs'][1]}", how[1]])
     again = tmp_path / "again"
     assert command.main([f"--export={out}", f"--out={again}", *how]) == 0
-    whole = export.write(export.of_run(str(run)), tmp_path / "whole")
+    whole = export.write(export.from_run(str(run)), tmp_path / "whole")
     for file in whole.iterdir():
         assert (again / file.name).read_bytes() == file.read_bytes()
     capsys.readouterr()

@@ -163,7 +163,7 @@ def folder(path):
 def exported(path):
     from research.inference import export
 
-    export.opened(path, bytes(32) if "sealed" in "".join(os.listdir(path)) else None)
+    export.open_export(path, bytes(32) if "sealed" in "".join(os.listdir(path)) else None)
 
 
 def careless(path):

@@ -188,7 +188,7 @@ def _(place):
 def exported(place, **how):
     from research.inference import export
 
-    return export.write(export.of_run(str(place.run)), place.folder / "export", **how)
+    return export.write(export.from_run(str(place.run)), place.folder / "export", **how)
 
 
 @good("exported")

@@ -247,7 +247,7 @@ def test_a_run_that_is_interrupted_saves(victim, tmp_path, seen):
     assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
     child.signal(signal.SIGINT)
     assert child.wait() == 130, child.said
-    assert "launch the same command again to go on" in child.said
+    assert "launch the same command again to resume" in child.said
     saved = victim.assert_sound(tmp_path)
     assert saved > 20
     victim.assert_ends_whole(tmp_path)
