@@ -76,7 +76,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
 
         memory.check_fits(*large)
     with directory, Progress([run.facts]) as progress:
-        progress.begin(run.facts)
+        progress.start_run(run.facts)
         more = {"profile_steps": args.profile}
         result = train_run(run, directory, progress.update, stop, **more)
     print(result_line(result))

@@ -204,7 +204,7 @@ def _train_one(
     prefixes = [SharedPrefix(runs / name, steps) for name, steps in unit.prefixes.get(run.id, ())]
     kept_steps = [unit.kept_steps[run.id]] if run.id in unit.kept_steps else []
     started = time.time()
-    progress.begin(run.facts)
+    progress.start_run(run.facts)
     try:
         result = train_run(run, directory, progress.update, stop, prefixes, kept_steps)
     except Diverged:
@@ -218,7 +218,7 @@ def _train_one(
         reason = f"{type(error).__name__}: {error}"
         directory.record_failure(reason, started=started, ended=time.time())
         result = {"status": "failed", "reason": reason}
-    progress.ended(_result_line(result))
+    progress.finish_run(_result_line(result))
     return result
 
 
@@ -230,7 +230,7 @@ def _train_vmapped(
 ) -> dict[str, dict[str, Any]]:
     members = [(p.run, d) for p, d in zip(unit.points, directories, strict=True)]
     shown = members[0][0]
-    progress.begin(shown.facts)
+    progress.start_run(shown.facts)
 
     def show(run_id: str, step: int, loss: float) -> None:
         if run_id == shown.id:
@@ -251,8 +251,8 @@ def _train_vmapped(
         }
     for index, (run, _) in enumerate(members):
         if index:
-            progress.begin(run.facts)
-        progress.ended(_result_line(results[run.id]))
+            progress.start_run(run.facts)
+        progress.finish_run(_result_line(results[run.id]))
     return results
 
 

@@ -121,7 +121,7 @@ def _take(
         for point in unit.points:
             directory = RunDirectory(workdir, point.run.id)
             if _has_ended(point, directory):
-                progress.passed(point.run.facts)
+                progress.skip_run(point.run.facts)
                 continue
             try:
                 stack.enter_context(directory)
@@ -130,7 +130,7 @@ def _take(
                 raise
             except (Damaged, UnsafeFile) as error:  # nothing is written there, not even why
                 log.error("%s", error)
-                progress.passed(point.run.facts)
+                progress.skip_run(point.run.facts)
                 continue
             if not _has_ended(point, directory):  # by one that held it until now
                 points.append(point)

@@ -44,7 +44,7 @@ class CheckpointPolicy:
         if found is None:
             state = self.trainer.init()
             found = int(state.step), state  # not 0 where it is another run's state
-        self.recorder.begin(found[0])
+        self.recorder.record_start(found[0])
         return found
 
     def _doubt(self, found: tuple[int, TrainState] | None) -> None:

@@ -69,7 +69,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     optimizer, hyper = Optimizer.from_config(optim["optimizer"])[0], _hyper(resolved)
     _check_tables(model, inputs, optimizer, hyper)
     rules = [size_rule, batch_rule, horizon_rule, lr_rule]
-    rules.append(task.rule(model, batch // parts * dataset.tokens_per_example))
+    rules.append(task.describe_rule(model, batch // parts * dataset.tokens_per_example))
     facts = _facts(config, dataset, task, start, rules)
     facts |= counts | _amounts(model, dataset, counts, steps, batch)
     facts |= horizon.isoflop_budget(config["horizon"], steps * batch, per)

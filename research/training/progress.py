@@ -45,14 +45,14 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
+    def start_run(self, facts: Mapping[str, Any]) -> None:
         """The next run starts."""
         self.index, self.facts = self.index + 1, facts
         self._began, self._first = time.monotonic(), -1
         self._bars.update(self._task, description=self._label(), note="compiling")
 
     def update(self, steps: int, loss: float) -> None:
-        """`steps` of the present run are done."""
+        """`steps` of the current run are done."""
         if self._first < 0:  # the first dispatch compiled, so it says nothing about the rate
             self._began, self._first = time.monotonic(), steps
         seconds = time.monotonic() - self._began
@@ -65,20 +65,20 @@ class Progress:
         self._bars.update(self._task, completed=spent, note=note)
         if not self.live and time.monotonic() - self._printed > EVERY:
             self._printed = time.monotonic()
-            self.say(f"  {self._label()}: {note}; {spent / self.total:.0%} of all FLOPs")
+            self.print_line(f"  {self._label()}: {note}; {spent / self.total:.0%} of all FLOPs")
 
-    def ended(self, line: str) -> None:
-        """The present run ended; `line` says how."""
+    def finish_run(self, line: str) -> None:
+        """The current run has ended; `line` says how."""
         self.spent += self.facts["flops"]
         self._bars.update(self._task, completed=self.spent)
-        self.say(f"{self._label()}: {line}")
+        self.print_line(f"{self._label()}: {line}")
 
-    def passed(self, facts: Mapping[str, Any]) -> None:
-        """A run to come was ended by somebody else."""
+    def skip_run(self, facts: Mapping[str, Any]) -> None:
+        """Another worker has finished a run that was still to come."""
         self.index, self.spent = self.index + 1, self.spent + facts["flops"]
         self._bars.update(self._task, completed=self.spent)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """A line that stays."""
         if self.live:
             self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -83,7 +83,7 @@ class Recorder(DeferredMetrics):
         """Spent on this run, by earlier launches too."""
         return self.before + (time.monotonic() - self.started) / self.members
 
-    def begin(self, step: int) -> None:
+    def record_start(self, step: int) -> None:
         """Steps from `step` on are done, perhaps again."""
         self.reached = step
         self.directory.append(resume=step)
@@ -92,18 +92,18 @@ class Recorder(DeferredMetrics):
         if not math.isfinite(metrics["loss"]):
             raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
         logged = ("loss", *(column.name for column in self.run.task.METRICS))
-        self._line(step, **{k: float(metrics[k]) for k in logged if k in metrics})
+        self._append(step, **{k: float(metrics[k]) for k in logged if k in metrics})
 
     def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
         for i in range(n):
             self.reached = first + i + 1
             values = {k: float(v[i]) for k, v in host.items()}
-            self._sound(first + i, values)
+            self._check_divergence(first + i, values)
             if (first + i) % self.run.cadence.log == 0:
-                self._line(first + i, **values)
+                self._append(first + i, **values)
         self.progress(first + n, self.loss)
 
-    def _sound(self, step: int, values: Mapping[str, float]) -> None:
+    def _check_divergence(self, step: int, values: Mapping[str, float]) -> None:
         """Raise Diverged if a step was neither finite nor skipped, as a few in a row may be."""
         loss, norm = values["train_loss"], values["grad_norm"]
         skipped = bool(values.get("skipped"))
@@ -147,7 +147,7 @@ class Recorder(DeferredMetrics):
         self.shown.close(result)
         return result
 
-    def _line(self, step: int, **values: float) -> None:
+    def _append(self, step: int, **values: float) -> None:
         tokens = step * self.run.tokens_per_step
         seconds = round(self.seconds, 3)
         values = {k: v for k, v in values.items() if math.isfinite(v)}  # of a step that was skipped

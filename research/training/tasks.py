@@ -49,12 +49,12 @@ class Task(Protocol):
         terms = self.terms(model, params, batch)
         return terms["loss"].sum(), terms["count"].sum()
 
-    def rule(self, model: Model, tokens: int) -> str:
+    def describe_rule(self, model: Model, tokens: int) -> str:
         """What the task chooses for so many tokens at a time, in words; "" where it does not."""
         del model, tokens
         return ""
 
-    def placed(self, model: Model, ways: int) -> "Task":
+    def for_devices(self, model: Model, ways: int) -> "Task":
         """The task where every batch is split over `ways` devices."""
         del model, ways
         return self
@@ -69,7 +69,7 @@ class LanguageModelling(Task):
     """Next-token prediction: −log P(w_t | w_<t) in nats.
 
     At most the logits of `chunk` tokens are there at once; 0: of all, None: by the rule of
-    `chosen`. It is counted on one device until the task is `placed`, on all of them then.
+    `chunk_by_rule`. It is counted on one device until `for_devices` is called, on all of them then.
     """
 
     chunk: NonNegativeInt | None
@@ -106,8 +106,8 @@ class LanguageModelling(Task):
         chunks = x_NxMxD, _split(batch["targets"], N), weight_NxM
         return chunked_cross_entropy(unembed, *chunks, *head), jnp.float32(B * T)
 
-    def rule(self, model: Model, tokens: int) -> str:
-        chunk = self.chosen(model.spec.vocab)
+    def describe_rule(self, model: Model, tokens: int) -> str:
+        chunk = self.chunk_by_rule(model.spec.vocab)
         if self.chunk is not None or tokens <= chunk:
             return ""
         return (
@@ -115,12 +115,12 @@ class LanguageModelling(Task):
             f"least {FEW:,} tokens\nvocabulary {model.spec.vocab:,}: {chunk:,} tokens at once"
         )
 
-    def placed(self, model: Model, ways: int) -> "LanguageModelling":
-        chunk = self.chosen(model.spec.vocab) if self.chunk is None else self.chunk
+    def for_devices(self, model: Model, ways: int) -> "LanguageModelling":
+        chunk = self.chunk_by_rule(model.spec.vocab) if self.chunk is None else self.chunk
         return dataclasses.replace(self, chunk=chunk * ways)
 
     @staticmethod
-    def chosen(vocab: int) -> int:
+    def chunk_by_rule(vocab: int) -> int:
         """Tokens in a chunk by rule, a power of two: at most LOGITS logits, but at least FEW
         tokens."""
         return max(FEW, 2 ** math.floor(math.log2(LOGITS / vocab)))
@@ -128,7 +128,7 @@ class LanguageModelling(Task):
     def _chunks(self, model: Model, B: int, T: int) -> int:
         """In how many chunks B·T tokens are taken: each has as many of every example, so that the
         examples may be split over devices."""
-        chunk = self.chosen(model.spec.vocab) if self.chunk is None else self.chunk
+        chunk = self.chunk_by_rule(model.spec.vocab) if self.chunk is None else self.chunk
         if not chunk or chunk >= B * T:
             return 1
         N = math.ceil(T / max(1, chunk // B))

@@ -141,7 +141,7 @@ def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
     """What the compiled steps of a run depend on: on a mesh, or, without one, on one device whose
     rows are the whole batch."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
-    task, parts = run.task.placed(run.model, ways), run.execution.grad_accumulation
+    task, parts = run.task.for_devices(run.model, ways), run.execution.grad_accumulation
     return StepSpec(run.model, task, run.optimizer, run.schedule, parts, run.replicate)
 
 

@@ -235,7 +235,7 @@ class VmappedCheckpoints:
             slots = range(len(self.trainer.runs))
             found = step, self.trainer.place([states.get(slot, other) for slot in slots])
         for recorder in self.recorder.live.values():
-            recorder.begin(found[0])
+            recorder.record_start(found[0])
         return found
 
     def save(self, step: int, members: VmappedState, must: bool = True) -> None:

@@ -279,14 +279,14 @@ def test_a_large_vocabulary_takes_a_fraction_of_the_memory():
 
 
 def test_the_rule_leaves_small_vocabularies_whole(tiny):
-    chosen = LanguageModelling.chosen
+    chosen = LanguageModelling.chunk_by_rule
     assert chosen(256) * 256 == LOGITS
     assert chosen(50257) == chosen(131072) == FEW
     made = trainer(tiny(), ONE | {"data": 4})
     assert made.spec.task.chunk == 4 * chosen(256)  # of all devices
-    large = LanguageModelling(chunk=None).placed(HEADS["untied"], 2)
+    large = LanguageModelling(chunk=None).for_devices(HEADS["untied"], 2)
     assert large.chunk == 2 * chosen(61)
-    assert LanguageModelling(chunk=0).placed(HEADS["untied"], 2).chunk == 0
+    assert LanguageModelling(chunk=0).for_devices(HEADS["untied"], 2).chunk == 0
 
 
 # Blocks that are worked out again.
