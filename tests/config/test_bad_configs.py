@@ -128,7 +128,11 @@ BAD = [
         "horizon.amount: .* 0.2 steps .*; expected at least 1 step",
     ),
     ("lm_gru", {"horizon.amount": 1e308}, "horizon.amount: .* expected .* fewer than 2.31"),
-    ("linear", {"horizon.unit": "token"}, "horizon.unit: 'token' is not .* did you mean 'tokens'?"),
+    (
+        "linear",
+        {"horizon.unit": "token"},
+        "horizon.unit: 'token' is unknown.* did you mean 'tokens'?",
+    ),
     ("linear", {"batch.rule": "sqrt_tokens"}, "batch.rule: sqrt_tokens, but horizon.unit is steps"),
     ("mlp_diabetes", {"batch.size": 5000}, "batch.size: 5000, but only .* training examples"),
     ("mlp_diabetes", {"eval.examples": 5000}, "eval.examples: 5000, .*; none takes all of them"),
