@@ -31,9 +31,9 @@ class Split(Protocol):
 class Dataset:
     """`targets` is their kind: "tokens" (the next of each), "classes" (int, [B]) or "numbers"
     (float, [B, K]); a task measures one kind. `facts` are what a model must know of its data (see
-    check.FACTS), `notes` what metrics and reports must. `digest` names the content of all that
-    `path`, `paths` and `tokenizer` stand for, not the place. `tokens_per_example` is how much one
-    example adds to the horizon (1 where it is no text). `mixture` holds (length, weight) of the
+    config.schema.FACTS), `notes` what metrics and reports must. `digest` names the content of all
+    that `path`, `paths` and `tokenizer` stand for, not the place. `tokens_per_example` is how much
+    one example adds to the horizon (1 where it is no text). `mixture` holds (length, weight) of the
     parts of `train` that are drawn by weight. `card` is what a report says about the data, computed
     once per workdir since it may take seconds."""
 

@@ -42,7 +42,7 @@ def chosen(wanted: str, dtype: str, head_size: int, platform: str) -> str:
 
 
 def causal(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
-    """As ops.causal_attention of all T positions, by one implementation or another."""
+    """As custom_vjp.causal_attention of all T positions, by one implementation or another."""
     dtype, head_size = q_BxTxHxK.dtype.name, q_BxTxHxK.shape[-1]
     by = chosen(wanted, dtype, head_size, jax.default_backend())
     if by == "own":

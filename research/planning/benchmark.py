@@ -136,7 +136,7 @@ class _ClockRecorder(DeferredMetrics):
 
 
 class _NoCheckpoints:
-    """Takes the place of a keeper of checkpoints: the loop goes on from `state`."""
+    """Takes the place of a checkpoint policy: the loop goes on from `state`."""
 
     kept_steps = ()
 

@@ -33,7 +33,8 @@ MOST_STEPS, MOST_BYTES = 50, 2**22
 
 
 def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
-    """The Run of a checked config (see cli.checked), on `dataset` where its own need not be there.
+    """The Run of a checked config (see loading.validated), on `dataset` where its own need not be
+    there.
     Trains nothing and compiles nothing.
 
     Raises BadInput for what only the data or the model can tell: files, lengths, a size that

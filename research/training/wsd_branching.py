@@ -54,7 +54,7 @@ def steps_before_decay(run: Run) -> int:
     if run.schedule != "wsd":
         return 0
     total, decay = run.hyper["total"], run.hyper["schedule"]["decay"]
-    length = np.maximum(decay * total, np.float32(1)) * MARGIN  # as optim.wsd has it, in float32
+    length = np.maximum(decay * total, np.float32(1)) * MARGIN  # as schedules.wsd, in float32
     return bisect.bisect_left(
         range(run.steps), True, key=lambda step: bool(total - 1 - np.float32(step) < length)
     )

@@ -237,7 +237,7 @@ def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, t
         for manifest in path.glob("checkpoints/*/manifest.json"):
             damaged(manifest)
     else:
-        (path / file).touch()  # a run that began from no trunk has no shared_prefix.json
+        (path / file).touch()  # a run that began from no prefix has no shared_prefix.json
         damaged(path / file)
     outcome = launch(resolve_points(configs, tmp_path), tmp_path)
     assert outcome.trained == 2
