@@ -43,10 +43,10 @@ def surface(seed: int) -> dict[str, bool]:
 
 
 def covered(name: str, rows: list, truth: dict[str, float]) -> dict[str, bool]:
-    from research.scaling import Fit, Options, named_law, split
+    from research.scaling import Fit, Options, named_law, split_rows
 
     law, options = named_law(name), Options()
-    intervals = Fit(law, split(law, rows, options), options).reported_intervals()
+    intervals = Fit(law, split_rows(law, rows, options), options).reported_intervals()
     return {
         key: (intervals[key][0] or 0)
         <= value
