@@ -17,7 +17,7 @@ from typing import Any
 
 from research import launch
 from research.config import cli, process_flags, stop_signal
-from research.config.loading import sweep_points
+from research.config.sweeps import sweep_points
 from research.errors import UNFINISHED
 from research.sweep import limits, sweep_file
 

@@ -46,7 +46,7 @@ NO_JAX = (
 )
 # Inside training: module -> the modules of training that it may import, where that is few.
 INSIDE = {
-    "training.step": "gradient_accumulation optimizers schedules tasks",
+    "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks",
     "training.gradient_accumulation": "",
     "training.trainer": "run step fine_tuning",
     "training.make_run": "run execution horizon fine_tuning optimizers step tasks",

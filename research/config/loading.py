@@ -2,11 +2,9 @@
 
 import dataclasses
 import importlib.util
-import inspect
-import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ from research.errors import BadInput
 from research.io import files
 
 ModuleLike = Any
-MOST_POINTS = 100_000  # of a sweep, which may be a generator without end
+
+
 LARGEST = 1 << 20  # bytes of a .json config
 
 
@@ -24,51 +23,6 @@ def validated(config: dict) -> dict:
     if problems := validation.problems(config):
         raise BadInput(*problems)
     return validation.coerce(config)
-
-
-def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[dict, dict]]:
-    """(overrides, checked config) of every point that the config's `sweep` function yields.
-
-    Raises BadInput naming the points and everything wrong with them.
-    """
-    function: Callable[..., Any] | None = getattr(module, sweep, None)
-    if not callable(function):
-        there = ", ".join(sweep_names(module)) or "no sweep at all"
-        raise BadInput(
-            f"--sweep={sweep}: the config has no function {sweep}(), which must return a list of "
-            f"overrides; it has {there}"
-        )
-    out, found = [], []
-    made = _call(function, config)
-    made = () if made is None else made
-    if not isinstance(made, Iterable):
-        raise BadInput(f"{sweep}() gives {made!r:.50}; expected a list of overrides")
-    given = _call(lambda: list(itertools.islice(made, MOST_POINTS + 1)))
-    if len(given) > MOST_POINTS:
-        raise BadInput(f"{sweep}() yields more than {MOST_POINTS:,} points")
-    for index, point in enumerate(given):
-        if not isinstance(point, Mapping):
-            found.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
-            continue
-        if odd := [key for key in point if not isinstance(key, str)]:
-            found.append(f"{sweep}() point {index}: {odd[0]!r:.50} is no key of a config")
-            continue
-        resolved, problems = validation.override(config, point)
-        problems = problems or validation.problems(resolved)
-        found += [f"{sweep}() point {index} {dict(point)}: {line}" for line in problems]
-        out.append((dict(point), validation.coerce(resolved)))
-    if found:
-        raise BadInput(*found)
-    if not out:
-        raise BadInput(f"{sweep}() yields no points")
-    return out
-
-
-def sweep_names(module: ModuleLike | None) -> list[str]:
-    """The sweeps of a config: its public functions of one parameter, `config`."""
-    public = {k: v for k, v in vars(module or object).items() if not k.startswith("_")}
-    made = {k: v for k, v in public.items() if inspect.isfunction(v)}
-    return [k for k, v in made.items() if [*inspect.signature(v).parameters] == ["config"]]
 
 
 def load_config(path: str) -> tuple[dict, ModuleLike | None]:
@@ -85,10 +39,10 @@ def load_config(path: str) -> tuple[dict, ModuleLike | None]:
     assert spec.loader
     _importable(Path(path).resolve())
     module = importlib.util.module_from_spec(spec)
-    _call(spec.loader.exec_module, module, what=path)
+    call_user_code(spec.loader.exec_module, module, what=path)
     if not hasattr(module, "get_config"):
         raise BadInput(f"--config={path}: the file has no function get_config()")
-    config = _call(module.get_config, what=f"{path}: get_config()")
+    config = call_user_code(module.get_config, what=f"{path}: get_config()")
     config = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(config, dict):
         raise BadInput(f"{path}: get_config() must return a ConfigDict")
@@ -104,7 +58,7 @@ def _importable(path: Path) -> None:
             sys.path.append(str(folder))  # last: nothing that is installed is hidden
 
 
-def _call(function: Callable, *args: object, what: str = "") -> Any:
+def call_user_code(function: Callable, *args: object, what: str = "") -> Any:
     """Report an exception of the user's code by its own file and line, not by our traceback."""
     try:
         return function(*args)

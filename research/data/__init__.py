@@ -57,7 +57,9 @@ class Dataset:
         position_B = step * size + (np.arange(size) if at is None else at).astype(np.int64)
         if self.mixture:
             lengths, weights = zip(*self.mixture, strict=True)
-            index_B = sampling.shuffled_mixture(seed, position_B, lengths, weights)
+            from research.data.mixture_sampling import shuffled_mixture
+
+            index_B = shuffled_mixture(seed, position_B, lengths, weights)
         else:
             index_B = sampling.shuffled(seed, position_B, len(self.train))
         return self.train.rows(index_B, sampling.random_bits(seed, position_B))

@@ -13,10 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.models import activation_sharding
 
-
-def _materialize(x: Array) -> Array:
+def materialize(x: Array) -> Array:
     """`x`, written to memory by XLA on CPU instead of being fused into its consumer.
 
     XLA folds a transpose into the matmul after it, and on CPU a matmul that contracts the first
@@ -46,8 +44,8 @@ def _dense_backward(saved: tuple, g_MxO: Array) -> tuple[Array, Array]:
 
 def _weight_gradient(x_MxI: Array, g_MxO: Array) -> Array:
     if x_MxI.shape[1] <= g_MxO.shape[1]:
-        return _materialize(x_MxI.T) @ g_MxO
-    return _materialize(_materialize(g_MxO.T) @ x_MxI).T
+        return materialize(x_MxI.T) @ g_MxO
+    return materialize(materialize(g_MxO.T) @ x_MxI).T
 
 
 dense.defvjp(_dense_forward, _dense_backward)
@@ -86,7 +84,7 @@ def normalize(x: Array, scale_D: Array, centred: bool, epsilon: float = 1e-5) ->
 
 
 def _norm_forward(x: Array, scale_D: Array, centred: bool, epsilon: float) -> tuple[Array, tuple]:
-    wide = _wide(x)
+    wide = at_least_float32(x)
     if centred:
         wide -= wide.mean(-1, keepdims=True)
     r = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
@@ -98,7 +96,7 @@ def _norm_forward(x: Array, scale_D: Array, centred: bool, epsilon: float) -> tu
 def _norm_backward(centred: bool, epsilon: float, saved: tuple, g: Array) -> tuple[Array, Array]:
     del epsilon
     saved_unit, r, scale_D = saved
-    unit = _wide(saved_unit)
+    unit = at_least_float32(saved_unit)
     h = g * _last(scale_D, g)
     dx = h - unit * (h * unit).mean(-1, keepdims=True)
     if centred:
@@ -136,7 +134,7 @@ def _attention_forward(
     T, S, G = q_BxTxHxK.shape[1], *k_BxSxGxK.shape[1:3]
     q_BxGxNxK = _by_group(q_BxTxHxK / math.sqrt(q_BxTxHxK.shape[3]), G)
     k_BxGxSxK, v_BxGxSxK = k_BxSxGxK.swapaxes(1, 2), v_BxSxGxK.swapaxes(1, 2)
-    scores_BxGxNxS = _wide(jnp.einsum("bgnk,bgsk->bgns", q_BxGxNxK, k_BxGxSxK))
+    scores_BxGxNxS = at_least_float32(jnp.einsum("bgnk,bgsk->bgns", q_BxGxNxK, k_BxGxSxK))
     past_TxS = at + jnp.arange(T)[:, None] >= jnp.arange(S)[None]
     past_NxS = jnp.tile(past_TxS, (q_BxGxNxK.shape[2] // T, 1))
     scores_BxGxNxS = jnp.where(past_NxS[None, None], scores_BxGxNxS, -jnp.inf)
@@ -149,8 +147,8 @@ def _attention_backward(saved: tuple, g_BxTxHxK: Array) -> tuple[Array, Array, A
     q_BxGxNxK, k_BxGxSxK, v_BxGxSxK, p_BxGxNxS = saved
     T, K = g_BxTxHxK.shape[1], g_BxTxHxK.shape[3]
     g_BxGxNxK = _by_group(g_BxTxHxK, k_BxGxSxK.shape[1])
-    dp = _wide(jnp.einsum("bgnk,bgsk->bgns", g_BxGxNxK, v_BxGxSxK))
-    p = _wide(p_BxGxNxS)
+    dp = at_least_float32(jnp.einsum("bgnk,bgsk->bgns", g_BxGxNxK, v_BxGxSxK))
+    p = at_least_float32(p_BxGxNxS)
     ds_BxGxNxS = (p * (dp - (dp * p).sum(-1, keepdims=True))).astype(k_BxGxSxK.dtype)
     dq_BxGxNxK = jnp.einsum("bgns,bgsk->bgnk", ds_BxGxNxS, k_BxGxSxK)
     dk_BxSxGxK = jnp.einsum("bgns,bgnk->bsgk", ds_BxGxNxS, q_BxGxNxK)
@@ -175,74 +173,6 @@ def _by_time(x_BxGxNxK: Array, T: int) -> Array:
     return x_BxGxRxTxK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * N // T, K)
 
 
-def _wide(x: Array) -> Array:
+def at_least_float32(x: Array) -> Array:
     """`x` in float32, or unchanged if it is float64."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def recurrence(x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int = 1) -> Array:
-    """The states h_1 … h_T of a gated recurrent unit, [T, B, D] in float32, from h_0 and the input
-    projections x of the gates r, z, n (E = 3D; see research/models/gru.py for the equations).
-
-    With y = h U and a = y_n + c, backward in time from g = dh_t (including what later steps add):
-
-        dn̂ = g (1 − z) (1 − n²);  dẑ = g (h − n) z (1 − z);  dr̂ = dn̂ a r (1 − r)
-        dx = (dr̂, dẑ, dn̂);  dy = (dr̂, dẑ, dn̂ r);  dh_{t−1} = g z + dy Uᵀ
-
-    dU = Σ_t h_{t−1}ᵀ dy_t and dc = Σ_t dn̂ r are one matmul and one sum after the loop. Plain jax
-    accumulates dU at every step, with an all-reduce each time where the batch is sharded.
-    """
-    return _recurrence_forward(x_TxBxE, h_BxD, u_DxE, c_D, unroll)[0]
-
-
-def _recurrence_forward(
-    x_TxBxE: Array, h_BxD: Array, u_DxE: Array, c_D: Array, unroll: int
-) -> tuple[Array, tuple]:
-    def step(h_BxD: Array, x_BxE: Array) -> tuple[Array, tuple]:
-        # The state stays in float32: rounding errors would accumulate over the steps.
-        h_BxD, x_BxE = activation_sharding.shard_rows(h_BxD), activation_sharding.shard_rows(x_BxE)
-        rx, zx, nx = jnp.split(_wide(x_BxE), 3, axis=-1)
-        rh, zh, nh = jnp.split(_wide(h_BxD.astype(u_DxE.dtype) @ u_DxE), 3, axis=-1)
-        r_BxD, z_BxD = jax.nn.sigmoid(rx + rh), jax.nn.sigmoid(zx + zh)
-        a_BxD = nh + c_D[None]
-        n_BxD = jnp.tanh(nx + r_BxD * a_BxD)
-        after_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
-        after_BxD = activation_sharding.shard_rows(after_BxD)
-        saved = (x.astype(u_DxE.dtype) for x in (h_BxD, r_BxD, z_BxD, n_BxD, a_BxD))
-        return after_BxD, (after_BxD, *saved)
-
-    _, (h_TxBxD, *saved) = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=min(unroll, len(x_TxBxE)))
-    return h_TxBxD, (saved, u_DxE, c_D, jnp.zeros((), x_TxBxE.dtype))
-
-
-def _recurrence_backward(unroll: int, saved: tuple, g_TxBxD: Array) -> tuple[Array, ...]:
-    steps, u_DxE, c_D, like_x = saved
-    u_ExD = _materialize(u_DxE.T)
-
-    def step(later_BxD: Array, at: tuple) -> tuple[Array, tuple]:
-        g_BxD, *gates = at
-        h_BxD, r_BxD, z_BxD, n_BxD, a_BxD = (_wide(x) for x in gates)
-        g_BxD = activation_sharding.shard_rows(g_BxD + later_BxD)
-        dn_BxD = g_BxD * (1 - z_BxD) * (1 - n_BxD * n_BxD)
-        dz_BxD = g_BxD * (h_BxD - n_BxD) * z_BxD * (1 - z_BxD)
-        dr_BxD = dn_BxD * a_BxD * r_BxD * (1 - r_BxD)
-        dy_BxE = jnp.concatenate([dr_BxD, dz_BxD, dn_BxD * r_BxD], axis=-1).astype(u_DxE.dtype)
-        return g_BxD * z_BxD + _wide(dy_BxE @ u_ExD), (dy_BxE, dn_BxD.astype(like_x.dtype))
-
-    zeros_BxD = jnp.zeros_like(g_TxBxD[0])
-    unroll = min(unroll, len(g_TxBxD))
-    dh_BxD, (dy_TxBxE, dn_TxBxD) = jax.lax.scan(
-        step, zeros_BxD, (g_TxBxD, *steps), reverse=True, unroll=unroll
-    )
-    D = c_D.shape[0]
-    # As in _weight_gradient, but over two separate axes: flattening [T, B] would gather the sharded
-    # batch axis on every device.
-    h_DxTxB = _materialize(jnp.moveaxis(steps[0], -1, 0))
-    du_DxE = jnp.einsum("dtb,tbe->de", h_DxTxB, dy_TxBxE)
-    dc_D = _wide(dy_TxBxE[..., 2 * D :]).sum((0, 1)).astype(c_D.dtype)
-    dx_TxBxE = jnp.concatenate([dy_TxBxE[..., : 2 * D].astype(like_x.dtype), dn_TxBxD], axis=-1)
-    return dx_TxBxE, dh_BxD, du_DxE, dc_D
-
-
-recurrence.defvjp(_recurrence_forward, _recurrence_backward)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.config.types import PositiveInt, UnrolledLayers
-from research.models import activation_sharding, custom_vjp, layers
+from research.models import activation_sharding, layers, recurrence
 
 SIZED = ("width", "depth")
 HELD = ("depth",)  # may be given beside `size`
@@ -130,7 +130,7 @@ class Recurrence(nn.Module):
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)
-        h_TxBxD: Any = custom_vjp.recurrence(x_TxBxE, h_BxD, u_DxE, c_D, m.unroll)
+        h_TxBxD: Any = recurrence.recurrence(x_TxBxE, h_BxD, u_DxE, c_D, m.unroll)
         return h_TxBxD.astype(m.dtype).swapaxes(0, 1).reshape(-1, D), h_TxBxD[-1]
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
@@ -22,11 +21,17 @@ from research.params import PathTable, key_path, match_path
 
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
 DECAY = (("kernel|embedding", True), ("scale|bias", False))
+
+
 # What Muon orthogonalises: axes counted from the last, so that depth in front of a scanned kernel
 # is a batch; None is left to Adam. Optax alone would take a scanned bias for a matrix and a scanned
 # kernel for none. A GRU's three gates are one matrix.
 _DENSE = MuonDimensionNumbers((-2,), -1)  # in, out
+
+
 _CONV = MuonDimensionNumbers((-4, -3, -2), -1)  # height, width, in, out
+
+
 MATRICES: PathTable[MuonDimensionNumbers | None] = (
     ("(query|key|value|out|up|gate|down)/kernel", _DENSE),
     (r"(input|recurrent|dense\d*|hidden\d*)/kernel", _DENSE),
@@ -155,58 +160,6 @@ def _by_shape(update: Array, dims: MuonDimensionNumbers) -> Array:
     """Times √max(1, out/in), with which one rate serves all shapes of a matrix."""
     fan_in = math.prod(update.shape[axis] for axis in dims.reduction_axis)  # type: ignore[union-attr]
     return update * math.sqrt(max(1, update.shape[-1] / fan_in))
-
-
-class SkipState(NamedTuple):
-    """How many steps were `seen` and are in the moving `mean` and mean `square`, each [2], of loss
-    and gradient norm; how many were `skipped`."""
-
-    seen: Array
-    mean: Array
-    square: Array
-    skipped: Array
-    inner: Any
-
-
-SEEN = 32  # steps that are looked at before one is skipped
-MEMORY = 0.98  # what a step leaves of the mean before it: about the last fifty count
-
-
-def skipping(
-    inner: optax.GradientTransformation, sigmas: Positive
-) -> optax.GradientTransformationExtraArgs:
-    """`inner`, but a step that is not finite, or whose loss or gradient norm lies more than
-    `sigmas` standard deviations above its moving mean, changes neither parameters nor moments.
-
-    The update needs `loss` and `norm`. What is skipped does not enter the mean. The first SEEN
-    steps are skipped only where they are not finite.
-    """
-
-    def init(params: Any) -> SkipState:
-        zero = jnp.zeros(2, jnp.float32)
-        return SkipState(jnp.int32(0), zero, zero, jnp.int32(0), inner.init(params))
-
-    def update(updates: Any, state: Any, params: Any = None, **told: Array) -> tuple[Any, Any]:
-        now = jnp.stack([told["loss"], told["norm"]]).astype(jnp.float32)
-        known = jnp.maximum(1 - jnp.float32(MEMORY) ** state.seen, 1e-6)  # as Adam's correction
-        mean, square = state.mean / known, state.square / known
-        spread = jnp.sqrt(jnp.maximum(square - mean**2, 1e-6 * mean**2))  # above what rounding does
-        high = mean + sigmas * spread
-        good = jnp.isfinite(now).all() & ((state.seen < SEEN) | (now <= high).all())
-
-        stepped, moments = inner.update(updates, state.inner, params)
-        new = SkipState(
-            state.seen + 1,
-            MEMORY * state.mean + (1 - MEMORY) * now,
-            MEMORY * state.square + (1 - MEMORY) * now**2,
-            state.skipped,
-            moments,
-        )
-        old = state._replace(skipped=state.skipped + 1)
-        blank = jax.tree.map(jnp.zeros_like, stepped)
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), (stepped, new), (blank, old))
-
-    return optax.GradientTransformationExtraArgs(init, update)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {

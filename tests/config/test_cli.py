@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from research.config import cli
-from research.config.loading import load_config, sweep_points
+from research.config.loading import load_config
+from research.config.sweeps import sweep_points
 from research.errors import BadInput
 
 TRAIN = [sys.executable, "-m", "experiments.train"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from research.config import validation
-from research.config.loading import load_config, sweep_names, sweep_points, validated
+from research.config.loading import load_config, validated
+from research.config.sweeps import sweep_names, sweep_points
 from research.errors import BadInput
 from research.training.make_run import make_run
 from research.training.run import NOT_IN_ID

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from research.data import placeholder
-from research.data.sampling import CYCLE, random_bits, shuffled, shuffled_mixture
+from research.data.mixture_sampling import CYCLE, shuffled_mixture
+from research.data.sampling import random_bits, shuffled
 
 PRIMES = (2, 3, 5, 7, 13, 61, 67, 101, 997, 7919)
 AROUND_POWERS = [2**k + d for k in (2, 3, 5, 6, 7, 10, 16) for d in (-1, 0, 1)]

@@ -10,7 +10,7 @@ import pytest
 
 from research import data
 from research.data import hub, sampling, subwords, text, token_files, tokenizers
-from research.data.sampling import CYCLE
+from research.data.mixture_sampling import CYCLE
 from research.errors import BadInput
 
 

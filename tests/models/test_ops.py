@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.models import custom_vjp
+from research.models import custom_vjp, recurrence
 
 
 def drawn(*shapes):
@@ -49,9 +49,9 @@ OPS = {
     "dense, wider": (custom_vjp.dense, jnp.matmul, ((12, 5), (5, 7))),
     "dense, narrower": (custom_vjp.dense, jnp.matmul, ((12, 7), (7, 5))),
     "gelu": (custom_vjp.gelu, jax.nn.gelu, ((12, 7),)),
-    "recurrence": (custom_vjp.recurrence, plain_recurrence, ((5, 2, 9), (2, 3), (3, 9), (3,))),
+    "recurrence": (recurrence.recurrence, plain_recurrence, ((5, 2, 9), (2, 3), (3, 9), (3,))),
     "recurrence, unrolled": (
-        lambda *args: custom_vjp.recurrence(*args, 2),
+        lambda *args: recurrence.recurrence(*args, 2),
         plain_recurrence,
         ((5, 2, 9), (2, 3), (3, 9), (3,)),
     ),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from research.config import grid, validation
-from research.config.loading import load_config, sweep_points
+from research.config.loading import load_config
+from research.config.sweeps import sweep_points
 from research.errors import BadInput, Preempted
 from research.parallel import sharding
 from research.runs import checkpoint, metrics_log

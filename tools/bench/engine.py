@@ -23,7 +23,8 @@ import time
 from pathlib import Path
 
 from experiments import bench
-from research.config.loading import load_config, sweep_points
+from research.config.loading import load_config
+from research.config.sweeps import sweep_points
 from research.io import files
 
 CONFIG = str(Path(__file__).parent / "linear_sweep.py")

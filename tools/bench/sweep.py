@@ -27,7 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from research.config.loading import load_config, sweep_points
+from research.config.loading import load_config
+from research.config.sweeps import sweep_points
 from research.training.make_run import make_run
 from research.training.run import Run
 

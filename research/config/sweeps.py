@@ -1,0 +1,57 @@
+"""The sweeps of a config: functions beside get_config() that yield overrides."""
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from research.config import validation
+from research.config.loading import ModuleLike, call_user_code
+from research.errors import BadInput
+
+MOST_POINTS = 100_000  # of a sweep, which may be a generator without end
+
+
+def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tuple[dict, dict]]:
+    """(overrides, checked config) of every point that the config's `sweep` function yields.
+
+    Raises BadInput naming the points and everything wrong with them.
+    """
+    function: Callable[..., Any] | None = getattr(module, sweep, None)
+    if not callable(function):
+        there = ", ".join(sweep_names(module)) or "no sweep at all"
+        raise BadInput(
+            f"--sweep={sweep}: the config has no function {sweep}(), which must return a list of "
+            f"overrides; it has {there}"
+        )
+    out, found = [], []
+    made = call_user_code(function, config)
+    made = () if made is None else made
+    if not isinstance(made, Iterable):
+        raise BadInput(f"{sweep}() gives {made!r:.50}; expected a list of overrides")
+    given = call_user_code(lambda: list(itertools.islice(made, MOST_POINTS + 1)))
+    if len(given) > MOST_POINTS:
+        raise BadInput(f"{sweep}() yields more than {MOST_POINTS:,} points")
+    for index, point in enumerate(given):
+        if not isinstance(point, Mapping):
+            found.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
+            continue
+        if odd := [key for key in point if not isinstance(key, str)]:
+            found.append(f"{sweep}() point {index}: {odd[0]!r:.50} is no key of a config")
+            continue
+        resolved, problems = validation.override(config, point)
+        problems = problems or validation.problems(resolved)
+        found += [f"{sweep}() point {index} {dict(point)}: {line}" for line in problems]
+        out.append((dict(point), validation.coerce(resolved)))
+    if found:
+        raise BadInput(*found)
+    if not out:
+        raise BadInput(f"{sweep}() yields no points")
+    return out
+
+
+def sweep_names(module: ModuleLike | None) -> list[str]:
+    """The sweeps of a config: its public functions of one parameter, `config`."""
+    public = {k: v for k, v in vars(module or object).items() if not k.startswith("_")}
+    made = {k: v for k, v in public.items() if inspect.isfunction(v)}
+    return [k for k, v in made.items() if [*inspect.signature(v).parameters] == ["config"]]
