@@ -100,15 +100,15 @@ def _commit(path: str) -> str:
 
 
 def _folder(path: str) -> str:
-    found = hub_access.check_folder(path)
-    if not found:
+    paths = hub_access.check_folder(path)
+    if not paths:
         raise BadInput(f"data.path: {path}: the folder is empty")
-    return _contents(path, tuple(found), tuple(files.stamp(p, "data.path") for p in found))
+    return _contents(path, tuple(paths), tuple(files.stamp(p, "data.path") for p in paths))
 
 
 @functools.lru_cache(maxsize=4)
-def _contents(path: str, found: tuple[Path, ...], stamps: tuple) -> str:
-    parts = [(str(p.relative_to(path)).encode(), files.digest_file(p).encode()) for p in found]
+def _contents(path: str, paths: tuple[Path, ...], stamps: tuple) -> str:
+    parts = [(str(p.relative_to(path)).encode(), files.digest_file(p).encode()) for p in paths]
     return files.digest(*itertools.chain.from_iterable(parts))
 
 
@@ -117,8 +117,8 @@ def _tokens(path: str, revision: str, tokenizer: str, items: tuple) -> Tokens:
     name = dict(items)
     place = {} if os.path.isdir(path) else {"path": path}
     key = files.digest_of({**name, **place, "revision": revision})
-    if (found := token_files.find(key)) is not None:
-        return found
+    if (cached := token_files.find(key)) is not None:
+        return cached
     stream = _split(_documents(path, revision, name), name["heldout"])
     if tokenizer != "bpe":
         return token_files.store(key, tokenizers.choose(tokenizer, name["vocab"], ()), stream)
@@ -128,8 +128,8 @@ def _tokens(path: str, revision: str, tokenizer: str, items: tuple) -> Tokens:
         size += 0 if held else len(document)
         if size >= subwords.TRAINED_ON:
             break
-    made = tokenizers.choose("bpe", name["vocab"], (d for held, d in first if not held))
-    return token_files.store(key, made, itertools.chain(first, stream))
+    bpe = tokenizers.choose("bpe", name["vocab"], (d for held, d in first if not held))
+    return token_files.store(key, bpe, itertools.chain(first, stream))
 
 
 def _split(documents: Iterator[str], heldout: float) -> Iterator[tuple[bool, bytes]]:
@@ -175,11 +175,11 @@ def _documents(path: str, revision: str, name: dict) -> Iterator[str]:
 def _rows(path: str, revision: str, name: dict) -> Iterator[dict[str, Any]]:
     package("datasets", f"data.path: {path}")
     try:
-        made = hub_access.opened(path, name["subset"], revision).as_streaming_dataset()
+        splits = hub_access.load_safe_builder(path, name["subset"], revision).as_streaming_dataset()
     except BadInput as error:
         raise type(error)(f"data.path: {error}") from error
     except Exception as error:
         raise BadInput(f"data.path: {path}: cannot be loaded: {first_line(error)}") from error
-    if name["split"] not in made:
-        raise BadInput(f"data.split: {name['split']!r}: {path} has {', '.join(map(str, made))}")
-    return itertools.islice(iter(made[name["split"]]), name["documents"])
+    if name["split"] not in splits:
+        raise BadInput(f"data.split: {name['split']!r}: {path} has {', '.join(map(str, splits))}")
+    return itertools.islice(iter(splits[name["split"]]), name["documents"])

@@ -1,4 +1,4 @@
-"""Sets of the Hugging Face hub, and folders like them, through `datasets`."""
+"""Safe access to data sets of the Hugging Face hub, and folders like them, through `datasets`."""
 
 import os
 from collections.abc import Iterator
@@ -13,24 +13,24 @@ LARGEST_README = 1 << 20  # bytes
 FORMATS = ("json", "parquet", "text", "csv", "arrow", "imagefolder", "webdataset")
 
 
-def opened(path: str, subset: str | None = None, revision: str | None = None) -> Any:
-    """What `datasets` will read of the set `path`, a name on the hub or a folder.
+def load_safe_builder(path: str, subset: str | None = None, revision: str | None = None) -> Any:
+    """The `datasets` builder of the data set `path`, a name on the hub or a local folder.
 
-    A README of the set may name any file or address as its data, so all of them must be the set's
-    own, in one of FORMATS. Raises UnsafeFile, and whatever `datasets` raises.
+    A data set's README may name any file or URL as its data, so all of them must belong to the data
+    set itself and be in one of FORMATS. Raises UnsafeFile if not, and whatever `datasets` raises.
     """
     import datasets
 
     if Path(path).is_dir():
         revision = None
-        _check_words(Path(path))
+        _check_readme(Path(path))
     builder = datasets.load_dataset_builder(path, subset, revision=revision)
-    rooms = [base.__module__.split(".") for base in type(builder).__mro__]
-    own = [room[-1] for room in rooms if room[:2] == ["datasets", "packaged_modules"]]
-    kind = own[0] if own else "code"
+    modules = [base.__module__.split(".") for base in type(builder).__mro__]
+    packaged = [name[-1] for name in modules if name[:2] == ["datasets", "packaged_modules"]]
+    kind = packaged[0] if packaged else "code"
     if kind not in FORMATS:
         raise UnsafeFile(f"{path}: {kind} is not among the formats {', '.join(FORMATS)}")
-    for name in (str(f) for found in (builder.config.data_files or {}).values() for f in found):
+    for name in (str(f) for part in (builder.config.data_files or {}).values() for f in part):
         if Path(path).is_dir():
             files.check_inside(path, name)
         elif not name.startswith(f"hf://datasets/{path}@") or ".." in name.split("/"):
@@ -38,9 +38,9 @@ def opened(path: str, subset: str | None = None, revision: str | None = None) ->
     return builder
 
 
-def _check_words(folder: Path) -> None:
-    """Raise UnsafeFile where what a folder says of itself names data elsewhere: `datasets` asks for
-    an address before it can be refused. Raises BadInput where it is no YAML."""
+def _check_readme(folder: Path) -> None:
+    """Raise UnsafeFile if the metadata of a folder names data outside it, before `datasets` could
+    open the URL. Raises BadInput if the metadata is not YAML."""
     import yaml
 
     for name in ("README.md", ".huggingface.yaml"):
@@ -53,10 +53,10 @@ def _check_words(folder: Path) -> None:
             tokens = list(yaml.scan(words, yaml.SafeLoader))
             if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in tokens):
                 raise UnsafeFile(f"{place}: holds aliases, which may unfold without an end")
-            found = yaml.safe_load(words)
+            metadata = yaml.safe_load(words)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise BadInput(f"{place}: not YAML: {first_line(error)}") from error
-        for part in _strings(found.get("configs") if isinstance(found, dict) else None):
+        for part in _strings(metadata.get("configs") if isinstance(metadata, dict) else None):
             if "://" in part or "::" in part or part.startswith(("/", "~")) or ".." in part:
                 raise UnsafeFile(f"{place}: names {part} as its data, which is not its own")
 
@@ -70,8 +70,8 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def check_folder(path: str) -> list[Path]:
-    """All files below a folder, sorted. Raises UnsafeFile for one that leads out of it, and for
-    what is no file."""
+    """All files below a folder, sorted. Raises UnsafeFile for a symlink that leads out of it, and
+    for anything that is not a regular file or folder."""
     out = []
     for folder, below, names in os.walk(path):
         for name in (*below, *names):

@@ -53,24 +53,25 @@ class Source(NamedTuple):
     names: list[str] | None = None
 
 
-def room(path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """An array for that many pixels. Raises BadInput when they are too many."""
-    fitting(path, shape)
+def allocate_pixels(path: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An empty uint8 array of shape [N, H, W, C]. Raises BadInput above MOST_BYTES."""
+    count_pixels(path, shape)
     return np.empty(shape, np.uint8)
 
 
-def fitting(path: str, shape: tuple[int, ...]) -> int:
-    """How many pixels a shape [N, H, W, C] has. Raises BadInput when they are too many."""
+def count_pixels(path: str, shape: tuple[int, ...]) -> int:
+    """Bytes of uint8 pixels of shape [N, H, W, C]. Raises BadInput above MOST_BYTES."""
     if (size := math.prod(map(int, shape))) > MOST_BYTES:
         raise BadInput(
-            f"data.path: {path}: {shape[0]} images of {sides(shape)} are {size / 1e9:.1f} GB of "
-            f"pixels, more than {MOST_BYTES / 1e9:.1f}; data.resize makes them smaller"
+            f"data.path: {path}: {shape[0]} images of {describe_sides(shape)} are "
+            f"{size / 1e9:.1f} GB of pixels, more than {MOST_BYTES / 1e9:.1f}; data.resize makes them "
+            "smaller"
         )
     return size
 
 
-def sides(shape: tuple[int, ...]) -> str:
-    """A shape [N, H, W, C] in words, without N."""
+def describe_sides(shape: tuple[int, ...]) -> str:
+    """The shape [N, H, W, C] of images for a message, without N: "28 x 28 x 1"."""
     return " x ".join(map(str, shape[1:]))
 
 
@@ -91,7 +92,7 @@ def stamp(path: str) -> object:
 
 
 def read(path: str) -> Source:
-    """The parts of a data set of images. Raises BadInput when `path` is none."""
+    """The training and test parts of an image data set. Raises BadInput for any other `path`."""
     if path == "mnist5k":
         return _mnist5k()
     if path == "digits":
@@ -233,7 +234,7 @@ def _idx(path: str, dims: int) -> np.ndarray:
             magic, *shape = struct.unpack(f">{1 + dims}I", file.read(4 + 4 * dims))
             if magic != 0x800 + dims:
                 raise ValueError(f"begins with {magic:#x}, expected {0x800 + dims:#x}")
-            size = fitting(path, (*shape, 1))
+            size = count_pixels(path, (*shape, 1))
             there = size if file is not raw else os.fstat(raw.fileno()).st_size
             found = file.read(min(size, there) + 1)
             if len(found) != size or not size:
@@ -257,7 +258,7 @@ def _folders(path: str) -> Source:
         found = [_visible(top / name) if (top / name).is_dir() else [] for name in names]
         labels = np.repeat(np.arange(len(names)), [len(each) for each in found])
         every = [file for each in found for file in each]
-        images = (_opened(path, file) for file in every)
+        images = (_open_image(path, file) for file in every)
         parts.append(Part(images, labels, lambda i, every=every: str(every[i])))
     if len(names) < 2:
         raise BadInput(
@@ -274,7 +275,7 @@ def _visible(folder: Path) -> list[Path]:
         raise BadInput(f"data.path: {folder}: {error.strerror}") from error
 
 
-def _opened(path: str, file: Path) -> np.ndarray:
+def _open_image(path: str, file: Path) -> np.ndarray:
     from PIL import Image
 
     files.check_inside(path, file)
@@ -314,7 +315,7 @@ def _hub(path: str) -> Source:
     if os.path.exists(name := path.removeprefix("hub:")):
         raise BadInput(f"data.path: {path}: is here; expected the name of a set on the hub")
     try:
-        builder = hub_access.opened(name)
+        builder = hub_access.load_safe_builder(name)
         builder.download_and_prepare()
         made = builder.as_dataset()
     except BadInput as error:
@@ -336,14 +337,17 @@ def _hub(path: str) -> Source:
     (image,), (label,) = columns
     tables = [made[part] for part in ("train", "test") if part in made]
     return Source(
-        [Part(_decoded(path, table, image), np.array(table[label], np.int64)) for table in tables],
+        [
+            Part(_decode_images(path, table, image), np.array(table[label], np.int64))
+            for table in tables
+        ],
         list(features[label].names),
     )
 
 
-def _decoded(path: str, table: Any, column: str) -> Iterator[np.ndarray]:
+def _decode_images(path: str, table: Any, column: str) -> Iterator[np.ndarray]:
     for i in range(len(table)):
         try:
             yield _pixels(table[i][column])
-        except Exception as error:  # as in _opened
+        except Exception as error:  # as in _open_image
             raise BadInput(f"data.path: {path}: image {i}: {first_line(error)}") from error

@@ -19,8 +19,8 @@ from research.io import files
 
 @dataclass(frozen=True)
 class Images:
-    """Those of `pixels` (uint8 [N, H, W, C]) and `labels` that `chosen` numbers, standardised; and
-    how they are changed in training."""
+    """The subset `chosen` of `pixels` (uint8 [N, H, W, C]) and `labels` [N], standardised with
+    `mean_C` and `scale_C`; `shift` and `flip` say how training images are augmented."""
 
     pixels: np.ndarray
     labels: np.ndarray
@@ -38,14 +38,14 @@ class Images:
         at = self.chosen[index]
         pixels = self.pixels[at]
         if draw is not None:
-            pixels = augmented(pixels, draw, self.shift, self.flip)
+            pixels = augment(pixels, draw, self.shift, self.flip)
         inputs = (pixels / np.float32(255) - self.mean_C) / self.scale_C
         return {"inputs": inputs, "targets": self.labels[at]}
 
 
-def augmented(pixels: np.ndarray, draw: np.ndarray, shift: int, flip: bool) -> np.ndarray:
-    """The images [B, H, W, C], each moved by up to `shift` pixels up or down and left or right,
-    black coming in, and half of them mirrored if `flip`: a pure function of `draw` [B]."""
+def augment(pixels: np.ndarray, draw: np.ndarray, shift: int, flip: bool) -> np.ndarray:
+    """Random translations by up to `shift` pixels along each axis, padded with black, and with
+    `flip` random horizontal flips of `pixels` [B, H, W, C]: a pure function of `draw` [B]."""
     if shift:
         B, H, W, _ = pixels.shape
         move_Bx2 = (
@@ -92,10 +92,11 @@ def load(
     _, H, W, C = pixels.shape
     if shift >= min(H, W):
         raise BadInput(
-            f"data.shift: {shift} pixels, but the images are {image_files.sides(pixels.shape)}"
+            f"data.shift: {shift} pixels, but the images are "
+            f"{image_files.describe_sides(pixels.shape)}"
         )
     if examples is not None:
-        train = _balanced(path, train, labels, keys, len(names), examples)
+        train = _balanced_subset(path, train, labels, keys, len(names), examples)
     digest = files.digest(
         *(array[part].tobytes() for part in (train, held) for array in (keys, labels)),
         *(array.tobytes() for array in (mean_C, scale_C)),
@@ -147,8 +148,8 @@ def _split(path: str, stamp: object, heldout: float | None, resize: int | None) 
     if heldout is None and len(source.parts) < 2:
         raise BadInput(f"data.heldout: none, but {path} has no test part; give a share")
     parts = source.parts if heldout is None else source.parts[:1]
-    pixels, hashes = _gathered(path, parts, resize)
-    labels, names = _named(path, [part.labels for part in parts], source.names)
+    pixels, hashes = _read_pixels(path, parts, resize)
+    labels, names = _number_classes(path, [part.labels for part in parts], source.names)
     if heldout is None:
         side = np.arange(len(labels)) >= len(parts[0].labels)
     else:  # by the hash of the pixels as they came, so that it is one split at every size
@@ -166,13 +167,13 @@ def _split(path: str, stamp: object, heldout: float | None, resize: int | None) 
         raise BadInput(f"data.heldout: class {names[missing[0]]!r} of {path} has no training image")
     for array in (pixels, labels, train, held, keys):
         array.setflags(write=False)
-    return Split(pixels, labels, train, held, keys, names, *_standard(pixels, train))
+    return Split(pixels, labels, train, held, keys, names, *_channel_statistics(pixels, train))
 
 
-def _gathered(
+def _read_pixels(
     path: str, parts: list[image_files.Part], resize: int | None
 ) -> tuple[np.ndarray, list[bytes]]:
-    """The images of all parts, uint8 [N, H, W, C], and the hash of each before it is resized."""
+    """The images of all parts, uint8 [N, H, W, C], and the hash of each before resizing."""
     n = sum(len(part.labels) for part in parts)
     if resize is not None and n * resize**2 > image_files.MOST_BYTES:
         raise BadInput(
@@ -183,17 +184,17 @@ def _gathered(
     for part in parts:
         for i, image in enumerate(part.images):
             hashes.append(_hash(image))
-            image = image if resize is None else _resized(image, resize)
+            image = image if resize is None else _resize(image, resize)
             if len(hashes) == 1:
-                out = image_files.room(path, (n, *image.shape))
+                out = image_files.allocate_pixels(path, (n, *image.shape))
             if image.shape[:2] != out.shape[1:3]:
                 raise BadInput(
                     f"data.path: {path}: {part.where(i)} is "
-                    f"{image_files.sides((0, *image.shape))}, the first is "
-                    f"{image_files.sides(out.shape)}; data.resize makes all of one size"
+                    f"{image_files.describe_sides((0, *image.shape))}, the first is "
+                    f"{image_files.describe_sides(out.shape)}; data.resize makes all of one size"
                 )
             if image.shape[2] > out.shape[3]:  # the first colour after grey ones
-                grey, out = out, image_files.room(path, (n, *image.shape))
+                grey, out = out, image_files.allocate_pixels(path, (n, *image.shape))
                 out[:] = grey
             out[len(hashes) - 1] = image
     return out, hashes
@@ -203,8 +204,8 @@ def _hash(image: np.ndarray) -> bytes:
     return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
 
 
-def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    """A square, by Pillow's bilinear filter, which averages over what it shrinks."""
+def _resize(image: np.ndarray, side: int) -> np.ndarray:
+    """`image` at side x side, by Pillow's bilinear filter, which antialiases when shrinking."""
     from PIL import Image
 
     grey = image.shape[2] == 1
@@ -213,10 +214,10 @@ def _resized(image: np.ndarray, side: int) -> np.ndarray:
     return made[..., None] if grey else made
 
 
-def _named(
+def _number_classes(
     path: str, labels: list[np.ndarray], names: list[str] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels from 0 on, of all parts, and the names of the classes."""
+    """The labels of all parts as int32 from 0 on, [N], and the names of the classes."""
     every = np.concatenate(labels)
     there = np.unique(every)
     if len(there) < 2:
@@ -231,7 +232,7 @@ def _named(
     return every.astype(np.int32), tuple(names)
 
 
-def _standard(pixels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _channel_statistics(pixels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean and standard deviation of each channel of the training pixels, scaled to [0, 1]."""
     level = np.arange(256) / 255
     mean_C, scale_C = [], []
@@ -246,11 +247,11 @@ def _standard(pixels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.array(mean_C, np.float32), np.array(scale_C, np.float32)
 
 
-def _balanced(
+def _balanced_subset(
     path: str, train: np.ndarray, labels: np.ndarray, keys: np.ndarray, classes: int, n: int
 ) -> np.ndarray:
-    """The first n of the training images in an order that takes the classes in turn, and each
-    class by the hash of its images."""
+    """The numbers of n training images, equally many of each class as far as there are, chosen
+    within a class by the hash of the image."""
     if n < classes:
         raise BadInput(f"data.examples: {n} are fewer than the {classes} classes of {path}")
     if n > len(train):

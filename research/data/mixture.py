@@ -17,10 +17,10 @@ from research.io import files
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Windows of several sources in one numbering, one source after the other."""
+class ConcatenatedWindows:
+    """The windows of several sources, numbered consecutively, one source after the other."""
 
-    parts: tuple["Windows | Chosen", ...]
+    parts: tuple["Windows | WindowSubset", ...]
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -37,8 +37,8 @@ class Joined:
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Some of the windows of a source, by number."""
+class WindowSubset:
+    """The windows of a source that `numbers` selects."""
 
     windows: Windows
     numbers: np.ndarray
@@ -75,12 +75,12 @@ def load(
         raise BadInput(
             f"data.weights: {len(weights)} for {len(paths)} data.paths; expected as many"
         )
-    with _several():
+    with _errors_name_paths():
         stamps = (*map(text.stamp, paths), tokenizers.stamp(tokenizer))
         made = _sources(tuple(paths), field, heldout, tokenizer, vocab, undecodable, stamps)
         sources = [text.windows(path, t, context) for path, t in zip(paths, made)]
     train = [Windows(tokens, "train", context) for tokens in made]
-    held = _proportional([Windows(tokens, "held", context) for tokens in made], weights)
+    held = _proportional_subsets([Windows(tokens, "held", context) for tokens in made], weights)
     shares = np.array([len(part) for part in held]) / sum(map(len, held))
     rows = [
         {"path": path, "weight": weight, "unique_tokens": len(tokens.train)}
@@ -89,8 +89,8 @@ def load(
     digest = files.digest(*(t.digest.encode() for t in made), files.canonical(list(weights)))
     return {
         **sources[0],
-        "train": Joined(tuple(train)),
-        "heldout": Joined(tuple(held)),
+        "train": ConcatenatedWindows(tuple(train)),
+        "heldout": ConcatenatedWindows(tuple(held)),
         "digest": digest,
         "unique_tokens": sum(len(tokens.train) for tokens in made),
         "notes": {
@@ -103,8 +103,8 @@ def load(
 
 
 @contextlib.contextmanager
-def _several() -> Iterator[None]:
-    """What `text` says of its path is here said of one of the paths."""
+def _errors_name_paths() -> Iterator[None]:
+    """Errors about data.path, which `text` raises, are raised as errors about data.paths."""
     try:
         yield
     except BadInput as error:
@@ -132,12 +132,12 @@ def _sources(
     return text.corpora(paths, field, heldout, tokenizer, vocab, undecodable)
 
 
-def _proportional(parts: Sequence[Windows], weights: Sequence[float]) -> list[Chosen]:
+def _proportional_subsets(parts: Sequence[Windows], weights: Sequence[float]) -> list[WindowSubset]:
     share = np.asarray(weights) / sum(weights)
     lengths = np.array([len(part) for part in parts])
     counts = np.floor(share * (lengths / share).min() + 1e-6).astype(np.int64)
     return [
-        Chosen(part, np.arange(count) * length // count)
+        WindowSubset(part, np.arange(count) * length // count)
         for part, length, count in zip(parts, lengths, np.clip(counts, 1, lengths))
     ]
 
@@ -162,7 +162,7 @@ def _card(
         "source": "; ".join(words),
         "digest": digest,
         "tokenizer": text.describe(tokenizer, made[0].tokenizer),
-        **text.substituted(sum(tokens.replaced for tokens in made)),
+        **text.replacement_facts(sum(tokens.replaced for tokens in made)),
         "train_tokens": len(train),
         "heldout_tokens": len(heldout),
         "overlap_length": text.OVERLAP_LENGTH,

@@ -28,7 +28,7 @@ def linear(
     if not weights:
         raise BadInput("data.weights: empty; expected a number for each feature")
     rng = np.random.default_rng(generator_seed)
-    n = _bounded(examples + heldout, len(weights) + 1)
+    n = _check_size(examples + heldout, len(weights) + 1)
     x = rng.uniform(size=(n, len(weights)))
     y = x @ np.array(weights)[:, None] + bias + noise * rng.standard_normal((n, 1))
     words = " + ".join([*(f"{w:g} x{i + 1}" for i, w in enumerate(weights)), f"{bias:g}"])
@@ -63,7 +63,7 @@ def _teacher(
     from scipy.special import zeta  # a quarter of a second that other data do not take
 
     rng = np.random.default_rng(seed)
-    n = _bounded(examples + heldout, 2 * features)
+    n = _check_size(examples + heldout, 2 * features)
     power = 1 + exponent
     share = np.arange(1, features + 1) ** -power / zeta(power)
     unseen = max(0.0, 1 - share.sum())
@@ -80,7 +80,7 @@ def _teacher(
     return _dataset(x, y, examples, definition, {"source": source, "expected_exponent": exponent})
 
 
-def _bounded(examples: int, numbers: int) -> int:
+def _check_size(examples: int, numbers: int) -> int:
     """`examples`, of so many numbers each. Raises BadInput where they are too many, with the
     matrices that are as wide."""
     size = 8 * numbers * (examples + numbers)

@@ -58,7 +58,7 @@ def _load(
         both_NxC = _matrix(path, table, (*columns, *target))
         x_NxF, y = both_NxC[:, : len(columns)], both_NxC[:, len(columns) :]
         names = []
-    held = _held(x_NxF, y, heldout)
+    held = _heldout_mask(x_NxF, y, heldout)
     if held.all() or not held.any():
         raise BadInput(
             f"data.heldout: {heldout:g} of {len(held)} rows of {path} leaves "
@@ -66,9 +66,9 @@ def _load(
         )
     notes: dict[str, Any] = {"class_names": names} if names else {"target_names": list(target)}
     if standardise:
-        x_NxF = _standardised(x_NxF, held)[0]
+        x_NxF = _standardize(x_NxF, held)[0]
         if not names:
-            y, notes["target_scale"] = _standardised(y, held)
+            y, notes["target_scale"] = _standardize(y, held)
     y = y.astype(np.int32 if names else np.float32)
     return _dataset(path, (x_NxF.astype(np.float32), y), held, columns, notes)
 
@@ -218,13 +218,13 @@ def _complete(path: str, name: str, missing: np.ndarray) -> None:
         )
 
 
-def _held(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
+def _heldout_mask(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
     """True for the held-out rows: the hash of a row decides, not its place."""
     hashes = [files.digest(a.tobytes(), b.tobytes()) for a, b in zip(x, np.asarray(y, np.float64))]
     return np.array([is_heldout(bytes.fromhex(h), heldout) for h in hashes])
 
 
-def _standardised(values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standardize(values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Without the mean and scale of the training rows, and that scale (1 for a constant)."""
     train = values[~held]
     scale = train.std(axis=0)

@@ -147,7 +147,9 @@ def corpora(
     parts = [split(texts, heldout) for texts in found]
     training = itertools.chain.from_iterable(train for train, _ in parts)
     made = tokenizers.choose(tokenizer, vocab, training)
-    return tuple(tokenised(part, made)._replace(replaced=n) for part, n in zip(parts, replaced))
+    return tuple(
+        tokenize_split(part, made)._replace(replaced=n) for part, n in zip(parts, replaced)
+    )
 
 
 def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list[bytes]]:
@@ -163,7 +165,7 @@ def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list
     return parts
 
 
-def tokenised(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> Tokens:
+def tokenize_split(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> Tokens:
     """The split documents as ids: bytes in memory, all others from the cache."""
     train, held = parts
     if not tokenizer.json:
@@ -288,15 +290,15 @@ def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) ->
     size = stamp(path)[0]
     if size == 0 or size % kind.itemsize:
         raise BadInput(f"data.path: {path}: {size} bytes are no whole number of {kind.name} ids")
-    tokens, unchanged = token_files.mapped(Path(path), kind)
-    _as_announced(path, tokens, kind, vocab)
+    tokens, unchanged = token_files.memory_map(Path(path), kind)
+    _check_token_ids(path, tokens, kind, vocab)
     cut = len(tokens) - max(1, round(len(tokens) * heldout))
     digest = files.digest(files.digest_file(path).encode(), repr(heldout).encode())
     unchanged()
     return Tokens(tokens[:cut], tokens[cut:], made, digest, None, vocab, unchanged)
 
 
-def _as_announced(path: str, tokens: np.ndarray, kind: np.dtype, vocab: int) -> None:
+def _check_token_ids(path: str, tokens: np.ndarray, kind: np.dtype, vocab: int) -> None:
     """Raise BadInput for ids out of range, and for files of another kind whose ids are not."""
     if tokens[:3].tobytes().startswith(b"\x93NUMPY"[: tokens[:3].nbytes]):
         raise BadInput(f"data.path: {path}: is a .npy file; expected its array.tofile(path)")
@@ -314,7 +316,7 @@ def _card(path: str, tokenizer: str, tokens: Tokens) -> dict[str, object]:
         "source": source(path),
         "digest": tokens.digest,
         "tokenizer": describe(tokenizer, tokens.tokenizer) if known else "token ids",
-        **substituted(tokens.replaced),
+        **replacement_facts(tokens.replaced),
         **counts(tokens),
     }
 
@@ -327,7 +329,7 @@ def source(path: str) -> str:
     return f"source of the Python {version} standard library, without tests and site-packages"
 
 
-def substituted(count: int) -> dict[str, object]:
+def replacement_facts(count: int) -> dict[str, object]:
     """What a card says of text that was none in `count` places."""
     return {"undecodable": f"{count:,} places became U+FFFD"} if count else {}
 

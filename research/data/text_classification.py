@@ -101,7 +101,7 @@ def _card(path: str, tokenizer: str, made: tuple) -> dict[str, object]:
         "source": text.source(path),
         "digest": digest,
         "tokenizer": text.describe(tokenizer, reader),
-        **text.substituted(replaced),
+        **text.replacement_facts(replaced),
         "train_examples": len(train),
         "heldout_examples": len(held),
         "classes": ", ".join(words),
@@ -127,8 +127,8 @@ def _load(
 ) -> tuple[Examples, Examples, tuple[str, ...], Tokenizer, str, int]:
     reader = tokenizers.read(tokenizer)
     documents, replaced = _documents(path, *fields, undecodable)
-    found = _unambiguous(documents)
-    names = _largest(path, found, classes, heldout)
+    found = _drop_ambiguous(documents)
+    names = _largest_classes(path, found, classes, heldout)
     train: list[tuple[bytes, int, np.ndarray]] = []
     held: list[tuple[bytes, int, np.ndarray]] = []
     kept = {name: item for name, item in found.items() if item[0] in names}
@@ -145,13 +145,13 @@ def _load(
         side += [(name, names.index(label), window) for window in windows]
     if not train or not held:
         raise BadInput(f"data.tokenizer: {tokenizer}: leaves no tokens of {path}")
-    parts = _examples(_by_hash(train)), _examples(held)
+    parts = _examples(_sort_by_hash(train)), _examples(held)
     arrays = (x.tobytes() for part in parts for x in (part.windows, part.classes))
     digest = files.digest(*arrays, "\n".join(names).encode(), reader.digest.encode())
     return *parts, names, reader, digest, replaced
 
 
-def _unambiguous(documents: Iterable[Labelled]) -> dict[bytes, Labelled]:
+def _drop_ambiguous(documents: Iterable[Labelled]) -> dict[bytes, Labelled]:
     """SHA-256 -> (class, document), without those of which copies are in several classes."""
     out: dict[bytes, Labelled] = {}
     several = set()
@@ -162,7 +162,7 @@ def _unambiguous(documents: Iterable[Labelled]) -> dict[bytes, Labelled]:
     return {name: labelled for name, labelled in out.items() if name not in several}
 
 
-def _largest(
+def _largest_classes(
     path: str, found: Mapping[bytes, Labelled], classes: int | None, heldout: float
 ) -> tuple[str, ...]:
     """The classes that are kept, in the order of the alphabet: those with most text among those
@@ -196,7 +196,7 @@ def _windows(ids: np.ndarray, context: int, reader: Tokenizer) -> np.ndarray:
     return out.reshape(-1, context)
 
 
-def _by_hash(rows: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, int, np.ndarray]]:
+def _sort_by_hash(rows: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, int, np.ndarray]]:
     """First one window of every class, then the second of every class, and so on; within a class
     in the order of hashes."""
     hashed = sorted(rows, key=lambda row: hashlib.sha256(row[0] + row[2].tobytes()).digest())

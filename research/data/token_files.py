@@ -53,7 +53,7 @@ def check_ids(ids: np.ndarray, vocab: int, what: str, at: np.ndarray | None = No
     )
 
 
-def mapped(path: Path, kind: np.dtype) -> tuple[np.ndarray, Callable[[], None]]:
+def memory_map(path: Path, kind: np.dtype) -> tuple[np.ndarray, Callable[[], None]]:
     """The ids of a file in memory that is the file, and a function that raises BadInput once it was
     written to: what is cut off would end the process without a word when it is read. A file of
     another content that takes the place of this one does no harm."""
@@ -101,7 +101,7 @@ def _part(
 ) -> tuple[np.ndarray, Callable[[], None]]:
     """One of the files, mapped. Raises ValueError or BadInput if it is not as it was written."""
     path = folder / f"{name}.bin"
-    ids, unchanged = mapped(path, kind_of(vocab))
+    ids, unchanged = memory_map(path, kind_of(vocab))
     if len(ids) != facts[f"{name}_tokens"] or files.digest_file(path) != facts[f"{name}_sha256"]:
         raise ValueError(f"{path}: not as it was written")
     check_ids(ids, vocab, str(path))

@@ -10,8 +10,8 @@ from research.models import custom_vjp
 DTYPES, LARGEST, STEP = ("bfloat16", "float16"), 128, 8
 
 
-def unfit(dtype: str, head_size: int, platform: str) -> list[str]:
-    """Why cuDNN cannot be, in words."""
+def why_not_cudnn(dtype: str, head_size: int, platform: str) -> list[str]:
+    """Reasons why cuDNN's kernel cannot be used, for a message; none if it can."""
     return [
         words
         for wrong, words in (
@@ -27,24 +27,24 @@ def unfit(dtype: str, head_size: int, platform: str) -> list[str]:
 
 
 def check(wanted: str, dtype: str, head_size: int, platform: str) -> None:
-    """Raise ValueError where cuDNN is wanted and cannot be."""
-    why = unfit(dtype, head_size, platform)
+    """Raise ValueError if `wanted` is "cudnn" and its kernel cannot be used."""
+    why = why_not_cudnn(dtype, head_size, platform)
     if wanted == "cudnn" and why:
         raise ValueError(f"attention: cudnn {'; '.join(why)}; expected auto, own or xla")
 
 
-def chosen(wanted: str, dtype: str, head_size: int, platform: str) -> str:
-    """ "own", "xla" or "cudnn"; "auto" is cuDNN where it can be, which keeps no T x T map, else our
-    own. So is "cudnn": elsewhere a model is traced for its shapes alone (see `check`)."""
+def choose_implementation(wanted: str, dtype: str, head_size: int, platform: str) -> str:
+    """ "own", "xla" or "cudnn". "auto" is cuDNN, which stores no T x T map, where it can be used,
+    else our own; "cudnn" likewise, as elsewhere a model is only traced for shapes (see `check`)."""
     if wanted in ("own", "xla"):
         return wanted
-    return "own" if unfit(dtype, head_size, platform) else "cudnn"
+    return "own" if why_not_cudnn(dtype, head_size, platform) else "cudnn"
 
 
-def causal(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
-    """As custom_vjp.causal_attention of all T positions, by one implementation or another."""
+def causal_attention(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
+    """As custom_vjp.causal_attention of all T positions, by the implementation of choice."""
     dtype, head_size = q_BxTxHxK.dtype.name, q_BxTxHxK.shape[-1]
-    by = chosen(wanted, dtype, head_size, jax.default_backend())
+    by = choose_implementation(wanted, dtype, head_size, jax.default_backend())
     if by == "own":
         return custom_vjp.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
     return jax.nn.dot_product_attention(

@@ -213,7 +213,7 @@ class Attention(nn.Module):
             cache = k, v
             y = custom_vjp.causal_attention(q, k, v, at)
         else:
-            y = attention_.causal(m.attention, q, k, v)
+            y = attention_.causal_attention(m.attention, q, k, v)
         out = layers.Dense(m.width, m.bias, m.dtype, self.out_init, name="out")
         return out(y.reshape(-1, m.width)), cache
 

@@ -253,18 +253,18 @@ def test_a_batch_is_a_function_of_seed_and_step(tmp_path):
 
 def test_a_flip_mirrors_half_of_the_images():
     x, _ = pictures(400)
-    out = images.augmented(x, draws(400), 0, True)
+    out = images.augment(x, draws(400), 0, True)
     same = (out == x).all((1, 2, 3))
     mirrored = (out == x[:, :, ::-1]).all((1, 2, 3))
     assert (same ^ mirrored).all()
     assert 150 < mirrored.sum() < 250
-    assert (images.augmented(x, draws(400), 0, False) == x).all()
+    assert (images.augment(x, draws(400), 0, False) == x).all()
 
 
 @pytest.mark.parametrize("most", [1, 2, 4])
 def test_a_shift_moves_by_at_most_that_and_uses_it_all(most):
     x, _ = pictures(500, (7, 9, 2))
-    out = images.augmented(x, draws(500), most, False)
+    out = images.augment(x, draws(500), most, False)
     wide = np.pad(x, ((0, 0), (most, most), (most, most), (0, 0)))
     moves = []
     for image, padded in zip(out, wide, strict=True):
@@ -290,8 +290,8 @@ def test_flips_and_shifts_are_independent():
     x[:, 1, 1] = 1
     x[:, 1, 0] = 2
     draw = draws(4000)
-    flipped = (images.augmented(x, draw, 0, True)[:, 1, 0] == 0)[:, 0]
-    column = images.augmented(x, draw, 1, False)[..., 0].max(1).argmax(1)
+    flipped = (images.augment(x, draw, 0, True)[:, 1, 0] == 0)[:, 0]
+    column = images.augment(x, draw, 1, False)[..., 0].max(1).argmax(1)
     assert abs(np.corrcoef(flipped, column)[0, 1]) < 0.06
 
 
@@ -514,7 +514,7 @@ def test_the_hub_is_read_through_datasets(tmp_path, monkeypatch):
 
         def download_and_prepare(self): ...
 
-    monkeypatch.setattr(image_files.hub_access, "opened", Opened)
+    monkeypatch.setattr(image_files.hub_access, "load_safe_builder", Opened)
     images._split.cache_clear()
     made = load("hub:good")
     assert everything(made) == {(a.tobytes(), int(b)) for a, b in zip(x, y, strict=True)}

@@ -395,11 +395,11 @@ def test_an_empty_folder_and_a_missing_package_are_told(folder, tmp_path, monkey
 
 def test_a_prepared_set_needs_no_network(folder, monkeypatch, stores):
     """The hub is played by a folder: its commit by a word, its files by those of the folder."""
-    asked, real = [], hub.hub_access.opened
+    asked, real = [], hub.hub_access.load_safe_builder
     monkeypatch.setattr(hub, "_commit", lambda path: "c0ffee")
     monkeypatch.setattr(
         hub.hub_access,
-        "opened",
+        "load_safe_builder",
         lambda path, subset, revision: asked.append((path, revision)) or real(str(folder), subset),
     )
     first = from_hub("owner/set")

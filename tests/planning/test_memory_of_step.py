@@ -325,9 +325,9 @@ def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
         out, back = jax.vjp(function, q, k, v)
         return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, back(g)))
 
-    own = found(functools.partial(attention.causal, "own"))
+    own = found(functools.partial(attention.causal_attention, "own"))
     with jax.numpy_dtype_promotion("standard"):  # which jax's own softmax relies on in bfloat16
-        theirs = found(functools.partial(attention.causal, "xla"))
+        theirs = found(functools.partial(attention.causal_attention, "xla"))
         seeing_all, _ = found(lambda q, k, v: jax.nn.dot_product_attention(q, k, v))
     error = 5e-2 if dtype == "bfloat16" else 2e-5
     close(own, theirs, rtol=error, atol=error)
@@ -354,8 +354,8 @@ def test_a_model_is_the_same_by_any_implementation(tiny):
     ],
 )
 def test_attention_is_chosen_by_what_cudnn_takes(dtype, head_size, platform, by):
-    assert attention.chosen("auto", dtype, head_size, platform) == by
-    assert attention.chosen("xla", dtype, head_size, platform) == "xla"
+    assert attention.choose_implementation("auto", dtype, head_size, platform) == by
+    assert attention.choose_implementation("xla", dtype, head_size, platform) == "xla"
     attention.check("auto", dtype, head_size, platform)
     if by == "cudnn":
         attention.check("cudnn", dtype, head_size, platform)
