@@ -64,8 +64,8 @@ def count_pixels(path: str, shape: tuple[int, ...]) -> int:
     if (size := math.prod(map(int, shape))) > MOST_BYTES:
         raise BadInput(
             f"data.path: {path}: {shape[0]} images of {describe_sides(shape)} are "
-            f"{size / 1e9:.1f} GB of pixels, more than {MOST_BYTES / 1e9:.1f}; data.resize makes them "
-            "smaller"
+            f"{size / 1e9:.1f} GB of pixels, more than {MOST_BYTES / 1e9:.1f}; data.resize makes "
+            "them smaller"
         )
     return size
 
