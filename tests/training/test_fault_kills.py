@@ -391,7 +391,7 @@ def test_another_run_may_compile_again(tiny, tmp_path):
 
 def test_only_the_watched_time_of_the_work_itself_counts(monkeypatch):
     barked = threading.Event()
-    monkeypatch.setattr(watchdog, "_bark", lambda *_: barked.set())
+    monkeypatch.setattr(watchdog, "_exit_hung", lambda *_: barked.set())
     monkeypatch.setattr(watchdog, "POLL", 0.01)
     monkeypatch.setattr(watchdog, "LEAST", 1.0)
     monkeypatch.setattr(watchdog, "TIMES", 1)
