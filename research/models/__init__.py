@@ -22,8 +22,6 @@ import flax.linen as nn
 import jax
 from jax import Array
 
-from research.models import layers
-
 MODELS = {
     "transformer": "research.models.transformer:Transformer",
     "gru": "research.models.gru:GRU",
@@ -54,11 +52,11 @@ class Model:
 
     @property
     def groups(self) -> tuple:
-        return (*self.family.GROUPS, *(layers.POOLED_GROUPS if self.classes else ()))
+        return (*self.family.GROUPS, *(_pooled().POOLED_GROUPS if self.classes else ()))
 
     @property
     def sharding(self) -> tuple:
-        return (*self.family.SHARDING, *(layers.POOLED_SHARDING if self.classes else ()))
+        return (*self.family.SHARDING, *(_pooled().POOLED_SHARDING if self.classes else ()))
 
     def forward_flops(self) -> dict[str, int]:
         """FLOPs of the dot products of one example, by part (see accounting)."""
@@ -105,6 +103,13 @@ class Model:
         return jax.tree.map(lambda x: x, _shapes(self, inputs))
 
 
+def _pooled() -> Any:
+    """The module of classifier heads, which few runs need."""
+    from research.models import pooled_classifier
+
+    return pooled_classifier
+
+
 @functools.lru_cache(maxsize=64)
 def _init(module: nn.Module) -> Callable[[Array, Array], dict]:
     """`init` of a module, which jax traces once for its shapes and for the program that runs it."""
@@ -149,5 +154,5 @@ def build(
     spec = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
     module = spec if isinstance(spec, nn.Module) else spec.module()
     if classes:
-        module = layers.Pooled(module, classes, -1 if pad is None else pad)
+        module = _pooled().Pooled(module, classes, -1 if pad is None else pad)
     return Model(spec, module, classes)

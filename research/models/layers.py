@@ -74,27 +74,6 @@ def rotate(x_BxTxHxK: Array, angles: tuple[Array, Array]) -> Array:
     return x_BxTxHxK * cos + jnp.concatenate([-right, left], axis=-1) * sin
 
 
-POOLED_GROUPS = (("classifier/(kernel|bias)", "head"),)
-POOLED_SHARDING = (("classifier/(kernel|bias)", ()),)
-
-
-class Pooled(nn.Module):
-    """Token ids [B, T] → class logits [B, C]: a linear classifier on the hidden states of a
-    language model, the `backbone`, averaged over the tokens that are not `pad`."""
-
-    backbone: nn.Module
-    classes: int
-    pad: int
-
-    @nn.compact
-    def __call__(self, tokens_BxT: Array) -> Array:
-        B, T = tokens_BxT.shape
-        x_BxTxD = self.backbone(tokens_BxT).reshape(B, T, -1).astype(jnp.float32)  # type: ignore[operator]
-        real_BxTx1 = (tokens_BxT != self.pad)[..., None].astype(jnp.float32)
-        x_BxD = (x_BxTxD * real_BxTx1).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)
-        return nn.Dense(self.classes, name="classifier")(x_BxD)
-
-
 class FeedForward(nn.Module):
     """x → down(act(up x)), or down(silu(gate x) · up x) for SwiGLU (Shazeer 2020)."""
 

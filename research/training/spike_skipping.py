@@ -43,7 +43,8 @@ def skip_spikes(
 
     def update(updates: Any, state: Any, params: Any = None, **told: Array) -> tuple[Any, Any]:
         now = jnp.stack([told["loss"], told["norm"]]).astype(jnp.float32)
-        known = jnp.maximum(1 - jnp.float32(MEMORY) ** state.seen, 1e-6)  # as Adam's correction
+        seen = state.seen.astype(jnp.float32)
+        known = jnp.maximum(1 - jnp.float32(MEMORY) ** seen, 1e-6)  # as Adam's correction
         mean, square = state.mean / known, state.square / known
         spread = jnp.sqrt(jnp.maximum(square - mean**2, 1e-6 * mean**2))  # above what rounding does
         high = mean + sigmas * spread

@@ -86,8 +86,8 @@ def digests(folder: Path, seed: int) -> dict[str, str]:
         "images": data.load("images", path=str(folder / "images"), **IMAGES),
         "idx": data.load("images", path=str(folder / "idx"), **IMAGES),
         "table": data.load("table", path=str(folder / "table.csv"), **TABLE),
-        "teacher": data.load("teacher", seed=seed, **TEACHER),
-        "linear": data.load("linear", seed=seed, **LINE),
+        "teacher": data.load("teacher", generator_seed=seed, **TEACHER),
+        "linear": data.load("linear", generator_seed=seed, **LINE),
     }
     config, _ = load_config("configs/lm_transformer.py")
     config, problems = override(config, {"data.path": text, "eval.examples": None})

@@ -170,8 +170,8 @@ PHASES = {
     "evaluation": (
         """
 import jax, jax.numpy as jnp
-from research.training.trainer import eval_program
-real = eval_program
+from research.training import trainer
+real = trainer.eval_program
 def slow(recipe, mesh):
     program, loop = real(recipe, mesh), lambda i, x: jnp.sin(x)
     wait = jax.jit(lambda x: jax.lax.fori_loop(0, 20_000, loop, x))
@@ -180,21 +180,21 @@ def slow(recipe, mesh):
         zero = 0 * wait(jnp.ones(100_000)).sum()
         return jax.tree.map(lambda x: x + jax.device_get(0.0) + zero, program(params, *held))
     return run
-eval_program = slow
+trainer.eval_program = slow
 """,
         None,
     ),
     "data wait": (
         """
 import time
-from research.training.trainer import host_batches
-real = host_batches
+from research.training import trainer
+real = trainer.host_batches
 def slow(run, step, *rest):
     if step == 40:
         print("waiting", flush=True)
         time.sleep(3)
     return real(run, step, *rest)
-host_batches = slow
+trainer.host_batches = slow
 """,
         None,
     ),
@@ -317,15 +317,14 @@ train.host_batches = slow
 
 HUNG = """
 import time
-from research.training import watchdog
-from research.training.trainer import host_batches
+from research.training import trainer, watchdog
 watchdog.LEAST, watchdog.TIMES, watchdog.POLL = 1.5, 1, 0.1
-real = host_batches
+real = trainer.host_batches
 def stuck_for_ever(run, step, *rest):
     if step == 60:
         time.sleep(600)
     return real(run, step, *rest)
-host_batches = stuck_for_ever
+trainer.host_batches = stuck_for_ever
 """
 
 

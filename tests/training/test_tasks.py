@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research import models
-from research.models.layers import Pooled
+from research.models.pooled_classifier import Pooled
 from research.training import tasks
 from tests.models.test_models import SMALL
 
