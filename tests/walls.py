@@ -28,7 +28,7 @@ WALLS: dict[str, tuple[str, str]] = {
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
               "training planning launch runs scaling parallel config io errors"),
     "inference": ("a trained model, used and handed on",
-                  "training.fine_tuning models data.tokenizers runs config.validation io params "
+                  "training.fine_tuning models data.tokenizers runs config.stored_model io params "
                   "errors"),
 }  # fmt: skip
 NO_JAX = (

@@ -12,15 +12,25 @@ from pathlib import Path
 
 from research.config import registry
 from research.config.registry import Field
-from research.config.schema import FACTS, PLUGS, expected, flatten, schema
+from research.config.schema import PLUGS, expected, flatten, schema
 from research.config.types import RANGES
 
 # What these sections hold of fractions is traced, and so a float32 to the program.
 _TRACED = ("optim.", "model.")
+
+
 _SMALLEST = 2.0**-126  # of float32, below which a CPU takes a number for 0
+
+
 LONGEST = 4096  # characters of a text, as of a path
+
+
 _NO_TEXT = re.compile("[\\0-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+
+
 _words = reprlib.Repr()
+
+
 _words.maxstring = _words.maxother = _words.maxlong = 60
 
 
@@ -58,7 +68,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
     out += _dotted(config)
     for path, field in known.items():
         if path in flat:
-            out += _value(path, flat[path], field)
+            out += value_problems(path, flat[path], field)
         else:
             out.append(f"{path}: missing; expected {expected(field)}")
     wrong = {line.partition(":")[0] for line in out}
@@ -68,26 +78,6 @@ def problems(config: Mapping[str, object]) -> list[str]:
         out += [*_size(given, model), *_divides(given, model)]
     right = {path: value for path, value in flat.items() if path not in wrong}
     return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right)]
-
-
-def model_problems(described: Mapping[str, object]) -> list[str]:
-    """The errors of a model alone, as `Model.described` returns it: with the fields set by its
-    data."""
-    rows, name = registry.table(*PLUGS["model"]), described.get("name")
-    if not isinstance(name, str) or name not in rows:
-        return [f"model.name: {name!r:.50} is unknown; expected one of {', '.join(rows)}"]
-    known, out = registry.fields(*rows[name]), []
-    for key, value in described.items():
-        if key in known:
-            out += _value(f"model.{key}", list(value) if isinstance(value, tuple) else value,
-                          known[key])  # fmt: skip
-        elif key in FACTS or key == "pad":
-            numbers = value if isinstance(value, list) else [value]
-            if not all(isinstance(n, int) and n >= 0 for n in numbers):
-                out.append(f"model.{key}: {value!r:.50}; expected whole numbers")
-        elif key != "name":
-            out.append(f"model.{key}: no such key")
-    return out
 
 
 def coerce(config: dict) -> dict:
@@ -149,7 +139,7 @@ def shown(value: object) -> str:
         return f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a value"
 
 
-def _value(path: str, value: object, field: Field) -> Iterator[str]:
+def value_problems(path: str, value: object, field: Field) -> Iterator[str]:
     if (value is None and field.optional) or (value is not None and value == field.word):
         return
     wanted = f"; expected {expected(field)}"
@@ -159,7 +149,7 @@ def _value(path: str, value: object, field: Field) -> Iterator[str]:
             return
         one = dataclasses.replace(field, many=False, optional=False)
         for item in value:
-            yield from _value(path, item, one)
+            yield from value_problems(path, item, one)
         return
     if field.type in RANGES:
         if wrong := _number(path, value, field):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from research import models
-from research.config import validation
+from research.config import stored_model
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
 from research.inference.load import OpenedRun
 from research.io import encryption, files, host
@@ -148,7 +148,7 @@ def open_export(path: str | Path, key: bytes | None = None, verify: str | None =
     """An export ready for use, as `load.open_run` opens a run. Raises as `read` does."""
     made = read(path, key, verify)
     about = made.about
-    if problems := validation.model_problems(about["model"]):
+    if problems := stored_model.model_problems(about["model"]):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
     try:
         model = models.build(**about["model"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from research.config import validation
+from research.config import stored_model
 from research.errors import BadInput
 from research.io import files
 from research.models import Model
@@ -119,7 +119,7 @@ def read_model_fields(directory: Path) -> dict[str, Any]:
     found = files.read_json(path, follow=False).get("model")
     if not isinstance(found, dict) or "name" not in found:
         raise BadInput(f"{path}: no model; expected an object with its name")
-    if problems := validation.model_problems(found):
+    if problems := stored_model.model_problems(found):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
     return found
 
