@@ -103,11 +103,16 @@ def broadcast(decide: Callable[[], Any]) -> Any:
 
 def _broadcast_json(answer: Mapping[str, Any]) -> dict[str, Any]:
     text = json.dumps(answer).encode() if is_primary() else b""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    length = int(_broadcast_array(np.int32(len(text))))
     size = max(64, 1 << (length - 1).bit_length())  # so that few programs are compiled
     sent = np.zeros(size, np.uint8)
     sent[: len(text)] = np.frombuffer(text, np.uint8)
-    return json.loads(bytes(multihost_utils.broadcast_one_to_all(sent)[:length]))
+    return json.loads(bytes(_broadcast_array(sent)[:length]))
+
+
+def _broadcast_array(array: Any) -> Any:
+    with jax.transfer_guard("allow"):  # what jax's own collective puts and gets
+        return multihost_utils.broadcast_one_to_all(array)
 
 
 def any_process(flag: bool) -> bool:
@@ -150,7 +155,8 @@ def barrier(error: Exception) -> None:
 def gather(tree: Any) -> Any:
     """Collective: the global arrays of `tree`, whole, as numpy arrays on every process's host."""
     if process_count() > 1:
-        tree = multihost_utils.process_allgather(tree, tiled=True)
+        with jax.transfer_guard("allow"):  # what jax's own collective puts and gets
+            tree = multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
 
 
