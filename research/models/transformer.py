@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.config.types import Positive, PositiveInt, ScannedLayers
-from research.models import activation_sharding, custom_vjp, layers
-from research.models import attention as attention_
+from research.models import activation_sharding, attention, custom_vjp, layers
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 HELD = ("depth",)  # may be given beside `size`
@@ -213,14 +212,14 @@ class Attention(nn.Module):
             cache = k, v
             y = custom_vjp.causal_attention(q, k, v, at)
         else:
-            y = attention_.causal_attention(m.attention, q, k, v)
+            y = attention.causal_attention(m.attention, q, k, v)
         out = layers.Dense(m.width, m.bias, m.dtype, self.out_init, name="out")
         return out(y.reshape(-1, m.width)), cache
 
 
 def check(m: Transformer, platform: str) -> None:
     """Raise ValueError where the devices of this platform cannot compute it as it says."""
-    attention_.check(m.attention, m.dtype, m.head_size, platform)
+    attention.check(m.attention, m.dtype, m.head_size, platform)
 
 
 def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
