@@ -13,8 +13,6 @@ from research.errors import BadInput
 from research.io import files
 
 ModuleLike = Any
-
-
 LARGEST = 1 << 20  # bytes of a .json config
 
 

@@ -6,8 +6,6 @@ from typing import Any
 from research.errors import BadInput
 
 AUTO = "auto"
-
-
 HELP = {
     "num_processes": "how many processes are one run; without the flags below they start here",
     "coordinator_address": "HOST:PORT of process 0, for a process of several that another program "

@@ -17,20 +17,10 @@ from research.config.types import RANGES
 
 # What these sections hold of fractions is traced, and so a float32 to the program.
 _TRACED = ("optim.", "model.")
-
-
 _SMALLEST = 2.0**-126  # of float32, below which a CPU takes a number for 0
-
-
 LONGEST = 4096  # characters of a text, as of a path
-
-
 _NO_TEXT = re.compile("[\\0-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
-
-
 _words = reprlib.Repr()
-
-
 _words.maxstring = _words.maxother = _words.maxlong = 60
 
 

@@ -13,14 +13,8 @@ import math
 import numpy as np
 
 ROUNDS = 10
-
-
 SMALL, SMALL_ROUNDS = 64, 24  # a small domain needs more rounds until all orders are as likely
-
-
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
 MULTIPLIERS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 

@@ -19,25 +19,13 @@ from research.errors import BadInput, first_line
 from research.io import files
 
 END = "<|endoftext|>"
-
-
 # What may stand between documents, the first that a vocabulary has.
 SEPARATORS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
-
-
 TRAINED_ON = 64 << 20  # bytes of training documents
-
-
 MOST_GROWTH = 1 << 10
-
-
 SAMPLE = 16  # pieces of text on which two encoders are compared
-
-
 # The split rule of ByteLevel, for tiktoken, whose stack a long run of spaces overflows.
 SPLIT = r"'(?:s|t|d|m|re|ve|ll)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
-
-
 LONG_SPACE = re.compile(r"\s{1024}")
 
 

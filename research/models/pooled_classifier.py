@@ -5,8 +5,6 @@ import jax.numpy as jnp
 from jax import Array
 
 POOLED_GROUPS = (("classifier/(kernel|bias)", "head"),)
-
-
 POOLED_SHARDING = (("classifier/(kernel|bias)", ()),)
 
 

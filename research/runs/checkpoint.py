@@ -11,12 +11,11 @@ written. orbax checks neither digests (one flipped bit in array data restores si
 quarantine/, never deleted, and the step before it is used.
 
 A checkpoint may come from elsewhere. Before orbax opens one, it is regular files, exactly those of
-the manifest, and holds arrays of exactly the shapes that the manifest says, in chunks no larger.
+the manifest, and holds arrays of exactly the shapes that the manifest says.
 """
 
 import contextlib
 import logging
-import math
 import os
 import re
 import secrets
@@ -30,11 +29,10 @@ import jax
 import numpy as np
 
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
-from research.io import files, host
+from research.io import files
 from research.parallel import distributed
 from research.params import key_path, leaves_by_path, nest
 from research.runs.manifest import (
-    array_digest,
     array_digests,
     digest_state,
     find_damage,
@@ -222,47 +220,29 @@ def read_arrays(path: Path, part: str) -> dict:
     manifest."""
     manifest = read_manifest(path)
     tree = _checked_tree(path, manifest["leaves"])
-    wanted = select_part(manifest["leaves"], part)
-    size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in wanted.values())
-    if size > host.memory():
-        raise UnsafeFile(f"{path}: {part} would take {size / 1e9:,.1f} GB of memory")
-    leaves = _read_leaves(path, tree, {f"{part}/{leaf}" for leaf in wanted})
-    if content := manifest.get("content"):
-        for leaf, digest in array_digests(leaves).items():
-            if digest != content[leaf]:
-                raise Damaged(f"{path}: {leaf} holds other values than its manifest says")
+    wanted = {f"{part}/{leaf}" for leaf in select_part(manifest["leaves"], part)}
+    ocp = _orbax()
+    item = jax.tree_util.tree_map_with_path(
+        lambda key, x: x if key_path(key) in wanted else ocp.PLACEHOLDER, tree
+    )
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+    with ocp.PyTreeCheckpointer() as reader, _orbax_errors(path):
+        args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
+        restored = leaves_by_path(reader.restore(path / "state", args=args))
+    leaves = {leaf: restored[leaf] for leaf in wanted}
+    for leaf, digest in array_digests(leaves).items():
+        if digest != manifest["content"][leaf]:
+            raise Damaged(f"{path}: {leaf} holds other values than its manifest says")
     return nest(select_part(leaves, part))
 
 
 def content_digest(path: Path, part: str = "") -> str:
     """One digest of the arrays below `part` of a checkpoint (of all of them): their paths, shapes,
     dtypes and values. It does not depend on when, where or by how many processes they were saved.
-
-    The manifest of an older version holds none of the values: the arrays are read, one at a time.
-    Raises as `read` does.
-    """
+    Raises BadInput where there is no checkpoint."""
     manifest = read_manifest(path)
-    leaves, content = manifest["leaves"], manifest.get("content")
-    if content is None:
-        tree = _checked_tree(path, leaves)
-        content = {k: array_digest(_read_leaves(path, tree, {k})[k]) for k in leaves}
-    digests = select_part(content, part)
-    return files.digest_of(
-        {k: [*known, digests[k]] for k, known in select_part(leaves, part).items()}
-    )
-
-
-def _read_leaves(path: Path, tree: Any, leaves: Collection[str]) -> dict[str, np.ndarray]:
-    """{path: array} of some `leaves` of a checkpoint that holds `tree`, on the host."""
-    ocp = _orbax()
-    item = jax.tree_util.tree_map_with_path(
-        lambda key, x: x if key_path(key) in leaves else ocp.PLACEHOLDER, tree
-    )
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    with ocp.PyTreeCheckpointer() as reader, _orbax_errors(path):
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
-        leaves_read = leaves_by_path(reader.restore(path / "state", args=args))
-    return {leaf: leaves_read[leaf] for leaf in leaves}
+    leaves, digests = (select_part(manifest[key], part) for key in ("leaves", "content"))
+    return files.digest_of({k: [*known, digests[k]] for k, known in leaves.items()})
 
 
 def restore(path: Path, abstract: Any) -> Any:
@@ -282,8 +262,7 @@ def restore(path: Path, abstract: Any) -> Any:
 
 def _checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
     """The metadata of the arrays, from orbax, as the tree of the state. Raises UnsafeFile if they
-    are not of the shapes and dtypes that the manifest says, or one chunk of them is larger than the
-    array: reading a single number would decode all of it."""
+    are not of the shapes and dtypes that the manifest says."""
     with _orbax().PyTreeCheckpointer() as reader, _orbax_errors(path):
         metadata = reader.metadata(path / "state").item_metadata
         tree = metadata.tree if metadata else {}
@@ -292,11 +271,8 @@ def _checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
         raise UnsafeFile(f"{path}: holds other arrays than its manifest says")
     for leaf, known in leaves.items():
         array = stored[leaf]
-        chunk = getattr(getattr(array, "storage", None), "chunk_shape", None) or ()
         if [list(getattr(array, "shape", "?")), str(getattr(array, "dtype", ""))] != known:
             raise UnsafeFile(f"{path}: {leaf} is not the array that the manifest says")
-        if math.prod(chunk) > max(1, math.prod(known[0])):
-            raise UnsafeFile(f"{path}: {leaf} is stored in chunks {chunk}, larger than it is")
     return tree
 
 

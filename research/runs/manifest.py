@@ -42,7 +42,7 @@ def write_manifest(
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """{"step", "leaves": {path: [shape, dtype]}, "content": {path: SHA-256}, "files"} of a
-    checkpoint; "content" is missing from those of older versions. Raises BadInput."""
+    checkpoint. Raises BadInput."""
     manifest = files.read_json(path / NAME, LARGEST_MANIFEST, follow=False)
     leaves, listed = manifest.get("leaves"), manifest.get("files")
     if not isinstance(leaves, dict) or not isinstance(listed, dict):
@@ -54,7 +54,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             and all(type(n) is int and n >= 0 for n in known[0])
         ):
             raise BadInput(f"{path}: its manifest says of {leaf} {known!r:.50}, no shape and dtype")
-    content = manifest.get("content", leaves)
+    content = manifest.get("content")
     if not isinstance(content, dict) or content.keys() != leaves.keys():
         raise BadInput(f"{path}: its manifest does not hold one digest for each leaf")
     return manifest

@@ -19,7 +19,6 @@ from research.errors import BadInput
 
 log = logging.getLogger(__name__)
 
-
 # A name of log.sinks, and where its class is; it is imported when a run asks for it.
 TRACKERS = {
     "tensorboard": "research.runs.tensorboard:TensorBoard",
@@ -27,11 +26,7 @@ TRACKERS = {
     "mlflow": "research.runs.mlflow:MLflow",
 }
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
-
-
 FLUSH_SECONDS = 1.0  # for which a tracker may buffer metrics; a kill loses them there alone
-
-
 Config = Mapping[str, object]
 
 

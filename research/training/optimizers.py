@@ -22,16 +22,11 @@ from research.params import PathTable, key_path, match_path
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
 DECAY = (("kernel|embedding", True), ("scale|bias", False))
 
-
 # What Muon orthogonalises: axes counted from the last, so that depth in front of a scanned kernel
 # is a batch; None is left to Adam. Optax alone would take a scanned bias for a matrix and a scanned
 # kernel for none. A GRU's three gates are one matrix.
 _DENSE = MuonDimensionNumbers((-2,), -1)  # in, out
-
-
 _CONV = MuonDimensionNumbers((-4, -3, -2), -1)  # height, width, in, out
-
-
 MATRICES: PathTable[MuonDimensionNumbers | None] = (
     ("(query|key|value|out|up|gate|down)/kernel", _DENSE),
     (r"(input|recurrent|dense\d*|hidden\d*)/kernel", _DENSE),

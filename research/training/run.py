@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
 NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *execution.KEYS)
-
-
 # What the digest of the data stands for (see data.Dataset).
 PATH_KEYS = ("path", "paths", "tokenizer", "undecodable")
 

@@ -22,8 +22,6 @@ class SkipState(NamedTuple):
 
 
 SEEN = 32  # steps that are looked at before one is skipped
-
-
 MEMORY = 0.98  # what a step leaves of the mean before it: about the last fifty count
 
 

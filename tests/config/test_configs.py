@@ -16,8 +16,6 @@ from research.training.run import NOT_IN_ID
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").glob("*.py"))
 SWEEPS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "sweeps").glob("*.py"))
-
-
 # What keeps a data set small: the stand-in for what the interpreter or a package ships.
 SMALL = {"teacher": {"data.examples": 512, "data.heldout": 64}}
 

@@ -281,20 +281,6 @@ def _(place, step):
     relisted(step)
 
 
-@at_step("an array in chunks of a terabyte")
-def _(place, step):
-    import tensorstore
-
-    root = step / "state"
-    base = {"driver": "ocdbt", "base": f"file://{root}/"}
-    store = tensorstore.KvStore.open(base).result()
-    name = next(k for k in store.list().result() if k.endswith(b".zarray") and b"params" in k)
-    found = json.loads(store.read(name).result().value)
-    found["chunks"] = [1 << 20 for _ in found["chunks"]]
-    store.write(name, json.dumps(found).encode()).result()
-    relisted(step)
-
-
 @payload("run", "a step of two hundred digits")
 def _(place):
     run, step = place.step()

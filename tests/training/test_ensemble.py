@@ -146,8 +146,6 @@ FACTOR = {
     "momentum": None,
     "weight_decay": 0.01,
 }
-
-
 SHORT = {"size": 2e4, "data.context": 16}
 
 
