@@ -48,9 +48,9 @@ NO_JAX = (
 INSIDE = {
     "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks",
     "training.gradient_accumulation": "",
-    "training.trainer": "run step fine_tuning",
+    "training.trainer": "run step optimizers fine_tuning",
     "training.make_run": "run execution horizon fine_tuning optimizers step tasks",
-    "training.run": "execution fine_tuning optimizers tasks",
+    "training.run": "execution fine_tuning optimizers step tasks",
     "training.losses": "",
     "training.schedules": "",
     "training.optimizers": "",

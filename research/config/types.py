@@ -1,4 +1,4 @@
-"""Names for the numbers in a config: int and float to Python; `check` knows their range."""
+"""Names for the numbers in a config: int and float to Python, each within its RANGES."""
 
 PositiveInt = int  # at least 1; what is counted also becomes an index, of 32 bits
 NonNegativeInt = int  # at least 0

@@ -171,7 +171,7 @@ def time_programs(run: Run, mesh: Mesh) -> Sample:
     if (steps := min(50 * loop.dispatch, math.floor(MIN_TIMED_SECONDS / once))) > loop.dispatch:
         once = loop.block(steps) / steps
     begun = time.perf_counter()
-    loop.trainer.evaluate(loop.state.evaluated)
+    loop.trainer.evaluate(loop.state.eval_params)
     evaluating = time.perf_counter() - begun
     compiling = max(0.0, built - once - evaluating)
     return Sample(_step_flops(run), once, compiling, evaluating / few)

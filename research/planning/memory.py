@@ -12,7 +12,6 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from research.errors import BadInput
@@ -20,8 +19,8 @@ from research.io.humanize import format_bytes
 from research.parallel import sharding
 from research.planning import jaxpr_liveness, jaxpr_sharding
 from research.training.run import Run, example_inputs
-from research.training.step import StepSpec
-from research.training.trainer import example, place_state, resident, step_spec
+from research.training.step import StepSpec, init_from_params
+from research.training.trainer import abstract_hyper, example, place_state, resident, step_spec
 
 AnyMesh = Mesh | AbstractMesh
 
@@ -100,8 +99,9 @@ def check_fits(run: Run, mesh: Mesh) -> None:
 def trace_step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program:
     """The training step on one device of `mesh`."""
     _, abstract = place_state(run, mesh)
-    rows = math.ceil(run.batch / (mesh.shape["data"] * mesh.shape["fsdp"]))
-    shapes = tuple((k, (rows, *x.shape[1:]), x.dtype) for k, x in example(run).items())
+    row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shard_rows = math.ceil(run.batch / row_shards)
+    shapes = tuple((k, (shard_rows, *x.shape[1:]), x.dtype) for k, x in example(run).items())
     tensor = mesh.shape["tensor"]
     structure = jax.tree.structure(run.hyper)
     jaxpr = _step_jaxpr(step_spec(run), example_inputs(run.data), structure, shapes, tensor)
@@ -109,16 +109,16 @@ def trace_step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.P
     names = {run.model.spec.vocab: "logits"} if hasattr(run.model.spec, "vocab") else {}
     unwritten = getattr(run.model.family, "unwritten", None) if fused else None
     hidden = functools.partial(unwritten, run.model.spec) if unwritten else lambda shape: False
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    return jaxpr_sharding.Program(jaxpr, layouts, tensor, rows, hidden, names)
+    return jaxpr_sharding.Program(jaxpr, layouts, tensor, row_shards, hidden, names)
 
 
 @functools.lru_cache(maxsize=256)
-def _step_jaxpr(spec: StepSpec, inputs: Any, structure: Any, shapes: tuple, tensor: int) -> Any:
-    hyper = jax.tree.unflatten(
-        structure, [jax.ShapeDtypeStruct((), np.float32)] * structure.num_leaves
-    )
-    state = jax.eval_shape(spec.begin, spec.model.shapes(inputs), hyper)
+def _step_jaxpr(
+    spec: StepSpec, inputs: Any, hyper_structure: Any, shapes: tuple, tensor: int
+) -> Any:
+    hyper = abstract_hyper(hyper_structure)
+    init = functools.partial(init_from_params, optimizer=spec.optimizer)
+    state = jax.eval_shape(init, spec.model.shapes(inputs), hyper=hyper)
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
     mesh = sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
     return jax.make_jaxpr(sharding.with_mesh_names(mesh, spec.step))(state, batch, hyper)

@@ -317,7 +317,7 @@ def _prefix_units(points: list[Point], runs: Path) -> tuple[list[WorkUnit], list
     buckets: dict[Hashable, list[Point]] = {}
     for point in points:
         if wsd_branching.steps_before_decay(point.run) and point.run.start is None:
-            numbers = tuple(jax.tree.leaves({**point.run.hyper, "total": 0}))
+            numbers = tuple(jax.tree.leaves(point.run.hyper._replace(total=0)))
             key = (_program(point.run), point.run.seed, point.run.order, numbers)
             buckets.setdefault(key, []).append(point)
     units = [_prefix_unit(bucket, runs) for bucket in buckets.values() if len(bucket) > 1]

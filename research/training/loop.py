@@ -96,7 +96,7 @@ def train_run(
     try:
         policy = CheckpointPolicy(trainer, recorder, prefixes, kept_steps)
         metrics, state = run_loop(run, trainer, recorder, policy, stop, profile)
-        metrics |= trainer.against_closed_form(state.evaluated)
+        metrics |= trainer.against_closed_form(state.eval_params)
         return recorder.finish("done", "", *used, **metrics)
     except Diverged as error:
         recorder.finish("diverged", str(error), *used)
@@ -136,7 +136,7 @@ def run_loop(
 
     def evaluate() -> Any:
         with watchdog.doing("evaluation"):
-            metrics = trainer.evaluate(state.evaluated, stop)
+            metrics = trainer.evaluate(state.eval_params, stop)
         recorder.evaluation(step, metrics)
         return metrics
 

@@ -20,7 +20,7 @@ from research.parallel import sharding
 from research.training import horizon
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
-from research.training.step import TrainState
+from research.training.step import Hyper, TrainState
 from research.training.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -34,8 +34,7 @@ MOST_STEPS, MOST_BYTES = 50, 2**22
 
 def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     """The Run of a checked config (see loading.validated), on `dataset` where its own need not be
-    there.
-    Trains nothing and compiles nothing.
+    there. Trains nothing and compiles nothing.
 
     Raises BadInput for what only the data or the model can tell: files, lengths, a size that
     cannot be met.
@@ -111,9 +110,8 @@ def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:
 
 def _cadence(config: dict, batch: int, dataset: Dataset) -> Cadence:
     evaluate, save, log = (config[section]["every"] for section in ("eval", "save", "log"))
-    return Cadence(
-        evaluate, save, log, *_dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
-    )
+    dispatch, paced = _dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
+    return Cadence(evaluate, save, log, dispatch, paced)
 
 
 def _dispatch(wanted: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:
@@ -154,12 +152,12 @@ def _about(key: str, value: str) -> Iterator[None]:
 _ONE_DEVICE: dict[str, int] = dict.fromkeys(sharding.AXES, 1)
 
 
-def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: dict) -> None:
+def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper) -> None:
     """Raise BadInput where a parameter matches no row of a table, or two: where the optimizer does
     not know how to treat it, or its family does not say how it is sharded."""
     params = model.shapes(inputs)
     with _about("optim.optimizer.name", optimizer.name):
-        opt_state = jax.eval_shape(optimizer.transform(hyper["optimizer"]).init, params)
+        opt_state = jax.eval_shape(optimizer.transform(hyper.optimizer).init, params)
     step: Any = jax.ShapeDtypeStruct((), np.int32)
     state = TrainState(step, params, opt_state)
     with _about("model.name", model.described()["name"]):
@@ -218,7 +216,7 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
 
 @contextlib.contextmanager
 def _of_start() -> Iterator[None]:
-    """What `branch` says of a run is said of the key that names it."""
+    """What `fine_tuning` says of a run is said of the key that names it."""
     try:
         yield
     except BadInput as error:
@@ -321,17 +319,16 @@ def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) ->
     return out
 
 
-def _hyper(resolved: dict) -> dict:
-    """The traced numbers of the optimizer and its schedule, as float32 scalars."""
+def _hyper(resolved: dict) -> Hyper:
     optim = resolved["optim"]
-    numbers = {
-        "lr": optim["lr"],
-        "warmup": optim["warmup"]["amount"],
-        "total": resolved["horizon"]["amount"],
-        "clip": optim["clip"],
-        "ema": optim["ema"],
-        "skip": optim["skip"],
-        "optimizer": Optimizer.from_config(optim["optimizer"])[1],
-        "schedule": {k: v for k, v in optim["schedule"].items() if k != "name"},
-    }
+    numbers = Hyper(
+        lr=optim["lr"],
+        warmup=optim["warmup"]["amount"],
+        total=resolved["horizon"]["amount"],
+        clip=optim["clip"],
+        ema=optim["ema"],
+        skip=optim["skip"],
+        optimizer=Optimizer.from_config(optim["optimizer"])[1],
+        schedule={k: v for k, v in optim["schedule"].items() if k != "name"},
+    )
     return jax.tree.map(np.float32, numbers)

@@ -132,7 +132,7 @@ class Recorder(DeferredMetrics):
             "metrics": self.metrics,
             **wsd_branching.spent_costs(self.run, self.directory, self.reached),
             "steps_per_dispatch": self.dispatch,
-            **({"skipped_steps": self.skips} if self.run.hyper["skip"] is not None else {}),
+            **({"skipped_steps": self.skips} if self.run.hyper.skip is not None else {}),
             "train_loss": self.loss if math.isfinite(self.loss) else None,
             "seconds": seconds,
             "device_seconds": round(seconds * devices, 3),

@@ -15,6 +15,7 @@ from research.models import Model
 from research.training import execution
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
+from research.training.step import Hyper
 from research.training.tasks import Task
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Run:
     examples: str
     optimizer: Optimizer
     schedule: str
-    hyper: dict
+    hyper: Hyper
     seed: int
     order: int
     batch: int

@@ -53,10 +53,11 @@ SCHEDULES: dict[str, Callable[..., Array]] = {
 }
 
 
-def learning_rate(name: str, step: Array, hyper: Mapping) -> Array:
-    """Peak rate × linear warm-up × schedule, at `step` counted from 0. All of `hyper` is traced:
-    "lr", "warmup" and "total" (steps), "schedule" (its own numbers)."""
+def learning_rate(
+    name: str, step: Array, peak: Array, warmup: Array, total: Array, numbers: Mapping[str, Array]
+) -> Array:
+    """Peak rate × linear warm-up × schedule, at `step` counted from 0, of `total` steps and
+    `warmup` of them; `numbers` are the schedule's own."""
     step = step.astype(jnp.float32)
-    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper["warmup"], 1))
-    factor = SCHEDULES[name](step, hyper["warmup"], hyper["total"], **hyper["schedule"])
-    return hyper["lr"] * warm * factor
+    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1))
+    return peak * warm * SCHEDULES[name](step, warmup, total, **numbers)

@@ -1,5 +1,6 @@
-"""A run on a mesh: its state, its programs and its batches, without files or a loop."""
+"""A run on a mesh: its state, its programs and its batches, without the loop."""
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -12,17 +13,20 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 
 from research.errors import BadInput
+from research.models import Model
 from research.parallel import distributed, sharding
 from research.runs import checkpoint
+from research.training.optimizers import Optimizer
 from research.training.run import Run, example_inputs
 from research.training.step import (
+    Hyper,
     Placement,
     StepSpec,
     TrainState,
     dispatch_program,
     eval_program,
+    init_from_params,
     init_program,
-    placement,
 )
 
 AnyMesh = Mesh | AbstractMesh
@@ -97,7 +101,7 @@ class Trainer:
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size. Raises
-        Stopped, see `awaited`."""
+        Stopped, see `wait_for`."""
         if self._held is None:
             self._held = self._heldout()
         sums = eval_program(self.spec, self.mesh)(params, *self._held)
@@ -142,7 +146,7 @@ def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
     rows are the whole batch."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
     task, parts = run.task.for_devices(run.model, ways), run.execution.grad_accumulation
-    return StepSpec(run.model, task, run.optimizer, run.schedule, parts, run.replicate)
+    return StepSpec(run.model, task, run.optimizer, run.schedule, parts)
 
 
 def run_mesh(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
@@ -153,9 +157,37 @@ def run_mesh(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
 
 def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
     """Where every leaf of the state of `run` lies on `mesh`, and the abstract state laid out so.
-    Raises BadInput where the mesh does not divide a parameter."""
-    structure = jax.tree.structure(run.hyper)
-    return placement(step_spec(run), mesh, example_inputs(run.data), structure)
+    Allocates nothing. Raises BadInput where the mesh does not divide a parameter, or a field."""
+    inputs, hyper = example_inputs(run.data), jax.tree.structure(run.hyper)
+    placed = _place_state(run.model, run.optimizer, hyper, inputs, mesh, run.replicate)
+    split = getattr(run.model.family, "SPLIT", {})
+    sharding.check_fields(run.model.spec, split, mesh.shape)
+    return placed
+
+
+@functools.lru_cache(maxsize=64)
+def _place_state(
+    model: Model,
+    optimizer: Optimizer,
+    hyper_structure: Any,
+    inputs: Any,
+    mesh: Any,
+    replicate: bool,
+) -> tuple[Placement, TrainState]:
+    init = functools.partial(init_from_params, optimizer=optimizer)
+    abstract = jax.eval_shape(init, model.shapes(inputs), hyper=abstract_hyper(hyper_structure))
+    tree = sharding.state_shardings(abstract, model.sharding, mesh, replicate)
+    laid_out = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, tree
+    )
+    leaves, structure = jax.tree.flatten(tree)
+    return Placement(mesh, tuple(leaves), structure), laid_out
+
+
+def abstract_hyper(structure: Any) -> Hyper:
+    """The traced numbers of all runs whose Hyper has this structure."""
+    number = jax.ShapeDtypeStruct((), np.float32)
+    return jax.tree.unflatten(structure, [number] * structure.num_leaves)
 
 
 class Resident(NamedTuple):

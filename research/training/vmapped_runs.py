@@ -31,7 +31,14 @@ from research.training.loop import run_loop
 from research.training.recorder import DeferredMetrics, Recorder
 from research.training.resume import forget_launch, with_stored_execution
 from research.training.run import Run
-from research.training.step import StepSpec, TrainState, evaluation_sums, is_sound, several_steps
+from research.training.step import (
+    Hyper,
+    StepSpec,
+    TrainState,
+    evaluation_sums,
+    finite_or_skipped,
+    steps_while,
+)
 from research.training.trainer import Trainer, host_batches, host_heldout, never, wait_for
 
 log = logging.getLogger(__name__)
@@ -47,9 +54,9 @@ class VmappedState(NamedTuple):
     alive: Array
 
     @property
-    def evaluated(self) -> dict:
+    def eval_params(self) -> dict:
         """The parameters that are evaluated and used, [K, ...]."""
-        return self.state.evaluated
+        return self.state.eval_params
 
 
 @functools.lru_cache(maxsize=64)
@@ -58,15 +65,14 @@ def vmapped_dispatch_program(spec: StepSpec, mesh: Mesh, shared: bool) -> Callab
     `mesh`: hyper [K], batches [S, K, B, ...], or [S, B, ...] where they are `shared`, metrics
     [S, K].
 
-    A member whose step is not sound (see step.is_sound) stays as it was before that step, from then
-    on.
+    A member whose step is not `finite_or_skipped` stays as it was before that step, from then on.
     Devices say nothing to each other, and a member's numbers do not depend on the other members'.
     """
 
-    def step(members: VmappedState, batch: dict, hyper: dict) -> tuple[VmappedState, dict]:
+    def step(members: VmappedState, batch: dict, hyper: Hyper) -> tuple[VmappedState, dict]:
         vmapped = jax.vmap(spec.step, in_axes=(0, None if shared else 0, 0))
         stepped, metrics = vmapped(members.state, batch, hyper)
-        alive_K = members.alive & is_sound(stepped, metrics)
+        alive_K = members.alive & finite_or_skipped(stepped, metrics)
 
         def either(new: Array, old: Array) -> Array:
             return jnp.where(alive_K.reshape(-1, *[1] * (new.ndim - 1)), new, old)
@@ -75,7 +81,7 @@ def vmapped_dispatch_program(spec: StepSpec, mesh: Mesh, shared: bool) -> Callab
 
     by_step = P(None, "runs")
     mapped = jax.shard_map(
-        several_steps(step, lambda members, _: members.alive.any()),
+        steps_while(step, lambda members, _: members.alive.any()),
         mesh=mesh,
         in_specs=(P("runs"), P() if shared else by_step, P("runs"), P()),
         out_specs=(P("runs"), by_step),
@@ -282,7 +288,7 @@ def train_vmapped(
         )
         host = jax.device_get(final)
         for slot in list(recorder.live):
-            params = trainer.member(host, slot).evaluated
+            params = trainer.member(host, slot).eval_params
             closed = trainer.single[slot].against_closed_form(params)
             recorder.finish(slot, "done", "", metrics[slot] | closed)
     except Diverged:

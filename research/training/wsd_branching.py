@@ -53,7 +53,7 @@ def steps_before_decay(run: Run) -> int:
     makes the same ones. 0 for other schedules."""
     if run.schedule != "wsd":
         return 0
-    total, decay = run.hyper["total"], run.hyper["schedule"]["decay"]
+    total, decay = run.hyper.total, run.hyper.schedule["decay"]
     length = np.maximum(decay * total, np.float32(1)) * MARGIN  # as schedules.wsd, in float32
     return bisect.bisect_left(
         range(run.steps), True, key=lambda step: bool(total - 1 - np.float32(step) < length)

@@ -425,8 +425,8 @@ def test_bfloat16_is_for_products_and_float32_for_the_rest(name, chunk):
 
 def trainer_hyper():
     numbers = {"lr": 1e-2, "warmup": 0.0, "total": 40.0, "clip": 1.0, "ema": None, "skip": None}
-    numbers |= {"optimizer": NUMBERS["adamw"], "schedule": {}}
-    return jax.tree.map(np.float32, numbers)
+    hyper = step.Hyper(**numbers, optimizer=NUMBERS["adamw"], schedule={})
+    return jax.tree.map(np.float32, hyper)
 
 
 @pytest.mark.slow

@@ -236,6 +236,6 @@ def test_what_would_be_skipped_for_ever_has_diverged(tmp_path, spiked):
 
 def test_without_it_nothing_of_it_is_in_a_run():
     run = make_run(exploding())
-    assert run.hyper["skip"] is None
+    assert run.hyper.skip is None
     assert make_run(exploding({"optim.skip": None})).id == run.id
     assert make_run(exploding({"optim.skip": 6.0})).id != run.id

@@ -15,7 +15,7 @@ import pytest
 
 from research import models
 from research.training.optimizers import Optimizer
-from research.training.step import StepSpec
+from research.training.step import Hyper, StepSpec
 from research.training.tasks import TASKS
 
 LANGUAGE = {"vocab": 61, "context": 16, "width": 32, "depth": 2, "tie_embeddings": False}
@@ -63,8 +63,8 @@ def three_steps(family):
     optimizer, numbers = Optimizer.from_config(ADAM)
     model = models.build(family, **FAMILIES[family])
     spec = StepSpec(model, TASKS[name](**options), optimizer, "constant")
-    hyper = {"optimizer": numbers, "schedule": {}, "lr": 0.01, "warmup": 2.0, "total": 10.0}
-    hyper = jax.tree.map(jnp.float32, hyper) | {"clip": None, "skip": None, "ema": None}
+    hyper = Hyper(0.01, 2.0, 10.0, None, None, None, optimizer=numbers, schedule={})
+    hyper = jax.tree.map(jnp.float32, hyper)
     inputs = batch(family)
     state, metrics = spec.init(jax.random.key(0), inputs["inputs"], hyper), {}
     step = jax.jit(spec.step)

@@ -29,8 +29,8 @@ SCHEDULES = {
 
 
 def curve(name, total=100, warmup=10, lr=2.0, **schedule):
-    hyper = {"lr": lr, "warmup": warmup, "total": total, "schedule": schedule}
-    return np.array([schedules.learning_rate(name, jnp.int32(t), hyper) for t in range(total)])
+    numbers = lr, warmup, total, schedule
+    return np.array([schedules.learning_rate(name, jnp.int32(t), *numbers) for t in range(total)])
 
 
 @pytest.mark.parametrize("name", list(schedules.SCHEDULES))

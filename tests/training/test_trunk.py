@@ -217,10 +217,12 @@ def test_checkpoints_of_branches_are_kept_until_they_are_pruned(runs, short, wor
 def test_the_rates_before_the_decay_are_those_of_every_longer_run(runs, decay, total):
     def numbers(total):
         schedule = {"decay": np.float32(decay), "final": np.float32(0.05)}
-        return runs[0].hyper | {"total": np.float32(total), "schedule": schedule}
+        return runs[0].hyper._replace(total=np.float32(total), schedule=schedule)
 
     def rates(steps, total):
-        return np.asarray(schedules.learning_rate("wsd", np.asarray(steps), numbers(total)))
+        hyper = numbers(total)
+        peak = hyper.lr, hyper.warmup, hyper.total, hyper.schedule
+        return np.asarray(schedules.learning_rate("wsd", np.asarray(steps), *peak))
 
     run = dataclasses.replace(runs[0], steps=total, hyper=numbers(total))
     steps = wsd_branching.steps_before_decay(run)
