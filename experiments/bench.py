@@ -48,11 +48,11 @@ def main(argv: Sequence[str]) -> int:
         return measure_cases(timed, args.json)
     config = validated(config)
 
-    from research.parallel import compile_cache, sharding
+    from research.parallel import compile_cache, device_mesh
     from research.planning import benchmark  # jax from here on
     from research.training.make_run import make_run
 
-    sharding.use_all_cpu_cores()
+    device_mesh.use_all_cpu_cores()
     compile_cache.enable_compile_cache()
     measurement = benchmark.measure(make_run(config), args.blocks, args.seconds)
     print(json.dumps(measurement) if args.json else benchmark.format_measurement(measurement))

@@ -51,14 +51,14 @@ def main(argv: Sequence[str]) -> int:
     executor_options = launch.parse_options(args.executor, args.executor_options, args.workers)
     configs = sweep_points(config, module, args.sweep)
 
-    from research.parallel import compile_cache, sharding
+    from research.parallel import compile_cache, device_mesh
     from research.runs.table import write_table
     from research.sweep.launcher import LaunchOptions, choose_executor, launch_sweep
     from research.sweep.plan import plan_sweep
     from research.sweep.points import describe_status
     from research.training import watchdog  # jax from here on
 
-    sharding.use_all_cpu_cores()
+    device_mesh.use_all_cpu_cores()
     compile_cache.enable_compile_cache()
     retry = args.retry_failed
     points, text = plan_sweep(configs, args.workdir, most, args.grouping, retry, num_processes)

@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> int:
 
             return stop.passed(process_group.run_group("train", argv, count, stop))
 
-        from research.parallel import compile_cache, distributed, sharding
+        from research.parallel import compile_cache, device_mesh, distributed
         from research.training import watchdog  # jax from here on
 
-        sharding.use_all_cpu_cores()
+        device_mesh.use_all_cpu_cores()
         compile_cache.enable_compile_cache()
         with distributed.join_processes(place), watchdog.watching():
             return train_one(config, args, lambda: stop() or launcher())

@@ -32,10 +32,10 @@ def main(argv: Sequence[str]) -> int:
 
         return process_group.run_group("worker", argv, count, stop)
 
-    from research.parallel import compile_cache, distributed, sharding
+    from research.parallel import compile_cache, device_mesh, distributed
     from research.training import watchdog  # jax from here on
 
-    sharding.use_all_cpu_cores()
+    device_mesh.use_all_cpu_cores()
     compile_cache.enable_compile_cache()
     with distributed.join_processes(place), watchdog.watching():
         work(args, lambda: stop() or launcher_gone())

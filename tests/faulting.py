@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from research.io import files
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
 from research.runs.manifest import find_damage
@@ -93,7 +93,7 @@ def metrics_of(run):
 def abstract_of(config, sizes=None):
     """The state of a run, laid out over DEVICES of the devices of this process."""
     run = make_run(config)
-    mesh = sharding.make_mesh(sizes or {"data": DEVICES, "fsdp": 1, "tensor": 1}, run.batch)
+    mesh = device_mesh.make_mesh(sizes or {"data": DEVICES, "fsdp": 1, "tensor": 1}, run.batch)
     return Trainer(run, mesh).abstract
 
 

@@ -19,7 +19,7 @@ def shard_rows(x: Array, *rest: object) -> Array:
     """`x` with its first axis (examples, or examples · time) sharded over ROWS. `rest` is for its
     other axes, from the second on: a mesh axis, ANY, or None for unsplit, which is the default.
 
-    The identity where no mesh with these axes is in scope (see parallel.sharding.with_mesh_names).
+    The identity where no mesh with these axes is in scope (see device_mesh.with_mesh_names).
     """
     return _constrain(x, (ROWS, *rest))
 

@@ -21,7 +21,7 @@ from research.errors import BadInput
 from research.io.humanize import format_bytes
 from research.models import accounting
 from research.models.sizing import MOST_RUNGS
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.planning import hardware, jaxpr_liveness, memory, roofline
 from research.planning.hardware import Machine
 from research.planning.memory import MemoryEstimate
@@ -75,8 +75,8 @@ def plan_for_mesh(
 ) -> Plan:
     """The plan for one mesh. Raises BadInput where it does not divide the batch or a parameter."""
     mesh, parts = dict(mesh), run.execution.grad_accumulation
-    sharding.check_rows(mesh, run.batch, parts)
-    abstract = sharding.abstract_mesh(mesh)
+    device_mesh.check_rows(mesh, run.batch, parts)
+    abstract = device_mesh.abstract_mesh(mesh)
     kernels = list(jaxpr_liveness.list_kernels(memory.trace_step(run, abstract, machine.fused)))
     dtype = getattr(run.model.spec, "dtype", "float32")
     sharded, replicated = _parameter_bytes(run, mesh, 2 if dtype == "bfloat16" else 4)
@@ -99,13 +99,13 @@ def plan_for_mesh(
 
 def unfused_dispatch_bytes(run: Run, mesh: Mapping[str, int]) -> float:
     """Bytes of a dispatch where attention is no single kernel, as in what XLA compiles on CPU."""
-    return memory.estimate(run, sharding.abstract_mesh(mesh)).dispatch
+    return memory.estimate(run, device_mesh.abstract_mesh(mesh)).dispatch
 
 
 def _parameter_bytes(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, float]:
     """Bytes of one tensor slice of the parameters that the fsdp axis splits, in the type of `item`
     bytes that products are in; and, in float32, of all others."""
-    _, abstract = place_state(run, sharding.abstract_mesh(mesh))
+    _, abstract = place_state(run, device_mesh.abstract_mesh(mesh))
     sharded = replicated = 0.0
     for leaf in jax.tree.leaves(abstract.params):
         own = math.prod(leaf.sharding.shard_shape(leaf.shape))
@@ -143,8 +143,8 @@ def candidate_meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[
         for fsdp in _divisors(devices // tensor):
             mesh = {"data": devices // tensor // fsdp, "fsdp": fsdp, "tensor": tensor}
             try:
-                sharding.check_rows(mesh, run.batch, run.execution.grad_accumulation)
-                place_state(run, sharding.abstract_mesh(mesh))
+                device_mesh.check_rows(mesh, run.batch, run.execution.grad_accumulation)
+                place_state(run, device_mesh.abstract_mesh(mesh))
             except BadInput:
                 continue
             yield mesh
@@ -167,9 +167,9 @@ def best_mesh(run: Run, machine: Machine, devices: int, alternatives: bool = Fal
 def parse_mesh(config: Mapping[str, Any], text: str, devices: int) -> dict[str, int] | None:
     """The mesh that --mesh=`text` or else the config asks for, with -1 for what is left; None where
     the config leaves it all open. Raises BadInput for what makes no mesh of so many devices."""
-    sizes = {axis: config["mesh"][axis] for axis in sharding.AXES}
+    sizes = {axis: config["mesh"][axis] for axis in device_mesh.AXES}
     if text:
-        sizes = dict.fromkeys(sharding.AXES, 1)
+        sizes = dict.fromkeys(device_mesh.AXES, 1)
         for part in text.split(","):
             axis, _, size = part.partition(":")
             if axis not in sizes or not (size == "-1" or (size.isdigit() and int(size))):

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from research.errors import BadInput
 from research.io.humanize import format_bytes
-from research.parallel import sharding
+from research.parallel import device_memory, device_mesh
 from research.planning import jaxpr_liveness, jaxpr_sharding
 from research.training.run import Run, example_inputs
 from research.training.step import StepSpec, init_from_params
@@ -76,7 +76,7 @@ def check_fits(run: Run, mesh: Mesh) -> None:
 
     A step is traced for it, which takes a second.
     """
-    available, needed = sharding.device_memory(), MemoryEstimate(*resident(run, mesh))
+    available, needed = device_memory.available(), MemoryEstimate(*resident(run, mesh))
     if needed.total <= available:
         needed = estimate(run, mesh, fused=mesh.devices.flat[0].platform == "gpu")
     device = f"of each device, which has {format_bytes(available)}"
@@ -99,7 +99,7 @@ def check_fits(run: Run, mesh: Mesh) -> None:
 def trace_step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program:
     """The training step on one device of `mesh`."""
     _, abstract = place_state(run, mesh)
-    row_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    row_shards = device_mesh.batch_shards(mesh.shape)
     shard_rows = math.ceil(run.batch / row_shards)
     shapes = tuple((k, (shard_rows, *x.shape[1:]), x.dtype) for k, x in example(run).items())
     tensor = mesh.shape["tensor"]
@@ -120,8 +120,8 @@ def _step_jaxpr(
     init = functools.partial(init_from_params, optimizer=spec.optimizer)
     state = jax.eval_shape(init, spec.model.shapes(inputs), hyper=hyper)
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
-    mesh = sharding.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
-    return jax.make_jaxpr(sharding.with_mesh_names(mesh, spec.step))(state, batch, hyper)
+    mesh = device_mesh.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
+    return jax.make_jaxpr(device_mesh.with_mesh_names(mesh, spec.step))(state, batch, hyper)
 
 
 def _layout(leaf: Any) -> tuple[int | None, int]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from research.config import schema
 from research.errors import BadInput
-from research.parallel import sharding
+from research.parallel import device_memory
 from research.planning import calibration
 from research.sweep import work_units
 from research.sweep.limits import Facts, Limits, PlannedRun, apply_limits
@@ -64,7 +64,7 @@ def plan_sweep(
         [row._replace(unit=names.get(row.run, "")) for row in rows],
         notes=[*work_units.describe_units(units, grouping, num_processes), *dropped, *trimmed],
         repeats=repeats,
-        device_memory=sharding.device_memory(),
+        device_memory=device_memory.available(),
     )
     return Plan(points, text)
 

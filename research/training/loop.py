@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from research.errors import Diverged, Preempted
-from research.parallel import distributed, sharding
+from research.parallel import device_memory, distributed
 from research.runs import checkpoint, trackers
 from research.runs.directory import RunDirectory
 from research.training import resume, watchdog
@@ -112,7 +112,7 @@ def preflight(run: Run, directory: RunDirectory) -> tuple[Run, Mesh] | None:
     trackers.check_trackers(run.sinks)
     run, mesh = resume.as_first_launched(run, directory)
     check_model(run, mesh)
-    easy = sum(resident(run, mesh)) < EASY * sharding.device_memory()
+    easy = sum(resident(run, mesh)) < EASY * device_memory.available()
     return None if easy else (run, mesh)
 
 

@@ -16,7 +16,7 @@ from research.errors import BadInput, ErrorCollector
 from research.io import files
 from research.models import Model, accounting
 from research.models.sizing import model_at_size
-from research.parallel import sharding
+from research.parallel import device_mesh, sharding
 from research.training import horizon
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
@@ -149,7 +149,7 @@ def _about(key: str, value: str) -> Iterator[None]:
         raise BadInput(*(f"{key}: {value}: {line}" for line in error.problems)) from error
 
 
-_ONE_DEVICE: dict[str, int] = dict.fromkeys(sharding.AXES, 1)
+_ONE_DEVICE: dict[str, int] = dict.fromkeys(device_mesh.AXES, 1)
 
 
 def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper) -> None:
@@ -161,7 +161,7 @@ def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper)
     step: Any = jax.ShapeDtypeStruct((), np.int32)
     state = TrainState(step, params, opt_state)
     with _about("model.name", model.described()["name"]):
-        sharding.state_shardings(state, model.sharding, sharding.abstract_mesh(_ONE_DEVICE))
+        sharding.state_shardings(state, model.sharding, device_mesh.abstract_mesh(_ONE_DEVICE))
 
 
 def _task(config: dict, dataset: Dataset) -> Task:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from research.config import schema
 from research.errors import BadInput, Damaged
 from research.io import files
-from research.parallel import distributed, sharding
+from research.parallel import device_mesh, distributed
 from research.runs import checkpoint
 from research.runs.directory import REMEDY, RunDirectory, read_launch
 from research.training.execution import Execution
@@ -92,7 +92,7 @@ def as_first_launched(
             used = math.prod(mesh.values())
             if used <= jax.device_count() and used % distributed.process_count() == 0:
                 parts = run.execution.grad_accumulation
-                return run, sharding.make_mesh(mesh, run.batch, parts=parts)
+                return run, device_mesh.make_mesh(mesh, run.batch, parts=parts)
             log.warning("%s: first launched on mesh %s, which is not here", path, mesh)
     return run, run_mesh(run)
 

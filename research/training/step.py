@@ -13,7 +13,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from research.models import Model
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.training import schedules
 from research.training.gradient_accumulation import mean_loss_and_gradient
 from research.training.optimizers import Optimizer
@@ -82,7 +82,9 @@ class StepSpec(NamedTuple):
             self.schedule, state.step, hyper.lr, hyper.warmup, hyper.total, hyper.schedule
         )
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        average = _moving_average(state.average, params, state.step, hyper.ema)
+        average = state.average
+        if average is not None:
+            average = _moving_average(average, params, state.step, hyper.ema)
         new = TrainState(state.step + 1, params, opt_state, average)
         metrics = {"train_loss": loss, "grad_norm": norm, "lr": lr}
         if hyper.skip is not None:
@@ -109,13 +111,9 @@ def init_from_params(params: dict, optimizer: Optimizer, hyper: Hyper) -> TrainS
     return TrainState(jnp.int32(0), params, update_rule(optimizer, hyper).init(params), average)
 
 
-def _moving_average(
-    average: dict | None, params: dict, step: Array, decay: Array | None
-) -> dict | None:
+def _moving_average(average: dict, params: dict, step: Array, decay: Array) -> dict:
     """The exponential moving average of the parameters after a step. The first steps, which hold
     what the initialisation drew, are forgotten sooner: decay ≤ (1 + step) / (10 + step)."""
-    if average is None or decay is None:
-        return None
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)
 
@@ -141,7 +139,7 @@ _ONCE = {"xla_backend_optimization_level": 0}
 def init_program(spec: StepSpec, shardings: Placement) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
     options = _ONCE if jax.default_backend() == "cpu" else None
-    init = sharding.with_mesh_names(shardings.mesh, spec.init)
+    init = device_mesh.with_mesh_names(shardings.mesh, spec.init)
     return jax.jit(init, out_shardings=shardings.tree, compiler_options=options)
 
 
@@ -155,8 +153,8 @@ def dispatch_program(spec: StepSpec, shardings: Placement) -> jax.stages.Wrapped
     step that is not finite ends its dispatch, so a run that diverges goes no further than the next
     one, although the host looks at no step by itself.
     """
-
-    run_steps = sharding.with_mesh_names(shardings.mesh, steps_while(spec.step, finite_or_skipped))
+    run_steps = steps_while(spec.step, finite_or_skipped)
+    run_steps = device_mesh.with_mesh_names(shardings.mesh, run_steps)
     return jax.jit(run_steps, donate_argnums=0, out_shardings=(shardings.tree, None))
 
 
@@ -193,7 +191,7 @@ def steps_while(step: Callable, keep_going: Callable[[Any, Any], Array]) -> Call
 @functools.lru_cache(maxsize=64)
 def eval_program(spec: StepSpec, mesh: Mesh) -> Callable:
     """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
-    return jax.jit(sharding.with_mesh_names(mesh, functools.partial(evaluation_sums, spec)))
+    return jax.jit(device_mesh.with_mesh_names(mesh, functools.partial(evaluation_sums, spec)))
 
 
 def evaluation_sums(

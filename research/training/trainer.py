@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from research.errors import BadInput
 from research.models import Model
-from research.parallel import distributed, sharding
+from research.parallel import device_memory, device_mesh, distributed, sharding
 from research.runs import checkpoint
 from research.training.optimizers import Optimizer
 from research.training.run import Run, example_inputs
@@ -67,7 +67,6 @@ class Trainer:
         self.hyper = jax.device_put(run.hyper, self._everywhere)
         self._dispatch = dispatch_program(self.spec, self.shardings)
         self._rows = sharding.own_rows(mesh, run.batch)
-        self._held: tuple | None = None
 
     def init(self) -> TrainState:
         """The first state, made where it lies: no device ever holds what it does not own."""
@@ -88,7 +87,7 @@ class Trainer:
     def batches(self, step: int, n: int, room: int) -> dict[str, Array]:
         """The batches of steps [step, step + n), stacked; blank rows up to `room`."""
         rows = host_batches(self.run, step, n, room, self._rows)
-        return sharding.put_rows(rows, self.mesh, True, self.run.batch, self._rows)
+        return sharding.put_rows(rows, self.mesh, self.run.batch, stacked=True)
 
     def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
         """`n` updates in one dispatch; returns at once. `state` is donated."""
@@ -102,9 +101,7 @@ class Trainer:
     def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size. Raises
         Stopped, see `wait_for`."""
-        if self._held is None:
-            self._held = self._heldout()
-        sums = eval_program(self.spec, self.mesh)(params, *self._held)
+        sums = eval_program(self.spec, self.mesh)(params, *self._heldout)
         sums = distributed.gather(wait_for(sums, stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return self.run.task.metrics(sums, self.run.data.notes)
@@ -125,9 +122,10 @@ class Trainer:
             "closed_form_distance": max(jax.tree.leaves(away)),
         }
 
+    @functools.cached_property
     def _heldout(self) -> tuple[dict[str, Array], Array]:
-        rows = host_heldout(self.run, self.mesh.shape["data"] * self.mesh.shape["fsdp"])
-        put = sharding.put_rows(rows, self.mesh, stacked=True)
+        rows = host_heldout(self.run, device_mesh.batch_shards(self.mesh.shape))
+        put = sharding.put_rows(rows, self.mesh, rows["weights"].shape[1], stacked=True)
         return put, put.pop("weights")
 
 
@@ -144,7 +142,7 @@ def check_model(run: Run, mesh: Mesh) -> None:
 def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
     """What the compiled steps of a run depend on: on a mesh, or, without one, on one device whose
     rows are the whole batch."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+    ways = device_mesh.batch_shards(mesh.shape) if mesh else 1
     task, parts = run.task.for_devices(run.model, ways), run.execution.grad_accumulation
     return StepSpec(run.model, task, run.optimizer, run.schedule, parts)
 
@@ -152,7 +150,7 @@ def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
 def run_mesh(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of a run on the devices that are here. Raises BadInput where there is none."""
     parts = run.execution.grad_accumulation
-    return sharding.make_mesh(run.mesh, run.batch, devices, parts)
+    return device_mesh.make_mesh(run.mesh, run.batch, devices, parts)
 
 
 def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
@@ -203,12 +201,12 @@ class Resident(NamedTuple):
 def resident(run: Run, mesh: AnyMesh) -> Resident:
     """What a run holds between two steps, exactly. Raises BadInput as `place_state` does."""
     _, abstract = place_state(run, mesh)
-    parameters = sharding.bytes_per_device(abstract.params)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    parameters = device_memory.bytes_per_device(abstract.params)
+    ways = device_mesh.batch_shards(mesh.shape)
     each = sum(x.nbytes for x in example(run).values())
     batches = run.cadence.dispatch * math.ceil(run.batch / ways) * each
     heldout = math.ceil(run.eval_examples / ways) * (each + 4)
-    optimizer = sharding.bytes_per_device(abstract) - parameters
+    optimizer = device_memory.bytes_per_device(abstract) - parameters
     return Resident(parameters, optimizer, batches, batches + heldout)
 
 

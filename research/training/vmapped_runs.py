@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.errors import Diverged, Held, StorageError
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import checkpoint, trackers
 from research.runs.directory import RunDirectory, read_launch
 from research.training.checkpoint_policy import check_finite, tolerate_refused_save
@@ -104,7 +104,7 @@ class VmappedTrainer:
 
     def __init__(self, runs: Sequence[Run], mesh: Mesh):
         self.runs, self.mesh = runs, mesh
-        one = sharding.make_mesh(ALONE, runs[0].batch, jax.devices()[:1])
+        one = device_mesh.make_mesh(ALONE, runs[0].batch, jax.devices()[:1])
         self.single = [Trainer(run, one) for run in runs]
         self.shared = len({run.order for run in runs}) == 1
         self.hyper = self._spread([run.hyper for run in runs])

@@ -13,7 +13,7 @@ from experiments import train as train_command
 from research.config import cli, validation
 from research.config.loading import validated
 from research.errors import BadInput
-from research.parallel import compile_cache, sharding
+from research.parallel import compile_cache, device_mesh
 from tests.config.test_configs import CONFIGS, shrunk
 
 DROP, NAN, INF = ..., float("nan"), float("inf")  # DROP: a name that is the same in every process
@@ -222,7 +222,7 @@ def command(monkeypatch, tmp_path, capsys):
         lambda *_, **__: contextlib.nullcontext(lambda: False),
     )
     monkeypatch.setattr(compile_cache, "enable_compile_cache", lambda: None)
-    monkeypatch.setattr(sharding, "use_all_cpu_cores", lambda: None)
+    monkeypatch.setattr(device_mesh, "use_all_cpu_cores", lambda: None)
     jax.monitoring.register_event_duration_secs_listener(
         listen := lambda event, *_, **__: (
             compiles.append(event) if "backend_compile" in event else 0

@@ -15,7 +15,7 @@ from research.errors import BadInput
 from research.models import accounting, resnet
 from research.models import conv as convolution
 from research.models.sizing import model_at_size
-from research.parallel import sharding
+from research.parallel import device_mesh, sharding
 from research.training import optimizers as optim
 from research.training.step import TrainState
 from research.training.tasks import Classification
@@ -284,9 +284,9 @@ def test_every_parameter_has_rules_for_decay_and_muon(spec):
 def test_a_mesh_computes_the_same(spec):
     model = models.build(**spec)
     state = TrainState(jnp.int32(0), jax.jit(model.init)(jax.random.key(0), images(spec)), ())
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 2, "tensor": 2}, BATCH)
+    mesh = device_mesh.make_mesh({"data": 1, "fsdp": 2, "tensor": 2}, BATCH)
     placed = jax.device_put(state, sharding.state_shardings(state, model.sharding, mesh)).params
-    rows = sharding.put_rows({"x": images(spec)}, mesh, stacked=False)["x"]
+    rows = sharding.put_rows({"x": images(spec)}, mesh, BATCH, stacked=False)["x"]
     apply = jax.jit(model.apply)
     here, there = apply(state.params, images(spec)), apply(placed, rows)
     np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)

@@ -17,11 +17,11 @@ from research.parallel import compile_cache
 SCRIPT = """
 import collections, json, sys
 import jax
-from research.parallel import compile_cache, sharding
+from research.parallel import compile_cache, device_mesh
 
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: events.update([name]))
-sharding.use_all_cpu_cores()
+device_mesh.use_all_cpu_cores()
 folder = compile_cache.enable_compile_cache()
 
 import jax.numpy as jnp

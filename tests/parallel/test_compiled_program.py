@@ -12,7 +12,7 @@ from research.config import validation
 from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.models import activation_sharding
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.planning import cluster, memory, xla_memory
 from research.training.make_run import make_run
@@ -41,7 +41,7 @@ class Program:
     """A compiled dispatch and its collectives: (kind, shapes, whether in the loop over blocks)."""
 
     def __init__(self, run, sizes):
-        self.run, self.mesh = run, sharding.make_mesh(sizes, run.batch)
+        self.run, self.mesh = run, device_mesh.make_mesh(sizes, run.batch)
         self.compiled = xla_memory.compile_dispatch(run, self.mesh)
         self.collectives = []
         for line in self.compiled.as_text().splitlines():
@@ -160,7 +160,7 @@ def test_bytes_are_predicted_without_compiling(name, request):
     run, mesh = program.run, program.mesh
     found = xla_memory.Reserved.from_compiled(program.compiled).peak
     assert memory.estimate(run, mesh).dispatch == pytest.approx(found, rel=0.1)
-    wrong = sharding.abstract_mesh({"data": 2, "fsdp": 4, "tensor": 1})
+    wrong = device_mesh.abstract_mesh({"data": 2, "fsdp": 4, "tensor": 1})
     assert memory.estimate(run, wrong).dispatch != pytest.approx(found, rel=0.005)
 
 
@@ -183,14 +183,14 @@ def test_the_steps_of_a_recurrence_wait_for_nobody():
 def test_a_mesh_that_splits_a_head_is_refused(tiny):
     run = make_run(tiny(WIDE | {"model.kv_heads": 2}))
     with pytest.raises(BadInput, match=r"mesh\.tensor: 4 does not divide model\.kv_heads"):
-        place_state(run, sharding.abstract_mesh({"data": 2, "fsdp": 1, "tensor": 4}))
+        place_state(run, device_mesh.abstract_mesh({"data": 2, "fsdp": 1, "tensor": 4}))
 
 
 def test_layout_is_nothing_without_a_mesh():
     x = np.ones((3, 5), np.float32)
     assert activation_sharding.shard_rows(x) is x
-    mesh = sharding.abstract_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    traced = jax.make_jaxpr(sharding.with_mesh_names(mesh, activation_sharding.shard_rows))(
+    mesh = device_mesh.abstract_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    traced = jax.make_jaxpr(device_mesh.with_mesh_names(mesh, activation_sharding.shard_rows))(
         np.ones((8, 5), np.float32)
     )
     assert "sharding_constraint" in str(traced)

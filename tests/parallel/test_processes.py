@@ -22,7 +22,7 @@ from research.config import process_flags
 from research.errors import DIVERGED, DONE, HUNG, IO_ERROR, PREEMPTED, BadInput
 from research.launch import process_group, slots
 from research.launch.process_group import divide_slot, exit_code_of_group, member_flags
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
@@ -336,11 +336,11 @@ def devices(*of):
 
 
 def test_each_process_gives_equally_many_devices():
-    assert [d.id for d in sharding._equally(devices(0, 0, 0, 1, 1, 1), 4)] == [0, 1, 3, 4]
-    assert [d.id for d in sharding._equally(devices(0, 0, 0, 0), 3)] == [0, 1, 2]
+    assert [d.id for d in device_mesh._take_equally(devices(0, 0, 0, 1, 1, 1), 4)] == [0, 1, 3, 4]
+    assert [d.id for d in device_mesh._take_equally(devices(0, 0, 0, 0), 3)] == [0, 1, 2]
     for sizes, batch in [({"data": 3}, 6), ({"data": -1}, 1), ({"data": 1}, 4)]:
         with pytest.raises(BadInput, match="which 2 processes"):
-            sharding.make_mesh({"fsdp": 1, "tensor": 1, **sizes}, batch, devices(0, 0, 1, 1))
+            device_mesh.make_mesh({"fsdp": 1, "tensor": 1, **sizes}, batch, devices(0, 0, 1, 1))
 
 
 def test_vmapped_runs_are_for_workers_of_one_process(tiny, tmp_path):

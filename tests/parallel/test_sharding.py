@@ -2,11 +2,12 @@
 
 import jax
 import numpy as np
+import optax.contrib
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from research.errors import BadInput
-from research.parallel import sharding
+from research.parallel import device_memory, device_mesh, sharding
 from research.params import leaves_by_path
 from research.training.make_run import make_run
 from research.training.step import TrainState
@@ -30,7 +31,7 @@ WIDE = {"model.width": 32, "model.heads": 4, "model.kv_heads": 4, "model.hidden"
 
 def trainer(config, sizes):
     run = make_run(config)
-    return Trainer(run, sharding.make_mesh(sizes, run.batch))
+    return Trainer(run, device_mesh.make_mesh(sizes, run.batch))
 
 
 def losses(made, steps=50, room=10):
@@ -131,7 +132,7 @@ def test_a_leaf_that_no_axis_of_its_parameter_explains_is_an_error():
     def placed(params, moment):
         shape = lambda s: jax.ShapeDtypeStruct(s, np.float32)  # noqa: E731
         state = TrainState(shape(()), {"w": shape(params)}, {"mu": {"w": shape(moment)}})
-        mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
+        mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
         return sharding.state_shardings(state, (("w", ("fsdp", "tensor")),), mesh).opt_state
 
     assert placed((4, 6), (4, 6))["mu"]["w"].spec == P("fsdp", "tensor")
@@ -140,6 +141,21 @@ def test_a_leaf_that_no_axis_of_its_parameter_explains_is_an_error():
     for wrong in ((6, 4), (3,), (4, 3), (2, 4, 6), ()):
         with pytest.raises(BadInput, match=r"opt_state/mu/w: shape .*, but w has"):
             placed((4, 6), wrong)
+
+
+def test_an_optimizer_may_keep_numbers_of_its_own():
+    """Prodigy's state has scalars beside the moments; nothing but its row in a table names it."""
+    shape = jax.ShapeDtypeStruct((4, 6), np.float32)
+    opt_state = jax.eval_shape(optax.contrib.prodigy().init, {"w": shape})
+    state = TrainState(jax.ShapeDtypeStruct((), np.int32), {"w": shape}, opt_state)
+    mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
+    rules = (("w", ("fsdp", "tensor")),)
+    placed = leaves_by_path(sharding.state_shardings(state, rules, mesh).opt_state)
+    specs = {path: x.spec for path, x in placed.items()}
+    assert specs.pop("estim_lr") == P()
+    moments = [spec for path, spec in specs.items() if path.endswith("/w")]
+    assert set(moments) == {P("fsdp", "tensor")}
+    assert len(moments) > 1
 
 
 def test_a_step_keeps_every_leaf_in_its_place(tiny):
@@ -152,7 +168,7 @@ def test_a_step_keeps_every_leaf_in_its_place(tiny):
 def test_bytes_of_the_matrices_fall_with_the_fsdp_axis(tiny):
     def matrices(sizes):
         state = trainer(tiny(WIDE), sizes).init()
-        return sharding.bytes_per_device([x for x in jax.tree.leaves(state) if x.ndim > 2])
+        return device_memory.bytes_per_device([x for x in jax.tree.leaves(state) if x.ndim > 2])
 
     whole = matrices(MESHES["data 8"])
     assert matrices(MESHES["fsdp 8"]) * 8 == whole
@@ -167,9 +183,9 @@ def test_init_does_not_depend_on_the_mesh(tiny):
 
 
 def test_each_device_loads_its_own_rows():
-    mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "tensor": 1}, 16)
+    mesh = device_mesh.make_mesh({"data": 4, "fsdp": 2, "tensor": 1}, 16)
     rows = np.arange(32).reshape(16, 2)
-    put = sharding.put_rows({"x": rows}, mesh, stacked=False)["x"]
+    put = sharding.put_rows({"x": rows}, mesh, 16, stacked=False)["x"]
     np.testing.assert_array_equal(put, rows)
     assert {s.data.shape for s in put.addressable_shards} == {(2, 2)}
 
@@ -191,7 +207,7 @@ def test_each_device_loads_its_own_rows():
 )
 def test_a_mesh_that_does_not_fit_is_a_clear_error(sizes, batch, words):
     with pytest.raises(BadInput, match=words):
-        sharding.make_mesh(sizes, batch)
+        device_mesh.make_mesh(sizes, batch)
 
 
 def test_a_dimension_that_does_not_divide_names_its_leaf(tiny):
@@ -203,4 +219,4 @@ def test_a_dimension_that_does_not_divide_names_its_leaf(tiny):
     ("batch", "used"), [(8, 8), (6, 6), (5, 5), (7, 7), (9, 3), (4, 4), (1, 1)]
 )
 def test_a_free_data_axis_takes_the_devices_that_divide_the_batch(batch, used):
-    assert sharding.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, batch).size == used
+    assert device_mesh.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, batch).size == used

@@ -11,7 +11,7 @@ from research.config import validation
 from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.models import accounting
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.planning import cluster, hardware, jaxpr_liveness, memory, roofline, xla_memory
 
 H100 = hardware.MACHINES["h100"]
@@ -65,7 +65,7 @@ def mesh(data=1, fsdp=1, tensor=1):
 def test_the_kernels_have_the_flops_of_the_accounting(remat, again):
     run = cluster.run_without_data(large(256, 3, 8, remat=remat), vocab=512)
     for sizes in (mesh(), mesh(fsdp=4), mesh(data=2, tensor=2)):
-        program = memory.trace_step(run, sharding.abstract_mesh(sizes))
+        program = memory.trace_step(run, device_mesh.abstract_mesh(sizes))
         found = sum(k.times * k.flops for k in jaxpr_liveness.list_kernels(program))
         parts = dict(run.model.forward_flops())
         blocks = sum(parts[k] for k in ("projections", "feed_forward", "attention_full"))
@@ -79,7 +79,7 @@ def test_a_block_sums_four_times_the_stream_over_the_tensor_axis():
 
     def summed(depth, tensor=2):
         run = cluster.run_without_data(large(256, depth, 4), vocab=512)
-        program = memory.trace_step(run, sharding.abstract_mesh(mesh(tensor=tensor)))
+        program = memory.trace_step(run, device_mesh.abstract_mesh(mesh(tensor=tensor)))
         return sum(k.times * k.summed for k in jaxpr_liveness.list_kernels(program))
 
     stream = 4 * 2048 * 256 * 2
@@ -113,7 +113,7 @@ def test_remat_takes_less_and_a_fused_map_nothing(run):
     assert totals["model.remat=full"] < totals["model.remat=dots"] < totals["model.remat=none"]
     assert totals["task.chunk=none"] <= totals["task.chunk=0"]
     assert totals["model.remat=none"] == plan.bytes.total
-    written = memory.estimate(run, sharding.abstract_mesh(mesh(fsdp=8)), fused=False)
+    written = memory.estimate(run, device_mesh.abstract_mesh(mesh(fsdp=8)), fused=False)
     maps = 8 * 8 * 2048**2 * 2  # rows, heads, T, T, bytes
     assert written.total - plan.bytes.total > run.model.spec.depth * maps
 
@@ -216,9 +216,9 @@ def test_xla_reserves_what_is_planned():
     asked, sizes = config(**SMALL, batch__size=8192), mesh(data=1024, fsdp=2, tensor=2)
     found = xla_memory.measure_reserved(asked, 256, sizes, most=8)
     run = cluster.run_without_data(asked, 256)
-    planned = memory.estimate(run, sharding.abstract_mesh(sizes)).dispatch
+    planned = memory.estimate(run, device_mesh.abstract_mesh(sizes)).dispatch
     assert planned == pytest.approx(found.peak, rel=0.1)
-    other = memory.estimate(run, sharding.abstract_mesh(mesh(data=2048, tensor=2))).dispatch
+    other = memory.estimate(run, device_mesh.abstract_mesh(mesh(data=2048, tensor=2))).dispatch
     assert other != pytest.approx(found.peak, rel=0.1)
 
 

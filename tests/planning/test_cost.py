@@ -12,7 +12,7 @@ from research.config import grid
 from research.errors import BadInput
 from research.io import host
 from research.models import accounting
-from research.parallel import sharding
+from research.parallel import device_memory
 from research.planning import calibration, memory
 from research.planning.calibration import Sample
 from research.sweep import plan
@@ -70,7 +70,7 @@ def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
     assert held.parameters == on_first(state.params)
     assert held.parameters + held.optimizer == on_first(state)
     assert held.batches == batches
-    assert held.waiting == batches + on_first(trainer._heldout())
+    assert held.waiting == batches + on_first(trainer._heldout)
     assert memory.MemoryEstimate(*held).temporary == 0
 
 
@@ -114,7 +114,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypa
     memory.check_fits(run, mesh)
     needed = memory.estimate(run, mesh).total
     for there, fits in ((1.01 * needed, True), (0.99 * needed, False), (0.1 * needed, False)):
-        monkeypatch.setattr(sharding, "device_memory", lambda there=there: there)
+        monkeypatch.setattr(device_memory, "available", lambda there=there: there)
         if fits:
             memory.check_fits(run, mesh)
         else:

@@ -4,7 +4,7 @@ import pytest
 
 from research.config import validation
 from research.config.loading import load_config, validated
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.planning import memory, xla_memory
 from research.training.make_run import make_run
 from tests.training.test_optim import NUMBERS
@@ -76,7 +76,7 @@ def test_bytes_are_those_that_xla_reserves(name, corpus, seen):
     )
     assert not problems
     run = make_run(validated(config))
-    mesh = sharding.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation)
+    mesh = device_mesh.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation)
     found = xla_memory.Reserved.from_compiled(xla_memory.compile_dispatch(run, mesh)).peak
     planned = memory.estimate(run, mesh).dispatch
     assert planned == pytest.approx(found, rel=CLOSE.get(name, 0.25))

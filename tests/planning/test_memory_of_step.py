@@ -12,7 +12,7 @@ from research import models
 from research.config import validation
 from research.errors import BadInput, Preempted
 from research.models import attention
-from research.parallel import sharding
+from research.parallel import device_memory, device_mesh
 from research.runs.directory import RunDirectory, read_launch
 from research.training import step
 from research.training.loop import train_run
@@ -29,7 +29,9 @@ ALL = {"data": 2, "fsdp": 2, "tensor": 2}
 
 def trainer(config, sizes=ONE):
     run = make_run(config)
-    return Trainer(run, sharding.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation))
+    return Trainer(
+        run, device_mesh.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation)
+    )
 
 
 def lowered(config, sizes=ONE):
@@ -460,7 +462,7 @@ def test_the_program_is_as_large_for_any_depth(tiny):
 def test_a_state_that_is_given_away_is_written_over(sizes, tiny):
     made, program = compiled(tiny(), sizes)
     analysis = program.memory_analysis()
-    state = sharding.bytes_per_device(made.abstract)
+    state = device_memory.bytes_per_device(made.abstract)
     assert analysis.alias_size_in_bytes == state
     assert analysis.output_size_in_bytes < 1.01 * state + 1024  # and the metrics
     kept = jax.jit(made.spec.step).lower(

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from research.errors import BadInput, Damaged, StorageError
-from research.parallel import sharding
+from research.parallel import device_mesh, sharding
 from research.runs import checkpoint
 from research.runs.manifest import find_damage, read_manifest
 
@@ -21,14 +21,14 @@ MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 
 
 def state(step):
-    mesh = sharding.make_mesh(MESH, 8)
+    mesh = device_mesh.make_mesh(MESH, 8)
     w = np.random.default_rng(0).normal(size=(256, 128)).astype(np.float32) + step
     place = NamedSharding(mesh, PartitionSpec("fsdp"))
     return {"step": jnp.int32(step), "params": {"w": {"kernel": jax.device_put(w, place)}}}
 
 
 def abstract(mesh_sizes=MESH, dtype=None):
-    mesh = sharding.make_mesh(mesh_sizes, 8)
+    mesh = device_mesh.make_mesh(mesh_sizes, 8)
     place = NamedSharding(mesh, PartitionSpec("fsdp"))
 
     def shape(x):

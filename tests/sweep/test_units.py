@@ -13,7 +13,7 @@ from research.config import grid, validation
 from research.config.loading import load_config
 from research.config.sweeps import sweep_points
 from research.errors import BadInput, Preempted
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
@@ -63,7 +63,7 @@ def run_unit(unit, workdir, stop=lambda: False):
 
 
 def final_state(run, workdir, sizes):
-    abstract = Trainer(run, sharding.make_mesh(sizes, run.batch)).abstract
+    abstract = Trainer(run, device_mesh.make_mesh(sizes, run.batch)).abstract
     step, state = checkpoint.restore_latest(RunDirectory(workdir, run.id).path, abstract)
     assert step == run.steps
     return jax.device_get(state)

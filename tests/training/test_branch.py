@@ -12,7 +12,7 @@ from research import models
 from research.errors import BadInput, Damaged
 from research.inference.load import open_run
 from research.io.files import digested
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
@@ -34,7 +34,7 @@ def fit(config, workdir):
 
 def start_of(config):
     run = make_run(config)
-    return Trainer(run, sharding.make_mesh(ONE, run.batch)).init()
+    return Trainer(run, device_mesh.make_mesh(ONE, run.batch)).init()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_parent_that_is_trained_again_has_the_same_children(tiny, source, tmp_
 @pytest.mark.parametrize("part", ["step", "params", "opt_state"])
 def test_one_bit_of_the_parent_makes_other_children(tiny, source, tmp_path, part):
     run = make_run(tiny())
-    trainer = Trainer(run, sharding.make_mesh(ONE, run.batch))
+    trainer = Trainer(run, device_mesh.make_mesh(ONE, run.batch))
     step, path = checkpoint.latest_intact(source)
     altered = shutil.copytree(source, tmp_path / "altered")
     shutil.rmtree(altered / "checkpoints")
@@ -232,7 +232,7 @@ def test_an_opened_run_computes_what_it_was_trained_to(tiny, source):
     run = make_run(tiny())
     assert opened.model.spec == run.model.spec
     assert opened.tokenizer == ""
-    made = Trainer(run, sharding.make_mesh(ONE, run.batch))
+    made = Trainer(run, device_mesh.make_mesh(ONE, run.batch))
     result = json.loads((source / "result.json").read_text())
     loss = made.evaluate(jax.tree.map(jax.numpy.asarray, opened.params))["loss"]
     assert loss == pytest.approx(result["loss"], rel=1e-6)

@@ -18,7 +18,7 @@ from research.config import grid, validation
 from research.config.loading import load_config, validated
 from research.errors import Damaged, Diverged, Preempted
 from research.inference.load import open_run
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.manifest import read_manifest
@@ -64,7 +64,7 @@ def path_of(run, workdir):
 
 
 def final_state(run, workdir):
-    one = sharding.make_mesh(ALONE, run.batch)
+    one = device_mesh.make_mesh(ALONE, run.batch)
     step, state = checkpoint.restore_latest(path_of(run, workdir), Trainer(run, one).abstract)
     assert step == run.steps
     return jax.device_get(state)
@@ -202,7 +202,7 @@ def test_every_family_and_optimizer_can_be_a_member(name, changes, corpus):
     first = run()
     runs = [first, run(seed=1, **{"optim.lr": first.config["optim"]["lr"] * 2})]
     together = losses(VmappedTrainer(runs, on(1)))
-    one = sharding.make_mesh(ALONE, first.batch)
+    one = device_mesh.make_mesh(ALONE, first.batch)
     for slot, member in enumerate(runs):
         np.testing.assert_allclose(together[:, slot], losses(Trainer(member, one)), rtol=1e-5)
     assert abs(together[-1, 0] / together[-1, 1] - 1) > 1e-3

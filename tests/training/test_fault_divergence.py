@@ -11,7 +11,7 @@ import pytest
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.errors import Diverged, Preempted
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
@@ -48,7 +48,7 @@ def exploding(changes=None):
 )
 def test_the_device_stops_at_the_first_step_that_is_not_finite(seen):
     run = make_run(exploding())
-    trainer = Trainer(run, sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, run.batch))
+    trainer = Trainer(run, device_mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, run.batch))
     state, step, losses = trainer.init(), 0, []
     while np.isfinite(losses).all():
         state, metrics = trainer.steps(state, trainer.batches(step, STEPS, STEPS), STEPS)

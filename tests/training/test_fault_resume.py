@@ -13,7 +13,7 @@ import pytest
 from research.config import schema, validation
 from research.config.loading import validated
 from research.errors import BadInput
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import checkpoint
 from research.training import execution, resume, run
 from research.training.make_run import make_run
@@ -40,7 +40,7 @@ def trained(trainer, state, first, last):
 def eight(tiny, tmp_path_factory):
     """A run on eight devices, saved at step 20, and its losses from there."""
     made = make_run(tiny(WIDE))
-    trainer = Trainer(made, sharding.make_mesh(sizes((8, 1, 1)), made.batch))
+    trainer = Trainer(made, device_mesh.make_mesh(sizes((8, 1, 1)), made.batch))
     state, _ = trained(trainer, trainer.init(), 0, 20)
     folder = tmp_path_factory.mktemp("eight")
     checkpoint.save(folder, 20, state, 1)
@@ -59,7 +59,7 @@ def eight(tiny, tmp_path_factory):
 )
 def test_a_run_goes_on_from_its_bits_on_another_mesh(shape, eight, tiny, seen):
     made, folder, kept, expected = eight
-    trainer = Trainer(made, sharding.make_mesh(sizes(shape), made.batch))
+    trainer = Trainer(made, device_mesh.make_mesh(sizes(shape), made.batch))
     step, state = checkpoint.restore_latest(folder, trainer.abstract)
     assert (step, bits(state)) == (20, kept)
     _, losses = trained(trainer, state, 20, 40)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.training.make_run import make_run
@@ -38,7 +38,7 @@ def environment():
 def final_state(config, workdir):
     run = make_run(config)
     path = RunDirectory(workdir, run.id).path
-    mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, run.batch)
+    mesh = device_mesh.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, run.batch)
     step, state = checkpoint.restore_latest(path, Trainer(run, mesh).abstract)
     assert step == run.steps
     return jax.device_get(state), metrics_log.read_records(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.errors import Diverged, Preempted, StorageError
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
@@ -42,7 +42,7 @@ def compiles():
 
 def trained(config, dispatches, sizes=ONE, room=10):
     run = make_run(config)
-    made = Trainer(run, sharding.make_mesh(sizes, run.batch))
+    made = Trainer(run, device_mesh.make_mesh(sizes, run.batch))
     state, step, losses = made.init(), 0, []
     for n in dispatches:
         state, metrics = made.steps(state, made.batches(step, n, room), n)
@@ -132,7 +132,7 @@ def test_rates_boundaries_decay_and_length_recompile_nothing(tiny, compiles):
 
 def test_the_state_is_donated(tiny):
     run = make_run(tiny())
-    made = Trainer(run, sharding.make_mesh(ONE, run.batch))
+    made = Trainer(run, device_mesh.make_mesh(ONE, run.batch))
     state = made.init()
     made.steps(state, made.batches(0, 2, 2), 2)
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
@@ -168,14 +168,14 @@ def test_a_run_records_each_step_and_its_result(tiny, tmp_path):
 def test_the_loss_is_that_of_the_whole_heldout_set_whatever_the_batches(tiny):
     def evaluate(batch, sizes):
         run = make_run(tiny({"eval.batch": batch, "eval.examples": 21}))
-        made = Trainer(run, sharding.make_mesh(sizes, run.batch))
+        made = Trainer(run, device_mesh.make_mesh(sizes, run.batch))
         return made.evaluate(made.init().params)["loss"]
 
     reference = evaluate(21, ONE)
     for batch, data in ((1, 1), (4, 1), (8, 8), (16, 4)):
         assert evaluate(batch, ONE | {"data": data}) == pytest.approx(reference, rel=1e-6)
     run = make_run(tiny({"eval.examples": 20}))
-    made = Trainer(run, sharding.make_mesh(ONE, run.batch))
+    made = Trainer(run, device_mesh.make_mesh(ONE, run.batch))
     assert made.evaluate(made.init().params)["loss"] != pytest.approx(reference, rel=1e-6)
 
 

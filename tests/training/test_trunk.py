@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from research.errors import Preempted
-from research.parallel import sharding
+from research.parallel import device_mesh
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
@@ -38,7 +38,7 @@ def fit(run, workdir, **more):
 
 def final_state(run, path):
     step, state = checkpoint.restore_latest(
-        path, Trainer(run, sharding.make_mesh(TWO, run.batch)).abstract
+        path, Trainer(run, device_mesh.make_mesh(TWO, run.batch)).abstract
     )
     assert step == run.steps
     return jax.device_get(state)

@@ -85,12 +85,12 @@ def planning(folder: Path) -> float:
 
 def overhead(folder: Path) -> tuple[float, Path]:
     """Seconds for each of 50 runs, and the directory of one."""
-    from research.parallel import compile_cache, sharding
+    from research.parallel import compile_cache, device_mesh
     from research.runs.table import read_table
     from research.sweep.launcher import launch_sweep
     from research.sweep.points import resolve_points
 
-    sharding.use_all_cpu_cores()
+    device_mesh.use_all_cpu_cores()
     compile_cache.enable_compile_cache()
     config, module = load_config(CONFIG)
     points = resolve_points(sweep_points(config, module, "fifty"), folder)

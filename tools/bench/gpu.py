@@ -79,14 +79,14 @@ def main() -> int:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax
 
-    from research.parallel import sharding
+    from research.parallel import device_mesh
     from research.planning import benchmark
 
     device = jax.devices()[0]
     if device.platform == "cpu":
         print("error: no GPU here; make bench measures a CPU", file=sys.stderr)
         return 2
-    mesh = sharding.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, 1)
+    mesh = device_mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, 1)
     peak, how = benchmark.peak_flops(mesh, "bfloat16")
     print(f"{device.device_kind}: {peak:.4g} FLOP/s in bfloat16 ({how})")
     data = random_tokens()

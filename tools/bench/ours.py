@@ -14,12 +14,12 @@ def main(argv: list[str]) -> int:
     _, config, _ = cli.parse_config(cli.config_parser(__doc__), argv)
     config = validated(config)
 
-    from research.parallel import compile_cache, sharding
+    from research.parallel import compile_cache, device_mesh
     from research.planning import benchmark
     from research.training.make_run import make_run
     from research.training.trainer import run_mesh
 
-    sharding.use_all_cpu_cores()
+    device_mesh.use_all_cpu_cores()
     compile_cache.enable_compile_cache()
     run = make_run(config)
     loop = benchmark.TimedLoop(run, run_mesh(run))

@@ -22,10 +22,10 @@ from jax import Array
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.models import custom_vjp
-from research.parallel import sharding
-from research.training import step
+from research.parallel import device_mesh
+from research.training import step, trainer
 from research.training.make_run import make_run
-from research.training.trainer import Trainer, run_mesh
+from research.training.trainer import run_mesh
 
 
 def plain_norm(x: Array, scale_D: Array, centred: bool) -> Array:
@@ -54,21 +54,21 @@ def program(changes: dict, without: tuple[str, ...], steps: int) -> Callable[[],
     config, problems = validation.override(config, changes)
     assert not problems, problems
     run = make_run(validated(config))
-    for cached in (step.dispatch_program, step.init_program, step.placement):
+    for cached in (step.dispatch_program, step.init_program, trainer._place_state):
         cached.cache_clear()
     jax.clear_caches()  # of what was traced, so of the other programs too: hence one compiled ahead
     ours = {name: getattr(custom_vjp, name) for name in without}
     for name in without:
         setattr(custom_vjp, name, PLAIN[name])
-    trainer = Trainer(run, run_mesh(run))
-    batches = trainer.batches(0, steps, steps)
-    compiled = trainer.lower(batches).compile()
+    made = trainer.Trainer(run, run_mesh(run))
+    batches = made.batches(0, steps, steps)
+    compiled = made.lower(batches).compile()
     for name, op in ours.items():
         setattr(custom_vjp, name, op)
-    held, count = [trainer.init()], jax.device_put(np.int32(steps))
+    held, count = [made.init()], jax.device_put(np.int32(steps))
 
     def go() -> None:
-        held.append(compiled(held.pop(), batches, trainer.hyper, count)[0])
+        held.append(compiled(held.pop(), batches, made.hyper, count)[0])
         jax.block_until_ready(held[0])
 
     return go
@@ -79,7 +79,7 @@ def main() -> None:
     for name, value in {"width": 128, "layers": 4, "batch": 16, "steps": 10, "turns": 9}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
-    sharding.use_all_cpu_cores()
+    device_mesh.use_all_cpu_cores()
     changes = {
         "model.width": args.width,
         "model.depth": args.layers,
