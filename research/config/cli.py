@@ -5,7 +5,7 @@
     --config=FILE.json          a resolved config, parsed and never executed
     --config.optim.lr=3e-4      override of one key; as many as wanted
 
-All problems are reported together, before jax is imported.
+All that can be known without jax or the data is reported together, before jax is imported.
 """
 
 import argparse

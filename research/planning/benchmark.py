@@ -42,7 +42,8 @@ from research.io import host as environment
 from research.io.text_table import format_table
 from research.models import accounting
 from research.planning import hardware
-from research.training.loop import FEW, run_loop
+from research.training.loop import TIMED_STEPS, run_loop
+from research.training.profiling import Profile
 from research.training.recorder import DeferredMetrics
 from research.training.run import Run
 from research.training.trainer import Trainer, run_mesh
@@ -69,7 +70,7 @@ class TimedLoop:
 
     def settle(self) -> None:
         """Take steps until their number in a dispatch is chosen."""
-        self.block(4 * FEW)
+        self.block(4 * TIMED_STEPS)
         self.dispatch = self._seen
         fixed = self.run.cadence._replace(dispatch=self.dispatch, paced=False)
         self.run = dataclasses.replace(self.run, cadence=fixed)
@@ -79,7 +80,9 @@ class TimedLoop:
         run, clock = dataclasses.replace(self.run, steps=self.step + steps), _ClockRecorder()
         keeper = _NoCheckpoints(self.step, self.state)
         begun = time.perf_counter()
-        _, self.state = run_loop(run, _FullRoomTrainer(self), clock, keeper, lambda: False)
+        _, self.state = run_loop(
+            run, _FullRoomTrainer(self), clock, keeper, lambda: False, Profile()
+        )
         self.step, self._seen = self.step + steps, clock.dispatch
         return clock.read - begun
 

@@ -318,7 +318,7 @@ def _prefix_units(points: list[Point], runs: Path) -> tuple[list[WorkUnit], list
     for point in points:
         if wsd_branching.steps_before_decay(point.run) and point.run.start is None:
             numbers = tuple(jax.tree.leaves(point.run.hyper._replace(total=0)))
-            key = (_program(point.run), point.run.seed, point.run.order, numbers)
+            key = (_program(point.run), point.run.seed, point.run.data_seed, numbers)
             buckets.setdefault(key, []).append(point)
     units = [_prefix_unit(bucket, runs) for bucket in buckets.values() if len(bucket) > 1]
     sharing = {p.run.id for unit in units for p in unit.points}

@@ -21,53 +21,53 @@ from research.runs.directory import RunDirectory
 from research.training import resume, watchdog
 from research.training.checkpoint_policy import CheckpointPolicy
 from research.training.profiling import Profile
-from research.training.recorder import Progress, Recorder
+from research.training.recorder import OnSteps, Recorder
 from research.training.run import Run
 from research.training.trainer import Stopped, Trainer, check_model, resident
 from research.training.wsd_branching import SharedPrefix
 
 # Seconds of a dispatch; steps of the one that is timed to choose their number. On CPU a dispatch
 # asks the kernel for its temporary memory anew, page by page, so many steps should share it.
-LONG, FEW = 1.0, 4
-EASY = 0.01  # of a device: a state below it is not looked at before it is allocated
+DISPATCH_SECONDS, TIMED_STEPS = 1.0, 4
+NEGLIGIBLE_SHARE = 0.01  # of a device: a smaller state is not looked at before it is allocated
 
 
 class DispatchSizer:
     """How many steps go into a dispatch: the most that fit, or, if `paced`, as many as take about
-    LONG seconds, so that the host's part is small and a signal to stop is heard.
+    DISPATCH_SECONDS, , so that the host's part is small and a signal to stop is heard.
 
     That is chosen once, by the time of the first dispatches, and for all processes of a run alike:
     they must make the same dispatches. No choice changes what is computed.
     """
 
     def __init__(self, most: int, paced: bool):
-        self.most, self.settled = most, not paced
-        self.steps = most if self.settled else 1
-        self._sent: tuple[int, float] | None = None
+        self.most, self.fixed = most, not paced
+        self.steps = most if self.fixed else 1
+        self._last: tuple[int, float] | None = None
 
-    def interrupt(self) -> None:
+    def reset_timer(self) -> None:
         """Something else than steps comes next, so the time to the next dispatch says nothing."""
-        self._sent = None
+        self._last = None
 
-    def sent(self, n: int) -> None:
+    def record(self, n: int) -> None:
         """`n` steps were just sent, and all that was sent before is done."""
         now = time.perf_counter()
-        before, self._sent = self._sent, (n, now)
-        if self.settled:
+        last, self._last = self._last, (n, now)
+        if self.fixed:
             return
-        few = min(FEW, self.most)
-        if before is None or before[0] != few:
+        few = min(TIMED_STEPS, self.most)
+        if last is None or last[0] != few:
             self.steps = few
         else:  # the dispatch before this one has been done meanwhile, and nothing else
-            each = distributed.broadcast(lambda: (now - before[1]) / few)
-            self.steps = max(1, min(self.most, round(LONG / each)))
-            self.settled = True
+            each = distributed.broadcast(lambda: (now - last[1]) / few)
+            self.steps = max(1, min(self.most, round(DISPATCH_SECONDS / each)))
+            self.fixed = True
 
 
 def train_run(
     run: Run,
     directory: RunDirectory,
-    progress: Progress = lambda step, loss: None,
+    on_steps: OnSteps = lambda step, loss: None,
     stop: Callable[[], bool] = lambda: False,
     prefixes: Sequence[SharedPrefix] = (),
     kept_steps: Collection[int] = (),
@@ -75,7 +75,7 @@ def train_run(
 ) -> dict[str, Any]:
     """Train `run` to its end, from its newest checkpoint if there is one; returns its result.
 
-    `directory` must be held. `progress(steps, train_loss)` is called after each dispatch; when
+    `directory` must be held. `on_steps(steps, train_loss)` is called after each dispatch; when
     `stop()` turns true the state is saved. Without a checkpoint of its own it starts from the first
     of `prefixes` that has one, with the same result; its own after `kept_steps` are kept for
     others. `profile_steps` are traced into the run's directory. Raises Preempted when stopped,
@@ -84,22 +84,22 @@ def train_run(
     """
     trackers.check_trackers(run.sinks)  # whatever is refused leaves no file behind
     trainer = Trainer(*resume.as_first_launched(run, directory, prefixes))
-    run, devices = trainer.run, trainer.mesh.devices.flat
+    run = trainer.run
     distributed.broadcast(lambda: checkpoint.check_disk_space(directory.path, trainer.abstract))
     distributed.broadcast(lambda: resume.forget_launch([directory]))
     launch: dict[str, Any] = {"mesh": dict(trainer.mesh.shape), "execution": vars(run.execution)}
     if distributed.process_count() > 1:  # which may decide the last bits
         launch["processes"] = distributed.process_count()
-    recorder = Recorder(run, directory, progress, launch)
-    used = trainer.mesh.size, devices[0].device_kind
+    recorder = Recorder(run, directory, on_steps, launch)
+    used = {"devices": trainer.mesh.size, "device_kind": trainer.mesh.devices.flat[0].device_kind}
     profile = Profile(directory.path / "profile" if directory.writes else None, profile_steps)
     try:
         policy = CheckpointPolicy(trainer, recorder, prefixes, kept_steps)
         metrics, state = run_loop(run, trainer, recorder, policy, stop, profile)
         metrics |= trainer.against_closed_form(state.eval_params)
-        return recorder.finish("done", "", *used, **metrics)
+        return recorder.finish("done", "", **used, **metrics)
     except Diverged as error:
-        recorder.finish("diverged", str(error), *used)
+        recorder.finish("diverged", str(error), **used)
         raise Diverged(f"{directory.path}: {error}") from error
     finally:
         recorder.shown.close()
@@ -108,12 +108,12 @@ def train_run(
 def preflight(run: Run, directory: RunDirectory) -> tuple[Run, Mesh] | None:
     """Raise the BadInput that `train_run` would raise on these devices; compiles and writes
     nothing. Returns the run as it would be launched and its mesh where its memory has to be
-    estimated first, None where its state is less than EASY of a device."""
+    estimated first, None where its state is less than NEGLIGIBLE_SHARE of a device."""
     trackers.check_trackers(run.sinks)
     run, mesh = resume.as_first_launched(run, directory)
     check_model(run, mesh)
-    easy = sum(resident(run, mesh)) < EASY * device_memory.available()
-    return None if easy else (run, mesh)
+    negligible = sum(resident(run, mesh)) < NEGLIGIBLE_SHARE * device_memory.available()
+    return None if negligible else (run, mesh)
 
 
 def run_loop(
@@ -122,7 +122,7 @@ def run_loop(
     recorder: Any,
     policy: Any,
     stop: Callable[[], bool],
-    profile: Profile | None = None,
+    profile: Profile,
 ) -> tuple:
     """All steps of a run (or of several, see vmapped_runs), in the order of the contract; returns
     the final evaluation and the final state. Nothing is moved between host and devices but what
@@ -145,11 +145,11 @@ def run_loop(
             policy.save(step, state, must)
 
     def settle() -> None:
-        sizer.interrupt()
+        sizer.reset_timer()
         with watchdog.doing("wait"):
             recorder.settle()
 
-    with jax.transfer_guard("disallow"), profile or Profile() as profile:
+    with jax.transfer_guard("disallow"), profile:
         while step < run.steps:
             if cadence.eval and step and step % cadence.eval == 0:
                 settle()
@@ -169,7 +169,7 @@ def run_loop(
                 state, metrics = trainer.steps(state, trainer.batches(step, n, cadence.dispatch), n)
                 recorder.push(step, n, metrics)
             profile.sent(n, metrics)
-            sizer.sent(n)
+            sizer.record(n)
             recorder.dispatch = sizer.steps
             step += n
         settle()

@@ -15,7 +15,7 @@ from research.runs.directory import RunDirectory, write_data_card
 from research.training import resume, wsd_branching
 from research.training.run import Run
 
-Progress = Callable[[int, float], None]
+OnSteps = Callable[[int, float], None]  # steps done, train loss
 SKIPS = 20  # steps skipped in a row after which a run counts as diverged
 
 
@@ -48,7 +48,7 @@ class Recorder(DeferredMetrics):
     """Writes the records of a run, and notices when it diverges.
 
     `directory` must be held; one that only follows is not written. `launch` is what else
-    launch.json says; `progress(steps, train_loss)` is called after each dispatch. The seconds of a
+    launch.json says; `on_steps(steps, train_loss)` is called after each dispatch. The seconds of a
     run that is one of `members` trained at once are its share of theirs.
     """
 
@@ -56,12 +56,12 @@ class Recorder(DeferredMetrics):
         self,
         run: Run,
         directory: RunDirectory,
-        progress: Progress,
+        on_steps: OnSteps,
         launch: Mapping[str, Any],
         members: int = 1,
     ):
         super().__init__()
-        self.run, self.directory, self.progress = run, directory, progress
+        self.run, self.directory, self.on_steps = run, directory, on_steps
         self.metrics = schema.declaration(run.task.METRICS)
         stored = directory.write_once("config.json", run.config)
         resume.check_stored(directory.path / "config.json", stored, run)
@@ -101,7 +101,7 @@ class Recorder(DeferredMetrics):
             self._check_divergence(first + i, values)
             if (first + i) % self.run.cadence.log == 0:
                 self._append(first + i, **values)
-        self.progress(first + n, self.loss)
+        self.on_steps(first + n, self.loss)
 
     def _check_divergence(self, step: int, values: Mapping[str, float]) -> None:
         """Raise Diverged if a step was neither finite nor skipped, as a few in a row may be."""

@@ -40,9 +40,9 @@ class Cadence(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """One training run, complete: below here nobody looks into a config. `hyper` holds the numbers
+    """One training run, complete: below here no config decides anything. `hyper` holds the numbers
     that are traced, so runs that differ in them alone share a compiled program. `start` is another
-    run that this one starts from; `examples` digests what its examples are, `order` is the seed of
+    run that this one starts from; `examples` digests what its examples are, `data_seed` that of
     their order; `facts` is what a table says of the run before it is trained; `config` (resolved)
     is there to be recorded."""
 
@@ -55,12 +55,12 @@ class Run:
     schedule: str
     hyper: Hyper
     seed: int
-    order: int
+    data_seed: int
     batch: int
     execution: Execution
     steps: int
     mesh: dict[str, int]
-    replicate: bool  # leaves that the mesh does not divide
+    replicate_indivisible: bool  # leaves that the mesh does not divide
     eval_examples: int
     eval_batch: int
     cadence: Cadence
@@ -71,14 +71,14 @@ class Run:
     facts: dict
     config: dict
 
-    def with_execution(self, how: Execution) -> "Run":
+    def with_execution(self, execution: Execution) -> "Run":
         """The same run, computed otherwise. Raises ValueError where it cannot be."""
-        how.check(self.batch, self.task, self.model.spec)
+        execution.check(self.batch, self.task, self.model.spec)
         task = self.task
         if hasattr(task, "chunk"):
-            task = dataclasses.replace(task, chunk=how.chunk)  # type: ignore[type-var]
-        model = models.build(**self.model.described() | how.of_model)
-        return dataclasses.replace(self, execution=how, task=task, model=model)
+            task = dataclasses.replace(task, chunk=execution.chunk)  # type: ignore[type-var]
+        model = models.build(**self.model.described() | execution.of_model)
+        return dataclasses.replace(self, execution=execution, task=task, model=model)
 
     @property
     def tokens_per_step(self) -> int:

@@ -157,7 +157,7 @@ def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
     """Where every leaf of the state of `run` lies on `mesh`, and the abstract state laid out so.
     Allocates nothing. Raises BadInput where the mesh does not divide a parameter, or a field."""
     inputs, hyper = example_inputs(run.data), jax.tree.structure(run.hyper)
-    placed = _place_state(run.model, run.optimizer, hyper, inputs, mesh, run.replicate)
+    placed = _place_state(run.model, run.optimizer, hyper, inputs, mesh, run.replicate_indivisible)
     split = getattr(run.model.family, "SPLIT", {})
     sharding.check_fields(run.model.spec, split, mesh.shape)
     return placed
@@ -220,7 +220,7 @@ def host_batches(
 ) -> dict[str, np.ndarray]:
     """The batches of steps [step, step + n), [room, B, ...], or their rows `at`; the rest is
     blank."""
-    rows = [run.data.batch(run.order, s, run.batch, at) for s in range(step, step + n)]
+    rows = [run.data.batch(run.data_seed, s, run.batch, at) for s in range(step, step + n)]
     stacked = {}
     for name, x in rows[0].items():
         stacked[name] = np.zeros((room, *x.shape), x.dtype)

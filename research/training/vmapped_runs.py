@@ -28,6 +28,7 @@ from research.runs import checkpoint, trackers
 from research.runs.directory import RunDirectory, read_launch
 from research.training.checkpoint_policy import check_finite, tolerate_refused_save
 from research.training.loop import run_loop
+from research.training.profiling import Profile
 from research.training.recorder import DeferredMetrics, Recorder
 from research.training.resume import forget_launch, with_stored_execution
 from research.training.run import Run
@@ -44,7 +45,7 @@ from research.training.trainer import Trainer, host_batches, host_heldout, never
 log = logging.getLogger(__name__)
 
 ALONE = {"data": 1, "fsdp": 1, "tensor": 1}  # a member lies whole on one device
-Progress = Callable[[str, int, float], None]
+OnMemberSteps = Callable[[str, int, float], None]  # id, steps done, train loss
 
 
 class VmappedState(NamedTuple):
@@ -106,7 +107,7 @@ class VmappedTrainer:
         self.runs, self.mesh = runs, mesh
         one = device_mesh.make_mesh(ALONE, runs[0].batch, jax.devices()[:1])
         self.single = [Trainer(run, one) for run in runs]
-        self.shared = len({run.order for run in runs}) == 1
+        self.shared = len({run.data_seed for run in runs}) == 1
         self.hyper = self._spread([run.hyper for run in runs])
         spec = self.single[0].spec
         self._dispatch = vmapped_dispatch_program(spec, mesh, self.shared)
@@ -131,13 +132,13 @@ class VmappedTrainer:
 
     def batches(self, step: int, n: int, room: int) -> dict[str, jax.Array]:
         """The batches of steps [step, step + n): one copy if all have the same, else one each."""
-        each = {r.order: r for r in self.runs}
-        made = {order: host_batches(run, step, n, room) for order, run in each.items()}
+        each = {r.data_seed: r for r in self.runs}
+        made = {seed: host_batches(run, step, n, room) for seed, run in each.items()}
         if self.shared:
-            return jax.device_put(made[self.runs[0].order], NamedSharding(self.mesh, P()))
+            return jax.device_put(made[self.runs[0].data_seed], NamedSharding(self.mesh, P()))
         side_by_side = {
-            name: np.stack([made[run.order][name] for run in self.runs], axis=1)
-            for name in made[self.runs[0].order]
+            name: np.stack([made[run.data_seed][name] for run in self.runs], axis=1)
+            for name in made[self.runs[0].data_seed]
         }
         return jax.device_put(side_by_side, NamedSharding(self.mesh, P(None, "runs")))
 
@@ -261,7 +262,7 @@ class VmappedCheckpoints:
 def train_vmapped(
     members: Sequence[tuple[Run, RunDirectory]],
     ids: Sequence[str],
-    progress: Progress = lambda run_id, step, loss: None,
+    on_steps: OnMemberSteps = lambda run_id, step, loss: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, dict[str, Any]]:
     """Train `members`, whose directories must be held, to their end; returns their results by id.
@@ -281,10 +282,10 @@ def train_vmapped(
     trainer = VmappedTrainer([*slots, *[filler] * (-len(slots) % mesh.size)], mesh)
     for path in (directory.path for directory in directories):
         checkpoint.check_disk_space(path, trainer.single[0].abstract, len(directories))
-    recorder = VmappedRecorder(_recorders(members, ids, mesh, progress), mesh, ids)
+    recorder = VmappedRecorder(_recorders(members, ids, mesh, on_steps), mesh, ids)
     try:
         metrics, final = run_loop(
-            filler, trainer, recorder, VmappedCheckpoints(trainer, recorder), stop
+            filler, trainer, recorder, VmappedCheckpoints(trainer, recorder), stop, Profile()
         )
         host = jax.device_get(final)
         for slot in list(recorder.live):
@@ -315,14 +316,17 @@ def _as_first_launched(
 
 
 def _recorders(
-    members: Sequence[tuple[Run, RunDirectory]], ids: Sequence[str], mesh: Mesh, progress: Progress
+    members: Sequence[tuple[Run, RunDirectory]],
+    ids: Sequence[str],
+    mesh: Mesh,
+    on_steps: OnMemberSteps,
 ) -> dict[int, Recorder]:
     """The members' recorders, by slot."""
     launch = {"mesh": ALONE, "members": list(ids), "members_mesh": dict(mesh.shape)}
     launch["execution"] = vars(members[0][0].execution)
     out = {}
     for run, directory in members:
-        shown = functools.partial(progress, run.id)
+        shown = functools.partial(on_steps, run.id)
         out[ids.index(run.id)] = Recorder(run, directory, shown, launch, len(members))
     return out
 

@@ -13,7 +13,7 @@ from research.training.make_run import make_run
 from research.training.step import TrainState
 from research.training.trainer import Trainer
 from tests.params import slow_but
-from tests.training.test_optim import NUMBERS
+from tests.training.test_optimizers import NUMBERS
 
 MESHES = {
     "data 1": {"data": 1, "fsdp": 1, "tensor": 1},

@@ -7,7 +7,7 @@ from research.config.loading import load_config, validated
 from research.parallel import device_mesh
 from research.planning import memory, xla_memory
 from research.training.make_run import make_run
-from tests.training.test_optim import NUMBERS
+from tests.training.test_optimizers import NUMBERS
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 TWO = {"data": 2, "fsdp": 1, "tensor": 1}

@@ -21,7 +21,7 @@ from research.training.optimizers import Optimizer
 from research.training.tasks import FEW, LOGITS, LanguageModelling
 from research.training.trainer import Trainer
 from tests.models.test_models import SMALL
-from tests.training.test_optim import NUMBERS
+from tests.training.test_optimizers import NUMBERS
 
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 ALL = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -81,10 +81,10 @@ def test_a_dispatch_takes_a_second_or_all_that_fits(seconds, most, chosen, monke
     pace = DispatchSizer(most, True)
     for dispatch in range(6):
         if dispatch == 2:  # an evaluation, which is no step
-            pace.interrupt()
+            pace.reset_timer()
             now[0] += 1000
         n = pace.steps
-        pace.sent(n)
+        pace.record(n)
         now[0] += n * seconds
     assert pace.steps == chosen
     assert DispatchSizer(most, False).steps == most
@@ -147,7 +147,7 @@ def fit(config, workdir, **kwargs):
 def test_a_run_records_each_step_and_its_result(tiny, tmp_path):
     seen = []
     config = tiny({"log.every": 1, "eval.every": 5, "save.every": 4})
-    result, directory = fit(config, tmp_path, progress=lambda *a: seen.append(a))
+    result, directory = fit(config, tmp_path, on_steps=lambda *a: seen.append(a))
     metrics = metrics_log.read_records(directory.path)
     steps = [r["step"] for r in metrics if "train_loss" in r]
     assert steps == list(range(12))

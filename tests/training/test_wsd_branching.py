@@ -92,7 +92,7 @@ def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, work
         runs[1],
         workdir,
         prefixes=[wsd_branching.SharedPrefix(workdir / "runs" / short.name, steps)],
-        progress=lambda step, loss: seen.append(step),
+        on_steps=lambda step, loss: seen.append(step),
     )
     assert min(seen) > steps  # it did not take the steps before
     whole, whole_path = alone
@@ -154,7 +154,7 @@ def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
         runs[1],
         workdir,
         prefixes=[wsd_branching.SharedPrefix(place, steps)],
-        progress=lambda step, loss: seen.append(step),
+        on_steps=lambda step, loss: seen.append(step),
     )
     assert min(seen) <= 10
     assert of_meaning(result) == of_meaning(alone[0])
