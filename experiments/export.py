@@ -36,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--encrypt", action="store_true", help="encrypt the export")
     parser.add_argument("--key_file", metavar="FILE", help="the encryption key")
     args = parser.parse_args(argv)
-    given = [name for name in ("run", "export", "check") if getattr(args, name)]
-    if len(given) != 1 or (args.out is None) != (given == ["check"]):
+    sources = [name for name in ("run", "export", "check") if getattr(args, name)]
+    if len(sources) != 1 or (args.out is None) != (sources == ["check"]):
         raise BadInput("expected one of --run=DIR or --export=DIR with --out=DIR, or --check=DIR")
-    values = ((flag, getattr(args, flag)) for flag in UNUSED[given[0]])
+    values = ((flag, getattr(args, flag)) for flag in UNUSED[sources[0]])
     if unused := [flag for flag, value in values if value is not None and value is not False]:
-        raise BadInput(*(f"--{flag}: of no use with --{given[0]}" for flag in unused))
+        raise BadInput(*(f"--{flag}: of no use with --{sources[0]}" for flag in unused))
     if args.run and args.key_file and not args.encrypt:
         raise BadInput("--key_file: of what is encrypted; expected --encrypt too")
     key = encryption.load_key(args.key_file) if args.encrypt or args.key_file else None
@@ -49,13 +49,13 @@ def main(argv: Sequence[str]) -> int:
     from research.inference import export  # jax from here on
 
     if args.run:
-        made = export.from_run(args.run, args.step)
+        model = export.from_run(args.run, args.step)
     else:
-        made = export.read(args.export or args.check, key, args.verify)
+        model = export.read(args.export or args.check, key, args.verify)
     written = f"{args.check}: as it was written"
     if args.out:
-        written = export.write(made, args.out, key if args.encrypt else None, args.sign)
-    print(told(made.about), written, sep="\n")
+        written = export.write(model, args.out, key if args.encrypt else None, args.sign)
+    print(told(model.about), written, sep="\n")
     return 0
 
 

@@ -35,16 +35,16 @@ def main(argv: Sequence[str]) -> int:
     from research.scaling import table
 
     rows = table.read_runs(args.runs, columns, args.curves)
-    found = scaling.analyse(
+    analysis = scaling.analyse(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
-    figures, words = fit_figures.draw_figures(found), text.fit_summary(found.document)
+    figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
     out = files.make_directory(args.out)  # from here on only the disk can fail
-    files.write_json(out / "fit.json", found.document)
+    files.write_json(out / "fit.json", analysis.document)
     written = fit_figures.save_figures(figures, out)
     if sweep:
         files.write_atomic(
-            out / "next.py", flags.render_sweep_config(sweep, found.document).encode()
+            out / "next.py", flags.render_sweep_config(sweep, analysis.document).encode()
         )
         written.append(out / "next.py")
     print(words)

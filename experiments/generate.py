@@ -57,13 +57,13 @@ def main(argv: Sequence[str]) -> None:
         raise BadInput(f"--prompt={args.prompt}: expected the ids of tokens, like '3 17'")
     prompt = [int(i) for i in (args.prompt.split() if opened.of_ids else words.encode(args.prompt))]
     numbers["prompt"], begun = prompt, time.monotonic()
-    made = generate.generate(opened.model, opened.params, **numbers)
+    samples = generate.generate(opened.model, opened.params, **numbers)
     seconds = time.monotonic() - begun
-    for sample in made.tolist():
+    for sample in samples.tolist():
         ids = prompt + sample
         print(*ids) if opened.of_ids else print(cli.sanitize_for_terminal(words.decode(ids)))
-    pace = f"{made.size / seconds:,.0f} per second with compilation"
-    print(f"{made.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
+    pace = f"{samples.size / seconds:,.0f} per second with compilation"
+    print(f"{samples.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
 
 
 def chosen(args: Namespace) -> Path:

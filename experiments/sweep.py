@@ -25,10 +25,10 @@ from research.sweep import limits, sweep_file
 class Watch(argparse.Action):
     """Needs no other flag."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> None:
         from research.sweep import watch
 
-        parser.exit(watch.follow(given[1]))
+        parser.exit(watch.follow(values[1]))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -62,8 +62,8 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     from research.training.progress import Progress
 
     run = make_run(config)
-    made = RunDirectory if distributed.is_primary() else ReadOnlyRunDirectory
-    directory = made(args.workdir, run.id, patience=2 * lease.TIMEOUT)
+    directory_type = RunDirectory if distributed.is_primary() else ReadOnlyRunDirectory
+    directory = directory_type(args.workdir, run.id, patience=2 * lease.TIMEOUT)
     for rule in run.facts["rules"].splitlines():
         print(rule)
     if result := distributed.broadcast(lambda: directory.result):
@@ -89,8 +89,8 @@ def result_line(result: Mapping[str, Any]) -> str:
     from research.runs.schema import scores
 
     loss, *metrics = scores(result)
-    seen = f"{result['tokens']:,} {'examples' if result['context'] == 1 else 'tokens'}"
-    line = ", ".join([f"{loss} {result['loss_unit']} after {seen}", *metrics])
+    amount = f"{result['tokens']:,} {'examples' if result['context'] == 1 else 'tokens'}"
+    line = ", ".join([f"{loss} {result['loss_unit']} after {amount}", *metrics])
     if "closed_form_distance" in result:
         line += f" ({result['closed_form_distance']:.1e} away)"
     return line

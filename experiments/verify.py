@@ -29,11 +29,11 @@ def main(argv: Sequence[str]) -> int:
 
     device_mesh.use_all_cpu_cores()
     compile_cache.enable_compile_cache()
-    made, config = verify.predict(args.runs, args.flops)
-    print(text.prediction_sentence(made), flush=True)
+    prediction, config = verify.predict(args.runs, args.flops)
+    print(text.prediction_sentence(prediction), flush=True)
     with stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
-        found = verify.measure(args.runs, made, config, stop)
-    print(text.verification_sentence(found))
+        measurement = verify.measure(args.runs, prediction, config, stop)
+    print(text.verification_sentence(measurement))
     written = build.write_report(args.runs)["files"]
     print(f"{args.runs}/verify/verify.json")
     if "verify.png" in written:  # the runs of the sweep may have been removed since

@@ -13,10 +13,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def printable(text: object, kept: str = "") -> str:
+def printable(text: object, keep: str = "") -> str:
     """Text from elsewhere without the characters that a terminal would obey: controls, ends of
-    lines, and what turns the direction of writing. Those in `kept` stay."""
-    return "".join(" " if _obeyed(c) and c not in kept else c for c in str(text))
+    lines, and what turns the direction of writing. Those in `keep` stay."""
+    return "".join(" " if _obeyed(c) and c not in keep else c for c in str(text))
 
 
 def _obeyed(character: str) -> bool:

@@ -29,11 +29,11 @@ def match_path(table: PathTable[T], path: str, what: str = "rule") -> T:
     """
     hits = [(p, value) for p, value in table if re.search(rf"(?:^|/)(?:{p})$", path)]
     if len(hits) != 1:
-        found, advice = "none", "add a row for it"
+        matches, advice = "none", "add a row for it"
         if hits:
-            found, advice = ", ".join(repr(p) for p, _ in hits), "narrow all but one of them"
+            matches, advice = ", ".join(repr(p) for p, _ in hits), "narrow all but one of them"
         raise BadInput(
-            f"parameter {path!r} must match exactly one {what}, it matches {found}; {advice}"
+            f"parameter {path!r} must match exactly one {what}, it matches {matches}; {advice}"
         )
     return hits[0][1]
 

@@ -62,8 +62,8 @@ def main() -> None:
     for kind in (small, surface):
         began = time.monotonic()
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-            found = pool.map(kind, range(count), chunksize=5)
-        shares = {key: np.mean([f[key] for f in found]) for key in found[0]}
+            results = pool.map(kind, range(count), chunksize=5)
+        shares = {key: np.mean([f[key] for f in results]) for key in results[0]}
         words = ", ".join(f"{key} {share:.1%}" for key, share in shares.items())
         print(f"{kind.__name__}: {count} tables in {time.monotonic() - began:.0f} s: {words}")
 

@@ -32,7 +32,7 @@ class Rows:
 
     def __init__(self) -> None:
         self.marks: dict[str, tuple] = {}
-        self.went: dict[str, tuple[str, list]] = {}
+        self.outcomes: dict[str, tuple[str, list]] = {}
         self.seconds = 0.0
 
     def pytest_collection_modifyitems(self, config, items) -> None:
@@ -44,8 +44,8 @@ class Rows:
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.when == "call" or report.outcome != "passed":
-            said = [value for name, value in report.user_properties if name == "seen"]
-            self.went[report.nodeid] = (report.outcome, said)
+            trials = [value for name, value in report.user_properties if name == "seen"]
+            self.outcomes[report.nodeid] = (report.outcome, trials)
         self.seconds += report.duration
 
     def table(self) -> str:
@@ -58,13 +58,13 @@ class Rows:
 
     def line(self, key: tuple, tests: list[str]) -> str:
         row, fault, holds, how, name = key
-        went = [self.went.get(test, ("not run", [])) for test in tests]
-        said = [pair for outcome, pairs in went for pair in pairs if outcome == "passed"]
-        trials = sum(count for count, _ in said) or sum(o == "passed" for o, _ in went)
-        texts = list(dict.fromkeys(text for _, text in said))
-        if len(texts) > 1 and len({count for count, _ in said}) > 1:  # the largest says it all
-            trials, *texts = max(said)
-        texts += [f"**{outcome}**" for outcome, _ in went if outcome != "passed"]
+        outcomes = [self.outcomes.get(test, ("not run", [])) for test in tests]
+        passed = [pair for outcome, pairs in outcomes for pair in pairs if outcome == "passed"]
+        trials = sum(count for count, _ in passed) or sum(o == "passed" for o, _ in outcomes)
+        texts = list(dict.fromkeys(text for _, text in passed))
+        if len(texts) > 1 and len({count for count, _ in passed}) > 1:  # the largest says it all
+            trials, *texts = max(passed)
+        texts += [f"**{outcome}**" for outcome, _ in outcomes if outcome != "passed"]
         file, _, function = name.partition("::")
         test = f"`{Path(file).name}` {function.removeprefix('test_').replace('_', ' ')}"
         cells = (row, fault, holds, how, trials, "; ".join(texts) or "held", test)
@@ -105,14 +105,14 @@ def main() -> int:
     code = pytest.main(
         ["-q", "--show-capture=no", "-p", "no:cacheprovider", *chosen], plugins=[rows]
     )
-    failed = [test for test, (outcome, _) in rows.went.items() if outcome == "failed"]
+    failed = [test for test, (outcome, _) in rows.outcomes.items() if outcome == "failed"]
     minutes = (time.monotonic() - began) / 60
-    print(f"{len(rows.went) - len(failed)} of {len(rows.marks)} held, in {minutes:.1f} minutes")
+    print(f"{len(rows.outcomes) - len(failed)} of {len(rows.marks)} held, in {minutes:.1f} minutes")
     if not args.quick:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
-        told = f"{hardware()} {len(rows.went)} tests in {minutes:.1f} minutes."
-        PAGE.write_text(f"{before}{BEGIN}\n\n{told}\n\n{rows.table()}\n\n{END}{after}")
+        summary = f"{hardware()} {len(rows.outcomes)} tests in {minutes:.1f} minutes."
+        PAGE.write_text(f"{before}{BEGIN}\n\n{summary}\n\n{rows.table()}\n\n{END}{after}")
         print(f"written: {PAGE.relative_to(ROOT)}")
     return int(code)
 

@@ -67,8 +67,8 @@ def start(config: Path, workdir: Path, workers: int) -> subprocess.Popen:
 
 def holders(workdir: Path) -> list[int]:
     """The process ids of the workers that hold a run now."""
-    found = [lease.read_holder(path) for path in workdir.glob("runs/*/lease")]
-    return [h.content["pid"] for h in found if h and h.alive and "pid" in h.content]
+    held_leases = [lease.read_holder(path) for path in workdir.glob("runs/*/lease")]
+    return [h.content["pid"] for h in held_leases if h and h.alive and "pid" in h.content]
 
 
 class Sweep:
@@ -120,8 +120,8 @@ class Sweep:
         for run in self._unfinished():
             last = lease.read_holder(run / "lease")
             newest = next(iter(checkpoint.intact_checkpoints(run)), (0, run))[0]
-            found = metrics_log.read_tail(run)
-            if last and not last.alive and found and found[-1]["step"] >= newest:
+            tail = metrics_log.read_tail(run)
+            if last and not last.alive and tail and tail[-1]["step"] >= newest:
                 path = run / "metrics.jsonl"
                 os.truncate(path, path.stat().st_size - self.rng.randrange(1, 20))
                 return True
@@ -215,13 +215,15 @@ def compare(whole: Path, workdir: Path) -> list[str]:
     if len(rows) != POINTS:
         wrong.append(f"{len(rows)} rows for {POINTS} points")
     for run in rows:
-        (metrics, state), (expected, wanted) = (content(w / "runs" / run) for w in (workdir, whole))
+        (metrics, state), (expected, expected_state) = (
+            content(w / "runs" / run) for w in (workdir, whole)
+        )
         if [m["step"] for m in metrics if "train_loss" in m] != list(range(rows[run]["steps"])):
             wrong.append(f"{run}: not every step once")
         if metrics != expected:
             wrong.append(f"{run}: metrics differ")
         try:
-            np.testing.assert_equal(state, wanted)
+            np.testing.assert_equal(state, expected_state)
         except AssertionError as error:
             wrong.append(f"{run}: states differ: {error}")
     return wrong
@@ -268,14 +270,14 @@ def main() -> int:
             done = disturbed(config, workdir, args.workers, rng, FAULTS if args.hours else KILLS)
             wrong = compare(whole, workdir)
             failed, faults = failed + bool(wrong), faults + done
-            told = ", ".join(f"{n} {name}" for name, n in done.items() if n)
+            summary = ", ".join(f"{n} {name}" for name, n in done.items() if n)
             seconds = time.monotonic() - began
-            print(f"{count}: {told} in {seconds:.0f} s: {wrong or 'as undisturbed'}", flush=True)
+            print(f"{count}: {summary} in {seconds:.0f} s: {wrong or 'as undisturbed'}", flush=True)
             if wrong:
-                kept = Path(tempfile.mkdtemp(prefix="kill-drill-"))
-                shutil.copytree(workdir, kept, dirs_exist_ok=True)
-                shutil.copy(config.parent / f"{workdir.name}.log", kept)
-                print(f"   kept: {kept}", flush=True)
+                copy = Path(tempfile.mkdtemp(prefix="kill-drill-"))
+                shutil.copytree(workdir, copy, dirs_exist_ok=True)
+                shutil.copy(config.parent / f"{workdir.name}.log", copy)
+                print(f"   kept: {copy}", flush=True)
             shutil.rmtree(workdir)
     print(f"{count - failed} of {count} sweeps ended as the undisturbed one; {dict(faults)}")
     return 1 if failed else 0

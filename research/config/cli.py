@@ -75,11 +75,11 @@ class _Parser(argparse.ArgumentParser):
     silently have no effect."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        found, rest = super().parse_known_args(args, namespace)
-        empty = [a for a in self._actions if getattr(found, a.dest, None) == "" != a.default]
+        parsed, rest = super().parse_known_args(args, namespace)
+        empty = [a for a in self._actions if getattr(parsed, a.dest, None) == "" != a.default]
         if empty:
             raise BadInput(*(f"{a.option_strings[-1]}: is empty; expected a value" for a in empty))
-        return found, rest
+        return parsed, rest
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -141,4 +141,4 @@ def parse_config(
 def sanitize_for_terminal(text: str | bytes) -> str:
     """`text` as it is printed: without control sequences if stdout is a terminal."""
     text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return printable(text, kept="\n\t") if sys.stdout.isatty() else text
+    return printable(text, keep="\n\t") if sys.stdout.isatty() else text

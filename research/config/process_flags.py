@@ -61,6 +61,6 @@ def distributed_options(args: argparse.Namespace) -> dict[str, Any] | None:
     if problems:
         raise BadInput(*problems)
     bind = {"coordinator_bind_address": address} if host in ("127.0.0.1", "localhost") else {}
-    given = {"coordinator_address": address, "num_processes": k, "process_id": i, **bind}
+    options = {"coordinator_address": address, "num_processes": k, "process_id": i, **bind}
     # Everything is given; jax would otherwise take the GPU from a cluster it runs in by chance.
-    return given | {"cluster_detection_method": "deactivate"}
+    return options | {"cluster_detection_method": "deactivate"}

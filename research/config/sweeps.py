@@ -24,27 +24,27 @@ def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tu
             f"--sweep={sweep}: the config has no function {sweep}(), which must return a list of "
             f"overrides; it has {there}"
         )
-    out, found = [], []
-    made = call_user_code(function, config)
-    made = () if made is None else made
-    if not isinstance(made, Iterable):
-        raise BadInput(f"{sweep}() gives {made!r:.50}; expected a list of overrides")
-    given = call_user_code(lambda: list(itertools.islice(made, MOST_POINTS + 1)))
-    if len(given) > MOST_POINTS:
+    out, errors = [], []
+    yielded = call_user_code(function, config)
+    yielded = () if yielded is None else yielded
+    if not isinstance(yielded, Iterable):
+        raise BadInput(f"{sweep}() gives {yielded!r:.50}; expected a list of overrides")
+    points = call_user_code(lambda: list(itertools.islice(yielded, MOST_POINTS + 1)))
+    if len(points) > MOST_POINTS:
         raise BadInput(f"{sweep}() yields more than {MOST_POINTS:,} points")
-    for index, point in enumerate(given):
+    for index, point in enumerate(points):
         if not isinstance(point, Mapping):
-            found.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
+            errors.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
             continue
         if odd := [key for key in point if not isinstance(key, str)]:
-            found.append(f"{sweep}() point {index}: {odd[0]!r:.50} is no key of a config")
+            errors.append(f"{sweep}() point {index}: {odd[0]!r:.50} is no key of a config")
             continue
         resolved, problems = validation.override(config, point)
         problems = problems or validation.problems(resolved)
-        found += [f"{sweep}() point {index} {dict(point)}: {line}" for line in problems]
+        errors += [f"{sweep}() point {index} {dict(point)}: {line}" for line in problems]
         out.append((dict(point), validation.coerce(resolved)))
-    if found:
-        raise BadInput(*found)
+    if errors:
+        raise BadInput(*errors)
     if not out:
         raise BadInput(f"{sweep}() yields no points")
     return out
@@ -53,5 +53,5 @@ def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tu
 def sweep_names(module: ModuleLike | None) -> list[str]:
     """The sweeps of a config: its public functions of one parameter, `config`."""
     public = {k: v for k, v in vars(module or object).items() if not k.startswith("_")}
-    made = {k: v for k, v in public.items() if inspect.isfunction(v)}
-    return [k for k, v in made.items() if [*inspect.signature(v).parameters] == ["config"]]
+    functions = {k: v for k, v in public.items() if inspect.isfunction(v)}
+    return [k for k, v in functions.items() if [*inspect.signature(v).parameters] == ["config"]]

@@ -62,11 +62,10 @@ def problems(config: Mapping[str, object]) -> list[str]:
         else:
             out.append(f"{path}: missing; expected {expected(field)}")
     wrong = {line.partition(":")[0] for line in out}
+    right = {path: value for path, value in flat.items() if path not in wrong}
     if "model.name" not in wrong:
         model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
-        given = {path: value for path, value in flat.items() if path not in wrong}
-        out += [*_size(given, model), *_divides(given, model)]
-    right = {path: value for path, value in flat.items() if path not in wrong}
+        out += [*_size(right, model), *_divides(right, model)]
     return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right)]
 
 
@@ -132,10 +131,10 @@ def shown(value: object) -> str:
 def value_problems(path: str, value: object, field: Field) -> Iterator[str]:
     if (value is None and field.optional) or (value is not None and value == field.word):
         return
-    wanted = f"; expected {expected(field)}"
+    hint = f"; expected {expected(field)}"
     if field.many:
         if not isinstance(value, list | tuple):
-            yield f"{path}: {shown(value)} is {_a(value)}{wanted}"
+            yield f"{path}: {shown(value)} is {_a(value)}{hint}"
             return
         one = dataclasses.replace(field, many=False, optional=False)
         for item in value:
@@ -143,15 +142,15 @@ def value_problems(path: str, value: object, field: Field) -> Iterator[str]:
         return
     if field.type in RANGES:
         if wrong := _number(path, value, field):
-            yield f"{path}: {shown(value)} is {wrong}{wanted}"
+            yield f"{path}: {shown(value)} is {wrong}{hint}"
     elif field.type in ("str", "bool") and type(value).__name__ != field.type:
-        yield f"{path}: {shown(value)} is {_a(value)}{wanted}"
+        yield f"{path}: {shown(value)} is {_a(value)}{hint}"
     elif field.choices and value not in field.choices:
         close = difflib.get_close_matches(str(value)[:100], map(str, field.choices), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        yield f"{path}: {shown(value)} is unknown{wanted}{hint}"
+        guess = f"; did you mean {close[0]!r}?" if close else ""
+        yield f"{path}: {shown(value)} is unknown{hint}{guess}"
     elif isinstance(value, str) and (wrong := _text(value)):
-        yield f"{path}: {shown(value)} {wrong}{wanted}"
+        yield f"{path}: {shown(value)} {wrong}{hint}"
 
 
 def _number(path: str, value: object, field: Field) -> str:
@@ -200,9 +199,9 @@ def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
     if "size" not in flat:
         return  # missing or wrong, which is reported elsewhere
     if flat["size"] is not None:
-        held = {f"model.{key}" for key in registry.literal(model, "HELD")}  # type: ignore[union-attr]
+        fixable = {f"model.{k}" for k in registry.literal(model, "FIXABLE")}  # type: ignore[union-attr]
         for path in sized:
-            if flat.get(path) is not None and path not in held:
+            if flat.get(path) is not None and path not in fixable:
                 yield (
                     f"{path}: {flat[path]!r} is given, but `size` ({flat['size']!r}) fills it; "
                     "give one of them and set the other to none"

@@ -123,24 +123,24 @@ def _tokens(path: str, revision: str, tokenizer: str, items: tuple) -> Tokens:
     if tokenizer != "bpe":
         return token_files.store(key, tokenizers.choose(tokenizer, name["vocab"], ()), stream)
     first, size = [], 0
-    for held, document in stream:
-        first.append((held, document))
-        size += 0 if held else len(document)
+    for heldout, document in stream:
+        first.append((heldout, document))
+        size += 0 if heldout else len(document)
         if size >= subwords.TRAINED_ON:
             break
-    bpe = tokenizers.choose("bpe", name["vocab"], (d for held, d in first if not held))
+    bpe = tokenizers.choose("bpe", name["vocab"], (d for heldout, d in first if not heldout))
     return token_files.store(key, bpe, itertools.chain(first, stream))
 
 
 def _split(documents: Iterator[str], heldout: float) -> Iterator[tuple[bool, bytes]]:
     """(held out?, document), each once: as text.split, but one at a time."""
-    seen: set[int] = set()
+    hashes: set[int] = set()
     for document in documents:
         raw = document.encode()
         name = hashlib.sha256(raw).digest()
-        short = int.from_bytes(name[8:16], "big")  # 64 bits: two of 10^8 are equal once in 4,000
-        if raw and short not in seen:
-            seen.add(short)
+        prefix = int.from_bytes(name[8:16], "big")  # 64 bits: two of 10^8 are equal once in 4,000
+        if raw and prefix not in hashes:
+            hashes.add(prefix)
             yield is_heldout(name, heldout), raw
 
 

@@ -83,9 +83,9 @@ def stamp(path: str) -> object:
         labels = _labels_beside(path)
         return tuple(files.stamp(p, "data.path") for p in (path, labels) if p)
     digest = hashlib.sha256()
-    for folder, below, found in os.walk(path):
+    for folder, below, names in os.walk(path):
         below.sort()
-        for name in sorted(found):
+        for name in sorted(names):
             stat = os.stat(os.path.join(folder, name), follow_symlinks=False)
             digest.update(repr((folder, name, stat.st_size, stat.st_mtime_ns)).encode())
     return digest.hexdigest()
@@ -102,9 +102,9 @@ def read(path: str) -> Source:
     if path.endswith(".npz"):
         return _npz(path)
     if os.path.isdir(path):
-        found = [min(Path(path).glob(f"{name}*"), default=None) for name in IDX]
-        if found[0] is not None:
-            return Source([_idx_pair(str(file)) for file in found if file])
+        idx_files = [min(Path(path).glob(f"{name}*"), default=None) for name in IDX]
+        if idx_files[0] is not None:
+            return Source([_idx_pair(str(file)) for file in idx_files if file])
         return _folders(path)
     if _labels_beside(path):
         return Source([_idx_pair(path)])
@@ -132,9 +132,9 @@ def _digits() -> Source:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise _missing("digits", "scikit-learn") from error
-    made: Any = load_digits()
-    pixels = np.rint(made.images * (255 / 16)).astype(np.uint8)  # of 16 levels
-    return Source([Part(pixels[..., None], made.target)])
+    digits: Any = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # of 16 levels
+    return Source([Part(pixels[..., None], digits.target)])
 
 
 def _npz(path: str) -> Source:
@@ -145,9 +145,9 @@ def _npz(path: str) -> Source:
             arrays = np.load(raw)
             chosen = [names for names in ARRAYS if set(names) <= set(arrays.files)]
             if not chosen:
-                wanted = "; ".join(", ".join(names) for names in ARRAYS)
+                expected = "; ".join(", ".join(names) for names in ARRAYS)
                 there = ", ".join(arrays.files) or "none"
-                raise BadInput(f"data.path: {path}: expected arrays {wanted}; there are {there}")
+                raise BadInput(f"data.path: {path}: expected arrays {expected}; there are {there}")
             read = [(name, arrays[name]) for name in chosen[-1]]
     except UNREADABLE as error:
         raise BadInput(f"data.path: {path}: not a .npz of numbers: {first_line(error)}") from error
@@ -236,16 +236,16 @@ def _idx(path: str, dims: int) -> np.ndarray:
                 raise ValueError(f"begins with {magic:#x}, expected {0x800 + dims:#x}")
             size = count_pixels(path, (*shape, 1))
             there = size if file is not raw else os.fstat(raw.fileno()).st_size
-            found = file.read(min(size, there) + 1)
-            if len(found) != size or not size:
-                raise ValueError(f"{size} bytes are announced, there are {len(found)} or more")
+            raw_pixels = file.read(min(size, there) + 1)
+            if len(raw_pixels) != size or not size:
+                raise ValueError(f"{size} bytes are announced, there are {len(raw_pixels)} or more")
     except FileNotFoundError as error:
         raise BadInput(f"data.path: {path}: {error.strerror}") from error
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise BadInput(
             f"data.path: {path}: not an IDX file of bytes: {first_line(error)}"
         ) from error
-    return np.frombuffer(found, np.uint8).reshape(shape)
+    return np.frombuffer(raw_pixels, np.uint8).reshape(shape)
 
 
 def _folders(path: str) -> Source:
@@ -255,9 +255,9 @@ def _folders(path: str) -> Source:
     names = sorted({p.name for top in tops for p in _visible(top) if p.is_dir()})
     parts = []
     for top in tops:
-        found = [_visible(top / name) if (top / name).is_dir() else [] for name in names]
-        labels = np.repeat(np.arange(len(names)), [len(each) for each in found])
-        every = [file for each in found for file in each]
+        by_class = [_visible(top / name) if (top / name).is_dir() else [] for name in names]
+        labels = np.repeat(np.arange(len(names)), [len(each) for each in by_class])
+        every = [file for each in by_class for file in each]
         images = (_open_image(path, file) for file in every)
         parts.append(Part(images, labels, lambda i, every=every: str(every[i])))
     if len(names) < 2:
@@ -317,14 +317,14 @@ def _hub(path: str) -> Source:
     try:
         builder = hub_access.load_safe_builder(name)
         builder.download_and_prepare()
-        made = builder.as_dataset()
+        parts = builder.as_dataset()
     except BadInput as error:
         raise type(error)(f"data.path: {error}") from error
     except Exception as error:  # whatever the hub, the network and the files raise
         raise BadInput(f"data.path: {path}: {type(error).__name__}: {first_line(error)}") from error
-    if not isinstance(made, dict) or "train" not in made:
+    if not isinstance(parts, dict) or "train" not in parts:
         raise BadInput(f"data.path: {path}: has no part named train")
-    features = made["train"].features
+    features = parts["train"].features
     columns = [
         [name for name, feature in features.items() if isinstance(feature, kind)]
         for kind in (datasets.Image, datasets.ClassLabel)
@@ -335,7 +335,7 @@ def _hub(path: str) -> Source:
             f"{', '.join(f'{name} ({type(f).__name__})' for name, f in features.items())}"
         )
     (image,), (label,) = columns
-    tables = [made[part] for part in ("train", "test") if part in made]
+    tables = [parts[part] for part in ("train", "test") if part in parts]
     return Source(
         [
             Part(_decode_images(path, table, image), np.array(table[label], np.int64))

@@ -88,7 +88,7 @@ def load(
     Raises BadInput for what is missing, damaged, too large or not of one shape.
     """
     split = _split(path, image_files.stamp(path), heldout, resize)
-    pixels, labels, train, held, keys, names, mean_C, scale_C = split
+    pixels, labels, train, evaluated, keys, names, mean_C, scale_C = split
     _, H, W, C = pixels.shape
     if shift >= min(H, W):
         raise BadInput(
@@ -98,7 +98,7 @@ def load(
     if examples is not None:
         train = _balanced_subset(path, train, labels, keys, len(names), examples)
     digest = files.digest(
-        *(array[part].tobytes() for part in (train, held) for array in (keys, labels)),
+        *(array[part].tobytes() for part in (train, evaluated) for array in (keys, labels)),
         *(array.tobytes() for array in (mean_C, scale_C)),
         repr((H, W, C, shift, flip)).encode(),
     )
@@ -106,14 +106,14 @@ def load(
         "source": image_files.SOURCES.get(path, path),
         "digest": digest,
         "train_examples": len(train),
-        "heldout_examples": len(held),
+        "heldout_examples": len(evaluated),
         "classes": len(names),
         "image_shape": f"{H} x {W} x {C}",
         "augmentation": f"shift by up to {shift} pixels" + (", flip" if flip else ""),
     }
     return {
         "train": Images(pixels, labels, train, mean_C, scale_C, shift, flip),
-        "heldout": Images(pixels, labels, held, mean_C, scale_C),
+        "heldout": Images(pixels, labels, evaluated, mean_C, scale_C),
         "targets": "classes",
         "facts": {
             "image_shape": (H, W, C),
@@ -135,7 +135,7 @@ class Split(NamedTuple):
     pixels: np.ndarray
     labels: np.ndarray
     train: np.ndarray
-    held: np.ndarray
+    evaluated: np.ndarray
     keys: np.ndarray
     names: tuple[str, ...]
     mean_C: np.ndarray
@@ -155,19 +155,19 @@ def _split(path: str, stamp: object, heldout: float | None, resize: int | None) 
     else:  # by the hash of the pixels as they came, so that it is one split at every size
         side = np.array([is_heldout(h, heldout) for h in hashes])
     keys = np.stack([np.frombuffer(_hash(image), np.uint8) for image in pixels])
-    seen = {key.tobytes() for key in keys[side]}
-    repeated = np.array([key.tobytes() in seen for key in keys])
-    train, held = np.flatnonzero(~side & ~repeated), np.flatnonzero(side)
-    if not len(train) or not len(held):
+    heldout_keys = {key.tobytes() for key in keys[side]}
+    repeated = np.array([key.tobytes() in heldout_keys for key in keys])
+    train, evaluated = np.flatnonzero(~side & ~repeated), np.flatnonzero(side)
+    if not len(train) or not len(evaluated):
         raise BadInput(
             f"data.heldout: {len(labels)} images of {path} leave {len(train)} to train on and "
-            f"{len(held)} held out"
+            f"{len(evaluated)} held out"
         )
     if missing := sorted(set(range(len(names))) - set(labels[train].tolist())):
         raise BadInput(f"data.heldout: class {names[missing[0]]!r} of {path} has no training image")
-    for array in (pixels, labels, train, held, keys):
+    for array in (pixels, labels, train, evaluated, keys):
         array.setflags(write=False)
-    return Split(pixels, labels, train, held, keys, names, *_channel_statistics(pixels, train))
+    return Split(pixels, labels, train, evaluated, keys, names, *_channel_statistics(pixels, train))
 
 
 def _read_pixels(
@@ -209,9 +209,9 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
     from PIL import Image
 
     grey = image.shape[2] == 1
-    made = Image.fromarray(image[..., 0] if grey else image)
-    made = np.asarray(made.resize((side, side), Image.Resampling.BILINEAR))
-    return made[..., None] if grey else made
+    resized = Image.fromarray(image[..., 0] if grey else image)
+    resized = np.asarray(resized.resize((side, side), Image.Resampling.BILINEAR))
+    return resized[..., None] if grey else resized
 
 
 def _number_classes(

@@ -77,28 +77,30 @@ def load(
         )
     with _errors_name_paths():
         stamps = (*map(text.stamp, paths), tokenizers.stamp(tokenizer))
-        made = _sources(tuple(paths), field, heldout, tokenizer, vocab, undecodable, stamps)
-        sources = [text.windows(path, t, context) for path, t in zip(paths, made)]
-    train = [Windows(tokens, "train", context) for tokens in made]
-    held = _proportional_subsets([Windows(tokens, "held", context) for tokens in made], weights)
-    shares = np.array([len(part) for part in held]) / sum(map(len, held))
+        corpora = _sources(tuple(paths), field, heldout, tokenizer, vocab, undecodable, stamps)
+        sources = [text.windows(path, t, context) for path, t in zip(paths, corpora)]
+    train = [Windows(tokens, "train", context) for tokens in corpora]
+    evaluated = _proportional_subsets([Windows(t, "heldout", context) for t in corpora], weights)
+    shares = np.array([len(part) for part in evaluated]) / sum(map(len, evaluated))
     rows = [
         {"path": path, "weight": weight, "unique_tokens": len(tokens.train)}
-        for path, weight, tokens in zip(paths, weights, made)
+        for path, weight, tokens in zip(paths, weights, corpora)
     ]
-    digest = files.digest(*(t.digest.encode() for t in made), files.canonical(list(weights)))
+    digest = files.digest(*(t.digest.encode() for t in corpora), files.canonical(list(weights)))
     return {
         **sources[0],
         "train": ConcatenatedWindows(tuple(train)),
-        "heldout": ConcatenatedWindows(tuple(held)),
+        "heldout": ConcatenatedWindows(tuple(evaluated)),
         "digest": digest,
-        "unique_tokens": sum(len(tokens.train) for tokens in made),
+        "unique_tokens": sum(len(tokens.train) for tokens in corpora),
         "notes": {
-            "bytes_per_token": float(shares @ [tokens.bytes_per_token or 1.0 for tokens in made]),
+            "bytes_per_token": float(shares @ [t.bytes_per_token or 1.0 for t in corpora]),
             "sources": rows,
         },
         "mixture": tuple((len(part), weight) for part, weight in zip(train, weights)),
-        "card": functools.partial(_card, digest, tokenizer, made, rows, [len(h) for h in held]),
+        "card": functools.partial(
+            _card, digest, tokenizer, corpora, rows, [len(h) for h in evaluated]
+        ),
     }
 
 
@@ -145,24 +147,24 @@ def _proportional_subsets(parts: Sequence[Windows], weights: Sequence[float]) ->
 def _card(
     digest: str,
     tokenizer: str,
-    made: Sequence[Tokens],
+    corpora: Sequence[Tokens],
     rows: Sequence[Mapping[str, object]],
-    held: Sequence[int],
+    windows: Sequence[int],
 ) -> dict[str, object]:
     train, heldout = (
-        np.concatenate([getattr(tokens, side) for tokens in made]) for side in ("train", "held")
+        np.concatenate([getattr(t, side) for t in corpora]) for side in ("train", "heldout")
     )
     total = sum(float(str(row["weight"])) for row in rows)
     words = [
         f"{text.source(str(row['path']))} (weight {float(str(row['weight'])) / total:.3g}, "
         f"{row['unique_tokens']:,} unique tokens, {count} held-out windows)"
-        for row, count in zip(rows, held)
+        for row, count in zip(rows, windows)
     ]
     return {
         "source": "; ".join(words),
         "digest": digest,
-        "tokenizer": text.describe(tokenizer, made[0].tokenizer),
-        **text.replacement_facts(sum(tokens.replaced for tokens in made)),
+        "tokenizer": text.describe(tokenizer, corpora[0].tokenizer),
+        **text.replacement_facts(sum(tokens.replaced for tokens in corpora)),
         "train_tokens": len(train),
         "heldout_tokens": len(heldout),
         "overlap_length": text.OVERLAP_LENGTH,

@@ -45,13 +45,13 @@ class Subwords(Tokenizer):
         self.vocab = max(ids.values(), default=-1) + 1
         if not 0 < self.vocab <= LARGEST_VOCAB:
             raise BadInput(f"{what}: ids up to {self.vocab - 1}; expected 1 to {LARGEST_VOCAB}")
-        found = [ids[name] for name in SEPARATORS if name in ids]
-        if not found:
+        separators = [ids[name] for name in SEPARATORS if name in ids]
+        if not separators:
             raise BadInput(
                 f"{what}: none of {' '.join(SEPARATORS)} is in the vocabulary; add one of them, "
                 "to stand between documents"
             )
-        self.separator = found[0]
+        self.separator = separators[0]
         self._fast: Any = None
         self._compared = False
 
@@ -92,8 +92,8 @@ class Subwords(Tokenizer):
         return out
 
     def _slowly(self, texts: Sequence[str]) -> list[np.ndarray]:
-        made = self._made.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.uint32) for encoding in made]
+        encodings = self._made.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def _quickly(self, texts: Sequence[str]) -> list[np.ndarray]:
         if self._fast is None:
@@ -102,8 +102,8 @@ class Subwords(Tokenizer):
         threads = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
         out = self._fast.encode_ordinary_batch(safe, num_threads=threads)
         return [
-            np.array(ids, np.uint32) if text == kept else self._slowly([text])[0]
-            for ids, text, kept in zip(out, texts, safe)
+            np.array(ids, np.uint32) if text == encoded else self._slowly([text])[0]
+            for ids, text, encoded in zip(out, texts, safe)
         ]
 
     def _agreeing(self, fast: Any, texts: Sequence[str]) -> Any:
@@ -128,16 +128,16 @@ def _build(text: str, what: str) -> Any:
             raise ValueError("not a JSON object")
         if (growth := _growth([spec.get("normalizer"), spec.get("decoder")])) > MOST_GROWTH:
             raise ValueError(f"its replacements make a text up to {growth:.2g} times longer")
-        made = library.Tokenizer.from_str(text)
-        made.encode_special_tokens = True
-        made.no_truncation()
-        made.no_padding()
-        made.encode_batch_fast(["probe"], add_special_tokens=False)
+        tokenizer = library.Tokenizer.from_str(text)
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_batch_fast(["probe"], add_special_tokens=False)
     except BaseException as error:  # a panic of the library is no Exception
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise BadInput(f"{what}: not a tokenizer.json: {first_line(error)}") from error
         raise
-    return made
+    return tokenizer
 
 
 def _growth(spec: object) -> float:
@@ -221,25 +221,26 @@ def trained_bpe(vocab: int, documents: Iterable[bytes]) -> Tokenizer:
     with contextlib.suppress(OSError, UnicodeDecodeError, BadInput):  # absent or damaged: anew
         return Subwords(path.read_text(encoding="utf-8"))
     text = train_bpe(vocab, [_as_text(by_name[name]) for name in names])
-    made = Subwords(text)
-    if made.vocab != vocab:
+    tokenizer = Subwords(text)
+    if tokenizer.vocab != vocab:
         raise BadInput(
-            f"data.vocab: {vocab}, but the training text gives no more than {made.vocab} tokens"
+            f"data.vocab: {vocab}, but the training text gives no more than "
+            f"{tokenizer.vocab} tokens"
         )
     files.write_atomic(path, text)
-    return made
+    return tokenizer
 
 
 def train_bpe(vocab: int, texts: Sequence[str]) -> str:
     library = package("tokenizers", "data.tokenizer: bpe")
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = library.decoders.ByteLevel()
+    tokenizer = library.Tokenizer(library.models.BPE())
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[END],
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
-    return made.to_str()
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.to_str()

@@ -58,47 +58,47 @@ def _load(
         both_NxC = _matrix(path, table, (*columns, *target))
         x_NxF, y = both_NxC[:, : len(columns)], both_NxC[:, len(columns) :]
         names = []
-    held = _heldout_mask(x_NxF, y, heldout)
-    if held.all() or not held.any():
+    heldout_mask = _heldout_mask(x_NxF, y, heldout)
+    if heldout_mask.all() or not heldout_mask.any():
         raise BadInput(
-            f"data.heldout: {heldout:g} of {len(held)} rows of {path} leaves "
-            f"{(~held).sum()} to train on and {held.sum()} held out"
+            f"data.heldout: {heldout:g} of {len(heldout_mask)} rows of {path} leaves "
+            f"{(~heldout_mask).sum()} to train on and {heldout_mask.sum()} held out"
         )
     notes: dict[str, Any] = {"class_names": names} if names else {"target_names": list(target)}
     if standardise:
-        x_NxF = _standardize(x_NxF, held)[0]
+        x_NxF = _standardize(x_NxF, heldout_mask)[0]
         if not names:
-            y, notes["target_scale"] = _standardize(y, held)
+            y, notes["target_scale"] = _standardize(y, heldout_mask)
     y = y.astype(np.int32 if names else np.float32)
-    return _dataset(path, (x_NxF.astype(np.float32), y), held, columns, notes)
+    return _dataset(path, (x_NxF.astype(np.float32), y), heldout_mask, columns, notes)
 
 
 def _dataset(
     path: str,
     rows: tuple[np.ndarray, np.ndarray],
-    held: np.ndarray,
+    heldout_mask: np.ndarray,
     columns: tuple[str, ...],
     notes: dict[str, Any],
 ) -> dict[str, object]:
     x_NxF, y = rows
     names = notes.get("class_names", [])
-    digest = files.digest(x_NxF.tobytes(), y.tobytes(), held.tobytes())
+    digest = files.digest(x_NxF.tobytes(), y.tobytes(), heldout_mask.tobytes())
     card = {
         "source": path if path != "diabetes" else "scikit-learn's diabetes table",
         "digest": digest,
-        "train_examples": int((~held).sum()),
-        "heldout_examples": int(held.sum()),
+        "train_examples": int((~heldout_mask).sum()),
+        "heldout_examples": int(heldout_mask.sum()),
         "columns": ", ".join(columns),
         "targets": ", ".join(names or notes["target_names"]),
     }
     facts = {"features": x_NxF.shape[1], "outputs": len(names) or y.shape[1]}
     return {
-        "train": Arrays(x_NxF[~held], y[~held]),
-        "heldout": Arrays(x_NxF[held], y[held]),
+        "train": Arrays(x_NxF[~heldout_mask], y[~heldout_mask]),
+        "heldout": Arrays(x_NxF[heldout_mask], y[heldout_mask]),
         "targets": "classes" if names else "numbers",
         "facts": facts | ({"classes": len(names)} if names else {}),
         "digest": digest,
-        "unique_tokens": int((~held).sum()),
+        "unique_tokens": int((~heldout_mask).sum()),
         "notes": {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in notes.items()},
         "card": lambda: card,
     }
@@ -117,9 +117,9 @@ def _diabetes() -> Any:
         ) from error
     import pyarrow
 
-    made: Any = load_diabetes(scaled=False)
-    columns = {n: made["data"][:, i] for i, n in enumerate(made["feature_names"])}
-    return pyarrow.table({**columns, "progression": made["target"]})
+    diabetes: Any = load_diabetes(scaled=False)
+    columns = {n: diabetes["data"][:, i] for i, n in enumerate(diabetes["feature_names"])}
+    return pyarrow.table({**columns, "progression": diabetes["target"]})
 
 
 def _read(path: str) -> Any:
@@ -224,9 +224,9 @@ def _heldout_mask(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
     return np.array([is_heldout(bytes.fromhex(h), heldout) for h in hashes])
 
 
-def _standardize(values: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standardize(values: np.ndarray, heldout_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Without the mean and scale of the training rows, and that scale (1 for a constant)."""
-    train = values[~held]
+    train = values[~heldout_mask]
     scale = train.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
     return (values - train.mean(axis=0)) / scale, scale

@@ -38,7 +38,7 @@ class Windows:
     (i + 1)·T], each token once."""
 
     corpus: Tokens
-    part: Literal["train", "held"]
+    part: Literal["train", "heldout"]
     context: int
 
     @property
@@ -93,7 +93,7 @@ def load(
 
 def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
     """The fields of a `Dataset` that follow from its tokens. Raises BadInput for too few."""
-    for name, ids in (("training", tokens.train), ("held-out", tokens.held)):
+    for name, ids in (("training", tokens.train), ("held-out", tokens.heldout)):
         if len(ids) <= context:
             raise BadInput(
                 f"data.path: {path}: {len(ids)} {name} tokens; "
@@ -101,7 +101,7 @@ def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
             )
     return {
         "train": Windows(tokens, "train", context),
-        "heldout": Windows(tokens, "held", context),
+        "heldout": Windows(tokens, "heldout", context),
         "targets": "tokens",
         "facts": {"vocab": tokens.vocab, "context": context},
         "digest": tokens.digest,
@@ -143,12 +143,12 @@ def corpora(
     """The texts at `paths` as ids of one tokenizer; "bpe" is trained on the training documents of
     all."""
     tokenizers.check(tokenizer, vocab)
-    found, replaced = zip(*(documents(path, field, undecodable) for path in paths))
-    parts = [split(texts, heldout) for texts in found]
+    texts_by_path, replaced = zip(*(documents(path, field, undecodable) for path in paths))
+    parts = [split(texts, heldout) for texts in texts_by_path]
     training = itertools.chain.from_iterable(train for train, _ in parts)
-    made = tokenizers.choose(tokenizer, vocab, training)
+    encoder = tokenizers.choose(tokenizer, vocab, training)
     return tuple(
-        tokenize_split(part, made)._replace(replaced=n) for part, n in zip(parts, replaced)
+        tokenize_split(part, encoder)._replace(replaced=n) for part, n in zip(parts, replaced)
     )
 
 
@@ -156,26 +156,26 @@ def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list
     """(training, held-out) documents, each once. The hash decides, not the order of reading, so a
     document is on one side wherever it occurs."""
     parts: tuple[list[bytes], list[bytes]] = ([], [])
-    seen = set()
+    digests = set()
     for document in documents:
         name = hashlib.sha256(document).digest()
-        if document and name not in seen:
-            seen.add(name)
+        if document and name not in digests:
+            digests.add(name)
             parts[is_heldout(name, heldout)].append(document)
     return parts
 
 
 def tokenize_split(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> Tokens:
     """The split documents as ids: bytes in memory, all others from the cache."""
-    train, held = parts
+    train, heldout = parts
     if not tokenizer.json:
-        train, held = (tokenizer.encode_documents(part) for part in parts)
-        digest = files.digest(train.tobytes(), held.tobytes())
-        return Tokens(train, held, tokenizer, digest, 1.0, tokenizer.vocab)
+        train, heldout = (tokenizer.encode_documents(part) for part in parts)
+        digest = files.digest(train.tobytes(), heldout.tobytes())
+        return Tokens(train, heldout, tokenizer, digest, 1.0, tokenizer.vocab)
     names = (b"".join(hashlib.sha256(d).digest() for d in part) for part in parts)
     train_sha, held_sha = (hashlib.sha256(joined).digest() for joined in names)
     key = token_files.digest_of(train_sha, held_sha, tokenizer)
-    pairs = itertools.chain(((False, d) for d in train), ((True, d) for d in held))
+    pairs = itertools.chain(((False, d) for d in train), ((True, d) for d in heldout))
     return token_files.find(key) or token_files.store(key, tokenizer, pairs)
 
 
@@ -197,12 +197,12 @@ def standard_library() -> list[tuple[Path, bytes]]:
     """The source files of this interpreter's standard library: path below its folder, content."""
     root = Path(sysconfig.get_paths()["stdlib"])
     out = []
-    for folder, names, found in os.walk(root):
+    for folder, names, filenames in os.walk(root):
         names[:] = sorted(set(names) - SKIPPED)
         # _sysconfigdata is written by the build and holds the paths of one machine
         out += [
             (Path(folder, name).relative_to(root), Path(folder, name).read_bytes())
-            for name in sorted(found)
+            for name in sorted(filenames)
             if name.endswith(".py") and not name.startswith("_sysconfigdata")
         ]
     if not out:
@@ -280,12 +280,12 @@ def _records(path: str, lines: list[bytes], fields: Mapping[str, str]) -> Iterat
 def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) -> Tokens:
     if tokenizer == "bpe":
         raise BadInput("data.tokenizer: bpe: not for ids; expected bytes or a tokenizer.json")
-    made = tokenizers.read(tokenizer)
-    vocab = vocab or (made.vocab if made.json else None)
+    encoder = tokenizers.read(tokenizer)
+    vocab = vocab or (encoder.vocab if encoder.json else None)
     if vocab is None:
         raise BadInput(f"data.vocab: none; {path} needs the number of its token ids")
-    if made.json and vocab != made.vocab:
-        raise BadInput(f"data.vocab: {vocab}, but {tokenizer} has {made.vocab} tokens")
+    if encoder.json and vocab != encoder.vocab:
+        raise BadInput(f"data.vocab: {vocab}, but {tokenizer} has {encoder.vocab} tokens")
     kind = np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
     size = stamp(path)[0]
     if size == 0 or size % kind.itemsize:
@@ -295,7 +295,7 @@ def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) ->
     cut = len(tokens) - max(1, round(len(tokens) * heldout))
     digest = files.digest(files.digest_file(path).encode(), repr(heldout).encode())
     unchanged()
-    return Tokens(tokens[:cut], tokens[cut:], made, digest, None, vocab, unchanged)
+    return Tokens(tokens[:cut], tokens[cut:], encoder, digest, None, vocab, unchanged)
 
 
 def _check_token_ids(path: str, tokens: np.ndarray, kind: np.dtype, vocab: int) -> None:
@@ -343,28 +343,30 @@ def counts(tokens: Tokens) -> dict[str, object]:
     ratio = tokens.bytes_per_token
     return {
         "train_tokens": len(tokens.train),
-        "heldout_tokens": len(tokens.held),
+        "heldout_tokens": len(tokens.heldout),
         **({} if ratio is None else {"bytes_per_token": round(ratio, 4)}),
         "overlap_length": OVERLAP_LENGTH,
-        "overlap": overlap(tokens.train, tokens.held, OVERLAP_LENGTH),
+        "overlap": overlap(tokens.train, tokens.heldout, OVERLAP_LENGTH),
     }
 
 
-def overlap(train: np.ndarray, held: np.ndarray, n: int) -> float:
-    """The share of the `n`-grams of `held` (n a power of two) that also occur in `train`.
+def overlap(train: np.ndarray, heldout: np.ndarray, n: int) -> float:
+    """The share of the `n`-grams of `heldout` (n a power of two) that also occur in `train`.
 
     Of a long text, only the n-grams whose hash falls in one class are looked at: about a million,
     the same ones on both sides, so the share is not biased by it.
     """
-    if min(len(train), len(held)) < n:
+    if min(len(train), len(heldout)) < n:
         return 0.0
     classes = np.uint64(max(1, len(train) >> 20))
-    seen, wanted = (_sampled_hashes(tokens, n, classes) for tokens in (train, held))
-    if not len(seen) or not len(wanted):
+    train_hashes, heldout_hashes = (
+        _sampled_hashes(tokens, n, classes) for tokens in (train, heldout)
+    )
+    if not len(train_hashes) or not len(heldout_hashes):
         return 0.0
-    seen = np.unique(seen)
-    at = np.minimum(np.searchsorted(seen, wanted), len(seen) - 1)
-    return float(np.mean(seen[at] == wanted))
+    train_hashes = np.unique(train_hashes)
+    at = np.minimum(np.searchsorted(train_hashes, heldout_hashes), len(train_hashes) - 1)
+    return float(np.mean(train_hashes[at] == heldout_hashes))
 
 
 def _sampled_hashes(tokens: np.ndarray, n: int, classes: np.uint64) -> np.ndarray:

@@ -71,8 +71,8 @@ def load(
         )
     stamps = (_stamp(path), tokenizers.stamp(tokenizer))
     names = (field, label_field)
-    made = _load(path, names, classes, context, heldout, tokenizer, undecodable, stamps)
-    train, held, names, reader, digest, _ = made
+    loaded = _load(path, names, classes, context, heldout, tokenizer, undecodable, stamps)
+    train, heldout_part, names, reader, digest, _ = loaded
     if examples is not None and examples > len(train):
         raise BadInput(
             f"data.examples: {examples}, but {path} gives {len(train)} training windows of "
@@ -82,20 +82,20 @@ def load(
     pad = reader.separator
     return {
         "train": used,
-        "heldout": held,
+        "heldout": heldout_part,
         "targets": "classes",
         "facts": {"vocab": reader.vocab, "context": context, "classes": len(names), "pad": pad},
         "digest": digest,
         "unique_tokens": len(used),
         "notes": {"class_names": list(names)},
         "tokenizer": reader.json,
-        "card": functools.partial(_card, path, tokenizer, made),
+        "card": functools.partial(_card, path, tokenizer, loaded),
     }
 
 
-def _card(path: str, tokenizer: str, made: tuple) -> dict[str, object]:
-    train, held, names, reader, digest, replaced = made
-    counts = [np.bincount(part.classes, minlength=len(names)) for part in (train, held)]
+def _card(path: str, tokenizer: str, loaded: tuple) -> dict[str, object]:
+    train, heldout, names, reader, digest, replaced = loaded
+    counts = [np.bincount(part.classes, minlength=len(names)) for part in (train, heldout)]
     words = (f"{name} ({a:,} and {b:,})" for name, a, b in zip(names, *counts))
     return {
         "source": text.source(path),
@@ -103,7 +103,7 @@ def _card(path: str, tokenizer: str, made: tuple) -> dict[str, object]:
         "tokenizer": text.describe(tokenizer, reader),
         **text.replacement_facts(replaced),
         "train_examples": len(train),
-        "heldout_examples": len(held),
+        "heldout_examples": len(heldout),
         "classes": ", ".join(words),
     }
 
@@ -127,25 +127,25 @@ def _load(
 ) -> tuple[Examples, Examples, tuple[str, ...], Tokenizer, str, int]:
     reader = tokenizers.read(tokenizer)
     documents, replaced = _documents(path, *fields, undecodable)
-    found = _drop_ambiguous(documents)
-    names = _largest_classes(path, found, classes, heldout)
+    labelled = _drop_ambiguous(documents)
+    names = _largest_classes(path, labelled, classes, heldout)
     train: list[tuple[bytes, int, np.ndarray]] = []
-    held: list[tuple[bytes, int, np.ndarray]] = []
-    kept = {name: item for name, item in found.items() if item[0] in names}
-    every = reader.encode_each([document for _, document in kept.values()])
+    heldout_rows: list[tuple[bytes, int, np.ndarray]] = []
+    chosen = {name: item for name, item in labelled.items() if item[0] in names}
+    every = reader.encode_each([document for _, document in chosen.values()])
     room = token_files.kind_of(reader.vocab).itemsize * context
     if (size := room * sum(-(-len(ids) // context) for ids in every)) > MOST_BYTES:
         raise BadInput(
             f"data.context: {context:,} makes {size / 1e9:.3g} GB of windows of the documents of "
             f"{path}; expected at most {MOST_BYTES / 1e9:.1f}"
         )
-    for (name, (label, _)), ids in zip(kept.items(), every):
-        side = held if sampling.is_heldout(name, heldout) else train
+    for (name, (label, _)), ids in zip(chosen.items(), every):
+        side = heldout_rows if sampling.is_heldout(name, heldout) else train
         windows = _windows(ids, context, reader)
         side += [(name, names.index(label), window) for window in windows]
-    if not train or not held:
+    if not train or not heldout_rows:
         raise BadInput(f"data.tokenizer: {tokenizer}: leaves no tokens of {path}")
-    parts = _examples(_sort_by_hash(train)), _examples(held)
+    parts = _examples(_sort_by_hash(train)), _examples(heldout_rows)
     arrays = (x.tobytes() for part in parts for x in (part.windows, part.classes))
     digest = files.digest(*arrays, "\n".join(names).encode(), reader.digest.encode())
     return *parts, names, reader, digest, replaced
@@ -163,12 +163,12 @@ def _drop_ambiguous(documents: Iterable[Labelled]) -> dict[bytes, Labelled]:
 
 
 def _largest_classes(
-    path: str, found: Mapping[bytes, Labelled], classes: int | None, heldout: float
+    path: str, labelled: Mapping[bytes, Labelled], classes: int | None, heldout: float
 ) -> tuple[str, ...]:
     """The classes that are kept, in the order of the alphabet: those with most text among those
     that have a document on each side of the split."""
     sizes: dict[str, list[int]] = {}
-    for name, (label, document) in found.items():
+    for name, (label, document) in labelled.items():
         sizes.setdefault(label, [0, 0])[sampling.is_heldout(name, heldout)] += len(document)
     usable = sorted((label for label in sizes if all(sizes[label])), key=lambda x: -sum(sizes[x]))
     lost = sorted(set(sizes) - set(usable))
@@ -177,13 +177,13 @@ def _largest_classes(
             f"data.path: {path}: class {lost[0]!r} has no document to train on or none held out "
             f"(data.heldout = {heldout:g}); give it more, or the number of data.classes to keep"
         )
-    wanted = len(usable) if classes is None else classes
-    if not 2 <= wanted <= len(usable):
+    count = len(usable) if classes is None else classes
+    if not 2 <= count <= len(usable):
         raise BadInput(
-            f"data.classes: {wanted}; {path} has {len(usable)} classes with documents to train on "
+            f"data.classes: {count}; {path} has {len(usable)} classes with documents to train on "
             "and held out, and at least 2 are needed; none takes all"
         )
-    return tuple(sorted(usable[:wanted]))
+    return tuple(sorted(usable[:count]))
 
 
 def _windows(ids: np.ndarray, context: int, reader: Tokenizer) -> np.ndarray:
@@ -214,19 +214,19 @@ def _documents(
 ) -> tuple[Iterable[Labelled], int]:
     """The documents with their classes, and in how many places they are no text."""
     if path == "stdlib":
-        found = [
+        labelled = [
             (place.parts[0], source)
             for place, source in text.standard_library()
             if len(place.parts) > 1 and place.parts[0].isidentifier()
         ]
-        return found, 0
+        return labelled, 0
     if os.path.isdir(path):
-        found, replaced = [], 0
+        labelled, replaced = [], 0
         for label, file in _class_files(path):
             documents, n = text.documents(str(file), field, undecodable)
-            found += [(label, document) for document in documents]
+            labelled += [(label, document) for document in documents]
             replaced += n
-        return found, replaced
+        return labelled, replaced
     if not path.endswith(".jsonl"):
         raise BadInput(f"data.path: {path}: expected stdlib, a folder or a .jsonl file")
     names = {"data.field": field, "data.label_field": label_field}
@@ -236,12 +236,12 @@ def _documents(
 
 def _class_files(path: str) -> list[tuple[str, Path]]:
     """(class, file) of a folder that holds a folder or a file for each class."""
-    found = [
+    class_files = [
         (file.stem if file.parent == Path(path) else file.relative_to(path).parts[0], file)
         for file in hub_access.check_folder(path)
         if file.suffix in (".txt", ".jsonl")
     ]
-    found.sort(key=lambda pair: pair[1])
-    if not found:
+    class_files.sort(key=lambda pair: pair[1])
+    if not class_files:
         raise BadInput(f"data.path: {path}: the folder holds no .txt or .jsonl files of classes")
-    return found
+    return class_files

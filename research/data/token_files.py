@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
     where the files are no longer what they were; in `replaced` places the text was no text."""
 
     train: np.ndarray
-    held: np.ndarray
+    heldout: np.ndarray
     tokenizer: Tokenizer
     digest: str
     bytes_per_token: float | None
@@ -81,19 +81,19 @@ def find(key: str) -> Tokens | None:
     """What `store` wrote under `key`; None if there is nothing, or it is damaged."""
     folder = files.cache("tokens") / key
     try:
-        made = tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        tokenizer = tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
         facts = files.read_json(folder / "facts.json")
-        parts = [_part(folder, name, made.vocab, facts) for name in ("train", "heldout")]
+        parts = [_part(folder, name, tokenizer.vocab, facts) for name in ("train", "heldout")]
         ratio = facts["heldout_bytes"] / max(1, facts["heldout_tokens"])
     except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, BadInput):
         return None
-    (train, one), (held, other) = parts
+    (train, one), (heldout, other) = parts
 
     def unchanged() -> None:
         one()
         other()
 
-    return Tokens(train, held, made, facts["digest"], ratio, made.vocab, unchanged)
+    return Tokens(train, heldout, tokenizer, facts["digest"], ratio, tokenizer.vocab, unchanged)
 
 
 def _part(
@@ -128,8 +128,8 @@ def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]
             open(folder / "heldout.bin", "wb") as heldout,
         ):
             parts = _Part(train, tokenizer), _Part(heldout, tokenizer)
-            for held, document in documents:
-                parts[held].add(document)
+            for is_heldout, document in documents:
+                parts[is_heldout].add(document)
             facts: dict[str, object] = {}
             for name, part in zip(("train", "heldout"), parts):
                 part.end()
@@ -141,14 +141,14 @@ def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]
             files.write_atomic(folder / "tokenizer.json", tokenizer.json)
     except OSError as error:
         raise StorageError(f"{target}: cannot be written: {error.strerror}") from error
-    if (found := find(key)) is None:
+    if (tokens := find(key)) is None:
         raise StorageError(f"{target}: was written, but cannot be read")
-    return found
+    return tokens
 
 
-def digest_of(train: bytes, held: bytes, tokenizer: Tokenizer) -> str:
+def digest_of(train: bytes, heldout: bytes, tokenizer: Tokenizer) -> str:
     """The digest of `Tokens`, from the SHA-256 of the SHA-256s of the documents of each part."""
-    return files.digest(train, held, tokenizer.digest.encode())
+    return files.digest(train, heldout, tokenizer.digest.encode())
 
 
 class _Part:

@@ -61,7 +61,9 @@ def choose(name: str, vocab: int | None, documents: Iterable[bytes]) -> Tokenize
         from research.data.subwords import trained_bpe
 
         return trained_bpe(vocab or 0, documents)
-    made = read(name)
-    if vocab not in (None, made.vocab):
-        raise BadInput(f"data.vocab: {vocab}, but {name} has {made.vocab} tokens; expected none")
-    return made
+    tokenizer = read(name)
+    if vocab not in (None, tokenizer.vocab):
+        raise BadInput(
+            f"data.vocab: {vocab}, but {name} has {tokenizer.vocab} tokens; expected none"
+        )
+    return tokenizer

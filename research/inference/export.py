@@ -92,20 +92,22 @@ def from_run(run: str, step: int | None = None) -> Export:
     return Export(about, leaves, start.tokenizer)
 
 
-def write(made: Export, out: str | Path, key: bytes | None = None, sign: str | None = None) -> Path:
-    """Write `made` to the new folder `out`, for this user alone, encrypted with `key` and signed by
-    the private key in the file `sign` where they are given. There is all of it or nothing.
+def write(
+    export: Export, out: str | Path, key: bytes | None = None, sign: str | None = None
+) -> Path:
+    """Write `export` to the new folder `out`, readable by this user alone, encrypted with `key` and
+    signed by the private key in the file `sign` where given. All of it appears, or nothing.
 
     Raises BadInput where `out` exists or a key is none, StorageError when the disk refuses.
     """
     safetensors, out = _safetensors(), Path(os.path.abspath(out))
     if out.exists() or out.is_symlink():
         raise BadInput(f"--out={out}: is there already; an export is a new folder")
-    leaves = {path: np.ascontiguousarray(leaf) for path, leaf in made.leaves.items()}
+    leaves = {path: np.ascontiguousarray(leaf) for path, leaf in export.leaves.items()}
     content = {WEIGHTS: safetensors.save(leaves, {"format": FORMAT})}
-    if made.tokenizer:
-        content[TOKENIZER] = made.tokenizer.encode()
-    content[MANIFEST] = _manifest(made, content)
+    if export.tokenizer:
+        content[TOKENIZER] = export.tokenizer.encode()
+    content[MANIFEST] = _manifest(export, content)
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -134,34 +136,34 @@ def read(folder: str | Path, key: bytes | None = None, verify: str | None = None
     """
     folder = Path(folder).resolve()  # a link may lead to an export, but not out of it
     try:
-        found = dict(files.walk(folder))
+        members = dict(files.walk(folder))
         if verify is not None:
-            _verify(folder, found, verify)
-        elif SIGNATURE in found:
+            _verify(folder, members, verify)
+        elif SIGNATURE in members:
             log.info("%s: is signed; --verify=PUBLIC_KEY checks by whom", folder)
-        return _read(folder, found, key)
+        return _read(folder, members, key)
     except OSError as error:
         raise BadInput(f"{folder}: no export: {error.strerror}") from error
 
 
 def open_export(path: str | Path, key: bytes | None = None, verify: str | None = None) -> OpenedRun:
     """An export ready for use, as `load.open_run` opens a run. Raises as `read` does."""
-    made = read(path, key, verify)
-    about = made.about
+    export = read(path, key, verify)
+    about = export.about
     if problems := stored_model.model_problems(about["model"]):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
     try:
         model = models.build(**about["model"])
-        params = nest(made.leaves)
+        params = nest(export.leaves)
     except (TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{path}: not a model of this version") from error
-    return OpenedRun(Path(path), about["step"], model, params, made.tokenizer, about["config"])
+    return OpenedRun(Path(path), about["step"], model, params, export.tokenizer, about["config"])
 
 
-def _manifest(made: Export, content: Mapping[str, bytes]) -> bytes:
-    shapes = {k: [list(x.shape), str(x.dtype)] for k, x in sorted(made.leaves.items())}
+def _manifest(export: Export, content: Mapping[str, bytes]) -> bytes:
+    shapes = {k: [list(x.shape), str(x.dtype)] for k, x in sorted(export.leaves.items())}
     listed = {name: [len(raw), files.digest(raw)] for name, raw in content.items()}
-    whole = {"format": FORMAT, **made.about, "leaves": shapes, "files": listed}
+    whole = {"format": FORMAT, **export.about, "leaves": shapes, "files": listed}
     return files.indented(files.digested(whole)).encode()
 
 
@@ -176,9 +178,9 @@ def _write(path: Path, raw: bytes | None, name: str = "", key: bytes | None = No
         os.fsync(file.fileno())
 
 
-def _read(folder: Path, found: Mapping[str, os.stat_result], key: bytes | None) -> Export:
-    suffix = SEALED if MANIFEST + SEALED in found else ""
-    if MANIFEST + suffix not in found:
+def _read(folder: Path, members: Mapping[str, os.stat_result], key: bytes | None) -> Export:
+    suffix = SEALED if MANIFEST + SEALED in members else ""
+    if MANIFEST + suffix not in members:
         raise BadInput(f"{folder}: no export: it has no {MANIFEST}")
     if suffix and key is None:
         key = encryption.load_key(None)
@@ -195,7 +197,7 @@ def _read(folder: Path, found: Mapping[str, os.stat_result], key: bytes | None) 
     about.pop("digest")
     listed = about.pop("files")
     expected = {MANIFEST + suffix, *(name + suffix for name in listed)}
-    if odd := sorted(expected ^ (found.keys() - {SIGNATURE})):
+    if odd := sorted(expected ^ (members.keys() - {SIGNATURE})):
         raise Damaged(f"{folder}: {odd[0]}: the files are not those of the manifest")
     raw = {}
     for name, (size, digest) in listed.items():
@@ -266,11 +268,11 @@ def _sign(folder: Path, private: str) -> None:
         raise BadInput(f"--sign={private}: {first_line(error)}; {words}") from error
 
 
-def _verify(folder: Path, found: Mapping[str, os.stat_result], public: str) -> None:
+def _verify(folder: Path, members: Mapping[str, os.stat_result], public: str) -> None:
     library = _model_signing()
-    if SIGNATURE not in found:
+    if SIGNATURE not in members:
         raise Damaged(f"{folder}: is not signed")
-    if found[SIGNATURE].st_size > LARGEST[SIGNATURE]:
+    if members[SIGNATURE].st_size > LARGEST[SIGNATURE]:
         raise UnsafeFile(f"{folder / SIGNATURE}: larger than {LARGEST[SIGNATURE]} bytes")
     try:
         files.read(public, LARGEST_KEY)

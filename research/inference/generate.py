@@ -57,21 +57,21 @@ def generate(
     how = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(samples))
     text = np.tile(np.asarray(prompt, np.int32), (samples, 1))
-    made = 0
-    while made < tokens:
+    generated = 0
+    while generated < tokens:
         window = text
         if model.limit is not None and text.shape[1] > model.limit:
             window = text[:, -max(1, model.limit // 2) :]
         room = tokens if model.limit is None else model.limit - window.shape[1] + 1
-        more = min(room, tokens - made)
-        token, state = _prefill(model, params, window, how, keys, made)
+        more = min(room, tokens - generated)
+        token, state = _prefill(model, params, window, how, keys, generated)
         # All stretches of a text share one program, whose buffer holds the longest.
         out = jnp.zeros((samples, tokens if model.limit is None else model.limit), jnp.int32)
         out = _decode_tokens(
-            model, params, token, state, window.shape[1], out, more, how, keys, made
+            model, params, token, state, window.shape[1], out, more, how, keys, generated
         )
         text = np.concatenate([text, np.asarray(out)[:, :more]], axis=1)
-        made += more
+        generated += more
     return text[:, len(prompt) :]
 
 
@@ -85,19 +85,20 @@ def _check_prompt(model: Model, params: dict, prompt: Sequence[int]) -> None:
             f"the prompt holds token {outside[0]}; expected ids below {model.spec.vocab}"
         )
     abstract = model.shapes(jax.ShapeDtypeStruct((1, 1), np.int32))
-    wanted, found = (
+    expected, shapes = (
         {path: x.shape for path, x in leaves_by_path(tree).items()} for tree in (abstract, params)
     )
-    if odd := sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k)):
-        raise BadInput(
-            f"parameter {odd[0]}: holds {found.get(odd[0])}, but the model has {wanted.get(odd[0])}"
-        )
+    for k in sorted(expected.keys() | shapes.keys()):
+        if expected.get(k) != shapes.get(k):
+            raise BadInput(
+                f"parameter {k}: holds {shapes.get(k)}, but the model has {expected.get(k)}"
+            )
 
 
 def _check_memory(model: Model, tokens: int, samples: int) -> None:
     """Raise BadInput if what is kept of a text is more than this machine has memory."""
-    made = jax.eval_shape(lambda: model.start(samples, model.limit or tokens))
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made)) + 4 * samples * tokens
+    cache = jax.eval_shape(lambda: model.start(samples, model.limit or tokens))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) + 4 * samples * tokens
     if size > (memory := host.memory()):
         raise BadInput(
             f"what is kept of {samples} texts of {model.limit or tokens:,} tokens takes "

@@ -46,12 +46,12 @@ def stamp(path: str | os.PathLike[str], what: str) -> tuple:
     BadInput, naming `what` asked for it, if it is no file or may not be read."""
     try:
         with open_regular_file(path) as file:
-            found = os.fstat(file.fileno())
+            stat = os.fstat(file.fileno())
     except OSError as error:
         raise BadInput(f"{what}: {path}: {error.strerror}") from error
     except UnsafeFile as error:
         raise UnsafeFile(f"{what}: {error}") from error
-    return found.st_size, found.st_mtime_ns, found.st_ino
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def open_regular_file(path: str | os.PathLike[str], follow: bool = True) -> BinaryIO:

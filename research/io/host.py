@@ -47,8 +47,8 @@ def command(name: str) -> list[str]:
 def redact_secrets(text: str) -> str:
     """`text` with the value of every environment variable named like a secret replaced by its
     name."""
-    found = [(n, v) for n, v in os.environ.items() if SECRET.search(n) and len(v) >= SHORTEST]
-    for name, value in sorted(found, key=lambda pair: -len(pair[1])):
+    secrets = [(n, v) for n, v in os.environ.items() if SECRET.search(n) and len(v) >= SHORTEST]
+    for name, value in sorted(secrets, key=lambda pair: -len(pair[1])):
         text = text.replace(value, f"[{name}]")
     return text
 
@@ -66,7 +66,7 @@ def _limits(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/c
         lines = [line.split(":", 2) for line in proc.read_text().splitlines()]
     except OSError:
         return []
-    found = []
+    limits = []
     for _, kinds, path in (line for line in lines if len(line) == 3):
         if kinds and "memory" not in kinds.split(","):
             continue
@@ -74,8 +74,8 @@ def _limits(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/c
         inner = PurePosixPath(path.lstrip("/"))
         for folder in (inner, *inner.parents):
             with contextlib.suppress(OSError, ValueError):  # ValueError: "max" is no number
-                found.append(int((top / folder / name).read_text()))
-    return found
+                limits.append(int((top / folder / name).read_text()))
+    return limits
 
 
 def age() -> float:

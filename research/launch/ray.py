@@ -161,11 +161,11 @@ def _watch(ray: Any, job: Job, start: Callable[[int], ActorGroup], workers: int)
             stopping = True
             for worker in running.values():
                 worker.stop()
-        asked = {reference: worker for worker in running.values() for reference in worker.poll()}
-        if asked:
-            ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=POLL)
+        pending = {reference: worker for worker in running.values() for reference in worker.poll()}
+        if pending:
+            ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=POLL)
             for reference in ready:
-                asked[reference].receive(reference)
+                pending[reference].receive(reference)
         for index, worker in list(running.items()):
             if (code := worker.finish()) is None:
                 continue

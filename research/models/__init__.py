@@ -2,7 +2,7 @@
 
 `MODELS` names the families; the file of one is imported when it is first used. It holds the family
 whole: a dataclass of the numbers that make a member (or the Linen module itself, where one is
-enough) and, beside it, SIZED, HELD, SIZE_RULE and `rung` (how `size` fills fields), GROUPS,
+enough) and, beside it, SIZED, FIXABLE, SIZE_RULE and `rung` (how `size` fills fields), GROUPS,
 SHARDING, `forward_flops`; `solve` where the best parameters are known in closed form.
 
 A language model whose data have classes instead of next tokens gets a classifier head in place of
@@ -132,11 +132,10 @@ def family(name: str) -> Any:
     return importlib.import_module(MODELS[name].partition(":")[0])
 
 
-def unfilled(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `fields` that `size` does not fill: of its SIZED, those of HELD that are given."""
-    sized = set(family(name).SIZED)
-    held = {k for k in getattr(family(name), "HELD", ()) if fields.get(k) is not None}
-    return {k: v for k, v in fields.items() if k not in sized - held}
+def without_sized(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` without those that `size` fills: SIZED, except given FIXABLE ones."""
+    fixed = {k for k in getattr(family(name), "FIXABLE", ()) if fields.get(k) is not None}
+    return {k: v for k, v in fields.items() if k not in set(family(name).SIZED) - fixed}
 
 
 def build(

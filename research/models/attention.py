@@ -26,25 +26,25 @@ def why_not_cudnn(dtype: str, head_size: int, platform: str) -> list[str]:
     ]
 
 
-def check(wanted: str, dtype: str, head_size: int, platform: str) -> None:
-    """Raise ValueError if `wanted` is "cudnn" and its kernel cannot be used."""
+def check(implementation: str, dtype: str, head_size: int, platform: str) -> None:
+    """Raise ValueError if `implementation` is "cudnn" and its kernel cannot be used."""
     why = why_not_cudnn(dtype, head_size, platform)
-    if wanted == "cudnn" and why:
+    if implementation == "cudnn" and why:
         raise ValueError(f"attention: cudnn {'; '.join(why)}; expected auto, own or xla")
 
 
-def choose_implementation(wanted: str, dtype: str, head_size: int, platform: str) -> str:
+def choose_implementation(implementation: str, dtype: str, head_size: int, platform: str) -> str:
     """ "own", "xla" or "cudnn". "auto" is cuDNN, which stores no T x T map, where it can be used,
     else our own; "cudnn" likewise, as elsewhere a model is only traced for shapes (see `check`)."""
-    if wanted in ("own", "xla"):
-        return wanted
+    if implementation in ("own", "xla"):
+        return implementation
     return "own" if why_not_cudnn(dtype, head_size, platform) else "cudnn"
 
 
-def causal_attention(wanted: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
-    """As custom_vjp.causal_attention of all T positions, by the implementation of choice."""
+def causal_attention(choice: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
+    """custom_vjp.causal_attention over all T positions, by the chosen implementation."""
     dtype, head_size = q_BxTxHxK.dtype.name, q_BxTxHxK.shape[-1]
-    by = choose_implementation(wanted, dtype, head_size, jax.default_backend())
+    by = choose_implementation(choice, dtype, head_size, jax.default_backend())
     if by == "own":
         return custom_vjp.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
     return jax.nn.dot_product_attention(

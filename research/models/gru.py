@@ -25,7 +25,7 @@ from research.config.types import PositiveInt, UnrolledLayers
 from research.models import activation_sharding, layers, recurrence
 
 SIZED = ("width", "depth")
-HELD = ("depth",)  # may be given beside `size`
+FIXABLE = ("depth",)  # may be given beside `size`
 SIZE_RULE = (
     "width in steps of 8 (of 64 above 512); depth 2 at every size: the steps of a layer follow "
     "each other, so depth costs time that width does not"

@@ -16,7 +16,7 @@ def model_at_size(target: float, name: str, fields: Mapping[str, object], inputs
     """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
 
     The family's `rung(i)` fills the fields of its SIZED that are not among `fields` (see
-    models.unfilled). Raises BadInput when the target is outside the ladder by more than a factor of
+    models.without_sized). Raises BadInput when the target is outside the ladder by more than a factor of
     two.
     """
     return _at_size(target, name, tuple(fields.items()), inputs)
@@ -24,12 +24,12 @@ def model_at_size(target: float, name: str, fields: Mapping[str, object], inputs
 
 @functools.lru_cache(maxsize=512)
 def _at_size(target: float, name: str, fields: tuple, inputs: Any) -> Model:
-    given = dict(fields)
+    fixed = dict(fields)
     family = models.family(name)
 
     @functools.cache
     def member(i: int) -> tuple[float, Model]:
-        model = models.build(name, **family.rung(i, **given) | given)
+        model = models.build(name, **family.rung(i, **fixed) | fixed)
         return math.log(accounting.params(model, inputs)["params"] / target), model
 
     low, high = 1, 2

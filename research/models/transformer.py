@@ -17,7 +17,7 @@ from research.config.types import Positive, PositiveInt, ScannedLayers
 from research.models import activation_sharding, attention, custom_vjp, layers
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
-HELD = ("depth",)  # may be given beside `size`
+FIXABLE = ("depth",)  # may be given beside `size`
 DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
 SIZE_RULE = (
     "width in steps of 8 (of 64 above 512); depth = round(2 (width/32)^0.57), at least 2, which "
@@ -172,7 +172,7 @@ class Block(nn.Module):
         return activation_sharding.shard_rows(x_MxD), cache
 
 
-def _remat(kept: str) -> type[nn.Module]:
+def _remat(saved: str) -> type[nn.Module]:
     """A block of whose values only some are kept for the backward pass, which works out the others
     again (Chen et al. 2016): all of them, its products with kernels (not the attention maps, which
     grow with the square of the context), or what goes into it alone."""
@@ -180,7 +180,7 @@ def _remat(kept: str) -> type[nn.Module]:
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,
     }
-    return Block if kept == "none" else nn.remat(Block, prevent_cse=False, policy=policies[kept])
+    return Block if saved == "none" else nn.remat(Block, prevent_cse=False, policy=policies[saved])
 
 
 class Attention(nn.Module):

@@ -106,12 +106,12 @@ class TimedLoop:
         """Bytes on one device, see `peak_bytes` above."""
         devices = self.trainer.mesh.devices.flat
         stats = [device.memory_stats() or {} for device in devices if device.platform != "cpu"]
-        if seen := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
-            return float(max(seen))
+        if peaks := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
+            return float(max(peaks))
         batches = self.trainer.batches(self.step, 1, self.room)
-        found: Any = self.trainer.lower(batches).compile().memory_analysis()
-        held = found.argument_size_in_bytes + found.output_size_in_bytes
-        return float(held + found.temp_size_in_bytes - found.alias_size_in_bytes)
+        memory: Any = self.trainer.lower(batches).compile().memory_analysis()
+        buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        return float(buffers + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
 
 
 class _FullRoomTrainer:
@@ -144,10 +144,10 @@ class _NoCheckpoints:
     kept_steps = ()
 
     def __init__(self, step: int, state: Any):
-        self.found = step, state
+        self.restored = step, state
 
     def restore(self) -> tuple[int, Any]:
-        return self.found
+        return self.restored
 
     def save(self, step: int, state: Any, must: bool) -> None:
         pass

@@ -235,7 +235,7 @@ def _run_at_rung(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run
     fields = {k: v for k, v in config["model"].items() if k != "name"}
     if config["size"] is None:  # its fields are those of another member
         fields |= dict.fromkeys(family.SIZED)
-    unsized = models.unfilled(name, fields)
+    unsized = models.without_sized(name, fields)
     config["size"] = None
     config["model"] |= family.rung(rung, **unsized) | unsized
     return run_without_data(config, vocab)

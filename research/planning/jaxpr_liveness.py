@@ -32,10 +32,10 @@ class Kernel(NamedTuple):
 
 def peak_bytes(program: Program) -> dict[str, float]:
     """Bytes on one device, by kind, where the program holds most besides its inputs: kinds
-    "gradients", "kept" (stacked by one loop for another), "workspace", and those of its names. The
-    outputs that lie as inputs do are written in their place."""
+    "gradients", "activations" (stacked by one loop for another), "workspace", and those of its
+    names. Outputs laid out as the inputs overwrite them."""
     level = program.level
-    return _level_peak(program, level, {id(v) for v in level.outs[: program.kept]}, True)
+    return _level_peak(program, level, {id(v) for v in level.outs[: program.state_count]}, True)
 
 
 def _level_peak(
@@ -54,44 +54,44 @@ def _level_peak(
     # What loops stack begins as zeros, which wait for nothing: XLA makes all of them at once.
     stacks = [v for op in level.ops for body in op.bodies for v in op.outs[body.stacked :]]
     live: dict[int, tuple[str, float]] = {}
-    held: dict[str, float] = {}  # their bytes by kind, kept up: a deep network has 10^5 operations
+    by_kind: dict[str, float] = {}  # bytes of `live`, updated as it is: an op may be one of 10^5
 
     def hold(values: Iterable[Value]) -> None:
         for v in values:
             if id(v) in written and id(v) not in live:
                 kind, size = live[id(v)] = _memory_kind(program, v), sizes[id(v)]
-                held[kind] = held.get(kind, 0.0) + size
+                by_kind[kind] = by_kind.get(kind, 0.0) + size
 
     hold(stacks)
-    most, found = -1.0, {}
+    peak_bytes, peak = -1.0, {}
     for index, op in enumerate(level.ops):
-        made = [v for v in op.outs if id(v) in written]
+        new = [v for v in op.outs if id(v) in written]
         dying = [live[id(v)][1] for v in ends.get(index, ()) if id(v) in live]
-        hold(made)
+        hold(new)
         turns = [_level_peak(program, body, _updated_in_place(body)) for body in op.bodies]
         inner = max(turns, key=lambda part: sum(part.values()), default={})
-        reused = _reused_bytes(op, [sizes[id(v)] for v in made], dying)
+        reused = _reused_bytes(op, [sizes[id(v)] for v in new], dying)
         extra = _gathered_bytes(program, op) - reused
-        here = sum(held.values()) + sum(inner.values()) + extra
-        if here > most:
-            most, found = here, held.copy()
+        here = sum(by_kind.values()) + sum(inner.values()) + extra
+        if here > peak_bytes:
+            peak_bytes, peak = here, by_kind.copy()
             for kind, size in (("workspace", extra), *inner.items()):
-                found[kind] = found.get(kind, 0.0) + size
+                peak[kind] = peak.get(kind, 0.0) + size
         for v in ends.get(index, ()):
             if id(v) in live:
                 kind, size = live.pop(id(v))
-                held[kind] -= size
-    return found
+                by_kind[kind] -= size
+    return peak
 
 
-def _reused_bytes(op: Op, made: list[float], dying: list[float]) -> float:
+def _reused_bytes(op: Op, new: list[float], dying: list[float]) -> float:
     """Bytes that are written in the place of what is read for the last time."""
     if op.name not in ELEMENTWISE and not op.bodies:
         return 0.0
-    out, gone = 0.0, list(dying)
-    for size in made:
-        if size in gone:
-            gone.remove(size)
+    out, freed = 0.0, list(dying)
+    for size in new:
+        if size in freed:
+            freed.remove(size)
             out += size
     return out
 
@@ -187,8 +187,8 @@ def _lifetimes(level: Level, outputs_live: bool) -> tuple[dict[int, Value], dict
             after = readers.get(id(v), [])
             end = index
             for reader in after:
-                made = level.ops[reader].outs
-                for m in made:
+                results = level.ops[reader].outs
+                for m in results:
                     end = max(end, reader if id(m) in written else ends.get(id(m), reader))
             if id(v) in carried:
                 end = len(level.ops)

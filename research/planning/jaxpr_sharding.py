@@ -101,7 +101,7 @@ class Program:
     ):
         self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
         self.names = names or {}
-        self.kept = len(layouts)
+        self.state_count = len(layouts)
         ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
         for value, (split, ways) in zip(ins, layouts, strict=False):
             value.split, value.ways = split, ways
@@ -174,13 +174,13 @@ class Program:
         if name == "while":
             skip, consts = params["cond_nconsts"], params["body_nconsts"]
             body = self._loop_body(params["body_jaxpr"], ins[skip:], consts, len(outs), ())
-            for out, made in zip(outs, body.outs, strict=True):
-                out.split = made.split
+            for out, inner in zip(outs, body.outs, strict=True):
+                out.split = inner.split
             return Op(name, ins[skip:], outs, params, (body,))
         if name == "cond":
             bodies = [self._level(b.jaxpr, ins[1:]) for b in params["branches"]]
-            for out, *made in zip(outs, *(b.outs for b in bodies), strict=True):
-                out.split = next((m.split for m in made if m.split is not None), None)
+            for out, *inner in zip(outs, *(b.outs for b in bodies), strict=True):
+                out.split = next((m.split for m in inner if m.split is not None), None)
             return Op(name, ins, outs, params, tuple(bodies))
         return None
 
@@ -188,11 +188,11 @@ class Program:
         inner = params["jaxpr"].jaxpr
         whole, carries = _unsliced_count(inner.invars, ins), _unsliced_count(inner.outvars, outs)
         body = self._loop_body(params["jaxpr"], ins[:whole], whole - carries, carries, ins[whole:])
-        for i, (out, made) in enumerate(zip(outs, body.outs, strict=True)):
+        for i, (out, result) in enumerate(zip(outs, body.outs, strict=True)):
             stacked = i >= carries
-            out.split = made.split if made.split is None or not stacked else made.split + 1
+            out.split = result.split if result.split is None or not stacked else result.split + 1
             if stacked:
-                out.kind = "kept"
+                out.kind = "activations"
         return Op("scan", ins, outs, params, (body,), params["length"])
 
     def _loop_body(
@@ -203,11 +203,11 @@ class Program:
         splits += [None if v.split is None else v.split - 1 if v.split else None for v in xs]
         level = None
         for _ in range(3):
-            given = [Value(v.aval, s) for v, s in zip(closed.jaxpr.invars, splits, strict=True)]
-            level = self._level(closed.jaxpr, given)
-            found = [v.split for v in level.outs[:carries]]
+            arguments = [Value(v.aval, s) for v, s in zip(closed.jaxpr.invars, splits, strict=True)]
+            level = self._level(closed.jaxpr, arguments)
+            carried = [v.split for v in level.outs[:carries]]
             now = splits[consts : consts + carries]
-            better = [b if a is None else a for a, b in zip(now, found, strict=True)]
+            better = [b if a is None else a for a, b in zip(now, carried, strict=True)]
             if better == now:
                 break
             splits[consts : consts + carries] = better
@@ -246,12 +246,12 @@ def _unsliced_count(inner: Sequence[Any], outer: Sequence[Value]) -> int:
 
 def _without_dead_ops(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
     """Without operations whose results nobody reads."""
-    read, kept = {id(v) for v in outs}, []
+    read, live = {id(v) for v in outs}, []
     for op in reversed(ops):
         if any(id(v) in read for v in op.outs):
-            kept.append(op)
+            live.append(op)
             read |= {id(v) for v in op.ins}
-    return kept[::-1]
+    return live[::-1]
 
 
 def _output_split(op: Op, out: Value) -> tuple[int | None, bool]:

@@ -27,15 +27,15 @@ AnyMesh = Mesh | AbstractMesh
 
 class MemoryEstimate(NamedTuple):
     """Of one device. `batches` are those of one dispatch; `waiting` those of the next one, and the
-    held-out set. The others are of the step where it needs most: gradients, what is `kept` of the
-    forward pass for the backward pass, logits, and workspace."""
+    held-out set. The others are of the step where it needs most: gradients, `activations` of
+    the forward pass that the backward pass reads, logits, and workspace."""
 
     parameters: float
     optimizer: float
     batches: float
     waiting: float
     gradients: float = 0.0
-    kept: float = 0.0
+    activations: float = 0.0
     logits: float = 0.0
     workspace: float = 0.0
 
@@ -47,7 +47,7 @@ class MemoryEstimate(NamedTuple):
     @property
     def temporary(self) -> float:
         """What is there within a step alone."""
-        return self.gradients + self.kept + self.logits + self.workspace
+        return self.gradients + self.activations + self.logits + self.workspace
 
     @property
     def total(self) -> float:
@@ -66,7 +66,7 @@ def estimate(run: Run, mesh: AnyMesh, fused: bool = False) -> MemoryEstimate:
     """
     fixed = MemoryEstimate(*resident(run, mesh))
     parts = jaxpr_liveness.peak_bytes(trace_step(run, mesh, fused))
-    kinds = {k: parts.pop(k, 0.0) for k in ("gradients", "kept", "logits")}
+    kinds = {k: parts.pop(k, 0.0) for k in ("gradients", "activations", "logits")}
     batch = fixed.batches / run.cadence.dispatch  # of one step, taken out of those of a dispatch
     return fixed._replace(**kinds, workspace=max(0.0, sum(parts.values())) + batch)
 

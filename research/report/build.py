@@ -45,7 +45,7 @@ def write_report(
     surfaces = _fit_surfaces(groups)
     if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
         (name,) = groups
-        known = {"found": None, "document": law.document, "why": ""}
+        known = {"analysis": None, "document": law.document, "why": ""}
         fits: dict[str, dict[str, Any]] = {name: {"rows": groups[name], **known}}
     else:
         fits = {name: _fit_group(members, against) for name, members in groups.items()}
@@ -55,8 +55,8 @@ def write_report(
         figures["compare"] = fit_figures.draw_figures(compared)["compare"]
     if every_way and len(fits) == 1:
         figures |= _multiverse_figure(*fits.values())
-    for name, found in surfaces.items():
-        for kind, figure in fit_figures.draw_figures(found).items():
+    for name, analysis in surfaces.items():
+        for kind, figure in fit_figures.draw_figures(analysis).items():
             if kind not in figures:  # the multiverse is there already
                 figures[f"{name}_{kind}"] = figure
     if verified := _read_verification(workdir):
@@ -70,9 +70,9 @@ def write_report(
             stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
             written[stem] = workdir / f"{stem}.json"
             files.write_json(written[stem], fit["document"])
-    for name, found in [*surfaces.items(), *([("compare", compared)] if compared else [])]:
+    for name, analysis in [*surfaces.items(), *([("compare", compared)] if compared else [])]:
         written[f"fit-{name}"] = workdir / f"fit-{name}.json"
-        files.write_json(written[f"fit-{name}"], found.document)
+        files.write_json(written[f"fit-{name}"], analysis.document)
     places = sorted((workdir / "data").glob("*.json"))
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
@@ -86,20 +86,22 @@ def _read_verification(workdir: Path) -> dict[str, Any] | None:
     path = workdir / "verify" / "verify.json"
     if not path.exists():
         return None
-    found = files.read_json(path, follow=False)
-    amounts = [found.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "n_points")]
-    ends = found.get("run_interval")
+    document = files.read_json(path, follow=False)
+    amounts = [
+        document.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "n_points")
+    ]
+    ends = document.get("run_interval")
     if (
         not all(_is_amount(amount) and amount > 0 for amount in amounts)
-        or not _is_amount(found.get("error"))
+        or not _is_amount(document.get("error"))
         or not isinstance(ends, list)
         or len(ends) != 2
         or not all(end is None or _is_amount(end) for end in ends)
-        or not (ends[0] or 0.0) <= found["loss"] <= (ends[1] or math.inf)
-        or not isinstance(found.get("covered"), bool)
+        or not (ends[0] or 0.0) <= document["loss"] <= (ends[1] or math.inf)
+        or not isinstance(document.get("covered"), bool)
     ):
         raise BadInput(f"{path}: not what experiments.verify writes; remove it")
-    return found
+    return document
 
 
 def _is_amount(value: object) -> TypeGuard[float]:
@@ -119,15 +121,15 @@ def _verification_figure(rows: Sequence[Row], verified: Mapping[str, Any]) -> di
 
 def _fit_group(rows: Sequence[Row], against: str) -> dict[str, Any]:
     try:
-        found = scaling.analyse("power", rows, {"against": against, "holdout": "largest"})
+        analysis = scaling.analyse("power", rows, {"against": against, "holdout": "largest"})
     except BadInput as error:
-        return {"rows": rows, "found": None, "document": None, "why": str(error)}
-    return {"rows": rows, "found": found, "document": found.document, "why": ""}
+        return {"rows": rows, "analysis": None, "document": None, "why": str(error)}
+    return {"rows": rows, "analysis": analysis, "document": analysis.document, "why": ""}
 
 
 def _compare_groups(fits: Mapping[str, Mapping], against: str) -> scaling.Analysis | None:
     """One law for all groups with a multiplier each, where every group has a law of its own."""
-    if len(fits) < 2 or not all(fit["found"] for fit in fits.values()):
+    if len(fits) < 2 or not all(fit["analysis"] for fit in fits.values()):
         return None
     done = [row for fit in fits.values() for row in fit["rows"] if row["status"] == "done"]
     try:
@@ -150,9 +152,9 @@ def _fit_surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Anal
     out = {}
     most = max(row["flops"] for row in done)
     held_out = {"holdout": f"flops>{0.9 * most!r}"}
-    for law, held in (("chinchilla", held_out), ("isoflop", {}), ("envelope", {})):
+    for law, options in (("chinchilla", held_out), ("isoflop", {}), ("envelope", {})):
         try:
-            out[law] = scaling.analyse(law, done, {"predict_flops": budgets.tolist(), **held})
+            out[law] = scaling.analyse(law, done, {"predict_flops": budgets.tolist(), **options})
         except BadInput:
             continue  # the table is not of that kind
     return out
@@ -179,8 +181,8 @@ def _sweep_figures(
     (first, *others), unit = fits.values(), scaling.loss_unit(rows)
     if done and others:
         out["loss"] = sweep_figures.group_curves(fits, against, unit)
-    elif done and (first["found"] or not first["document"]):
-        out["loss"] = fit_figures.loss_curve(done, against, unit, first["found"])
+    elif done and (first["analysis"] or not first["document"]):
+        out["loss"] = fit_figures.loss_curve(done, against, unit, first["analysis"])
     if any(is_number(row.get("accuracy")) for row in done) and len(done) > 1:
         series = {n: text.score_statistics(f["rows"], against, "accuracy") for n, f in fits.items()}
         out["accuracy"] = sweep_figures.score_curves(series, against, "held-out accuracy")
@@ -190,6 +192,6 @@ def _sweep_figures(
     curves = [(row, metrics) for row, metrics in curves if metrics]
     if curves:
         out["curves"] = sweep_figures.learning_curves(curves, unit, against)
-    if first["found"] and not others:
-        out["residuals"] = fit_figures.residual_panels(first["found"].fit)
+    if first["analysis"] and not others:
+        out["residuals"] = fit_figures.residual_panels(first["analysis"].fit)
     return out

@@ -118,20 +118,20 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
 
 def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against FLOPs of every run, and the lower convex hull."""
-    kept, _ = table.usable_rows(rows, NEEDED)
-    c, y, n = (np.array([row[k] for row in kept]) for k in ("flops", "loss", "params"))
+    usable, _ = table.usable_rows(rows, NEEDED)
+    c, y, n = (np.array([row[k] for row in usable]) for k in ("flops", "loss", "params"))
     on = sorted((m["flops"], m["loss"]) for m in document["minima"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 4.4))
         axes = figure.subplots()
-        made = axes.scatter(c, y, c=n, s=16, cmap="viridis", norm=LogNorm(), label="runs")
+        points = axes.scatter(c, y, c=n, s=16, cmap="viridis", norm=LogNorm(), label="runs")
         axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4, label="convex hull")
         axes.set(xscale="log", yscale="log", xlabel=AXES["flops"])
         axes.set_ylabel(f"loss ({document['unit']})")
         style.log_ticks(axes.xaxis)
         style.plain_ticks(axes.yaxis)
         axes.legend()
-        bar = figure.colorbar(made, ax=axes, label=AXES["params"])
+        bar = figure.colorbar(points, ax=axes, label=AXES["params"])
         style.log_ticks(bar.ax.yaxis)
     return figure
 
@@ -168,7 +168,7 @@ def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
         figure = Figure(figsize=(9.0, 3.8), layout="constrained")
         raw, scaled = figure.subplots(1, 2, sharey=True)
         for (name, entry), colour in zip(section["groups"].items(), SERIES * 9):
-            rows = [r for r in fit.parts.kept if str(r[section["column"]]) == name]
+            rows = [r for r in fit.parts.usable if str(r[section["column"]]) == name]
             x = np.array([_rescaled_amount(row, columns) for row in rows])
             y = [row["loss"] for row in rows]
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
@@ -220,17 +220,17 @@ def multiverse_spread(section: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def verification(fit: Fit, found: Mapping[str, Any], unit: str) -> Figure:
+def verification(fit: Fit, measured: Mapping[str, Any], unit: str) -> Figure:
     """Loss against FLOPs 6 N D: the sweep's runs, the least loss that the law allows with its 95 %
     band, and the larger run as it was predicted and as it was measured."""
     rows = fit.parts.fitted
     x = np.array([compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows])
-    at = compute_optimal.PER_TOKEN * found["params"] * found["tokens"]
+    at = compute_optimal.PER_TOKEN * measured["params"] * measured["tokens"]
     grid = np.geomspace(x.min(), at * 1.5, 24)
     n = compute_optimal.optimal_params(fit.law, fit.best[None], grid)[0]
     least, band, _ = fit.predict({"params": n, "tokens": grid / compute_optimal.PER_TOKEN / n})
     band = np.clip(band, 0.5 * least.min(), 2 * least.max())
-    low, high = found["run_interval"]
+    low, high = measured["run_interval"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 4.4))
         axes = figure.subplots()
@@ -239,11 +239,11 @@ def verification(fit: Fit, found: Mapping[str, Any], unit: str) -> Figure:
         axes.fill_between(
             grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="its 95 % band"
         )
-        span = [[0.0 if end is None else abs(found["loss"] - end)] for end in (low, high)]
-        axes.errorbar(at * 1.08, found["loss"], np.array(span), fmt="D", ms=5, color=ORANGE,
+        span = [[0.0 if end is None else abs(measured["loss"] - end)] for end in (low, high)]
+        axes.errorbar(at * 1.08, measured["loss"], np.array(span), fmt="D", ms=5, color=ORANGE,
                       mfc="white", capsize=4, lw=1.4,
                       label="predicted, 95 % interval of a run")  # fmt: skip
-        axes.scatter(at, found["measured"], s=90, marker="*", color=ORANGE, zorder=5,
+        axes.scatter(at, measured["measured"], s=90, marker="*", color=ORANGE, zorder=5,
                      label="measured afterwards")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
         axes.set_ylabel(f"held-out loss ({unit})")

@@ -25,14 +25,14 @@ def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
     return [path for name, drawing in drawn.items() for path in drawing.save(out / name)]
 
 
-def draw_figures(found: Analysis) -> dict[str, Figure]:
-    document, fit = found.document, found.fit
+def draw_figures(analysis: Analysis) -> dict[str, Figure]:
+    document, fit = analysis.document, analysis.fit
     out: dict[str, Figure] = {}
     if fit is None:
-        return decision_figures.draw_minima(document, found.rows)
+        return decision_figures.draw_minima(document, analysis.rows)
     if len(fit.law.columns) == 1:
         name = "loss" if fit.law.response == "loss" else "law"
-        out[name] = loss_curve(fit.parts.kept, fit.law.columns[0], document["unit"], found)
+        out[name] = loss_curve(fit.parts.usable, fit.law.columns[0], document["unit"], analysis)
     if compute_optimal.has_optimum(fit.law):
         out["losses"] = loss_panels(fit, document)
         out["contours"] = loss_contours(fit, document)
@@ -54,23 +54,23 @@ def draw_figures(found: Analysis) -> dict[str, Figure]:
 
 
 def loss_curve(
-    rows: Sequence[table.Row], column: str, unit: str, found: Analysis | None = None
+    rows: Sequence[table.Row], column: str, unit: str, analysis: Analysis | None = None
 ) -> Figure:
     """The response against the law's column: the runs, the law with its 95 % band, and the held-out
     runs beside the interval that was predicted for them; the runs alone if there is no law."""
-    document = found.document if found else None
+    document = analysis.document if analysis else None
     response = str(document["response"]) if document else "loss"
-    held = style.held_out_runs(document)
+    held_out = style.held_out_runs(document)
     out = {r["run"] for r in (document or {}).get("dropped", [])}
     done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
     x, y = (np.array([r[k] for r in done], float) for k in (column, response))
-    kinds = np.array([(r["run"] in held) + 2 * (r["run"] in out) for r in done], int)
+    kinds = np.array([(r["run"] in held_out) + 2 * (r["run"] in out) for r in done], int)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2))
         axes = figure.subplots()
-        if found and found.fit:
-            _draw_band(axes, found.fit, x)
-            _draw_predictions(axes, found.document)
+        if analysis and analysis.fit:
+            _draw_band(axes, analysis.fit, x)
+            _draw_predictions(axes, analysis.document)
         axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3, label="runs, fitted")
         if (kinds >= 2).any():
             axes.scatter(x[kinds >= 2], y[kinds >= 2], s=34, facecolors="none", edgecolors=GREY,
@@ -133,13 +133,13 @@ def loss_panels(fit: Fit, document: Mapping[str, Any]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.4, 3.6), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
-        sizes = [row["params"] for row in fit.parts.kept]
+        sizes = [row["params"] for row in fit.parts.usable]
         norm = LogNorm(min(sizes), max(max(sizes), 1.01 * min(sizes)))
-        for rows, marker, area in ((fit.parts.fitted, "o", 18), (fit.parts.held, "*", 60)):
+        for rows, marker, area in ((fit.parts.fitted, "o", 18), (fit.parts.held_out, "*", 60)):
             n, d, y = (np.array([r[k] for r in rows], float) for k in ("params", "tokens", "loss"))
             for axes, x in zip(panels, (n, d, 6 * n * d), strict=True):
                 axes.scatter(x, y, area, n, marker=marker, cmap="viridis", norm=norm, zorder=3)
-        c = np.array([6 * row["params"] * row["tokens"] for row in fit.parts.kept])
+        c = np.array([6 * row["params"] * row["tokens"] for row in fit.parts.usable])
         grid = np.geomspace(c.min(), c.max(), 60)
         best = compute_optimal.optimal_params(fit.law, fit.best[None], grid)[0]
         least = compute_optimal.predict_loss(fit.law, fit.best[None], best, grid / 6 / best)[0]
@@ -158,7 +158,7 @@ def loss_panels(fit: Fit, document: Mapping[str, Any]) -> Figure:
 
 def loss_contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
     """Iso-loss contours over parameters and tokens, the runs, and the efficient frontier."""
-    rows = fit.parts.kept
+    rows = fit.parts.usable
     n, d, y = (np.array([row[k] for row in rows], float) for k in ("params", "tokens", "loss"))
     n_grid = np.geomspace(n.min() / 2, n.max() * 2, 90)
     d_grid = np.geomspace(d.min() / 2, d.max() * 2, 90)
@@ -174,16 +174,19 @@ def loss_contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         axes = figure.subplots()
         lines = axes.contour(n_grid, d_grid, values, levels, cmap="viridis", norm=norm)
         axes.clabel(lines, fmt="%.3g", fontsize=8)
-        fitted, held = (fit.parts.fitted, "o", 26, "runs"), (fit.parts.held, "*", 80, "held out")
-        for some, marker, area, label in (fitted, held) if fit.parts.held else (fitted,):
+        fitted, held_out = (
+            (fit.parts.fitted, "o", 26, "runs"),
+            (fit.parts.held_out, "*", 80, "held out"),
+        )
+        for some, marker, area, label in (fitted, held_out) if fit.parts.held_out else (fitted,):
             at = [[row[k] for row in some] for k in ("params", "tokens", "loss")]
             axes.scatter(at[0], at[1], s=area, c=at[2], cmap="viridis", norm=norm, marker=marker,
                          edgecolors="white", lw=0.4, zorder=3, label=label)  # fmt: skip
         c = np.geomspace(6 * n.min() * d.min(), 6 * n.max() * d.max(), 60)
         best = compute_optimal.optimal_params(fit.law, fit.best[None], c)[0]
         axes.plot(best, c / 6 / best, color=ORANGE, lw=1.8, label="efficient frontier", zorder=2)
-        asked = [p for p in document["predictions"] if p.get("params")]
-        for p in asked if len(asked) <= decision_figures.FEW else []:
+        predicted = [p for p in document["predictions"] if p.get("params")]
+        for p in predicted if len(predicted) <= decision_figures.FEW else []:
             axes.scatter(p["params"], p["tokens"], marker="D", s=44, color=ORANGE, zorder=4)
         axes.set(xscale="log", yscale="log", xlabel=AXES["params"], ylabel=AXES["tokens"])
         axes.set_xlim(n_grid[0], n_grid[-1])
@@ -203,12 +206,12 @@ def residual_panels(fit: Fit) -> Figure:
     sd = uncertainty.run_noise(fit.problem, fit.best)
     if fit.problem.objective == "mse":
         sd /= float(np.exp(fit.problem.log_y).mean())
-    fitted, held = (fit.parts.fitted, "o", 24, BLUE), (fit.parts.held, "*", 70, ORANGE)
+    fitted, held_out = (fit.parts.fitted, "o", 24, BLUE), (fit.parts.held_out, "*", 70, ORANGE)
     with matplotlib.rc_context(STYLE):
         width = max(6.4, 4.6 * len(columns))
         figure = Figure(figsize=(width, 2.8), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
-        for (rows, marker, area, colour), label in ((fitted, "fitted"), (held, "held out")):
+        for (rows, marker, area, colour), label in ((fitted, "fitted"), (held_out, "held out")):
             if not rows:
                 continue
             points = fit.law.prepare(table.column_arrays(rows, fit.law.columns))

@@ -75,15 +75,15 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
     if "loss" in svgs:
         noun = NOUNS.get(against, against)
         parts += [f"<h2>Loss against {_escape(noun)}</h2>", _figure_element(svgs["loss"])]
-    if found := result.get("verified"):
-        words = f"{text.prediction_sentence(found)} {text.verification_sentence(found)}"
+    if analysis := result.get("verified"):
+        words = f"{text.prediction_sentence(analysis)} {text.verification_sentence(analysis)}"
         parts += ["<h2>Verified optimum</h2>", f"<p>{_escape(words)}</p>"]
         parts += [_figure_element(svgs["verify"])] if "verify" in svgs else []
     if explorer := _explorer(result):
         parts += ["<h2>Explore the fit</h2>", explorer]
-    for name, found in result["surfaces"].items():
+    for name, analysis in result["surfaces"].items():
         parts.append(f"<h2>{SURFACES[name]}</h2>")
-        parts.append(f"<pre>{_escape(text.fit_summary(found.document, brief=True))}</pre>")
+        parts.append(f"<pre>{_escape(text.fit_summary(analysis.document, brief=True))}</pre>")
         parts += [_figure_element(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
     if "accuracy" in svgs:
         parts += ["<h2>Accuracy</h2>", _figure_element(svgs["accuracy"])]
@@ -137,15 +137,15 @@ def _explorer(result: Mapping[str, Any]) -> str:
     fits, surfaces = result["fits"], result["surfaces"]
     unit = scaling.loss_unit(result["rows"])
     done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
-    for found in surfaces.values():
+    for analysis in surfaces.values():
         return interactive.render_charts(
-            interactive.budget_chart(done, found.document["predictions"], unit)
+            interactive.budget_chart(done, analysis.document["predictions"], unit)
         )
     first = next(iter(fits.values()))
-    if len(fits) > 1 or not first["found"]:
+    if len(fits) > 1 or not first["analysis"]:
         return ""
-    made = interactive.column_chart(done, first["found"].fit, result["against"], unit)
-    return interactive.render_charts(made) if made else ""
+    charts = interactive.column_chart(done, first["analysis"].fit, result["against"], unit)
+    return interactive.render_charts(charts) if charts else ""
 
 
 def best_classifier(done: Sequence[Row]) -> Row | None:

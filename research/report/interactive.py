@@ -130,12 +130,12 @@ def _slider_chart(
         here.mark_rule(color=ORANGE).encode(x=x),
         here.mark_point(color=ORANGE, filled=True, size=90).encode(x=x, y=y),
     ]
-    told = here.mark_text(align="left", baseline="top", fontSize=14, lineBreak="\n").encode(
+    caption = here.mark_text(align="left", baseline="top", fontSize=14, lineBreak="\n").encode(
         x=alt.value(0), y=alt.value(4), text="words:N"
     )
     drawn = alt.layer(*layers).properties(width=620, height=330)
-    told = alt.layer(told).properties(width=620, height=96)
-    chart = alt.vconcat(told, drawn).add_params(slider).configure_view(stroke=None)
+    caption = alt.layer(caption).properties(width=620, height=96)
+    chart = alt.vconcat(caption, drawn).add_params(slider).configure_view(stroke=None)
     return {"explore": chart}
 
 

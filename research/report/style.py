@@ -64,8 +64,8 @@ def render_figure(figure: Figure) -> Drawing:
 
 def plain_label(words: object, most: int = 40) -> str:
     """Words from elsewhere as a label: no mathematics, no control characters, and not long."""
-    told = printable(words)
-    return (told if len(told) <= most else f"{told[: most - 1]}…").replace("$", r"\$")
+    label = printable(words)
+    return (label if len(label) <= most else f"{label[: most - 1]}…").replace("$", r"\$")
 
 
 def log_loss_axis(axes: Any, losses: np.ndarray) -> None:
@@ -79,8 +79,8 @@ def log_loss_axis(axes: Any, losses: np.ndarray) -> None:
 
 def held_out_runs(document: Mapping[str, Any] | None) -> set[str]:
     """The runs that the fit predicted and did not see."""
-    found = document["holdout"] if document else None
-    return {row["run"] for row in found["rows"]} if found else set()
+    holdout = document["holdout"] if document else None
+    return {row["run"] for row in holdout["rows"]} if holdout else set()
 
 
 def plain_ticks(axis: Any) -> None:

@@ -28,25 +28,25 @@ from research.runs.schema import AXES
 
 def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
     """Groups of runs on one plot, each with its law and the law's 95 % band. `fits` maps names to
-    {"rows", "found"}, an Analysis or None; the largest runs, which no law has seen, are stars."""
+    {"rows", "analysis" (None: no law)}; the largest runs, which no law has seen, are stars."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.6))
         axes = figure.subplots()
         every = []
         for i, (name, fit) in enumerate(fits.items()):
-            colour, found = SERIES[i % len(SERIES)], fit["found"]
+            colour, analysis = SERIES[i % len(SERIES)], fit["analysis"]
             done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
             x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
             every.append(y)
             out = np.array(
-                [r["run"] in held_out_runs(found and found.document) for r in done], bool
+                [r["run"] in held_out_runs(analysis and analysis.document) for r in done], bool
             )
             label = plain_label(name)
-            if found:
-                params = found.fit.params
+            if analysis:
+                params = analysis.fit.params
                 label += f": $\\alpha$ = {params['alpha']:.3f}, $E$ = {params['E']:.3f}"
                 grid = np.geomspace(x.min() / 1.2, x.max() * 1.3, 32)
-                loss, band, _ = found.fit.at(column, grid)
+                loss, band, _ = analysis.fit.at(column, grid)
                 band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())
                 axes.plot(grid, loss, color=colour, lw=1.6)
                 axes.fill_between(grid, band[:, 0], band[:, 1], color=colour, alpha=0.12, lw=0)
@@ -72,9 +72,9 @@ def score_curves(
         axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
             if points:
-                (x, mean, sd, _), told = np.array(points).T, plain_label(name)
+                (x, mean, sd, _), words = np.array(points).T, plain_label(name)
                 axes.errorbar(x, mean, np.nan_to_num(sd), fmt=f"{MARKERS[i % 7]}-", capsize=3,
-                              color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=told)  # fmt: skip
+                              color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=words)  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel(AXES.get(column, column))
         axes.set_ylabel(f"{label}\nbars: standard deviation over seeds")
@@ -130,9 +130,9 @@ def learning_curves(
                 tokens, loss = np.array(train[1:]).T
                 axes.plot(tokens, _smooth(loss), color=colour, lw=0.8, alpha=0.55,
                           rasterized=len(curves) > 24)  # fmt: skip
-            held = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
-            if held:
-                axes.plot(*np.array(held).T, "o-", color=colour, ms=4, lw=1.6)
+            heldout = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
+            if heldout:
+                axes.plot(*np.array(heldout).T, "o-", color=colour, ms=4, lw=1.6)
         axes.set_xscale("log")
         axes.set_yscale("log")
         examples = all(row.get("context") == 1 for row, _ in curves)

@@ -38,9 +38,9 @@ def sort_rows(rows: Sequence[Row], by: str) -> list[Row]:
         except (TypeError, ValueError):
             return True, 0.0, str(row[name])
 
-    given = [row for row in rows if row.get(name) not in (None, "")]
+    valued = [row for row in rows if row.get(name) not in (None, "")]
     without = [row for row in rows if row.get(name) in (None, "")]
-    return sorted(given, key=rank, reverse=by.startswith("-")) + without
+    return sorted(valued, key=rank, reverse=by.startswith("-")) + without
 
 
 def best_run(rows: Sequence[Row], task: str) -> str | None:

@@ -60,14 +60,14 @@ def headline(document: Mapping[str, Any] | None) -> str:
     """The result in a sentence: prediction against measurement of the largest size."""
     if not document or not document["holdout"]:
         return "Too few finished runs to fit a law and check it."
-    held, count = document["holdout"], document["n_points"]
-    row = held["rows"][-1]
-    if len(held["rows"]) > 1 or document["response"] not in row:
+    holdout, count = document["holdout"], document["n_points"]
+    row = holdout["rows"][-1]
+    if len(holdout["rows"]) > 1 or document["response"] not in row:
         what = "the budgets" if document["law"] == "isoflop" else "the runs"
         return (
-            f"From {count} runs, {held['covered']} of {len(held['rows'])} of {what} that were held "
-            f"out lie inside their 95 % interval; mean absolute error "
-            f"{held['mean_absolute_error']:.2%}, bias {held['bias']:+.2%}."
+            f"From {count} runs, {holdout['covered']} of {len(holdout['rows'])} of {what} that "
+            f"were held out lie inside their 95 % interval; mean absolute error "
+            f"{holdout['mean_absolute_error']:.2%}, bias {holdout['bias']:+.2%}."
         )
     low, high = (interval_end(x, ".4g") for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
@@ -80,22 +80,22 @@ def headline(document: Mapping[str, Any] | None) -> str:
     )
 
 
-def prediction_sentence(made: Mapping[str, Any]) -> str:
+def prediction_sentence(prediction: Mapping[str, Any]) -> str:
     """What the law says of a larger run, before that is trained."""
-    low, high = (interval_end(x, ".4g") for x in made["run_interval"])
+    low, high = (interval_end(x, ".4g") for x in prediction["run_interval"])
     return (
-        f"From {made['n_points']} runs, a run of {quantity(made['params'])} parameters and "
-        f"{quantity(made['tokens'])} tokens ({made['budget']:.3g} FLOPs) is predicted to have a "
-        f"loss of {made['loss']:.4g} (95 % interval {low} to {high})."
+        f"From {prediction['n_points']} runs, a run of {quantity(prediction['params'])} parameters "
+        f"and {quantity(prediction['tokens'])} tokens ({prediction['budget']:.3g} FLOPs) is "
+        f"predicted to have a loss of {prediction['loss']:.4g} (95 % interval {low} to {high})."
     )
 
 
-def verification_sentence(found: Mapping[str, Any]) -> str:
+def verification_sentence(measurement: Mapping[str, Any]) -> str:
     """The same after it was trained."""
-    verdict = "inside" if found["covered"] else "outside"
+    verdict = "inside" if measurement["covered"] else "outside"
     return (
-        f"Measured: {found['measured']:.4g}, {verdict} the interval; the prediction was off by "
-        f"{abs(found['error']):.2%}."
+        f"Measured: {measurement['measured']:.4g}, {verdict} the interval; the prediction was off "
+        f"by {abs(measurement['error']):.2%}."
     )
 
 
@@ -139,8 +139,8 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
 
 def _multiverse_sentence(section: Mapping[str, Any]) -> str:
     def ends(key: str, spec: str) -> str:
-        found = section["spread"][key]
-        return " to ".join("open" if found[k] is None else format(found[k], spec)
+        spread = section["spread"][key]
+        return " to ".join("open" if spread[k] is None else format(spread[k], spec)
                            for k in ("least", "most"))  # fmt: skip
 
     return (
@@ -199,16 +199,19 @@ def comparison_table(rows: Sequence[Row], against: str) -> list[list[str]]:
         cells = {
             g: {x: c for x, *c in score_statistics(r, against, score)} for g, r in by_group.items()
         }
-        for x in sorted({x for found in cells.values() for x in found}):
-            if sum(x in found for found in cells.values()) < 2:
+        for x in sorted({x for statistics in cells.values() for x in statistics}):
+            if sum(x in statistics for statistics in cells.values()) < 2:
                 continue
-            shown = [_mean_text(found[x]) if x in found else "–" for found in cells.values()]
+            shown = [
+                _mean_text(statistics[x]) if x in statistics else "–"
+                for statistics in cells.values()
+            ]
             body.append([f"{score} at {quantity(x)} {NOUNS.get(against, against)}", *shown])
     return [["", *by_group], *body] if body else []
 
 
-def _mean_text(found: Sequence[float]) -> str:
-    mean, sd, count = found
+def _mean_text(statistics: Sequence[float]) -> str:
+    mean, sd, count = statistics
     return f"{mean:.4f}" if count == 1 else f"{mean:.4f} ± {sd:.4f} ({count:.0f})"
 
 

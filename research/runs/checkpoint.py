@@ -205,13 +205,13 @@ def latest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
         if step in (None, number):
             return number, path
         break
-    wanted = "" if step is None else f" of step {step}"
+    of_step = "" if step is None else f" of step {step}"
     steps = saved_steps(directory)
     damaged = [number for number in steps if step in (None, number)]
     why = ""
     if damaged:
         why = f"; {damaged[0]}: {find_damage(directory / 'checkpoints' / str(damaged[0]))}"
-    raise BadInput(f"{directory}: no intact checkpoint{wanted}; there are {sorted(steps)}{why}")
+    raise BadInput(f"{directory}: no intact checkpoint{of_step}; there are {sorted(steps)}{why}")
 
 
 def read_arrays(path: Path, part: str) -> dict:
@@ -220,16 +220,16 @@ def read_arrays(path: Path, part: str) -> dict:
     manifest."""
     manifest = read_manifest(path)
     tree = _checked_tree(path, manifest["leaves"])
-    wanted = {f"{part}/{leaf}" for leaf in select_part(manifest["leaves"], part)}
+    selected = {f"{part}/{leaf}" for leaf in select_part(manifest["leaves"], part)}
     ocp = _orbax()
     item = jax.tree_util.tree_map_with_path(
-        lambda key, x: x if key_path(key) in wanted else ocp.PLACEHOLDER, tree
+        lambda key, x: x if key_path(key) in selected else ocp.PLACEHOLDER, tree
     )
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
     with ocp.PyTreeCheckpointer() as reader, _orbax_errors(path):
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
         restored = leaves_by_path(reader.restore(path / "state", args=args))
-    leaves = {leaf: restored[leaf] for leaf in wanted}
+    leaves = {leaf: restored[leaf] for leaf in selected}
     for leaf, digest in array_digests(leaves).items():
         if digest != manifest["content"][leaf]:
             raise Damaged(f"{path}: {leaf} holds other values than its manifest says")
@@ -248,14 +248,14 @@ def content_digest(path: Path, part: str = "") -> str:
 def restore(path: Path, abstract: Any) -> Any:
     """The whole state of a checkpoint, sharded as `abstract`. Raises BadInput if it holds other
     shapes or dtypes, Damaged if orbax cannot read it."""
-    expected, held = _shapes_and_dtypes(abstract), read_manifest(path)["leaves"]
-    if expected != held:
+    expected, stored = _shapes_and_dtypes(abstract), read_manifest(path)["leaves"]
+    if expected != stored:
         differing = sorted(
-            k for k in expected.keys() | held.keys() if expected.get(k) != held.get(k)
+            k for k in expected.keys() | stored.keys() if expected.get(k) != stored.get(k)
         )
-        lines = [f"{k}: holds {held.get(k)}, expected {expected.get(k)}" for k in differing[:5]]
+        lines = [f"{k}: holds {stored.get(k)}, expected {expected.get(k)}" for k in differing[:5]]
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
-    _checked_tree(path, held)
+    _checked_tree(path, stored)
     with _checkpointer() as reader, _orbax_errors(path):
         return reader.restore(path / "state", args=_orbax().args.StandardRestore(abstract))
 

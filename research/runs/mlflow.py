@@ -27,9 +27,9 @@ class MLflow:
         self.entities, self.client = entities, client
         self.buffered, self.sent = [], time.monotonic()
         group = _experiment(client, workdir)
-        found = client.search_runs([group], f"tags.`isoflop.run` = '{run_id}'", max_results=1)
+        existing = client.search_runs([group], f"tags.`isoflop.run` = '{run_id}'", max_results=1)
         tags = {"isoflop.run": run_id}
-        run = found[0] if found else client.create_run(group, run_name=name, tags=tags)
+        run = existing[0] if existing else client.create_run(group, run_name=name, tags=tags)
         self.id, known = run.info.run_id, run.data
         client.update_run(self.id, status="RUNNING")
         new = [entities.Param(k, str(v)) for k, v in config.items() if k not in known.params]

@@ -55,24 +55,24 @@ def analyse(
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
         if next_budget or anytime:
             raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
-        made, sections = None, minima_document.fit_minima(law, rows, chosen)
+        fit, sections = None, minima_document.fit_minima(law, rows, chosen)
     else:
         named = named_law(law, chosen.against) if isinstance(law, str) else law
         chosen.check_against(named)
         if compare_by:
-            made, section = compare.fit_groups(named, rows, chosen, compare_by)
-            sections = {**fit_document.build_document(made), "compare": section}
+            fit, section = compare.fit_groups(named, rows, chosen, compare_by)
+            sections = {**fit_document.build_document(fit), "compare": section}
         else:
-            made = Fit(named, split_rows(named, rows, chosen), chosen)
-            sections = fit_document.build_document(made)
-        target = design.prediction_target(made, chosen) if next_budget or anytime else {}
+            fit = Fit(named, split_rows(named, rows, chosen), chosen)
+            sections = fit_document.build_document(fit)
+        target = design.prediction_target(fit, chosen) if next_budget or anytime else {}
         if next_budget:
-            sections["next_runs"] = design.propose_runs(made, target, next_budget)
+            sections["next_runs"] = design.propose_runs(fit, target, next_budget)
         if anytime:
-            sections["settling"] = design.settling_stages(made.law, made.parts, chosen, target)
+            sections["settling"] = design.settling_stages(fit.law, fit.parts, chosen, target)
     if multiverse_too:
         sections["multiverse"] = multiverse.refit_universes(str(law), rows, chosen)
-    return Analysis(_replace_non_finite(sections), made, rows)
+    return Analysis(_replace_non_finite(sections), fit, rows)
 
 
 def _replace_non_finite(value: Any) -> Any:

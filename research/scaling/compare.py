@@ -125,14 +125,14 @@ def _f_test(
     if len(own) <= len(joint.parameters) - len(law.parameters):  # a group has no law of its own
         return none
     squares = dataclasses.replace(options, objective="mse_log", bootstrap=0)
-    together = Fit(joint, parts, squares, resample=False)
-    apart = [Fit(law, f.parts, squares, resample=False) for f in own.values()]
-    more = sum((~f.problem.held).sum() for f in apart) - (~together.problem.held).sum()
-    left = together.problem.n - sum((~f.problem.held).sum() for f in apart)
-    value = sum(f.value for f in apart)
+    shared = Fit(joint, parts, squares, resample=False)
+    separate = [Fit(law, f.parts, squares, resample=False) for f in own.values()]
+    more = sum((~f.problem.fixed_mask).sum() for f in separate) - (~shared.problem.fixed_mask).sum()
+    left = shared.problem.n - sum((~f.problem.fixed_mask).sum() for f in separate)
+    value = sum(f.value for f in separate)
     if left <= 0 or value <= 0:
         return none
-    f = (together.value - value) / more / (value / left)
+    f = (shared.value - value) / more / (value / left)
     p = float(fdtrc(more, left, max(f, 0.0)))
     return {"f": float(f), "p_value": p, "shared_exponents_justified": p > LEVEL}
 

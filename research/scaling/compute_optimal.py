@@ -58,10 +58,10 @@ def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> n
         a, b = values["alpha"], values["beta"]
         with np.errstate(all="ignore"):
             log_g = np.log(a * values["A"] / (b * values["B"])) / (a + b)
-            found = np.exp(log_g + b / (a + b) * np.log(c))
-        return np.where((a > 0) & (b > 0), found, np.nan)
-    found = [_search_optimum(law, theta, budget) for theta in theta_KxP for budget in c]
-    return np.array(found).reshape(len(theta_KxP), len(c))
+            optima = np.exp(log_g + b / (a + b) * np.log(c))
+        return np.where((a > 0) & (b > 0), optima, np.nan)
+    optima = [_search_optimum(law, theta, budget) for theta in theta_KxP for budget in c]
+    return np.array(optima).reshape(len(theta_KxP), len(c))
 
 
 def _search_optimum(law: Law, theta: np.ndarray, c: float) -> float:
@@ -103,11 +103,11 @@ def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
 
     samples = _samples(fit)
     with np.errstate(all="ignore"):
-        found, drawn = power_laws(fit.best[None])[0], power_laws(samples)
+        estimates, drawn = power_laws(fit.best[None])[0], power_laws(samples)
     out: dict[str, Any] = {}
     for i, name in enumerate(NAMES):
         logged = name.endswith("coefficient")
-        value = np.exp(found[i]) if logged else found[i]
+        value = np.exp(estimates[i]) if logged else estimates[i]
         out[name] = _or_none(value)
     out["intervals"] = {}
     for i, name in enumerate(NAMES):
@@ -233,10 +233,10 @@ def _crossing(worse: Callable[[float], bool], low: float, high: float) -> float:
 
 def _quantiles(values: np.ndarray) -> list[float | None]:
     """The 2.5 and 97.5 % quantiles; open where too many of the draws have no optimum."""
-    kept = values[np.isfinite(values)]
-    if not len(kept) or len(kept) < 0.95 * len(values):
+    finite = values[np.isfinite(values)]
+    if not len(finite) or len(finite) < 0.95 * len(values):
         return [None, None]
-    return [float(x) for x in np.quantile(kept, [0.025, 0.975])]
+    return [float(x) for x in np.quantile(finite, [0.025, 0.975])]
 
 
 def _finite_ends(pair: np.ndarray) -> list[float | None]:

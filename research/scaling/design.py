@@ -63,14 +63,14 @@ def _candidates(fit: Fit) -> dict[str, np.ndarray]:
     no more and no fewer tokens per parameter than the table has: there nobody has seen the law."""
     axes = {}
     for name in fit.law.columns:
-        values = np.array([row[name] for row in fit.parts.kept], float)
+        values = np.array([row[name] for row in fit.parts.usable], float)
         axes[name] = np.geomspace(values.min(), REACH * values.max(), 16)
     mesh = np.meshgrid(*axes.values())
     out = {name: m.ravel() for name, m in zip(axes, mesh, strict=True)}
     if {"params", "tokens"} <= out.keys():
         ratio = out["tokens"] / out["params"]
-        seen = [row["tokens"] / row["params"] for row in fit.parts.kept]
-        inside = (ratio >= min(seen)) & (ratio <= max(seen))
+        ratios = [row["tokens"] / row["params"] for row in fit.parts.usable]
+        inside = (ratio >= min(ratios)) & (ratio <= max(ratios))
         out = {name: values[inside] for name, values in out.items()}
     return out
 
@@ -84,7 +84,7 @@ def _cost(fit: Fit, candidates: Mapping[str, np.ndarray]) -> np.ndarray:
         return candidates[name]
     pairs = [
         (math.log(row[name]), math.log(row["flops"]))
-        for row in fit.parts.kept
+        for row in fit.parts.usable
         if (row.get("flops") or 0) > 0
     ]
     if len({x for x, _ in pairs}) < 2:
@@ -104,9 +104,9 @@ def _choose_greedily(
     by_cost: bool,
 ) -> tuple[list[int], float, float]:
     """(chosen candidates, variance at the target before, and after)."""
-    free = ~fit.problem.held
-    made = fit.problem.residuals(fit.best[None])[1][0][free]
-    prior = made @ (fit.problem.weights[:, None] * made.T)
+    free = ~fit.problem.fixed_mask
+    jacobian = fit.problem.residuals(fit.best[None])[1][0][free]
+    prior = jacobian @ (fit.problem.weights[:, None] * jacobian.T)
     prior += 1e-9 * np.diag(np.diag(prior) + 1e-12)
     covariance = noise**2 * np.linalg.inv(prior)
     there = {k: np.array([v]) for k, v in target.items()}
@@ -137,7 +137,7 @@ def prediction_target(fit: Fit, options: Options) -> dict[str, float]:
     ten times the largest of the table where none is given."""
     law = fit.law
     if compute_optimal.has_optimum(law):
-        most = compute_optimal.largest_budget(fit.parts.kept)
+        most = compute_optimal.largest_budget(fit.parts.usable)
         c = next(iter(options.predict_flops), 10 * most)
         n = float(compute_optimal.optimal_params(law, fit.best[None], [c])[0, 0])
         if compute_optimal.vary_together(fit.parts.fitted):
@@ -148,16 +148,16 @@ def prediction_target(fit: Fit, options: Options) -> dict[str, float]:
         every = {"params": n, "tokens": d, "unique_tokens": d}
         return {name: every.get(name, 0.0) for name in law.columns}
     (column,) = law.columns
-    most = max(row[column] for row in fit.parts.kept)
+    most = max(row[column] for row in fit.parts.usable)
     return {column: next(iter([*options.predict, *options.predict_flops]), 10 * most)}
 
 
 def settling_stages(law: Law, parts: Split, options: Options, target: Mapping[str, float]) -> dict:
     """How the prediction at `target` settled as FLOPs were spent, cheapest runs first, and whether
     the last stage still changed it."""
-    if not all(_run_flops(row) for row in parts.kept):
+    if not all(_run_flops(row) for row in parts.usable):
         raise BadInput("--anytime: rows without 'flops' cannot be ordered by what they cost")
-    rows = sorted(parts.kept, key=_run_flops)
+    rows = sorted(parts.usable, key=_run_flops)
     needs = len(law.parameters) - len(options.fix) + 2
     counts = np.unique(np.linspace(min(needs, len(rows)), len(rows), STAGES).astype(int))
     # Steps that a run has from another one are paid for once.

@@ -65,9 +65,9 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     names, member = np.unique(clusters, return_inverse=True)
     members = [np.flatnonzero(member == i) for i in range(len(names))]
     rng = np.random.default_rng(options.seed)
-    wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
+    resamples = RESAMPLES if options.bootstrap is None else options.bootstrap
     draws = []
-    for _ in range(wanted):
+    for _ in range(resamples):
         chosen = np.unique(rng.integers(len(names), size=len(names)))
         draws.append(power_laws(np.concatenate([members[i] for i in chosen]))[0])
     drawn = np.array(draws).reshape(-1, 4)
@@ -80,7 +80,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
             {"run": rows[i]["run"], "reason": "on the envelope, but of the least or largest size"}
             for i in edge
         ],
-        "method": f"{wanted} resamples by {options.cluster}",
+        "method": f"{resamples} resamples by {options.cluster}",
         "minima": [
             {k: float(rows[i][k]) for k in NEEDED} | {"run": rows[i]["run"]} for i in on.tolist()
         ],
@@ -98,7 +98,7 @@ def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, A
     budgets = len(np.unique(values["flops"])) if len(rows) else 0
     if budgets < 3:
         raise BadInput(f"{budgets} budgets in flops; the power laws through optima need at least 3")
-    wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
+    resamples = RESAMPLES if options.bootstrap is None else options.bootstrap
     rng, freedom = np.random.default_rng(options.seed), len(rows) - 2
     centre = values["flops"].mean()
     x = np.stack([values["flops"] - centre, np.ones(len(rows))], axis=1)
@@ -108,8 +108,8 @@ def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, A
     errors = y - x @ best_2x2
     size, axes = np.linalg.eigh(errors.T @ errors / freedom)
     root = axes * np.sqrt(np.maximum(size, 0))
-    z = rng.standard_normal((wanted, 2, 2)) / np.sqrt((x * x).sum(0))[:, None] @ root.T
-    scale = np.sqrt(freedom / rng.chisquare(freedom, wanted))
+    z = rng.standard_normal((resamples, 2, 2)) / np.sqrt((x * x).sum(0))[:, None] @ root.T
+    scale = np.sqrt(freedom / rng.chisquare(freedom, resamples))
     drawn_Kx2x2 = best_2x2 + z * scale[:, None, None]
     lines, draws = [], []
     for i in (0, 1):

@@ -59,20 +59,20 @@ class Fit:
         self.start, self._ends = self.begun[order], theta
         self.clusters = cluster_names(parts.fitted, options.cluster)
         self.enough = len(set(self.clusters)) >= FEW
-        wanted = options.bootstrap
-        if wanted is None and self.problem.clusters is not None and self.enough:
-            wanted = RESAMPLES  # rows of one run err together, each run in its own way
-        self.draws = self._resampled(wanted) if wanted and resample else None
+        resamples = options.bootstrap
+        if resamples is None and self.problem.clusters is not None and self.enough:
+            resamples = RESAMPLES  # rows of one run err together, each run in its own way
+        self.draws = self._resampled(resamples) if resamples and resample else None
 
     def _starts(self) -> np.ndarray:
-        given = {**self.options.starts, **{k: [v] for k, v in self.options.fix.items()}}
+        starts = {**self.options.starts, **{k: [v] for k, v in self.options.fix.items()}}
         if self.options.init:
             point = [self.options.init[name] for name in self.law.parameters]
             theta = self.law.fitted(np.array(point, float))[None]
         else:
             if self.law.nested:
-                given = {**self._nested(), **given}
-            theta = starting_points(self.problem, self.columns, given)
+                starts = {**self._nested(), **starts}
+            theta = starting_points(self.problem, self.columns, starts)
         for name, value in self.options.fix.items():
             i = self.law.parameters.index(name)
             theta[:, i] = math.log(value) if name in self.law.positive else value
@@ -136,10 +136,10 @@ class Fit:
         """Response [m], interval of the law [m, 2], interval of one new run [m, 2], at m rows."""
         points = self.law.prepare({k: np.asarray(v, float) for k, v in columns.items()})
         if self.draws is None:
-            found = uncertainty.prediction_intervals(
+            intervals = uncertainty.prediction_intervals(
                 self.problem, self.best, self.value, self.rivals, points
             )
-            return tuple(np.exp(part) for part in found)  # type: ignore[return-value]
+            return tuple(np.exp(part) for part in intervals)  # type: ignore[return-value]
         centre = self.law.evaluate(self.best[None], points)[0][0]
         logs = self.law.evaluate(self.draws, points)[0]
         ends = np.quantile(logs, [0.025, 0.975], axis=0).T
@@ -157,9 +157,11 @@ class Fit:
     def profiles(self) -> list[tuple[float, float]]:
         """The profile interval of every parameter, as reported: an open end of one that is
         positive is 0 or inf."""
-        found = uncertainty.parameter_intervals(self.problem, self.best, self.value, self.rivals)
+        intervals = uncertainty.parameter_intervals(
+            self.problem, self.best, self.value, self.rivals
+        )
         out = []
-        for name, (low, high) in zip(self.law.parameters, found, strict=True):
+        for name, (low, high) in zip(self.law.parameters, intervals, strict=True):
             if name in self.law.positive:
                 low, high = math.exp(low), math.exp(high) if high < 700 else math.inf
             out.append((low, high))

@@ -28,7 +28,7 @@ def build_document(fit: Fit) -> dict[str, Any]:
         "formula": law.formula,
         "against": law.columns[0],
         "response": law.response,
-        "unit": loss_unit(fit.parts.kept) if law.response == "loss" else law.response,
+        "unit": loss_unit(fit.parts.usable) if law.response == "loss" else law.response,
         "n_points": len(fit.parts.fitted),
         "dropped": fit.parts.dropped,
         "objective": fit.value,
@@ -42,7 +42,7 @@ def build_document(fit: Fit) -> dict[str, Any]:
         },
         "r2": _r2(fit.problem, fit.best),
         "noise": uncertainty.run_noise(fit.problem, fit.best),
-        **seed_noise(fit.parts.kept, law.columns, law.response),
+        **seed_noise(fit.parts.usable, law.columns, law.response),
         "method": _method(fit),
         "standard_errors": _standard_errors(fit),
         "intervals": fit.reported_intervals(),
@@ -125,12 +125,12 @@ def _predictions(fit: Fit) -> list[dict[str, Any]]:
 
 def _holdout(fit: Fit) -> dict[str, Any] | None:
     """What was predicted for the rows that were held out, beside what was measured."""
-    if not fit.parts.held:
+    if not fit.parts.held_out:
         return None
-    columns = table.column_arrays(fit.parts.held, fit.law.columns)
+    columns = table.column_arrays(fit.parts.held_out, fit.law.columns)
     centre, law, one = fit.predict(columns)
     rows = []
-    for i, row in enumerate(fit.parts.held):
+    for i, row in enumerate(fit.parts.held_out):
         low, high = finite_ends(one[i])
         measured = row[fit.law.response]
         inside = (low is None or low <= measured) and (high is None or measured <= high)
@@ -215,8 +215,8 @@ def _flops_convention_warning(fit: Fit) -> list[str]:
 
 def loss_unit(rows: Sequence[table.Row]) -> str:
     """The unit of the loss, where the rows say it in a few plain words."""
-    told = (str(row["loss_unit"]) for row in rows if row.get("loss_unit"))
-    return next((words for words in told if PLAIN.fullmatch(words)), UNIT)
+    units = (str(row["loss_unit"]) for row in rows if row.get("loss_unit"))
+    return next((words for words in units if PLAIN.fullmatch(words)), UNIT)
 
 
 def seed_noise(
@@ -263,14 +263,14 @@ def left_out_warning(dropped: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _warnings(document: Mapping[str, Any]) -> list[str]:
     out = []
-    for name, found in document["identifiability"].items():
-        if found["flag"] == "at_bound" and name == "E":
+    for name, entry in document["identifiability"].items():
+        if entry["flag"] == "at_bound" and name == "E":
             out.append("E is at its bound: the data show no floor of the loss")
-        elif found["flag"] == "at_bound":
+        elif entry["flag"] == "at_bound":
             out.append(f"{name} is at its bound: the data do not pin it")
-        elif found["flag"] == "open":
+        elif entry["flag"] == "open":
             out.append(f"{name} is not pinned by these data: its interval is open")
-        elif found["flag"] == "weak":
+        elif entry["flag"] == "weak":
             out.append(f"{name} is weakly pinned: its interval is wider than its value")
     starts_ = document["starts"]
     if starts_["total"] > 1 and starts_["agree_fraction"] < 0.05:
@@ -279,7 +279,7 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
             "minimum"
         )
     # Towards a bound there is no arriving, and that it is there is said already.
-    bound = any(found["flag"] == "at_bound" for found in document["identifiability"].values())
+    bound = any(entry["flag"] == "at_bound" for entry in document["identifiability"].values())
     if not (document["certificate"]["converged"] or bound):
         out.append("the optimizer had not arrived when it was stopped: the objective still falls")
     if not document["certificate"]["moved"]:
@@ -298,8 +298,10 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
         if document["params"].get(name, 0.0) < 0:
             out.append(f"{name} is negative: the loss rises where the law lets it fall")
     out += left_out_warning(document["dropped"])
-    if held := document["holdout"]:
-        missed = len(held["rows"]) - held["covered"]
+    if holdout := document["holdout"]:
+        missed = len(holdout["rows"]) - holdout["covered"]
         if missed:
-            out.append(f"{missed} of {len(held['rows'])} held-out runs lie outside their interval")
+            out.append(
+                f"{missed} of {len(holdout['rows'])} held-out runs lie outside their interval"
+            )
     return out

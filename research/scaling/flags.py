@@ -52,9 +52,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def parse_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Options. Raises BadInput for what cannot be read."""
-    given = {name: getattr(args, name) for name in FLAGS if name != "compare"}
-    given |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
-    return given | {name: _parse_point(name, getattr(args, name)) for name in POINTS}
+    options = {name: getattr(args, name) for name in FLAGS if name != "compare"}
+    options |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
+    return options | {name: _parse_point(name, getattr(args, name)) for name in POINTS}
 
 
 def parse_columns(args: argparse.Namespace) -> dict[str, str]:

@@ -105,18 +105,18 @@ LOCATE: dict[str, Callable[[np.ndarray, np.ndarray], Located]] = {
 
 
 def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    found, dropped = group_by_budget(rows)
-    if len(found) < 2:
+    budgets, dropped = group_by_budget(rows)
+    if len(budgets) < 2:
         raise BadInput(
-            f"{len(found)} budgets with at least {FEWEST} sizes; isoflop needs 2. A budget is a "
+            f"{len(budgets)} budgets with at least {FEWEST} sizes; isoflop needs 2. A budget is a "
             f"distinct value of flops (to {SAME:.0%})",
             *(f"{row['run']}: {row['reason']}" for row in dropped[:5]),
         )
-    noise, source = _estimate_noise(rows, found, options)
-    wanted = RESAMPLES if options.bootstrap is None else options.bootstrap
+    noise, source = _estimate_noise(rows, budgets, options)
+    resamples = RESAMPLES if options.bootstrap is None else options.bootstrap
     methods, reasons = {}, {}
     for name in LOCATE:
-        minima, reasons[name] = _sample_minima(found, name, noise, wanted, options.seed)
+        minima, reasons[name] = _sample_minima(budgets, name, noise, resamples, options.seed)
         methods[name] = _power_laws(minima) if len(minima) >= 2 else None
         if methods[name]:
             methods[name]["minima"] = minima
@@ -127,16 +127,16 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
             *(f"{row['run']}: {row['reason']}" for row in reasons[options.method][:8]),
         )
     side = {}
-    for name, made in methods.items():
-        if made:
+    for name, estimate in methods.items():
+        if estimate:
             side[name] = {
-                **(found_by := summarize_power_laws(made))["params"],
+                **(found_by := summarize_power_laws(estimate))["params"],
                 "intervals": found_by["intervals"],
-                "budgets": len(made["minima"]),
-                "minima": [_minimum_entry(m) for m in made["minima"]],
+                "budgets": len(estimate["minima"]),
+                "minima": [_minimum_entry(m) for m in estimate["minima"]],
             }
     warnings = []
-    if few := sum(len(budget.log_n) < 5 for budget in found):
+    if few := sum(len(budget.log_n) < 5 for budget in budgets):
         warnings.append(f"{few} budgets have fewer than 5 sizes")
     if source.startswith(("assumed", "scatter")):
         words = "assumed to be" if source.startswith("assumed") else "taken from the scatter:"
@@ -146,7 +146,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
     return {
         **chosen,
         "dropped": dropped + reasons[options.method],
-        "method": f"{options.method}, {wanted} draws of noise {noise:.2g} ({source})",
+        "method": f"{options.method}, {resamples} draws of noise {noise:.2g} ({source})",
         "noise": noise,
         "noise_source": source,
         "methods": side,
@@ -157,7 +157,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
 
 
 def _estimate_noise(
-    rows: Sequence[table.Row], found: Sequence[Budget], options: Options
+    rows: Sequence[table.Row], budgets: Sequence[Budget], options: Options
 ) -> tuple[float, str]:
     """The standard deviation of log loss of one run: given, or that of replicates, or the scatter
     about smooth valleys, or an assumption."""
@@ -170,7 +170,7 @@ def _estimate_noise(
     if freedom >= 2 and sd:
         return sd, "replicates"
     squares, freedom = 0.0, 0
-    for budget in found:
+    for budget in budgets:
         middle = int(budget.log_loss.argmin())
         first = max(0, min(middle - NEAR // 2, len(budget.log_n) - NEAR))
         at = slice(first, first + NEAR)
@@ -184,11 +184,11 @@ def _estimate_noise(
 
 
 def _sample_minima(
-    found: Sequence[Budget], method: str, noise: float, k: int, seed: int
+    budgets: Sequence[Budget], method: str, noise: float, k: int, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     rng = np.random.default_rng(seed)
     out, dropped = [], []
-    for budget in found:
+    for budget in budgets:
         sd = (noise / np.sqrt(budget.runs))[:, None]
         draws = budget.log_loss[:, None] + sd * rng.standard_normal((len(budget.log_n), k))
         every = np.concatenate([budget.log_loss[:, None], draws], axis=1)
@@ -283,12 +283,12 @@ def _loss_law(minima: Sequence[Mapping[str, Any]], options: Options) -> dict[str
     return {"formula": law.law.formula, "params": law.params, "predictions": predicted}
 
 
-def predict_optimum(made: Mapping[str, Any], c: float) -> dict[str, Any]:
-    draws = made["draws"]
-    a, k, a2, k2 = made["optimal"]
+def predict_optimum(estimate: Mapping[str, Any], c: float) -> dict[str, Any]:
+    draws = estimate["draws"]
+    a, k, a2, k2 = estimate["optimal"]
     n, d = k * c**a, k2 * c**a2
     n_K, d_K = draws[:, 1] * c ** draws[:, 0], draws[:, 3] * c ** draws[:, 2]
-    law = made.get("law_of_minima")
+    law = estimate.get("law_of_minima")
     of_loss = next((p for p in law["predictions"] if p["flops"] == c), None) if law else None
     ends = quantiles(np.stack([n_K, d_K, d_K / n_K], axis=1))
     return {
@@ -307,14 +307,14 @@ def predict_optimum(made: Mapping[str, Any], c: float) -> dict[str, Any]:
 
 
 def check_held_out(
-    made: Mapping[str, Any], held: Sequence[table.Row], options: Options
+    estimate: Mapping[str, Any], held_out: Sequence[table.Row], options: Options
 ) -> dict[str, Any] | None:
     """The optimal sizes of held-out budgets, beside what was extrapolated."""
-    found, _ = group_by_budget(held)
-    minima, _ = _sample_minima(found, options.method, made["noise"], RESAMPLES, options.seed)
+    budgets, _ = group_by_budget(held_out)
+    minima, _ = _sample_minima(budgets, options.method, estimate["noise"], RESAMPLES, options.seed)
     rows = []
     for m in minima:
-        predicted = predict_optimum({**made, "law_of_minima": None}, m["flops"])
+        predicted = predict_optimum({**estimate, "law_of_minima": None}, m["flops"])
         measured = math.exp(m["log_n"])
         # Both the law and the measured minimum are uncertain.
         ends = predicted["intervals"]["params"]
@@ -337,9 +337,9 @@ def check_held_out(
     return held_out_summary(options.holdout, rows) if rows else None
 
 
-def summarize_power_laws(made: Mapping[str, Any]) -> dict[str, Any]:
-    draws = made["draws"]
-    values = dict(zip(NAMES, made["optimal"], strict=True))
+def summarize_power_laws(estimate: Mapping[str, Any]) -> dict[str, Any]:
+    draws = estimate["draws"]
+    values = dict(zip(NAMES, estimate["optimal"], strict=True))
     ends = dict(zip(NAMES, quantiles(draws), strict=True))
     spread = draws.std(0, ddof=1).tolist() if len(draws) > 1 else [None] * len(NAMES)
     errors = dict(zip(NAMES, spread, strict=True))

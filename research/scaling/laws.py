@@ -98,9 +98,9 @@ class Law:
         with np.errstate(all="ignore"):  # far from the data a law may have no finite value
             for i in range(P):
                 moved = theta_KxP + STEP * 1j * (np.arange(P) == i)
-                made = np.broadcast_to(self._predict(moved, columns), (K, n))
-                value = np.real(made)
-                derivative[:, i] = np.imag(made) / STEP / value
+                predicted = np.broadcast_to(self._predict(moved, columns), (K, n))
+                value = np.real(predicted)
+                derivative[:, i] = np.imag(predicted) / STEP / value
             return np.log(value), derivative
 
     def _predict(self, theta_KxP: np.ndarray, columns: Columns) -> Any:

@@ -25,10 +25,10 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
     unfit += ["drop_top_loss"] if name == "optima" and options.drop_top_loss else []
     if unfit:
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
-    kept, dropped = table.usable_rows(rows, NEEDED[:3] if name == "optima" else NEEDED)
-    kept, dropped = filter_rows(kept, dropped, options, "loss")
-    fitted, held = hold_out_rows(kept, options.holdout, "flops")
-    made = WAYS[name](fitted, options)
+    usable, dropped = table.usable_rows(rows, NEEDED[:3] if name == "optima" else NEEDED)
+    usable, dropped = filter_rows(usable, dropped, options, "loss")
+    fitted, held_out = hold_out_rows(usable, options.holdout, "flops")
+    estimate = WAYS[name](fitted, options)
     noise = {"seed_noise": None, "fall": None}
     if name != "optima":
         noise = seed_noise(fitted, ("flops", "params"))
@@ -37,9 +37,9 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         "formula": "N* = k C^a, D* = k' C^a'",
         "against": "flops",
         "response": "loss",
-        "unit": loss_unit(kept),
+        "unit": loss_unit(usable),
         "n_points": len(fitted),
-        "dropped": dropped + made.pop("dropped"),
+        "dropped": dropped + estimate.pop("dropped"),
         "objective": None,
         "options": {
             "method": options.method if name == "isoflop" else None,
@@ -48,20 +48,20 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
             "holdout": options.holdout,
             "seed": options.seed,
             "cluster": options.cluster,
-            "bootstrap": len(made["draws"]),
+            "bootstrap": len(estimate["draws"]),
         },
-        **isoflop.summarize_power_laws(made),
+        **isoflop.summarize_power_laws(estimate),
         "starts": None,
         **noise,
         "identifiability": {},
         "certificate": None,
-        **{k: v for k, v in made.items() if k not in ("draws", "optimal")},
-        "predictions": [isoflop.predict_optimum(made, c) for c in options.predict_flops],
-        "holdout": isoflop.check_held_out(made, held, options)
-        if held and name == "isoflop"
+        **{k: v for k, v in estimate.items() if k not in ("draws", "optimal")},
+        "predictions": [isoflop.predict_optimum(estimate, c) for c in options.predict_flops],
+        "holdout": isoflop.check_held_out(estimate, held_out, options)
+        if held_out and name == "isoflop"
         else None,
     }
-    document["warnings"] = made["warnings"] + _warnings(document)
+    document["warnings"] = estimate["warnings"] + _warnings(document)
     return document
 
 
@@ -75,8 +75,8 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
                 f"akima and parabola differ: the exponent of N* is {one:.3f} and {two:.3f}; the "
                 "valleys are not parabolas"
             )
-    if held := document["holdout"]:
-        missed = len(held["rows"]) - held["covered"]
+    if holdout := document["holdout"]:
+        missed = len(holdout["rows"]) - holdout["covered"]
         if missed:
-            out.append(f"{missed} of {len(held['rows'])} held-out budgets lie outside")
+            out.append(f"{missed} of {len(holdout['rows'])} held-out budgets lie outside")
     return out

@@ -33,9 +33,9 @@ def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> di
     base = dataclasses.replace(options, bootstrap=0, predict=(), predict_flops=())
     rows = [row for row in rows if row.get("status") not in table.NOT_DONE]
     for choice in _choices(law, rows, options):
-        changed, made = _universe(rows, base, choice)
+        changed, universe = _universe(rows, base, choice)
         try:
-            exponent, prediction, n = _refit(law, changed, made, options)
+            exponent, prediction, n = _refit(law, changed, universe, options)
         except BadInput as error:
             failed.append({**choice, "reason": str(error).splitlines()[0]})
             continue
@@ -94,31 +94,31 @@ def _universe(
         against = "params"
     elif against in FLOPS and choice["flops"]:
         against = "flops"
-    kept = {k: choice[k] for k in ("objective", "method") if choice.get(k)}
+    overrides = {k: choice[k] for k in ("objective", "method") if choice.get(k)}
     return out, dataclasses.replace(
         base,
         against=against,
         drop_top_loss=choice["drop_top_loss"],
         huber_delta=choice["huber_delta"] or base.huber_delta,
-        **kept,
+        **overrides,
     )
 
 
 def _refit(
-    law: str, rows: Sequence[table.Row], made: Options, options: Options
+    law: str, rows: Sequence[table.Row], universe: Options, options: Options
 ) -> tuple[float, float | None, int]:
     """The exponent, the prediction at the target (a loss; for minima a size), and the rows used."""
     targets = list(options.predict_flops) or list(options.predict)
     if law in METHODS:
         most = max(table.parse_number(row.get("flops")) or 0.0 for row in rows)
-        found = minima_document.fit_minima(
-            law, rows, dataclasses.replace(made, bootstrap=100, predict_flops=[most * AHEAD])
+        document = minima_document.fit_minima(
+            law, rows, dataclasses.replace(universe, bootstrap=100, predict_flops=[most * AHEAD])
         )
-        k, a = found["params"]["params_coefficient"], found["params"]["params_exponent"]
+        k, a = document["params"]["params_coefficient"], document["params"]["params_exponent"]
         c = targets[0] if targets else most * AHEAD
-        return a, k * c**a, found["n_points"]
-    chosen: Law = named_law(law, made.against)
-    fit = Fit(chosen, split_rows(chosen, rows, made), made, resample=False)
+        return a, k * c**a, document["n_points"]
+    chosen: Law = named_law(law, universe.against)
+    fit = Fit(chosen, split_rows(chosen, rows, universe), universe, resample=False)
     n = len(fit.parts.fitted)
     if compute_optimal.has_optimum(chosen):
         most = compute_optimal.largest_budget(fit.parts.fitted)

@@ -48,14 +48,14 @@ class Problem:
         return self.log_y.shape[-1]
 
     @property
-    def held(self) -> np.ndarray:
+    def fixed_mask(self) -> np.ndarray:
         """[P], true for the parameters that are not fitted."""
         return np.array([name in self.fixed for name in self.law.parameters])
 
     @property
     def freedom(self) -> int:
         """Degrees of freedom that are left for the noise."""
-        return self.n - int((~self.held).sum())
+        return self.n - int((~self.fixed_mask).sum())
 
     def residuals(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Residuals [K, n] and their derivative [K, P, n]."""
@@ -141,7 +141,7 @@ def minimize(
     matrix.
     """
     theta = np.array(theta, float)
-    fixed = problem.held if fixed is None else problem.held | fixed
+    fixed = problem.fixed_mask if fixed is None else problem.fixed_mask | fixed
     size = max(8, BLOCK // problem.n)
     blocks = [np.arange(i, min(i + size, len(theta))) for i in range(0, len(theta), size)]
 
@@ -161,12 +161,12 @@ def multistart_minimize(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `minimize`, from starts far away: those that a survey shows to be on their way to a much
     worse minimum are not followed to its end."""
-    found = minimize(problem, theta, None, SURVEY, CAUTIOUS)
-    go_on = np.flatnonzero(found[1] <= HOPELESS * found[1].min())
-    better = minimize(problem, found[0][go_on])
-    for all_, some in zip(found, better, strict=True):
-        all_[go_on] = some
-    return found
+    minima = minimize(problem, theta, None, SURVEY, CAUTIOUS)
+    promising = np.flatnonzero(minima[1] <= HOPELESS * minima[1].min())
+    better = minimize(problem, minima[0][promising])
+    for all_, some in zip(minima, better, strict=True):
+        all_[promising] = some
+    return minima
 
 
 def _cores() -> int:
@@ -271,16 +271,16 @@ def parameter_bounds(law: Law) -> tuple[np.ndarray, np.ndarray]:
 
 
 def starting_points(
-    problem: Problem, columns: Columns, given: Mapping[str, Sequence[float]] | None = None
+    problem: Problem, columns: Columns, fixed: Mapping[str, Sequence[float]] | None = None
 ) -> np.ndarray:
     """Starts [K, P]: every combination of `law.starts`, and for each the best non-negative values
     of the other parameters in relative squared error (variable projection), which leaves no bad
-    guesses. Parameters that are `given` (reported values) take those instead."""
+    guesses. Parameters that are `fixed` (reported values) take those instead."""
     from scipy.optimize import nnls
 
     law, y = problem.law, np.exp(problem.log_y)
     chosen = {n: f(columns, y) if callable(f) else f for n, f in law.starts.items()}
-    chosen |= dict(given or {})
+    chosen |= dict(fixed or {})
     linear = [name for name in law.parameters if name not in chosen]
     root = np.sqrt(problem.weights)
     out = []
@@ -290,11 +290,11 @@ def starting_points(
             basis = _linear_basis(law, problem.x, point, linear)
             scale = np.maximum(basis.mean(0), 1e-300)
             relative = np.clip(basis / scale / y[:, None] * root[:, None], 0, 1e150)
-            found, _ = nnls(relative, root)
+            coefficients, _ = nnls(relative, root)
             # A zero would be minus infinity, from where nothing moves.
             floor = 1e-3 * y.min()
-            found = np.maximum(found, floor) / scale
-            point |= dict(zip(linear, map(float, found), strict=True))
+            coefficients = np.maximum(coefficients, floor) / scale
+            point |= dict(zip(linear, map(float, coefficients), strict=True))
         out.append(law.fitted(np.array([point[name] for name in law.parameters])))
     return np.array(out)
 
@@ -308,5 +308,5 @@ def _linear_basis(
     rows = [[1.0 if n == name else point.get(n, tiny) for n in law.parameters] for name in linear]
     theta = law.fitted(np.array(rows))
     with np.errstate(all="ignore"):
-        made = np.exp(law.evaluate(theta, x)[0])
-    return np.where(np.isfinite(made), made, 0.0).T
+        basis = np.exp(law.evaluate(theta, x)[0])
+    return np.where(np.isfinite(basis), basis, 0.0).T

@@ -76,16 +76,16 @@ class Options:
         """Raises BadInput for options that do not fit the law."""
         problems = []
         for flag in ("fix", "init", "score", "starts"):
-            given = getattr(self, flag)
-            if unknown := [name for name in given if name not in law.parameters]:
+            values = getattr(self, flag)
+            if unknown := [name for name in values if name not in law.parameters]:
                 problems.append(
                     f"--{flag}: {law.name} has no parameter {unknown[0]!r}; there are "
                     f"{', '.join(law.parameters)}"
                 )
-            missing = [name for name in law.parameters if name not in given]
-            if flag in ("init", "score") and given and missing and not problems:
+            missing = [name for name in law.parameters if name not in values]
+            if flag in ("init", "score") and values and missing and not problems:
                 problems.append(f"--{flag}: no value for {missing[0]}; {law.name} needs every one")
-            for name, value in given.items():
+            for name, value in values.items():
                 if words := _out_of_range(law, name, value if flag == "starts" else [value]):
                     problems.append(f"--{flag}={name}={words}")
         if len(law.columns) > 1 and self.predict:
@@ -149,24 +149,24 @@ class Split:
     """Rows to fit, rows to predict, and the others with why they are in neither."""
 
     fitted: list[table.Row]
-    held: list[table.Row]
+    held_out: list[table.Row]
     dropped: list[dict[str, str]]
 
     @property
-    def kept(self) -> list[table.Row]:
-        return self.fitted + self.held
+    def usable(self) -> list[table.Row]:
+        return self.fitted + self.held_out
 
 
 def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
     """Rows that can be used, filtered as the options say. Raises BadInput when they are too few."""
     needed = [*law.columns, law.response]
-    kept, dropped = table.usable_rows(rows, needed)
-    unweighted = [row for row in kept if not table.row_weight(row)]
+    usable, dropped = table.usable_rows(rows, needed)
+    unweighted = [row for row in usable if not table.row_weight(row)]
     dropped = dropped + [{"run": row["run"], "reason": "weight is 0"} for row in unweighted]
-    kept = [row for row in kept if table.row_weight(row)]
-    kept, dropped = filter_rows(kept, dropped, options, law.response)
+    usable = [row for row in usable if table.row_weight(row)]
+    usable, dropped = filter_rows(usable, dropped, options, law.response)
     against = law.columns[0]
-    fitted, held = hold_out_rows(kept, options.holdout, against)
+    fitted, held_out = hold_out_rows(usable, options.holdout, against)
     distinct = len({tuple(row[c] for c in law.columns) for row in fitted})
     needs = len(law.parameters) - len(options.fix) + 1
     if distinct < needs:
@@ -174,11 +174,11 @@ def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
         if len(law.columns) > 1:
             what = f"points of {', '.join(law.columns)}"
         raise BadInput(
-            f"{distinct} distinct {what} to fit ({len(held)} runs held out, {len(dropped)} rows "
-            f"left out{_main_reason(dropped)}); {law.formula} has {needs - 1} parameters and needs "
-            f"at least {needs}"
+            f"{distinct} distinct {what} to fit ({len(held_out)} runs held out, {len(dropped)} "
+            f"rows left out{_main_reason(dropped)}); {law.formula} has {needs - 1} parameters and "
+            f"needs at least {needs}"
         )
-    return Split(fitted, held, dropped)
+    return Split(fitted, held_out, dropped)
 
 
 def _main_reason(dropped: Sequence[dict[str, str]]) -> str:
@@ -188,23 +188,23 @@ def _main_reason(dropped: Sequence[dict[str, str]]) -> str:
 
 
 def filter_rows(
-    kept: list[table.Row], dropped: list[dict], options: Options, response: str
+    usable: list[table.Row], dropped: list[dict], options: Options, response: str
 ) -> tuple[list[table.Row], list[dict]]:
     text, top = options.where, options.drop_top_loss
     if text:
-        keep = table.match_where(kept, text, "where")
+        keep = table.match_where(usable, text, "where")
         dropped = dropped + [
-            {"run": row["run"], "reason": f"not {text}"} for row, k in zip(kept, keep) if not k
+            {"run": row["run"], "reason": f"not {text}"} for row, k in zip(usable, keep) if not k
         ]
-        kept = [row for row, k in zip(kept, keep) if k]
-    if top and kept:
-        limit = sorted((row[response] for row in kept), reverse=True)[min(top, len(kept)) - 1]
-        gone = [row for row in kept if row[response] >= limit]
+        usable = [row for row, k in zip(usable, keep) if k]
+    if top and usable:
+        limit = sorted((row[response] for row in usable), reverse=True)[min(top, len(usable)) - 1]
+        highest = [row for row in usable if row[response] >= limit]
         dropped = dropped + [
-            {"run": row["run"], "reason": f"one of the {top} highest losses"} for row in gone
+            {"run": row["run"], "reason": f"one of the {top} highest losses"} for row in highest
         ]
-        kept = [row for row in kept if row[response] < limit]
-    return kept, dropped
+        usable = [row for row in usable if row[response] < limit]
+    return usable, dropped
 
 
 def hold_out_rows(
@@ -220,6 +220,6 @@ def hold_out_rows(
         if not out.any():
             raise BadInput(f"--holdout={holdout}: holds out none of {len(rows)} runs")
     return (
-        [row for row, held in zip(rows, out) if not held],
-        [row for row, held in zip(rows, out) if held],
+        [row for row, is_held in zip(rows, out) if not is_held],
+        [row for row, is_held in zip(rows, out) if is_held],
     )

@@ -103,10 +103,10 @@ def _fill_flops(row: Row) -> Row:
 def parse_number(value: object) -> float | None:
     """A finite number, whether as one or as text; None for anything else."""
     try:
-        found = float(value)  # type: ignore[arg-type]
+        number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None
 
 
 def usable_rows(
@@ -121,7 +121,7 @@ def usable_rows(
     missing = [name for name in needed if not any(name in row for row in rows)]
     if missing:
         raise BadInput(*(f"no column {name!r}; {_name_columns(rows)}" for name in missing))
-    kept, dropped, texts = [], [], []
+    usable, dropped, texts = [], [], []
     for place, row in enumerate(rows):
         unnamed = row.get("run") in (None, "")
         label = f"row {place + 1}" if unnamed else str(row["run"])
@@ -146,13 +146,13 @@ def usable_rows(
             dropped.append({"run": label, "reason": reason})
         else:
             others = {k: parse_number(v) for k, v in row.items() if k.startswith(COUNTS)}
-            kept.append({**row, **others, "run": label, UNNAMED: unnamed, **values})
+            usable.append({**row, **others, "run": label, UNNAMED: unnamed, **values})
     if texts:
         raise BadInput(*texts)
-    kept.sort(
+    usable.sort(
         key=lambda row: (*(row.get(name, 0.0) for name in needed), _tie_break(row), row["run"])
     )
-    return kept, dropped
+    return usable, dropped
 
 
 def _tie_break(row: Row) -> str:
@@ -164,11 +164,11 @@ def _tie_break(row: Row) -> str:
 
 def row_weight(row: Row) -> float:
     """The weight of a row, 1 where it has none. Raises BadInput for a negative one or none."""
-    given = row.get("weight")
-    found = 1.0 if given in (None, "") else parse_number(given)
-    if found is None or found < 0:
-        raise BadInput(f"{row['run']}: weight is {given!r}, expected a number of at least 0")
-    return found
+    entry = row.get("weight")
+    weight = 1.0 if entry in (None, "") else parse_number(entry)
+    if weight is None or weight < 0:
+        raise BadInput(f"{row['run']}: weight is {entry!r}, expected a number of at least 0")
+    return weight
 
 
 def match_where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
@@ -177,24 +177,24 @@ def match_where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarr
 
     Parsed, never evaluated. Raises BadInput for anything else.
     """
-    keep, said = np.ones(len(rows), bool), f"--{flag}={text}"
+    keep, prefix = np.ones(len(rows), bool), f"--{flag}={text}"
     for part in re.split(r",|\band\b", text):
-        found = _COMPARISON.fullmatch(part)
-        if not found:
+        comparison = _COMPARISON.fullmatch(part)
+        if not comparison:
             largest = "largest, or " if flag == "holdout" else ""
             raise BadInput(
-                f"{said}: expected {largest}comparisons such as 'params<=1e5, tokens>1e6'"
+                f"{prefix}: expected {largest}comparisons such as 'params<=1e5, tokens>1e6'"
             )
-        name, operator, value = found.groups()
+        name, operator, value = comparison.groups()
         if rows and not any(name in row for row in rows):
-            raise BadInput(f"{said}: no column {name!r}; {_name_columns(rows)}")
+            raise BadInput(f"{prefix}: no column {name!r}; {_name_columns(rows)}")
         try:
             number = float(value)
-            given = (row.get(name) for row in rows)
-            numbers = np.array([math.nan if v in (None, "") else float(v) for v in given], float)
+            values = (row.get(name) for row in rows)
+            numbers = np.array([math.nan if v in (None, "") else float(v) for v in values], float)
         except (TypeError, ValueError) as error:
             if operator not in ("==", "!="):
-                raise BadInput(f"{said}: {name} cannot be compared with {value!r}") from error
+                raise BadInput(f"{prefix}: {name} cannot be compared with {value!r}") from error
             same = np.array([str(row.get(name)) == value.strip("'\"") for row in rows], bool)
             keep &= same if operator == "==" else ~same
             continue

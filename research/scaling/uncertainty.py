@@ -57,7 +57,7 @@ def allowed_rises(
     equal, (count, freedom) = allowed_rise(problem, theta, level), _count_clusters(problem)
     if count < MANY:
         return np.full(len(along_MxP), equal)
-    free = ~problem.held
+    free = ~problem.fixed_mask
     j_PxN = problem.residuals(theta[None])[1][0][free]
     scores = j_PxN * problem.weights * problem.influence(theta[None])[0]
     if problem.clusters is not None:
@@ -107,7 +107,7 @@ def parameter_intervals(
     limits = value + allowed_rises(problem, best, np.eye(len(best)), level)
     out = []
     for i, name in enumerate(problem.law.parameters):
-        if problem.held[i]:
+        if problem.fixed_mask[i]:
             out.append((float(best[i]), float(best[i])))
             continue
         width = 1.0 if name in problem.law.positive else 0.3 * abs(best[i])
@@ -152,7 +152,7 @@ def prediction_intervals(
         rows = np.broadcast_to(problem.x, (fits, *problem.x.shape))
         row = np.moveaxis(points[..., at], -1, 0)[..., None]
         y = np.broadcast_to(problem.log_y, (fits, problem.n))
-        held = dataclasses.replace(
+        constrained = dataclasses.replace(
             problem,
             x=np.concatenate([rows, row], axis=-1),
             log_y=np.concatenate([y, targets_MxF.reshape(-1, 1)], axis=1),
@@ -160,7 +160,7 @@ def prediction_intervals(
         )
         least = np.inf
         for begun in (best, *rivals):
-            theta = minimize(held, np.repeat(begun[None], fits, 0), None, PASSES)[0]
+            theta = minimize(constrained, np.repeat(begun[None], fits, 0), None, PASSES)[0]
             least = np.minimum(least, problem.value(theta))
         return np.reshape(least, targets_MxF.shape)
 
@@ -228,5 +228,5 @@ def parametric_bootstrap(problem: Problem, best: np.ndarray, k: int, seed: int) 
         y = np.log(np.maximum(np.exp(centre) + draws, 1e-6 * math.exp(centre.min())))
     else:
         y = centre + draws / np.sqrt(np.maximum(problem.weights, 1e-12))
-    made = dataclasses.replace(problem, log_y=y)
-    return minimize(made, np.repeat(best[None], k, 0))[0]
+    simulated = dataclasses.replace(problem, log_y=y)
+    return minimize(simulated, np.repeat(best[None], k, 0))[0]

@@ -78,15 +78,15 @@ def apply_limits(rows: Sequence[PlannedRun], limits: Limits) -> tuple[list[Plann
     Only pending runs count. Raises BadInput, saying what would fit, where not all do and `trim` is
     not set, or none does.
     """
-    kept, messages = list(rows), []
+    allowed, messages = list(rows), []
     for name, limit, cost in (
         ("flops", limits.max_flops, total_flops),
         ("hours", limits.max_hours, _total_hours),
     ):
         if limit is not None:
-            kept, dropped = _drop_expensive(kept, name, limit, cost, limits.trim)
+            allowed, dropped = _drop_expensive(allowed, name, limit, cost, limits.trim)
             messages += [f"dropped by --max_{name}={limit:g}: {row}" for row in dropped]
-    return kept, messages
+    return allowed, messages
 
 
 def total_flops(rows: Iterable[PlannedRun]) -> float:

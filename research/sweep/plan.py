@@ -84,7 +84,7 @@ def drop_cells(
 ) -> tuple[list[ResolvedConfig], list[str]]:
     """`resolved` without the isoFLOP cells that tell nothing, and a message for each of these, with
     the reason. Raises BadInput if none is left."""
-    kept, messages = [], []
+    cells, messages = [], []
     for cell in resolved:
         if reason := _reject_reason(cell):
             size = cell.config["size"]
@@ -92,10 +92,10 @@ def drop_cells(
             name = f"{cell.overrides}" if size is None else f"size {size:g} at {horizon}"
             messages.append(f"dropped: {name}: {reason}")
         else:
-            kept.append(cell)
-    if messages and not kept:
+            cells.append(cell)
+    if messages and not cells:
         raise BadInput(*messages)
-    return kept, list(dict.fromkeys(messages))
+    return cells, list(dict.fromkeys(messages))
 
 
 def _reject_reason(cell: ResolvedConfig) -> str:

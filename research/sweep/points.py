@@ -64,16 +64,16 @@ class Outcome:
 def resolve_configs(configs: Iterable[tuple[dict, dict]]) -> list[ResolvedConfig]:
     """(overrides, checked config) pairs with their runs, in order. Every distinct config is made
     into a run once. Trains nothing."""
-    made: dict[bytes, tuple[Run | None, tuple[str, ...]]] = {}
+    resolved: dict[bytes, tuple[Run | None, tuple[str, ...]]] = {}
     out = []
     for overrides, config in configs:
         key = files.canonical(config)
-        if key not in made:
+        if key not in resolved:
             try:
-                made[key] = make_run(config), ()
+                resolved[key] = make_run(config), ()
             except BadInput as error:
-                made[key] = None, error.problems
-        out.append(ResolvedConfig(overrides, config, *made[key]))
+                resolved[key] = None, error.problems
+        out.append(ResolvedConfig(overrides, config, *resolved[key]))
     return out
 
 

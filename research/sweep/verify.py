@@ -35,13 +35,13 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
     """
     path = Path(workdir) / "verify" / "prediction.json"
     if path.exists():
-        made = files.read_json(path)
-        if flops and abs(made["budget"] / flops - 1) > MISSED:
+        prediction = files.read_json(path)
+        if flops and abs(prediction["budget"] / flops - 1) > MISSED:
             raise BadInput(
-                f"--flops={flops:g}: {path} holds a prediction for {made['budget']:.4g}; remove "
-                f"{path.parent} to make another"
+                f"--flops={flops:g}: {path} holds a prediction for {prediction['budget']:.4g}; "
+                f"remove {path.parent} to make another"
             )
-        return made, made["config"]
+        return prediction, prediction["config"]
     fit = law(workdir)
     budget = flops or FACTOR * compute_optimal.largest_budget(fit.parts.fitted)
     best = compute_optimal.optimal_params(fit.law, fit.best[None], [budget])[0, 0]
@@ -54,14 +54,14 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
     facts = {k: run.facts[k] for k in ("params", "tokens", "flops", "steps", "epochs")}
     point = {name: [float(facts[name])] for name in ("params", "tokens")}
     loss, of_law, of_run = (part[0] for part in fit.predict(point))
-    made = {
+    prediction = {
         "budget": float(budget),
         "optimal_params": float(best),
         **facts,
         "loss": float(loss),
         "interval": finite_ends(of_law),
         "run_interval": finite_ends(of_run),
-        "unit": scaling.loss_unit(fit.parts.kept),
+        "unit": scaling.loss_unit(fit.parts.usable),
         "formula": fit.law.formula,
         "law": fit.params,
         "n_points": len(fit.parts.fitted),
@@ -69,12 +69,12 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
         "config": config,
     }
     files.make_directory(path.parent)
-    files.write_json(path, made)
-    return made, config
+    files.write_json(path, prediction)
+    return prediction, config
 
 
 def measure(
-    workdir: str | Path, made: Mapping[str, Any], config: dict, stop: Callable[[], bool]
+    workdir: str | Path, prediction: Mapping[str, Any], config: dict, stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Train the run of a prediction, unless that was done, and write what it measured beside it.
     Raises as sweep.launch, and BadInput if the run did not come to its end."""
@@ -83,19 +83,19 @@ def measure(
     outcome = launch_sweep(points, folder, stop)
     if outcome.missing:
         (reason,) = outcome.missing.values()
-        raise BadInput(f"{folder}: run {made['run']} is not done: {reason}")
+        raise BadInput(f"{folder}: run {prediction['run']} is not done: {reason}")
     row = read_row(folder / "runs" / points[0].run.id)
-    low, high = made["run_interval"]
+    low, high = prediction["run_interval"]
     above = low is None or low <= row["loss"]
-    found = {
-        **made,
+    measurement = {
+        **prediction,
         "measured": row["loss"],
-        "error": made["loss"] / row["loss"] - 1,
+        "error": prediction["loss"] / row["loss"] - 1,
         "covered": above and (high is None or row["loss"] <= high),
         "seconds": row["seconds"],
     }
-    files.write_json(folder / "verify.json", found)
-    return found
+    files.write_json(folder / "verify.json", measurement)
+    return measurement
 
 
 def law(workdir: str | Path) -> Fit:

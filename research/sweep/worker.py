@@ -83,26 +83,26 @@ def run_worker(
         _train_assignments(points, workdir, progress, stop)
         return
     left = work_units.make_units(points, workdir, grouping)
-    held: list[WorkUnit] = []
+    busy: list[WorkUnit] = []
     compiled, elsewhere = set(), set()
 
     def priority(unit: WorkUnit) -> tuple:
         mine = 0 if unit.program in compiled else 2 if unit.program in elsewhere else 1
         return max(p.deaths for p in unit.points), mine, unit.flops
 
-    while left or held:
+    while left or busy:
         if distributed.any_process(stop()):
-            raise Preempted(f"stopped with {len(left) + len(held)} units left")
+            raise Preempted(f"stopped with {len(left) + len(busy)} units left")
         if not left:
             time.sleep(POLL)
-            left, held = held, []
+            left, busy = busy, []
         unit = min(left, key=priority)
         left.remove(unit)
         try:
             trained = _take(unit, workdir, progress, stop)
         except Held as error:
             log.debug("%s", error)
-            held.append(unit)
+            busy.append(unit)
             elsewhere.add(unit.program)
         else:
             if trained:

@@ -34,25 +34,25 @@ class CheckpointPolicy:
     def restore(self) -> tuple[int, TrainState]:
         """The step and state to go on from."""
         abstract = self.trainer.abstract
-        found = checkpoint.restore_latest(self.directory.path, abstract)
-        if found:
-            log.info("run %s goes on from step %d", self.trainer.run.id, found[0])
-        found = found or start_from_prefix(
+        restored = checkpoint.restore_latest(self.directory.path, abstract)
+        if restored:
+            log.info("run %s goes on from step %d", self.trainer.run.id, restored[0])
+        restored = restored or start_from_prefix(
             self.directory, self.prefixes, abstract, self.recorder.shown.log
         )
-        self._doubt(found)
-        if found is None:
+        self._doubt(restored)
+        if restored is None:
             state = self.trainer.init()
-            found = int(state.step), state  # not 0 where it is another run's state
-        self.recorder.record_start(found[0])
-        return found
+            restored = int(state.step), state  # not 0 where it is another run's state
+        self.recorder.record_start(restored[0])
+        return restored
 
-    def _doubt(self, found: tuple[int, TrainState] | None) -> None:
+    def _doubt(self, restored: tuple[int, TrainState] | None) -> None:
         """Say so where the records tell another story than the checkpoints."""
         path = self.directory.path
-        if found and found[0] and not (path / "metrics.jsonl").exists():
-            log.warning("%s: the records of the steps before %d are gone", path, found[0])
-        elif found is None and any(r["step"] for r in metrics_log.read_tail(path)):
+        if restored and restored[0] and not (path / "metrics.jsonl").exists():
+            log.warning("%s: the records of the steps before %d are gone", path, restored[0])
+        elif restored is None and any(r["step"] for r in metrics_log.read_tail(path)):
             log.warning("%s: has records of steps, and no checkpoint: from the start", path)
 
     def save(self, step: int, state: TrainState, must: bool = True) -> None:

@@ -34,7 +34,7 @@ class StartingPoint:
     digest: str
     part: str
     tokenizer: str
-    taken: tuple[tuple[str, str], ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()
     rule: str = ""
 
     def __str__(self) -> str:
@@ -75,11 +75,11 @@ def match_parameters(start: StartingPoint, model: Model, inputs: Any) -> Startin
         for leaf, (shape, _) in read_manifest(start.path)["leaves"].items()
         if leaf.startswith(f"{start.part}/")
     }
-    taken, new, problems = [], [], []
+    pairs, new, problems = [], [], []
     for path, leaf in leaves_by_path(model.shapes(inputs)).items():
         source = next((p for p in there if path == p or path.endswith(f"/{p}")), None)
         if source and there[source] == leaf.shape:
-            taken.append((path, source))
+            pairs.append((path, source))
         elif match_path(model.groups, path, "row of its family's GROUPS") == NEW_GROUP:
             new.append(path)
         else:
@@ -89,9 +89,9 @@ def match_parameters(start: StartingPoint, model: Model, inputs: Any) -> Startin
             )
     if problems:
         raise BadInput(*problems[:5])
-    rule = f"starts from {len(taken)} parameter arrays of {start}"
+    rule = f"starts from {len(pairs)} parameter arrays of {start}"
     rule += f"; new: {', '.join(new)}" if new else ""
-    return dataclasses.replace(start, taken=tuple(taken), rule=rule)
+    return dataclasses.replace(start, pairs=tuple(pairs), rule=rule)
 
 
 def take_parameters(start: StartingPoint, abstract: dict, params: dict) -> dict:
@@ -99,35 +99,35 @@ def take_parameters(start: StartingPoint, abstract: dict, params: dict) -> dict:
     source = leaves_by_path(checkpoint.read_arrays(start.path, start.part))
     places = leaves_by_path(abstract)
     leaves = leaves_by_path(params)
-    for here, there in start.taken:
+    for here, there in start.pairs:
         leaves[here] = jax.device_put(source[there], places[here].sharding)
     return nest(leaves)
 
 
 def model_shape(run: str, family: str) -> dict[str, Any]:
     """The fields of the model of `run`. Raises BadInput if it is of another family."""
-    found = dict(read_model_fields(find_run_directory(run)))
-    if (name := found.pop("name")) != family:
+    fields = dict(read_model_fields(find_run_directory(run)))
+    if (name := fields.pop("name")) != family:
         raise BadInput(f"init.run: {run} is a {name}, but model.name is {family}")
-    return found
+    return fields
 
 
 def read_model_fields(directory: Path) -> dict[str, Any]:
     """The fields of the model of a run (its launch.json). Raises BadInput where they are missing or
     wrong."""
     path = directory / "launch.json"
-    found = files.read_json(path, follow=False).get("model")
-    if not isinstance(found, dict) or "name" not in found:
+    fields = files.read_json(path, follow=False).get("model")
+    if not isinstance(fields, dict) or "name" not in fields:
         raise BadInput(f"{path}: no model; expected an object with its name")
-    if problems := stored_model.model_problems(found):
+    if problems := stored_model.model_problems(fields):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
-    return found
+    return fields
 
 
 def _read_tokenizer(directory: Path) -> str:
     """The JSON of the tokenizer of a run; "": bytes."""
-    kept = directory / "tokenizer.json"
-    return files.text(kept, LARGEST_TOKENIZER, follow=False) if kept.exists() else ""
+    path = directory / "tokenizer.json"
+    return files.text(path, LARGEST_TOKENIZER, follow=False) if path.exists() else ""
 
 
 def find_run_directory(run: str) -> Path:

@@ -69,15 +69,15 @@ def training_steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tu
     with what rounding changes if that is more than TOLERANCE. Raises BadInput for less than half a
     step, and for more than can be counted."""
     unit, amount, tokens = horizon["unit"], horizon["amount"], per["tokens"]
-    wanted = amount if unit == "steps" else amount / (batch * per[unit])
+    steps = amount if unit == "steps" else amount / (batch * per[unit])
     each = f"{batch} x {tokens:g} tokens" if tokens > 1 else f"{batch} examples"
-    if not 0.5 <= wanted < 2**31 - 1:
+    if not 0.5 <= steps < 2**31 - 1:
         raise BadInput(
-            f"horizon.amount: {amount:g} {unit} are {wanted:.3g} steps of {each}; expected at "
+            f"horizon.amount: {amount:g} {unit} are {steps:.3g} steps of {each}; expected at "
             "least 1 step, and fewer than 2^31"
         )
-    count = max(1, round(wanted))
-    away = count / wanted - 1
+    count = max(1, round(steps))
+    away = count / steps - 1
     rounding = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
     return count, f"{count:,} steps of {each} for {amount:g} {unit}{rounding}"
 

@@ -127,7 +127,7 @@ def run_loop(
     """All steps of a run (or of several, see vmapped_runs), in the order of the contract; returns
     the final evaluation and the final state. Nothing is moved between host and devices but what
     the loop puts and gets explicitly."""
-    cadence, asked = run.cadence, distributed.any_process_delayed(stop)
+    cadence, stop_asked = run.cadence, distributed.any_process_delayed(stop)
     sizer = DispatchSizer(cadence.dispatch, cadence.paced)
     watchdog.start_run()
     with watchdog.doing("start"):
@@ -157,7 +157,7 @@ def run_loop(
                     evaluate()
                 except Stopped:  # the next launch evaluates this state
                     stopped = True
-            leaving = stopped or (step > first and asked())
+            leaving = stopped or (step > first and stop_asked())
             due = cadence.save and step > first and step % cadence.save == 0
             if due or leaving or step in policy.kept_steps:
                 settle()
@@ -185,7 +185,7 @@ def _steps_to_next(step: int, run: Run, kept_steps: Collection[int]) -> int:
     """Steps to the next evaluation, save or end of the run."""
     every = (run.cadence.eval, run.cadence.save)
     ends = [k - step % k for k in every if k]
-    ends += [kept - step for kept in kept_steps if kept > step]
+    ends += [kept_step - step for kept_step in kept_steps if kept_step > step]
     return min([run.steps - step, *ends])
 
 

@@ -50,9 +50,9 @@ def _chunked_forward(
     return total, (dx_NxMxD, dhead)
 
 
-def _chunked_backward(unembed: Callable, kept: tuple, d: Array) -> tuple:
+def _chunked_backward(unembed: Callable, residuals: tuple, d: Array) -> tuple:
     del unembed
-    dx_NxMxD, dhead = kept
+    dx_NxMxD, dhead = residuals
     wide_NxMxD = d * dx_NxMxD.astype(d.dtype)
     return wide_NxMxD.astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
 

@@ -48,7 +48,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     assert task
     assert sized
     model, size_rule = sized
-    wanted = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
+    examples = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
     with _about("model.name", config["model"]["name"]):
         counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
@@ -56,7 +56,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     batch, batch_rule = horizon.batch_size(rule, size or len(dataset.train), config["horizon"], per)
     config["batch"] |= {"size": batch, "rule": "constant"}
     parts = config["batch"]["grad_accumulation"]
-    collect(_enough, dataset, batch, parts, wanted)
+    collect(_enough, dataset, batch, parts, examples)
     steps, horizon_rule = collect(horizon.training_steps, config["horizon"], batch, per) or (0, "")
     optim, per_step = config["optim"], batch * dataset.tokens_per_example
     rated = collect(horizon.peak_learning_rate, optim["lr_rule"], optim["lr"], model)
@@ -114,16 +114,16 @@ def _cadence(config: dict, batch: int, dataset: Dataset) -> Cadence:
     return Cadence(evaluate, save, log, dispatch, paced)
 
 
-def _dispatch(wanted: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:
+def _dispatch(requested: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:
     """The most steps in one dispatch, and whether fewer are taken if they take long. The most is
     part of the compiled program, so it depends on the config alone."""
-    if isinstance(wanted, int):
-        return wanted, False
+    if isinstance(requested, int):
+        return requested, False
     one = sum(x.nbytes for x in dataset.train.rows(np.zeros(1, np.int64)).values())
     return max(1, min(MOST_STEPS, MOST_BYTES // (batch * one))), True
 
 
-def _enough(dataset: Dataset, batch: int, parts: int, wanted: int) -> None:
+def _enough(dataset: Dataset, batch: int, parts: int, examples: int) -> None:
     problems = []
     if batch % parts:
         problems.append(
@@ -131,9 +131,9 @@ def _enough(dataset: Dataset, batch: int, parts: int, wanted: int) -> None:
         )
     if len(dataset.train) < batch:
         problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
-    if len(dataset.heldout) < wanted:
+    if len(dataset.heldout) < examples:
         problems.append(
-            f"eval.examples: {wanted}, but there are {len(dataset.heldout)} held-out examples; "
+            f"eval.examples: {examples}, but there are {len(dataset.heldout)} held-out examples; "
             "none takes all of them"
         )
     if problems:
@@ -180,38 +180,38 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
     """The model's fields. Those that only the data know come from there."""
     name = config["model"]["name"]
     takes = registry.fields(*registry.table("models/__init__.py", "MODELS")[name])
-    given = {k: v for k, v in config["model"].items() if k != "name"}
-    given |= {k: v for k, v in dataset.facts.items() if k in takes}
+    fields = {k: v for k, v in config["model"].items() if k != "name"}
+    fields |= {k: v for k, v in dataset.facts.items() if k in takes}
     if config["size"] is None and (run := config["init"]["run"]) is not None:
         from research.training import fine_tuning  # which few runs need
 
         with _of_start():
             shape = fine_tuning.model_shape(run, name)
-        given |= {k: shape[k] for k, v in given.items() if v is None and k in shape}
-    if "vocab" in given and "classes" in dataset.facts:  # a language model becomes a classifier
-        given |= {k: dataset.facts[k] for k in ("classes", "pad")}
-    if missing := [k for k in takes if k not in given]:
+        fields |= {k: shape[k] for k, v in fields.items() if v is None and k in shape}
+    if "vocab" in fields and "classes" in dataset.facts:  # a language model becomes a classifier
+        fields |= {k: dataset.facts[k] for k in ("classes", "pad")}
+    if missing := [k for k in takes if k not in fields]:
         raise BadInput(
             f"model.name: {name} needs data with {', '.join(missing)}; data.name = "
             f"{config['data']['name']} has {', '.join(dataset.facts)}"
         )
-    return given
+    return fields
 
 
 def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     """The model, and how its size was chosen."""
     name = config["model"]["name"]
-    given, family = _fields(config, dataset), models.family(name)
+    fields, family = _fields(config, dataset), models.family(name)
     try:
         if config["size"] is None:
-            return models.build(name, **given), "size given by its fields"
-        given = models.unfilled(name, given)
-        model = model_at_size(config["size"], name, given, inputs)
+            return models.build(name, **fields), "size given by its fields"
+        fields = models.without_sized(name, fields)
+        model = model_at_size(config["size"], name, fields, inputs)
     except ValueError as error:  # what a family says of its own numbers
         raise BadInput(f"model.{error}") from error
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
-    held = "".join(f"; {k} held at {given[k]}" for k in family.SIZED if k in given)
-    return model, f"size rule: {family.SIZE_RULE}{held}\nsize {config['size']:g}: {filled}"
+    fixed = "".join(f"; {k} held at {fields[k]}" for k in family.SIZED if k in fields)
+    return model, f"size rule: {family.SIZE_RULE}{fixed}\nsize {config['size']:g}: {filled}"
 
 
 @contextlib.contextmanager
@@ -297,8 +297,8 @@ def _unique(dataset: Dataset, tokens: int) -> int:
 def _warmup(optim: Mapping[str, Any], steps: int, tokens: int) -> int:
     """The steps of the warm-up, in a run of `steps` of so many `tokens`."""
     unit, amount = optim["warmup"]["unit"], optim["warmup"]["amount"]
-    wanted = {"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit]
-    count = round(min(wanted, 2.0**53))
+    exact = {"fraction": amount * steps, "steps": amount, "tokens": amount / tokens}[unit]
+    count = round(min(exact, 2.0**53))
     if wrong := validation.long_warmup(count / steps, optim["schedule"].get("decay", 0.0)):
         raise BadInput(f"optim.warmup.amount: {amount:g} ({unit}) in {steps} steps is {wrong}")
     return count

@@ -53,15 +53,15 @@ def check_stored(path: Path, stored: Mapping[str, Any], run: Run) -> None:
 
 def others(workdir: str | Path, run: Run) -> list[tuple[str, list[str]]]:
     """(id, differences) of the unfinished runs at `workdir`, the nearest first."""
-    found = []
+    sharing = []
     for path in (Path(workdir) / "runs").glob("*/config.json"):
         if path.parent.name != run.id and not (path.parent / "result.json").exists():
             try:
                 differing = differences(run.config, files.read_json(path))
             except (BadInput, AttributeError, KeyError, TypeError):
                 continue
-            found.append((path.parent.name, differing or ["data: another content"]))
-    return sorted(found, key=lambda pair: (len(pair[1]), pair[0]))
+            sharing.append((path.parent.name, differing or ["data: another content"]))
+    return sorted(sharing, key=lambda pair: (len(pair[1]), pair[0]))
 
 
 def tell(workdir: str | Path, run: Run, must: bool) -> None:

@@ -39,8 +39,8 @@ def skip_spikes(
         zero = jnp.zeros(2, jnp.float32)
         return SkipState(jnp.int32(0), zero, zero, jnp.int32(0), inner.init(params))
 
-    def update(updates: Any, state: Any, params: Any = None, **told: Array) -> tuple[Any, Any]:
-        now = jnp.stack([told["loss"], told["norm"]]).astype(jnp.float32)
+    def update(updates: Any, state: Any, params: Any = None, **metrics: Array) -> tuple[Any, Any]:
+        now = jnp.stack([metrics["loss"], metrics["norm"]]).astype(jnp.float32)
         seen = state.seen.astype(jnp.float32)
         known = jnp.maximum(1 - jnp.float32(MEMORY) ** seen, 1e-6)  # as Adam's correction
         mean, square = state.mean / known, state.square / known

@@ -181,11 +181,11 @@ class Classification(Task):
             "f1": 2 * hit_C / np.maximum(said_C + true_C, 1),
         }
         # A label that neither occurs nor is predicted is not averaged over.
-        seen = (true_C + said_C) > 0
+        present = (true_C + said_C) > 0
         return {
             "loss": float(sums["loss"] / sums["count"]),
             "accuracy": float(hit_C.sum() / matrix_CxC.sum()),
-            **{f"macro_{name}": float(values[seen].mean()) for name, values in each.items()},
+            **{f"macro_{name}": float(values[present].mean()) for name, values in each.items()},
             **{f"class_{name}": values.tolist() for name, values in each.items()},
             "confusion": matrix_CxC.tolist(),
             "class_names": list(notes.get("class_names", map(str, range(C)))),

@@ -234,9 +234,9 @@ def host_heldout(run: Run, ways: int) -> dict[str, np.ndarray]:
     count, batch = run.eval_examples, run.eval_batch
     batch = math.ceil(min(batch, count) / ways) * ways
     number = math.ceil(count / batch)
-    held = run.data.heldout
-    chosen = np.random.default_rng(0).permutation(len(held))[:count]
+    heldout = run.data.heldout
+    chosen = np.random.default_rng(0).permutation(len(heldout))[:count]
     at = np.concatenate([np.sort(chosen), np.zeros(number * batch - count, np.int64)])
-    rows = {k: x.reshape(number, batch, *x.shape[1:]) for k, x in held.rows(at).items()}
+    rows = {k: x.reshape(number, batch, *x.shape[1:]) for k, x in heldout.rows(at).items()}
     real = np.arange(number * batch) < count
     return rows | {"weights": real.astype(np.float32).reshape(number, batch)}

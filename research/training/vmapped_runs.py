@@ -226,24 +226,24 @@ class VmappedCheckpoints:
         """The newest step that all members hold intact, or their start."""
         places = {slot: r.directory.path for slot, r in self.recorder.live.items()}
         single = self.trainer.single
-        kept = checkpoint.restore_latest_common(
+        checkpoints = checkpoint.restore_latest_common(
             [(p, single[slot].abstract) for slot, p in places.items()]
         )
-        if kept is None:
+        if checkpoints is None:
             if lost := [path.name for path in places.values() if checkpoint.saved_steps(path)]:
                 log.warning(
                     "vmapped runs start from step 0: only %s had a checkpoint", ", ".join(lost)
                 )
-            found = 0, self.trainer.init()
+            restored = 0, self.trainer.init()
         else:
-            step, states = kept[0], dict(zip(places, kept[1], strict=True))
+            step, states = checkpoints[0], dict(zip(places, checkpoints[1], strict=True))
             log.info("%d vmapped runs resume from step %d", len(places), step)
             other = next(iter(states.values()))
             slots = range(len(self.trainer.runs))
-            found = step, self.trainer.place([states.get(slot, other) for slot in slots])
+            restored = step, self.trainer.place([states.get(slot, other) for slot in slots])
         for recorder in self.recorder.live.values():
-            recorder.record_start(found[0])
-        return found
+            recorder.record_start(restored[0])
+        return restored
 
     def save(self, step: int, members: VmappedState, must: bool = True) -> None:
         """Save every member and only then forget older steps: all always have one in common."""

@@ -61,14 +61,14 @@ class Watchdog:
         self.past[kind].append(time.monotonic() - began)
 
     def _watch(self) -> None:
-        seen = time.monotonic()
+        checked = time.monotonic()
         while not self.ended.wait(POLL):
             now, work = time.monotonic(), self.work
             if work:
-                work.spent += min(now - seen, 2 * POLL)
+                work.spent += min(now - checked, 2 * POLL)
                 if work.spent > self.limit(work.kind):
                     _exit_hung(work.kind, work.spent)
-            seen = now
+            checked = now
 
 
 def _exit_hung(kind: str, spent: float) -> None:

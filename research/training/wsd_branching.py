@@ -68,10 +68,10 @@ def start_from_prefix(
 ) -> tuple[int, Any] | None:
     """(step, state) from the first of `prefixes` that has an intact checkpoint of steps that are
     also this run's, with its learning curve up to there; None if there is none."""
-    found = distributed.broadcast(lambda: _choose_prefix(directory, prefixes))
-    if found is None:
+    choice = distributed.broadcast(lambda: _choose_prefix(directory, prefixes))
+    if choice is None:
         return None
-    index, step, name = found
+    index, step, name = choice
     prefix = prefixes[index]
     path = prefix.path / "checkpoints" / name
     try:

@@ -345,7 +345,7 @@ def test_a_mapped_file_that_changes_is_noticed_before_its_ids_are_used(tmp_path)
             made.train.rows(np.arange(2))
 
 
-@pytest.mark.parametrize("part", ["train", "held"])
+@pytest.mark.parametrize("part", ["train", "heldout"])
 @pytest.mark.fault(
     "R17",
     "an id out of range in a batch, whatever was checked before",

@@ -318,8 +318,8 @@ def test_token_files_are_mapped_in_the_smallest_type(vocab, monkeypatch):
     found = token_files.store("key", made, pairs())
     assert isinstance(found.train, np.memmap)
     size = {256: 1, 257: 2, 65_536: 2, 65_537: 4}[vocab]
-    assert found.train.dtype == found.held.dtype == np.dtype(f"u{size}")
-    for side, ids in ((False, found.train), (True, found.held)):
+    assert found.train.dtype == found.heldout.dtype == np.dtype(f"u{size}")
+    for side, ids in ((False, found.train), (True, found.heldout)):
         expected = made.encode_documents([d for held, d in pairs() if held == side])
         np.testing.assert_array_equal(ids, expected)
     assert not found.train.flags.writeable
@@ -333,7 +333,7 @@ def test_token_files_do_not_depend_on_the_batches(batch, monkeypatch):
     train = [d for held, d in pairs() if not held]
     held = [d for held, d in pairs() if held]
     np.testing.assert_array_equal(found.train, made.encode_documents(train))
-    assert found.bytes_per_token == len(b"\0".join(held)) / len(found.held)
+    assert found.bytes_per_token == len(b"\0".join(held)) / len(found.heldout)
     monkeypatch.setattr(token_files, "BATCH", 1 << 20)
     assert found.digest == token_files.store("other", made, pairs()).digest
     assert found.digest != token_files.store("less", made, pairs()[1:]).digest

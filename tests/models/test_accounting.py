@@ -113,7 +113,7 @@ def test_a_target_size_is_met_by_the_nearest_rung(target):
 
 @pytest.mark.parametrize(("depth", "held"), [(5, 5), (None, 2)])
 def test_a_depth_that_is_given_is_held_and_the_size_still_met(depth, held):
-    fields = models.unfilled("transformer", {**SMALL, "depth": depth})
+    fields = models.without_sized("transformer", {**SMALL, "depth": depth})
     assert set(SMALL) - set(fields) == {"width", "heads", "kv_heads", "hidden"} | (
         set() if depth else {"depth"}
     )

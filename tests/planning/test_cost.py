@@ -81,15 +81,17 @@ def test_a_sharded_state_takes_less(tiny):
 
 
 def test_what_a_step_keeps_grows_with_the_batch_and_shrinks_with_devices_and_remat(tiny):
-    def kept(**changes):
-        return memory.estimate(*made(tiny, **changes)).kept
+    def activations(**changes):
+        return memory.estimate(*made(tiny, **changes)).activations
 
-    small, large = kept(batch__size=8), kept(batch__size=64)
+    small, large = activations(batch__size=8), activations(batch__size=64)
     assert large == pytest.approx(8 * small, rel=0.05)
-    assert kept(batch__size=8, mesh__data=1) == pytest.approx(8 * small, rel=0.05)
+    assert activations(batch__size=8, mesh__data=1) == pytest.approx(8 * small, rel=0.05)
     deep = {"batch__size": 64, "model__depth": 4}
-    assert kept(**deep, model__remat="full") < 0.5 * kept(**deep)
-    assert kept(**deep, batch__grad_accumulation=4) == pytest.approx(kept(**deep) / 4, rel=0.05)
+    assert activations(**deep, model__remat="full") < 0.5 * activations(**deep)
+    assert activations(**deep, batch__grad_accumulation=4) == pytest.approx(
+        activations(**deep) / 4, rel=0.05
+    )
 
 
 def test_what_is_between_is_interpolated(tiny, monkeypatch):

@@ -157,7 +157,7 @@ def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):
         fine_tuning.locate_checkpoint(str(source), None, "params"), classifier, inputs
     )
     assert "new: classifier/bias, classifier/kernel" in start.rule
-    taken = dict(start.taken)
+    taken = dict(start.pairs)
     assert taken["backbone/embed/embedding"] == "embed/embedding"
     assert not any("head" in there for there in taken.values())
     params = classifier.init(jax.random.key(1), np.zeros(inputs.shape, np.int32))
@@ -167,7 +167,7 @@ def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):
     made = arrays(fine_tuning.take_parameters(start, abstract, params))
     there = arrays(checkpoint.read_arrays(start.path, "params"))
     before = arrays(params)
-    for path, other in start.taken:
+    for path, other in start.pairs:
         np.testing.assert_array_equal(made[path], there[other])
         assert (before[path] != there[other]).any() or "norm" in path
     np.testing.assert_array_equal(made["classifier/kernel"], before["classifier/kernel"])

@@ -99,7 +99,7 @@ def main() -> int:
                 commands["nanogpt"] = peer(args, case, batch)
             with contextlib.ExitStack() as stack:
                 if programs := started(stack, commands):
-                    found = in_turn(programs, args.blocks, args.seconds)
+                    medians = in_turn(programs, args.blocks, args.seconds)
                     break
         else:
             print(f"{case}: no memory for a batch of {BATCHES[-1]}")
@@ -107,14 +107,14 @@ def main() -> int:
         flops = json.loads(subprocess.check_output(
             [sys.executable, "-c", FLOPS, *flags(case, batch, data)], text=True
         ))  # fmt: skip
-        for name, times in found.items():
+        for name, times in medians.items():
             ms = statistics.median(times)
             mfu, rate = flops / (ms / 1e3) / peak, batch * CONTEXT / (ms / 1e3)
             print(
                 f"{case}, batch {batch}, {name}: {ms:.1f} ms, {rate:,.0f} tokens/s, {mfu:.1%} MFU"
             )
-        if "nanogpt" in found:
-            print(f"  {times_faster(found['ours'], found['nanogpt']):.2f} times faster")
+        if "nanogpt" in medians:
+            print(f"  {times_faster(medians['ours'], medians['nanogpt']):.2f} times faster")
     return 0
 
 

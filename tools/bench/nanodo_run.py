@@ -30,18 +30,18 @@ def main() -> None:
         values = [loss(state[0], *rows) for rows in zip(held_inputs, held_targets, strict=True)]
         return float(np.mean([float(value) for value in values]))
 
-    losses, found = [], {}
+    losses, evaluations = [], {}
     for step in range(args.steps):
         if step and step % args.every == 0:
-            found[step] = evaluated()
+            evaluations[step] = evaluated()
         state, value = update(state, inputs[step], targets[step])
         if before is not None:
             losses.append(float(before))
         before = value
     losses.append(float(before))
-    found[args.steps] = evaluated()
+    evaluations[args.steps] = evaluated()
     with open(args.out, "w") as file:
-        json.dump({"losses": losses, "held_out": found}, file)
+        json.dump({"losses": losses, "held_out": evaluations}, file)
 
 
 if __name__ == "__main__":

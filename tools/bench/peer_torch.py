@@ -108,14 +108,14 @@ def main() -> None:
         precision = torch.autocast("cuda", dtype=torch.bfloat16)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     sys.stdout, out = sys.stderr, sys.stdout  # nanoGPT prints
-    made = {"nanogpt": nanogpt, "gru": gru, "cnn": cnn}[args.program]
-    net, run, optimizer, draw, loss, clip = made(args, device)
+    program = {"nanogpt": nanogpt, "gru": gru, "cnn": cnn}[args.program]
+    net, run, optimizer, draw, loss, clip = program(args, device)
     sys.stdout = out
     x, y = draw()
-    taken = 0
+    steps_taken = 0
 
     def step():
-        nonlocal x, y, taken
+        nonlocal x, y, steps_taken
         with precision:
             value = loss(run, x, y)
         x, y = draw()  # while a GPU is at it
@@ -124,8 +124,8 @@ def main() -> None:
             nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        taken += 1
-        if taken % LOGGED == 0:
+        steps_taken += 1
+        if steps_taken % LOGGED == 0:
             value.item()
         return value
 

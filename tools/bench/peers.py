@@ -54,15 +54,15 @@ def main() -> int:
     args = parser.parse_args()
     ratios: dict[str, list[float]] = {}
     for case, peers in commands(args).items():
-        found, facts = timed(case, peers, args.blocks, args.seconds)
-        ours = found["ours"]
+        times, facts = timed(case, peers, args.blocks, args.seconds)
+        ours = times["ours"]
         print(f"{case}, {facts['ours']['params']:,} parameters: {words(ours)}", flush=True)
         for name in peers:
-            ratio = times_faster(ours, found[name])
+            ratio = times_faster(ours, times[name])
             ratios.setdefault(name, []).append(ratio)
             params = facts[name]["params"]
             print(
-                f"  {name}, {params:,} parameters: {words(found[name])}; {ratio:.2f} times faster"
+                f"  {name}, {params:,} parameters: {words(times[name])}; {ratio:.2f} times faster"
             )
     print(json.dumps({
         name: {"geomean": round(statistics.geometric_mean(r), 3), "min": round(min(r), 3)}
@@ -81,8 +81,8 @@ def timed(
         for name, command in {"ours": ours, **peers}.items():
             programs[name] = Program(command)
             stack.callback(programs[name].close)
-        found = in_turn(programs, blocks, seconds)
-        return found, {name: program.facts for name, program in programs.items()}
+        times = in_turn(programs, blocks, seconds)
+        return times, {name: program.facts for name, program in programs.items()}
 
 
 def words(times: list[float]) -> str:

@@ -132,11 +132,11 @@ def _write_data(run: Run, path: Path) -> None:
     from research.training.trainer import host_batches, host_heldout
 
     batches = host_batches(run, 0, run.steps, run.steps)
-    held = host_heldout(run, 1)
-    held.pop("weights")  # every window counts: the number is a multiple of the batch
+    heldout = host_heldout(run, 1)
+    heldout.pop("weights")  # every window counts: the number is a multiple of the batch
     assert run.eval_examples % run.eval_batch == 0
     arrays = {**{f"train_{k}": v for k, v in batches.items()}}
-    np.savez(path, **arrays, **{f"held_{k}": v for k, v in held.items()})
+    np.savez(path, **arrays, **{f"held_{k}": v for k, v in heldout.items()})
 
 
 def _cache(place: Path) -> dict[str, str]:
