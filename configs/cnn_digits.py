@@ -10,7 +10,7 @@ def get_config():
     return ml_collections.ConfigDict(
         {
             "name": "cnn_digits",
-            "seed": 0,  # of the initialisation
+            "seed": 0,  # of the initialization
             "size": None,  # or a target parameter count, which fills width, depth and hidden
             "model": {"name": "cnn", "width": 32, "depth": 2, "hidden": 128},
             "data": {
@@ -42,8 +42,8 @@ def get_config():
             # What a mesh does not divide is an error, or lies whole on every device ("replicate").
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": None, "batch": 250, "every": 125},  # none: all held-out images
-            "save": {"every": 0, "keep": 1, "on_error": "stop"},  # or "go_on"
-            "log": {"every": 25, "sinks": []},
+            "save": {"every": 0, "keep": 1, "on_error": "stop"},  # or "continue"
+            "log": {"every": 25, "trackers": []},
             "loop": {"steps_per_dispatch": "auto"},
         }
     )

@@ -1,4 +1,4 @@
-"""Few labelled digits: a network that has learned other digits first, against a new one.
+"""Few labeled digits: a network that has learned other digits first, against a new one.
 
     python -m experiments.train --config=configs/digits_pretrain.py --workdir=runs/digits
     python -m experiments.sweep --config=configs/digits_few.py --config.init.run=runs/digits \\

@@ -42,8 +42,8 @@ def get_config():
             # What a mesh does not divide is an error, or lies whole on every device ("replicate").
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": None, "batch": 1000, "every": 0},
-            "save": {"every": 0, "keep": 1, "on_error": "stop"},  # or "go_on"
-            "log": {"every": 50, "sinks": []},
+            "save": {"every": 0, "keep": 1, "on_error": "stop"},  # or "continue"
+            "log": {"every": 50, "trackers": []},
             "loop": {"steps_per_dispatch": "auto"},
         }
     )

@@ -7,7 +7,7 @@ def get_config():
     return ml_collections.ConfigDict(
         {
             "name": "lm_transformer",
-            "seed": 0,  # of the initialisation
+            "seed": 0,  # of the initialization
             # Target parameter count; fills width, depth, heads, kv_heads and hidden below.
             "size": 3e5,
             "model": {
@@ -69,8 +69,8 @@ def get_config():
             # What a mesh does not divide is an error, or lies whole on every device ("replicate").
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": 1024, "batch": 64, "every": 200},
-            "save": {"every": 500, "keep": 2, "on_error": "stop"},  # or "go_on"
-            "log": {"every": 10, "sinks": []},
+            "save": {"every": 500, "keep": 2, "on_error": "stop"},  # or "continue"
+            "log": {"every": 10, "trackers": []},
             "loop": {"steps_per_dispatch": "auto"},  # or a number; about a second of them
         }
     )

@@ -17,7 +17,7 @@ def get_config():
         "target": ["progression"],
         "columns": None,  # all the others
         "kind": "numbers",
-        "standardise": True,
+        "standardize": True,
         "heldout": 0.25,
         "seed": 0,
     }

@@ -1,4 +1,4 @@
-"""A residual network with group normalisation, 174,778 parameters, on digits of half the size."""
+"""A residual network with group normalization, 174,778 parameters, on digits of half the size."""
 
 from configs import cnn_digits
 

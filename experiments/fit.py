@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from research.scaling import table
 
     rows = table.read_runs(args.runs, columns, args.curves)
-    analysis = scaling.analyse(
+    analysis = scaling.analyze(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
     figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     place, count = process_flags.distributed_options(args), process_flags.process_count(args)
     # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
-    # its launcher a worker would go on unseen.
+    # its launcher a worker would continue unseen.
     stop = stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     launcher_gone = orphaned(os.getppid())
     if place is None and count > 1:

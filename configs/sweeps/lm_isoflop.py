@@ -1,7 +1,7 @@
 """Three budgets of FLOPs, six sizes each: where is the best size, and how does it grow? The demo's
 sweep. --config.horizon.amount=C makes C its largest budget.
 
-The report fits L(N, D) to all runs and locates the minimum of every budget. --sweep=centred gives
+The report fits L(N, D) to all runs and locates the minimum of every budget. --sweep=centered gives
 each budget sizes of its own, around 20 tokens per parameter, for where the best are not known.
 """
 
@@ -30,6 +30,6 @@ def sweep(config):
     return grid.isoflop(budgets(config["horizon"]["amount"]), SIZES)
 
 
-def centred(config):
+def centered(config):
     largest = config["horizon"]["amount"]
     return grid.isoflop(budgets(largest), n=6, around=grid.CHINCHILLA, spread=4.0)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 Point = dict[str, object]
 
-# N* = k C^a, where sizes of an isoFLOP sweep are centred: with 20 tokens per parameter C = 6 N D is
-# C = 120 N^2 (Hoffmann et al. 2022, whose approaches 1 and 2 found exponents of 0.50 and 0.49).
+# N* = k C^a, the center of an isoFLOP sweep's sizes: with D = 20 N, C = 6 N D is C = 120 N^2
+# (Hoffmann et al. 2022, whose approaches 1 and 2 found exponents of 0.50 and 0.49).
 CHINCHILLA = (120**-0.5, 0.5)
 
 
@@ -26,7 +26,7 @@ def sizes(targets: Iterable[float]) -> list[Point]:
 
 
 def seeds(n: int, first: int = 0) -> list[Point]:
-    """`n` replicates: both the initialisation and the order of the data differ."""
+    """`n` replicates: both the initialization and the order of the data differ."""
     return [{"seed": k, "data.seed": k} for k in range(first, first + n)]
 
 

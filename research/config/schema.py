@@ -20,7 +20,7 @@ FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
 FLOPS_UNITS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
 _UNITS = ("steps", "tokens", "examples", "tokens_per_param", "epochs", *FLOPS_UNITS)
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
-_SINKS = tuple(registry.table("runs/trackers.py", "TRACKERS"))
+_TRACKERS = tuple(registry.table("runs/trackers.py", "TRACKERS"))
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
     "seed": Field("Seed"),
@@ -50,9 +50,9 @@ SECTIONS: dict[str, Field] = {
     "eval.every": Field("NonNegativeInt"),
     "save.every": Field("NonNegativeInt"),
     "save.keep": Field("PositiveInt"),
-    "save.on_error": Field("str", choices=("stop", "go_on")),
+    "save.on_error": Field("str", choices=("stop", "continue")),
     "log.every": Field("PositiveInt"),
-    "log.sinks": Field("str", many=True, choices=_SINKS),
+    "log.trackers": Field("str", many=True, choices=_TRACKERS),
     "loop.steps_per_dispatch": Field("PositiveInt", word="auto"),
 }
 PLUGS = {

@@ -301,9 +301,9 @@ def _pixels(image: Any) -> np.ndarray:
         raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
     if image.mode[0] in "IF":
         raise ValueError(f"mode {image.mode}; expected 8 bits")
-    grey = image.mode in ("1", "L", "LA")
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    return pixels[..., None] if grey else pixels
+    gray = image.mode in ("1", "L", "LA")
+    pixels = np.asarray(image.convert("L" if gray else "RGB"))
+    return pixels[..., None] if gray else pixels
 
 
 def _hub(path: str) -> Source:

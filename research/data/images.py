@@ -19,7 +19,7 @@ from research.io import files
 
 @dataclass(frozen=True)
 class Images:
-    """The subset `chosen` of `pixels` (uint8 [N, H, W, C]) and `labels` [N], standardised with
+    """The subset `chosen` of `pixels` (uint8 [N, H, W, C]) and `labels` [N], standardized with
     `mean_C` and `scale_C`; `shift` and `flip` say how training images are augmented."""
 
     pixels: np.ndarray
@@ -75,7 +75,7 @@ def load(
     `path` is a name of SOURCES; a `.npz` with arrays as in ARRAYS; a folder with the files of MNIST
     (train-images-idx3-ubyte, …, or .gz), or the file of images alone; a folder with one folder of
     .png or .jpg files for each class (perhaps below train/ and test/); or hub:NAME, through
-    `datasets`. Pixels have 8 bits; grey images among coloured ones become coloured.
+    `datasets`. Pixels have 8 bits; gray images among colored ones become colored.
 
     About the share `heldout` of the images, chosen by the hash of their pixels, is never trained
     on; a test part that the data come with is not looked at then. none: it is what is held out. A
@@ -193,9 +193,9 @@ def _read_pixels(
                     f"{image_files.describe_sides((0, *image.shape))}, the first is "
                     f"{image_files.describe_sides(out.shape)}; data.resize makes all of one size"
                 )
-            if image.shape[2] > out.shape[3]:  # the first colour after grey ones
-                grey, out = out, image_files.allocate_pixels(path, (n, *image.shape))
-                out[:] = grey
+            if image.shape[2] > out.shape[3]:  # the first color after gray ones
+                gray, out = out, image_files.allocate_pixels(path, (n, *image.shape))
+                out[:] = gray
             out[len(hashes) - 1] = image
     return out, hashes
 
@@ -208,10 +208,10 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
     """`image` at side x side, by Pillow's bilinear filter, which antialiases when shrinking."""
     from PIL import Image
 
-    grey = image.shape[2] == 1
-    resized = Image.fromarray(image[..., 0] if grey else image)
+    gray = image.shape[2] == 1
+    resized = Image.fromarray(image[..., 0] if gray else image)
     resized = np.asarray(resized.resize((side, side), Image.Resampling.BILINEAR))
-    return resized[..., None] if grey else resized
+    return resized[..., None] if gray else resized
 
 
 def _number_classes(

@@ -85,7 +85,7 @@ def random_bits(seed: int, position_B: np.ndarray) -> np.ndarray:
 
 
 def splitmix64(state: np.ndarray) -> np.ndarray:
-    """The output function of splitmix64 (Steele et al. 2014) on an array: neighbouring numbers
+    """The output function of splitmix64 (Steele et al. 2014) on an array: neighboring numbers
     become independent-looking ones."""
     z = state + GOLDEN
     z = (z ^ (z >> np.uint64(30))) * MULTIPLIERS[0]

@@ -1,4 +1,4 @@
-"""Data whose law is known: a line with noise, and a teacher with a power-law spectrum."""
+"""Synthetic regression with a known scaling law: a noisy line, and a power-law linear teacher."""
 
 import functools
 
@@ -9,7 +9,7 @@ from research.data.arrays import LARGEST, Arrays
 from research.errors import BadInput
 from research.io import files
 
-MOST_BYTES = 4 << 30  # of numbers in memory
+MOST_BYTES = 4 << 30  # held in memory
 
 
 def linear(
@@ -21,9 +21,9 @@ def linear(
     heldout: PositiveInt,
     generator_seed: NonNegativeInt,
 ) -> dict[str, object]:
-    """y = Σ weights · x + bias + noise · N(0, 1), with x uniform on [0, 1].
+    """y = w · x + bias + noise · ε, x ~ U[0, 1]^F, ε ~ N(0, 1): inputs [n, F], targets [n, 1].
 
-    Raises BadInput for more than memory takes, and for targets that are too large.
+    Raises BadInput above MOST_BYTES, and for targets whose square overflows float32.
     """
     if not weights:
         raise BadInput("data.weights: empty; expected a number for each feature")
@@ -45,13 +45,13 @@ def teacher(
     heldout: PositiveInt,
     generator_seed: NonNegativeInt,
 ) -> dict[str, object]:
-    """A linear teacher from `features` Gaussian numbers to as many outputs, whose directions
-    explain shares k^-(1 + exponent) / ζ(1 + exponent) of the variance, k = 1, 2, …; those beyond
-    `features` cannot be seen and are noise.
+    """A linear teacher y = M x + noise with x ~ N(0, I), x and y [n, `features`], whose k-th
+    direction explains k^-(1 + α) / ζ(1 + α) of the variance, α = `exponent`; what lies beyond
+    `features` is noise.
 
-    A student that keeps w directions leaves L(w) = Σ_{k > w} k^-(1 + exponent) / ζ(1 + exponent)
-    (Eckart & Young 1936), which falls as w^-exponent, so a network with one hidden layer of width w
-    shows that exponent against its parameters. The spectrum is that of Bahri et al. (2021).
+    The best student of rank w leaves L(w) = Σ_{k > w} k^-(1 + α) / ζ(1 + α) ∝ w^-α (Eckart & Young
+    1936), so a network with one hidden layer of width w shows the exponent α against its
+    parameters. Spectrum as in Bahri et al. (2021).
     """
     return dict(_teacher(features, exponent, examples, heldout, generator_seed))
 
@@ -60,7 +60,7 @@ def teacher(
 def _teacher(
     features: int, exponent: float, examples: int, heldout: int, seed: int
 ) -> dict[str, object]:
-    from scipy.special import zeta  # a quarter of a second that other data do not take
+    from scipy.special import zeta  # 0.25 s to import, only needed here
 
     rng = np.random.default_rng(seed)
     n = _check_size(examples + heldout, 2 * features)
@@ -81,8 +81,8 @@ def _teacher(
 
 
 def _check_size(examples: int, numbers: int) -> int:
-    """`examples`, of so many numbers each. Raises BadInput where they are too many, with the
-    matrices that are as wide."""
+    """`examples`. Raises BadInput if [examples, numbers] and [numbers, numbers] float64 arrays
+    exceed MOST_BYTES."""
     size = 8 * numbers * (examples + numbers)
     if size > MOST_BYTES:
         raise BadInput(
@@ -103,8 +103,8 @@ def _dataset(
     definition: dict[str, object],
     words: dict[str, object],
 ) -> dict[str, object]:
-    """The digest is that of the `definition`: the last bits of a matrix product depend on the CPU,
-    and a run would have another id on another host."""
+    """The digest is taken of the `definition`, not of the arrays: the last bits of a matrix product
+    depend on the CPU, and a run's id must not."""
     if not np.abs(y).max() <= LARGEST:
         raise BadInput(
             f"data.weights: with data.bias and data.noise they make targets above {LARGEST:g}, the "

@@ -1,4 +1,4 @@
-"""Tables: columns of numbers that predict other columns."""
+"""Tabular data: regression or classification from numeric columns."""
 
 import functools
 from pathlib import Path
@@ -12,7 +12,7 @@ from research.data.sampling import is_heldout
 from research.errors import BadInput
 from research.io import files, tables
 
-SHOWN = 12  # column names in a message
+SHOWN = 12  # column names listed in a message
 
 
 def load(
@@ -21,22 +21,22 @@ def load(
     target: list[str],
     columns: list[str] | None,
     kind: Literal["numbers", "classes"],
-    standardise: bool,
+    standardize: bool,
     heldout: OpenUnit,
 ) -> dict[str, object]:
     """The fields of a `Dataset` of the rows of a table.
 
-    `path` is "diabetes" (442 patients, ten measurements; scikit-learn ships it), a `.csv` with a
-    header or a `.parquet`. `target` names the columns to predict: numbers, or one column of
-    classes. `columns` are predicted from; none: all others. About the share `heldout` of the rows,
-    chosen by the hash of their content, is never trained on, and equal rows are on one side.
-    `standardise` takes the mean and standard deviation of the training rows out of the features,
-    and of targets that are numbers; metrics are in the data's own units.
+    `path` is "diabetes" (442 patients, 10 features; from scikit-learn), a `.csv` with a header or a
+    `.parquet`. `target` names the numeric columns to predict, or the one column of classes;
+    `columns` are the features (none: all other columns). About a fraction `heldout` of the rows,
+    selected by content hash, is held out; equal rows fall on the same side. `standardize` maps
+    features and numeric targets to (x − mean) / std with the statistics of the training rows;
+    metrics stay in the original units.
 
-    Raises BadInput for a column that is not there, holds text, or has missing values.
+    Raises BadInput for a column that is missing, not numeric, or has missing values.
     """
     chosen = tuple(columns) if columns is not None else None
-    return dict(_load(path, _stamp(path), tuple(target), chosen, kind, standardise, heldout))
+    return dict(_load(path, _stamp(path), tuple(target), chosen, kind, standardize, heldout))
 
 
 @functools.lru_cache(maxsize=4)
@@ -46,11 +46,11 @@ def _load(
     target: tuple[str, ...],
     columns: tuple[str, ...] | None,
     kind: str,
-    standardise: bool,
+    standardize: bool,
     heldout: float,
 ) -> dict[str, object]:
     table = _diabetes() if path == "diabetes" else _read(path)
-    columns = _chosen(path, table, target, columns, kind)
+    columns = _select_columns(path, table, target, columns, kind)
     if kind == "classes":
         x_NxF = _matrix(path, table, columns)
         y, names = _classes(path, table, target[0])
@@ -65,7 +65,7 @@ def _load(
             f"{(~heldout_mask).sum()} to train on and {heldout_mask.sum()} held out"
         )
     notes: dict[str, Any] = {"class_names": names} if names else {"target_names": list(target)}
-    if standardise:
+    if standardize:
         x_NxF = _standardize(x_NxF, heldout_mask)[0]
         if not names:
             y, notes["target_scale"] = _standardize(y, heldout_mask)
@@ -123,7 +123,7 @@ def _diabetes() -> Any:
 
 
 def _read(path: str) -> Any:
-    """A pyarrow table. Raises BadInput when the file is not one."""
+    """The file as a pyarrow table. Raises BadInput if it cannot be read as one."""
     if (suffix := Path(path).suffix) not in (".csv", ".parquet"):
         raise BadInput(f"data.path: {path}: expected diabetes, or a .csv or .parquet file")
     table = (tables.csv if suffix == ".csv" else tables.parquet)(path, f"data.path: {path}")
@@ -135,7 +135,7 @@ def _read(path: str) -> Any:
     return table
 
 
-def _chosen(
+def _select_columns(
     path: str, table: Any, target: tuple[str, ...], columns: tuple[str, ...] | None, kind: str
 ) -> tuple[str, ...]:
     there = table.column_names
@@ -161,7 +161,7 @@ def _chosen(
 
 
 def _matrix(path: str, table: Any, names: tuple[str, ...]) -> np.ndarray:
-    """Columns side by side, float64 [n, columns]. Raises BadInput with what is wrong in each."""
+    """The columns stacked, float64 [N, F]. Raises BadInput with the errors of all columns."""
     columns, problems = [], []
     for name in names:
         try:
@@ -174,7 +174,7 @@ def _matrix(path: str, table: Any, names: tuple[str, ...]) -> np.ndarray:
 
 
 def _numbers(path: str, table: Any, name: str) -> np.ndarray:
-    """A column as float64. Raises BadInput for text, and for what is missing or not finite."""
+    """A column as float64 [N]. Raises BadInput for text and for missing or non-finite values."""
     import pyarrow
 
     column = table.column(name)
@@ -187,7 +187,7 @@ def _numbers(path: str, table: Any, name: str) -> np.ndarray:
             "numbers; name those to use in data.columns"
         )
     values = column.to_numpy().astype(np.float64)
-    _complete(path, name, ~np.isfinite(values))
+    _check_complete(path, name, ~np.isfinite(values))
     if (far := np.abs(values) > LARGEST).any():
         row = int(np.argmax(far))
         raise BadInput(
@@ -199,7 +199,7 @@ def _numbers(path: str, table: Any, name: str) -> np.ndarray:
 
 def _classes(path: str, table: Any, name: str) -> tuple[np.ndarray, list[str]]:
     values = table.column(name).to_pylist()
-    _complete(path, name, np.array([v is None or v != v for v in values]))
+    _check_complete(path, name, np.array([v is None or v != v for v in values]))
     try:
         labels = sorted(set(values))
     except TypeError:
@@ -210,7 +210,7 @@ def _classes(path: str, table: Any, name: str) -> tuple[np.ndarray, list[str]]:
     return np.array([number[v] for v in values]), [str(label) for label in labels]
 
 
-def _complete(path: str, name: str, missing: np.ndarray) -> None:
+def _check_complete(path: str, name: str, missing: np.ndarray) -> None:
     if missing.any():
         raise BadInput(
             f"data.path: {path}: column {name!r} has {missing.sum()} missing or infinite values, "
@@ -219,13 +219,13 @@ def _complete(path: str, name: str, missing: np.ndarray) -> None:
 
 
 def _heldout_mask(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
-    """True for the held-out rows: the hash of a row decides, not its place."""
+    """[N], True for held-out rows, selected by the hash of their content."""
     hashes = [files.digest(a.tobytes(), b.tobytes()) for a, b in zip(x, np.asarray(y, np.float64))]
     return np.array([is_heldout(bytes.fromhex(h), heldout) for h in hashes])
 
 
 def _standardize(values: np.ndarray, heldout_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Without the mean and scale of the training rows, and that scale (1 for a constant)."""
+    """(values − mean) / std, both over the training rows, and the std (1 for a constant column)."""
     train = values[~heldout_mask]
     scale = train.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)

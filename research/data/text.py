@@ -1,4 +1,4 @@
-"""Text as windows of tokens: the standard library's source, or a local file."""
+"""Language-model data: non-overlapping token windows of Python's stdlib source or a local file."""
 
 import functools
 import hashlib
@@ -23,19 +23,19 @@ from research.data.token_files import Tokens
 from research.errors import BadInput
 from research.io import files
 
-BLOCK = 16 << 10  # bytes: a plain file is cut into blocks at line ends, so that it can be split
+BLOCK = 16 << 10  # bytes: a .txt is cut at line ends into documents of about this size
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 OVERLAP_LENGTH = 32  # tokens
-STRETCH = 1 << 22  # tokens that are hashed at once
-SUBSTITUTE = "\ufffd"  # what stands for bytes that are no text
+STRETCH = 1 << 22  # tokens hashed at a time
+SUBSTITUTE = "\ufffd"  # replaces undecodable bytes
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Non-overlapping windows of one part of a corpus: example i predicts tokens [i·T + 1,
-    (i + 1)·T], each token once."""
+    """Non-overlapping windows of one split of a corpus. Example i predicts tokens i·T + 1 to
+    (i + 1)·T, so every token but the first is a target at most once."""
 
     corpus: Tokens
     part: Literal["train", "heldout"]
@@ -49,8 +49,8 @@ class Windows:
         return max(0, (len(self.tokens) - 1) // self.context)
 
     def rows(self, index: np.ndarray, draw: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """{"inputs": [B, T], "targets": [B, T]} int32, the targets one token later. Raises BadInput
-        where a mapped file is not what it was when the run began."""
+        """{"inputs": [B, T], "targets": [B, T]} int32, targets one token later. Raises BadInput if
+        the memory-mapped file has changed, or an id is outside the vocabulary."""
         at = index[:, None] * self.context + np.arange(self.context + 1)
         self.corpus.unchanged()
         tokens = self.tokens[at]
@@ -72,16 +72,15 @@ def load(
     """The fields of a `Dataset` of token windows.
 
     `path` is "stdlib" (the Python source of this interpreter's standard library), a UTF-8 `.txt`,
-    a `.jsonl` (the text of each line's `field` is a document) or a `.bin` of token ids (uint16, or
-    uint32 when `vocab` > 65,536). About the share `heldout` of the documents, chosen by the hash of
-    their content, is never trained on; exact repeats of a document are dropped. Of a `.bin`, whose
-    documents are unknown, the last part is held out.
+    a `.jsonl` (each line's `field` is a document) or a `.bin` of token ids (uint16, or uint32 when
+    `vocab` > 65,536). Exact duplicates are dropped; about a fraction `heldout` of the documents,
+    selected by content hash, is held out; of a `.bin`, which has no document boundaries, the tail.
 
-    `tokenizer` is "bytes", "bpe" (of `vocab` tokens, trained on the training documents alone) or
-    the path of a `tokenizer.json`. Ids other than bytes are kept in the cache and mapped.
+    `tokenizer` is "bytes", "bpe" (`vocab` tokens, trained on the training documents only) or the
+    path of a `tokenizer.json`. Except for bytes, token ids are cached on disk and memory-mapped.
 
-    `undecodable`: what is no UTF-8, and a byte 0, is an error that names the place; or U+FFFD takes
-    its place, and the card says how often.
+    `undecodable` decides about invalid UTF-8 and NUL bytes: "error" raises BadInput with the
+    position; "replace" substitutes U+FFFD, counted in the data card.
     """
     stamps = (stamp(path), tokenizers.stamp(tokenizer))
     tokens = _tokens(path, field, heldout, tokenizer, vocab, undecodable, stamps)
@@ -92,7 +91,8 @@ def load(
 
 
 def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
-    """The fields of a `Dataset` that follow from its tokens. Raises BadInput for too few."""
+    """The fields of a `Dataset` that its tokens determine. Raises BadInput if either split has
+    fewer than `context` + 1 tokens."""
     for name, ids in (("training", tokens.train), ("held-out", tokens.heldout)):
         if len(ids) <= context:
             raise BadInput(
@@ -113,7 +113,7 @@ def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
 
 
 def stamp(path: str) -> tuple:
-    """Changes when the file does. Raises BadInput if there is none."""
+    """A fingerprint that changes with the file. Raises BadInput if it does not exist."""
     return () if path == "stdlib" else files.stamp(path, "data.path")
 
 
@@ -140,8 +140,8 @@ def corpora(
     vocab: int | None,
     undecodable: str,
 ) -> tuple[Tokens, ...]:
-    """The texts at `paths` as ids of one tokenizer; "bpe" is trained on the training documents of
-    all."""
+    """Each of `paths` tokenized by one shared tokenizer; "bpe" is trained on all training
+    documents."""
     tokenizers.check(tokenizer, vocab)
     texts_by_path, replaced = zip(*(documents(path, field, undecodable) for path in paths))
     parts = [split(texts, heldout) for texts in texts_by_path]
@@ -153,8 +153,8 @@ def corpora(
 
 
 def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list[bytes]]:
-    """(training, held-out) documents, each once. The hash decides, not the order of reading, so a
-    document is on one side wherever it occurs."""
+    """Deduplicated (training, held-out) documents, split by content hash: a document is on the same
+    side in every corpus and in any reading order."""
     parts: tuple[list[bytes], list[bytes]] = ([], [])
     digests = set()
     for document in documents:
@@ -166,7 +166,7 @@ def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list
 
 
 def tokenize_split(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer) -> Tokens:
-    """The split documents as ids: bytes in memory, all others from the cache."""
+    """Token ids of both splits: bytes in memory, all others through the disk cache."""
     train, heldout = parts
     if not tokenizer.json:
         train, heldout = (tokenizer.encode_documents(part) for part in parts)
@@ -180,8 +180,8 @@ def tokenize_split(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer)
 
 
 def documents(path: str, field: str, undecodable: str = "error") -> tuple[list[bytes], int]:
-    """The documents of a source, in its order, and in how many places it was no text. Raises
-    BadInput when it cannot be read as text."""
+    """The documents of a source, in order, and how many replacements decoding made. Raises BadInput
+    if it is not text."""
     if path == "stdlib":
         return [source for _, source in standard_library()], 0
     if path.endswith(".jsonl"):
@@ -194,7 +194,7 @@ def documents(path: str, field: str, undecodable: str = "error") -> tuple[list[b
 
 
 def standard_library() -> list[tuple[Path, bytes]]:
-    """The source files of this interpreter's standard library: path below its folder, content."""
+    """(relative path, content) of this interpreter's standard library sources."""
     root = Path(sysconfig.get_paths()["stdlib"])
     out = []
     for folder, names, filenames in os.walk(root):
@@ -211,15 +211,13 @@ def standard_library() -> list[tuple[Path, bytes]]:
 
 
 def _utf8(path: str, undecodable: str) -> tuple[bytes, int]:
-    """A file that is text, and in how many places it was not."""
+    """The UTF-8 bytes of a file, and the number of replacements made."""
     with files.open_regular_file(path) as file:
         raw = file.read()
     if undecodable == "replace":
         text = raw.decode("utf-8", "replace").replace("\0", SUBSTITUTE)
         if replaced := text.count(SUBSTITUTE) - raw.count(SUBSTITUTE.encode()):
-            log.warning(
-                "data.path: %s: %d places are no UTF-8 text and become U+FFFD", path, replaced
-            )
+            log.warning("data.path: %s: %d places are not UTF-8 and become U+FFFD", path, replaced)
         return text.encode(), replaced
     hint = "; data.undecodable=replace reads U+FFFD there"
     if (at := raw.find(0)) >= 0:
@@ -234,12 +232,12 @@ def _utf8(path: str, undecodable: str) -> tuple[bytes, int]:
 
 
 def _blocks(raw: bytes) -> list[bytes]:
-    """`raw` cut at the first line end after each BLOCK bytes (or right there, in a long line)."""
+    """`raw` cut after the first newline past every BLOCK bytes (a long line is cut at 2 BLOCK)."""
     out, start = [], 0
     while start < len(raw):
         end = raw.find(b"\n", start + BLOCK, start + 2 * BLOCK)
         end = start + 2 * BLOCK if end < 0 else end + 1
-        while end < len(raw) and raw[end] & 0xC0 == 0x80:  # within a letter
+        while end < len(raw) and raw[end] & 0xC0 == 0x80:  # inside a UTF-8 sequence
             end -= 1
         out.append(raw[start:end])
         start = end
@@ -249,8 +247,8 @@ def _blocks(raw: bytes) -> list[bytes]:
 def records(
     path: str, fields: Mapping[str, str], undecodable: str = "error"
 ) -> tuple[Iterator[tuple[str, ...]], int]:
-    """The text of `fields` (config key -> name) in every line of a `.jsonl`, and in how many places
-    it is no text. Raises BadInput naming the line."""
+    """The values of `fields` (config key → name) in every line of a `.jsonl`, and the number of
+    replacements. Raises BadInput naming the line."""
     raw, replaced = _utf8(path, undecodable)
     return _records(path, raw.splitlines(), fields), replaced
 
@@ -289,7 +287,7 @@ def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) ->
     kind = np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
     size = stamp(path)[0]
     if size == 0 or size % kind.itemsize:
-        raise BadInput(f"data.path: {path}: {size} bytes are no whole number of {kind.name} ids")
+        raise BadInput(f"data.path: {path}: {size} bytes is not a whole number of {kind.name} ids")
     tokens, unchanged = token_files.memory_map(Path(path), kind)
     _check_token_ids(path, tokens, kind, vocab)
     cut = len(tokens) - max(1, round(len(tokens) * heldout))
@@ -299,7 +297,7 @@ def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) ->
 
 
 def _check_token_ids(path: str, tokens: np.ndarray, kind: np.dtype, vocab: int) -> None:
-    """Raise BadInput for ids out of range, and for files of another kind whose ids are not."""
+    """Raise BadInput for out-of-range ids, .npy files, and ids stored with a wider dtype."""
     if tokens[:3].tobytes().startswith(b"\x93NUMPY"[: tokens[:3].nbytes]):
         raise BadInput(f"data.path: {path}: is a .npy file; expected its array.tofile(path)")
     if len(tokens) > 2 and not tokens[1::2].any():
@@ -322,7 +320,7 @@ def _card(path: str, tokenizer: str, tokens: Tokens) -> dict[str, object]:
 
 
 def source(path: str) -> str:
-    """In words, what a path stands for."""
+    """A human-readable description of `path`."""
     if path != "stdlib":
         return path
     version = ".".join(map(str, sys.version_info[:3]))
@@ -330,7 +328,7 @@ def source(path: str) -> str:
 
 
 def replacement_facts(count: int) -> dict[str, object]:
-    """What a card says of text that was none in `count` places."""
+    """The data card's entry for `count` replaced undecodable places."""
     return {"undecodable": f"{count:,} places became U+FFFD"} if count else {}
 
 
@@ -339,7 +337,7 @@ def describe(name: str, tokenizer: Tokenizer) -> str:
 
 
 def counts(tokens: Tokens) -> dict[str, object]:
-    """What a card says of tokens; bytes and text that were seen in training are of the held-out."""
+    """The data card's token counts, and the held-out text's bytes per token and train overlap."""
     ratio = tokens.bytes_per_token
     return {
         "train_tokens": len(tokens.train),
@@ -351,10 +349,10 @@ def counts(tokens: Tokens) -> dict[str, object]:
 
 
 def overlap(train: np.ndarray, heldout: np.ndarray, n: int) -> float:
-    """The share of the `n`-grams of `heldout` (n a power of two) that also occur in `train`.
+    """The fraction of the `n`-grams of `heldout` that occur in `train`; n is a power of two.
 
-    Of a long text, only the n-grams whose hash falls in one class are looked at: about a million,
-    the same ones on both sides, so the share is not biased by it.
+    Long texts are subsampled by hash, the same n-grams on both sides (about a million), which
+    leaves the fraction unbiased.
     """
     if min(len(train), len(heldout)) < n:
         return 0.0

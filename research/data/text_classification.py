@@ -1,4 +1,4 @@
-"""Labelled text: windows of tokens, each with the class of its document."""
+"""Text classification: token windows, each with the class of its document."""
 
 import functools
 import hashlib
@@ -16,13 +16,13 @@ from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput
 from research.io import files
 
-MOST_BYTES = 4 << 30  # of windows in memory
-Labelled = tuple[str, bytes]  # class, document
+MOST_BYTES = 4 << 30  # of windows held in memory
+Labeled = tuple[str, bytes]  # class, document
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Windows [n, T] of one class each [n]."""
+    """Windows [n, T] and their classes [n]."""
 
     windows: np.ndarray
     classes: np.ndarray
@@ -50,19 +50,20 @@ def load(
     tokenizer: str,
     undecodable: Literal["error", "replace"] = "error",
 ) -> dict[str, object]:
-    """The fields of a `Dataset` of classes.
+    """The fields of a `Dataset` of classified token windows.
 
-    `path` is "stdlib" (the class of a source file is its top-level package), a folder that holds
-    one folder of .txt and .jsonl files, or one such file, for each class, or a `.jsonl` whose lines
-    have text in `field` and a class in `label_field`. The `classes` with most text are kept; none:
-    all. Documents are those of "text" and split by the same hash, so what a language model of the
-    same corpus did not see is held out here too; one that occurs in two classes is dropped.
+    `path` is "stdlib" (class: top-level package), a folder with one subfolder of .txt and .jsonl
+    files, or one such file, per class, or a `.jsonl` with text in `field` and a class in
+    `label_field`. The `classes` with the most text are used (none: all). Documents are split as by
+    "text", so what a language model of the same corpus never saw is held out here too; documents
+    that occur in two classes are dropped.
 
-    Every document is cut into windows of `context` tokens, the last one filled with the separator.
-    `examples` of them are trained on (none: all), as many of each class as there are, in the order
-    of their hashes: a smaller number takes a part of what a larger one does.
+    Documents are cut into windows of `context` tokens, the last one padded with the separator.
+    `examples` windows are trained on (none: all), balanced over the classes and nested: a smaller
+    number is a subset of a larger one.
 
-    `tokenizer` is "bytes" or the path of a `tokenizer.json`, such as a language model's run keeps.
+    `tokenizer` is "bytes" or the path of a `tokenizer.json`, such as the one in a run's directory.
+    Raises BadInput for unreadable data and too few classes or windows.
     """
     if tokenizer == "bpe":
         raise BadInput(
@@ -127,11 +128,11 @@ def _load(
 ) -> tuple[Examples, Examples, tuple[str, ...], Tokenizer, str, int]:
     reader = tokenizers.read(tokenizer)
     documents, replaced = _documents(path, *fields, undecodable)
-    labelled = _drop_ambiguous(documents)
-    names = _largest_classes(path, labelled, classes, heldout)
+    labeled = _drop_ambiguous(documents)
+    names = _largest_classes(path, labeled, classes, heldout)
     train: list[tuple[bytes, int, np.ndarray]] = []
     heldout_rows: list[tuple[bytes, int, np.ndarray]] = []
-    chosen = {name: item for name, item in labelled.items() if item[0] in names}
+    chosen = {name: item for name, item in labeled.items() if item[0] in names}
     every = reader.encode_each([document for _, document in chosen.values()])
     room = token_files.kind_of(reader.vocab).itemsize * context
     if (size := room * sum(-(-len(ids) // context) for ids in every)) > MOST_BYTES:
@@ -151,24 +152,24 @@ def _load(
     return *parts, names, reader, digest, replaced
 
 
-def _drop_ambiguous(documents: Iterable[Labelled]) -> dict[bytes, Labelled]:
-    """SHA-256 -> (class, document), without those of which copies are in several classes."""
-    out: dict[bytes, Labelled] = {}
+def _drop_ambiguous(documents: Iterable[Labeled]) -> dict[bytes, Labeled]:
+    """SHA-256 → (class, document), without documents that occur in more than one class."""
+    out: dict[bytes, Labeled] = {}
     several = set()
     for label, document in documents:
         name = hashlib.sha256(document).digest()
         if document and out.setdefault(name, (label, document))[0] != label:
             several.add(name)
-    return {name: labelled for name, labelled in out.items() if name not in several}
+    return {name: labeled for name, labeled in out.items() if name not in several}
 
 
 def _largest_classes(
-    path: str, labelled: Mapping[bytes, Labelled], classes: int | None, heldout: float
+    path: str, labeled: Mapping[bytes, Labeled], classes: int | None, heldout: float
 ) -> tuple[str, ...]:
-    """The classes that are kept, in the order of the alphabet: those with most text among those
-    that have a document on each side of the split."""
+    """The `classes` names with the most text among those with documents on both sides of the
+    split, sorted."""
     sizes: dict[str, list[int]] = {}
-    for name, (label, document) in labelled.items():
+    for name, (label, document) in labeled.items():
         sizes.setdefault(label, [0, 0])[sampling.is_heldout(name, heldout)] += len(document)
     usable = sorted((label for label in sizes if all(sizes[label])), key=lambda x: -sum(sizes[x]))
     lost = sorted(set(sizes) - set(usable))
@@ -187,7 +188,7 @@ def _largest_classes(
 
 
 def _windows(ids: np.ndarray, context: int, reader: Tokenizer) -> np.ndarray:
-    """[n, T], the last one filled with separators."""
+    """[n, T], the last window padded with the separator."""
     token_files.check_ids(ids, reader.vocab, "data.tokenizer")
     out = np.full(
         -(-len(ids) // context) * context, reader.separator, token_files.kind_of(reader.vocab)
@@ -197,8 +198,7 @@ def _windows(ids: np.ndarray, context: int, reader: Tokenizer) -> np.ndarray:
 
 
 def _sort_by_hash(rows: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes, int, np.ndarray]]:
-    """First one window of every class, then the second of every class, and so on; within a class
-    in the order of hashes."""
+    """Round-robin over the classes, by hash within a class: every prefix is balanced."""
     hashed = sorted(rows, key=lambda row: hashlib.sha256(row[0] + row[2].tobytes()).digest())
     return [
         hashed[i] for i in sampling.interleave_classes(np.array([label for _, label, _ in hashed]))
@@ -211,22 +211,22 @@ def _examples(rows: list[tuple[bytes, int, np.ndarray]]) -> Examples:
 
 def _documents(
     path: str, field: str, label_field: str, undecodable: str
-) -> tuple[Iterable[Labelled], int]:
-    """The documents with their classes, and in how many places they are no text."""
+) -> tuple[Iterable[Labeled], int]:
+    """(class, document) pairs, and the number of replaced undecodable places."""
     if path == "stdlib":
-        labelled = [
+        labeled = [
             (place.parts[0], source)
             for place, source in text.standard_library()
             if len(place.parts) > 1 and place.parts[0].isidentifier()
         ]
-        return labelled, 0
+        return labeled, 0
     if os.path.isdir(path):
-        labelled, replaced = [], 0
+        labeled, replaced = [], 0
         for label, file in _class_files(path):
             documents, n = text.documents(str(file), field, undecodable)
-            labelled += [(label, document) for document in documents]
+            labeled += [(label, document) for document in documents]
             replaced += n
-        return labelled, replaced
+        return labeled, replaced
     if not path.endswith(".jsonl"):
         raise BadInput(f"data.path: {path}: expected stdlib, a folder or a .jsonl file")
     names = {"data.field": field, "data.label_field": label_field}
@@ -235,7 +235,7 @@ def _documents(
 
 
 def _class_files(path: str) -> list[tuple[str, Path]]:
-    """(class, file) of a folder that holds a folder or a file for each class."""
+    """(class, file) pairs of a folder with a subfolder or a file per class."""
     class_files = [
         (file.stem if file.parent == Path(path) else file.relative_to(path).parts[0], file)
         for file in hub_access.check_folder(path)

@@ -1,4 +1,4 @@
-"""Corpora as files of token ids in the user's cache, memory-mapped."""
+"""Tokenized corpora as memory-mapped files in the user's cache."""
 
 import contextlib
 import fcntl
@@ -18,13 +18,13 @@ from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput, StorageError
 from research.io import files
 
-BATCH = 4 << 20  # bytes that are tokenised at once
+BATCH = 4 << 20  # bytes tokenized at a time
 
 
 class Tokens(NamedTuple):
-    """A corpus as ids below `vocab`. `digest` names the documents of both parts and the tokenizer;
-    a separator counts as the one byte that it is in a file of bytes. `unchanged` raises BadInput
-    where the files are no longer what they were; in `replaced` places the text was no text."""
+    """A tokenized corpus, ids in [0, vocab). `digest` identifies the documents of both splits and
+    the tokenizer; `bytes_per_token` is of the held-out split and counts a separator as one byte.
+    `unchanged` raises BadInput if a mapped file was modified; `replaced` counts U+FFFD."""
 
     train: np.ndarray
     heldout: np.ndarray
@@ -37,10 +37,10 @@ class Tokens(NamedTuple):
 
 
 def check_ids(ids: np.ndarray, vocab: int, what: str, at: np.ndarray | None = None) -> None:
-    """Raise BadInput, naming the first, for ids that are not below `vocab`. JAX takes another row
-    of the embedding for them and says nothing, so all that goes to a device is looked at here.
+    """Raise BadInput, naming the first id outside [0, vocab). JAX silently reads another embedding
+    row for such an id, so every batch is checked here before it reaches a device.
 
-    `what` begins the error; `at` are the positions of the ids, if not 0, 1, …
+    `what` prefixes the message; `at` holds the ids' positions (default: 0, 1, …).
     """
     signed = ids.dtype.kind != "u"
     if not ids.size or (int(ids.max()) < vocab and not (signed and int(ids.min()) < 0)):
@@ -54,9 +54,9 @@ def check_ids(ids: np.ndarray, vocab: int, what: str, at: np.ndarray | None = No
 
 
 def memory_map(path: Path, kind: np.dtype) -> tuple[np.ndarray, Callable[[], None]]:
-    """The ids of a file in memory that is the file, and a function that raises BadInput once it was
-    written to: what is cut off would end the process without a word when it is read. A file of
-    another content that takes the place of this one does no harm."""
+    """The file as a read-only memmap, and a function that raises BadInput once it was modified:
+    reading a truncated mapping would kill the process with SIGBUS. Renaming another file over this
+    one is harmless."""
     file = os.open(path, os.O_RDONLY)
     begun = _stamp(file)
 
@@ -78,7 +78,7 @@ def _stamp(file: int) -> tuple[int, int, int]:
 
 
 def find(key: str) -> Tokens | None:
-    """What `store` wrote under `key`; None if there is nothing, or it is damaged."""
+    """The corpus that `store` wrote under `key`; None if it is missing or damaged."""
     folder = files.cache("tokens") / key
     try:
         tokenizer = tokenizers.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def find(key: str) -> Tokens | None:
 def _part(
     folder: Path, name: str, vocab: int, facts: dict
 ) -> tuple[np.ndarray, Callable[[], None]]:
-    """One of the files, mapped. Raises ValueError or BadInput if it is not as it was written."""
+    """One split, memory-mapped. Raises ValueError or BadInput if it is not as written."""
     path = folder / f"{name}.bin"
     ids, unchanged = memory_map(path, kind_of(vocab))
     if len(ids) != facts[f"{name}_tokens"] or files.digest_file(path) != facts[f"{name}_sha256"]:
@@ -110,15 +110,15 @@ def _part(
 
 
 def kind_of(vocab: int) -> np.dtype:
-    """The smallest unsigned type that holds all ids."""
+    """The smallest unsigned dtype that holds every id."""
     return np.min_scalar_type(vocab - 1)
 
 
 def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]]) -> Tokens:
-    """Token files below `<cache>/tokens/<key>` of documents (held out?, text), in bounded memory,
-    mapped. Of several that write one key at once, the first to end wins and all read its files.
+    """Tokenize (is held out, text) documents into `<cache>/tokens/<key>`, in bounded memory, and
+    map the files. Of concurrent writers of a key the first to finish wins; all read its files.
 
-    Raises StorageError when the disk refuses.
+    Raises StorageError if they cannot be written.
     """
     target = files.cache("tokens") / key
     try:
@@ -147,12 +147,12 @@ def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]
 
 
 def digest_of(train: bytes, heldout: bytes, tokenizer: Tokenizer) -> str:
-    """The digest of `Tokens`, from the SHA-256 of the SHA-256s of the documents of each part."""
+    """`Tokens.digest`, from each split's SHA-256 over the SHA-256s of its documents."""
     return files.digest(train, heldout, tokenizer.digest.encode())
 
 
 class _Part:
-    """A file of ids that grows by documents."""
+    """A file of token ids, appended to document by document."""
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
         self.file, self.tokenizer, self.kind = file, tokenizer, kind_of(tokenizer.vocab)
@@ -187,13 +187,13 @@ class _Part:
 
 @contextlib.contextmanager
 def _building(target: Path) -> Iterator[Path]:
-    """A folder that becomes `target` when the block ends well, and is removed when it does not."""
+    """A temporary folder, renamed to `target` on success and removed on failure."""
     folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
         yield folder
         with open(target.parent / ".lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if find(target.name) is None:  # absent, or damaged; who has that mapped keeps it
+            if find(target.name) is None:  # missing or damaged; existing mappings stay valid
                 shutil.rmtree(target, ignore_errors=True)
                 os.rename(folder, target)
                 files.sync(target.parent)

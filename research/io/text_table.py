@@ -1,7 +1,7 @@
 """Tables as text: aligned columns for terminals, pipes and Markdown.
 
-There is no colour in them and nothing is cut, so that a pipe gets what a terminal shows. Widths are
-those of the terminal's cells, as rich counts them: a Chinese character takes two.
+No color and no truncation, so a pipe gets what a terminal shows. Widths are terminal cells as rich
+counts them: a Chinese character is two wide.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,18 +18,18 @@ def format_table(
     right: Collection[str] = (),
     markdown: bool = False,
 ) -> str:
-    """The lines of a table, without an end of line after the last one.
+    """The table, without a trailing newline.
 
     Every row has a cell for each heading. An int is written with commas, a float with five digits,
     None as nothing, and all else as its text; control characters become spaces. Columns whose
     cells are numbers (or None) are aligned to the right, as are those whose headings are in
     `right`; those in `left` are not. With `markdown`, the table is one of GitHub's Markdown.
     """
-    cells = [[_written(value) for value in row] for row in rows]
-    heads = [_written(heading) for heading in headings]
+    cells = [[_format_cell(value) for value in row] for row in rows]
+    heads = [_format_cell(heading) for heading in headings]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(heads)
     rights = [
-        heading not in left and (heading in right or _numeric(column))
+        heading not in left and (heading in right or _is_numeric(column))
         for heading, column in zip(headings, columns, strict=True)
     ]
     if markdown:
@@ -48,7 +48,7 @@ def _markdown(heads: list[str], cells: list[list[str]], rights: Sequence[bool]) 
 def _aligned(
     lines: Sequence[Sequence[str]], rights: Sequence[bool], narrowest: int
 ) -> list[list[str]]:
-    """The lines with every cell as wide as its column."""
+    """The lines, every cell padded to its column's width."""
     from rich.cells import cell_len
 
     widths = [max(narrowest, *map(cell_len, column)) for column in zip(*lines, strict=True)]
@@ -60,14 +60,14 @@ def _aligned(
     return out
 
 
-def _numeric(column: Sequence[object]) -> bool:
-    """Whether the cells are numbers, or nothing."""
+def _is_numeric(column: Sequence[object]) -> bool:
+    """Whether all cells are numbers or None."""
     return all(isinstance(value, int | float | None) for value in column) and not any(
         isinstance(value, bool) for value in column
     )
 
 
-def _written(value: object) -> str:
+def _format_cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -74,7 +74,7 @@ def run(
 
     `timeout` is in minutes, `memory` in GB on each node (0: what the partition gives); `cpus` and
     `gpus` are those of one process, and the processes of a worker are divided over `nodes`. Without
-    `job.workers` there is one. When stopped, jobs that wait are cancelled and those that run get
+    `job.workers` there is one. When stopped, jobs that wait are canceled and those that run get
     SIGTERM. Raises BadInput if submitit or Slurm is missing, or Slurm refuses.
     """
     if nodes < 1 or job.num_processes % nodes:

@@ -1,12 +1,11 @@
-"""Models: two pure functions over a plain nested dict of parameters.
+"""Models: pure `init` and `apply` functions over a plain nested dict of parameters.
 
-`MODELS` names the families; the file of one is imported when it is first used. It holds the family
-whole: a dataclass of the numbers that make a member (or the Linen module itself, where one is
-enough) and, beside it, SIZED, FIXABLE, SIZE_RULE and `rung` (how `size` fills fields), GROUPS,
-SHARDING, `forward_flops`; `solve` where the best parameters are known in closed form.
+`MODELS` lists the families; a family's module is imported on first use. It defines a dataclass of
+hyperparameters (or the Linen module itself, if that suffices), SIZED, FIXABLE, SIZE_RULE and
+`rung` (how `size` sets fields), GROUPS, SHARDING, `forward_flops`, and `solve` where the optimum
+has a closed form.
 
-A language model whose data have classes instead of next tokens gets a classifier head in place of
-the one over its vocabulary; this is the same for all of them.
+A language model trained on classes gets a pooled classifier head in place of its vocabulary head.
 """
 
 import dataclasses
@@ -36,9 +35,9 @@ MODELS = {
 class Model:
     """`init(key, inputs) → params`, `apply(params, inputs) → outputs`.
 
-    Language models return hidden states and turn them into logits with `unembed(params, hidden)`,
-    so that a task may compute its loss in chunks. Where `classes` is set, a language model's
-    hidden states are pooled into logits over classes instead.
+    Language models return hidden states [B·T, D]; `unembed(params, hidden)` turns them into logits
+    [B·T, V], so a task can compute its loss in chunks. With `classes`, hidden states are pooled
+    into logits [B, K] instead.
     """
 
     spec: Any
@@ -47,7 +46,7 @@ class Model:
 
     @property
     def family(self) -> Any:
-        """The file of this family, with its size rule, groups, sharding rules and FLOPs."""
+        """The module of this family: size rule, groups, sharding rules, FLOPs."""
         return sys.modules[type(self.spec).__module__]
 
     @property
@@ -59,14 +58,14 @@ class Model:
         return (*self.family.SHARDING, *(_pooled().POOLED_SHARDING if self.classes else ()))
 
     def forward_flops(self) -> dict[str, int]:
-        """FLOPs of the dot products of one example, by part (see accounting)."""
+        """Forward FLOPs of one example's matmuls, by part (see accounting)."""
         parts = dict(self.family.forward_flops(self.spec))
         if self.classes:
             parts["head"] = 2 * self.spec.width * self.classes
         return parts
 
     def described(self) -> dict[str, Any]:
-        """What `build` makes this model from, as JSON."""
+        """The arguments of `build` for this model, as JSON."""
         definition = f"{type(self.spec).__module__}:{type(self.spec).__name__}"
         name = next(name for name, target in MODELS.items() if target == definition)
         own = [f.name for f in dataclasses.fields(self.spec) if f.name not in ("parent", "name")]
@@ -75,7 +74,7 @@ class Model:
         return {"name": name, **fields, **pooled}
 
     def init(self, key: Array, inputs: Array) -> dict:
-        """All parameters, float32. A pure function of the key and the parameter's path."""
+        """Parameters in float32; each depends only on `key` and its own path."""
         return _init(self.module)(key, inputs)
 
     def apply(self, params: dict, inputs: Array) -> Array:
@@ -86,25 +85,25 @@ class Model:
 
     @property
     def limit(self) -> int | None:
-        """The most tokens that a state of `start` takes up; None is without end."""
+        """Tokens that a state of `start` can hold; None: unlimited."""
         return self.module.limit  # type: ignore[attr-defined]
 
     def start(self, batch: int, length: int) -> Any:
-        """The state of a language model before the first token, for `length` tokens at most."""
+        """The decoding state before the first token, with room for `length` tokens."""
         return self.module.apply({}, batch, length, method="start")
 
     def decode(self, params: dict, tokens: Array, state: Any, at: Array | int) -> tuple[Array, Any]:
-        """Hidden states [B·T, D] of the tokens [B, T] at positions `at` … at + T−1, which follow
-        those that `state` has taken up; and the state after them."""
+        """Hidden states [B·T, D] of `tokens` [B, T] at positions at … at + T − 1, which follow
+        those in `state`; and the updated state."""
         return self.module.apply({"params": params}, tokens, state, at, method="decode")  # type: ignore[return-value]
 
     def shapes(self, inputs: Any) -> dict:
-        """The parameters as abstract arrays; nothing is allocated. `inputs` is abstract too."""
+        """Parameters as ShapeDtypeStructs, for abstract `inputs`; allocates nothing."""
         return jax.tree.map(lambda x: x, _shapes(self, inputs))
 
 
 def _pooled() -> Any:
-    """The module of classifier heads, which few runs need."""
+    """pooled_classifier, imported only by runs that use it."""
     from research.models import pooled_classifier
 
     return pooled_classifier
@@ -112,7 +111,7 @@ def _pooled() -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _init(module: nn.Module) -> Callable[[Array, Array], dict]:
-    """`init` of a module, which jax traces once for its shapes and for the program that runs it."""
+    """`init` of a module, traced once for both its shapes and its compiled program."""
 
     def everything(module: nn.Module, inputs: Array) -> Array:
         outputs = module(inputs)  # type: ignore[operator]
@@ -128,7 +127,7 @@ def _shapes(model: Model, inputs: Any) -> dict:
 
 
 def family(name: str) -> Any:
-    """The file of the family `name`."""
+    """The module of the family `name`."""
     return importlib.import_module(MODELS[name].partition(":")[0])
 
 
@@ -141,15 +140,15 @@ def without_sized(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 def build(
     name: str, *, classes: int | None = None, pad: int | None = None, **kwargs: object
 ) -> Model:
-    """The model `name` with exactly these fields.
+    """The model of family `name` with exactly these fields.
 
-    `classes` of a family without such a field make it a classifier of token sequences, which ends
-    in tokens `pad` that are not pooled.
+    In a family without a field `classes`, they turn the language model into a sequence classifier
+    that ignores trailing `pad` tokens. Raises ValueError or TypeError for invalid fields.
     """
     make: Any = pkgutil.resolve_name(MODELS[name])
     if any(f.name == "classes" for f in dataclasses.fields(make)):
         kwargs["classes"], classes = classes, None
-    # From JSON a shape comes as a list, and a model is hashed by its fields.
+    # JSON turns tuples into lists, but the fields must be hashable.
     spec = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
     module = spec if isinstance(spec, nn.Module) else spec.module()
     if classes:

@@ -1,18 +1,16 @@
-"""How many parameters, and how many FLOPs, under every convention in use.
+"""Parameter and FLOP counts under every convention in use.
 
-Scaling exponents change with the convention (0.37, 0.54 or 0.70 for the same optima, by whether the
-embedding and the head count), so a run records all of them and an analysis chooses.
+Scaling exponents depend on the convention (0.37, 0.54 or 0.70 for the same optima, depending on
+whether embedding and head are counted), so a run records all of them and the analysis chooses.
 
-Parameters: `params` is all of them; `params_non_embedding` is without the embedding, the positions
-and the head (Kaplan et al. 2020); `params_matmul` is those that enter a dot product, which a tied
-embedding does as the head.
+Parameters: `params`, all; `params_non_embedding`, without token and position embeddings and head
+(Kaplan et al. 2020); `params_matmul`, those in matmuls, including a tied embedding as the head.
 
 Training FLOPs of D tokens: `flops_6nd` = 6 · params · D (Hoffmann et al. 2022);
-`flops_6nd_non_embedding` the same for that count; `flops_exact_full` the dot products that the
-program performs, forward and twice that backward (once in a layer that reads the data itself, since
-the data have no gradient), with the head and with the whole attention map;
-`flops_exact_causal` the same with the unmasked half of the map only. Recomputation by remat, and
-the elementwise work, are in none of them. `flops` is `flops_exact_full`.
+`flops_6nd_non_embedding`, the same with that count; `flops_exact_full`, the matmuls the program
+performs: 1 forward and 2 backward (1 in the first layer, since the data need no gradient), with the
+head and the whole attention map; `flops_exact_causal`, with only the unmasked half of the map.
+Rematerialization and elementwise work are never counted. `flops` is `flops_exact_full`.
 """
 
 import copy
@@ -25,15 +23,14 @@ from research.models import Model
 from research.params import flatten_dict, match_path
 
 FLOPS_CONVENTION = "exact_full"
-FIRST = "first_layer"  # the part of `forward_flops` that reads the data itself
+FIRST = "first_layer"  # the part of `forward_flops` whose input is the data
 OUTSIDE = ("embedding", "position", "head")  # what "non-embedding" leaves out
 
 
 def params(model: Model, inputs: Any) -> dict[str, Any]:
-    """Parameters under every convention, and by group under "groups".
+    """Parameter counts under every convention, and per group under "groups", for abstract `inputs`.
 
-    Every leaf must belong to exactly one group (BadInput otherwise), so the groups add up to the
-    real tree. `inputs` is one batch of abstract model inputs.
+    Raises BadInput unless every leaf belongs to exactly one group, so the groups sum to `params`.
     """
     return copy.deepcopy(_params(model, inputs))
 
@@ -60,7 +57,7 @@ def _params(model: Model, inputs: Any) -> dict[str, Any]:
 def flops(
     model: Model, counts: Mapping[str, Any], tokens: int, examples: float
 ) -> dict[str, float]:
-    """Training FLOPs under every convention, for `examples` examples of `tokens` tokens in all."""
+    """Training FLOPs under every convention, for `examples` examples, `tokens` tokens in total."""
     full, causal = _exact(model)
     return {
         "flops_6nd": 6.0 * counts["params"] * tokens,
@@ -76,15 +73,15 @@ def step_flops(model: Model, batch: int) -> float:
 
 
 def shares(model: Model) -> dict[str, float]:
-    """What the head and the whole attention map take of `flops_exact_full`. Where a share is large
-    and differs over a ladder, the exponent depends on whether it is counted."""
+    """The fractions of `flops_exact_full` due to the head and the whole attention map. Where one is
+    large and varies with size, the exponent depends on whether it is counted."""
     parts, total = model.forward_flops(), _exact(model)[0]
     head, attention = parts.get("head", 0), parts.get("attention_full", 0)
     return {"head_share": 3 * head / total, "attention_share": 3 * attention / total}
 
 
 def _exact(model: Model) -> tuple[float, float]:
-    """Training FLOPs of one example: with the whole attention map, and with its causal half."""
+    """Training FLOPs of one example: with the full attention map, and with its causal half."""
     parts = model.forward_flops()
     causal, full = parts.pop("attention_causal", 0), parts.pop("attention_full", 0)
     dots = sum(parts.values()) - parts.get(FIRST, 0) / 3

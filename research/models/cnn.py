@@ -1,5 +1,5 @@
-"""The classic network for digits: convolutions and max-pooling, then two dense layers (LeCun et
-al. 1998, with ReLU).
+"""The classic digit classifier: convolutions and max-pooling, then two dense layers (LeCun et al.
+1998, with ReLU).
 
 Dimensions: B batch, H height, W width, C channels, F flattened features, D hidden width, K classes.
 """
@@ -29,15 +29,14 @@ SHARDING = (
     (r"(conv\d+|dense0)/bias", ("tensor",)),
     ("head/bias", ()),
 )
-SMALLEST = 6  # pixels that the shorter side is brought to
+SMALLEST = 6  # pixels: the target for the shorter side of the last stage
 
 
 class CNN(nn.Module):
     """Images [B, H, W, C] → logits [B, K].
 
-    A stage is a 3x3 convolution without padding, ReLU, and the maximum of each 2x2 square; every
-    stage has twice the channels of the one before. Raises ValueError for images that the last stage
-    would leave nothing of.
+    A stage is an unpadded 3x3 convolution, ReLU and 2x2 max-pooling; channels double from stage to
+    stage. Raises ValueError if `depth` stages would shrink the image to nothing.
     """
 
     image_shape: tuple[int, int, int]
@@ -68,7 +67,7 @@ class CNN(nn.Module):
 
 
 def _stages(side: int) -> list[int]:
-    """The pixels of a side after each stage, as long as any are left."""
+    """The side in pixels after each stage, while at least 1."""
     out = []
     while (side := (side - 2) // 2) >= 1:
         out.append(side)
@@ -84,7 +83,7 @@ def rung(i: int, *, image_shape: tuple[int, int, int], **_: object) -> dict[str,
 
 
 def forward_flops(m: CNN) -> dict[str, int]:
-    """FLOPs of the dot products of one image, by part."""
+    """Forward matmul FLOPs of one image, by part; a multiply-add is 2."""
     height, width, channels = m.image_shape
     parts = {"first_layer": 0, "convolution": 0}
     for i in range(m.depth):

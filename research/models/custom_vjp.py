@@ -72,20 +72,20 @@ gelu.defvjp(_gelu_forward, lambda derivative, g: (g * derivative,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def normalize(x: Array, scale_D: Array, centred: bool, epsilon: float = 1e-5) -> Array:
+def normalize(x: Array, scale_D: Array, centered: bool, epsilon: float = 1e-5) -> Array:
     """scale · x̂ over the last axis, in float32, where x̂ = x / √(mean x² + ε) is RMSNorm's (Zhang &
-    Sennrich 2019), and LayerNorm's (Ba et al. 2016) if x is first `centred`, x − mean x.
+    Sennrich 2019), and LayerNorm's (Ba et al. 2016) if x is first `centered`, x − mean x.
 
     Saved are x̂ and r = 1 / √(mean x² + ε). With h = scale · g:
 
-        dx = r (h − x̂ mean(h x̂) − mean h), the last term only if centred; dscale = Σ g x̂
+        dx = r (h − x̂ mean(h x̂) − mean h), the last term only if centered; dscale = Σ g x̂
     """
-    return _norm_forward(x, scale_D, centred, epsilon)[0]
+    return _norm_forward(x, scale_D, centered, epsilon)[0]
 
 
-def _norm_forward(x: Array, scale_D: Array, centred: bool, epsilon: float) -> tuple[Array, tuple]:
+def _norm_forward(x: Array, scale_D: Array, centered: bool, epsilon: float) -> tuple[Array, tuple]:
     wide = at_least_float32(x)
-    if centred:
+    if centered:
         wide -= wide.mean(-1, keepdims=True)
     r = jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + epsilon)
     unit = wide * r
@@ -93,13 +93,13 @@ def _norm_forward(x: Array, scale_D: Array, centred: bool, epsilon: float) -> tu
     return unit * _last(scale_D, x), (unit.astype(x.dtype), r, scale_D)
 
 
-def _norm_backward(centred: bool, epsilon: float, saved: tuple, g: Array) -> tuple[Array, Array]:
+def _norm_backward(centered: bool, epsilon: float, saved: tuple, g: Array) -> tuple[Array, Array]:
     del epsilon
     saved_unit, r, scale_D = saved
     unit = at_least_float32(saved_unit)
     h = g * _last(scale_D, g)
     dx = h - unit * (h * unit).mean(-1, keepdims=True)
-    if centred:
+    if centered:
         dx -= h.mean(-1, keepdims=True)
     return (dx * r).astype(saved_unit.dtype), (g * unit).reshape(-1, g.shape[-1]).sum(0)
 
@@ -119,7 +119,7 @@ def causal_attention(
     """softmax(q kᵀ / √K) v under a causal mask, the softmax in float32; has the shape of q.
 
     Keys and values are at positions 0 … S−1, queries at `at` … at + T−1. With fewer key-value heads
-    than heads, each serves R = H/G neighbouring heads (grouped queries, Ainslie et al. 2023).
+    than heads, each serves R = H/G neighboring heads (grouped queries, Ainslie et al. 2023).
 
     Saved are the probabilities p. With g the gradient of the output:
 

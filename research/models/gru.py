@@ -1,15 +1,15 @@
-"""A GRU language model, P(w_1 … w_T) = ∏ P(w_t | w_<t) (Cho et al. 2014).
+"""A GRU language model, p(w_1 … w_T) = ∏ p(w_t | w_<t) (Cho et al. 2014).
 
-What is known of the past is a state h, which every token changes:
+The state h [B, D] of a layer is updated by every token:
 
-    r = σ(x W_r + b_r + h U_r)                reset: what the candidate sees of the state
-    z = σ(x W_z + b_z + h U_z)                update: what stays of the state
+    r = σ(x W_r + b_r + h U_r)                reset gate: the state that the candidate sees
+    z = σ(x W_z + b_z + h U_z)                update gate: the state that is retained
     n = tanh(x W_n + b_n + r · (h U_n + c))   candidate
     h ← (1 − z) · n + z · h
 
-The reset gate comes after the recurrent product, as in cuDNN and PyTorch, so the three products of
-a step are one. Those of the inputs are one for all steps, and only h U waits for the step before.
-Dimensions as in `layers`; V vocabulary, E = 3D the gates r, z, n side by side.
+The reset gate is applied after the recurrent product, as in cuDNN and PyTorch, so a step needs one
+matmul h U; the input projections x W of all steps are one matmul before the recurrence.
+Dimensions as in `layers`; V vocabulary, E = 3D the concatenated gates r, z, n.
 """
 
 import math
@@ -47,8 +47,8 @@ SHARDING = (
 
 @dataclass(frozen=True)
 class GRU:
-    """The numbers that make a GRU; `module()` is the network. `unroll` steps of time are one turn
-    of the compiled loop."""
+    """Hyperparameters of a GRU; `module()` builds the network. `unroll` is the number of time steps
+    per iteration of the compiled loop."""
 
     vocab: PositiveInt
     context: PositiveInt
@@ -66,7 +66,7 @@ class Recurrent(nn.Module):
     """Token ids [B, T] → hidden states [B·T, D]; `unembed` → logits [B·T, V] in float32."""
 
     m: GRU
-    limit = None  # tokens that a state can take up: without end
+    limit = None  # tokens that a state can hold: unlimited
 
     def setup(self) -> None:
         m = self.m
@@ -80,16 +80,16 @@ class Recurrent(nn.Module):
         return self.decode(tokens_BxT, self.start(tokens_BxT.shape[0], 0), 0)[0]
 
     def start(self, batch: int, length: int) -> list[Array]:
-        """The state [B, D] of each layer before the first token; its size is that of any length."""
+        """The initial state [B, D] of each layer; its size does not depend on `length`."""
         del length
         return [jnp.zeros((batch, self.m.width), jnp.float32)] * self.m.depth
 
     def decode(
         self, tokens_BxT: Array, state: list[Array], at: Array | int
     ) -> tuple[Array, list[Array]]:
-        """Hidden states [B·T, D] of the next T tokens, and the state after them."""
-        del at  # the state knows no positions
-        # Unit variance where the gates look; the table itself may also be the head.
+        """Hidden states [B·T, D] of the next tokens [B, T], and the updated state."""
+        del at  # a recurrent state has no positions
+        # Unit variance at the gates; the embedding table may also be the head.
         x_MxD = activation_sharding.embedding_lookup(self.embed.embedding, tokens_BxT.reshape(-1))
         x_MxD *= math.sqrt(self.m.width)
         after = []
@@ -105,7 +105,7 @@ class Recurrent(nn.Module):
 
 
 class Layer(nn.Module):
-    """x_MxD and the state before it → the states after every token, [B·T, D], and the last."""
+    """x [B·T, D] and the initial state [B, D] → all states [B·T, D] and the final one [B, D]."""
 
     m: GRU
 
@@ -116,7 +116,7 @@ class Layer(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """The steps of a layer, given what the inputs add to the gates."""
+    """The recurrence over time, given the input projections x W + b [B·T, E]."""
 
     m: GRU
 
@@ -124,8 +124,7 @@ class Recurrence(nn.Module):
     def __call__(self, x_MxE: Array, h_BxD: Array) -> tuple[Array, Array]:
         m, (B, D) = self.m, h_BxD.shape
         u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(m.dtype)
-        # Whole on every device, and the gates of its rows: over a mesh axis, every token would wait
-        # for what the other devices have of the state.
+        # Replicated, like the gates: sharded, every time step would communicate the state.
         u_DxE = activation_sharding.replicate(u_DxE, None, None)
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
@@ -135,10 +134,10 @@ class Recurrence(nn.Module):
 
 
 def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
-    """One random orthogonal matrix for each gate, side by side (Saxe et al. 2014).
+    """One random orthogonal matrix per gate, [D, 3D] (Saxe et al. 2014).
 
-    They are the polar factors of Gaussian ones, by the iteration of Newton and Schulz. By QR it
-    would be shorter; but on several CPU devices LAPACK in a compiled program can wait for itself.
+    Polar factors of Gaussian matrices, by Newton–Schulz iteration; QR would be shorter, but LAPACK
+    inside a compiled program can deadlock on several CPU devices.
     """
     D = shape[0]
 
@@ -159,10 +158,7 @@ def rung(i: int, **_: object) -> dict[str, int]:
 
 
 def forward_flops(m: GRU) -> dict[str, int]:
-    """FLOPs of the dot products in one forward pass over one example of T tokens, by part.
-
-    A multiply and an add are two.
-    """
+    """Forward matmul FLOPs of one example of T tokens, by part; a multiply-add is 2."""
     T, gates = m.context, m.depth * 3 * m.width**2
     return {
         "input": 2 * T * gates,

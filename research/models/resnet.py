@@ -1,5 +1,5 @@
-"""A residual network for small images (He et al. 2016) with group normalisation (Wu & He 2018),
-which knows no batch, so that training and evaluation are one function.
+"""A residual network for small images (He et al. 2016) with group normalization (Wu & He 2018),
+which is independent of the batch: training and evaluation are the same function.
 
 Dimensions: B batch, H height, W width, C channels, K classes.
 """
@@ -36,15 +36,15 @@ SHARDING = (
     ("head/bias", ()),
 )
 STAGES = 3
-GROUP = 4  # channels that are normalised together; divides every width of the size rule
+GROUP = 4  # channels per normalization group; divides every width of the size rule
 
 
 class ResNet(nn.Module):
     """Images [B, H, W, C] → logits [B, K].
 
-    A 3x3 convolution, three stages of residual blocks with `width`, twice and four times as many
-    channels on the whole image, a half and a quarter of its sides, and a linear map of the mean
-    over the places. Raises ValueError for a width without whole groups.
+    A 3x3 convolution, three stages of residual blocks with 1, 2 and 4 times `width` channels at
+    full, half and quarter resolution, global average pooling and a linear head. Raises ValueError
+    if GROUP does not divide `width`.
     """
 
     image_shape: tuple[int, int, int]
@@ -78,7 +78,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """`depth` blocks; the first steps by `stride`."""
+    """`depth` residual blocks, the first with stride `stride`."""
 
     channels: int
     depth: int
@@ -93,8 +93,8 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """relu(x + norm(conv(relu(norm(conv x))))); where the shape changes, x goes through a 1x1
-    convolution."""
+    """relu(x + norm(conv(relu(norm(conv(x)))))), with a 1x1 convolution of the skip path where the
+    shape changes."""
 
     channels: int
     stride: int
@@ -105,8 +105,8 @@ class Block(nn.Module):
         y_BxHxWxC = _conv(self.channels, 3, self.stride, "conv1")(x_BxHxWxC)
         y_BxHxWxC = nn.relu(GroupNorm(name="norm1")(y_BxHxWxC))
         y_BxHxWxC = _conv(self.channels, 3, 1, "conv2")(y_BxHxWxC)
-        # The branches add up over depth; scaled like this, their sum keeps its variance (De & Smith
-        # 2020). From zero, which is usual, a short run ends before they have grown.
+        # Scaled by 1/√blocks, the residual branches sum to a variance independent of depth (De &
+        # Smith 2020). From the usual zero init, they would hardly grow in a short run.
         scale = 1 / math.sqrt(STAGES * self.depth)
         y_BxHxWxC = GroupNorm(scale, name="norm2")(y_BxHxWxC)
         if x_BxHxWxC.shape != y_BxHxWxC.shape:
@@ -120,10 +120,10 @@ def _conv(channels: int, kernel: int, stride: int, name: str) -> Conv:
 
 
 class GroupNorm(nn.Module):
-    """Of each image, each GROUP of channels without its mean and variance; then scale and bias.
+    """Group normalization over GROUP channels and all positions, then scale and bias.
 
-    The sums over the places come first and all else is of [B, C], which on CPU takes a fraction of
-    the time of a reduction over places and channels at once.
+    Positions are reduced first and the rest is on [B, C], which on CPU takes a fraction of the time
+    of one joint reduction.
     """
 
     scale: float = 1.0
@@ -157,11 +157,8 @@ def rung(i: int, **_: object) -> dict[str, int]:
 
 
 def forward_flops(m: ResNet) -> dict[str, int]:
-    """FLOPs of the dot products of one image, by part.
-
-    A convolution keeps the sides by zeros around the image; these are multiplied like pixels and
-    counted.
-    """
+    """Forward matmul FLOPs of one image, by part; a multiply-add is 2. Zero padding is counted like
+    pixels, as it is computed."""
     height, width, channels = m.image_shape
     parts = {
         "first_layer": 2 * height * width * 9 * channels * m.width,

@@ -15,9 +15,8 @@ MOST_RUNGS = 4096
 def model_at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
     """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
 
-    The family's `rung(i)` fills the fields of its SIZED that are not among `fields` (see
-    models.without_sized). Raises BadInput when the target is outside the ladder by more than a factor of
-    two.
+    The family's `rung(i)` sets the SIZED fields that are not in `fields` (see
+    models.without_sized). Raises BadInput if the nearest size is off by more than a factor of 2.
     """
     return _at_size(target, name, tuple(fields.items()), inputs)
 

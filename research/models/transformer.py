@@ -1,7 +1,7 @@
-"""A decoder-only transformer, P(w_1 … w_T) = ∏ P(w_t | w_<t) (Vaswani et al. 2017).
+"""A decoder-only transformer, p(w_1 … w_T) = ∏ p(w_t | w_<t) (Vaswani et al. 2017).
 
-One block is scanned over depth, so compile time does not grow with it, and every parameter of the
-blocks has depth as its first axis. Dimensions as in `layers`; V vocabulary, L depth.
+The blocks are one block scanned over depth: compile time is independent of depth, and block
+parameters are stacked along a leading axis L. Dimensions as in `layers`; V vocabulary, L depth.
 """
 
 import math
@@ -45,7 +45,7 @@ SHARDING = (
     (r"((out|down)/bias|\w*norm/(scale|bias))", ()),
 )
 
-# Fields that a mesh axis must divide, although the kernels are divisible by more: heads stay whole.
+# Fields that a mesh axis must divide, so that no attention head is split across devices.
 SPLIT = {"tensor": ("heads", "kv_heads")}
 
 Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block and example
@@ -53,8 +53,8 @@ Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block a
 
 @dataclass(frozen=True)
 class Transformer:
-    """The numbers that make a transformer; `module()` is the network. Raises ValueError for heads
-    that cannot be."""
+    """Hyperparameters of a transformer; `module()` builds the network. Raises ValueError for an odd
+    head size with rotary positions."""
 
     vocab: PositiveInt
     context: PositiveInt
@@ -115,14 +115,14 @@ class Decoder(nn.Module):
 
     @property
     def limit(self) -> int:
-        """Tokens that a state can take up: no position beyond them was trained."""
+        """Tokens that a state can hold: positions beyond the context were never trained."""
         return self.m.context
 
     def __call__(self, tokens_BxT: Array) -> Array:
         return self.decode(tokens_BxT, None, 0)[0]
 
     def start(self, batch: int, length: int) -> Cache:
-        """No keys and values yet, and room for those of `length` tokens."""
+        """An empty key-value cache for `length` tokens."""
         m = self.m
         shape = (m.depth, batch, length, m.kv_heads, m.head_size)
         return jnp.zeros(shape, m.dtype), jnp.zeros(shape, m.dtype)
@@ -130,8 +130,8 @@ class Decoder(nn.Module):
     def decode(
         self, tokens_BxT: Array, state: Cache | None, at: Array | int
     ) -> tuple[Array, Cache | None]:
-        """Hidden states [B·T, D] of the tokens at positions `at` … at + T−1, and the state after
-        them. Without a state they are all that there is."""
+        """Hidden states [B·T, D] of tokens [B, T] at positions at … at + T − 1, and the updated
+        cache. `state` None: there are no earlier tokens and no cache."""
         B, T = tokens_BxT.shape
         x_MxD = activation_sharding.embedding_lookup(
             self.embed.embedding, tokens_BxT.reshape(B * T)
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm x), then x + feed-forward(norm x); and the cache after it, if any."""
+    """x ← x + attention(norm(x)), then x ← x + feed_forward(norm(x)); returns x and the cache."""
 
     m: Transformer
 
@@ -160,7 +160,7 @@ class Block(nn.Module):
         self, x_MxD: Array, cache: Cache | None, angles: tuple[Array, Array], at: Array | int
     ) -> tuple[Array, Cache | None]:
         m = self.m
-        # The branches add up over depth; scaled like this, their sum keeps its variance.
+        # With weights of variance ∝ 1/depth, the branches sum to a variance independent of depth.
         out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
         y_MxD = layers.Norm(m.norm, m.bias, name="attn_norm")(x_MxD).astype(m.dtype)
         y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
@@ -173,9 +173,9 @@ class Block(nn.Module):
 
 
 def _remat(saved: str) -> type[nn.Module]:
-    """A block of whose values only some are kept for the backward pass, which works out the others
-    again (Chen et al. 2016): all of them, its products with kernels (not the attention maps, which
-    grow with the square of the context), or what goes into it alone."""
+    """Block with activation checkpointing (Chen et al. 2016). Saved for the backward pass: "none",
+    all activations; "dots", matmul outputs without the attention maps, which grow as T²; "full",
+    only the block's input."""
     policies = {
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,
@@ -184,8 +184,8 @@ def _remat(saved: str) -> type[nn.Module]:
 
 
 class Attention(nn.Module):
-    """Causal self-attention over x_MxD, whose T is that of the rotary `angles`, and over what is
-    cached before `at`."""
+    """Causal self-attention of x [B·T, D], T from the rotary `angles`, over itself and the cached
+    positions before `at`."""
 
     m: Transformer
     out_init: nn.initializers.Initializer
@@ -218,7 +218,7 @@ class Attention(nn.Module):
 
 
 def check(m: Transformer, platform: str) -> None:
-    """Raise ValueError where the devices of this platform cannot compute it as it says."""
+    """Raise ValueError if the platform does not support the model's attention implementation."""
     attention.check(m.attention, m.dtype, m.head_size, platform)
 
 
@@ -237,17 +237,17 @@ def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
     }
 
 
-def unwritten(m: Transformer, shape: tuple[int, ...]) -> bool:
-    """Whether an array of this shape is never in memory where attention is one kernel: the map."""
+def is_attention_map(m: Transformer, shape: tuple[int, ...]) -> bool:
+    """Whether `shape` is that of the attention map, which a fused kernel never materializes."""
     sizes = [size for size in shape if size > 1]
     return len(shape) > 3 and sizes[-2:] == [m.context, m.context]
 
 
 def forward_flops(m: Transformer) -> dict[str, int]:
-    """FLOPs of the dot products in one forward pass over one example of T tokens, by part.
+    """Forward matmul FLOPs of one example of T tokens, by part; a multiply-add is 2.
 
-    A multiply and an add are two. `attention_full` counts the whole T×T map, which is what the
-    program computes; `attention_causal` only the entries that are not masked.
+    `attention_full` counts the whole T×T map, as computed; `attention_causal` only the unmasked
+    entries.
     """
     T, K = m.context, m.head_size
     kernels = m.width * K * (2 * m.heads + 2 * m.kv_heads)

@@ -4,7 +4,7 @@ What `measure` returns, times being host wall clock:
 
 compile_seconds        until the first step is done, from the moment the run is known, without the
                        step itself: tracing, and compiling or fetching from the cache, the programs
-                       that initialise and train
+                       that initialize and train
 seconds_to_first_step  from the start of the process until the first step's metrics are on the host
 ms_per_step            median over blocks of some dispatches each; ms_quartiles their spread
 tokens_per_second      (examples_per_second where there are no tokens)
@@ -38,7 +38,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from research.errors import BadInput
-from research.io import host as environment
+from research.io import host
 from research.io.text_table import format_table
 from research.models import accounting
 from research.planning import hardware
@@ -131,7 +131,7 @@ class _ClockRecorder(DeferredMetrics):
 
     read = math.nan
 
-    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+    def write(self, first: int, n: int, metrics: Mapping[str, Any]) -> None:
         self.read = time.perf_counter()
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ class _ClockRecorder(DeferredMetrics):
 
 
 class _NoCheckpoints:
-    """Takes the place of a checkpoint policy: the loop goes on from `state`."""
+    """Takes the place of a checkpoint policy: the loop resumes from `state`."""
 
     kept_steps = ()
 
@@ -166,7 +166,7 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
     begun = time.perf_counter()
     loop = TimedLoop(run, mesh)
     built = time.perf_counter() - begun + loop.block(1)
-    first, warm = environment.age(), loop.block(1)
+    first, warm = host.age(), loop.block(1)
     loop.settle()
     once = loop.block(loop.dispatch) / loop.dispatch
     steps = loop.dispatch * max(1, round(seconds / (once * loop.dispatch)))
@@ -202,7 +202,7 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
         "device_ms_per_step": 1e3 * device,
         "host_ms_per_step": 1e3 * (step - device),
         "host_share": 1 - device / step,
-        **environment.describe(),
+        **host.describe(),
     }
 
 
@@ -255,7 +255,7 @@ def format_measurement(measurement: Mapping[str, Any]) -> str:
     cores = f", {measurement['cores']} cores" if on_cpu else ""
     of_peak = "MFU" if measurement["peak"] == "data sheet" else "of the measured matmul throughput"
     compiling, first = measurement["compile_seconds"], measurement["seconds_to_first_step"]
-    host, share = measurement["host_ms_per_step"], measurement["host_share"]
+    host_ms, share = measurement["host_ms_per_step"], measurement["host_share"]
     lines = {
         "run": f"{measurement['name']}, {measurement['params']:,} parameters, {step:,} {unit} a "
         "step",
@@ -266,7 +266,7 @@ def format_measurement(measurement: Mapping[str, Any]) -> str:
         "FLOP/s": f"{measurement['flops_per_second']:.3g}, {measurement['peak_share']:.1%} "
         f"{of_peak} ({measurement['peak_flops_per_second']:.3g})",
         "memory": f"{measurement['peak_bytes'] / 2**20:,.1f} MiB at most on a device",
-        "host": f"{host:.3g} ms of a step ({share:.1%}) are not the devices'",
+        "host": f"{host_ms:.3g} ms of a step ({share:.1%}) are not the devices'",
     }
     return "\n".join(f"{name:>8}  {line}" for name, line in lines.items())
 

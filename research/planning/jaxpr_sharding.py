@@ -69,9 +69,9 @@ class Op(NamedTuple):
 
 
 class Level(NamedTuple):
-    """Operations in their order, with what goes in and comes out. In the body of a loop, `outs`
-    from `stacked` on are written to a stack one by one; those before go on to the next turn, in
-    the place of `ins` from `first` on."""
+    """Operations in order, with their inputs and outputs. In a loop body, `outs[stacked:]` are
+    stacked over the iterations; the outputs before them are carried, in the place of
+    `ins[first:]`."""
 
     ops: list[Op]
     ins: list[Value]
@@ -85,9 +85,9 @@ class Program:
     and `rows` among which examples are split.
 
     `layouts` says of the first inputs, and of the outputs of the same numbers, which dimension the
-    tensor axis splits and over how many devices they lie in all. Arrays for which
-    `unwritten(shape)` is true stay inside a kernel. `names` ({size of a last dimension: kind}) tell
-    kinds of memory apart.
+    tensor axis splits and over how many devices they lie in all. Arrays for which `fused(shape)` is
+    true are never materialized. `names`, {size of a last dimension: kind}, tells kinds of memory
+    apart.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Program:
         layouts: Sequence[tuple[int | None, int]],
         tensor: int,
         rows: int = 1,
-        unwritten: Callable[[tuple], bool] = lambda shape: False,
+        fused: Callable[[tuple], bool] = lambda shape: False,
         names: Mapping[int, str] | None = None,
     ):
-        self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
+        self.tensor, self.rows, self.fused = tensor, rows, fused
         self.names = names or {}
         self.state_count = len(layouts)
         ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
@@ -232,7 +232,7 @@ class Program:
 
     def bytes(self, value: Value) -> float:
         """On one device."""
-        if self.unwritten(value.shape):
+        if self.fused(value.shape):
             return 0.0
         ways = value.ways or (self.tensor if value.split is not None else 1)
         return value.size / ways

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from research.planning.hardware import Machine
 from research.planning.jaxpr_liveness import Kernel
 
-AXES = ("tensor", "fsdp", "data")  # from neighbours outwards: the order of a mesh's devices
+AXES = ("tensor", "fsdp", "data")  # from neighbors outwards: the order of a mesh's devices
 
 
 class Traffic(NamedTuple):
@@ -79,7 +79,7 @@ def step_seconds(
     kernels: float, traffic: Traffic, mesh: Mapping[str, int], machine: Machine
 ) -> StepSeconds:
     """The bound of a step whose kernels take `kernels` seconds. Devices are numbered so that the
-    tensor axis has neighbours, then fsdp, then data."""
+    tensor axis has neighbors, then fsdp, then data."""
     stride, links = 1, {}
     for axis in AXES:
         size = mesh[axis]

@@ -112,7 +112,7 @@ def _verification_figure(rows: Sequence[Row], verified: Mapping[str, Any]) -> di
     """The figure of a prediction and its measurement; {} where the runs left give no law."""
     done = [row for row in rows if row["status"] == "done"]
     try:
-        fit = scaling.analyse("chinchilla", done, {}).fit
+        fit = scaling.analyze("chinchilla", done, {}).fit
     except BadInput:
         return {}
     assert fit
@@ -121,7 +121,7 @@ def _verification_figure(rows: Sequence[Row], verified: Mapping[str, Any]) -> di
 
 def _fit_group(rows: Sequence[Row], against: str) -> dict[str, Any]:
     try:
-        analysis = scaling.analyse("power", rows, {"against": against, "holdout": "largest"})
+        analysis = scaling.analyze("power", rows, {"against": against, "holdout": "largest"})
     except BadInput as error:
         return {"rows": rows, "analysis": None, "document": None, "why": str(error)}
     return {"rows": rows, "analysis": analysis, "document": analysis.document, "why": ""}
@@ -133,7 +133,7 @@ def _compare_groups(fits: Mapping[str, Mapping], against: str) -> scaling.Analys
         return None
     done = [row for fit in fits.values() for row in fit["rows"] if row["status"] == "done"]
     try:
-        return scaling.analyse("power", done, {"against": against}, compare_by="group")
+        return scaling.analyze("power", done, {"against": against}, compare_by="group")
     except BadInput:
         return None  # too few runs for so many parameters
 
@@ -154,7 +154,7 @@ def _fit_surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Anal
     held_out = {"holdout": f"flops>{0.9 * most!r}"}
     for law, options in (("chinchilla", held_out), ("isoflop", {}), ("envelope", {})):
         try:
-            out[law] = scaling.analyse(law, done, {"predict_flops": budgets.tolist(), **options})
+            out[law] = scaling.analyze(law, done, {"predict_flops": budgets.tolist(), **options})
         except BadInput:
             continue  # the table is not of that kind
     return out

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.report import style
-from research.report.style import BLUE, GREEN, GREY, ORANGE, SERIES, STYLE
+from research.report.style import BLUE, GRAY, GREEN, ORANGE, SERIES, STYLE
 from research.runs.schema import AXES
 from research.scaling import Fit, compute_optimal, isoflop, table
 from research.scaling.compare import rescaled_columns
@@ -55,10 +55,10 @@ def frontier(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -
             d = law["tokens_coefficient"] * c ** law["tokens_exponent"]
             for axes, values in zip(panels, (n, d, d / n), strict=True):
                 axes.plot(c, values, color=BLUE, lw=1.8, label="this fit")
-        for (label, k, a, _), colour in zip(PUBLISHED, (GREY, GREEN), strict=True):
+        for (label, k, a, _), color in zip(PUBLISHED, (GRAY, GREEN), strict=True):
             n = k * c**a
             for axes, values in zip(panels, (n, c / 6 / n, c / 6 / n / n), strict=True):
-                axes.plot(c, values, color=colour, lw=1.1, ls="--", label=label)
+                axes.plot(c, values, color=color, lw=1.1, ls="--", label=label)
         for axes, key in zip(panels, ("params", "tokens", "tokens_per_param"), strict=True):
             spans = [(p["flops"], *span) for p in points if (span := _closed_interval(p, key))]
             if len(points) > FEW and spans:
@@ -92,18 +92,18 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
     budgets, _ = isoflop.group_by_budget(table.usable_rows(rows, NEEDED)[0])
     ends = [budget.flops for budget in (budgets[0], budgets[-1])]
     norm = LogNorm(ends[0], max(ends[1], ends[0] * 1.01))
-    colours = matplotlib.colormaps["viridis"]
+    colors = matplotlib.colormaps["viridis"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 4.6))
         axes = figure.subplots()
         for budget in budgets:
             at = np.exp(budget.log_n), np.exp(budget.log_loss)
-            axes.plot(*at, "o-", ms=3, lw=0.9, color=colours(norm(budget.flops)))
+            axes.plot(*at, "o-", ms=3, lw=0.9, color=colors(norm(budget.flops)))
         sides = document["methods"]
         for (name, side), marker in zip(sides.items(), "*P"):
             at = [(m["params"], m["loss"]) for m in side["minima"]]
-            colour = ORANGE if name == "akima" else "#CC79A7"
-            axes.plot(*zip(*at, strict=True), marker, ms=9, color=colour, ls="none", zorder=4,
+            color = ORANGE if name == "akima" else "#CC79A7"
+            axes.plot(*zip(*at, strict=True), marker, ms=9, color=color, ls="none", zorder=4,
                       label=f"minima, {name}: N* ~ C^{side['params_exponent']:.3f}")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=AXES["params"])
         axes.set_ylabel(f"loss ({document['unit']})")
@@ -167,20 +167,20 @@ def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.8), layout="constrained")
         raw, scaled = figure.subplots(1, 2, sharey=True)
-        for (name, entry), colour in zip(section["groups"].items(), SERIES * 9):
+        for (name, entry), color in zip(section["groups"].items(), SERIES * 9):
             rows = [r for r in fit.parts.usable if str(r[section["column"]]) == name]
             x = np.array([_rescaled_amount(row, columns) for row in rows])
             y = [row["loss"] for row in rows]
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
             label = style.plain_label(name)
-            raw.plot(x, y, "o", ms=5, color=colour, label=label)
-            scaled.plot(x * m, y, "o", ms=5, color=colour, label=f"{label}: x {m:.3g}")
+            raw.plot(x, y, "o", ms=5, color=color, label=label)
+            scaled.plot(x * m, y, "o", ms=5, color=color, label=f"{label}: x {m:.3g}")
         if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
             lines = scaled.get_lines()
             reach = np.concatenate([np.asarray(line.get_xdata(), float) for line in lines])
             grid = np.geomspace(reach.min(), reach.max(), 48)
             law = fit.predict({columns[0]: grid, GROUP: np.ones(48)})[0]
-            scaled.plot(grid, law, color=GREY, lw=1.2, zorder=1, label="the shared law")
+            scaled.plot(grid, law, color=GRAY, lw=1.2, zorder=1, label="the shared law")
         words = AXES.get(columns[0], columns[0]) if len(columns) == 1 else " · ".join(columns)
         words = "6 N D" if set(columns) == {"params", "tokens"} else words
         for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):

@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from research.report import decision_figures, style
-from research.report.style import BLUE, GREEN, GREY, ORANGE, STYLE
+from research.report.style import BLUE, GRAY, GREEN, ORANGE, STYLE
 from research.runs.schema import AXES
 from research.scaling import Analysis, Fit, compute_optimal, table, uncertainty
 from research.scaling.laws import GROUP
@@ -73,7 +73,7 @@ def loss_curve(
             _draw_predictions(axes, analysis.document)
         axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3, label="runs, fitted")
         if (kinds >= 2).any():
-            axes.scatter(x[kinds >= 2], y[kinds >= 2], s=34, facecolors="none", edgecolors=GREY,
+            axes.scatter(x[kinds >= 2], y[kinds >= 2], s=34, facecolors="none", edgecolors=GRAY,
                          zorder=3, label="left out of the fit")  # fmt: skip
         if (kinds == 1).any():
             axes.scatter(x[kinds == 1], y[kinds == 1], s=70, marker="*", color=ORANGE, zorder=5,
@@ -211,7 +211,7 @@ def residual_panels(fit: Fit) -> Figure:
         width = max(6.4, 4.6 * len(columns))
         figure = Figure(figsize=(width, 2.8), layout="constrained")
         panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
-        for (rows, marker, area, colour), label in ((fitted, "fitted"), (held_out, "held out")):
+        for (rows, marker, area, color), label in ((fitted, "fitted"), (held_out, "held out")):
             if not rows:
                 continue
             points = fit.law.prepare(table.column_arrays(rows, fit.law.columns))
@@ -219,11 +219,11 @@ def residual_panels(fit: Fit) -> Figure:
             excess = 100 * np.expm1(log_y - fit.law.evaluate(fit.best[None], points)[0][0])
             for axes, column in zip(panels, columns, strict=True):
                 x = [row[column] for row in rows]
-                axes.scatter(x, excess, s=area, color=colour, marker=marker, label=label,
+                axes.scatter(x, excess, s=area, color=color, marker=marker, label=label,
                              zorder=3)  # fmt: skip
         for axes, column in zip(panels, columns, strict=True):
-            axes.axhline(0, color=GREY, lw=1)
-            axes.axhspan(-100 * sd, 100 * sd, color=GREY, alpha=0.15, lw=0,
+            axes.axhline(0, color=GRAY, lw=1)
+            axes.axhspan(-100 * sd, 100 * sd, color=GRAY, alpha=0.15, lw=0,
                          label="± 1 standard deviation of a run")  # fmt: skip
             if column != "loss":
                 axes.set_xscale("log")

@@ -42,7 +42,7 @@ code, pre { background: #f5f5f5; font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
 """
 LARGE = 120_000  # characters of an SVG
-COLOURS = 96
+COLORS = 96
 OBJECTIVES = {
     "mse_log": "least squares of the log loss",
     "mse": "least squares of the loss",
@@ -280,14 +280,14 @@ def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 
 
 def _embed_figure(name: str, drawing: Drawing) -> str:
     """A figure for the page: the SVG itself, without the XML prologue that HTML does not take; or,
-    where it has so many marks that it is LARGE, the PNG in COLOURS, which is smaller."""
+    where it has so many marks that it is LARGE, the PNG in COLORS, which is smaller."""
     from PIL import Image  # matplotlib's own
 
     markup = drawing.svg.decode()
     if len(markup) <= LARGE:
         return markup[markup.index("<svg") :]
     raw = io.BytesIO()
-    Image.open(io.BytesIO(drawing.png)).convert("RGB").quantize(COLOURS).save(raw, "png")
+    Image.open(io.BytesIO(drawing.png)).convert("RGB").quantize(COLORS).save(raw, "png")
     data = base64.b64encode(raw.getvalue()).decode()
     return f'<img alt="{_escape(name)}" src="data:image/png;base64,{data}">'
 

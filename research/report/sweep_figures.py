@@ -1,6 +1,6 @@
 """Figures of a sweep and its fit, each as PNG and SVG. Draws rows and documents, knows no model.
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; sizes use viridis.
+Colors are those of Okabe and Ito, which the color-blind can tell apart; sizes use viridis.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from research.report.style import (
-    GREY,
+    GRAY,
     MARKERS,
     SERIES,
     STYLE,
@@ -34,7 +34,7 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
         axes = figure.subplots()
         every = []
         for i, (name, fit) in enumerate(fits.items()):
-            colour, analysis = SERIES[i % len(SERIES)], fit["analysis"]
+            color, analysis = SERIES[i % len(SERIES)], fit["analysis"]
             done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
             x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
             every.append(y)
@@ -48,12 +48,12 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
                 grid = np.geomspace(x.min() / 1.2, x.max() * 1.3, 32)
                 loss, band, _ = analysis.fit.at(column, grid)
                 band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())
-                axes.plot(grid, loss, color=colour, lw=1.6)
-                axes.fill_between(grid, band[:, 0], band[:, 1], color=colour, alpha=0.12, lw=0)
+                axes.plot(grid, loss, color=color, lw=1.6)
+                axes.fill_between(grid, band[:, 0], band[:, 1], color=color, alpha=0.12, lw=0)
             marker = MARKERS[i % len(MARKERS)]
-            axes.plot(x[~out], y[~out], marker, color=colour, ms=6, ls="none", label=label)
-            axes.plot(x[out], y[out], "*", color=colour, ms=11, ls="none")
-        axes.plot([], [], "*", color=GREY, ms=10, ls="none", label="held out of the fit")
+            axes.plot(x[~out], y[~out], marker, color=color, ms=6, ls="none", label=label)
+            axes.plot(x[out], y[out], "*", color=color, ms=11, ls="none")
+        axes.plot([], [], "*", color=GRAY, ms=10, ls="none", label="held out of the fit")
         axes.set_xscale("log")
         axes.set_xlabel(AXES.get(column, column))
         axes.set_ylabel(f"held-out loss ({unit})")
@@ -95,9 +95,9 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> F
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         if len(counts) <= 20:
             for (i, j), n in np.ndenumerate(counts):
-                colour = "white" if share[i, j] > 0.6 else "black"
+                color = "white" if share[i, j] > 0.6 else "black"
                 if n:
-                    axes.text(j, i, str(n), ha="center", va="center", fontsize=8, color=colour)
+                    axes.text(j, i, str(n), ha="center", va="center", fontsize=8, color=color)
             axes.set_xticks(range(len(names)), names, rotation=90 if _are_long(names) else 0)
             axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted class")
@@ -115,24 +115,24 @@ def learning_curves(
     unit: str = "nats per token",
     column: str = "params",
 ) -> Figure:
-    """Training loss (smoothed) and held-out loss against tokens or examples, coloured by
+    """Training loss (smoothed) and held-out loss against tokens or examples, colored by
     `column`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.2))
         axes = figure.subplots()
         sizes = [row.get(column) or 1 for row, _ in curves]
         norm = LogNorm(min(sizes), max(max(sizes), min(sizes) * 1.01))
-        colours = matplotlib.colormaps["viridis"]
+        colors = matplotlib.colormaps["viridis"]
         for row, metrics in curves:
-            colour = colours(0.95 * float(norm(row.get(column) or 1)))
+            color = colors(0.95 * float(norm(row.get(column) or 1)))
             train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
             if len(train) > 3:
                 tokens, loss = np.array(train[1:]).T
-                axes.plot(tokens, _smooth(loss), color=colour, lw=0.8, alpha=0.55,
+                axes.plot(tokens, _smooth(loss), color=color, lw=0.8, alpha=0.55,
                           rasterized=len(curves) > 24)  # fmt: skip
             heldout = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
             if heldout:
-                axes.plot(*np.array(heldout).T, "o-", color=colour, ms=4, lw=1.6)
+                axes.plot(*np.array(heldout).T, "o-", color=color, ms=4, lw=1.6)
         axes.set_xscale("log")
         axes.set_yscale("log")
         examples = all(row.get("context") == 1 for row, _ in curves)
@@ -140,7 +140,7 @@ def learning_curves(
         axes.set_ylabel(f"loss ({unit})\nthin: training, dots: held out")
         plain_ticks(axes.yaxis)
         log_ticks(axes.xaxis)
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=axes, pad=0.02)
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colors), ax=axes, pad=0.02)
         bar.set_label(AXES.get(column, column))
         log_ticks(bar.ax.yaxis)
     return figure

@@ -39,7 +39,7 @@ WRITTEN_BELOW = (  # a workdir, not merely replaced
 ENDED = ("done", "diverged")
 REMEDY = {
     "result.json": "launch again, and its last checkpoint is evaluated anew",
-    "launch.json": "remove this file to go on with the devices that are here (and let a sweep "
+    "launch.json": "remove this file to continue with the devices that are here (and let a sweep "
     "--retry_failed)",
 }
 RUN = re.compile(r"\w[\w.-]{0,127}")  # the name of a run's directory

@@ -81,7 +81,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """One row per evaluation of every run, to analyse whole training curves: the run's row with the
+    """One row per evaluation of every run, to analyze whole training curves: the run's row with the
     loss, tokens, steps and FLOPs at that step, and "part_of_run", the fraction of the run that was
     complete (1 at its end). An evaluation in a shared prefix is a row only of the run that trained
     it.

@@ -19,7 +19,7 @@ from research.errors import BadInput
 
 log = logging.getLogger(__name__)
 
-# A name of log.sinks, and where its class is; it is imported when a run asks for it.
+# A name of log.trackers, and where its class is; it is imported when a run asks for it.
 TRACKERS = {
     "tensorboard": "research.runs.tensorboard:TensorBoard",
     "wandb": "research.runs.wandb:Wandb",
@@ -64,11 +64,11 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             problems.append(
-                f"log.sinks: {name!r} is unknown; expected one of {', '.join(TRACKERS)}"
+                f"log.trackers: {name!r} is unknown; expected one of {', '.join(TRACKERS)}"
             )
         elif importlib.util.find_spec(PACKAGES[name]) is None:
             problems.append(
-                f"log.sinks: {name} needs the package {PACKAGES[name]}, which is not installed; "
+                f"log.trackers: {name} needs the package {PACKAGES[name]}, which is not installed; "
                 "pip install isoflop[track]"
             )
     if problems:

@@ -1,6 +1,6 @@
 """From a table of runs to a law, with honest uncertainty. Reads tables; knows no model."""
 
-from research.scaling.analysis import Analysis, analyse, fit_law
+from research.scaling.analysis import Analysis, analyze, fit_law
 from research.scaling.fit import Fit
 from research.scaling.fit_document import loss_unit
 from research.scaling.laws import LAWS, Law, named_law
@@ -12,7 +12,7 @@ __all__ = [
     "Fit",
     "Law",
     "Options",
-    "analyse",
+    "analyze",
     "fit_law",
     "loss_unit",
     "named_law",

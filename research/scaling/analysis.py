@@ -18,7 +18,7 @@ def fit_law(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[s
 
     Raises BadInput for a table that cannot be fitted, and for options that do not fit the law.
     """
-    return analyse(law, rows, options).document
+    return analyze(law, rows, options).document
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Analysis:
     rows: Sequence[table.Row]
 
 
-def analyse(
+def analyze(
     law: str | Law,
     rows: Sequence[table.Row],
     options: Mapping[str, Any],

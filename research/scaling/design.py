@@ -196,7 +196,7 @@ def _run_flops(row: Mapping[str, Any]) -> float:
 def _suggestion(stages: Sequence[Mapping[str, Any]]) -> str:
     closed = [s for s in stages if None not in s["interval"]]
     if len(closed) < 2 or closed[-1] is not stages[-1]:
-        return "go on: the interval at the target is still open"
+        return "continue: the interval at the target is still open"
     (a, b), (c, d) = closed[-2]["interval"], closed[-1]["interval"]
     narrowed = ((b - a) - (d - c)) / 2
     moved = abs(closed[-1]["loss"] - closed[-2]["loss"])
@@ -205,4 +205,4 @@ def _suggestion(stages: Sequence[Mapping[str, Any]]) -> str:
         return "stop: the law at the target is known better than the noise of one run"
     if narrowed <= ENOUGH * noise and moved <= noise:
         return "stop, or make larger runs: the last stage neither moved nor narrowed the prediction"
-    return "go on: the last stage still moved or narrowed the prediction"
+    return "continue: the last stage still moved or narrowed the prediction"

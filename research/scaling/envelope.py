@@ -100,8 +100,8 @@ def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, A
         raise BadInput(f"{budgets} budgets in flops; the power laws through optima need at least 3")
     resamples = RESAMPLES if options.bootstrap is None else options.bootstrap
     rng, freedom = np.random.default_rng(options.seed), len(rows) - 2
-    centre = values["flops"].mean()
-    x = np.stack([values["flops"] - centre, np.ones(len(rows))], axis=1)
+    center = values["flops"].mean()
+    x = np.stack([values["flops"] - center, np.ones(len(rows))], axis=1)
     y = np.stack([values["params"], values["tokens"]], axis=1)
     best_2x2, *_ = np.linalg.lstsq(x, y)
     # Sizes and tokens miss their lines together (where N D is given, one by as much as the other).
@@ -113,9 +113,9 @@ def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, A
     drawn_Kx2x2 = best_2x2 + z * scale[:, None, None]
     lines, draws = [], []
     for i in (0, 1):
-        lines += [best_2x2[0, i], np.exp(best_2x2[1, i] - best_2x2[0, i] * centre)]
+        lines += [best_2x2[0, i], np.exp(best_2x2[1, i] - best_2x2[0, i] * center)]
         slope, level = drawn_Kx2x2[:, 0, i], drawn_Kx2x2[:, 1, i]
-        draws += [slope, np.exp(level - slope * centre)]
+        draws += [slope, np.exp(level - slope * center)]
     return {
         "optimal": [float(v) for v in lines],
         "draws": np.stack(draws, axis=1),

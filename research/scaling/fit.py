@@ -140,14 +140,14 @@ class Fit:
                 self.problem, self.best, self.value, self.rivals, points
             )
             return tuple(np.exp(part) for part in intervals)  # type: ignore[return-value]
-        centre = self.law.evaluate(self.best[None], points)[0][0]
+        center = self.law.evaluate(self.best[None], points)[0][0]
         logs = self.law.evaluate(self.draws, points)[0]
         ends = np.quantile(logs, [0.025, 0.975], axis=0).T
         spread = 1.96 * uncertainty.run_noise(self.problem, self.best)
         if self.problem.objective == "mse":
-            spread = (spread / np.exp(centre))[:, None]
-        one = centre[:, None] + np.array([-1, 1]) * np.hypot(np.abs(ends - centre[:, None]), spread)
-        return np.exp(centre), np.exp(ends), np.exp(one)
+            spread = (spread / np.exp(center))[:, None]
+        one = center[:, None] + np.array([-1, 1]) * np.hypot(np.abs(ends - center[:, None]), spread)
+        return np.exp(center), np.exp(ends), np.exp(one)
 
     def at(self, column: str, x: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`predict` for a law of one column."""

@@ -128,7 +128,7 @@ def _holdout(fit: Fit) -> dict[str, Any] | None:
     if not fit.parts.held_out:
         return None
     columns = table.column_arrays(fit.parts.held_out, fit.law.columns)
-    centre, law, one = fit.predict(columns)
+    center, law, one = fit.predict(columns)
     rows = []
     for i, row in enumerate(fit.parts.held_out):
         low, high = finite_ends(one[i])
@@ -138,11 +138,11 @@ def _holdout(fit: Fit) -> dict[str, Any] | None:
             {
                 "run": row["run"],
                 **{name: row[name] for name in fit.law.columns},
-                fit.law.response: float(centre[i]),
+                fit.law.response: float(center[i]),
                 "interval": finite_ends(law[i]),
                 "run_interval": [low, high],
                 "measured": measured,
-                "error": float(centre[i] / measured - 1),
+                "error": float(center[i] / measured - 1),
                 "covered": inside,
             }
         )

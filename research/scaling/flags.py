@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--columns", default="", help="rename columns: params=N,loss=val_loss")
     flag("--curves", action="store_true", help="a row for every evaluation, for --law=envelope")
     flag("--next_runs", type=float, metavar="FLOPS", help="propose runs that cost so much in all")
-    flag("--next_config", help="the config that they go on from; out/next.py is then a sweep")
+    flag("--next_config", help="the config that they continue from; out/next.py is then a sweep")
     flag("--anytime", action="store_true", help="how the prediction settles as FLOPs are spent")
     flag("--multiverse", action="store_true", help="refit under every convention; the spread")
     for name, kind in FLAGS.items():

@@ -2,7 +2,7 @@
 
 A minimum is located twice, side by side. "akima" interpolates log loss over log size by Akima's
 local cubics, which assume no shape; "parabola" fits one to the whole budget, which is biased where
-the sizes are off-centre or the valley is not symmetric. Noise is added to the losses again and
+the sizes are off-center or the valley is not symmetric. Noise is added to the losses again and
 again (Porian et al. 2024): a budget whose minimum lies on the edge of its sizes in half of the
 cases is dropped, and the others count by how sharply they are located, though never more sharply
 than a third of the distance between sizes.
@@ -89,13 +89,13 @@ def akima_minimum(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
 
 def parabola_minimum(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
     """The vertex of the least-squares parabola, for K sets of losses at once."""
-    centre, width = log_n.mean(), np.ptp(log_n)
-    x = (log_n - centre) / width
+    center, width = log_n.mean(), np.ptp(log_n)
+    x = (log_n - center) / width
     c, b, a = np.linalg.lstsq(np.stack([np.ones_like(x), x, x * x], 1), log_loss_nxK)[0]
     with np.errstate(all="ignore"):
         at = -b / (2 * a)
         bad = ~((a > 0) & (at > x[0]) & (at < x[-1]))
-        return np.where(bad, np.nan, centre + width * at), c - b * b / (4 * a)
+        return np.where(bad, np.nan, center + width * at), c - b * b / (4 * a)
 
 
 LOCATE: dict[str, Callable[[np.ndarray, np.ndarray], Located]] = {

@@ -82,7 +82,7 @@ def _design_effect(problem: Problem, pull: np.ndarray) -> float:
 
 def _mean_curvature(problem: Problem, theta: np.ndarray) -> float:
     """The mean of ψ': one for squares. For Huber's loss, the share of rows within delta, estimated
-    from a wider neighbourhood where delta is narrow and few rows would be counted, and divided by
+    from a wider neighborhood where delta is narrow and few rows would be counted, and divided by
     1 + P/n var(ψ') / mean(ψ')², since a fit to few rows passes nearer to them than the law does."""
     if problem.objective != "huber_log":
         return 1.0
@@ -141,7 +141,7 @@ def prediction_intervals(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For points (what `law.prepare` makes of m rows): the log prediction [m], the interval of the
     law there [m, 2], and that of one new run there [m, 2], which has the noise of a run as well."""
-    centre = problem.law.evaluate(best[None], points)[0][0]
+    center = problem.law.evaluate(best[None], points)[0][0]
     reach = run_noise(problem, best)
     m = points.shape[-1]
 
@@ -167,21 +167,21 @@ def prediction_intervals(
     limit = value + allowed_rises(
         problem, best, problem.law.evaluate(best[None], points)[1][0].T, level
     )
-    law = _bracket_ends(profile, centre, max(reach, 1e-6), limit[:, None])
+    law = _bracket_ends(profile, center, max(reach, 1e-6), limit[:, None])
     spread = stdtrit(max(problem.freedom, 1), (1 + level) / 2) * reach
     if problem.objective == "mse":  # noise in the units of the loss, here wanted in log loss
-        spread = (spread / np.exp(centre))[:, None]
-    one_run = np.hypot(np.abs(law - centre[:, None]), spread)
-    return centre, law, centre[:, None] + np.array([-1, 1]) * one_run
+        spread = (spread / np.exp(center))[:, None]
+    one_run = np.hypot(np.abs(law - center[:, None]), spread)
+    return center, law, center[:, None] + np.array([-1, 1]) * one_run
 
 
 def _bracket_ends(
     profile: Callable[[np.ndarray], np.ndarray],
-    centre_M: np.ndarray,
+    center_M: np.ndarray,
     width: float,
     limit: float | np.ndarray,
 ) -> np.ndarray:
-    """[m, 2]: where `profile` first exceeds `limit` below and above each centre; ±inf if nowhere.
+    """[m, 2]: where `profile` first exceeds `limit` below and above each center; ±inf if nowhere.
 
     Each pass evaluates a fan of targets [m, F] at once; the first is geometric, since nobody knows
     how far the ends are, and two more divide the step in which the limit was passed.
@@ -189,15 +189,15 @@ def _bracket_ends(
     fan = np.concatenate([[0.0], width * 2.0 ** np.arange(-5, 8)])
     ends = []
     for side in (-1.0, 1.0):
-        low = np.broadcast_to(fan, (len(centre_M), len(fan)))
-        open_end = np.zeros(len(centre_M), bool)
+        low = np.broadcast_to(fan, (len(center_M), len(fan)))
+        open_end = np.zeros(len(center_M), bool)
         for _ in range(3):
-            above = profile(centre_M[:, None] + side * low[:, 1:]) > limit
+            above = profile(center_M[:, None] + side * low[:, 1:]) > limit
             open_end |= ~above.any(1)
             first = np.argmax(above, axis=1)
             start, stop = (np.take_along_axis(low, (first + d)[:, None], 1) for d in (0, 1))
             low = start + (stop - start) * np.linspace(0, 1, 12)
-        end = centre_M + side * low[:, 6]
+        end = center_M + side * low[:, 6]
         ends.append(np.where(open_end, side * np.inf, end))
     return np.stack(ends, axis=-1)
 
@@ -223,10 +223,10 @@ def parametric_bootstrap(problem: Problem, best: np.ndarray, k: int, seed: int) 
     pull = np.sqrt(problem.weights) * problem.influence(best[None])[0]
     reach = run_noise(problem, best) * math.sqrt(_design_effect(problem, pull))
     draws = np.random.default_rng(seed).standard_normal((k, problem.n)) * reach
-    centre = problem.law.evaluate(best[None], problem.x)[0][0]
+    center = problem.law.evaluate(best[None], problem.x)[0][0]
     if problem.objective == "mse":
-        y = np.log(np.maximum(np.exp(centre) + draws, 1e-6 * math.exp(centre.min())))
+        y = np.log(np.maximum(np.exp(center) + draws, 1e-6 * math.exp(center.min())))
     else:
-        y = centre + draws / np.sqrt(np.maximum(problem.weights, 1e-12))
+        y = center + draws / np.sqrt(np.maximum(problem.weights, 1e-12))
     simulated = dataclasses.replace(problem, log_y=y)
     return minimize(simulated, np.repeat(best[None], k, 0))[0]

@@ -62,7 +62,7 @@ def launch_sweep(
     file = write_points(points, workdir, options.grouping)
     logs = files.make_directory(file.with_suffix(""))
     files.check_plain(logs)
-    view = watch.View(workdir, file)
+    view = watch.StatusDisplay(workdir, file)
 
     def train_here() -> int:
         with Progress(p.run.facts for p in points if p.pending) as progress:

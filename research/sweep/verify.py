@@ -100,7 +100,7 @@ def measure(
 
 def law(workdir: str | Path) -> Fit:
     """L(N, D) of all finished runs of the sweep. Raises BadInput if there are too few."""
-    fit = scaling.analyse("chinchilla", table.read_runs(workdir), {}).fit
+    fit = scaling.analyze("chinchilla", table.read_runs(workdir), {}).fit
     assert fit
     return fit
 

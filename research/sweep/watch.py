@@ -23,15 +23,15 @@ from research.runs import lease, metrics_log
 from research.runs.table import read_row
 from research.sweep.sweep_file import FACTS, read_sweep_file
 
-EVERY = 1.0  # seconds between looks at the files
-LINE_EVERY = 10.0  # seconds between plain lines
+POLL_SECONDS = 1.0  # seconds between looks at the files
+LINE_SECONDS = 10.0  # seconds between plain lines
 DISPATCH = 0.02  # seconds within which the records of one dispatch are written
 ENDED = ("done", "diverged", "failed")
 ORDER = ("running", "failed", "diverged", "stopped", "waiting", "done")
 
 
 @dataclass(frozen=True)
-class Row:
+class RunStatus:
     """One run as it stands. `rate` is in tokens (or examples) per second, `where` names its holder
     or says why it is not done."""
 
@@ -61,7 +61,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Sums:
+class Totals:
     """All runs together, in FLOPs and FLOPs per second. What failed or diverged is not to come."""
 
     counts: Mapping[str, int]
@@ -76,11 +76,11 @@ class Sums:
         return self.remaining / self.rate if self.rate else None
 
 
-def sums(rows: Iterable[Row]) -> Sums:
+def total(rows: Iterable[RunStatus]) -> Totals:
     rows = list(rows)
     counts = {s: sum(r.status == s for r in rows) for s in ORDER}
     to_come = [r for r in rows if r.status not in ENDED]
-    return Sums(
+    return Totals(
         {s: n for s, n in counts.items() if n},
         spent=sum(r.spent for r in rows),
         remaining=sum(r.facts["flops"] - r.spent for r in to_come),
@@ -88,7 +88,7 @@ def sums(rows: Iterable[Row]) -> Sums:
     )
 
 
-class Sight:
+class SweepMonitor:
     """The runs of `sweeps` (files that sweep.write made), read again at every look; what has ended
     is read once."""
 
@@ -98,22 +98,22 @@ class Sight:
         for path in sweeps:
             points = read_sweep_file(path, follow=False).points
             self.facts |= {point.run: {k: point.facts[k] for k in FACTS} for point in points}
-        self._ended: dict[str, Row] = {}
+        self._ended: dict[str, RunStatus] = {}
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[RunStatus]:
         out = []
         for run, facts in self.facts.items():
-            row = self._ended.get(run) or self._look(run, facts)
+            row = self._ended.get(run) or self._read_status(run, facts)
             # One that failed may be tried again.
             if row.status in ("done", "diverged"):
                 self._ended[run] = row
             out.append(row)
         return out
 
-    def _look(self, run: str, facts: Mapping[str, Any]) -> Row:
+    def _read_status(self, run: str, facts: Mapping[str, Any]) -> RunStatus:
         path = self.runs / run
         if not path.exists():
-            return Row(run, facts, "waiting")
+            return RunStatus(run, facts, "waiting")
         last = lease.read_holder(path / "lease")
         running = bool(last and last.alive) and not (path / "result.json").exists()
         metrics = metrics_log.read_tail(path)
@@ -122,13 +122,13 @@ class Sight:
         loss = losses[-1]["train_loss"] if losses else None
         if running and last:
             where = f"{last.content.get('host')} {last.content.get('pid')}"
-            return Row(run, facts, "running", step, loss, _rate(losses), where)
+            return RunStatus(run, facts, "running", step, loss, _rate(losses), where)
         row = read_row(path)
         if row["status"] == "unfinished":
             status = "stopped" if last else "waiting"
-            return Row(run, facts, status, step, loss, where=row["reason"])
+            return RunStatus(run, facts, status, step, loss, where=row["reason"])
         loss = row.get("loss", loss)
-        return Row(run, facts, row["status"], step, loss, where=row["reason"])
+        return RunStatus(run, facts, row["status"], step, loss, where=row["reason"])
 
 
 def _rate(losses: list[dict[str, Any]]) -> float:
@@ -142,17 +142,17 @@ def _rate(losses: list[dict[str, Any]]) -> float:
     return (losses[-1]["tokens"] - first["tokens"]) / seconds if seconds > 0 else 0.0
 
 
-class View:
+class StatusDisplay:
     """Shows a sweep while the context is open; call `show` as often as you like."""
 
     def __init__(self, workdir: str | Path, *sweeps: Path):
-        self.sight = Sight(workdir, sweeps)
+        self.monitor = SweepMonitor(workdir, sweeps)
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self._next = self._next_line = 0.0
-        self._seen: dict[str, str] = {}
+        self._last_status: dict[str, str] = {}
 
-    def __enter__(self) -> "View":
+    def __enter__(self) -> "StatusDisplay":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,35 +160,35 @@ class View:
 
     def progress_mark(self) -> object:
         """A value that changes when the work makes progress: runs end, checkpoints are written."""
-        done = [row.run for row in self.sight.rows() if row.status in ENDED]
-        saved = [p.parent.parent.name + p.name for p in self.sight.runs.glob("*/checkpoints/*")]
+        done = [row.run for row in self.monitor.rows() if row.status in ENDED]
+        saved = [p.parent.parent.name + p.name for p in self.monitor.runs.glob("*/checkpoints/*")]
         return sorted(done), sorted(saved)
 
-    def show(self) -> list[Row] | None:
+    def show(self) -> list[RunStatus] | None:
         """Look and show, unless it is too early for that; returns what was seen."""
         if time.monotonic() < self._next:
             return None
-        rows = self.sight.rows()
-        self._next = time.monotonic() + EVERY
+        rows = self.monitor.rows()
+        self._next = time.monotonic() + POLL_SECONDS
         if self.console.is_terminal:
             self.live.start()
-            self.live.update(table(rows, self.console.height), refresh=True)
+            self.live.update(status_table(rows, self.console.height), refresh=True)
         else:
-            self._say(rows)
+            self._print_changes(rows)
         return rows
 
-    def _say(self, rows: list[Row]) -> None:
+    def _print_changes(self, rows: list[RunStatus]) -> None:
         for row in rows:
-            if row.status in ENDED and self._seen.get(row.run, row.status) != row.status:
+            if row.status in ENDED and self._last_status.get(row.run, row.status) != row.status:
                 loss = f" loss {row.loss:.4f}" if row.loss is not None else ""
                 print(f"run {row.run}: {row.status}{loss} {row.where}".rstrip(), flush=True)
-        self._seen = {row.run: row.status for row in rows}
+        self._last_status = {row.run: row.status for row in rows}
         if time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_EVERY
-            print(line(rows), flush=True)
+            self._next_line = time.monotonic() + LINE_SECONDS
+            print(format_line(rows), flush=True)
 
 
-def table(rows: list[Row], height: int = 40) -> Group:
+def status_table(rows: list[RunStatus], height: int = 40) -> Group:
     """As many runs as fit, those at work first, with what is left out counted in the last line."""
     out = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("run", "params", "lr", "seed", "status", "step", "loss", "tokens/s", "left"):
@@ -207,10 +207,10 @@ def table(rows: list[Row], height: int = 40) -> Group:
             Text(row.where),
         )
     rest = f"; {len(rows) - room} more runs" if len(rows) > room else ""
-    return Group(out, Text(_summary(sums(rows)) + rest))
+    return Group(out, Text(_format_totals(total(rows)) + rest))
 
 
-def line(rows: list[Row]) -> str:
+def format_line(rows: list[RunStatus]) -> str:
     """The same in one line."""
     at = []
     for row in rows:
@@ -218,13 +218,13 @@ def line(rows: list[Row]) -> str:
             loss = "" if row.loss is None else f" loss {row.loss:.3f}"
             rate = f" {row.rate:,.0f} tokens/s" if row.rate else ""
             at.append(f"{row.run} step {row.step:,}/{row.facts['steps']:,}{loss}{rate}")
-    return "; ".join([_summary(sums(rows)), *at])
+    return "; ".join([_format_totals(total(rows)), *at])
 
 
-def _summary(all_: Sums) -> str:
-    counts = ", ".join(f"{n} {s}" for s, n in all_.counts.items())
-    left = _seconds_left(all_.seconds_left)
-    return f"{counts}; {all_.spent:.3g} FLOPs spent, {all_.remaining:.3g} to go, {left} left"
+def _format_totals(totals: Totals) -> str:
+    counts = ", ".join(f"{n} {s}" for s, n in totals.counts.items())
+    left = _seconds_left(totals.seconds_left)
+    return f"{counts}; {totals.spent:.3g} FLOPs spent, {totals.remaining:.3g} to go, {left} left"
 
 
 def _seconds_left(seconds: float | None) -> str:
@@ -239,8 +239,8 @@ def follow(workdir: str) -> int:
     sweeps = sorted((Path(workdir) / "sweeps").glob("*.json"))
     if not sweeps:
         raise BadInput(f"--watch={workdir}: no sweep was launched there; expected its --workdir")
-    with View(workdir, *sweeps) as view, contextlib.suppress(KeyboardInterrupt):
-        while any(row.status not in ENDED for row in view.show() or view.sight.rows()):
-            time.sleep(EVERY)
-    print(_summary(sums(view.sight.rows())))
+    with StatusDisplay(workdir, *sweeps) as view, contextlib.suppress(KeyboardInterrupt):
+        while any(row.status not in ENDED for row in view.show() or view.monitor.rows()):
+            time.sleep(POLL_SECONDS)
+    print(_format_totals(total(view.monitor.rows())))
     return 0

@@ -174,7 +174,7 @@ def train_unit(
     """Train the points of a unit, whose directories are held; what became of each, by run id:
     its result, or {"status": "failed", "reason"}.
 
-    A run that fails is recorded so in its directory and the others go on. Raises Preempted when
+    A run that fails is recorded so in its directory and the others continue. Raises Preempted when
     asked to stop, StorageError since a disk that refuses one run refuses the next.
     """
     if unit.members:
@@ -364,7 +364,7 @@ def _program(run: Run) -> Hashable:
         run.cadence,
         run.keep,
         run.on_save_error,
-        run.sinks,
+        run.trackers,
     )
     numbers = jax.tree.structure(run.hyper)
     program = run.model, run.task, run.optimizer, run.schedule, run.execution

@@ -56,7 +56,7 @@ def check_points(points: Iterable[Point], workdir: str | Path) -> None:
                 memory.check_fits(*large)
         except BadInput as error:
             problems += [f"point {point.overrides}: {line}" for line in error.problems]
-        except Damaged as error:  # this run fails, the others go on
+        except Damaged as error:  # this run fails, the others continue
             log.warning("%s", error)
     if problems:
         raise BadInput(*problems)

@@ -32,11 +32,11 @@ class CheckpointPolicy:
         self.directory, self.kept_steps = recorder.directory, kept_steps
 
     def restore(self) -> tuple[int, TrainState]:
-        """The step and state to go on from."""
+        """The step and state to resume from."""
         abstract = self.trainer.abstract
         restored = checkpoint.restore_latest(self.directory.path, abstract)
         if restored:
-            log.info("run %s goes on from step %d", self.trainer.run.id, restored[0])
+            log.info("run %s resumes from step %d", self.trainer.run.id, restored[0])
         restored = restored or start_from_prefix(
             self.directory, self.prefixes, abstract, self.recorder.shown.log
         )
@@ -57,7 +57,7 @@ class CheckpointPolicy:
 
     def save(self, step: int, state: TrainState, must: bool = True) -> None:
         """Save a state that is finite, or raise Diverged. If the disk refuses one that `must` not
-        be saved, the run may go on without."""
+        be saved, the run may continue without."""
         check_finite(step, state)
         run, directory = self.trainer.run, self.directory
         directory.sync()
@@ -83,4 +83,4 @@ def tolerate_refused_save(run: Run, must: bool) -> Iterator[None]:
     except StorageError as error:
         if must or run.on_save_error == "stop":
             raise
-        log.warning("%s; run %s goes on without it", error, run.id)
+        log.warning("%s; run %s continues without it", error, run.id)

@@ -38,6 +38,6 @@ def mean_loss_and_gradient(
 
 
 def _split_rows(x: Array, parts: int) -> Array:
-    """[B, ...] → [parts, B/parts, ...]. Every part has neighbours of all rows, so where the rows
+    """[B, ...] → [parts, B/parts, ...]. Every part has neighbors of all rows, so where the rows
     are split over devices, each device has its share of each part already."""
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)

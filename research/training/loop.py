@@ -3,7 +3,7 @@
 The loop's order is a contract: evaluate the old state → save → take the next batches → step; the
 metrics of a dispatch are fetched after the next one is on its way, which also bounds how many are
 in flight. The final checkpoint is committed before the final evaluation. Since a batch is a
-function of (seed, step), a run that was killed goes on from its newest checkpoint as if nothing
+function of (seed, step), a run that was killed resumes from its latest checkpoint as if nothing
 had happened, bit for bit on the same devices.
 """
 
@@ -82,7 +82,7 @@ def train_run(
     Diverged when the loss is no longer finite (which is recorded as this run's result),
     StorageError when the disk fails.
     """
-    trackers.check_trackers(run.sinks)  # whatever is refused leaves no file behind
+    trackers.check_trackers(run.trackers)  # whatever is refused leaves no file behind
     trainer = Trainer(*resume.as_first_launched(run, directory, prefixes))
     run = trainer.run
     distributed.broadcast(lambda: checkpoint.check_disk_space(directory.path, trainer.abstract))

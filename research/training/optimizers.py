@@ -22,7 +22,7 @@ from research.params import PathTable, key_path, match_path
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
 DECAY = (("kernel|embedding", True), ("scale|bias", False))
 
-# What Muon orthogonalises: axes counted from the last, so that depth in front of a scanned kernel
+# What Muon orthogonalizes: axes counted from the last, so that depth in front of a scanned kernel
 # is a batch; None is left to Adam. Optax alone would take a scanned bias for a matrix and a scanned
 # kernel for none. A GRU's three gates are one matrix.
 _DENSE = MuonDimensionNumbers((-2,), -1)  # in, out
@@ -129,7 +129,7 @@ def muon(
     b2: UnitInterval,
     eps: Positive,
 ) -> optax.GradientTransformation:
-    """Orthogonalised Nesterov momentum for the hidden matrices, AdamW for the rest (Jordan 2024).
+    """Orthogonalized Nesterov momentum for the hidden matrices, AdamW for the rest (Jordan 2024).
 
     Five Newton–Schulz steps bring the singular values of each matrix near 1, times √max(1, out/in).
     MATRICES says which; other leaves have `adam_scale` times the learning rate. Weight decay is

@@ -8,7 +8,7 @@ from typing import Any
 from jax import Array
 
 from research.errors import Diverged
-from research.io import host as environment
+from research.io import host
 from research.parallel import distributed
 from research.runs import metrics_log, schema, trackers
 from research.runs.directory import RunDirectory, write_data_card
@@ -39,7 +39,7 @@ class DeferredMetrics:
         if pending:
             self.write(*pending[:2], distributed.gather(pending[2]))
 
-    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+    def write(self, first: int, n: int, metrics: Mapping[str, Any]) -> None:
         """Record the metrics, on the host, of the steps [first, first + n)."""
         raise NotImplementedError
 
@@ -65,12 +65,12 @@ class Recorder(DeferredMetrics):
         self.metrics = schema.declaration(run.task.METRICS)
         stored = directory.write_once("config.json", run.config)
         resume.check_stored(directory.path / "config.json", stored, run)
-        known = {"facts": run.facts, **environment.describe(), "model": run.model.described()}
+        known = {"facts": run.facts, **host.describe(), "model": run.model.described()}
         directory.write_once("launch.json", {**launch, **known})
         if run.data.tokenizer:
             directory.write_text_once("tokenizer.json", run.data.tokenizer)
         name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
-        shown = run.sinks if directory.writes else ()
+        shown = run.trackers if directory.writes else ()
         self.shown = trackers.open_trackers(shown, run.id, name, run.config, *place)
         earlier = (r.get("seconds", 0.0) for r in metrics_log.read_records(directory.path))
         self.before = max(earlier, default=0.0)
@@ -94,10 +94,10 @@ class Recorder(DeferredMetrics):
         logged = ("loss", *(column.name for column in self.run.task.METRICS))
         self._append(step, **{k: float(metrics[k]) for k in logged if k in metrics})
 
-    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+    def write(self, first: int, n: int, metrics: Mapping[str, Any]) -> None:
         for i in range(n):
             self.reached = first + i + 1
-            values = {k: float(v[i]) for k, v in host.items()}
+            values = {k: float(v[i]) for k, v in metrics.items()}
             self._check_divergence(first + i, values)
             if (first + i) % self.run.cadence.log == 0:
                 self._append(first + i, **values)
@@ -139,7 +139,7 @@ class Recorder(DeferredMetrics):
             "devices": devices,
             "device_kind": device_kind,
             "data_digest": self.run.data.digest,
-            **environment.describe(),
+            **host.describe(),
         }
         if self.directory.writes:  # now: counting the data may take longer than a first step
             write_data_card(self.directory.workdir, self.run.data.digest, self.run.data.card)

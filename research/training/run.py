@@ -66,7 +66,7 @@ class Run:
     cadence: Cadence
     keep: int
     on_save_error: str
-    sinks: tuple[str, ...]
+    trackers: tuple[str, ...]
     start: "StartingPoint | None"
     facts: dict
     config: dict

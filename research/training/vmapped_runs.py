@@ -175,9 +175,9 @@ class VmappedRecorder(DeferredMetrics):
         self.live, self.mesh, self.ids = dict(live), mesh, list(ids)
         self.results: dict[str, dict] = {}
 
-    def write(self, first: int, n: int, host: Mapping[str, Any]) -> None:
+    def write(self, first: int, n: int, metrics: Mapping[str, Any]) -> None:
         self.for_each_live(
-            lambda k, r: r.write(first, n, {name: x[:, k] for name, x in host.items()})
+            lambda k, r: r.write(first, n, {name: x[:, k] for name, x in metrics.items()})
         )
 
     def evaluation(self, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
@@ -269,11 +269,11 @@ def train_vmapped(
 
     `ids` are the runs that were vmapped together at their first launch, in order; slots of those
     that are not in `members` are filled. Resumes from the newest step that all members have. A
-    member that diverges is recorded so and the others go on. Raises Preempted and StorageError as
-    loop.train_run.
+    member that diverges is recorded as such and the others continue. Raises Preempted and
+    StorageError as loop.train_run.
     """
     for run, _ in members:
-        trackers.check_trackers(run.sinks)
+        trackers.check_trackers(run.trackers)
     directories = [directory for _, directory in members]
     members = _as_first_launched(members)
     mesh = runs_mesh(len(ids), directories)

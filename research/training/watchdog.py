@@ -72,7 +72,7 @@ class Watchdog:
 
 
 def _exit_hung(kind: str, spent: float) -> None:
-    print(f"error: no end of a {kind} for {spent:.0f} s; launch again to go on", file=sys.stderr)
+    print(f"error: no end of a {kind} for {spent:.0f} s; launch again to resume", file=sys.stderr)
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
     sys.stderr.flush()
     os._exit(HUNG)

@@ -42,7 +42,7 @@ BAD = [
     ("linear", {"batch.seed": 2}, "batch.seed: no such key; did you mean 'data.seed'?"),
     # Left out: nothing has a default that the record of a run would not show.
     ("linear", {"batch.rule": DROP}, "batch.rule: missing; expected one of constant, sqrt_tokens"),
-    ("linear", {"save.on_error": DROP}, "save.on_error: missing; expected one of stop, go_on"),
+    ("linear", {"save.on_error": DROP}, "save.on_error: missing; expected one of stop, continue"),
     ("lm_gpt2", {"data.undecodable": DROP}, "data.undecodable: missing; expected one of error,"),
     # Types: a number as text, a bool as a number, a list, nothing.
     ("linear", {"optim.lr": "1e-3"}, "optim.lr: '1e-3' is of type str; expected a finite number"),
@@ -138,7 +138,7 @@ BAD = [
     ("mlp_diabetes", {"eval.examples": 5000}, "eval.examples: 5000, .*; none takes all of them"),
     ("lm_gpt2", {"loop.steps_per_dispatch": 10**9}, "loop.steps_per_dispatch: 1000000000; .* auto"),
     ("lm_gpt2", {"loop.steps_per_dispatch": "all"}, "loop.steps_per_dispatch: 'all' .*, or auto"),
-    ("linear", {"log.sinks": ["stdout"]}, "log.sinks: 'stdout' is unknown; expected one of"),
+    ("linear", {"log.trackers": ["stdout"]}, "log.trackers: 'stdout' is unknown; expected one of"),
     # What does not go together.
     ("lm_gru", {"task": {"name": "regression"}}, "task.name: regression measures numbers, but .*"),
     ("cnn_digits", {"task": {"name": "regression"}}, "task.name: .*; expected classification"),

@@ -94,8 +94,11 @@ BAD = [
     ({"data.heldout": 1.0}, "data.heldout: 1.0 is out of range"),
     ({"data.heldout": 0.0}, "data.heldout: 0.0 is out of range"),
     ({"data.tokenizer": 3}, "data.tokenizer: 3 is of type int; expected text"),
-    ({"log.sinks": "wandb"}, "log.sinks: 'wandb' is of type str; expected a list, each one of"),
-    ({"log.sinks": ["tensorbord"]}, "did you mean 'tensorboard'?"),
+    (
+        {"log.trackers": "wandb"},
+        "log.trackers: 'wandb' is of type str; expected a list, each one of",
+    ),
+    ({"log.trackers": ["tensorbord"]}, "did you mean 'tensorboard'?"),
     ({"init.what": "weights"}, "init.what: 'weights' is unknown; expected one of params"),
     ({"optim.ema": 1.0}, "optim.ema: 1.0 is out of range"),
     ({"mesh.data": 0}, "mesh.data: 0 devices"),

@@ -20,7 +20,7 @@ SWEEPS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs" / "sweeps").glob(
 SMALL = {"teacher": {"data.examples": 512, "data.heldout": 64}}
 
 
-def labelled(corpus):
+def labeled(corpus):
     """The lines of the corpus, in two classes."""
     path = corpus.with_suffix(".jsonl")
     if not path.exists():
@@ -34,7 +34,7 @@ def shrunk(path, corpus):
     config, module = load_config(str(path))
     changes = {"eval.examples": 16, **SMALL.get(config["data"]["name"], {})}
     if config["data"]["name"] == "text_classes":
-        changes |= {"data.path": str(labelled(corpus)), "data.classes": 2, "data.examples": 64}
+        changes |= {"data.path": str(labeled(corpus)), "data.classes": 2, "data.examples": 64}
     elif config["data"].get("path") == "stdlib":
         changes["data.path"] = str(corpus)
     if config["horizon"]["unit"] == "tokens":

@@ -19,7 +19,7 @@ from research.training.make_run import make_run
 TEXT = {"context": 16, "heldout": 0.25, "tokenizer": "bytes", "field": "text"}
 CLASSES = {"label_field": "label", "classes": None, "examples": None}
 IMAGES = {"examples": None, "resize": None, "shift": 1, "flip": False, "heldout": 0.25}
-TABLE = {"columns": None, "target": ["y"], "kind": "numbers", "standardise": True, "heldout": 0.25}
+TABLE = {"columns": None, "target": ["y"], "kind": "numbers", "standardize": True, "heldout": 0.25}
 TEACHER = {"features": 48, "exponent": 1.0, "examples": 300, "heldout": 30}
 LINE = {"weights": [0.3] * 33, "bias": 0.1, "noise": 0.1, "examples": 300, "heldout": 30}
 WORDS = ("the", "law", "of", "a", "loss", "is", "power", "its", "size", "and", "nothing", "else")

@@ -16,7 +16,7 @@ from research.training.make_run import make_run
 from research.training.trainer import host_batches, host_heldout
 
 TEXT = {"context": 16, "heldout": 0.25, "tokenizer": "bytes", "field": "text", "vocab": None}
-TABLE = {"target": ["y"], "columns": None, "kind": "numbers", "standardise": True, "heldout": 0.25}
+TABLE = {"target": ["y"], "columns": None, "kind": "numbers", "standardize": True, "heldout": 0.25}
 IMAGES = {"heldout": 0.25, "examples": None, "resize": None, "shift": 0, "flip": False}
 MIXED = {"weights": [1.0, 1.0]}
 HUB = {"subset": None, "split": "train", "documents": None}

@@ -89,7 +89,7 @@ def test_every_format_reads_the_same_pixels_into_the_same_split(form, tmp_path):
     assert other.digest != made.digest
 
 
-def test_coloured_images_and_jpegs_are_read(tmp_path):
+def test_colored_images_and_jpegs_are_read(tmp_path):
     x, y = pictures(40, (8, 8, 3))
     made = load(class_folders(tmp_path / "png", x, y))
     assert everything(made) == {(a.tobytes(), int(b)) for a, b in zip(x, y, strict=True)}
@@ -101,15 +101,15 @@ def test_coloured_images_and_jpegs_are_read(tmp_path):
     assert np.abs(np.sort(read.pixels.mean((1, 2, 3))) - 100 - np.arange(40)).max() < 2
 
 
-def test_grey_images_among_coloured_ones_become_coloured(tmp_path):
+def test_gray_images_among_colored_ones_become_colored(tmp_path):
     x, y = pictures(40)
     folder = class_folders(tmp_path / "mixed", x, y)
-    coloured = pictures(8, (6, 5, 3), seed=1)[0]
-    for i, image in enumerate(coloured):
+    colored = pictures(8, (6, 5, 3), seed=1)[0]
+    for i, image in enumerate(colored):
         Image.fromarray(image).save(folder / "class3" / f"z{i}.png")
     made = load(folder)
     assert made.facts["image_shape"] == (6, 5, 3)
-    wanted = {np.repeat(a, 3, axis=2).tobytes() for a in x} | {a.tobytes() for a in coloured}
+    wanted = {np.repeat(a, 3, axis=2).tobytes() for a in x} | {a.tobytes() for a in colored}
     assert {pixels for pixels, _ in everything(made)} == wanted
 
 
@@ -168,7 +168,7 @@ def test_a_test_part_is_held_out_if_no_share_is(form, tmp_path):
         load(npz(tmp_path / "b.npz", x, y), heldout=None)
 
 
-def test_pixels_are_standardised_by_all_training_images(tmp_path):
+def test_pixels_are_standardized_by_all_training_images(tmp_path):
     x, y = pictures(300, (6, 5, 3))
     x[..., 1] //= 4
     made = load(npz(tmp_path / "a.npz", x, y))
@@ -498,11 +498,11 @@ def test_the_hub_is_read_through_datasets(tmp_path, monkeypatch):
         "second", datasets.ClassLabel(names=list("abcd"))
     )
     parts = datasets.DatasetDict({"train": table, "test": table.select(range(10))})
-    unlabelled = table.map(lambda row: {"label": -1})
+    unlabeled = table.map(lambda row: {"label": -1})
     there = {
         "good": parts,
         "two": datasets.DatasetDict({"train": both}),
-        "bare": datasets.DatasetDict({"train": unlabelled}),
+        "bare": datasets.DatasetDict({"train": unlabeled}),
         "none": datasets.DatasetDict({"valid": table}),
     }
 

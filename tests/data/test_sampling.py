@@ -86,7 +86,7 @@ def place_and_value(orders):
     return stats.chi2.sf(((counts - K / n) ** 2 / (K / n)).sum(), (n - 1) ** 2)
 
 
-def neighbours(orders):
+def neighbors(orders):
     """p of that all pairs of unequal examples are as likely to follow each other at the start."""
     n = orders.shape[1]
     table = np.bincount(orders[:, 0] * n + orders[:, 1], minlength=n * n).reshape(n, n)
@@ -98,21 +98,21 @@ def neighbours(orders):
 def test_every_example_is_as_likely_in_every_place_and_after_every_other(n):
     orders = epochs(1, 40_000, n)
     assert place_and_value(orders) > LIKELY
-    assert neighbours(orders) > LIKELY
+    assert neighbors(orders) > LIKELY
 
 
 def test_a_rotation_and_a_net_of_two_rounds_are_rejected(monkeypatch):
     rotated = (np.arange(16) + np.random.default_rng(0).integers(16, size=(40_000, 1))) % 16
     assert place_and_value(rotated) > LIKELY  # each alone is as it should be
-    assert neighbours(rotated) < UNLIKELY
+    assert neighbors(rotated) < UNLIKELY
     twice = epochs(1, 40_000, 16)
     twice[: len(twice) // 50] = np.arange(16)  # one epoch in fifty is in the order of the file
     assert place_and_value(twice) < UNLIKELY
     monkeypatch.setattr("research.data.sampling.SMALL_ROUNDS", 4)
-    assert neighbours(epochs(1, 40_000, 16)) < UNLIKELY
+    assert neighbors(epochs(1, 40_000, 16)) < UNLIKELY
 
 
-def test_within_an_epoch_of_a_million_neighbours_are_independent():
+def test_within_an_epoch_of_a_million_neighbors_are_independent():
     def p(order):
         cells = order * 20 // len(order)
         return chi_square(np.bincount(cells[:-1] * 20 + cells[1:], minlength=400))

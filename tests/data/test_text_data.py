@@ -1,4 +1,4 @@
-"""Text by other names: subwords, mixtures, sets of the hub, labelled text."""
+"""Text by other names: subwords, mixtures, sets of the hub, labeled text."""
 
 import hashlib
 import json
@@ -418,10 +418,10 @@ def offline(path):
     raise ConnectionError("no network")
 
 
-# Labelled text.
+# Labeled text.
 
 
-def labelled(path, sizes, seed=0):
+def labeled(path, sizes, seed=0):
     rows = []
     for k, (label, n) in enumerate(sizes.items()):
         rows += [{"text": t, "label": label} for t in documents(n, seed + k)]
@@ -431,7 +431,7 @@ def labelled(path, sizes, seed=0):
 
 
 def test_windows_hold_their_document_and_its_class(tmp_path):
-    made = classified(labelled(tmp_path / "a.jsonl", {"b": 40, "a": 30}))
+    made = classified(labeled(tmp_path / "a.jsonl", {"b": 40, "a": 30}))
     assert made.targets == "classes"
     assert made.facts == {"vocab": 256, "context": 16, "classes": 2, "pad": 0}
     assert made.notes == {"class_names": ["a", "b"]}
@@ -453,7 +453,7 @@ def test_windows_hold_their_document_and_its_class(tmp_path):
 
 
 def test_what_a_language_model_holds_out_is_held_out_here(tmp_path):
-    path = labelled(tmp_path / "a.jsonl", {"b": 40, "a": 30})
+    path = labeled(tmp_path / "a.jsonl", {"b": 40, "a": 30})
     held = parts(data.load("text", path=str(path), **BASE).heldout)
     made = classified(path)
     starts = {d[:16] for d in held}
@@ -464,7 +464,7 @@ def test_what_a_language_model_holds_out_is_held_out_here(tmp_path):
 
 
 def test_fewer_examples_are_a_balanced_part_of_more(tmp_path):
-    path = labelled(tmp_path / "a.jsonl", {"a": 60, "b": 20, "c": 20})
+    path = labeled(tmp_path / "a.jsonl", {"a": 60, "b": 20, "c": 20})
     whole = classified(path)
     for n in (10, 30, 300):
         made = classified(path, examples=n)
@@ -484,7 +484,7 @@ def test_fewer_examples_are_a_balanced_part_of_more(tmp_path):
 
 
 def test_a_document_of_two_classes_is_dropped(tmp_path):
-    path = labelled(tmp_path / "a.jsonl", {"a": 40, "b": 40})
+    path = labeled(tmp_path / "a.jsonl", {"a": 40, "b": 40})
     before = len(classified(path).train) + len(classified(path).heldout)
     twin = documents(1, 0)[0]
     path.write_text(path.read_text() + "\n" + json.dumps({"text": twin, "label": "b"}))
@@ -507,7 +507,7 @@ def test_folders_and_numbers_name_the_classes(tmp_path):
     flat = classified(tmp_path / "files")
     assert len(flat.train) == len(inner.train)
     assert set(map(bytes, flat.train.windows)) == set(map(bytes, inner.train.windows))
-    numbers = classified(labelled(tmp_path / "a.jsonl", {0: 40, 1: 40}))
+    numbers = classified(labeled(tmp_path / "a.jsonl", {0: 40, 1: 40}))
     assert numbers.notes["class_names"] == ["0", "1"]
     assert set(map(bytes, numbers.train.windows)) == set(map(bytes, inner.train.windows))
     before = inner.digest
@@ -532,7 +532,7 @@ def test_the_largest_packages_are_the_classes_of_the_standard_library():
 
 def test_a_classifier_reads_with_the_tokenizer_of_its_language_model(tmp_path):
     pytest.importorskip("tokenizers")
-    path = labelled(tmp_path / "a.jsonl", {"a": 40, "b": 40})
+    path = labeled(tmp_path / "a.jsonl", {"a": 40, "b": 40})
     model = data.load("text", path=str(path), **BASE | BPE)
     kept = tmp_path / "tokenizer.json"
     kept.write_text(model.tokenizer)
@@ -562,7 +562,7 @@ def test_a_classifier_reads_with_the_tokenizer_of_its_language_model(tmp_path):
     ],
 )
 def test_bad_labelled_text_is_told(changes, words, tmp_path):
-    path = labelled(tmp_path / "a.jsonl", {"a": 20, "b": 20})
+    path = labeled(tmp_path / "a.jsonl", {"a": 20, "b": 20})
     with pytest.raises(BadInput, match=words):
         classified(**{"path": path} | changes)
 

@@ -115,7 +115,7 @@ def sweep(path):
     from research.sweep import watch
     from research.sweep.points import read_points
 
-    watch.line(watch.Sight(path.parent.parent, [path]).rows())
+    watch.format_line(watch.SweepMonitor(path.parent.parent, [path]).rows())
     read_points(path, path.parent.parent)
 
 
@@ -128,7 +128,7 @@ def table(path):
 def rows(path):
     from research import data
 
-    options = {"columns": None, "kind": "classes", "standardise": False, "heldout": 0.25}
+    options = {"columns": None, "kind": "classes", "standardize": False, "heldout": 0.25}
     data.load("table", path=str(path), target=["target"], **options)
 
 

@@ -275,7 +275,7 @@ def _(place):
     return place.folder / "set"
 
 
-def png(width, height, grey=0, rows=None):
+def png(width, height, gray=0, rows=None):
     """A PNG whose header says what it likes."""
 
     def chunk(kind, body):
@@ -283,7 +283,7 @@ def png(width, height, grey=0, rows=None):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", check)
 
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    rows = (bytes([0]) + bytes([grey]) * min(width, 64)) * min(height, 64) if rows is None else rows
+    rows = (bytes([0]) + bytes([gray]) * min(width, 64)) * min(height, 64) if rows is None else rows
     parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 

@@ -97,10 +97,10 @@ def _number(cell):
 @pytest.mark.parametrize("name", WORDS)
 def test_words_do_no_harm_on_a_terminal(name):
     facts = dict.fromkeys(watch.FACTS, 1)
-    row = watch.Row("r0", facts, "failed", where=WORDS[name])
+    row = watch.RunStatus("r0", facts, "failed", where=WORDS[name])
     console = Console(width=200, record=True, force_terminal=True)
     with console.capture() as shown:
-        console.print(watch.table([row]))
+        console.print(watch.status_table([row]))
     assert "\x07" not in shown.get()
     assert "http://evil\x1b" not in shown.get()
     assert "failed" in shown.get()

@@ -80,10 +80,10 @@ def test_a_sweep_writes_no_secret_and_nothing_for_others(corpus, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_workers_and_sinks_write_no_secret(corpus, tmp_path):
+def test_workers_and_trackers_write_no_secret(corpus, tmp_path):
     for package in ("tensorboardX", "wandb", "mlflow"):
         pytest.importorskip(package)
-    more = ("--executor=local", "--workers=2", "--config.log.sinks=tensorboard,wandb,mlflow")
+    more = ("--executor=local", "--workers=2", "--config.log.trackers=tensorboard,wandb,mlflow")
     argv = [sys.executable, "-m", "experiments.sweep", *flags(tmp_path / "work", corpus, tmp_path)]
     places = {"HOME": str(tmp_path / "home"), "ISOFLOP_CACHE": str(tmp_path / "cache")}
     env = {**os.environ, **SECRETS, **places, "ISOFLOP_SHARED": "1"}

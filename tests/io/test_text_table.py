@@ -1,4 +1,4 @@
-"""Tables as text: aligned, whole, without colours."""
+"""Tables as text: aligned, whole, without colors."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def test_wide_characters_take_two_cells():
 
 
 @pytest.mark.parametrize("columns", ["20", "200"])
-def test_nothing_is_cut_and_nothing_coloured_whatever_the_terminal(columns):
+def test_nothing_is_cut_and_nothing_colored_whatever_the_terminal(columns):
     code = (
         "from research.io.text_table import format_table\n"
         "print(format_table(['a', 'b'], [['word ' * 40 + 'end', 1]]))"

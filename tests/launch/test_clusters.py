@@ -238,7 +238,7 @@ def jobs():
 
 
 def test_slurm_jobs_queue_again_when_their_time_ends(slurm, corpus, tmp_path):
-    """submitit's signal, as Slurm sends it before the limit: the worker saves, the job goes on."""
+    """submitit's signal, as Slurm sends it before the limit: the worker saves, the job resumes."""
     config = sweep_file(tmp_path / "s.py", corpus, steps=400.0, widths=(16,), seeds=1)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=1", OPTIONS)
     wait_for(lambda: saved(tmp_path / "w", 20), process)

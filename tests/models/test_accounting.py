@@ -105,8 +105,8 @@ def test_a_target_size_is_met_by_the_nearest_rung(target):
             if model.spec.width <= 512
             else 64 + (model.spec.width - 512) // 64
         )
-        neighbour = models.family("transformer").rung(rung + step, activation="swiglu")
-        other = models.build("transformer", **fields | neighbour)
+        neighbor = models.family("transformer").rung(rung + step, activation="swiglu")
+        other = models.build("transformer", **fields | neighbor)
         other = accounting.params(other, INPUTS)["params"]
         assert abs(np.log(count / target)) <= abs(np.log(other / target))
 

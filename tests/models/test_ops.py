@@ -16,8 +16,8 @@ def drawn(*shapes):
     return tuple(jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, shapes, strict=True))
 
 
-def plain_norm(x, scale, centred):
-    if centred:
+def plain_norm(x, scale, centered):
+    if centered:
         x = x - x.mean(-1, keepdims=True)
     return x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * scale.reshape(1, -1)
 
@@ -57,12 +57,12 @@ OPS = {
     ),
     "rms": (
         lambda x, s: custom_vjp.normalize(x, s, False),
-        functools.partial(plain_norm, centred=False),
+        functools.partial(plain_norm, centered=False),
         ((12, 6), (6,)),
     ),
     "layer": (
         lambda x, s: custom_vjp.normalize(x, s, True),
-        functools.partial(plain_norm, centred=True),
+        functools.partial(plain_norm, centered=True),
         ((12, 6), (6,)),
     ),
     "attention": attended(0, (2, 6, 4, 3), (2, 6, 4, 3)),

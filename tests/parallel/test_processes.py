@@ -125,11 +125,11 @@ def test_the_order_of_the_data_does_not_depend_on_the_processes(both):
 
 @pytest.mark.fault(
     "R7",
-    "a run of one process goes on as two",
+    "a run of one process continues as two",
     "the same losses and state",
     "two real processes of jax.distributed",
 )
-def test_two_processes_go_on_from_one(both):
+def test_two_processes_resume_from_one(both):
     for name, leaf in flat(state(both, both.one, HALF)).items():
         np.testing.assert_array_equal(both.seen[f"state/{name}"], leaf, err_msg=name)
     np.testing.assert_allclose(both.seen["losses"], losses(both.one)[HALF:], rtol=1e-5)
@@ -138,11 +138,11 @@ def test_two_processes_go_on_from_one(both):
 
 @pytest.mark.fault(
     "R7",
-    "a run of two processes goes on as one",
+    "a run of two processes continues as one",
     "the same losses and state",
     "two real processes of jax.distributed",
 )
-def test_one_process_goes_on_from_two(both):
+def test_one_process_resumes_from_two(both):
     assert checkpoint.latest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
     here, batches = state(both, both.two, HALF), both.trainer.batches(HALF, HALF, HALF)
     _, metrics = both.trainer.steps(here, batches, HALF)
@@ -193,7 +193,7 @@ def member(process, index):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_all_and_one_process_goes_on(corpus, tmp_path):
+def test_a_signal_to_one_process_saves_all_and_one_process_continues(corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
     process = trained(config, workdir)
     wait_for(lambda: saved(workdir, 10), process)

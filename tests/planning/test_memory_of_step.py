@@ -147,7 +147,7 @@ OTHERWISE = {
 EXECUTION = {key.rpartition(".")[2]: value for key, value in OTHERWISE.items()}
 
 
-def test_a_run_goes_on_as_it_was_first_launched(tiny, tmp_path):
+def test_a_run_continues_as_it_was_first_launched(tiny, tmp_path):
     config = {"horizon.amount": 30.0, "loop.steps_per_dispatch": 5, "eval.examples": 8}
     one, other = make_run(tiny(config)), make_run(tiny(config | OTHERWISE))
     assert one.id == other.id

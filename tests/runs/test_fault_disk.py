@@ -61,7 +61,7 @@ checkpoint.save = save
 @pytest.mark.fault(
     "R6",
     "the disk is full, `save.on_error` is stop",
-    "that step's save raises, exit code 74; nothing half-made, older steps whole; goes on later",
+    "that step's save raises, exit code 74; nothing half-made, older steps whole; resumes later",
     "a tmpfs of 8 MB, filled before the save of step 40",
 )
 def test_a_full_disk_ends_a_run_at_the_save_that_it_refuses(victim, small_disk, seen):
@@ -87,21 +87,21 @@ def test_a_full_disk_ends_a_run_at_the_save_that_it_refuses(victim, small_disk, 
 
 @pytest.mark.fault(
     "R6",
-    "the disk is full for a while, `save.on_error` is go_on",
-    "the run is told and goes on; it ends with the same bits",
+    "the disk is full for a while, `save.on_error` is continue",
+    "the run is told and continues; it ends with the same bits",
     "the same, with room again before the save of step 60; the records lie elsewhere",
 )
 @pytest.mark.slow
-def test_a_run_may_go_on_without_a_checkpoint(victim, small_disk, tmp_path, seen):
+def test_a_run_may_continue_without_a_checkpoint(victim, small_disk, tmp_path, seen):
     there, outside, zygote = small_disk
-    folder = outside / "go_on"
-    config = {**victim.config, "save": {**victim.config["save"], "on_error": "go_on"}}
+    folder = outside / "continue"
+    config = {**victim.config, "save": {**victim.config["save"], "on_error": "continue"}}
     files.write_json(tmp_path / "config.json", config)
     before = FILL.format(there=str(there), free=60) + ELSEWHERE.format(place=str(tmp_path / "m"))
     folder.mkdir()
-    child = start(zygote, victim, there / "go_on", folder, before, tmp_path / "config.json")
+    child = start(zygote, victim, there / "continue", folder, before, tmp_path / "config.json")
     assert child.wait() == 0, child.said
-    assert "goes on without it" in child.said
+    assert "continues without it" in child.said
     shutil.copyfile(tmp_path / "m", victim.path(folder) / "metrics.jsonl")
     assert victim.assert_sound(folder) == victim.run.steps
     victim.assert_clean(folder)

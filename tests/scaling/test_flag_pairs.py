@@ -14,8 +14,8 @@ from research.errors import BadInput
 from research.io import files
 from research.report import fit_figures
 from research.scaling import (
-    analyse,
     analysis,
+    analyze,
     compute_optimal,
     design,
     envelope,
@@ -78,8 +78,8 @@ def hurried(monkeypatch):
 
         return dataclasses.replace(law, starts={k: first(v) for k, v in law.starts.items()})
 
-    def bracket(profile, centre, width, limit):
-        ends = centre[:, None] + width * np.array([-1.0, 1.0])
+    def bracket(profile, center, width, limit):
+        ends = center[:, None] + width * np.array([-1.0, 1.0])
         return np.where(np.isfinite(profile(ends)), ends, np.inf * np.array([-1.0, 1.0]))
 
     run = optimize._Descent.run
@@ -188,33 +188,33 @@ ROWS = [{"run": str(i), "params": float(n), "tokens": 20.0 * n, "loss": 1.5 + 9 
 )
 def test_options_of_the_wrong_type_are_told(options, words):
     with pytest.raises(BadInput, match=words):
-        analyse("power", ROWS, options)
+        analyze("power", ROWS, options)
 
 
 def test_starts_and_counts_of_any_kind_of_number_will_do():
     starts = {"alpha": np.array([0.2, 0.3]), "A": (1, 9.0)}
-    found = analyse("power", ROWS, {"starts": starts, "seed": np.int64(3)}).document
+    found = analyze("power", ROWS, {"starts": starts, "seed": np.int64(3)}).document
     assert found["starts"]["total"] == 4
     assert found["params"]["alpha"] == pytest.approx(0.3, abs=1e-3)
-    assert analyse("power", ROWS, {"starts": {"alpha": [0.1, -1]}}).document["params"] == (
+    assert analyze("power", ROWS, {"starts": {"alpha": [0.1, -1]}}).document["params"] == (
         pytest.approx(found["params"], rel=1e-3)
     )  # alpha may be negative
 
 
 def test_how_a_prediction_settles_is_told_of_as_few_runs_as_can_be_fitted():
-    section = analyse("power", ROWS[::2], {}, anytime=True).document["settling"]
+    section = analyze("power", ROWS[::2], {}, anytime=True).document["settling"]
     assert [stage["runs"] for stage in section["stages"]] == [4]
     costless = [{k: v for k, v in row.items() if k not in ("flops", "tokens")} for row in ROWS]
     with pytest.raises(BadInput, match="--anytime: rows without 'flops'"):
-        analyse("power", costless, {}, anytime=True)
+        analyze("power", costless, {}, anytime=True)
 
 
 def test_groups_are_compared_by_what_they_need_for_the_same_loss():
     rows = [{**row, "accuracy": 0.9 - 0.1 * row["loss"]} for row in ROWS]
     with pytest.raises(BadInput, match="--compare: saturating predicts accuracy from loss"):
-        analyse("saturating", rows, {}, compare_by="group")
+        analyze("saturating", rows, {}, compare_by="group")
     by_tokens = {"against": "unique_tokens"}
     rows = [{**row, "unique_tokens": row["tokens"]} for row in ROWS]
-    found = analyse("power", rows, by_tokens, compare_by="group")
+    found = analyze("power", rows, by_tokens, compare_by="group")
     assert found.document["compare"]["of"] == "unique_tokens"
     assert "compare" in fit_figures.draw_figures(found)

@@ -16,7 +16,7 @@ from research.runs.directory import RunDirectory
 from research.scaling import (
     Fit,
     Options,
-    analyse,
+    analyze,
     compute_optimal,
     fit_law,
     isoflop,
@@ -318,7 +318,7 @@ def test_a_recipe_that_needs_less_compute_is_measured(law):
     if law == "power":  # at the best size of each budget
         rows = [r for r in rows if abs(math.log(r["params"] / best_size(r["flops"]))) < 0.1]
     options = {"objective": "mse_log", "against": "flops" if law == "power" else "params"}
-    found = analyse(law, rows, options, compare_by="group")
+    found = analyze(law, rows, options, compare_by="group")
     section = found.document["compare"]
     assert section["reference"] == "adamw"
     needs = section["groups"]["muon"]["needs"]
@@ -330,7 +330,7 @@ def test_a_recipe_that_needs_less_compute_is_measured(law):
 
 
 def test_exponents_that_are_not_shared_are_noticed():
-    found = analyse("chinchilla", two_recipes(1.0, 0.002, 0.32), {}, compare_by="group")
+    found = analyze("chinchilla", two_recipes(1.0, 0.002, 0.32), {}, compare_by="group")
     assert not found.document["compare"]["test"]["shared_exponents_justified"]
     assert "reject shared exponents" in found.document["compare"]["words"][-1]
 
@@ -345,13 +345,13 @@ def test_exponents_that_are_not_shared_are_noticed():
 def test_groups_that_cannot_be_compared_are_told(change, column, words):
     rows = [{**row, **change} for row in two_recipes()]
     with pytest.raises(BadInput, match=words):
-        analyse("chinchilla", rows, {}, compare_by=column)
+        analyze("chinchilla", rows, {}, compare_by=column)
 
 
 def test_the_multiverse_shows_what_an_outlier_does():
     rows = iso_rows(0.002, sizes=5, budgets=BUDGETS[:5])
     rows[3]["loss"] *= 1.3
-    found = analyse("chinchilla", rows, {"predict_flops": [1e22]}, multiverse_too=True)
+    found = analyze("chinchilla", rows, {"predict_flops": [1e22]}, multiverse_too=True)
     section = found.document["multiverse"]
     assert len(section["universes"]) == 16
     spread = section["spread"]["exponent"]
@@ -369,7 +369,7 @@ def test_the_multiverse_shows_what_an_outlier_does():
 def test_a_multiverse_counts_parameters_every_way():
     rows = iso_rows(0.001, sizes=5, budgets=BUDGETS[:5])
     rows = [{**row, "params_non_embedding": row["params"] ** 1.1 / 9} for row in rows]
-    found = analyse("chinchilla", rows, {}, multiverse_too=True)
+    found = analyze("chinchilla", rows, {}, multiverse_too=True)
     by = found.document["multiverse"]["by_choice"]["params"]
     assert by["params_non_embedding"]["exponent"] != pytest.approx(
         by["params"]["exponent"], abs=0.005
@@ -382,7 +382,7 @@ def test_a_multiverse_counts_parameters_every_way():
 def test_the_proposed_runs_narrow_the_prediction_as_promised():
     rows = iso_rows(0.01, sizes=5, budgets=BUDGETS[:4])
     options = {"predict_flops": [1e22], "objective": "mse_log"}
-    found = analyse("chinchilla", rows, options, next_budget=3e20)
+    found = analyze("chinchilla", rows, options, next_budget=3e20)
     plan = found.document["next_runs"]
     assert plan["spent"] <= 3e20
     assert plan["half_width_after"] < 0.9 * plan["half_width_before"]
@@ -417,24 +417,24 @@ def test_the_proposed_runs_narrow_the_prediction_as_promised():
 
 def test_runs_that_no_budget_buys_are_told():
     with pytest.raises(BadInput, match=r"--next_runs=1: the cheapest run .* costs"):
-        analyse("chinchilla", iso_rows(0.01), {}, next_budget=1.0)
+        analyze("chinchilla", iso_rows(0.01), {}, next_budget=1.0)
     with pytest.raises(BadInput, match="isoflop predicts no loss"):
-        analyse("isoflop", iso_rows(0.01), {}, next_budget=1e20)
+        analyze("isoflop", iso_rows(0.01), {}, next_budget=1e20)
 
 
-def test_an_answer_that_has_settled_says_stop_and_one_that_moves_says_go_on():
-    quiet = analyse("chinchilla", iso_rows(1e-4), {"objective": "mse_log"}, anytime=True)
+def test_an_answer_that_has_settled_says_stop_and_one_that_moves_says_continue():
+    quiet = analyze("chinchilla", iso_rows(1e-4), {"objective": "mse_log"}, anytime=True)
     section = quiet.document["settling"]
     spent = [stage["flops_spent"] for stage in section["stages"]]
     assert spent == sorted(spent)
     assert section["stages"][-1]["runs"] == len(iso_rows())
     options = {"objective": "mse_log", "predict_flops": [1e30]}
-    loud = analyse(
+    loud = analyze(
         "chinchilla", iso_rows(0.05, sizes=4, budgets=BUDGETS[:3]), options, anytime=True
     )
-    assert loud.document["settling"]["suggestion"].startswith("go on")
+    assert loud.document["settling"]["suggestion"].startswith("continue")
     near = {"objective": "mse_log", "predict_flops": [1e21]}
-    settled = analyse("chinchilla", iso_rows(0.002), near, anytime=True)
+    settled = analyze("chinchilla", iso_rows(0.002), near, anytime=True)
     assert settled.document["settling"]["suggestion"].startswith("stop")
 
 

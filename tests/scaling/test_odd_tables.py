@@ -7,7 +7,7 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import analyse, fit_law, isoflop, table
+from research.scaling import analyze, fit_law, isoflop, table
 from research.scaling.envelope import lower_hull
 from tests.scaling.test_minima import TRUTH, iso_rows, loss_at, two_recipes
 from tests.scaling.test_scaling import law_at, noisy, rows_of
@@ -70,7 +70,7 @@ def test_tokens_that_go_with_parameters_leave_no_optimum():
     assert document["predictions"][0]["params"] is None
     assert "vary together" in document["warnings"][0]
     with pytest.raises(BadInput, match="vary together"):
-        analyse("chinchilla", rows, {}, next_budget=1e20)
+        analyze("chinchilla", rows, {}, next_budget=1e20)
     assert fit_law("chinchilla", grid())["optimal"]["params_exponent"] == pytest.approx(
         TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"]), abs=1e-3
     )
@@ -129,7 +129,7 @@ def test_flops_in_text_are_numbers_too():
     rows = [{**r, "flops": str(12 * r["params"] * r["tokens"])} for r in grid()]
     assert [w for w in fit_law("chinchilla", rows)["warnings"] if "2 times that" in w]
     rows = [{**r, "flops": "NA"} for r in grid()]
-    assert analyse("chinchilla", rows, {}, anytime=True).document["settling"]["stages"]
+    assert analyze("chinchilla", rows, {}, anytime=True).document["settling"]["stages"]
 
 
 def test_the_cheapest_by_a_hair_is_not_on_the_hull():
@@ -178,9 +178,9 @@ def test_a_small_group_has_its_place_on_the_shared_law():
     names = [row["group"] for row in rows]
     small = [r for r in rows if r["group"] == names[0]]
     small += [r for r in rows if r["group"] != names[0]][:4]
-    section = analyse("chinchilla", small, {}, compare_by="group").document["compare"]
+    section = analyze("chinchilla", small, {}, compare_by="group").document["compare"]
     assert section["test"]["p_value"] is None
     assert [entry["params"] is None for entry in section["groups"].values()].count(True) == 1
     assert "too few rows" in section["words"][-1]
     with pytest.raises(BadInput, match="--score"):
-        analyse("chinchilla", rows, {"score": TRUTH}, compare_by="group")
+        analyze("chinchilla", rows, {"score": TRUTH}, compare_by="group")

@@ -57,10 +57,10 @@ def test_equal_points_are_one_run(tiny, tmp_path):
 @pytest.mark.fault(
     "R12",
     "a run of a sweep fails",
-    "a row with its reason, the others go on, the exit code says so",
+    "a row with its reason, the others continue, the exit code says so",
     "an error raised in one of them",
 )
-def test_a_failed_run_becomes_a_row_and_the_others_go_on(tiny, tmp_path, monkeypatch):
+def test_a_failed_run_becomes_a_row_and_the_others_continue(tiny, tmp_path, monkeypatch):
     configs = points(tiny, *SEEDS)
     broken = resolve_points(configs, tmp_path)[1].run.id
     original = Trainer.init
@@ -227,7 +227,7 @@ def damaged(path):
 
 
 @pytest.mark.parametrize("file", ["launch.json", "shared_prefix.json", "checkpoints"])
-def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_go_on(file, tiny, tmp_path):
+def test_a_run_whose_own_files_are_damaged_is_a_row_and_the_others_continue(file, tiny, tmp_path):
     configs = points(tiny, *SEEDS)
     made = resolve_points(configs, tmp_path)
     launch(made[1:2], tmp_path)
@@ -270,7 +270,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("harm", HOSTILE)
-def test_a_run_that_somebody_tampered_with_is_a_row_and_the_others_go_on(harm, tiny, tmp_path):
+def test_a_run_that_somebody_tampered_with_is_a_row_and_the_others_continue(harm, tiny, tmp_path):
     configs, workdir = points(tiny, *SEEDS), tmp_path / "work"
     made = resolve_points(configs, workdir)
     launch(made[1:2], workdir)

@@ -289,7 +289,9 @@ def test_a_longer_run_that_is_added_later_begins_from_what_is_there(alone, tiny,
     assert points[0].status == "done"  # how often is saved is no part of what a run is
 
 
-def test_a_run_of_a_unit_that_fails_is_recorded_and_the_others_go_on(alone, tmp_path, monkeypatch):
+def test_a_run_of_a_unit_that_fails_is_recorded_and_the_others_continue(
+    alone, tmp_path, monkeypatch
+):
     points, alone_workdir = alone
     (shared,) = make_units(points, tmp_path, "auto")
     broken, original = points[1].run.id, Trainer.evaluate

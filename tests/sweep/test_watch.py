@@ -55,11 +55,11 @@ def sweep(tmp_path):
 
 
 def view(workdir):
-    return watch.View(workdir, *workdir.glob("sweeps/*.json"))
+    return watch.StatusDisplay(workdir, *workdir.glob("sweeps/*.json"))
 
 
 def test_every_run_stands_where_its_files_say(sweep):
-    rows = {row.run: row for row in view(sweep).sight.rows()}
+    rows = {row.run: row for row in view(sweep).monitor.rows()}
     status = {run: row.status for run, row in rows.items()}
     assert status == {run: run for run in RUNS} | {"killed": "stopped"}
     running = rows["running"]
@@ -73,7 +73,7 @@ def test_every_run_stands_where_its_files_say(sweep):
 
 
 def test_sums_count_what_is_spent_and_what_is_to_come(sweep):
-    found = watch.sums(view(sweep).sight.rows())
+    found = watch.total(view(sweep).monitor.rows())
     assert found.counts == dict.fromkeys(
         ("running", "failed", "diverged", "waiting", "done"), 1
     ) | {"stopped": 2}
@@ -105,8 +105,8 @@ def test_only_the_end_of_the_metrics_is_read(tmp_path):
 
 
 def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkeypatch):
-    monkeypatch.setattr(watch, "EVERY", 0.0)
-    monkeypatch.setattr(watch, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(watch, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "LINE_SECONDS", 0.0)
     shown = view(sweep)
     shown.show()
     out = capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkey
 
 def test_the_table_shows_those_at_work_first_and_counts_the_rest(sweep):
     console = Console(file=io.StringIO(), width=140, height=8)
-    console.print(watch.table(view(sweep).sight.rows(), console.height))
+    console.print(watch.status_table(view(sweep).monitor.rows(), console.height))
     out = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in out[1:5]] == ["running", "failed", "diverged", "stopped"]
     assert out[-1].endswith("3 more runs")
@@ -143,10 +143,10 @@ def test_a_holder_elsewhere_runs_while_it_beats(sweep, monkeypatch):
     path = sweep / "runs" / "stopped" / "lease" / "1.json"
     content = json.loads(path.read_text()) | {"host": "elsewhere", "released": False}
     path.write_text(json.dumps(content))
-    sight = view(sweep).sight
+    monitor = view(sweep).monitor
 
     def status():
-        return next(row.status for row in sight.rows() if row.run == "stopped")
+        return next(row.status for row in monitor.rows() if row.run == "stopped")
 
     assert status() == "running"
     now[0] += lease.TIMEOUT + 1

@@ -205,7 +205,7 @@ trainer.host_batches = slow
 @pytest.mark.fault(
     "R3",
     "SIGTERM at any phase",
-    "the step finished and saved, exit code 75; the run goes on to the same bits",
+    "the step finished and saved, exit code 75; the run continues to the same bits",
     "SIGTERM at the start, in training, in a long evaluation, while the data are waited for",
 )
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ trainer.host_batches = stuck_for_ever
 @pytest.mark.fault(
     "R21",
     "a hang",
-    "no step for max(60 s, 10 x the median): stacks dumped, exit code 77; the run goes on",
+    "no step for max(60 s, 10 x the median): stacks dumped, exit code 77; the run continues",
     "the data of a step never come; the limit is lowered to 1.5 s",
 )
 def test_a_run_that_hangs_dumps_its_stacks_and_ends(victim, tmp_path, seen):
@@ -360,7 +360,7 @@ def test_a_process_that_slept_did_not_hang(victim, tmp_path, seen):
     child.signal(signal.SIGCONT)
     assert child.wait() == 0, child.said
     assert victim.assert_sound(tmp_path) == victim.run.steps
-    seen(1, "went on to its end")
+    seen(1, "continued to its end")
 
 
 FINAL = """

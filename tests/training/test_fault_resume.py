@@ -57,7 +57,7 @@ def eight(tiny, tmp_path_factory):
 @pytest.mark.parametrize(
     "shape", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MESHES], ids=str
 )
-def test_a_run_goes_on_from_its_bits_on_another_mesh(shape, eight, tiny, seen):
+def test_a_run_resumes_from_its_bits_on_another_mesh(shape, eight, tiny, seen):
     made, folder, kept, expected = eight
     trainer = Trainer(made, device_mesh.make_mesh(sizes(shape), made.batch))
     step, state = checkpoint.restore_latest(folder, trainer.abstract)
@@ -123,9 +123,9 @@ OTHER = {  # another valid value of each key
     "eval.every": 3,
     "save.every": 5,
     "save.keep": 3,
-    "save.on_error": "go_on",
+    "save.on_error": "continue",
     "log.every": 3,
-    "log.sinks": ["tensorboard"],
+    "log.trackers": ["tensorboard"],
     "loop.steps_per_dispatch": 3,
     "mesh.data": 2,
     "mesh.fsdp": 2,
@@ -305,7 +305,7 @@ def test_no_jump_of_the_clock_changes_a_run(victim, tmp_path, seen):
     assert seconds == sorted(seconds)
     assert seconds[0] >= 0
     assert seconds[-1] < 600
-    seen(1, f"went on from step {newest} to the same end")
+    seen(1, f"resumed from step {newest} to the same end")
 
 
 @pytest.mark.fault(

@@ -1,7 +1,7 @@
 """Three steps of every family against numbers that were written down.
 
 Tests that A equals B pass when both change. A change here without an intention is a silent change
-of the initialisation, of the scale of the loss or of the optimizer: all results before it are of
+of the initialization, of the scale of the loss or of the optimizer: all results before it are of
 another model. With an intention, `python -m tests.training.test_golden_steps` prints the numbers
 to write down, and the changelog says that runs are not comparable across it.
 """
@@ -82,7 +82,7 @@ def test_three_steps_are_those_that_were_written_down(family):
         three_steps(family),
         GOLDEN[family],
         rtol=2e-4,
-        err_msg=f"{family}: the initialisation, the loss or the step has changed. {__doc__}",
+        err_msg=f"{family}: the initialization, the loss or the step has changed. {__doc__}",
     )
 
 

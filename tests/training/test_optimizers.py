@@ -373,7 +373,7 @@ def directions(kernel, path="blocks/mlp/up/kernel"):
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 24), (3, 24, 16)])
-def test_each_layer_of_a_scanned_kernel_is_orthogonalised_by_itself(shape):
+def test_each_layer_of_a_scanned_kernel_is_orthogonalized_by_itself(shape):
     """Singular values near 1, times the root of out/in, of each layer and of no other matrix."""
     # Layers of very different size: together they would not come out alike.
     grads = jax.random.normal(jax.random.key(0), shape) * jnp.array([1e-3, 1, 1e3])[:, None, None]

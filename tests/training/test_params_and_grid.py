@@ -57,7 +57,7 @@ def test_isoflop_crosses_budgets_with_sizes():
     assert points[0] == {"horizon.unit": "flops", "horizon.amount": 1e11, "size": 1e4}
 
 
-def test_isoflop_centres_sizes_of_each_budget_on_a_prior_law():
+def test_isoflop_centers_sizes_of_each_budget_on_a_prior_law():
     points = grid.isoflop([1e12, 1e14], n=3, spread=2.0)
     sizes = [point["size"] for point in points]
     best = (1e12 / 120) ** 0.5  # 20 tokens per parameter at 6 N D

@@ -127,7 +127,7 @@ CSV = "a,b,flag,y,label\n" + "\n".join(
     for i in range(60)
 )
 COLUMNS = {"target": ["y"], "columns": ["a", "b", "flag"], "kind": "numbers"}
-TABLE = {**COLUMNS, "standardise": True, "heldout": 0.25}
+TABLE = {**COLUMNS, "standardize": True, "heldout": 0.25}
 
 
 def table(path, **changes):
@@ -141,8 +141,8 @@ def csv(tmp_path):
     return path
 
 
-def test_a_table_is_standardised_by_its_training_rows(csv):
-    made, raw = table(csv), table(csv, standardise=False)
+def test_a_table_is_standardized_by_its_training_rows(csv):
+    made, raw = table(csv), table(csv, standardize=False)
     rows, plain = (d.train.rows(np.arange(len(d.train))) for d in (made, raw))
     for key in ("inputs", "targets"):
         np.testing.assert_allclose(rows[key].mean(0), 0, atol=1e-6)
@@ -166,7 +166,7 @@ def test_csv_and_parquet_are_one_table_and_the_order_of_rows_does_not_matter(csv
     assert table(tmp_path / "t.parquet").digest == table(csv).digest
     lines = CSV.splitlines()
     (tmp_path / "r.csv").write_text("\n".join([lines[0], *lines[:0:-1]]))
-    reverse, made = table(tmp_path / "r.csv", standardise=False), table(csv, standardise=False)
+    reverse, made = table(tmp_path / "r.csv", standardize=False), table(csv, standardize=False)
     sets = [
         {tuple(row) for row in d.heldout.rows(np.arange(len(d.heldout)))["inputs"].tolist()}
         for d in (made, reverse)
@@ -178,7 +178,7 @@ def test_csv_and_parquet_are_one_table_and_the_order_of_rows_does_not_matter(csv
 def test_equal_rows_are_on_one_side(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(CSV + "\n" + "\n".join(CSV.splitlines()[1:]))
-    made = table(path, standardise=False)
+    made = table(path, standardize=False)
     rows = [
         {tuple(r) for r in d.rows(np.arange(len(d)))["inputs"].tolist()}
         for d in (made.train, made.heldout)

@@ -1,4 +1,4 @@
-"""Real kills of a real process: it goes on as if nothing had happened, bit for bit."""
+"""Real kills of a real process: it continues as if nothing had happened, bit for bit."""
 
 import json
 import os

@@ -189,7 +189,7 @@ def test_divergence_is_recorded_and_no_checkpoint_of_it_is_kept(tiny, tmp_path):
     assert not list(tmp_path.glob("runs/*/checkpoints/[4-9]*"))
 
 
-def test_a_stopped_run_is_saved_and_goes_on_to_the_same_result(tiny, tmp_path):
+def test_a_stopped_run_is_saved_and_continues_to_the_same_result(tiny, tmp_path):
     config = tiny({"horizon.amount": 30.0})
     whole, _ = fit(config, tmp_path / "whole")
     with pytest.raises(Preempted, match="saved at step 10 of 30"):

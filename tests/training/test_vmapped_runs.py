@@ -305,7 +305,7 @@ def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
 @pytest.mark.fault(
     "R11",
     "a member diverges beside others on one device",
-    "it is frozen as it was, the others go on",
+    "it is frozen as it was, the others continue",
     "one member at a rate of 1e30",
 )
 def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
@@ -331,7 +331,7 @@ def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
 @pytest.mark.fault(
     "R11",
     "all members of a group diverge",
-    "all are recorded so, and the sweep goes on",
+    "all are recorded so, and the sweep continues",
     "all members at a rate of 1e30",
 )
 def test_a_group_in_which_all_diverge_ends(tiny, tmp_path):
@@ -339,7 +339,7 @@ def test_a_group_in_which_all_diverge_ends(tiny, tmp_path):
     assert {r["status"] for r in fit(runs, tmp_path).values()} == {"diverged"}
 
 
-def test_a_stopped_group_goes_on_bit_for_bit(group, tmp_path):
+def test_a_stopped_group_continues_bit_for_bit(group, tmp_path):
     runs, _, workdir = group
     with pytest.raises(Preempted, match="saved at step 10 of 40"):
         fit(runs, tmp_path, stop=lambda: True)
@@ -351,7 +351,7 @@ def test_a_stopped_group_goes_on_bit_for_bit(group, tmp_path):
         )
 
 
-def test_a_member_of_a_stopped_group_goes_on_alone(group, tmp_path):
+def test_a_member_of_a_stopped_group_continues_alone(group, tmp_path):
     runs, results, _ = group
     with pytest.raises(Preempted):
         fit(runs, tmp_path, stop=lambda: True)
@@ -370,7 +370,7 @@ def test_members_that_are_done_leave_slots_that_are_filled(group, tmp_path):
         assert without_clock(run, tmp_path) == without_clock(run, workdir)
 
 
-def test_a_group_goes_on_from_the_newest_step_that_all_hold(group, tmp_path, caplog):
+def test_a_group_resumes_from_the_newest_step_that_all_hold(group, tmp_path, caplog):
     runs, _, workdir = group
     count = iter(range(100))
     with pytest.raises(Preempted, match="step 26"):

@@ -163,7 +163,7 @@ def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
     assert without_clock(path) == without_clock(alone[1])
 
 
-def test_a_branch_that_is_stopped_goes_on_and_remembers_its_trunk(runs, alone, short, workdir):
+def test_a_branch_that_is_stopped_continues_and_remembers_its_trunk(runs, alone, short, workdir):
     trunks = [
         wsd_branching.SharedPrefix(
             workdir / "runs" / short.name, wsd_branching.steps_before_decay(runs[0])

@@ -28,8 +28,8 @@ from research.training.make_run import make_run
 from research.training.trainer import run_mesh
 
 
-def plain_norm(x: Array, scale_D: Array, centred: bool) -> Array:
-    x = x - x.mean(-1, keepdims=True) if centred else x
+def plain_norm(x: Array, scale_D: Array, centered: bool) -> Array:
+    x = x - x.mean(-1, keepdims=True) if centered else x
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5) * scale_D[None]
 
 

@@ -1,6 +1,6 @@
 """Sinks: what was logged is read back with each package's own reader or from its file format.
 
-Each sink is launched twice: in a process that is killed, and here again from an earlier step.
+Each tracker is launched twice: in a process that is killed, and here again from an earlier step.
 """
 
 import json
@@ -67,18 +67,20 @@ def environment():
         yield
 
 
-def opened(sink, workdir):
-    return trackers.open_trackers([sink], "r0", "a run", CONFIG, workdir / "runs" / "r0", workdir)
+def opened(tracker, workdir):
+    return trackers.open_trackers(
+        [tracker], "r0", "a run", CONFIG, workdir / "runs" / "r0", workdir
+    )
 
 
-def launch_twice(sink, workdir):
+def launch_twice(tracker, workdir):
     """Killed after step 5, launched again from step 4, done after step 7; returns whom the first
     launch asked for over the network, and what it left in HOME."""
     home = workdir / "home"
     home.mkdir()
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "CI"))}
     first = subprocess.run(
-        [sys.executable, "-W", "error", "-c", KILLED, sink, str(workdir), json.dumps(CONFIG)],
+        [sys.executable, "-W", "error", "-c", KILLED, tracker, str(workdir), json.dumps(CONFIG)],
         cwd=home,
         env={**env, "HOME": str(home), "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -86,9 +88,9 @@ def launch_twice(sink, workdir):
     )
     assert first.returncode == 9, first.stderr
     alive, asked = json.loads(first.stdout)
-    assert alive == [sink], first.stderr
-    out = opened(sink, workdir)
-    assert list(out.trackers) == [sink]
+    assert alive == [tracker], first.stderr
+    out = opened(tracker, workdir)
+    assert list(out.trackers) == [tracker]
     for step in range(4, 8):
         out.log(step, {"train_loss": 8.0 - step})
     out.log(8, {"loss": 2.5})
@@ -301,18 +303,18 @@ def test_mlflow_ends_with_the_result(flow):
     assert "result.status" not in run.data.metrics
 
 
-def test_mlflow_goes_on_with_another_cadence_and_repeats_nothing(flow):
+def test_mlflow_continues_with_another_cadence_and_repeats_nothing(flow):
     """Last of the tests of this store: it adds to it."""
     workdir, _ = flow
     out = trackers.open_trackers(
         ["mlflow"], "r0", "a run", {**CONFIG, "log": {"every": 2}}, workdir, workdir
     )
-    sink = out.trackers["mlflow"]
+    tracker = out.trackers["mlflow"]
     assert only_run(workdir).info.status == "RUNNING"
     out.log(7, {"train_loss": 1.0})
-    sink._send()
+    tracker._send()
     before = history(workdir, only_run(workdir), "train_loss")
-    sink.last = {}  # a sink that forgot what is there already
+    tracker.last = {}  # a tracker that forgot what is there already
     out.log(7, {"train_loss": 1.0})
     out.close(None)
     assert len(before) == 8
@@ -417,9 +419,9 @@ def test_check_imports_no_package():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_the_schema_offers_these_sinks():
+def test_the_schema_offers_these_trackers():
     assert (
-        set(schema.SECTIONS["log.sinks"].choices)
+        set(schema.SECTIONS["log.trackers"].choices)
         == set(trackers.TRACKERS)
         == set(trackers.PACKAGES)
     )
