@@ -55,11 +55,11 @@ def main(argv: Sequence[str]) -> int:
     written = f"{args.check}: as it was written"
     if args.out:
         written = export.write(model, args.out, key if args.encrypt else None, args.sign)
-    print(told(model.about), written, sep="\n")
+    print(format_summary(model.about), written, sep="\n")
     return 0
 
 
-def told(about: Mapping[str, Any]) -> str:
+def format_summary(about: Mapping[str, Any]) -> str:
     """An export in a line."""
     loss = f", loss {about['loss']:.4f}" if about["loss"] is not None else ""
     average = " (averaged)" if about["weights"] == "average" else ""

@@ -70,7 +70,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
     distributed.broadcast(directory.check_not_held)
-    distributed.broadcast(lambda: resume.tell(args.workdir, run, args.resume))
+    distributed.broadcast(lambda: resume.report_similar_runs(args.workdir, run, args.resume))
     if (large := preflight(run, directory)) and not args.force:
         from research.planning import memory  # which traces a step
 

@@ -14,12 +14,12 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: object, keep: str = "") -> str:
-    """Text from elsewhere without the characters that a terminal would obey: controls, ends of
-    lines, and what turns the direction of writing. Those in `keep` stay."""
-    return "".join(" " if _obeyed(c) and c not in keep else c for c in str(text))
+    """Untrusted text with control characters, newlines and bidirectional overrides replaced by
+    spaces, except for those in `keep`."""
+    return "".join(" " if _is_control(c) and c not in keep else c for c in str(text))
 
 
-def _obeyed(character: str) -> bool:
+def _is_control(character: str) -> bool:
     turns = "\u202a" <= character <= "\u202e" or "\u2066" <= character <= "\u2069"
     return turns or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 

@@ -145,7 +145,7 @@ def test_the_commands_of_a_page_can_be_given(page, capsys):
         *("$ isoflop sweep --config=configs/linear.py \\\n   --config.batch.seed=1",),
     ],
 )
-def test_a_planted_command_is_refused(line, capsys):
+def test_a_planted_command_is_rejected(line, capsys):
     ((name, argv),) = commands(f"```console\n{line}\n```\n")
     assert unknown_words(name, argv, capsys)
 

@@ -151,7 +151,7 @@ def offline(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("seed", [0])
-def test_a_mutant_is_refused_or_trains(seed, sound, tmp_path):
+def test_a_mutant_is_rejected_or_trains(seed, sound, tmp_path):
     count = judged(seed, 80, 3, sound, tmp_path)
     assert count["refused"] > 40
     assert count["planned"] > 10
@@ -166,7 +166,7 @@ def test_a_mutant_is_refused_or_trains(seed, sound, tmp_path):
     "refused by clear lines or its step traced, some trained; no traceback, no later crash",
     "1,000 seeded mutants of all shipped configs",
 )
-def test_a_thousand_mutants_are_refused_or_train(seed, sound, tmp_path, seen):
+def test_a_thousand_mutants_are_rejected_or_train(seed, sound, tmp_path, seen):
     count = judged(seed, 250, 12, sound, tmp_path)
     assert count["refused"] > 100
     assert count["planned"] > 40
@@ -181,7 +181,7 @@ def test_every_sound_config_is_planned(sound, tmp_path):
     assert judge.count == {"planned": len(sound)}
 
 
-def test_every_nasty_value_is_refused_or_allowed_wherever_it_stands(sound):
+def test_every_nasty_value_is_rejected_or_allowed_wherever_it_stands(sound):
     """Of the checks that need no jax, 60 values in each of the keys."""
     families = {config["model"]["name"]: config for config in sound}
     for config in (families["transformer"], families["cnn"]):

@@ -1,4 +1,4 @@
-"""Kill workers and launchers of a sweep of chains and groups at random, launch it again until it is
+"""Kill workers and launchers of a sweep of chains and vmapped runs at random, launch it again until it is
 done, and compare every run with that of an undisturbed sweep: each trained to its end once, bitwise
 the same.
 

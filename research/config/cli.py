@@ -127,9 +127,8 @@ def parse_config(
             try:
                 changes[path] = parse_value(value, known[path])
             except (ValueError, OverflowError):  # of the whole number that infinity is not
-                problems.append(
-                    f"{path}: {validation.shown(value)}; expected {schema.expected(known[path])}"
-                )
+                wrong = validation.format_value(value)
+                problems.append(f"{path}: {wrong}; expected {schema.expected(known[path])}")
         else:
             changes[path] = value  # `override` says what is wrong with it
     config, more = validation.override(config, changes)

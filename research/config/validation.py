@@ -94,7 +94,7 @@ def _unknown(path: str, known: Mapping[str, Field]) -> str:
     close = _nearest(path[:100], list(known))
     hint = f"; did you mean {close!r}?" if close else ""
     plain = path.isascii() and path.isprintable() and 0 < len(path) <= 100
-    return f"{path if plain else shown(path)}: no such key{hint}"
+    return f"{path if plain else format_value(path)}: no such key{hint}"
 
 
 def _nearest(path: str, known: list[str]) -> str | None:
@@ -110,17 +110,17 @@ def _nearest(path: str, known: list[str]) -> str | None:
 
 
 def _dotted(config: Mapping[str, object], prefix: str = "") -> Iterator[str]:
-    """A key with a dot in it would be taken for the path that it looks like, and hide what is
-    there."""
+    """A key that contains a dot would be read as a path, and hide what is there."""
     for key, value in config.items():
         if "." in str(key):
             where = prefix.rstrip(".") or "config"
-            yield f"{where}: has a key {shown(key)}, with a dot; expected a section for each part"
+            key = format_value(key)
+            yield f"{where}: has a key {key}, with a dot; expected a section for each part"
         elif isinstance(value, Mapping):
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as Python writes it, not longer than a line."""
     try:
         return _words.repr(value)
@@ -134,30 +134,30 @@ def value_problems(path: str, value: object, field: Field) -> Iterator[str]:
     hint = f"; expected {expected(field)}"
     if field.many:
         if not isinstance(value, list | tuple):
-            yield f"{path}: {shown(value)} is {_a(value)}{hint}"
+            yield f"{path}: {format_value(value)} is {_describe_type(value)}{hint}"
             return
         one = dataclasses.replace(field, many=False, optional=False)
         for item in value:
             yield from value_problems(path, item, one)
         return
     if field.type in RANGES:
-        if wrong := _number(path, value, field):
-            yield f"{path}: {shown(value)} is {wrong}{hint}"
+        if wrong := _number_error(path, value, field):
+            yield f"{path}: {format_value(value)} is {wrong}{hint}"
     elif field.type in ("str", "bool") and type(value).__name__ != field.type:
-        yield f"{path}: {shown(value)} is {_a(value)}{hint}"
+        yield f"{path}: {format_value(value)} is {_describe_type(value)}{hint}"
     elif field.choices and value not in field.choices:
         close = difflib.get_close_matches(str(value)[:100], map(str, field.choices), n=1)
         guess = f"; did you mean {close[0]!r}?" if close else ""
-        yield f"{path}: {shown(value)} is unknown{hint}{guess}"
-    elif isinstance(value, str) and (wrong := _text(value)):
-        yield f"{path}: {shown(value)} {wrong}{hint}"
+        yield f"{path}: {format_value(value)} is unknown{hint}{guess}"
+    elif isinstance(value, str) and (wrong := _text_error(value)):
+        yield f"{path}: {format_value(value)} {wrong}{hint}"
 
 
-def _number(path: str, value: object, field: Field) -> str:
+def _number_error(path: str, value: object, field: Field) -> str:
     """What is wrong with a number, or ""."""
     kind, low, low_allowed, high, _ = RANGES[field.type]
     if not isinstance(value, int if kind is int else (int, float)) or isinstance(value, bool):
-        return _a(value)
+        return _describe_type(value)
 
     def within(x: float) -> bool:
         return low <= x < high and (low_allowed or x > low)  # of NaN all comparisons are false
@@ -179,8 +179,8 @@ def _single(value: float) -> float:
     return out if abs(out) >= _SMALLEST else 0.0
 
 
-def _text(value: str) -> str:
-    """What no file, name or terminal takes of a text, or ""."""
+def _text_error(value: str) -> str:
+    """Why `value` cannot be a file, a name or terminal output, or ""."""
     if not value:
         return "is empty"
     if len(value) > LONGEST:
@@ -189,7 +189,7 @@ def _text(value: str) -> str:
     return f"holds the character U+{ord(bad[0]):04X}" if bad else ""
 
 
-def _a(value: object) -> str:
+def _describe_type(value: object) -> str:
     return "none" if value is None else f"of type {type(value).__name__}"
 
 

@@ -141,14 +141,14 @@ def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
     """
     D = shape[0]
 
-    def nearer(_: Array, x_GxDxD: Array) -> Array:
+    def newton_schulz_step(_: Array, x_GxDxD: Array) -> Array:
         square = jnp.einsum("gij,gkj->gik", x_GxDxD, x_GxDxD, precision="highest")
         cube = jnp.einsum("gij,gjk->gik", square, x_GxDxD, precision="highest")
         return 1.5 * x_GxDxD - 0.5 * cube
 
     x_GxDxD = jax.random.normal(key, (3, D, D))
     x_GxDxD /= jnp.linalg.norm(x_GxDxD, axis=(1, 2), keepdims=True)  # no singular value above 1
-    x_GxDxD = jax.lax.fori_loop(0, 64, nearer, x_GxDxD)  # enough for one of 1e-10
+    x_GxDxD = jax.lax.fori_loop(0, 64, newton_schulz_step, x_GxDxD)  # enough for one of 1e-10
     return x_GxDxD.swapaxes(0, 1).reshape(shape)
 
 

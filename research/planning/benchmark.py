@@ -78,7 +78,7 @@ class TimedLoop:
     def block(self, steps: int) -> float:
         """Seconds of the next `steps` steps, until their metrics are on the host."""
         run, clock = dataclasses.replace(self.run, steps=self.step + steps), _ClockRecorder()
-        keeper = _NoCheckpoints(self.step, self.state)
+        policy = _NoCheckpoints(self.step, self.state)
         begun = time.perf_counter()
         _, self.state = run_loop(
             run, _FullRoomTrainer(self), clock, keeper, lambda: False, Profile()

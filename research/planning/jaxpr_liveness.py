@@ -56,18 +56,18 @@ def _level_peak(
     live: dict[int, tuple[str, float]] = {}
     by_kind: dict[str, float] = {}  # bytes of `live`, updated as it is: an op may be one of 10^5
 
-    def hold(values: Iterable[Value]) -> None:
+    def allocate(values: Iterable[Value]) -> None:
         for v in values:
             if id(v) in written and id(v) not in live:
                 kind, size = live[id(v)] = _memory_kind(program, v), sizes[id(v)]
                 by_kind[kind] = by_kind.get(kind, 0.0) + size
 
-    hold(stacks)
+    allocate(stacks)
     peak_bytes, peak = -1.0, {}
     for index, op in enumerate(level.ops):
         new = [v for v in op.outs if id(v) in written]
         dying = [live[id(v)][1] for v in ends.get(index, ()) if id(v) in live]
-        hold(new)
+        allocate(new)
         turns = [_level_peak(program, body, _updated_in_place(body)) for body in op.bodies]
         inner = max(turns, key=lambda part: sum(part.values()), default={})
         reused = _reused_bytes(op, [sizes[id(v)] for v in new], dying)

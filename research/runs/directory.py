@@ -104,7 +104,7 @@ class RunDirectory:
         holder = None
         with contextlib.suppress(OSError, Damaged):
             holder = lease.read_holder(self.path / "lease")
-        if holder and holder.here and holder.alive:
+        if holder and holder.on_this_host and holder.alive:
             raise lease.held_error(self.path, holder)
 
     def __exit__(self, *_: object) -> None:

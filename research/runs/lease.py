@@ -66,7 +66,7 @@ class Holder:
         return (deaths if isinstance(deaths, int) else 0) + (not self.alive)
 
     @property
-    def here(self) -> bool:
+    def on_this_host(self) -> bool:
         """Whether it runs on this host, so that this process can see whether it is alive."""
         return all(self.content.get(k) == v for k, v in _host_identity().items())
 
@@ -74,7 +74,7 @@ class Holder:
     def alive(self) -> bool:
         if self.content.get("released"):
             return False
-        if self.here:
+        if self.on_this_host:
             pid = self.content.get("pid")
             return isinstance(pid, int) and _start_time(pid) == self.content.get("born")
         return self.silent < TIMEOUT
@@ -238,7 +238,7 @@ def acquire(folder: Path, patience: float = 0.0) -> Lease:
                 lease = Lease(folder, number, deaths)
                 if lease.claim():
                     return lease
-            elif before.here or clock() >= deadline:
+            elif before.on_this_host or clock() >= deadline:
                 raise held_error(folder.parent, before)
             else:
                 if not announced:

@@ -52,7 +52,7 @@ class Fit:
         if not np.isfinite(self.values[order]):
             raise BadInput(f"{law.formula} has no finite value on these rows from any start")
         self.exact = self.problem.n * ROUNDING**2
-        theta[order], self.values[order], self.gradient, self.converged = self._settled(
+        theta[order], self.values[order], self.gradient, self.converged = self._polish(
             theta[order], float(self.values[order]), float(gradients[order])
         )
         self.best, self.value = theta[order], float(self.values[order])
@@ -87,9 +87,9 @@ class Fit:
         best = law.report(theta[int(np.argmin(values))])
         return {name: [float(v)] for name, v in zip(law.parameters, best, strict=True)}
 
-    def _settled(self, best: np.ndarray, value: float, gradient: float) -> tuple:
-        """The best point followed until the objective falls no more, and whether it came to that:
-        along a flat valley, as that of a small exponent, a fit needs thousands of steps."""
+    def _polish(self, best: np.ndarray, value: float, gradient: float) -> tuple:
+        """Minimize again from the best point until converged; (theta, value, gradient, converged).
+        Along a flat valley, as that of a small exponent, a fit needs thousands of steps."""
         for _ in range(ROUNDS):
             theta, values, gradients = minimize(self.problem, best[None])
             before, best, value, gradient = value, theta[0], float(values[0]), float(gradients[0])

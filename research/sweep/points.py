@@ -29,22 +29,22 @@ class ResolvedConfig(NamedTuple):
 
 @dataclass(frozen=True)
 class Point:
-    """One point of a sweep: the overrides that made it, its checked config, its run, and the status
-    of that. `failures` counts its failed attempts, of which `forgiven` do not keep it from being
-    tried again; `deaths` the latest attempts in a row whose process died."""
+    """One point of a sweep: its overrides, its checked config, its run and the run's status.
+    `failures` counts failed attempts; it is pending unless they exceed `ignored_failures`. `deaths`
+    counts the latest consecutive attempts whose process died."""
 
     overrides: dict
     config: dict
     run: Run
     status: str
     failures: int = 0
-    forgiven: int = 0
+    ignored_failures: int = 0
     deaths: int = 0
 
     @property
     def pending(self) -> bool:
         if self.status == "failed":
-            return self.failures <= self.forgiven
+            return self.failures <= self.ignored_failures
         return self.status not in ("done", "diverged")
 
 
@@ -80,11 +80,11 @@ def resolve_configs(configs: Iterable[tuple[dict, dict]]) -> list[ResolvedConfig
 def locate_points(
     resolved: Iterable[ResolvedConfig],
     workdir: str | Path,
-    forgiven: Mapping[str, int] | None = None,
+    ignored_failures: Mapping[str, int] | None = None,
 ) -> list[Point]:
     """The points of configs, smallest FLOPs first, each run once, with their status in `workdir`.
 
-    `forgiven` says, by run id, how many failures do not count. Raises BadInput listing what is
+    `ignored_failures`: by run id, how many failures do not count. Raises BadInput listing what is
     wrong with every point that could not be made into a run.
     """
     points: dict[str, Point] = {}
@@ -92,7 +92,8 @@ def locate_points(
     for overrides, config, run, own_problems in resolved:
         problems += [f"point {overrides}: {line}" for line in own_problems]
         if run is not None and run.id not in points:
-            status = _read_status(RunDirectory(workdir, run.id), (forgiven or {}).get(run.id, 0))
+            ignored = (ignored_failures or {}).get(run.id, 0)
+            status = _read_status(RunDirectory(workdir, run.id), ignored)
             points[run.id] = Point(overrides, config, run, **status)
     if problems:
         raise BadInput(*dict.fromkeys(problems))
@@ -104,22 +105,22 @@ def locate_points(
 def resolve_points(
     configs: Iterable[tuple[dict, dict]],
     workdir: str | Path,
-    forgiven: Mapping[str, int] | None = None,
+    ignored_failures: Mapping[str, int] | None = None,
 ) -> list[Point]:
     """`locate_points` of (overrides, checked config) pairs."""
-    return locate_points(resolve_configs(configs), workdir, forgiven)
+    return locate_points(resolve_configs(configs), workdir, ignored_failures)
 
 
-def _read_status(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
+def _read_status(directory: RunDirectory, ignored_failures: int) -> dict[str, Any]:
     if not directory.path.exists():
-        return {"status": "new", "forgiven": forgiven}
+        return {"status": "new", "ignored_failures": ignored_failures}
     last = None
     with contextlib.suppress(Damaged):  # which the row says
         last = lease.read_holder(directory.path / "lease")
     return {
         "status": read_row(directory.path)["status"],
         "failures": directory.failures,
-        "forgiven": forgiven,
+        "ignored_failures": ignored_failures,
         "deaths": last.deaths if last else 0,
     }
 
@@ -129,7 +130,7 @@ def _read_status(directory: RunDirectory, forgiven: int) -> dict[str, Any]:
 
 def retry_failed(points: Iterable[Point]) -> list[Point]:
     """The points, those that failed pending again."""
-    return [replace(p, forgiven=p.failures) for p in points]
+    return [replace(p, ignored_failures=p.failures) for p in points]
 
 
 def describe_status(points: Sequence[Point]) -> str:
@@ -180,7 +181,7 @@ def write_points(points: Iterable[Point], workdir: str | Path, grouping: str = "
             overrides={key: repr(value) for key, value in p.overrides.items()},
             config=p.config,
             facts={name: p.run.facts[name] for name in FACTS},
-            forgiven=p.forgiven,
+            ignored_failures=p.ignored_failures,
         )
         for p in points
     ]
@@ -196,9 +197,9 @@ def read_points(path: str | Path, workdir: str | Path) -> tuple[list[Point], str
         configs = [(dict(p.overrides), validated(dict(p.config))) for p in sweep.points]
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"--sweep={path}: not a sweep of this version ({error})") from error
-    forgiven = {p.run: p.forgiven for p in sweep.points}
-    points = resolve_points(configs, workdir, forgiven)
-    if new := [point for point in points if point.run.id not in forgiven]:
+    ignored_failures = {p.run: p.ignored_failures for p in sweep.points}
+    points = resolve_points(configs, workdir, ignored_failures)
+    if new := [point for point in points if point.run.id not in ignored_failures]:
         raise BadInput(
             f"data: not what it was at the launch of --sweep={path}: point {new[0].overrides} is "
             f"another run now, {new[0].run.id}; launch the sweep again"

@@ -28,7 +28,7 @@ class SweepPoint:
     overrides: Mapping[str, str]
     config: Mapping[str, Any]
     facts: Mapping[str, Any]
-    forgiven: int = 0
+    ignored_failures: int = 0
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def run_worker(
         unit = min(left, key=priority)
         left.remove(unit)
         try:
-            trained = _take(unit, workdir, progress, stop)
+            trained = _train_unit(unit, workdir, progress, stop)
         except Held as error:
             log.debug("%s", error)
             busy.append(unit)
@@ -111,11 +111,11 @@ def run_worker(
     _send(None)
 
 
-def _take(
+def _train_unit(
     unit: WorkUnit, workdir: str | Path, progress: Progress, stop: Callable[[], bool]
 ) -> bool:
-    """Train what is pending of a unit; whether anything was. Raises Held if another process is at
-    a part of it, Preempted and StorageError; what else goes wrong is recorded."""
+    """Train the pending runs of a unit; False if there were none. Raises Held if another process
+    trains one of them, Preempted and StorageError; other errors are recorded."""
     with contextlib.ExitStack() as stack:
         points, directories = [], []
         for point in unit.points:
@@ -149,7 +149,7 @@ def _take(
 
 
 def _has_ended(point: Point, directory: RunDirectory) -> bool:
-    return directory.result is not None or directory.failures > point.forgiven
+    return directory.result is not None or directory.failures > point.ignored_failures
 
 
 def _send(assignment: Assignment | None) -> None:

@@ -40,15 +40,15 @@ class CheckpointPolicy:
         restored = restored or start_from_prefix(
             self.directory, self.prefixes, abstract, self.recorder.shown.log
         )
-        self._doubt(restored)
+        self._warn_if_inconsistent(restored)
         if restored is None:
             state = self.trainer.init()
             restored = int(state.step), state  # not 0 where it is another run's state
         self.recorder.record_start(restored[0])
         return restored
 
-    def _doubt(self, restored: tuple[int, TrainState] | None) -> None:
-        """Say so where the records tell another story than the checkpoints."""
+    def _warn_if_inconsistent(self, restored: tuple[int, TrainState] | None) -> None:
+        """Warn if the records do not match the checkpoints."""
         path = self.directory.path
         if restored and restored[0] and not (path / "metrics.jsonl").exists():
             log.warning("%s: the records of the steps before %d are gone", path, restored[0])

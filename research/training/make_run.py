@@ -49,20 +49,20 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     assert sized
     model, size_rule = sized
     examples = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
-    with _about("model.name", config["model"]["name"]):
+    with _prefix_errors("model.name", config["model"]["name"]):
         counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
     rule, size = config["batch"]["rule"], config["batch"]["size"]
     batch, batch_rule = horizon.batch_size(rule, size or len(dataset.train), config["horizon"], per)
     config["batch"] |= {"size": batch, "rule": "constant"}
     parts = config["batch"]["grad_accumulation"]
-    collect(_enough, dataset, batch, parts, examples)
+    collect(_check_counts, dataset, batch, parts, examples)
     steps, horizon_rule = collect(horizon.training_steps, config["horizon"], batch, per) or (0, "")
     optim, per_step = config["optim"], batch * dataset.tokens_per_example
     rated = collect(horizon.peak_learning_rate, optim["lr_rule"], optim["lr"], model)
     lr, lr_rule = rated or (0.0, "")
     warmup = collect(_warmup, optim, steps, per_step) if steps else 0
-    start = collect(_start, config, dataset, model, inputs, steps)
+    start = collect(_starting_point, config, dataset, model, inputs, steps)
     collect.raise_errors()
     assert warmup is not None
     resolved = _resolved(config, model, steps, lr, warmup)
@@ -123,7 +123,7 @@ def _dispatch(requested: int | str, batch: int, dataset: Dataset) -> tuple[int, 
     return max(1, min(MOST_STEPS, MOST_BYTES // (batch * one))), True
 
 
-def _enough(dataset: Dataset, batch: int, parts: int, examples: int) -> None:
+def _check_counts(dataset: Dataset, batch: int, parts: int, examples: int) -> None:
     problems = []
     if batch % parts:
         problems.append(
@@ -141,8 +141,8 @@ def _enough(dataset: Dataset, batch: int, parts: int, examples: int) -> None:
 
 
 @contextlib.contextmanager
-def _about(key: str, value: str) -> Iterator[None]:
-    """What is wrong within is said of a key of the config and its value."""
+def _prefix_errors(key: str, value: str) -> Iterator[None]:
+    """Prefix the errors raised inside with a config key and its value."""
     try:
         yield
     except BadInput as error:
@@ -185,7 +185,7 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
     if config["size"] is None and (run := config["init"]["run"]) is not None:
         from research.training import fine_tuning  # which few runs need
 
-        with _of_start():
+        with _prefix_init_errors():
             shape = fine_tuning.model_shape(run, name)
         fields |= {k: shape[k] for k, v in fields.items() if v is None and k in shape}
     if "vocab" in fields and "classes" in dataset.facts:  # a language model becomes a classifier
@@ -224,7 +224,7 @@ def _of_start() -> Iterator[None]:
         raise BadInput(*lines) from error
 
 
-def _start(
+def _starting_point(
     config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int
 ) -> "StartingPoint | None":
     init = config["init"]
@@ -234,7 +234,7 @@ def _start(
         return None
     from research.training import fine_tuning  # which few runs need
 
-    with _of_start():
+    with _prefix_init_errors():
         start = fine_tuning.locate_checkpoint(init["run"], init["step"], init["what"])
     if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
         raise BadInput(

@@ -39,8 +39,8 @@ class Profile:
             self.tracing = True
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
-    def sent(self, n: int, metrics: Any) -> None:
-        """A dispatch of `n` steps was sent, which is done when its `metrics` are there."""
+    def on_dispatch(self, n: int, metrics: Any) -> None:
+        """`n` steps were dispatched, and are done when their `metrics` are ready."""
         if self.tracing:
             self.left -= n
             if self.left <= 0:

@@ -18,7 +18,7 @@ from research.parallel import device_mesh, distributed
 from research.runs import checkpoint
 from research.runs.directory import REMEDY, RunDirectory, read_launch
 from research.training.execution import Execution
-from research.training.run import Run, meaning
+from research.training.run import Run, identity_config
 from research.training.trainer import run_mesh
 from research.training.wsd_branching import SharedPrefix
 
@@ -29,7 +29,7 @@ SHOWN = 12  # differences that are told
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """What two resolved configs mean otherwise, a line for each field."""
-    mine, other = (schema.flatten(meaning(config)) for config in (here, there))
+    mine, other = (schema.flatten(identity_config(config)) for config in (here, there))
     return [
         f"{key}: {other.get(key, 'not there')!r} there, {mine.get(key, 'not there')!r} here"
         for key in sorted(mine.keys() | other.keys())
@@ -51,7 +51,7 @@ def check_stored(path: Path, stored: Mapping[str, Any], run: Run) -> None:
         raise BadInput(f"{path}: of another run than {run.id}, or altered", *differing[:SHOWN])
 
 
-def others(workdir: str | Path, run: Run) -> list[tuple[str, list[str]]]:
+def similar_runs(workdir: str | Path, run: Run) -> list[tuple[str, list[str]]]:
     """(id, differences) of the unfinished runs at `workdir`, the nearest first."""
     sharing = []
     for path in (Path(workdir) / "runs").glob("*/config.json"):
@@ -64,12 +64,12 @@ def others(workdir: str | Path, run: Run) -> list[tuple[str, list[str]]]:
     return sorted(sharing, key=lambda pair: (len(pair[1]), pair[0]))
 
 
-def tell(workdir: str | Path, run: Run, must: bool) -> None:
-    """Say how a run that is new at `workdir` differs from the nearest one that is not done; if it
-    `must` be one that has begun, raise BadInput with that."""
+def report_similar_runs(workdir: str | Path, run: Run, must: bool) -> None:
+    """Log how a run that is new at `workdir` differs from the nearest unfinished one, or raise
+    BadInput with that if it `must` exist already."""
     if (Path(workdir) / "runs" / run.id).exists():
         return
-    near = others(workdir, run)
+    near = similar_runs(workdir, run)
     if must and not near:
         raise BadInput(f"--resume: no unfinished run at {workdir}")
     if near:

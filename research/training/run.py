@@ -87,15 +87,15 @@ class Run:
 
 def identity(resolved: Mapping[str, Any], data_digest: str, start: "StartingPoint | None") -> str:
     """The id of a run: what it means, wherever its data lie and whatever it prints."""
-    out = meaning(resolved)
+    out = identity_config(resolved)
     out["data"]["digest"] = data_digest
     out["init"] = {"digest": start.digest, "what": start.what} if start else None
     return files.digest_of(out)[:12]
 
 
-def meaning(resolved: Mapping[str, Any]) -> dict:
-    """A resolved config without what does not change what its run means, and without where its data
-    and the run that it begins from lie."""
+def identity_config(resolved: Mapping[str, Any]) -> dict:
+    """The part of a resolved config that identifies its run: without NOT_IN_ID, and without the
+    paths of its data and of the run that it starts from."""
     out = {k: dict(v) if isinstance(v, Mapping) else v for k, v in resolved.items()}
     for path in NOT_IN_ID:
         section, _, key = path.rpartition(".")

@@ -37,7 +37,7 @@ class Stopped(Exception):
     """Asked to stop while the devices compute what can be computed again."""
 
 
-def never() -> bool:
+def never_stop() -> bool:
     return False
 
 
@@ -45,7 +45,7 @@ def wait_for(tree: Any, stop: Callable[[], bool]) -> Any:
     """`tree`, when the devices have computed it; raises Stopped if that takes more than PATIENT
     seconds and `stop()` turns true. Of several processes none may leave the others, so they wait.
     """
-    if stop is not never and distributed.process_count() == 1:
+    if stop is not never_stop and distributed.process_count() == 1:
         began = time.monotonic()
         while not all(x.is_ready() for x in jax.tree.leaves(tree)):
             if time.monotonic() - began > PATIENT and stop():
@@ -98,7 +98,7 @@ class Trainer:
         """The program of `steps` for abstract batches, to be compiled; nothing is allocated."""
         return self._dispatch.lower(self.abstract, batches, self.hyper, np.int32(0))
 
-    def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> dict[str, Any]:
+    def evaluate(self, params: dict, stop: Callable[[], bool] = never_stop) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size. Raises
         Stopped, see `wait_for`."""
         sums = eval_program(self.spec, self.mesh)(params, *self._heldout)

@@ -75,10 +75,10 @@ def vmapped_dispatch_program(spec: StepSpec, mesh: Mesh, shared: bool) -> Callab
         stepped, metrics = vmapped(members.state, batch, hyper)
         alive_K = members.alive & finite_or_skipped(stepped, metrics)
 
-        def either(new: Array, old: Array) -> Array:
+        def freeze_dead(new: Array, old: Array) -> Array:
             return jnp.where(alive_K.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
-        return VmappedState(jax.tree.map(either, stepped, members.state), alive_K), metrics
+        return VmappedState(jax.tree.map(freeze_dead, stepped, members.state), alive_K), metrics
 
     by_step = P(None, "runs")
     mapped = jax.shard_map(
@@ -147,7 +147,7 @@ class VmappedTrainer:
         count = jax.device_put(np.int32(n), NamedSharding(self.mesh, P()))
         return self._dispatch(members, batches, self.hyper, count)
 
-    def evaluate(self, params: dict, stop: Callable[[], bool] = never) -> list[dict[str, Any]]:
+    def evaluate(self, params: dict, stop: Callable[[], bool] = never_stop) -> list[dict[str, Any]]:
         """The task's metrics of every slot, for parameters [K, ...]. Raises trainer.Stopped."""
         if self._held is None:
             rows = host_heldout(self.runs[0], 1)

@@ -267,7 +267,7 @@ def written(config, tmp_path):
     "exit code 2 with the key, its value and what would do; nothing compiled, nothing written",
     "a table of bad configs of every family, each given to `train`",
 )
-def test_a_bad_config_is_refused(name, changes, words, command, corpus, tmp_path):
+def test_a_bad_config_is_rejected(name, changes, words, command, corpus, tmp_path):
     told = command(train_command.main, written(changed(name, changes, corpus), tmp_path))
     assert re.search(words, told), told
 
@@ -285,7 +285,7 @@ def test_the_table_is_no_smaller_than_promised_and_its_configs_are_good_without_
     "all that do not depend on each other are told at once",
     "configs with several of them",
 )
-def test_what_is_independent_is_told_at_once(changes, keys, command, corpus, tmp_path):
+def test_independent_errors_are_reported_together(changes, keys, command, corpus, tmp_path):
     told = command(train_command.main, written(changed("lm_gpt2", changes, corpus), tmp_path))
     for key in keys.split():
         assert f"error: {key}: " in told
@@ -298,7 +298,7 @@ def test_what_is_independent_is_told_at_once(changes, keys, command, corpus, tmp
     "as with a config, before the first run",
     "bad points of a sweep",
 )
-def test_a_bad_sweep_is_refused(points, words, command, corpus, tmp_path):
+def test_a_bad_sweep_is_rejected(points, words, command, corpus, tmp_path):
     config = json.dumps(changed("lm_gru", {}, corpus))
     (tmp_path / "c.py").write_text(
         f"import json\ndef get_config():\n    return json.loads({config!r})\n"
@@ -339,13 +339,13 @@ def test_a_key_with_a_dot_hides_nothing(command, corpus, tmp_path):
     "exit code 2 with what it is",
     "empty, cut, binary, deep, large and ambiguous files",
 )
-def test_a_file_that_is_no_config_is_refused(content, words, command, tmp_path):
+def test_a_file_that_is_no_config_is_rejected(content, words, command, tmp_path):
     (tmp_path / "c.json").write_bytes(content)
     assert words in command(train_command.main, f"--config={tmp_path / 'c.json'}")
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "1e400", "9" * 5000, "1.5", "true", "x"])
-def test_what_is_no_whole_number_is_refused_as_a_flag(value, command, corpus, tmp_path):
+def test_a_non_integer_flag_is_rejected(value, command, corpus, tmp_path):
     config = written(changed("lm_gru", {}, corpus), tmp_path)
     told = command(train_command.main, config, f"--config.batch.size={value}")
     assert re.search(r"error: batch.size: .*expected a whole number of at least 1", told)
@@ -356,7 +356,7 @@ def test_a_good_config_is_not_refused(command, corpus, tmp_path):
         command(train_command.main, written(changed("linear", {}, corpus), tmp_path))
 
 
-def test_an_empty_config_is_told_key_by_key():
+def test_an_empty_config_is_reported_key_by_key():
     with pytest.raises(BadInput) as error:
         validated({})
     assert len(error.value.problems) > 20

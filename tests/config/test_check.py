@@ -112,12 +112,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "words"), BAD, ids=lambda x: str(x)[:50])
-def test_a_bad_config_is_refused_by_path_and_value(changes, words):
+def test_a_bad_config_is_rejected_by_path_and_value(changes, words):
     problems = validation.problems(with_(changes))
     assert any(words in line for line in problems), problems
 
 
-def test_all_problems_are_told_at_once():
+def test_all_errors_are_reported_together():
     changes = {path: value for bad, _ in BAD[3:10] + BAD[24:26] for path, value in bad.items()}
     changes |= {"model.width": 64, "nonsense": 1, "mesh.fsdp": -1}
     problems = validation.problems(with_(changes))

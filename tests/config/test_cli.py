@@ -49,7 +49,7 @@ def no_jax(tmp_path_factory):
         (["--config=research/errors.py"], ["no function get_config()"]),
     ],
 )
-def test_bad_input_is_told_without_jax_and_without_a_traceback(args, words, no_jax, tmp_path):
+def test_bad_input_is_reported_without_jax_and_without_a_traceback(args, words, no_jax, tmp_path):
     done = call(*TRAIN, *args, f"--workdir={tmp_path / 'w'}", PYTHONPATH=no_jax)
     assert done.returncode == 2
     for word in words:
@@ -66,7 +66,7 @@ def test_the_guard_of_the_test_above_works(no_jax, corpus, tmp_path):
     assert "jax was imported" in done.stderr
 
 
-def test_a_thousand_mistakes_are_not_all_told(tmp_path):
+def test_of_a_thousand_errors_only_some_are_printed(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({f"key{i}": i for i in range(5000)}))
     done = call(*TRAIN, f"--config={config}", f"--workdir={tmp_path / 'w'}")
@@ -86,7 +86,7 @@ def test_a_thousand_mistakes_are_not_all_told(tmp_path):
         ([7], "point 0: 7 is not a dict"),
     ],
 )
-def test_what_is_no_sweep_is_told(made, words, tiny):
+def test_a_sweep_that_yields_no_points_is_reported(made, words, tiny):
     module = types.SimpleNamespace(sweep=lambda config: made)
     with pytest.raises(BadInput, match=words):
         sweep_points(tiny(), module, "sweep")
@@ -97,7 +97,7 @@ def test_a_missing_flag_is_exit_2():
     assert call(*TRAIN, CONFIG).returncode == 2
 
 
-def test_data_that_only_the_disk_knows_is_refused_before_anything_is_written(tmp_path):
+def test_data_that_only_the_disk_knows_is_rejected_before_anything_is_written(tmp_path):
     for path, words in ((tmp_path / "no.txt", "No such file"), (tmp_path, "Is a directory")):
         done = call(*TRAIN, CONFIG, f"--config.data.path={path}", f"--workdir={tmp_path / 'w'}")
         assert done.returncode == 2, done.stderr
@@ -119,7 +119,7 @@ def test_a_json_config_is_parsed_and_never_executed(tmp_path, no_jax):
     assert call(*TRAIN, f"--config={path}", f"--workdir={tmp_path}").returncode == 2
 
 
-def test_what_a_python_config_raises_is_told_with_its_line(tmp_path):
+def test_what_a_python_config_raises_is_reported_with_its_line(tmp_path):
     path = tmp_path / "c.py"
     path.write_text("def get_config():\n    return {}[3]\n")
     with pytest.raises(BadInput, match=r"c.py:2: KeyError: 3"):
@@ -156,7 +156,7 @@ class Module:
         self.sweep = lambda config: list(points)
 
 
-def test_every_bad_point_of_a_sweep_is_told():
+def test_every_bad_point_of_a_sweep_is_reported():
     config = load_config("configs/lm_transformer.py")[0]
     good = sweep_points(config, Module({"size": 1e5}, {"size": 2e5, "seed": 1}), "sweep")
     assert [c["size"] for _, c in good] == [1e5, 2e5]
@@ -186,7 +186,7 @@ def test_a_run_repeats_from_its_own_config(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["train", "sweep"])
-def test_a_mesh_that_does_not_fit_is_refused_and_nothing_is_written(entry, corpus, tmp_path):
+def test_a_mesh_that_does_not_fit_is_rejected_and_nothing_is_written(entry, corpus, tmp_path):
     config = {"train": CONFIG, "sweep": "--config=configs/sweeps/lm_params.py"}[entry]
     done = call(
         *(sys.executable, "-m", f"experiments.{entry}", config, f"--workdir={tmp_path / 'w'}"),
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_storage(corpus):
     assert "Traceback" not in done.stderr
 
 
-def test_a_config_that_does_not_parse_is_told_with_its_line(tmp_path):
+def test_a_config_that_does_not_parse_is_reported_with_its_line(tmp_path):
     (tmp_path / "broken.py").write_text("x = 1\ndef (\n")
     done = call(*TRAIN, f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 2

@@ -83,7 +83,7 @@ READERS = [  # file, data set
     "refused by the name of the file, before anything is compiled",
     "0 bytes, ten bytes, random bytes, the same with a mark, to every reader",
 )
-def test_what_is_empty_short_or_garbage_is_refused_by_name(name, reader, content, tmp_path):
+def test_what_is_empty_short_or_garbage_is_rejected_by_name(name, reader, content, tmp_path):
     if reader == "hub":
         pytest.importorskip("datasets")
     path = written(tmp_path / name, content)
@@ -98,7 +98,7 @@ def test_what_is_empty_short_or_garbage_is_refused_by_name(name, reader, content
     assert all(str(tmp_path) in line for line in error.value.problems)
 
 
-def test_short_data_are_told_with_what_is_needed(tmp_path, tiny):
+def test_short_data_are_reported_with_what_is_needed(tmp_path, tiny):
     path = written(tmp_path / "a.txt", "\n".join(lines(1000)).encode())
     with pytest.raises(BadInput, match=r"tokens; data.context = 9999999 needs at least 10000000"):
         load(path, context=9999999)
@@ -189,7 +189,7 @@ def test_bytes_of_a_column_are_no_text(tmp_path):
         load(tmp_path / "f", name="hub")
 
 
-def test_half_of_a_pair_is_refused_in_a_stream(monkeypatch):
+def test_half_of_a_pair_is_rejected_in_a_stream(monkeypatch):
     monkeypatch.setattr(hub, "_rows", lambda *_: iter([{"text": "a"}, {"text": "b\ud800"}]))
     with pytest.raises(BadInput, match=r"document 2 of f: character 1 is no letter"):
         list(hub._documents("f", "", {"field": "text"}))
@@ -228,7 +228,7 @@ SOUND = list(np.random.default_rng(0).integers(1, 300, 400))
     "an error with the id and its position, on the host",
     "V, -1, 2^31 - 1, numbers of other widths",
 )
-def test_ids_out_of_range_are_told_with_their_place(values, kind, vocab, words, tmp_path):
+def test_ids_out_of_range_are_reported_with_their_place(values, kind, vocab, words, tmp_path):
     with pytest.raises(BadInput, match=words):
         load(ids(tmp_path / "a.bin", values, kind), vocab=vocab)
 
@@ -262,7 +262,7 @@ class Wrong(byte_tokenizer.Tokenizer):
     "an error with the id and its position",
     "one whose last id is one too large, in every reader",
 )
-def test_a_tokenizer_that_gives_ids_that_there_are_not_is_refused(reader, tmp_path, monkeypatch):
+def test_a_tokenizer_that_gives_ids_that_there_are_not_is_rejected(reader, tmp_path, monkeypatch):
     if reader == "hub":
         pytest.importorskip("datasets")
     rows = [json.dumps({"text": t, "label": "ab"[i % 2]}) for i, t in enumerate(lines())]
@@ -279,7 +279,7 @@ def test_a_tokenizer_that_gives_ids_that_there_are_not_is_refused(reader, tmp_pa
     "an error that says what they hold",
     "wrong types, shapes, values, NaN",
 )
-def test_labels_and_pixels_out_of_range_are_refused(tmp_path):
+def test_labels_and_pixels_out_of_range_are_rejected(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (60, 4, 4), np.uint8)
     for y, words in (
         (np.arange(60) % 3 - 1.0, "y holds float64; expected integer labels"),
@@ -300,7 +300,7 @@ def test_labels_and_pixels_out_of_range_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "words"), [("1e30", r"holds 1e\+30 in row 3"), ("nan", "row 3")])
-def test_numbers_that_no_float32_holds_are_refused(value, words, tmp_path):
+def test_numbers_that_no_float32_holds_are_rejected(value, words, tmp_path):
     rows = [f"{i},{i * i}" for i in range(60)]
     rows[2] = f"{value},4"
     with pytest.raises(BadInput, match=words):
@@ -371,7 +371,7 @@ def test_an_id_that_comes_later_reaches_no_device(part, corpus, tiny, tmp_path):
     "a worker refuses them",
     "a line added between launch and worker",
 )
-def test_a_worker_is_told_of_other_data_than_those_of_the_launch(tiny, corpus, tmp_path):
+def test_a_worker_rejects_other_data_than_those_of_the_launch(tiny, corpus, tmp_path):
     path = shutil.copy(corpus, tmp_path / "c.txt")
     config = tiny({"data.path": str(path)})
     points = resolve_points([({}, config)], tmp_path)

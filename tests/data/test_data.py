@@ -124,14 +124,14 @@ def test_token_files_are_mapped_and_their_ids_checked(tmp_path):
         ("a.csv", b"a,b", {}, "expected stdlib, or a .txt"),
     ],
 )
-def test_bad_files_are_told(name, content, options, words, tmp_path):
+def test_bad_files_are_reported(name, content, options, words, tmp_path):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(BadInput, match=words):
         load(path, **options)
 
 
-def test_a_missing_file_and_a_folder_are_told(tmp_path):
+def test_a_missing_file_and_a_folder_are_reported(tmp_path):
     with pytest.raises(BadInput, match="No such file"):
         load(tmp_path / "no.txt")
     with pytest.raises(BadInput, match="directory"):

@@ -367,7 +367,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_arrays_are_told(case, tmp_path):
+def test_bad_arrays_are_reported(case, tmp_path):
     arrays, words = BAD[case]
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(BadInput, match=f"data.path: .*{words}"):
@@ -384,7 +384,7 @@ def test_bad_arrays_are_told(case, tmp_path):
         ({"shift": 5}, "data.shift: 5 pixels, but the images are 6 x 5 x 1"),
     ],
 )
-def test_options_that_do_not_fit_the_data_are_told(options, words, tmp_path):
+def test_options_that_do_not_fit_the_data_are_reported(options, words, tmp_path):
     with pytest.raises(BadInput, match=words):
         load(npz(tmp_path / "a.npz", X, Y), **options)
 
@@ -394,7 +394,7 @@ def truncated(path, keep=0.5):
     path.write_bytes(raw[: int(len(raw) * keep)])
 
 
-def test_damaged_files_are_told(tmp_path, monkeypatch):
+def test_damaged_files_are_reported(tmp_path, monkeypatch):
     path = npz(tmp_path / "a.npz", X, Y)
     truncated(path)
     with pytest.raises(BadInput, match=r"a.npz: not a .npz"):
@@ -427,14 +427,14 @@ def test_damaged_files_are_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("factor", [0.9, 0.1])  # Pillow warns at its limit and raises at twice it
-def test_a_decompression_bomb_is_refused(factor, tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_rejected(factor, tmp_path, monkeypatch):
     folder = class_folders(tmp_path / "f", X, Y)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(30 * factor))
     with pytest.raises(BadInput, match=r"00000.png: not a .png or .jpg image: .*bomb"):
         load(folder)
 
 
-def test_too_many_pixels_are_refused_before_they_are_read(tmp_path, monkeypatch):
+def test_too_many_pixels_are_rejected_before_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(image_files, "MOST_BYTES", 1000)
     with pytest.raises(BadInput, match=r"40 images of 6 x 5 x 1 are .* GB"):
         load(class_folders(tmp_path / "f", X, Y))
@@ -454,7 +454,7 @@ def test_too_many_pixels_are_refused_before_they_are_read(tmp_path, monkeypatch)
         load(folder)
 
 
-def test_other_paths_are_told(tmp_path):
+def test_other_paths_are_reported(tmp_path):
     with pytest.raises(BadInput, match=r"data.path: .*no.npz: No such file"):
         load(tmp_path / "no.npz")
     (tmp_path / "a.csv").write_text("a,b")

@@ -267,7 +267,7 @@ def test_the_tokens_of_a_mixture_are_counted_by_source(sources):
         (["0.jsonl", "short.txt"], [1.0, 1.0], r"^data.paths: .*short.txt: \d+ training tokens"),
     ],
 )
-def test_a_bad_mixture_is_told(names, weights, words, sources, tmp_path):
+def test_a_bad_mixture_is_reported(names, weights, words, sources, tmp_path):
     (tmp_path / "a.bin").write_bytes(bytes(1000))
     (tmp_path / "short.txt").write_text("short")
     with pytest.raises(BadInput, match=words):
@@ -372,19 +372,19 @@ def test_the_code_of_a_set_is_not_run(tmp_path):
         ({"path": "/no/such"}, "^data.path: /no/such: no folder, and no name of a set"),
     ],
 )
-def test_a_bad_set_is_told(changes, words, folder):
+def test_a_bad_set_is_reported(changes, words, folder):
     with pytest.raises(BadInput, match=words):
         from_hub(**{"path": folder, "heldout": 0.05 if "documents" in changes else 0.25} | changes)
 
 
-def test_a_damaged_file_is_told(folder):
+def test_a_damaged_file_is_reported(folder):
     with (folder / "train.jsonl").open("a") as file:
         file.write("\nnot json")
     with pytest.raises(BadInput, match=r"^data.path: .*cannot be"):
         from_hub(folder)
 
 
-def test_an_empty_folder_and_a_missing_package_are_told(folder, tmp_path, monkeypatch):
+def test_an_empty_folder_and_a_missing_package_are_reported(folder, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="the folder is empty"):
         from_hub(tmp_path / "empty")
@@ -561,13 +561,13 @@ def test_a_classifier_reads_with_the_tokenizer_of_its_language_model(tmp_path):
         ({"path": "README.md"}, "^data.path: README.md: expected stdlib, a folder or a .jsonl"),
     ],
 )
-def test_bad_labelled_text_is_told(changes, words, tmp_path):
+def test_bad_labelled_text_is_reported(changes, words, tmp_path):
     path = labeled(tmp_path / "a.jsonl", {"a": 20, "b": 20})
     with pytest.raises(BadInput, match=words):
         classified(**{"path": path} | changes)
 
 
-def test_a_folder_without_classes_is_told(tmp_path):
+def test_a_folder_without_classes_is_reported(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(BadInput, match=r"the folder holds no \.txt or \.jsonl files"):
         classified(tmp_path / "none")

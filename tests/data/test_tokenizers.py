@@ -83,7 +83,7 @@ def test_bpe_merges_what_is_frequent():
     assert made.vocab == 400 > ids.max()
 
 
-def test_a_kept_json_is_the_same_tokenizer():
+def test_a_saved_json_is_the_same_tokenizer():
     made = subwords.trained_bpe(400, raw())
     again = tokenizers.from_json(made.json)
     probe = documents(1, seed=9)[0]
@@ -94,7 +94,7 @@ def test_a_kept_json_is_the_same_tokenizer():
 
 
 @pytest.mark.parametrize("kept", ["", "bytes"])
-def test_nothing_kept_is_bytes(kept):
+def test_without_a_saved_json_the_tokenizer_is_bytes(kept):
     made = tokenizers.from_json(kept)
     assert made.decode(made.encode("naïve")) == "naïve".encode()
     assert (made.vocab, made.separator, list(made.encode("ab"))) == (256, 0, [97, 98])
@@ -102,7 +102,7 @@ def test_nothing_kept_is_bytes(kept):
         made.decode([97, 256])
 
 
-def test_a_token_that_there_is_not_is_told():
+def test_a_token_that_there_is_not_is_reported():
     with pytest.raises(BadInput, match="token 400: expected ids below 400"):
         subwords.trained_bpe(400, raw()).decode([1, 400])
 
@@ -160,7 +160,7 @@ def test_without_tiktoken_the_ids_are_the_same(monkeypatch):
     assert slow._fast is None
 
 
-def test_without_tokenizers_the_way_to_get_it_is_told(tmp_path, monkeypatch):
+def test_without_tokenizers_the_way_to_get_it_is_reported(tmp_path, monkeypatch):
     path = tmp_path / "tokenizer.json"
     path.write_text(subwords.trained_bpe(300, raw()).json)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
@@ -186,7 +186,7 @@ def test_a_tokenizer_is_trained_once(tmp_path, trainings):
     assert len(trainings) == 3
 
 
-def test_a_damaged_cache_is_made_anew(tmp_path, cache, trainings):
+def test_a_damaged_cache_is_rebuilt(tmp_path, cache, trainings):
     path = jsonl(tmp_path / "a.jsonl", documents())
     first = load(path)
     (kept,) = (cache / "tokenizers").glob("*.json")
@@ -250,7 +250,7 @@ def test_a_foreign_tokenizer_separates_by_its_own_token(name, tmp_path):
         (spec({}), "expected 1 to|not a tokenizer.json"),
     ],
 )
-def test_a_broken_tokenizer_is_told(content, words, tmp_path):
+def test_a_broken_tokenizer_is_reported(content, words, tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(BadInput, match=rf"^data.tokenizer: .*({words})"):
@@ -278,7 +278,7 @@ def test_a_huge_tokenizer_is_not_read(tmp_path, monkeypatch):
         ({"tokenizer": "."}, "^data.tokenizer: .: no such file"),
     ],
 )
-def test_a_vocabulary_that_does_not_fit_is_told(changes, words, tmp_path):
+def test_a_vocabulary_that_does_not_fit_is_reported(changes, words, tmp_path):
     with pytest.raises(BadInput, match=words):
         load(jsonl(tmp_path / "a.jsonl", documents()), **changes)
 

@@ -163,7 +163,7 @@ def flipped(raw, at, bit=0):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flipped_bit_in_any_region_of_any_file_is_refused(exports, kind, tmp_path):
+def test_a_flipped_bit_in_any_region_of_any_file_is_rejected(exports, kind, tmp_path):
     path, how = exports[kind]
     copy, rng = shutil.copytree(path, tmp_path / "e"), np.random.default_rng(0)
     for file in sorted(copy.iterdir()):
@@ -198,7 +198,7 @@ def same_signature(one, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_cut_short_continued_missing_or_added_is_refused(exports, kind, tmp_path):
+def test_what_is_cut_short_continued_missing_or_added_is_rejected(exports, kind, tmp_path):
     path, how = exports[kind]
     copy = shutil.copytree(path, tmp_path / "e")
     for file in sorted(copy.iterdir()):
@@ -245,7 +245,7 @@ def test_digests_do_not_stop_who_rewrites_them_and_a_signature_does(exports, key
     export.read(moved, **how)  # its place is no matter
 
 
-def test_another_key_and_no_key_are_told(exports, monkeypatch):
+def test_another_key_and_no_key_are_reported(exports, monkeypatch):
     monkeypatch.delenv(encryption.VARIABLE, raising=False)
     path, _ = exports["sealed"]
     with pytest.raises(Damaged, match="cut short, or this is not its key"):
@@ -258,7 +258,7 @@ def test_another_key_and_no_key_are_told(exports, monkeypatch):
     assert export.read(path).about["step"] == 12
 
 
-def test_the_weights_are_nowhere_in_a_sealed_export(exports):
+def test_the_weights_are_nowhere_in_an_encrypted_export(exports):
     made = export.read(exports["plain"][0])
     raw = b"".join(p.read_bytes() for p in exports["sealed"][0].iterdir())
     leaf = max(made.leaves.values(), key=lambda x: x.size)
@@ -321,7 +321,7 @@ def test_a_content_that_is_too_long_for_one_message_is_rejected(monkeypatch):
         (KEY, 0o644, "others may read it; chmod 600"),
     ],
 )
-def test_a_bad_key_is_refused_and_not_told(content, mode, words, tmp_path):
+def test_a_bad_key_is_rejected_and_not_told(content, mode, words, tmp_path):
     path = tmp_path / "key"
     path.write_bytes(content)
     path.chmod(mode)
@@ -344,7 +344,7 @@ def test_keys_are_read_from_a_file_or_a_variable(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "rsa", "pipe", "large"])
-def test_a_signing_key_of_another_kind_is_told(kind, run, exports, tmp_path):
+def test_a_signing_key_of_another_kind_is_reported(kind, run, exports, tmp_path):
     private, public = tmp_path / "private", tmp_path / "public"
     pem, form = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     if kind in ("ed25519", "rsa"):
@@ -388,7 +388,7 @@ def saying(source, folder, **changes):
         *(("step", True), ("model", [])),
     ],
 )
-def test_a_manifest_that_says_what_cannot_be_is_refused(name, value, exports, tmp_path):
+def test_a_manifest_that_says_what_cannot_be_is_rejected(name, value, exports, tmp_path):
     odd = saying(exports["plain"][0], tmp_path / "odd", **{name: value})
     with pytest.raises(BadInput, match=f"no {name}, or no sound one"):
         export.read(odd)
@@ -409,7 +409,7 @@ def test_what_a_terminal_would_obey_is_not_printed(exports, tmp_path, capsys, mo
     assert cli.sanitize_for_terminal(text) == "a [2J\tb\n   \u200d é\u00a0"
 
 
-def test_a_context_that_no_memory_holds_is_refused(exports, tmp_path):
+def test_a_context_that_no_memory_holds_is_rejected(exports, tmp_path):
     from experiments import generate
 
     about = json.loads((exports["plain"][0] / "manifest.json").read_text())
@@ -449,7 +449,7 @@ def test_no_secret_of_the_environment_is_in_it(exports):
 
 
 @pytest.mark.parametrize("package", ["safetensors", "model_signing", "cryptography"])
-def test_a_missing_package_is_told_with_its_remedy(run, keys, package, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_its_remedy(run, keys, package, tmp_path, monkeypatch):
     made = export.from_run(str(run))
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
@@ -504,7 +504,7 @@ def test_the_commands(run, keys, tmp_path, capsys):
         (("--run=a", "--out=c", "--encrypt"), "no key: give --key_file=FILE"),
     ],
 )
-def test_bad_flags_are_told(args, words, monkeypatch):
+def test_bad_flags_are_reported(args, words, monkeypatch):
     from experiments import export as command
 
     monkeypatch.delenv(encryption.VARIABLE, raising=False)

@@ -224,7 +224,7 @@ def test_a_text_of_many_stretches_compiles_three_programs():
     assert generate._decode_tokens._cache_size() == 1
 
 
-def test_bad_prompts_and_other_models_are_refused():
+def test_bad_prompts_and_other_models_are_rejected():
     model, params = made("transformer {}")
     with pytest.raises(BadInput, match="prompt is empty"):
         generate.generate(model, params, [], 3)
@@ -310,14 +310,14 @@ def test_the_command_writes_what_the_library_does(workdir):
         (["--top-k=3"], "unrecognized arguments"),
     ],
 )
-def test_bad_flags_are_told_without_jax(args, words, workdir, no_jax):
+def test_bad_flags_are_reported_without_jax(args, words, workdir, no_jax):
     done = call(f"--runs={workdir}", "--prompt=the", *args, PYTHONPATH=no_jax)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_that_is_no_language_model_is_refused_without_jax(workdir, no_jax, tmp_path):
+def test_a_run_that_is_no_language_model_is_rejected_without_jax(workdir, no_jax, tmp_path):
     (path, *_) = (workdir / "runs").iterdir()
     moved = shutil.copytree(path, tmp_path / "runs" / path.name)
     result = json.loads((moved / "result.json").read_text())

@@ -501,7 +501,13 @@ def _(place):
 def _(place):
     facts = dict.fromkeys(("params", "tokens", "flops", "steps", "seed", "lr", "context"), 1)
     base = json.loads((place.run / "config.json").read_text())
-    point = {"run": place.run.name, "overrides": {}, "config": base, "facts": facts, "forgiven": 0}
+    point = {
+        "run": place.run.name,
+        "overrides": {},
+        "config": base,
+        "facts": facts,
+        "ignored_failures": 0,
+    }
     return place.write("sweeps/s.json", json.dumps({"points": [point], "grouping": "auto"}))
 
 

@@ -127,7 +127,7 @@ def test_messages_logs_and_tracebacks_name_a_secret_and_do_not_tell_it(kind):
     assert SECRETS["HF_TOKEN"] not in out.stdout + out.stderr
 
 
-def test_the_note_of_a_failed_attempt_tells_none(tmp_path, monkeypatch):
+def test_the_note_of_a_failed_attempt_contains_no_secret(tmp_path, monkeypatch):
     for name, value in {**SECRETS, **SHOWN}.items():
         monkeypatch.setenv(name, value)
     with RunDirectory(tmp_path, "r0") as directory:

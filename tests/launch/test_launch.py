@@ -138,7 +138,7 @@ def test_cores_and_gpus_are_shared_out_evenly():
         slots.divide_machine(3, range(16), ["0", "1"])
 
 
-def test_more_processes_than_the_memory_holds_are_refused(monkeypatch):
+def test_more_processes_than_the_memory_holds_are_rejected(monkeypatch):
     monkeypatch.setattr(slots.host, "memory", lambda: int(24e9))
     with pytest.raises(BadInput, match=r"--num_processes: 999 would take .* 299.7 GB .* for 80"):
         slots.divide_machine(999, range(2), [], "num_processes")
@@ -185,13 +185,13 @@ def test_options_are_read_by_the_parameters_of_the_executor():
 
 
 @pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])
-def test_a_missing_package_is_told_with_its_extra(executor, package, tmp_path, monkeypatch):
+def test_a_missing_package_is_reported_with_its_extra(executor, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BadInput, match=rf"needs the package {package}.*isoflop\[{executor}\]"):
         launch.EXECUTORS[executor](job(tmp_path, *python("")))
 
 
-def test_slurm_without_its_commands_is_refused(tmp_path, monkeypatch):
+def test_slurm_without_its_commands_is_rejected(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput, match="no command sbatch"):
@@ -302,7 +302,7 @@ def test_workers_that_find_bad_input_tell_it_through_the_launcher(corpus, tmp_pa
     "R12",
     "workers and launchers of a sweep are killed",
     "every run done once, bit for bit as in an undisturbed sweep",
-    "SIGKILL at random, chains and groups of 12 runs",
+    "SIGKILL at random, chains and vmapped runs, 12 in all",
 )
 @pytest.mark.slow
 def test_a_sweep_whose_workers_and_launchers_are_killed_ends_as_an_undisturbed_one():

@@ -112,7 +112,7 @@ def test_a_target_size_is_met_by_the_nearest_rung(target):
 
 
 @pytest.mark.parametrize(("depth", "held"), [(5, 5), (None, 2)])
-def test_a_depth_that_is_given_is_held_and_the_size_still_met(depth, held):
+def test_a_given_depth_is_fixed_and_the_size_still_met(depth, held):
     fields = models.without_sized("transformer", {**SMALL, "depth": depth})
     assert set(SMALL) - set(fields) == {"width", "heads", "kv_heads", "hidden"} | (
         set() if depth else {"depth"}
@@ -122,7 +122,7 @@ def test_a_depth_that_is_given_is_held_and_the_size_still_met(depth, held):
     assert accounting.params(model, INPUTS)["params"] == pytest.approx(5e4, rel=0.3)
 
 
-def test_a_size_below_the_ladder_is_refused():
+def test_a_size_below_the_ladder_is_rejected():
     fields = {k: v for k, v in SMALL.items() if k not in models.family("transformer").SIZED}
     with pytest.raises(BadInput, match="nearest transformer"):
         model_at_size(50, "transformer", fields, INPUTS)

@@ -261,7 +261,7 @@ def test_a_target_size_is_met(name, target):
         model_at_size(20, name, DIGITS, abstract(DIGITS))
 
 
-def test_images_too_small_for_the_depth_are_refused():
+def test_images_too_small_for_the_depth_are_rejected():
     with pytest.raises(ValueError, match="depth: 2; images of 8 x 28 have room for 1"):
         models.build(**CNN | {"image_shape": (8, 28, 1)})
     with pytest.raises(ValueError, match="room for 0"):

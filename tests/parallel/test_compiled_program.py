@@ -180,7 +180,7 @@ def test_the_steps_of_a_recurrence_wait_for_nobody():
     assert all(len(s) < 3 for s in gathered), gathered
 
 
-def test_a_mesh_that_splits_a_head_is_refused(tiny):
+def test_a_mesh_that_splits_a_head_is_rejected(tiny):
     run = make_run(tiny(WIDE | {"model.kv_heads": 2}))
     with pytest.raises(BadInput, match=r"mesh\.tensor: 4 does not divide model\.kv_heads"):
         place_state(run, device_mesh.abstract_mesh({"data": 2, "fsdp": 1, "tensor": 4}))

@@ -259,7 +259,7 @@ def test_two_processes_that_diverge_say_so_once(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_in_all_processes_is_told_once(corpus, tmp_path):
+def test_an_error_common_to_all_processes_is_reported_once(corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus)
     flags = ("--num_processes=2", "--config.mesh.data=1")
     code, out = end(trained(config, tmp_path / "w", *flags))
@@ -308,7 +308,7 @@ def test_flags_become_what_jax_is_told():
         (["--coordinator_address=auto", "--num_processes=2"], "the cluster says how many"),
     ],
 )
-def test_flags_that_do_not_fit_are_refused(argv, problem):
+def test_flags_that_do_not_fit_are_rejected(argv, problem):
     with pytest.raises(BadInput, match=problem):
         process_flags.distributed_options(flags_of(*argv))
 

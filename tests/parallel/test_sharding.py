@@ -53,7 +53,7 @@ def test_losses_of_fifty_steps_are_equal_on_every_mesh(name, tiny, one_device):
     np.testing.assert_allclose(losses(made), one_device, rtol=1e-5)
 
 
-def test_a_leaf_that_is_not_divided_is_refused_or_on_every_device_and_named(tiny, caplog):
+def test_a_leaf_that_is_not_divided_is_rejected_or_on_every_device_and_named(tiny, caplog):
     config, mesh = WIDE | {"model.hidden": 66}, MESHES["data 2, tensor 4"]
     with pytest.raises(BadInput, match=r"mesh.tensor: 4 .*mlp/\w+/kernel, shape .*replicate"):
         trainer(tiny(config), mesh)

@@ -156,7 +156,7 @@ def test_a_dispatch_of_one_step_is_timed_too(tiny):
 
 
 @pytest.mark.parametrize(("blocks", "seconds"), [(1, 0.5), (3, 0.0), (3, float("nan"))])
-def test_numbers_that_measure_nothing_are_refused(run, blocks, seconds):
+def test_numbers_that_measure_nothing_are_rejected(run, blocks, seconds):
     with pytest.raises(BadInput, match="--blocks" if blocks < 2 else "--seconds"):
         benchmark.measure(run, blocks, seconds)
 
@@ -197,7 +197,7 @@ def test_the_command_prints_one_line_of_json(tmp_path):
         (["--blocks=two"], "--blocks"),
     ],
 )
-def test_bad_flags_are_refused(argv, says):
+def test_bad_flags_are_rejected(argv, says):
     done = launched(*argv)
     assert done.returncode == 2
     assert says in done.stderr

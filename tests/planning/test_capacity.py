@@ -193,7 +193,7 @@ def test_a_mesh_is_given_or_sought(text, devices, found):
         ("fsdp:16", "not of so many devices"),
     ],
 )
-def test_a_mesh_that_cannot_be_is_refused(text, words):
+def test_a_mesh_that_cannot_be_is_rejected(text, words):
     with pytest.raises(BadInput, match=words):
         cluster.parse_mesh(config(), text, 8)
 
@@ -222,7 +222,7 @@ def test_xla_reserves_what_is_planned():
     assert other != pytest.approx(found.peak, rel=0.1)
 
 
-def test_what_cannot_be_simulated_is_refused():
+def test_what_cannot_be_simulated_is_rejected():
     with pytest.raises(BadInput, match="--exact: 1024 devices of fsdp and tensor, more than 512"):
         xla_memory.measure_reserved(config(**SMALL), 256, mesh(fsdp=128, tensor=8))
 

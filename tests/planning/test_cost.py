@@ -111,7 +111,7 @@ def test_what_is_between_is_interpolated(tiny, monkeypatch):
     "refused before it is compiled, with the parts and the size that would fit",
     "the memory that is there replaced by a smaller figure",
 )
-def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypatch):
+def test_a_run_that_does_not_fit_is_rejected_before_it_is_compiled(tiny, monkeypatch):
     run, mesh = made(tiny, model__hidden=512)
     memory.check_fits(run, mesh)
     needed = memory.estimate(run, mesh).total
@@ -130,7 +130,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_is_compiled(tiny, monkeypa
     "refused before it is compiled; nothing of its size is allocated",
     "65,536 wide and 192 deep",
 )
-def test_a_huge_config_is_refused_without_its_memory(tiny):
+def test_a_huge_config_is_rejected_without_its_memory(tiny):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     huge = {"model__width": 65536, "model__hidden": 262144, "model__depth": 192}
     run, mesh = made(tiny, **huge, model__heads=512, model__kv_heads=512)

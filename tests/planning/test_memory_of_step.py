@@ -119,7 +119,7 @@ def test_parts_need_the_memory_of_one(tiny):
     )
 
 
-def test_parts_that_do_not_divide_are_refused_before_a_compile(tiny):
+def test_parts_that_do_not_divide_are_rejected_before_a_compile(tiny):
     config, problems = validation.override(tiny(), {"batch.grad_accumulation": 3})
     assert not problems
     assert validation.problems(config) == [
@@ -306,7 +306,7 @@ def test_remat_by_name_takes_less_memory_and_gives_the_same_losses(tiny):
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_the_booleans_of_earlier_configs_are_told_what_to_be(old, tiny):
+def test_booleans_of_earlier_configs_are_reported_with_their_new_values(old, tiny):
     config = tiny()
     config["model"]["remat"] = old
     problems = validation.problems(config)
@@ -366,7 +366,7 @@ def test_attention_is_chosen_by_what_cudnn_takes(dtype, head_size, platform, by)
             attention.check("cudnn", dtype, head_size, platform)
 
 
-def test_cudnn_where_it_cannot_be_is_refused_before_a_compile(tiny):
+def test_cudnn_where_it_cannot_be_is_rejected_before_a_compile(tiny):
     with pytest.raises(BadInput, match=r"model.attention: cudnn runs on NVIDIA GPUs, not on cpu"):
         trainer(tiny({"model.attention": "cudnn"}))
 
@@ -459,7 +459,7 @@ def test_the_program_is_as_large_for_any_depth(tiny):
 
 
 @pytest.mark.parametrize("sizes", [ONE, pytest.param(ALL, marks=pytest.mark.slow)])
-def test_a_state_that_is_given_away_is_written_over(sizes, tiny):
+def test_a_donated_state_is_overwritten(sizes, tiny):
     made, program = compiled(tiny(), sizes)
     analysis = program.memory_analysis()
     state = device_memory.bytes_per_device(made.abstract)

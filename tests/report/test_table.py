@@ -185,7 +185,7 @@ def test_the_command_filters_sorts_and_prints(many):
         (["--runs={}/empty"], "the table has no rows"),
     ],
 )
-def test_a_workdir_without_runs_is_told(flags, words, tmp_path):
+def test_a_workdir_without_runs_is_reported(flags, words, tmp_path):
     (tmp_path / "empty" / "runs").mkdir(parents=True)
     done = table(*(flag.format(tmp_path) for flag in flags))
     assert done.returncode == 2

@@ -78,7 +78,7 @@ def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
         {"run_interval": [2.35, 2.4]},
     ],
 )
-def test_a_record_of_a_verification_that_is_none_is_told(changes, tmp_path):
+def test_a_malformed_verification_record_is_reported(changes, tmp_path):
     workdir(tmp_path, noisy(0)[:2])
     files.make_directory(tmp_path / "verify")
     path = tmp_path / "verify" / "verify.json"

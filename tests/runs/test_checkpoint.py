@@ -85,7 +85,7 @@ def test_the_digest_of_the_arrays_does_not_depend_on_the_mesh(run, tmp_path, siz
     assert read_manifest(here)["content"]["params/w/kernel"] == expected
 
 
-def test_nothing_saved_is_none(tmp_path):
+def test_without_a_checkpoint_nothing_is_restored(tmp_path):
     assert checkpoint.restore_latest(tmp_path, abstract()) is None
 
 
@@ -174,7 +174,7 @@ def test_an_empty_or_half_written_step_is_not_a_step(run):
     assert not (run / "checkpoints" / ".saving-40").exists()
 
 
-def test_old_steps_are_forgotten(run):
+def test_old_steps_are_deleted(run):
     checkpoint.save(run, 30, state(30), keep=2)
     assert sorted(os.listdir(run / "checkpoints")) == ["20", "30"]
 
@@ -184,7 +184,7 @@ def test_saving_a_step_again_replaces_it(run):
     assert_restores(run, 20)
 
 
-def test_another_dtype_or_shape_is_refused_by_name(run):
+def test_another_dtype_or_shape_is_rejected_by_name(run):
     with pytest.raises(BadInput, match=r"params/w/kernel: holds .*float32.* expected .*bfloat16"):
         checkpoint.restore_latest(run, abstract(dtype=jnp.bfloat16))
 

@@ -108,7 +108,7 @@ def test_every_file_that_is_cut_emptied_or_deleted_is_missed(victim, whole, tmp_
 @pytest.mark.fault(
     "R4",
     "a checkpoint is damaged after it was looked at, before it is read",
-    "as with a flipped bit, also for the members of a group",
+    "as with a flipped bit, also for vmapped runs",
     "its files cut or deleted between the two",
 )
 @pytest.mark.parametrize("harm", ["cut", "deleted"])
@@ -233,7 +233,7 @@ def flipped(raw, rng):
     "that line alone is left out, with a warning; no step appears twice",
     "one flipped bit in every line in turn, of a run that was resumed",
 )
-def test_a_damaged_line_is_told_and_costs_no_other(tmp_path, caplog, seen):
+def test_a_damaged_line_is_reported_and_costs_no_other(tmp_path, caplog, seen):
     with RunDirectory(tmp_path, "r0") as run:
         for begin, end in ((0, 20), (10, 30)):
             run.append(resume=begin)

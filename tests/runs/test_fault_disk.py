@@ -130,7 +130,7 @@ def start(zygote, victim, place, folder, before="", config=None):
     "as on a full disk, for checkpoints, documents and records",
     "RLIMIT_FSIZE lowered below what is to be written",
 )
-def test_a_write_that_is_refused_leaves_nothing_half_written(tmp_path, seen):
+def test_a_write_that_is_rejected_leaves_nothing_half_written(tmp_path, seen):
     code = LIMITED.format(folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -176,7 +176,7 @@ with records.RunDirectory({folder!r}, "r0") as run:
     "refused before anything is compiled, with the bytes that are needed and there",
     "the figure of free bytes replaced by a smaller one",
 )
-def test_a_disk_without_room_is_refused_beforehand(tmp_path, monkeypatch, seen):
+def test_a_disk_without_room_is_rejected_beforehand(tmp_path, monkeypatch, seen):
     state = {"w": np.zeros((1000, 1000), np.float32)}
     checkpoint.check_disk_space(tmp_path, state)
     usage = shutil.disk_usage(tmp_path)
@@ -206,7 +206,7 @@ def test_what_is_still_written_is_removed_too(tmp_path, monkeypatch):
     assert len(tries) == 3
 
 
-def test_a_group_needs_room_for_all_its_members(tmp_path, monkeypatch):
+def test_vmapped_runs_need_room_for_all_of_them(tmp_path, monkeypatch):
     state = {"w": np.zeros((1000, 1000), np.float32)}
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=20_000_000))
@@ -359,7 +359,7 @@ def replayed(disk, folder, keep):
     "R2",
     "power loss after a save",
     "the records of all steps before a checkpoint are on the disk before it is written",
-    "what of metrics.jsonl was synced, at every save of a run and of a group",
+    "what of metrics.jsonl was synced, at every save of one run and of vmapped runs",
 )
 @pytest.mark.parametrize("grouped", [False, True])
 def test_records_are_on_the_disk_before_the_checkpoint_after_them(

@@ -202,7 +202,7 @@ def test_no_jump_of_the_wall_clock_ends_or_keeps_a_lease(tmp_path, clock, monkey
     lease.acquire(tmp_path).release()
 
 
-def test_a_heart_beats_while_the_run_is_held(tmp_path, monkeypatch):
+def test_a_heartbeat_is_written_while_the_lease_is_held(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "HEARTBEAT", 0.01)
     held = lease.acquire(tmp_path)
     until(lambda: lease.read_holder(tmp_path).content["beat"] > 2)

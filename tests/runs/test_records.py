@@ -43,7 +43,7 @@ def test_a_run_whose_directory_or_checkpoints_are_links_is_a_row(written, tmp_pa
         pass
 
 
-def test_what_replaces_a_lease_that_is_held_is_told(tmp_path):
+def test_what_replaces_a_lease_that_is_held_is_reported(tmp_path):
     with directory(tmp_path) as made:
         shutil.rmtree(made.path / "lease")
         (made.path / "lease").touch()
@@ -52,7 +52,7 @@ def test_what_replaces_a_lease_that_is_held_is_told(tmp_path):
     assert made._lock is None, "what was open is closed"
 
 
-def test_a_held_run_is_refused_before_anything_is_traced(tmp_path):
+def test_a_held_run_is_rejected_before_anything_is_traced(tmp_path):
     directory = RunDirectory(tmp_path, "r0")
     directory.check_not_held()  # of a run that is not there yet
     with RunDirectory(tmp_path, "r0"), pytest.raises(Held, match=f"process {os.getpid()} "):
@@ -138,7 +138,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["f.json"]
 
 
-def test_nan_is_refused_rather_than_written(tmp_path):
+def test_nan_is_rejected_rather_than_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         files.write_json(tmp_path / "f.json", {"a": float("nan")})
     assert not os.listdir(tmp_path)

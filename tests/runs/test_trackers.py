@@ -369,7 +369,7 @@ class Fails(Kept):
 
 
 @pytest.mark.parametrize(("kind", "seen"), [(Fails, [0, 1]), (Kept, [0, 1, 2, RESULT])])
-def test_a_sink_that_fails_is_dropped_with_one_warning(kind, seen, caplog):
+def test_a_tracker_that_fails_is_dropped_with_one_warning(kind, seen, caplog):
     first, other = kind(), Kept()
     out = trackers.Trackers({"first": first, "other": other})
     with caplog.at_level(logging.WARNING):
@@ -381,7 +381,7 @@ def test_a_sink_that_fails_is_dropped_with_one_warning(kind, seen, caplog):
     assert [r.getMessage().startswith("first ") for r in caplog.records] == [True] * (kind is Fails)
 
 
-def test_a_sink_that_cannot_be_opened_is_dropped(tmp_path, caplog):
+def test_a_tracker_that_cannot_be_opened_is_dropped(tmp_path, caplog):
     pytest.importorskip("tensorboardX", reason="the track extra is not installed")
     folder = tmp_path / "runs" / "r0"
     folder.mkdir(parents=True)
@@ -396,7 +396,7 @@ def test_a_sink_that_cannot_be_opened_is_dropped(tmp_path, caplog):
     out.close()
 
 
-def test_a_package_that_is_missing_is_told_with_the_extra(tmp_path, monkeypatch):
+def test_a_package_that_is_missing_is_reported_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(trackers.PACKAGES, "wandb", "isoflop_no_such_package")
     monkeypatch.setitem(trackers.PACKAGES, "mlflow", "json")
     with pytest.raises(BadInput, match=r"wandb needs .*pip install isoflop\[track\]"):

@@ -134,7 +134,7 @@ def outcome(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("law", ["power", "chinchilla", "saturating", *laws.METHODS])
-def test_every_pair_of_flags_works_or_is_refused(law, outcome):
+def test_every_pair_of_flags_works_or_is_rejected(law, outcome):
     point = POINTS.get(law, "E=1.8")
     flags = (*FLAGS, f"fix={point.partition(',')[0]}", f"init={point}", f"score={point}")
     crashed, worked = [], 0
@@ -156,7 +156,7 @@ def test_every_pair_of_flags_works_or_is_refused(law, outcome):
 
 
 @pytest.mark.parametrize("flag", ["next_runs=1e21", "anytime", "multiverse"])
-def test_what_is_for_one_law_is_refused_for_several_groups(flag, outcome):
+def test_options_of_one_law_are_rejected_for_several_groups(flag, outcome):
     name = flag.partition("=")[0]
     told = outcome("--law=chinchilla", "--compare=group", f"--{flag}")
     assert told.startswith(f"--{name}: is for one law")
@@ -186,7 +186,7 @@ ROWS = [{"run": str(i), "params": float(n), "tokens": 20.0 * n, "loss": 1.5 + 9 
         ({"noise": "much"}, "--noise='much': expected a number"),
     ],
 )
-def test_options_of_the_wrong_type_are_told(options, words):
+def test_options_of_the_wrong_type_are_reported(options, words):
     with pytest.raises(BadInput, match=words):
         analyze("power", ROWS, options)
 
@@ -201,7 +201,7 @@ def test_starts_and_counts_of_any_kind_of_number_will_do():
     )  # alpha may be negative
 
 
-def test_how_a_prediction_settles_is_told_of_as_few_runs_as_can_be_fitted():
+def test_how_a_prediction_settles_is_reported_of_as_few_runs_as_can_be_fitted():
     section = analyze("power", ROWS[::2], {}, anytime=True).document["settling"]
     assert [stage["runs"] for stage in section["stages"]] == [4]
     costless = [{k: v for k, v in row.items() if k not in ("flops", "tokens")} for row in ROWS]

@@ -97,7 +97,7 @@ def test_a_prediction_comes_with_what_the_choice_may_cost():
     assert half["training_flops_factor"] == pytest.approx(half["tokens"] / p["tokens"] / 2)
 
 
-def test_flops_that_are_counted_otherwise_are_told():
+def test_flops_that_are_counted_otherwise_are_reported():
     rows = iso_rows(0.002)
     assert not [w for w in fit_law("chinchilla", rows)["warnings"] if "6 * params" in w]
     other = fit_law("chinchilla", [{**row, "flops": 0.7 * row["flops"]} for row in rows])
@@ -185,7 +185,7 @@ def test_a_budget_whose_minimum_is_on_the_edge_is_dropped_with_its_reason():
         ([{**r, "loss": math.nan} for r in iso_rows()], {}, "0 budgets"),
     ],
 )
-def test_bad_tables_of_budgets_are_told(rows, options, words):
+def test_bad_tables_of_budgets_are_reported(rows, options, words):
     with pytest.raises(BadInput, match=words):
         fit_law("isoflop", rows, **options)
 
@@ -342,7 +342,7 @@ def test_exponents_that_are_not_shared_are_noticed():
         ({"group": "one"}, "group", "every row is 'one'; two groups are needed"),
     ],
 )
-def test_groups_that_cannot_be_compared_are_told(change, column, words):
+def test_groups_that_cannot_be_compared_are_reported(change, column, words):
     rows = [{**row, **change} for row in two_recipes()]
     with pytest.raises(BadInput, match=words):
         analyze("chinchilla", rows, {}, compare_by=column)
@@ -415,7 +415,7 @@ def test_the_proposed_runs_narrow_the_prediction_as_promised():
     assert after / before == pytest.approx(promised, rel=0.5)
 
 
-def test_runs_that_no_budget_buys_are_told():
+def test_runs_that_no_budget_buys_are_reported():
     with pytest.raises(BadInput, match=r"--next_runs=1: the cheapest run .* costs"):
         analyze("chinchilla", iso_rows(0.01), {}, next_budget=1.0)
     with pytest.raises(BadInput, match="isoflop predicts no loss"):
@@ -586,7 +586,7 @@ def test_proposed_runs_are_a_sweep_that_can_be_planned(tmp_path):
         (["--law=saturating"], "no column 'accuracy'"),
     ],
 )
-def test_bad_flags_are_told_and_leave_nothing(flags, words, tmp_path):
+def test_bad_flags_are_reported_and_leave_nothing(flags, words, tmp_path):
     path = write(tmp_path / "r.csv", iso_rows())
     done = run(f"--runs={path}", f"--out={tmp_path / 'o'}", *flags)
     assert done.returncode == 2, done.stdout + done.stderr

@@ -193,7 +193,7 @@ def test_repeated_tokens_count_for_less_and_fresh_ones_for_all():
     np.testing.assert_array_equal(a, b)
 
 
-def test_accuracy_is_told_as_accuracy():
+def test_accuracy_is_reported_as_accuracy():
     losses = np.linspace(4, 2, 16)
     accuracy = 0.25 + 0.6 / (1 + np.exp(4 * (losses - 2.8)))
     rows = [
@@ -265,7 +265,7 @@ def test_more_noise_gives_wider_intervals():
     assert 4 < width[1] / width[0] < 25
 
 
-def test_a_floor_that_the_data_do_not_show_is_said_to_be_open():
+def test_a_floor_that_the_data_do_not_show_is_reported_to_be_open():
     x = np.geomspace(1e4, 1e6, 8)
     loss = 20 * x**-0.2 * np.exp(0.01 * np.random.default_rng(0).normal(size=8))
     document = fit_law("power", rows_of(x, loss))
@@ -372,7 +372,7 @@ def test_rows_are_dropped_with_their_reason():
         ({}, {"where": "params<1"}, "9 rows left out, most often: not params<1"),
     ],
 )
-def test_bad_tables_and_options_are_told(change, options, words):
+def test_bad_tables_and_options_are_reported(change, options, words):
     rows = [{**row, **change} for row in noisy(0)]
     with pytest.raises(BadInput, match=words.replace("(", r"\(")):
         fit_law("power", rows, **options)
@@ -386,7 +386,7 @@ def test_rows_without_names_give_the_same_bootstrap_in_any_order():
     assert one["standard_errors"] != fit_law("power", rows, bootstrap=50, seed=1)["standard_errors"]
 
 
-def test_a_loss_that_does_not_vary_is_said_and_is_no_nan():
+def test_a_loss_that_does_not_vary_is_reported_and_is_no_nan():
     rows = [{**row, "loss": 3.0} for row in noisy(0)]
     document = fit_law("power", rows)
     assert document["r2"] is None
@@ -396,7 +396,7 @@ def test_a_loss_that_does_not_vary_is_said_and_is_no_nan():
     assert fit_law("power", noisy(0))["r2"] > 0.98
 
 
-def test_groups_that_are_fitted_together_are_told_and_are_no_replicates():
+def test_groups_that_are_fitted_together_are_reported_and_are_no_replicates():
     rows = [{**r, "group": g, "loss": r["loss"] * f} for g, f in (("a", 1), ("b", 2))
             for r in noisy(0)]  # fmt: skip
     document = fit_law("power", rows)
@@ -414,7 +414,7 @@ def test_groups_that_are_fitted_together_are_told_and_are_no_replicates():
         ("params,loss\n", "the table has no rows"),
     ],
 )
-def test_a_csv_that_is_none_is_told(text, words, tmp_path):
+def test_a_malformed_csv_is_reported(text, words, tmp_path):
     path = tmp_path / "r.csv"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(BadInput, match=words):
@@ -449,7 +449,7 @@ def test_a_row_without_a_value_meets_no_comparison_but_unlike():
     assert table.match_where(rows, "loss!=1").tolist() == [False, True, True, True]
 
 
-def test_an_unknown_law_is_told():
+def test_an_unknown_law_is_reported():
     with pytest.raises(BadInput, match="expected one of power"):
         fit_law("kaplam", noisy(0))
 

@@ -226,7 +226,7 @@ def test_the_command_rejects_and_trims(corpus, tmp_path):
         (["--trim"], "--trim: nothing to trim to"),
     ],
 )
-def test_limits_that_are_none_are_refused(flags, words, corpus, tmp_path):
+def test_limits_that_are_none_are_rejected(flags, words, corpus, tmp_path):
     done = command(corpus, tmp_path, *flags)
     assert done.returncode == 2
     assert words in done.stderr

@@ -138,7 +138,7 @@ def test_a_diverged_run_is_a_row_and_is_not_tried_again(tiny, tmp_path):
     assert len(launch(again, tmp_path).missing) == 1
 
 
-def test_every_point_that_cannot_run_is_told_at_once(tiny, tmp_path):
+def test_every_point_that_cannot_run_is_reported_together(tiny, tmp_path):
     configs = points(tiny, {"eval.examples": 10**9}, {"data.context": 10**6}, {})
     with pytest.raises(BadInput) as error:
         resolve_points(configs, tmp_path)
@@ -302,7 +302,7 @@ def test_train_makes_a_damaged_result_anew(content, tiny, tmp_path, capsys):
     assert "is done already" in capsys.readouterr().out, "the twin: a whole one is believed"
 
 
-def test_a_damaged_result_is_made_anew_from_the_last_checkpoint(tiny, tmp_path):
+def test_a_damaged_result_is_recomputed_from_the_last_checkpoint(tiny, tmp_path):
     configs = points(tiny, *SEEDS[:1])
     launch(resolve_points(configs, tmp_path), tmp_path)
     (path,) = tmp_path.glob("runs/*/result.json")

@@ -149,7 +149,7 @@ def test_budgets_of_one_size_cost_9_4_D_instead_of_15_D(tiny, tmp_path):
     assert describe_units(off, "off") == ["grouping=off"]
 
 
-def test_the_budgets_that_ship_have_a_trunk_for_each_size(corpus, tmp_path):
+def test_the_shipped_budgets_share_one_prefix_per_size(corpus, tmp_path):
     config, module = load_config("configs/sweeps/lm_budgets.py")
     config, _ = validation.override(config, {"data.path": str(corpus), "eval.examples": 8})
     points = resolve_points(sweep_points(config, module, "sweep"), tmp_path)

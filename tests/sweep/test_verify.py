@@ -79,7 +79,7 @@ def test_the_command_trains_the_run_once_and_shows_both(swept, capsys):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_verified_is_told(swept, tmp_path):
+def test_what_cannot_be_verified_is_reported(swept, tmp_path):
     with pytest.raises(BadInput, match="--flops"):
         command.main([f"--runs={swept}", "--flops=-1"])
     for path in (swept / "sweeps").iterdir():

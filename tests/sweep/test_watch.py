@@ -104,7 +104,7 @@ def test_only_the_end_of_the_metrics_is_read(tmp_path):
     assert metrics_log.read_tail(tmp_path / "none") == []
 
 
-def test_plain_lines_tell_what_ended_and_where_the_rest_is(sweep, capsys, monkeypatch):
+def test_plain_lines_report_what_ended_and_the_progress_of_the_rest(sweep, capsys, monkeypatch):
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(watch, "LINE_SECONDS", 0.0)
     shown = view(sweep)

@@ -192,7 +192,7 @@ def told(path):
     return skipped, [r["train_loss"] for step, r in steps.items() if step not in skipped]
 
 
-def test_members_of_a_group_skip_each_for_itself(tmp_path, spiked):
+def test_vmapped_runs_skip_spikes_independently(tmp_path, spiked):
     """Two spikes for both, and targets of 0: one for the member that has learned others."""
     spiked({45: 1e6, 60: np.inf, 90: 0.0})
     ways = ({"optim__lr": 0.05}, {"optim__lr": 1e-4})  # the second has hardly learned anything

@@ -250,7 +250,7 @@ def test_resume_refuses_another_meaning_and_takes_another_cadence(victim, begun,
     "the rate in it changed, then a launch",
 )
 @pytest.mark.slow
-def test_an_altered_config_of_a_run_is_refused_by_its_fields(victim, begun, seen):
+def test_an_altered_config_of_a_run_is_rejected_by_its_fields(victim, begun, seen):
     path = victim.path(begun) / "config.json"
     stored = json.loads(path.read_text())
     stored["optim"]["lr"] *= 2
@@ -262,13 +262,13 @@ def test_an_altered_config_of_a_run_is_refused_by_its_fields(victim, begun, seen
     seen(1, "refused: optim.lr")
 
 
-def test_a_new_run_beside_an_unfinished_one_is_told(victim, tiny, begun, caplog):
+def test_a_new_run_beside_an_unfinished_one_is_reported(victim, tiny, begun, caplog):
     made = make_run(tiny({"optim.lr": 0.3}))
     with caplog.at_level("INFO"):
-        resume.tell(begun, made, must=False)
+        resume.report_similar_runs(begun, made, must=False)
     assert "a new run" in caplog.text
     with pytest.raises(BadInput, match="no unfinished run"):
-        resume.tell(begun / "nothing", made, must=True)
+        resume.report_similar_runs(begun / "nothing", made, must=True)
 
 
 CLOCK = """
@@ -327,8 +327,8 @@ def test_the_wall_clock_is_only_for_people(seen):
     seen(1, "none decides anything")
 
 
-def test_bits_tell_states_apart():
+def test_states_are_compared_bit_by_bit():
     a = {"x": jax.numpy.zeros(3)}
     assert bits(a) == bits({"x": np.zeros(3, np.float32)})
     assert bits(a) != bits({"x": np.array([0, 0, random.Random(0).random()], np.float32)})
-    assert run.meaning is resume.meaning
+    assert run.identity_config is resume.meaning

@@ -121,7 +121,7 @@ def test_a_manifest_without_digests_of_its_arrays_is_refused(source, tmp_path):
             read(path.parent)
 
 
-def test_arrays_that_are_not_those_of_the_manifest_are_refused(source, tmp_path):
+def test_arrays_that_are_not_those_of_the_manifest_are_rejected(source, tmp_path):
     forged = shutil.copytree(source, tmp_path / "forged")
     path = forged / "checkpoints" / "12" / "manifest.json"
     content = json.loads(path.read_text())
@@ -136,10 +136,10 @@ def test_arrays_that_are_not_those_of_the_manifest_are_refused(source, tmp_path)
 def test_going_on_from_the_state_equals_the_run_that_was_not_stopped(tiny, source, tmp_path):
     constant = {"optim.schedule.name": "constant", "optim.warmup.amount": 0.0}
     whole, _ = fit(tiny({"horizon.amount": 20.0, **constant}), tmp_path / "whole")
-    _, trunk = fit(tiny({"horizon.amount": 8.0, **constant}), tmp_path / "trunk")
-    more = {"init.run": str(trunk), "init.what": "state", "horizon.amount": 20.0, **constant}
-    branched, path = fit(tiny(more), tmp_path / "branch")
-    assert branched["loss"] == whole["loss"]
+    _, parent = fit(tiny({"horizon.amount": 8.0, **constant}), tmp_path / "parent")
+    more = {"init.run": str(parent), "init.what": "state", "horizon.amount": 20.0, **constant}
+    child, path = fit(tiny(more), tmp_path / "child")
+    assert child["loss"] == whole["loss"]
     steps = [r["step"] for r in metrics_log.read_records(path) if "train_loss" in r]
     assert min(steps) >= 8
     params_only, _ = fit(tiny({**more, "init.what": "params"}), tmp_path / "params")
@@ -187,7 +187,7 @@ def test_a_shape_is_that_of_the_run_and_its_parameters_are_new(tiny, source):
         fine_tuning.model_shape(str(source), "mlp")
 
 
-def test_a_body_that_does_not_fit_is_refused_before_anything_is_trained(tiny, source):
+def test_a_body_that_does_not_fit_is_rejected_before_anything_is_trained(tiny, source):
     with pytest.raises(BadInput, match=r"init.run: parameter blocks/mlp.* is of shape .* in"):
         make_run(tiny({"init.run": str(source), "model.hidden": 40}))
     with pytest.raises(BadInput, match=r"blocks/attn/query/bias of shape .* is missing in"):
@@ -201,12 +201,12 @@ def test_a_body_that_does_not_fit_is_refused_before_anything_is_trained(tiny, so
         ({"init.step": 3}, "init.step: 3 is given, but init.run is none"),
     ],
 )
-def test_a_start_that_is_not_there_is_told(tiny, changes, words):
+def test_a_start_that_is_not_there_is_reported(tiny, changes, words):
     with pytest.raises(BadInput, match=words):
         make_run(tiny(changes))
 
 
-def test_a_step_that_is_not_there_and_a_damaged_checkpoint_are_told(tiny, source, tmp_path):
+def test_a_step_that_is_not_there_and_a_damaged_checkpoint_are_reported(tiny, source, tmp_path):
     with pytest.raises(BadInput, match=r"no intact checkpoint of step 5; there are \[4, 8, 12\]"):
         make_run(tiny({"init.run": str(source), "init.step": 5}))
     moved = shutil.copytree(source, tmp_path / "damaged")

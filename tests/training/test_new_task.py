@@ -147,7 +147,7 @@ GOOD = {"name": "gain", "heading": SCRIPT, "format": ".2f", "shown": ["summary",
     ],
     ids=range(25),
 )
-def test_a_declaration_that_is_none_makes_its_run_one_that_failed(metrics, tmp_path, capsys):
+def test_an_invalid_declaration_makes_its_run_a_failed_one(metrics, tmp_path, capsys):
     row = {"status": "done", "loss": 1.0, "gain": 0.5}
     assert schema.row_problem(row | {"metrics": [GOOD]}) is None  # the twin
     assert (problem := schema.row_problem(row | {"metrics": metrics}))

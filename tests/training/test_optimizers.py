@@ -275,7 +275,7 @@ def test_matrices_decay_and_scales_do_not():
         (transformer, "SHARDING", "model.name: transformer: parameter 'params/blocks/attn/key"),
     ],
 )
-def test_a_parameter_in_no_table_is_refused_when_the_run_is_made(
+def test_a_parameter_in_no_table_is_rejected_when_the_run_is_made(
     tiny, monkeypatch, place, table, says
 ):
     muon = grid.section("optim.optimizer", {"name": "muon", **NUMBERS["muon"]})

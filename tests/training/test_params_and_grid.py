@@ -72,7 +72,7 @@ def test_isoflop_centers_sizes_of_each_budget_on_a_prior_law():
 
 
 @pytest.mark.parametrize("ends", [(0, 1, 3), (1, -1, 3), (1, 2, 0)])
-def test_a_grid_that_is_none_is_refused(ends):
+def test_an_invalid_grid_is_rejected(ends):
     with pytest.raises(ValueError, match="expected ends above 0"):
         grid.log_grid(*ends)
 

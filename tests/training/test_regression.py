@@ -216,14 +216,14 @@ def test_a_column_of_classes(csv):
         ("\xff\xfe\0", {}, "not a table|no column"),
     ],
 )
-def test_bad_tables_are_told(tmp_path, content, changes, words):
+def test_bad_tables_are_reported(tmp_path, content, changes, words):
     path = tmp_path / "t.csv"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(BadInput, match=words):
         table(path, **changes)
 
 
-def test_all_columns_that_do_not_do_are_told_at_once(tmp_path):
+def test_all_unusable_columns_are_reported_together(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,b,c,y\n1,x,,2\n2,y,3,4\n")
     with pytest.raises(BadInput) as error:
@@ -238,7 +238,7 @@ def test_the_delimiter_is_read_from_the_header(csv, tmp_path, delimiter):
     assert table(path).digest == table(csv).digest
 
 
-def test_a_missing_file_and_another_kind_are_told(tmp_path):
+def test_a_missing_file_and_another_kind_are_reported(tmp_path):
     with pytest.raises(BadInput, match="No such file"):
         table(tmp_path / "no.csv")
     (tmp_path / "t.xlsx").write_text("a")
@@ -253,7 +253,7 @@ def test_diabetes_is_a_real_table():
     assert made.facts == {"features": 10, "outputs": 1}
 
 
-def test_what_does_not_fit_together_is_told_before_anything_is_compiled(tiny, csv):
+def test_what_does_not_fit_together_is_reported_before_anything_is_compiled(tiny, csv):
     config, problems = validation.override(
         load_config("configs/linear.py")[0], {"task.name": "classification"}
     )

@@ -199,7 +199,7 @@ def test_a_stopped_run_is_saved_and_continues_to_the_same_result(tiny, tmp_path)
     assert again["loss"] == whole["loss"]
 
 
-def test_a_run_that_another_process_holds_is_refused(tiny, tmp_path):
+def test_a_run_that_another_process_holds_is_rejected(tiny, tmp_path):
     config = tiny()
     run = make_run(config)
     with (

@@ -1,4 +1,4 @@
-"""A group of runs in one program: each member has what it has alone, whatever the others do."""
+"""Several runs vmapped in one program: each member has what it has alone, whatever the others do."""
 
 import json
 import os
@@ -85,9 +85,9 @@ def made(tiny, *changes, **more):
 
 
 @pytest.fixture(scope="module")
-def group(tiny, tmp_path_factory):
-    """Three runs of one order of the data, trained as a group, and their workdir."""
-    runs, workdir = made(tiny, *WAYS), tmp_path_factory.mktemp("group")
+def vmapped(tiny, tmp_path_factory):
+    """Three runs of one order of the data, trained vmapped, and their workdir."""
+    runs, workdir = made(tiny, *WAYS), tmp_path_factory.mktemp("vmapped")
     return runs, fit(runs, workdir), workdir
 
 
@@ -108,8 +108,8 @@ def assert_as_alone(runs, workdir, other, rel=1e-5):
         ).read_text()
 
 
-def test_every_member_has_the_losses_that_it_has_alone(group, tmp_path):
-    runs, results, workdir = group
+def test_every_member_has_the_losses_that_it_has_alone(vmapped, tmp_path):
+    runs, results, workdir = vmapped
     assert [len(curve(run, workdir)) for run in runs] == [40] * 3
     assert_as_alone(runs, workdir, tmp_path)
     # They differ among each other by far more.
@@ -123,9 +123,9 @@ def test_members_with_orders_of_their_own_have_their_own_batches(
 ):
     monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(devices))
     runs = made(tiny, {"seed": 0, "data.seed": 0}, {"seed": 0, "data.seed": 1})
-    fit(runs, tmp_path / "group")
-    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
-    first, second = (curve(run, tmp_path / "group") for run in runs)
+    fit(runs, tmp_path / "vmapped")
+    assert_as_alone(runs, tmp_path / "vmapped", tmp_path / "alone")
+    first, second = (curve(run, tmp_path / "vmapped") for run in runs)
     assert first[0][1] != pytest.approx(second[0][1], rel=1e-4)
 
 
@@ -149,21 +149,21 @@ FACTOR = {
 SHORT = {"size": 2e4, "data.context": 16}
 
 
-def test_members_of_one_device_have_the_losses_that_they_have_alone(group, tmp_path, monkeypatch):
-    runs, _, _ = group
+def test_members_of_one_device_have_the_losses_that_they_have_alone(vmapped, tmp_path, monkeypatch):
+    runs, _, _ = vmapped
     monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(1))
-    fit(runs, tmp_path / "group")
-    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
+    fit(runs, tmp_path / "vmapped")
+    assert_as_alone(runs, tmp_path / "vmapped", tmp_path / "alone")
 
 
 @pytest.mark.slow
 def test_wide_members_have_the_losses_that_they_have_alone(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(1))
     runs = made(tiny, *WAYS, **REAL)
-    fit(runs, tmp_path / "group")
-    assert_as_alone(runs, tmp_path / "group", tmp_path / "alone")
-    # As near as that and no nearer: vmapped products are others, so which group it was is stored.
-    curves = [[curve(r, tmp_path / n) for r in runs] for n in ("group", "alone")]
+    fit(runs, tmp_path / "vmapped")
+    assert_as_alone(runs, tmp_path / "vmapped", tmp_path / "alone")
+    # As near as that and no nearer: vmapped products are others, so which runs were vmapped together is stored.
+    curves = [[curve(r, tmp_path / n) for r in runs] for n in ("vmapped", "alone")]
     assert curves[0] != curves[1]
 
 
@@ -214,14 +214,14 @@ def test_a_member_with_a_closed_form_says_how_far_it_is(tmp_path):
     for seed in (0, 1):
         changed, _ = validation.override(config, {"seed": seed, "horizon.amount": 30.0})
         runs.append(make_run(validated(changed)))
-    result = fit(runs, tmp_path / "group")[runs[1].id]
+    result = fit(runs, tmp_path / "vmapped")[runs[1].id]
     single = alone(runs[1], tmp_path / "alone")[0]
     assert result["closed_form_loss"] == pytest.approx(single["closed_form_loss"], rel=1e-6)
     assert result["closed_form_distance"] == pytest.approx(single["closed_form_distance"], rel=1e-4)
 
 
-def test_a_member_is_stored_as_a_run_alone(group, tiny, tmp_path):
-    runs, _, workdir = group
+def test_a_member_is_stored_as_a_run_alone(vmapped, tiny, tmp_path):
+    runs, _, workdir = vmapped
     run = runs[1]
     _, single = alone(run, tmp_path)
     together = path_of(run, workdir)
@@ -241,8 +241,8 @@ def test_a_member_is_stored_as_a_run_alone(group, tiny, tmp_path):
     assert alone(tuned, tmp_path)[0]["status"] == "done"
 
 
-def test_seconds_are_the_members_shares_and_the_result_says_whose(group):
-    runs, results, workdir = group
+def test_seconds_are_the_members_shares_and_the_result_says_whose(vmapped):
+    runs, results, workdir = vmapped
     for run in runs:
         result = results[run.id]
         assert result["members"] == [r.id for r in runs]
@@ -251,7 +251,9 @@ def test_seconds_are_the_members_shares_and_the_result_says_whose(group):
         launch = json.loads((path_of(run, workdir) / "launch.json").read_text())
         assert launch["members"] == result["members"]
         assert launch["mesh"] == ALONE
-        assert result["group"] == "transformer"  # of runs that share a law, which is another thing
+        assert (
+            result["vmapped"] == "transformer"
+        )  # of runs that share a law, which is another thing
     spread = [results[run.id]["seconds"] for run in runs]
     assert max(spread) < 1.5 * min(spread)
 
@@ -268,7 +270,7 @@ def test_runs_are_spread_over_as_few_devices_as_serve_them_at_once(count, device
 @pytest.mark.slow
 def test_more_members_than_devices_are_filled_up(tiny, tmp_path):
     runs = made(tiny, *({"seed": k} for k in range(9)), **{"horizon.amount": 4.0})
-    results = fit(runs, tmp_path / "group")  # 9 on 5 devices: a slot is left over
+    results = fit(runs, tmp_path / "vmapped")  # 9 on 5 devices: a slot is left over
     assert len(results) == 9
     assert results[runs[8].id]["devices"] == 5
     assert results[runs[8].id]["loss"] == pytest.approx(
@@ -278,12 +280,12 @@ def test_more_members_than_devices_are_filled_up(tiny, tmp_path):
 
 @pytest.mark.fault(
     "R11",
-    "a member of a vmapped group diverges",
+    "one of several vmapped runs diverges",
     "the others bit for bit as without it; its row says diverged",
     "one member at a rate of 1e30",
 )
-def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
-    calm, _, workdir = group
+def test_a_diverging_member_changes_no_bit_of_the_others(vmapped, tiny, tmp_path):
+    calm, _, workdir = vmapped
     lost = made(tiny, WAYS[1] | {"optim.lr": 1e30})[0]
     results = fit([calm[0], lost, calm[2]], tmp_path / "wild")
     for run in (calm[0], calm[2]):
@@ -311,10 +313,10 @@ def test_a_diverging_member_disturbs_no_other_by_a_bit(group, tiny, tmp_path):
 def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
     def states(*ways):
         runs = made(tiny, *ways)
-        group = VmappedTrainer(runs, on(2))
-        members = group.init()
+        vmapped = VmappedTrainer(runs, on(2))
+        members = vmapped.init()
         for step in (0, 10):
-            members, _ = group.steps(members, group.batches(step, 10, 10), 10)
+            members, _ = vmapped.steps(members, vmapped.batches(step, 10, 10), 10)
         return jax.device_get(members)
 
     seeds = [{"seed": k} for k in range(4)]
@@ -330,17 +332,17 @@ def test_a_member_that_diverges_beside_others_on_one_device_is_frozen(tiny):
 
 @pytest.mark.fault(
     "R11",
-    "all members of a group diverge",
+    "all vmapped runs diverge",
     "all are recorded so, and the sweep continues",
     "all members at a rate of 1e30",
 )
-def test_a_group_in_which_all_diverge_ends(tiny, tmp_path):
+def test_vmapped_runs_that_all_diverge_end(tiny, tmp_path):
     runs = made(tiny, *({"seed": k, "optim.lr": 1e30} for k in range(3)))
     assert {r["status"] for r in fit(runs, tmp_path).values()} == {"diverged"}
 
 
-def test_a_stopped_group_continues_bit_for_bit(group, tmp_path):
-    runs, _, workdir = group
+def test_stopped_vmapped_runs_resume_bit_for_bit(vmapped, tmp_path):
+    runs, _, workdir = vmapped
     with pytest.raises(Preempted, match="saved at step 10 of 40"):
         fit(runs, tmp_path, stop=lambda: True)
     fit(runs, tmp_path)
@@ -351,8 +353,8 @@ def test_a_stopped_group_continues_bit_for_bit(group, tmp_path):
         )
 
 
-def test_a_member_of_a_stopped_group_continues_alone(group, tmp_path):
-    runs, results, _ = group
+def test_one_of_several_stopped_vmapped_runs_resumes_alone(vmapped, tmp_path):
+    runs, results, _ = vmapped
     with pytest.raises(Preempted):
         fit(runs, tmp_path, stop=lambda: True)
     result, path = alone(runs[2], tmp_path)
@@ -361,17 +363,17 @@ def test_a_member_of_a_stopped_group_continues_alone(group, tmp_path):
     assert (path / "metrics.jsonl").read_text().count('{"resume": 10,') == 1
 
 
-def test_members_that_are_done_leave_slots_that_are_filled(group, tmp_path):
+def test_members_that_are_done_leave_slots_that_are_filled(vmapped, tmp_path):
     """What a member computes depends on how many there are, not on who they are."""
-    runs, _, workdir = group
+    runs, _, workdir = vmapped
     ids = [run.id for run in runs]
     fit(runs[1:], tmp_path, ids)
     for run in runs[1:]:
         assert without_clock(run, tmp_path) == without_clock(run, workdir)
 
 
-def test_a_group_resumes_from_the_newest_step_that_all_hold(group, tmp_path, caplog):
-    runs, _, workdir = group
+def test_vmapped_runs_resume_from_the_latest_common_checkpoint(vmapped, tmp_path, caplog):
+    runs, _, workdir = vmapped
     count = iter(range(100))
     with pytest.raises(Preempted, match="step 26"):
         fit(runs, tmp_path, stop=lambda: next(count) == 2)
@@ -387,8 +389,8 @@ def test_a_group_resumes_from_the_newest_step_that_all_hold(group, tmp_path, cap
         assert without_clock(run, tmp_path) == without_clock(run, workdir)
 
 
-def test_a_group_whose_member_lost_all_says_so(group, tmp_path):
-    runs, _, _ = group
+def test_vmapped_runs_of_which_one_lost_all_checkpoints_say_so(vmapped, tmp_path):
+    runs, _, _ = vmapped
     with pytest.raises(Preempted):
         fit(runs, tmp_path, stop=lambda: True)
     newest = path_of(runs[2], tmp_path) / "checkpoints" / "10"
@@ -397,8 +399,8 @@ def test_a_group_whose_member_lost_all_says_so(group, tmp_path):
         fit(runs, tmp_path)
 
 
-def test_a_group_that_never_took_a_step_is_free_again(group, tmp_path, monkeypatch):
-    runs, _, _ = group
+def test_vmapped_runs_that_never_took_a_step_may_be_regrouped(vmapped, tmp_path, monkeypatch):
+    runs, _, _ = vmapped
     monkeypatch.setattr(VmappedTrainer, "steps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit(runs, tmp_path)
@@ -422,7 +424,7 @@ with ExitStack() as held:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 12])
-def test_a_killed_group_ends_bitwise_as_an_undisturbed_one(kills, tiny, tmp_path):
+def test_killed_vmapped_runs_end_bitwise_as_undisturbed_ones(kills, tiny, tmp_path):
     steps = 40 + 40 * kills
     changes = {"horizon.amount": steps, "log.every": 1, "eval.every": 90, "save.every": 10}
     configs = [tiny({**changes, "save.keep": 1, "mesh.data": 1, "seed": k}) for k in range(3)]

@@ -85,7 +85,9 @@ def workdir(short, tmp_path):
     return tmp_path
 
 
-def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, workdir):
+def test_a_run_from_a_shared_prefix_equals_the_run_trained_from_scratch(
+    runs, alone, short, workdir
+):
     steps = wsd_branching.steps_before_decay(runs[0])
     seen = []
     branched, path = fit(
@@ -109,12 +111,12 @@ def test_a_branch_equals_the_run_that_was_trained_whole(runs, alone, short, work
     row = next(r for r in read_table(workdir) if r["run"] == runs[1].id)
     assert (row["flops"], row["flops_spent"]) == (branched["flops"], branched["flops_spent"])
     assert (path / "config.json").read_bytes() == (whole_path / "config.json").read_bytes()
-    # The seconds are its own: none of those that its trunk took.
+    # The seconds are its own: none of those that its prefix took.
     shared = [r["seconds"] for r in metrics_log.read_records(path) if r["step"] < steps]
     assert set(shared) == {0.0}
 
 
-def test_branching_one_step_too_late_is_seen(runs, alone, short, workdir):
+def test_a_prefix_one_step_too_long_is_detected(runs, alone, short, workdir):
     late = wsd_branching.steps_before_decay(runs[0]) + 1
     _, path = fit(
         runs[1], workdir, prefixes=[wsd_branching.SharedPrefix(workdir / "runs" / short.name, late)]
@@ -125,7 +127,7 @@ def test_branching_one_step_too_late_is_seen(runs, alone, short, workdir):
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged", "meanwhile", "other devices"])
-def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
+def test_without_a_usable_prefix_a_run_is_trained_from_scratch(
     harm, runs, alone, short, workdir, monkeypatch
 ):
     steps = wsd_branching.steps_before_decay(runs[0])
@@ -163,48 +165,50 @@ def test_without_a_trunk_that_can_be_used_a_run_is_trained_from_its_start(
     assert without_clock(path) == without_clock(alone[1])
 
 
-def test_a_branch_that_is_stopped_continues_and_remembers_its_trunk(runs, alone, short, workdir):
-    trunks = [
+def test_a_stopped_run_from_a_shared_prefix_resumes_and_records_its_prefix(
+    runs, alone, short, workdir
+):
+    prefixes = [
         wsd_branching.SharedPrefix(
             workdir / "runs" / short.name, wsd_branching.steps_before_decay(runs[0])
         )
     ]
     with pytest.raises(Preempted, match="saved at step 1"):
-        fit(runs[1], workdir, prefixes=trunks, stop=lambda: True)
-    shutil.rmtree(trunks[0].path)  # it has what it needs
-    result, path = fit(runs[1], workdir, prefixes=trunks)
+        fit(runs[1], workdir, prefixes=prefixes, stop=lambda: True)
+    shutil.rmtree(prefixes[0].path)  # it has what it needs
+    result, path = fit(runs[1], workdir, prefixes=prefixes)
     assert of_meaning(result) == of_meaning(alone[0])
     assert result["shared_prefix"] == runs[0].id
     assert without_clock(path) == without_clock(alone[1])
 
 
-def test_a_branch_killed_before_its_first_checkpoint_shows_every_step_once(
+def test_a_run_from_a_prefix_killed_before_its_first_checkpoint_shows_every_step_once(
     runs, alone, short, workdir, monkeypatch
 ):
-    trunks = [
+    prefixes = [
         wsd_branching.SharedPrefix(
             workdir / "runs" / short.name, wsd_branching.steps_before_decay(runs[0])
         )
     ]
     monkeypatch.setattr(Trainer, "steps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fit(runs[1], workdir, prefixes=trunks)
+        fit(runs[1], workdir, prefixes=prefixes)
     monkeypatch.undo()
-    result, path = fit(runs[1], workdir, prefixes=trunks)
+    result, path = fit(runs[1], workdir, prefixes=prefixes)
     assert without_clock(path) == without_clock(alone[1])
     assert result["shared_tokens"] > 0
     # The same, when what it began from is gone the second time.
     shutil.rmtree(path)
     monkeypatch.setattr(Trainer, "steps", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        fit(runs[1], workdir, prefixes=trunks)
+        fit(runs[1], workdir, prefixes=prefixes)
     monkeypatch.undo()
     result, path = fit(runs[1], workdir)
     assert without_clock(path) == without_clock(alone[1])
     assert "shared_prefix" not in result
 
 
-def test_checkpoints_of_branches_are_kept_until_they_are_pruned(runs, short, workdir):
+def test_checkpoints_that_are_prefixes_are_kept_until_they_are_pruned(runs, short, workdir):
     steps = wsd_branching.steps_before_decay(runs[0])
     place = workdir / "runs" / short.name
     assert checkpoint.saved_steps(place) == [14, steps + 1, steps]
@@ -239,5 +243,5 @@ def test_the_rates_before_the_decay_are_those_of_every_longer_run(runs, decay, t
         )
 
 
-def test_other_schedules_have_no_trunk(tiny):
+def test_other_schedules_have_no_shared_prefix(tiny):
     assert wsd_branching.steps_before_decay(make_run(tiny())) == 0
