@@ -24,8 +24,8 @@ PathTable = Sequence[tuple[str, T]]
 def match_path(table: PathTable[T], path: str, what: str = "rule") -> T:
     """The value of the only row of `table` whose pattern matches the tail of `path`.
 
-    Raises BadInput, naming the table and what to do, when no row or more than one matches: whoever
-    writes a family, or trains it otherwise than before, is told before anything is compiled.
+    Raises BadInput, naming the table and the remedy, unless exactly one row matches: an incomplete
+    family is reported before anything is compiled.
     """
     hits = [(p, value) for p, value in table if re.search(rf"(?:^|/)(?:{p})$", path)]
     if len(hits) != 1:

@@ -38,22 +38,22 @@ def command(config, workdir, *flags):
     return [*argv, f"--workdir={workdir}", *flags]
 
 
-def environment():
+def clean_environment():
     return {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
 
 
 def start(*argv):
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(*argv), env=environment(), **streams)
+    return subprocess.Popen(command(*argv), env=clean_environment(), **streams)
 
 
-def end(process):
+def wait_for_output(process):
     """(exit code, output), once it has ended."""
     out, _ = process.communicate(timeout=300)
     return process.returncode, out
 
 
-def launches(workdir):
+def launch_counts(workdir):
     """How often each run was begun."""
     return {
         path.parent.name: path.read_text().count('"resume"')
@@ -61,7 +61,7 @@ def launches(workdir):
     }
 
 
-def saved(workdir, steps):
+def runs_with_checkpoint(workdir, steps):
     """The runs that have a checkpoint of at least `steps`; older ones are cleared away."""
     every = workdir.glob("runs/*/checkpoints/*")
     return {path.parents[1] for path in every if path.name.isdigit() and int(path.name) >= steps}
@@ -71,17 +71,17 @@ def wait_for(condition, process, seconds=300):
     """Until the condition holds; fails with what the process said if it ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process is None or process.poll() is None, end(process)[1]
+        assert process is None or process.poll() is None, wait_for_output(process)[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def kill_a_holder(workdir, process):
+def kill_lease_holder(workdir, process):
     """SIGKILL a worker that has a run open and has saved some of it; returns the run."""
     killed = []
 
     def kill():
-        for run in saved(workdir, 20):
+        for run in runs_with_checkpoint(workdir, 20):
             last = lease.read_holder(run / "lease")
             if last and last.alive:
                 os.kill(last.content["pid"], signal.SIGKILL)

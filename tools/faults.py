@@ -20,14 +20,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- made by `make faults` -->", "<!-- end -->"
-HEAD = (
+HEADER = (
     "| row | fault | what must hold | how it is injected | trials | seen | test |\n"
     + "|---" * 7
     + "|"
 )
 
 
-class Rows:
+class FaultMatrix:
     """A pytest plugin that keeps the tests of the matrix and how they went."""
 
     def __init__(self) -> None:
@@ -48,15 +48,15 @@ class Rows:
             self.outcomes[report.nodeid] = (report.outcome, trials)
         self.seconds += report.duration
 
-    def table(self) -> str:
+    def format_table(self) -> str:
         """A line for each test, those of one function together."""
         functions: dict[tuple, list[str]] = {}
         for test in self.marks:
             functions.setdefault((*self.marks[test], test.partition("[")[0]), []).append(test)
         ordered = sorted(functions, key=lambda key: (int(key[0][1:].split("-")[0]), key[1:]))
-        return "\n".join([HEAD, *(self.line(key, functions[key]) for key in ordered)])
+        return "\n".join([HEADER, *(self.format_row(key, functions[key]) for key in ordered)])
 
-    def line(self, key: tuple, tests: list[str]) -> str:
+    def format_row(self, key: tuple, tests: list[str]) -> str:
         row, fault, holds, how, name = key
         outcomes = [self.outcomes.get(test, ("not run", [])) for test in tests]
         passed = [pair for outcome, pairs in outcomes for pair in pairs if outcome == "passed"]
@@ -71,7 +71,7 @@ class Rows:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def hardware() -> str:
+def describe_hardware() -> str:
     """This machine and its versions, in a sentence."""
     from research.io import host
 
@@ -100,19 +100,20 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="leave out what takes long")
     args = parser.parse_args()
     os.chdir(ROOT)
-    rows, began = Rows(), time.monotonic()
+    matrix, began = FaultMatrix(), time.monotonic()
     chosen = ["-m", "fault and not slow" if args.quick else "fault"]
     code = pytest.main(
-        ["-q", "--show-capture=no", "-p", "no:cacheprovider", *chosen], plugins=[rows]
+        ["-q", "--show-capture=no", "-p", "no:cacheprovider", *chosen], plugins=[matrix]
     )
-    failed = [test for test, (outcome, _) in rows.outcomes.items() if outcome == "failed"]
+    failed = [test for test, (outcome, _) in matrix.outcomes.items() if outcome == "failed"]
     minutes = (time.monotonic() - began) / 60
-    print(f"{len(rows.outcomes) - len(failed)} of {len(rows.marks)} held, in {minutes:.1f} minutes")
+    passed = len(matrix.outcomes) - len(failed)
+    print(f"{passed} of {len(matrix.marks)} passed, in {minutes:.1f} minutes")
     if not args.quick:
         before, _, rest = PAGE.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
-        summary = f"{hardware()} {len(rows.outcomes)} tests in {minutes:.1f} minutes."
-        PAGE.write_text(f"{before}{BEGIN}\n\n{summary}\n\n{rows.table()}\n\n{END}{after}")
+        summary = f"{describe_hardware()} {len(matrix.outcomes)} tests in {minutes:.1f} minutes."
+        PAGE.write_text(f"{before}{BEGIN}\n\n{summary}\n\n{matrix.format_table()}\n\n{END}{after}")
         print(f"written: {PAGE.relative_to(ROOT)}")
     return int(code)
 

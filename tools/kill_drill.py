@@ -1,6 +1,5 @@
-"""Kill workers and launchers of a sweep of chains and vmapped runs at random, launch it again until it is
-done, and compare every run with that of an undisturbed sweep: each trained to its end once, bitwise
-the same.
+"""Kill workers and launchers of a sweep of chains and vmapped runs at random, launch it again until
+it is done, and compare every run with an undisturbed sweep's: each trained once, bitwise equal.
 
   python -m tools.kill_drill --repeats=20
   python -m tools.kill_drill --hours=2         sweep after sweep, with all that FAULTS can do
@@ -49,9 +48,9 @@ def get_config():
 
 def sweep(config):
     wsd = {{"name": "wsd", "decay": 0.2, "final": 0.0}}
-    trunk = {{f"optim.schedule.{{k}}": v for k, v in wsd.items()}}
-    trunk |= {{"optim.warmup.unit": "steps", "optim.warmup.amount": 5.0}}
-    lengths = [{{**trunk, "horizon.amount": part * {steps}}} for part in (0.5, 0.75, 1.0)]
+    wsd_chain = {{f"optim.schedule.{{k}}": v for k, v in wsd.items()}}
+    wsd_chain |= {{"optim.warmup.unit": "steps", "optim.warmup.amount": 5.0}}
+    lengths = [{{**wsd_chain, "horizon.amount": part * {steps}}} for part in (0.5, 0.75, 1.0)]
     seeds = [{{"seed": k, "mesh.data": 1}} for k in range(3)]
     return grid.product(grid.values("model.width", [16, 24]), [*lengths, *seeds])
 """
@@ -65,7 +64,7 @@ def start(config: Path, workdir: Path, workers: int) -> subprocess.Popen:
         return subprocess.Popen(argv, stdout=log, stderr=log)
 
 
-def holders(workdir: Path) -> list[int]:
+def lease_holder_pids(workdir: Path) -> list[int]:
     """The process ids of the workers that hold a run now."""
     held_leases = [lease.read_holder(path) for path in workdir.glob("runs/*/lease")]
     return [h.content["pid"] for h in held_leases if h and h.alive and "pid" in h.content]
@@ -77,23 +76,23 @@ class Sweep:
     def __init__(self, process: subprocess.Popen, workdir: Path, rng: random.Random):
         self.process, self.workdir, self.rng = process, workdir, rng
 
-    def worker(self) -> bool:
+    def kill_worker(self) -> bool:
         """SIGKILL a worker."""
         return self._signal(signal.SIGKILL)
 
-    def launcher(self) -> bool:
+    def kill_launcher(self) -> bool:
         """SIGKILL the launcher, which ends its workers."""
         self.process.kill()
         return True
 
-    def stop(self) -> bool:
+    def terminate_launcher(self) -> bool:
         """SIGTERM the launcher: all is saved."""
         self.process.terminate()
         return True
 
-    def stall(self) -> bool:
+    def pause_worker(self) -> bool:
         """SIGSTOP a worker for a while."""
-        if not (at := holders(self.workdir)):
+        if not (at := lease_holder_pids(self.workdir)):
             return False
         pid = self.rng.choice(at)
         with contextlib.suppress(ProcessLookupError):
@@ -102,20 +101,22 @@ class Sweep:
             os.kill(pid, signal.SIGCONT)
         return True
 
-    def flip(self) -> bool:
+    def flip_bit(self) -> bool:
         """A bit of the newest checkpoint of a run that is not done and has an older whole one."""
-        return self._damage(lambda path, raw: path.write_bytes(self._flipped(raw)))
+        return self._damage_checkpoint(
+            lambda path, raw: path.write_bytes(self._with_flipped_bit(raw))
+        )
 
-    def cut(self) -> bool:
+    def cut_file(self) -> bool:
         """A file of such a checkpoint cut anywhere, or deleted."""
 
         def act(path: Path, raw: bytes) -> None:
             at = self.rng.randrange(-1, len(raw))
             path.unlink() if at < 0 else os.truncate(path, at)
 
-        return self._damage(act)
+        return self._damage_checkpoint(act)
 
-    def tear(self) -> bool:
+    def cut_last_record(self) -> bool:
         """The last record of a run that nobody holds, where its checkpoint is older."""
         for run in self._unfinished():
             last = lease.read_holder(run / "lease")
@@ -127,7 +128,7 @@ class Sweep:
                 return True
         return False
 
-    def full(self) -> bool:
+    def fill_disk(self) -> bool:
         """No byte left on the disk for a while."""
         if not os.path.ismount(self.workdir.parent):
             return False
@@ -140,7 +141,7 @@ class Sweep:
         return True
 
     def _signal(self, number: signal.Signals) -> bool:
-        if not (at := holders(self.workdir)):
+        if not (at := lease_holder_pids(self.workdir)):
             return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.rng.choice(at), number)
@@ -150,7 +151,7 @@ class Sweep:
         runs = [p for p in self.workdir.glob("runs/*") if not (p / "result.json").exists()]
         return self.rng.sample(sorted(runs), len(runs))
 
-    def _damage(self, act: Callable[[Path, bytes], Any]) -> bool:
+    def _damage_checkpoint(self, act: Callable[[Path, bytes], Any]) -> bool:
         for run in self._unfinished():
             steps = checkpoint.saved_steps(run)
             if len(steps) < 2 or find_damage(run / "checkpoints" / str(steps[1])):
@@ -164,17 +165,25 @@ class Sweep:
                     return True
         return False
 
-    def _flipped(self, raw: bytes) -> bytes:
+    def _with_flipped_bit(self, raw: bytes) -> bytes:
         out = bytearray(raw)
         out[self.rng.randrange(len(out))] ^= 1 << self.rng.randrange(8)
         return bytes(out)
 
 
-KILLS = {"worker": 12, "launcher": 5}  # and how often, at most, in one sweep
-FAULTS = {**KILLS, "stop": 3, "stall": 4, "flip": 4, "cut": 4, "tear": 3, "full": 4}
+KILLS = {"kill_worker": 12, "kill_launcher": 5}  # and how often, at most, in one sweep
+FAULTS = {
+    **KILLS,
+    "terminate_launcher": 3,
+    "pause_worker": 4,
+    "flip_bit": 4,
+    "cut_file": 4,
+    "cut_last_record": 3,
+    "fill_disk": 4,
+}
 
 
-def disturbed(
+def run_disturbed(
     config: Path, workdir: Path, workers: int, rng: random.Random, most: dict[str, int]
 ) -> Counter:
     """Launch and disturb until a launch ends the sweep, or, undisturbed, leaves some of it undone;
@@ -188,7 +197,9 @@ def disturbed(
             time.sleep(rng.uniform(0.5, 4))
             left = [name for name in most if done[name] < most[name]]
             if time.monotonic() - launched < 8:  # a launcher should come to something
-                left = [name for name in left if name not in ("launcher", "stop")]
+                left = [
+                    name for name in left if name not in ("kill_launcher", "terminate_launcher")
+                ]
             if left and rng.random() < 0.6 and process.poll() is None:
                 name = rng.choice(left)
                 done[name] += getattr(sweep, name)()
@@ -197,7 +208,7 @@ def disturbed(
             return done
 
 
-def content(run: Path) -> tuple[list[dict], dict[str, Any]]:
+def metrics_and_state(run: Path) -> tuple[list[dict], dict[str, Any]]:
     """All metrics but the clock, and the arrays of the last state."""
     metrics = [
         {k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read_records(run)
@@ -216,7 +227,7 @@ def compare(whole: Path, workdir: Path) -> list[str]:
         wrong.append(f"{len(rows)} rows for {POINTS} points")
     for run in rows:
         (metrics, state), (expected, expected_state) = (
-            content(w / "runs" / run) for w in (workdir, whole)
+            metrics_and_state(w / "runs" / run) for w in (workdir, whole)
         )
         if [m["step"] for m in metrics if "train_loss" in m] != list(range(rows[run]["steps"])):
             wrong.append(f"{run}: not every step once")
@@ -229,7 +240,7 @@ def compare(whole: Path, workdir: Path) -> list[str]:
     return wrong
 
 
-def on_small_disk() -> int | None:
+def run_on_small_disk() -> int | None:
     """The exit code of this command on a disk of its own; None where none may be mounted."""
     with tempfile.TemporaryDirectory() as place:
         mount = f'mount -t tmpfs -o size={DISK}m none "$0"'
@@ -252,7 +263,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--disk", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.hours and not args.disk and (code := on_small_disk()) is not None:
+    if args.hours and not args.disk and (code := run_on_small_disk()) is not None:
         return code
     rng, steps = random.Random(args.seed), args.steps or (2000 if args.hours else 150)
     failed, count, faults = 0, 0, Counter()
@@ -267,7 +278,9 @@ def main() -> int:
         while time.monotonic() < until if args.hours else count < args.repeats:
             count, began = count + 1, time.monotonic()
             workdir = disk / f"disturbed-{count}"
-            done = disturbed(config, workdir, args.workers, rng, FAULTS if args.hours else KILLS)
+            done = run_disturbed(
+                config, workdir, args.workers, rng, FAULTS if args.hours else KILLS
+            )
             wrong = compare(whole, workdir)
             failed, faults = failed + bool(wrong), faults + done
             summary = ", ".join(f"{n} {name}" for name, n in done.items() if n)

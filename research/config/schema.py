@@ -14,7 +14,7 @@ from research.config import registry
 from research.config.registry import Field
 from research.config.types import RANGES
 
-# What a data set tells its model; never written in a config. See data.Dataset.facts.
+# Model fields that the data set determines; never written in a config. See data.Dataset.facts.
 FACTS = ("vocab", "context", "features", "outputs", "classes", "image_shape")
 # Units of a horizon in training FLOPs: exact, or as other conventions count (see accounting).
 FLOPS_UNITS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")

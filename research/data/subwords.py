@@ -218,7 +218,9 @@ def trained_bpe(vocab: int, documents: Iterable[bytes]) -> Tokenizer:
     settings = {"model": "byte-level BPE", "special": [END], "vocab": vocab}
     name = files.digest(b"".join(names), files.canonical(settings))
     path = files.cache("tokenizers") / f"{name}.json"
-    with contextlib.suppress(OSError, UnicodeDecodeError, BadInput):  # absent or damaged: anew
+    with contextlib.suppress(
+        OSError, UnicodeDecodeError, BadInput
+    ):  # missing or damaged: train again
         return Subwords(path.read_text(encoding="utf-8"))
     text = train_bpe(vocab, [_as_text(by_name[name]) for name in names])
     tokenizer = Subwords(text)

@@ -47,7 +47,7 @@ def generate(
     Holtzman et al. 2020). `seed`, the number of the sample and that of the token decide every draw.
 
     A model may read no more than `model.limit` tokens. Whatever is longer, the prompt or prompt and
-    text together, is read anew from its last half limit on: what lies before is then forgotten.
+    text together, is re-encoded from its last limit // 2 tokens; earlier ones are dropped.
 
     Raises BadInput when the model is no language model, or the prompt is empty or holds other ids.
     """

@@ -145,7 +145,7 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
 
 def cache(*parts: str) -> Path:
     """A folder of the user's cache, made for this user alone if it is not there: $ISOFLOP_CACHE,
-    else `isoflop` in $XDG_CACHE_HOME or ~/.cache. All in it can be made anew."""
+    else `isoflop` in $XDG_CACHE_HOME or ~/.cache. All of it can be regenerated."""
     chosen, base = os.environ.get("ISOFLOP_CACHE"), os.environ.get("XDG_CACHE_HOME")
     root = Path(chosen) if chosen else Path(base or Path.home() / ".cache") / "isoflop"
     try:

@@ -36,7 +36,7 @@ class Job:
 @dataclass
 class RestartPolicy:
     """Which workers are started again: those that died, hung or were preempted by someone else than
-    the launcher, MAX_RESTARTS times each, counted anew whenever there was progress."""
+    the launcher, MAX_RESTARTS times each, reset whenever there was progress."""
 
     job: Job
     last_mark: object = None

@@ -1,4 +1,4 @@
-"""Hand-written backward passes, where that was measured to pay (docs/benchmarks.md, "What pays").
+"""Hand-written backward passes, where that was measured to pay (docs/benchmarks.md, "Ablations").
 
 Each op is an ordinary function of arrays and returns what plain jax computes; it differs in what it
 saves for the backward pass and in how that is computed. dL/dx is written dx.

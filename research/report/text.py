@@ -101,7 +101,7 @@ def verification_sentence(measurement: Mapping[str, Any]) -> str:
 
 def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     """A fit as text: the law, the fall of the loss, prediction against measurement, warnings.
-    `brief` tells of the last prediction alone."""
+    `brief` has only the last prediction."""
     parts = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]

@@ -23,7 +23,7 @@ SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
 WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
 NAMES = ("params_exponent", "params_coefficient", "tokens_exponent", "tokens_coefficient")
 SEARCHES = 200  # samples of a law whose optimum is searched for, one by one
-FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is told
+FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is reported
 
 
 def has_optimum(law: Law) -> bool:

@@ -36,7 +36,7 @@ class PlannedRun(NamedTuple):
 
 class Limits(NamedTuple):
     """What a sweep may cost, and whether one that costs more loses its most expensive runs (`trim`)
-    or is rejected. `calibrate` asks for programs to be timed anew."""
+    or is rejected. `calibrate` times the programs again."""
 
     max_flops: float | None = None
     max_hours: float | None = None

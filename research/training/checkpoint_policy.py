@@ -75,7 +75,7 @@ def check_finite(step: int, state: TrainState) -> None:
 @contextlib.contextmanager
 def tolerate_refused_save(run: Run, must: bool) -> Iterator[None]:
     """What a disk that refuses a checkpoint does to a run: it ends it, or, where `save.on_error`
-    says so and there will be another, it is told."""
+    says so and there will be another, it is logged."""
     try:
         yield
     except Held:

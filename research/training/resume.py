@@ -24,7 +24,7 @@ from research.training.wsd_branching import SharedPrefix
 
 log = logging.getLogger(__name__)
 
-SHOWN = 12  # differences that are told
+SHOWN = 12  # differences that are listed
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:

@@ -282,7 +282,7 @@ def test_the_table_is_no_smaller_than_promised_and_its_configs_are_good_without_
 @pytest.mark.fault(
     "R14",
     "several mistakes in one config",
-    "all that do not depend on each other are told at once",
+    "all independent ones are reported together",
     "configs with several of them",
 )
 def test_independent_errors_are_reported_together(changes, keys, command, corpus, tmp_path):

@@ -10,7 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import end, kill_a_holder, launches, saved, start, sweep_file, wait_for
+from launching import (
+    kill_lease_holder,
+    launch_counts,
+    runs_with_checkpoint,
+    start,
+    sweep_file,
+    wait_for,
+    wait_for_output,
+)
 
 from research.io import files
 from research.runs import lease, metrics_log
@@ -24,7 +32,7 @@ def all_done(workdir, killed, runs=4, processes=None):
     assert [r["status"] for r in read_table(workdir)] == ["done"] * runs
     for path in workdir.glob("runs/*/launch.json"):
         assert files.read_json(path).get("processes") == processes
-    begun = launches(workdir)
+    begun = launch_counts(workdir)
     assert begun.pop(killed) == 2
     assert set(begun.values()) == {1}
 
@@ -50,9 +58,9 @@ def test_ray_trains_a_sweep_although_a_worker_is_killed(ray, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=300.0, widths=(16,), seeds=4)
     process = start(config, tmp_path / "w", "--executor=ray", "--workers=2")
     try:
-        killed = kill_a_holder(tmp_path / "w", process)
+        killed = kill_lease_holder(tmp_path / "w", process)
     finally:
-        code, out = end(process)
+        code, out = wait_for_output(process)
     assert code == 0, out
     all_done(tmp_path / "w", killed)
 
@@ -61,16 +69,18 @@ def test_ray_trains_runs_of_two_processes_although_one_is_killed(ray, corpus, tm
     config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=ray", "--num_processes=2")
     try:
-        killed = kill_a_holder(tmp_path / "w", process)
+        killed = kill_lease_holder(tmp_path / "w", process)
     finally:
-        code, out = end(process)
+        code, out = wait_for_output(process)
     assert code == 0, out
     all_done(tmp_path / "w", killed, runs=2, processes=2)
 
 
 def test_a_ray_without_room_for_all_processes_is_bad_input(ray, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=1)
-    code, out = end(start(config, tmp_path / "w", "--executor=ray", "--num_processes=99"))
+    code, out = wait_for_output(
+        start(config, tmp_path / "w", "--executor=ray", "--num_processes=99")
+    )
     assert code == 2, out
     assert "--num_processes: 99, but the cluster has room for" in out
 
@@ -78,9 +88,9 @@ def test_a_ray_without_room_for_all_processes_is_bad_input(ray, corpus, tmp_path
 def test_ray_is_stopped_by_ctrl_c_and_everything_is_saved(ray, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=ray", "--workers=2")
-    wait_for(lambda: len(saved(tmp_path / "w", 10)) == 2, process)
+    wait_for(lambda: len(runs_with_checkpoint(tmp_path / "w", 10)) == 2, process)
     process.send_signal(signal.SIGINT)
-    assert end(process)[0] == 130
+    assert wait_for_output(process)[0] == 130
     stopped(tmp_path / "w")
 
 
@@ -194,9 +204,9 @@ def test_slurm_trains_a_sweep_although_a_worker_is_killed(slurm, corpus, tmp_pat
     config = sweep_file(tmp_path / "s.py", corpus, steps=300.0, widths=(16,), seeds=4)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=2", OPTIONS)
     try:
-        killed = kill_a_holder(tmp_path / "w", process)
+        killed = kill_lease_holder(tmp_path / "w", process)
     finally:
-        code, out = end(process)
+        code, out = wait_for_output(process)
     assert code == 0, out
     all_done(tmp_path / "w", killed)
 
@@ -204,9 +214,9 @@ def test_slurm_trains_a_sweep_although_a_worker_is_killed(slurm, corpus, tmp_pat
 def test_slurm_is_stopped_by_ctrl_c_and_everything_is_saved(slurm, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=2", OPTIONS)
-    wait_for(lambda: len(saved(tmp_path / "w", 10)) == 2, process)
+    wait_for(lambda: len(runs_with_checkpoint(tmp_path / "w", 10)) == 2, process)
     process.send_signal(signal.SIGINT)
-    assert end(process)[0] == 130
+    assert wait_for_output(process)[0] == 130
     stopped(tmp_path / "w")
 
 
@@ -215,9 +225,9 @@ def test_slurm_trains_runs_of_two_processes_although_one_is_killed(slurm, corpus
     config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=slurm", "--num_processes=2", OPTIONS)
     try:
-        killed = kill_a_holder(tmp_path / "w", process)
+        killed = kill_lease_holder(tmp_path / "w", process)
     finally:
-        code, out = end(process)
+        code, out = wait_for_output(process)
     assert code == 0, out
     all_done(tmp_path / "w", killed, runs=2, processes=2)
 
@@ -225,9 +235,9 @@ def test_slurm_trains_runs_of_two_processes_although_one_is_killed(slurm, corpus
 def test_slurm_jobs_of_two_processes_are_stopped_and_saved(slurm, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=1)
     process = start(config, tmp_path / "w", "--executor=slurm", "--num_processes=2", OPTIONS)
-    wait_for(lambda: len(saved(tmp_path / "w", 10)) == 1, process)
+    wait_for(lambda: len(runs_with_checkpoint(tmp_path / "w", 10)) == 1, process)
     process.send_signal(signal.SIGINT)
-    assert end(process)[0] == 130
+    assert wait_for_output(process)[0] == 130
     stopped(tmp_path / "w")
 
 
@@ -241,18 +251,18 @@ def test_slurm_jobs_queue_again_when_their_time_ends(slurm, corpus, tmp_path):
     """submitit's signal, as Slurm sends it before the limit: the worker saves, the job resumes."""
     config = sweep_file(tmp_path / "s.py", corpus, steps=400.0, widths=(16,), seeds=1)
     process = start(config, tmp_path / "w", "--executor=slurm", "--workers=1", OPTIONS)
-    wait_for(lambda: saved(tmp_path / "w", 20), process)
+    wait_for(lambda: runs_with_checkpoint(tmp_path / "w", 20), process)
     (job,) = jobs()
     subprocess.run(["scancel", "--signal=USR2", job], check=True)
-    code, out = end(process)
+    code, out = wait_for_output(process)
     assert code == 0, out
-    assert list(launches(tmp_path / "w").values()) == [2]
+    assert list(launch_counts(tmp_path / "w").values()) == [2]
 
 
 def test_a_partition_that_is_not_there_is_bad_input(slurm, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=1)
     options = "--executor_options=partition=none"
-    code, out = end(start(config, tmp_path / "w", "--executor=slurm", options))
+    code, out = wait_for_output(start(config, tmp_path / "w", "--executor=slurm", options))
     assert code == 2, out
     assert "the jobs were refused" in out
     assert "invalid partition" in out

@@ -9,7 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import end, environment, launches, saved, start, sweep_file, wait_for
+from launching import (
+    clean_environment,
+    launch_counts,
+    runs_with_checkpoint,
+    start,
+    sweep_file,
+    wait_for,
+    wait_for_output,
+)
 
 from research import launch
 from research.errors import BadInput
@@ -212,9 +220,9 @@ def test_two_launches_at_once_share_a_sweep_and_train_each_run_once(corpus, tmp_
     config, workdir = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=6), tmp_path / "w"
     both = start(config, workdir, "--executor=local", "--workers=2"), start(config, workdir)
     for process in both:
-        code, out = end(process)
+        code, out = wait_for_output(process)
         assert code == 0, out
-    assert launches(workdir) == dict.fromkeys(launches(workdir), 1)
+    assert launch_counts(workdir) == dict.fromkeys(launch_counts(workdir), 1)
     assert [r["status"] for r in read_table(workdir)] == ["done"] * 6
     pids = {lease.read_holder(p / "lease").content["pid"] for p in workdir.glob("runs/*")}
     assert len(pids) > 1, "one of them did it all: nothing was shared"
@@ -239,9 +247,9 @@ def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
     config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
     process = start(config, workdir, f"--executor={executor}")
     running = 2 if executor == "local" else 1
-    wait_for(lambda: len(saved(workdir, 10)) == running, process)
+    wait_for(lambda: len(runs_with_checkpoint(workdir, 10)) == running, process)
     process.send_signal(getattr(signal, f"SIG{number}"))
-    assert end(process)[0] == code
+    assert wait_for_output(process)[0] == code
     begun = list(workdir.glob("runs/*/metrics.jsonl"))
     assert len(begun) == running
     for path in begun:
@@ -260,12 +268,12 @@ def test_a_worker_of_two_processes_is_started_again_when_one_of_them_is_killed(c
     workdir = tmp_path / "w"
     config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
     process = start(config, workdir, "--num_processes=2")
-    wait_for(lambda: saved(workdir, 20), process)
+    wait_for(lambda: runs_with_checkpoint(workdir, 20), process)
     followers = [p for p in Path("/proc").glob("[0-9]*/cmdline") if is_follower(p, workdir)]
     os.kill(int(followers[0].parent.name), signal.SIGKILL)
-    code, out = end(process)
+    code, out = wait_for_output(process)
     assert code == 0, out
-    assert sorted(launches(workdir).values()) == [1, 2]
+    assert sorted(launch_counts(workdir).values()) == [1, 2]
     assert [r["status"] for r in read_table(workdir)] == ["done"] * 2
 
 
@@ -282,7 +290,7 @@ def test_a_diverged_run_is_a_row_and_the_exit_code_says_so(corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=2)
     more = " + [{'optim.lr': 1e30, 'optim.clip': None}]\n"
     config.write_text(config.read_text().rstrip("\n") + more)
-    code, out = end(start(config, tmp_path / "w", "--executor=local", "--workers=1"))
+    code, out = wait_for_output(start(config, tmp_path / "w", "--executor=local", "--workers=1"))
     assert code == 1, out
     rows = [r["status"] for r in read_table(tmp_path / "w")]
     assert sorted(rows) == ["diverged", "done", "done"]
@@ -292,7 +300,7 @@ def test_a_diverged_run_is_a_row_and_the_exit_code_says_so(corpus, tmp_path):
 def test_workers_that_find_bad_input_tell_it_through_the_launcher(corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, widths=(16,), seeds=1)
     flags = ("--executor=local", "--workers=1", "--config.mesh.data=3")
-    code, out = end(start(config, tmp_path / "w", *flags))
+    code, out = wait_for_output(start(config, tmp_path / "w", *flags))
     assert code == 2, out
     assert "error: point {'model.width': '16', 'seed': '0'}: mesh: data 3" in out
     assert "Traceback" not in out
@@ -307,6 +315,6 @@ def test_workers_that_find_bad_input_tell_it_through_the_launcher(corpus, tmp_pa
 @pytest.mark.slow
 def test_a_sweep_whose_workers_and_launchers_are_killed_ends_as_an_undisturbed_one():
     argv = [sys.executable, "-m", "tools.kill_drill", "--repeats=2"]
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(argv, env=clean_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "worker" in done.stdout, "the test tested nothing"

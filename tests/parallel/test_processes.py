@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from launching import end, environment, saved, sweep_file, wait_for
+from launching import clean_environment, runs_with_checkpoint, sweep_file, wait_for, wait_for_output
 
 from research import launch
 from research.config import process_flags
@@ -179,7 +179,9 @@ def trained(config, workdir, *flags):
     argv = [sys.executable, "-m", "experiments.train", f"--config={config}"]
     argv += [f"--workdir={workdir}", *(flags or ("--num_processes=2",))]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(argv, env={**environment(), "JAX_NUM_CPU_DEVICES": "2"}, **streams)
+    return subprocess.Popen(
+        argv, env={**clean_environment(), "JAX_NUM_CPU_DEVICES": "2"}, **streams
+    )
 
 
 def member(process, index):
@@ -196,9 +198,9 @@ def member(process, index):
 def test_a_signal_to_one_process_saves_all_and_one_process_continues(corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
     process = trained(config, workdir)
-    wait_for(lambda: saved(workdir, 10), process)
+    wait_for(lambda: runs_with_checkpoint(workdir, 10), process)
     os.kill(member(process, 1), signal.SIGTERM)
-    code, out = end(process)
+    code, out = wait_for_output(process)
     assert code == PREEMPTED, out
     (run,) = workdir.glob("runs/*")
     step = metrics_log.read_tail(run)[-1]["step"] + 1
@@ -219,11 +221,11 @@ def test_a_signal_to_one_process_saves_all_and_one_process_continues(corpus, tmp
 def test_when_one_process_is_killed_the_launcher_ends_the_other(index, corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
     process = trained(config, workdir)
-    wait_for(lambda: saved(workdir, 10), process)
+    wait_for(lambda: runs_with_checkpoint(workdir, 10), process)
     other = member(process, 1 - index)
     begun = time.monotonic()
     os.kill(member(process, index), signal.SIGKILL)
-    code, out = end(process)
+    code, out = wait_for_output(process)
     assert time.monotonic() - begun < 60
     assert code == HUNG
     assert "a process of 2 was ended by SIGKILL" in out
@@ -237,21 +239,21 @@ def test_without_a_launcher_the_death_of_one_process_ends_the_other(index, corpu
     config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=1e6), tmp_path / "w"
     address = f"127.0.0.1:{process_group.free_port()}"
     two = [trained(config, workdir, *member_flags(address, 2, i)) for i in range(2)]
-    wait_for(lambda: saved(workdir, 10), two[0])
+    wait_for(lambda: runs_with_checkpoint(workdir, 10), two[0])
     begun = time.monotonic()
     two[index].kill()
-    code, out = end(two[1 - index])
+    code, out = wait_for_output(two[1 - index])
     assert time.monotonic() - begun < 60
     assert code not in (DONE, PREEMPTED)
     assert "another task died" in out or "error: process" in out, out
-    end(two[index])
+    wait_for_output(two[index])
 
 
 @pytest.mark.slow
 def test_two_processes_that_diverge_say_so_once(corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus), tmp_path / "w"
     flags = ("--num_processes=2", "--config.optim.lr=1e30", "--config.optim.clip=none")
-    code, out = end(trained(config, workdir, *flags))
+    code, out = wait_for_output(trained(config, workdir, *flags))
     assert code == DIVERGED, out
     assert out.count("error: ") == 1
     (row,) = read_table(workdir)
@@ -262,7 +264,7 @@ def test_two_processes_that_diverge_say_so_once(corpus, tmp_path):
 def test_an_error_common_to_all_processes_is_reported_once(corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus)
     flags = ("--num_processes=2", "--config.mesh.data=1")
-    code, out = end(trained(config, tmp_path / "w", *flags))
+    code, out = wait_for_output(trained(config, tmp_path / "w", *flags))
     assert code == 2, out
     assert out.count("error: mesh: data 1 x fsdp 1 x tensor 1 needs 1 devices") == 1, out
 

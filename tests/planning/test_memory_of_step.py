@@ -1,5 +1,5 @@
 """How a step is computed changes its memory, not its meaning: batches in parts, logits in chunks,
-blocks worked out again, layers in a scan, states given away."""
+blocks worked out again, layers in a scan, donated states."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Several runs vmapped in one program: each member has what it has alone, whatever the others do."""
+"""Several runs vmapped in one program: each has what it has alone, whatever the others do."""
 
 import json
 import os
@@ -162,7 +162,8 @@ def test_wide_members_have_the_losses_that_they_have_alone(tiny, tmp_path, monke
     runs = made(tiny, *WAYS, **REAL)
     fit(runs, tmp_path / "vmapped")
     assert_as_alone(runs, tmp_path / "vmapped", tmp_path / "alone")
-    # As near as that and no nearer: vmapped products are others, so which runs were vmapped together is stored.
+    # As near as that and no nearer: vmapped matmuls round differently, so launch.json stores which
+    # runs were vmapped together.
     curves = [[curve(r, tmp_path / n) for r in runs] for n in ("vmapped", "alone")]
     assert curves[0] != curves[1]
 
@@ -251,9 +252,7 @@ def test_seconds_are_the_members_shares_and_the_result_says_whose(vmapped):
         launch = json.loads((path_of(run, workdir) / "launch.json").read_text())
         assert launch["members"] == result["members"]
         assert launch["mesh"] == ALONE
-        assert (
-            result["vmapped"] == "transformer"
-        )  # of runs that share a law, which is another thing
+        assert result["group"] == "transformer"  # of runs that share a law, which is another thing
     spread = [results[run.id]["seconds"] for run in runs]
     assert max(spread) < 1.5 * min(spread)
 
