@@ -74,8 +74,8 @@ def check_finite(step: int, state: TrainState) -> None:
 
 @contextlib.contextmanager
 def tolerate_refused_save(run: Run, must: bool) -> Iterator[None]:
-    """What a disk that refuses a checkpoint does to a run: it ends it, or, where `save.on_error`
-    says so and there will be another, it is logged."""
+    """A checkpoint that the disk refuses ends the run, or is logged if `save.on_error` is "continue"
+    and it is not a `must`."""
     try:
         yield
     except Held:
