@@ -74,8 +74,8 @@ def check_finite(step: int, state: TrainState) -> None:
 
 @contextlib.contextmanager
 def tolerate_refused_save(run: Run, must: bool) -> Iterator[None]:
-    """A checkpoint that the disk refuses ends the run, or is logged if `save.on_error` is "continue"
-    and it is not a `must`."""
+    """A checkpoint that the disk refuses ends the run, or, if `save.on_error` is "continue" and not
+    `must`, is logged."""
     try:
         yield
     except Held:

@@ -331,4 +331,4 @@ def test_states_are_compared_bit_by_bit():
     a = {"x": jax.numpy.zeros(3)}
     assert bits(a) == bits({"x": np.zeros(3, np.float32)})
     assert bits(a) != bits({"x": np.array([0, 0, random.Random(0).random()], np.float32)})
-    assert run.identity_config is resume.meaning
+    assert run.identity_config is resume.identity_config
