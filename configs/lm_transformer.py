@@ -45,7 +45,7 @@ def get_config():
             # after the other, a step takes them.
             "batch": {"size": 4, "grad_accumulation": 1, "rule": "constant"},
             # Tokens of a device whose logits are in memory at once; none: by rule, 0: all.
-            "task": {"name": "language_modelling", "chunk": None},
+            "task": {"name": "language_modeling", "chunk": None},
             "optim": {
                 "optimizer": {
                     "name": "adamw",

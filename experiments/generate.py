@@ -71,12 +71,12 @@ def chosen(args: Namespace) -> Path:
     path = Path(args.runs)
     if args.run or not (path / "config.json").is_file():
         rows = [r for r in read_table(path) if args.run in (None, r["run"])]
-        if (name := tables.best_run(rows, "language_modelling")) is None:
+        if (name := tables.best_run(rows, "language_modeling")) is None:
             raise BadInput(f"{path}: no language model among its runs ({args.run or 'any'})")
         path = path / "runs" / name
         print(f"run {name} of {len(rows)}", file=sys.stderr)
-    if (task := read_row(path).get("task")) != "language_modelling":
-        raise BadInput(f"{path}: its task is {task}; expected language_modelling")
+    if (task := read_row(path).get("task")) != "language_modeling":
+        raise BadInput(f"{path}: its task is {task}; expected language_modeling")
     return path
 
 

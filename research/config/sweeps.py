@@ -37,7 +37,7 @@ def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tu
             errors.append(f"{sweep}() point {index}: {point!r} is not a dict of overrides")
             continue
         if odd := [key for key in point if not isinstance(key, str)]:
-            errors.append(f"{sweep}() point {index}: {odd[0]!r:.50} is no key of a config")
+            errors.append(f"{sweep}() point {index}: {odd[0]!r:.50} is not a config key")
             continue
         resolved, problems = validation.override(config, point)
         problems = problems or validation.problems(resolved)

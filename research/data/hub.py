@@ -159,14 +159,14 @@ def _documents(path: str, revision: str, name: dict) -> Iterator[str]:
         number += 1
         if not isinstance(row.get(field), str):
             raise BadInput(
-                f"data.field: {field!r} of document {number} of {path} is no text; "
+                f"data.field: {field!r} of document {number} of {path} is not text; "
                 f"there are {', '.join(row)}"
             )
         try:
             row[field].encode()
         except UnicodeEncodeError as error:  # half of a pair, from an escape in JSON
             raise BadInput(
-                f"data.field: document {number} of {path}: character {error.start} is no letter "
+                f"data.field: document {number} of {path}: character {error.start} is not valid Unicode "
                 f"({error.reason})"
             ) from error
         yield row[field]

@@ -108,7 +108,7 @@ def _dataset(
     if not np.abs(y).max() <= LARGEST:
         raise BadInput(
             f"data.weights: with data.bias and data.noise they make targets above {LARGEST:g}, the "
-            "square of which is no float32"
+            "square of which overflows float32"
         )
     x, y = x.astype(np.float32), y.astype(np.float32)
     digest = files.digest_of({**definition, "examples": examples, "heldout": len(x) - examples})

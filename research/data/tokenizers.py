@@ -29,7 +29,7 @@ def read(path: str) -> Tokenizer:
     try:
         text = files.read(path, LARGEST_FILE).decode()
     except UnicodeDecodeError as error:
-        raise BadInput(f"data.tokenizer: {path}: not a tokenizer.json: no UTF-8") from error
+        raise BadInput(f"data.tokenizer: {path}: not a tokenizer.json: not UTF-8") from error
     from research.data.subwords import Subwords
 
     return Subwords(text, f"data.tokenizer: {path}")

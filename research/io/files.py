@@ -137,7 +137,7 @@ def make_directory(path: str | os.PathLike[str]) -> Path:
             with contextlib.suppress(PermissionError):  # one may write where one may not read
                 sync(folder.parent)
     except FileExistsError as error:
-        raise UnsafeFile(f"{path}: is no directory, and one is needed there") from error
+        raise UnsafeFile(f"{path}: is not a directory, and one is needed there") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be made: {error.strerror}") from error
     return path
@@ -208,7 +208,7 @@ def _depth(value: object) -> int:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:

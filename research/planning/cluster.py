@@ -58,10 +58,10 @@ def run_without_data(config: Mapping[str, Any], vocab: int | None = None) -> Run
     that does not exist) says what it would have. Raises BadInput for `vocab` without text."""
     config = copy.deepcopy(dict(config))
     is_text = config["data"]["name"] in TEXT_DATASETS
-    is_text &= config["task"]["name"] == "language_modelling"
+    is_text &= config["task"]["name"] == "language_modeling"
     if vocab is not None and not is_text:
         raise BadInput(
-            f"--vocab={vocab}: only for language modelling on text, not data.name = "
+            f"--vocab={vocab}: only for language modeling on text, not data.name = "
             f"{config['data']['name']}"
         )
     if vocab is not None:
@@ -136,7 +136,7 @@ def with_execution(run: Run, **changes: Any) -> Run:
 
 
 def candidate_meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[str, int]]:
-    """All factorisations that the batch and the parameters allow; tensor within a node alone."""
+    """All factorizations that the batch and the parameters allow; tensor within a node alone."""
     for tensor in _divisors(devices):
         if tensor > machine.node:
             break

@@ -188,11 +188,11 @@ def _columns(text: str) -> tuple[Column, ...]:
 
 def _column(entry: object) -> Column:
     if not isinstance(entry, dict) or not isinstance(shown := entry.get("shown"), list):
-        raise ValueError(f"{entry!r:.50} is no column")
+        raise ValueError(f"{entry!r:.50} is not a column")
     try:
         return Column(**{**entry, "shown": tuple(shown)})
     except TypeError as error:  # another field, or one that cannot be compared
-        raise ValueError(f"{entry!r:.50} is no column") from error
+        raise ValueError(f"{entry!r:.50} is not a column") from error
 
 
 def shown_columns(rows: Sequence[Row], place: str) -> tuple[Column, ...]:
@@ -249,7 +249,7 @@ def row_problem(row: Mapping[str, Any]) -> str | None:
     if row["status"] == "done" and row.get("loss") is None:
         return "is done and has no loss"
     if row.get("confusion") and not _of_classes(row):
-        return "the confusion of its classes is no square of counts with a name for each"
+        return "the confusion of its classes is not a square of counts with a name for each"
     return None
 
 

@@ -43,7 +43,7 @@ def read_runs(
 
         rows = read_evaluations(path) if curves else read_table(path)
     elif curves and path.exists():
-        raise BadInput(f"--curves: {path} is no workdir; its rows are taken as they are")
+        raise BadInput(f"--curves: {path} is not a workdir; its rows are taken as they are")
     elif not path.exists():
         raise BadInput(f"--runs={path}: no such file or folder")
     elif path.suffix.lower() == ".csv":

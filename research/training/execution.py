@@ -37,7 +37,7 @@ class Execution:
         """What `vars` of one gave. Raises ValueError for anything else."""
         names = [field.name for field in dataclasses.fields(cls)]
         if unknown := [key for key in stored if key not in names]:
-            raise ValueError(f"{unknown[0]!r:.50} is none of {', '.join(names)}")
+            raise ValueError(f"{unknown[0]!r:.50} is not one of {', '.join(names)}")
         if "grad_accumulation" not in stored:
             raise ValueError("grad_accumulation is missing")
         return cls(**stored)

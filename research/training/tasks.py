@@ -65,7 +65,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class LanguageModelling(Task):
+class LanguageModeling(Task):
     """Next-token prediction: −log P(w_t | w_<t) in nats.
 
     At most the logits of `chunk` tokens are there at once; 0: of all, None: by the rule of
@@ -115,7 +115,7 @@ class LanguageModelling(Task):
             f"least {FEW:,} tokens\nvocabulary {model.spec.vocab:,}: {chunk:,} tokens at once"
         )
 
-    def for_devices(self, model: Model, ways: int) -> "LanguageModelling":
+    def for_devices(self, model: Model, ways: int) -> "LanguageModeling":
         chunk = self.chunk_by_rule(model.spec.vocab) if self.chunk is None else self.chunk
         return dataclasses.replace(self, chunk=chunk * ways)
 
@@ -245,7 +245,7 @@ def _split(x_BxT: Array, N: int) -> Array:
 
 
 TASKS: dict[str, type] = {
-    "language_modelling": LanguageModelling,
+    "language_modeling": LanguageModeling,
     "classification": Classification,
     "regression": Regression,
 }

@@ -147,7 +147,7 @@ def test_what_is_no_text_is_an_error_with_its_place(raw, at, count, reader, tmp_
     with caplog.at_level(logging.WARNING):
         made = load(path, name=reader, undecodable="replace")
     files = 2 if reader == "mixture" else 1
-    assert f"{count} places are no UTF-8 text" in caplog.text
+    assert f"{count} places are not UTF-8" in caplog.text
     assert made.card()["undecodable"] == f"{count * files} places became U+FFFD"
     clean = written(tmp_path / "c.jsonl", good)
     assert "undecodable" not in load(clean, name=reader, undecodable="replace").card()
@@ -185,13 +185,13 @@ def test_bytes_of_a_column_are_no_text(tmp_path):
     (tmp_path / "f").mkdir()
     table = pyarrow.table({"text": pyarrow.array([b"\xff" + t.encode() for t in lines()])})
     parquet.write_table(table, tmp_path / "f" / "train.parquet")
-    with pytest.raises(BadInput, match=r"data.field: 'text' of document 1 .* is no text"):
+    with pytest.raises(BadInput, match=r"data.field: 'text' of document 1 .* is not text"):
         load(tmp_path / "f", name="hub")
 
 
 def test_half_of_a_pair_is_rejected_in_a_stream(monkeypatch):
     monkeypatch.setattr(hub, "_rows", lambda *_: iter([{"text": "a"}, {"text": "b\ud800"}]))
-    with pytest.raises(BadInput, match=r"document 2 of f: character 1 is no letter"):
+    with pytest.raises(BadInput, match=r"document 2 of f: character 1 is not valid Unicode"):
         list(hub._documents("f", "", {"field": "text"}))
 
 
@@ -215,7 +215,7 @@ SOUND = list(np.random.default_rng(0).integers(1, 300, 400))
         ([2**31 - 1, *SOUND], np.uint32, 70_000, "id 2147483647 at position 0"),
         ([*SOUND, 70_000], np.uint32, 70_000, "id 70000 at position 400, .* 0 to 69999"),
         (SOUND, np.uint16, 70_000, r"id \d+ at position 0"),  # written in a type that is too small
-        (SOUND[:399], np.uint16, 70_000, "798 bytes are no whole number of uint32"),
+        (SOUND[:399], np.uint16, 70_000, "798 bytes is not a whole number of uint32"),
         (SOUND, np.uint32, 300, "every second id is 0, so .* wider numbers; expected uint16"),
         (SOUND, np.int64, 70_000, "every second id is 0, so .* wider numbers; expected uint32"),
         ([v % 256 for v in SOUND], np.uint8, 300, r"id \d+ at position"),

@@ -365,7 +365,7 @@ def test_the_code_of_a_set_is_not_run(tmp_path):
     [
         ({"split": "tset"}, "^data.split: 'tset': .* has train"),
         ({"subset": "no"}, "^data.path: .*cannot be loaded: BuilderConfig 'no' not found"),
-        ({"field": "txt"}, "^data.field: 'txt' of document 1 .* is no text; there are text"),
+        ({"field": "txt"}, "^data.field: 'txt' of document 1 .* is not text; there are text"),
         ({"documents": 3}, r"^data.path: .*\d+ (training|held-out) tokens"),
         ({"tokenizer": "bpe"}, "^data.vocab: None; bpe needs"),
         ({"path": "owner/none"}, "^data.path: owner/none: not in the cache, and the hub does not"),

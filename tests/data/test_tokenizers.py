@@ -243,7 +243,7 @@ def test_a_foreign_tokenizer_separates_by_its_own_token(name, tmp_path):
         ("[]", "not a tokenizer.json: not a JSON object"),
         ("{}", "not a tokenizer.json"),
         ("[" * 100_000, "not a tokenizer.json"),
-        (b"\xff\xfe", "not a tokenizer.json: no UTF-8"),
+        (b"\xff\xfe", "not a tokenizer.json: not UTF-8"),
         (json.dumps({"version": "1.0", "model": {"type": "Evil"}}), "not a tokenizer.json"),
         (spec({"[UNK]": 0, "a": 1}), "is in the vocabulary; add one of them"),
         (spec({"[UNK]": 0, "</s>": 4_000_000_000}), "ids up to 4000000000; expected"),

@@ -14,7 +14,7 @@ from research.errors import BadInput
 from research.models import accounting
 from research.models.sizing import model_at_size
 from research.training import horizon as ladder
-from research.training.tasks import LanguageModelling
+from research.training.tasks import LanguageModeling
 from tests.models.test_models import SMALL, VARIANTS
 
 INPUTS = jax.ShapeDtypeStruct((2, 16), jnp.int32)
@@ -43,7 +43,7 @@ def test_exact_flops_are_what_xla_counts_in_a_training_step(changes):
     tokens = jnp.zeros(INPUTS.shape, INPUTS.dtype)
 
     def loss(params):
-        terms = LanguageModelling(chunk=0).terms(
+        terms = LanguageModeling(chunk=0).terms(
             model, params, {"inputs": tokens, "targets": tokens}
         )
         return terms["loss"].sum()

@@ -11,7 +11,7 @@ from research import models
 from research.models import accounting
 from research.models.gru import GRU, rung
 from research.params import flatten_dict, match_path
-from research.training.tasks import LanguageModelling
+from research.training.tasks import LanguageModeling
 from tests.models.test_accounting import xla_dot_flops
 
 SMALL = {
@@ -259,7 +259,7 @@ def test_a_loss_falls_when_it_is_trained():
     params = model.init(jax.random.key(0), batch["inputs"])
 
     def loss(params):
-        terms = LanguageModelling(chunk=0).terms(model, params, batch)
+        terms = LanguageModeling(chunk=0).terms(model, params, batch)
         return terms["loss"].sum() / terms["count"].sum()
 
     @jax.jit

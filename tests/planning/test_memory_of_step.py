@@ -18,7 +18,7 @@ from research.training import step
 from research.training.loop import train_run
 from research.training.make_run import make_run
 from research.training.optimizers import Optimizer
-from research.training.tasks import FEW, LOGITS, LanguageModelling
+from research.training.tasks import FEW, LOGITS, LanguageModeling
 from research.training.trainer import Trainer
 from tests.models.test_models import SMALL
 from tests.training.test_optimizers import NUMBERS
@@ -84,7 +84,7 @@ def test_another_batch_is_not(tiny, whole):
 def test_parts_weigh_by_their_tokens_and_not_equally():
     """A mean of means would be another number where parts count differently."""
 
-    class Weighted(LanguageModelling):
+    class Weighted(LanguageModeling):
         def terms(self, model, params, batch):
             terms = super().terms(model, params, batch)
             return {name: x * batch["weight"] for name, x in terms.items()}
@@ -204,7 +204,7 @@ HEADS = {
 
 def loss_and_gradient(model, chunk, batch):
     params = model.init(jax.random.key(0), batch["inputs"])
-    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), Optimizer("adamw"), "constant")
+    recipe = step.StepSpec(model, LanguageModeling(chunk=chunk), Optimizer("adamw"), "constant")
     return jax.jit(recipe.gradient)(params, batch)
 
 
@@ -230,7 +230,7 @@ def test_terms_of_each_example_are_the_same_in_chunks(length, chunk):
     model, batch = HEADS["untied"], tokens(3, length)
     params = model.init(jax.random.key(0), batch["inputs"])
     whole, parts = (
-        LanguageModelling(chunk=n).terms(model, params, batch)["loss"] for n in (0, chunk)
+        LanguageModeling(chunk=n).terms(model, params, batch)["loss"] for n in (0, chunk)
     )
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     assert np.ptp(np.asarray(whole)) > 1e-2  # so that examples are not to be confused
@@ -271,9 +271,7 @@ def test_a_large_vocabulary_takes_a_fraction_of_the_memory():
     params = model.shapes(batch["inputs"])
 
     def reserved(chunk):
-        recipe = step.StepSpec(
-            model, LanguageModelling(chunk=chunk), Optimizer("adamw"), "constant"
-        )
+        recipe = step.StepSpec(model, LanguageModeling(chunk=chunk), Optimizer("adamw"), "constant")
         program = jax.jit(recipe.gradient).lower(params, batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
@@ -281,14 +279,14 @@ def test_a_large_vocabulary_takes_a_fraction_of_the_memory():
 
 
 def test_the_rule_leaves_small_vocabularies_whole(tiny):
-    chosen = LanguageModelling.chunk_by_rule
+    chosen = LanguageModeling.chunk_by_rule
     assert chosen(256) * 256 == LOGITS
     assert chosen(50257) == chosen(131072) == FEW
     made = trainer(tiny(), ONE | {"data": 4})
     assert made.spec.task.chunk == 4 * chosen(256)  # of all devices
-    large = LanguageModelling(chunk=None).for_devices(HEADS["untied"], 2)
+    large = LanguageModeling(chunk=None).for_devices(HEADS["untied"], 2)
     assert large.chunk == 2 * chosen(61)
-    assert LanguageModelling(chunk=0).for_devices(HEADS["untied"], 2).chunk == 0
+    assert LanguageModeling(chunk=0).for_devices(HEADS["untied"], 2).chunk == 0
 
 
 # Blocks that are worked out again.
@@ -408,7 +406,7 @@ LOW = {
 def test_bfloat16_is_for_products_and_float32_for_the_rest(name, chunk):
     """Weights, moments, norms, softmax and loss are float32; products have bfloat16 operands."""
     model, batch = LOW[name], tokens()
-    recipe = step.StepSpec(model, LanguageModelling(chunk=chunk), Optimizer("adamw"), "constant")
+    recipe = step.StepSpec(model, LanguageModeling(chunk=chunk), Optimizer("adamw"), "constant")
     hyper = trainer_hyper()
     state = jax.eval_shape(recipe.init, jax.random.key(0), batch["inputs"], hyper)
     kinds = {str(x.dtype) for x in jax.tree.leaves(state)}

@@ -31,7 +31,7 @@ FAMILIES = {
     "mlp": {"features": 6, "outputs": 3, "width": 16, "depth": 2, "activation": "tanh"},
     "linear": {"features": 6, "outputs": 3},
 }
-TASK = {"transformer": ("language_modelling", {"chunk": None}), "mlp": ("regression", {})}
+TASK = {"transformer": ("language_modeling", {"chunk": None}), "mlp": ("regression", {})}
 TASK |= {"gru": TASK["transformer"], "linear": TASK["mlp"]}
 ADAM = {"name": "adam", "b1": 0.9, "b2": 0.99, "eps": 1e-8}
 # Loss and gradient norm of the third step, and the root mean square of all parameters after it.

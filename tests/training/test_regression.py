@@ -261,5 +261,5 @@ def test_what_does_not_fit_together_is_reported_before_anything_is_compiled(tiny
     with pytest.raises(BadInput, match=r"task.name: classification measures classes, .* numbers"):
         make_run(validated(config))
     config = tiny({"task.name": "regression"})
-    with pytest.raises(BadInput, match="expected language_modelling"):
+    with pytest.raises(BadInput, match="expected language_modeling"):
         make_run(config)

@@ -90,9 +90,9 @@ def test_padding_has_no_weight():
     assert got["loss"] != pytest.approx(whole["loss"], rel=1e-3)
 
 
-def test_language_modelling_counts_bytes_where_they_are_known():
+def test_language_modeling_counts_bytes_where_they_are_known():
     sums = {"loss": np.float64(200.0), "count": np.float64(100.0)}
-    task = tasks.LanguageModelling(chunk=None)
+    task = tasks.LanguageModeling(chunk=None)
     assert task.metrics(sums, {"bytes_per_token": 4.0})["bits_per_byte"] == pytest.approx(
         2 / math.log(2) / 4
     )
@@ -101,7 +101,7 @@ def test_language_modelling_counts_bytes_where_they_are_known():
 
 
 def test_every_task_is_stated_by_its_targets_and_unit():
-    made = [tasks.LanguageModelling(chunk=None), tasks.Classification(), tasks.Regression()]
+    made = [tasks.LanguageModeling(chunk=None), tasks.Classification(), tasks.Regression()]
     assert {type(task) for task in made} == set(tasks.TASKS.values())
     assert sorted(task.targets for task in made) == ["classes", "numbers", "tokens"]
     assert all(task.unit and hash(task) is not None for task in made)
