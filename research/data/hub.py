@@ -166,8 +166,8 @@ def _documents(path: str, revision: str, name: dict) -> Iterator[str]:
             row[field].encode()
         except UnicodeEncodeError as error:  # half of a pair, from an escape in JSON
             raise BadInput(
-                f"data.field: document {number} of {path}: character {error.start} is not valid Unicode "
-                f"({error.reason})"
+                f"data.field: document {number} of {path}: character {error.start} is not valid "
+                f"Unicode ({error.reason})"
             ) from error
         yield row[field]
 
