@@ -107,9 +107,9 @@ def trace_step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.P
     jaxpr = _step_jaxpr(step_spec(run), example_inputs(run.data), structure, shapes, tensor)
     layouts = [_layout(x) for x in jax.tree.leaves(abstract)]
     names = {run.model.spec.vocab: "logits"} if hasattr(run.model.spec, "vocab") else {}
-    unwritten = getattr(run.model.family, "unwritten", None) if fused else None
-    hidden = functools.partial(unwritten, run.model.spec) if unwritten else lambda shape: False
-    return jaxpr_sharding.Program(jaxpr, layouts, tensor, row_shards, hidden, names)
+    is_map = getattr(run.model.family, "is_attention_map", None) if fused else None
+    in_kernel = functools.partial(is_map, run.model.spec) if is_map else lambda shape: False
+    return jaxpr_sharding.Program(jaxpr, layouts, tensor, row_shards, in_kernel, names)
 
 
 @functools.lru_cache(maxsize=256)

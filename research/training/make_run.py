@@ -156,7 +156,7 @@ def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper)
     """Raise BadInput where a parameter matches no row of a table, or two: where the optimizer does
     not know how to treat it, or its family does not say how it is sharded."""
     params = model.shapes(inputs)
-    with _about("optim.optimizer.name", optimizer.name):
+    with _prefix_errors("optim.optimizer.name", optimizer.name):
         opt_state = jax.eval_shape(optimizer.transform(hyper.optimizer).init, params)
     step: Any = jax.ShapeDtypeStruct((), np.int32)
     state = TrainState(step, params, opt_state)
@@ -215,8 +215,8 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
 
 
 @contextlib.contextmanager
-def _of_start() -> Iterator[None]:
-    """What `fine_tuning` says of a run is said of the key that names it."""
+def _prefix_init_errors() -> Iterator[None]:
+    """Prefix the errors of loading the starting run with its config key."""
     try:
         yield
     except BadInput as error:

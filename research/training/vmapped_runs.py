@@ -40,7 +40,7 @@ from research.training.step import (
     finite_or_skipped,
     steps_while,
 )
-from research.training.trainer import Trainer, host_batches, host_heldout, never, wait_for
+from research.training.trainer import Trainer, host_batches, host_heldout, never_stop, wait_for
 
 log = logging.getLogger(__name__)
 
