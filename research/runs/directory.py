@@ -38,7 +38,7 @@ WRITTEN_BELOW = (  # a workdir, not merely replaced
 )
 ENDED = ("done", "diverged")
 REMEDY = {
-    "result.json": "launch again, and its last checkpoint is evaluated anew",
+    "result.json": "launch again, and its last checkpoint is evaluated again",
     "launch.json": "remove this file to continue with the devices that are here (and let a sweep "
     "--retry_failed)",
 }
@@ -183,7 +183,7 @@ class RunDirectory:
             result = read_run_file(path) if path.exists() else None
             if result is None or (result.get("status") in ENDED and not row_problem(result)):
                 return result
-            log.warning("%s: not the result of a run; its last checkpoint is evaluated anew", path)
+            log.warning("%s: not the result of a run; its last checkpoint is evaluated again", path)
         except Damaged as error:
             log.warning("%s", error)
         return None

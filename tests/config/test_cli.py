@@ -81,8 +81,8 @@ def test_of_a_thousand_errors_only_some_are_printed(tmp_path):
     [
         (np.ones(2), "point 0: .*1.0.* is not a dict"),
         (5, r"sweep\(\) gives 5; expected a list"),
-        ([{1: 2}], "point 0: 1 is no key"),
-        ([{None: 2}], "point 0: None is no key"),
+        ([{1: 2}], "point 0: 1 is not a config key"),
+        ([{None: 2}], "point 0: None is not a config key"),
         ([7], "point 0: 7 is not a dict"),
     ],
 )

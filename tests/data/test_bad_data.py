@@ -386,7 +386,7 @@ def test_a_worker_rejects_other_data_than_those_of_the_launch(tiny, corpus, tmp_
 @pytest.mark.fault(
     "R15",
     "a flipped bit in the cache of token ids",
-    "seen, and the ids are made anew",
+    "seen, and the ids are regenerated",
     "twenty seeded bits",
 )
 def test_a_flipped_bit_in_the_cache_is_mended(tmp_path, cache):
