@@ -160,7 +160,7 @@ def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper)
         opt_state = jax.eval_shape(optimizer.transform(hyper.optimizer).init, params)
     step: Any = jax.ShapeDtypeStruct((), np.int32)
     state = TrainState(step, params, opt_state)
-    with _about("model.name", model.described()["name"]):
+    with _prefix_errors("model.name", model.described()["name"]):
         sharding.state_shardings(state, model.sharding, device_mesh.abstract_mesh(_ONE_DEVICE))
 
 
