@@ -113,7 +113,7 @@ def init_from_params(params: dict, optimizer: Optimizer, hyper: Hyper) -> TrainS
 
 def _moving_average(average: dict, params: dict, step: Array, decay: Array) -> dict:
     """The exponential moving average of the parameters after a step. The first steps, which hold
-    what the initialisation drew, are forgotten sooner: decay ≤ (1 + step) / (10 + step)."""
+    what the initialization drew, are forgotten sooner: decay ≤ (1 + step) / (10 + step)."""
     keep = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: p + keep * (a - p), average, params)
 
