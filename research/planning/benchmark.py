@@ -81,7 +81,7 @@ class TimedLoop:
         policy = _NoCheckpoints(self.step, self.state)
         begun = time.perf_counter()
         _, self.state = run_loop(
-            run, _FullRoomTrainer(self), clock, keeper, lambda: False, Profile()
+            run, _FullRoomTrainer(self), clock, policy, lambda: False, Profile()
         )
         self.step, self._seen = self.step + steps, clock.dispatch
         return clock.read - begun

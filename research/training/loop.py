@@ -109,7 +109,7 @@ def preflight(run: Run, directory: RunDirectory) -> tuple[Run, Mesh] | None:
     """Raise the BadInput that `train_run` would raise on these devices; compiles and writes
     nothing. Returns the run as it would be launched and its mesh where its memory has to be
     estimated first, None where its state is less than NEGLIGIBLE_SHARE of a device."""
-    trackers.check_trackers(run.sinks)
+    trackers.check_trackers(run.trackers)
     run, mesh = resume.as_first_launched(run, directory)
     check_model(run, mesh)
     negligible = sum(resident(run, mesh)) < NEGLIGIBLE_SHARE * device_memory.available()
@@ -168,7 +168,7 @@ def run_loop(
             with watchdog.doing("dispatch"), profile.step(step):
                 state, metrics = trainer.steps(state, trainer.batches(step, n, cadence.dispatch), n)
                 recorder.push(step, n, metrics)
-            profile.sent(n, metrics)
+            profile.on_dispatch(n, metrics)
             sizer.record(n)
             recorder.dispatch = sizer.steps
             step += n

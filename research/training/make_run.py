@@ -90,7 +90,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         steps=steps,
         mesh={axis: n for axis, n in config["mesh"].items() if axis != "indivisible"},
         replicate_indivisible=config["mesh"]["indivisible"] == "replicate",
-        eval_examples=wanted,
+        eval_examples=examples,
         eval_batch=config["eval"]["batch"],
         cadence=_cadence(config, batch, dataset),
         keep=config["save"]["keep"],

@@ -133,12 +133,12 @@ class VmappedTrainer:
     def batches(self, step: int, n: int, room: int) -> dict[str, jax.Array]:
         """The batches of steps [step, step + n): one copy if all have the same, else one each."""
         each = {r.data_seed: r for r in self.runs}
-        made = {seed: host_batches(run, step, n, room) for seed, run in each.items()}
+        by_seed = {seed: host_batches(run, step, n, room) for seed, run in each.items()}
         if self.shared:
-            return jax.device_put(made[self.runs[0].data_seed], NamedSharding(self.mesh, P()))
+            return jax.device_put(by_seed[self.runs[0].data_seed], NamedSharding(self.mesh, P()))
         side_by_side = {
-            name: np.stack([made[run.data_seed][name] for run in self.runs], axis=1)
-            for name in made[self.runs[0].data_seed]
+            name: np.stack([by_seed[run.data_seed][name] for run in self.runs], axis=1)
+            for name in by_seed[self.runs[0].data_seed]
         }
         return jax.device_put(side_by_side, NamedSharding(self.mesh, P(None, "runs")))
 

@@ -60,16 +60,16 @@ def program(changes: dict, without: tuple[str, ...], steps: int) -> Callable[[],
     ours = {name: getattr(custom_vjp, name) for name in without}
     for name in without:
         setattr(custom_vjp, name, PLAIN[name])
-    made = trainer.Trainer(run, run_mesh(run))
-    batches = made.batches(0, steps, steps)
-    compiled = made.lower(batches).compile()
+    run_trainer = trainer.Trainer(run, run_mesh(run))
+    batches = run_trainer.batches(0, steps, steps)
+    compiled = run_trainer.lower(batches).compile()
     for name, op in ours.items():
         setattr(custom_vjp, name, op)
-    held, count = [made.init()], jax.device_put(np.int32(steps))
+    states, count = [run_trainer.init()], jax.device_put(np.int32(steps))
 
     def go() -> None:
-        held.append(compiled(held.pop(), batches, made.hyper, count)[0])
-        jax.block_until_ready(held[0])
+        states.append(compiled(states.pop(), batches, run_trainer.hyper, count)[0])
+        jax.block_until_ready(states[0])
 
     return go
 
