@@ -21,7 +21,7 @@ from research.errors import BadInput  # noqa: E402
 
 COMMANDS = (
     *("train", "sweep", "fit", "report", "plan", "table", "verify"),
-    *("generate", "export", "bench", "worker"),
+    *("calibrate", "generate", "export", "bench", "worker"),
 )
 
 

@@ -61,6 +61,10 @@ def parse_columns(args: argparse.Namespace) -> dict[str, str]:
     return _parse_pairs("columns", args.columns)
 
 
+def parse_truth(args: argparse.Namespace) -> dict[str, float]:
+    return _parse_point("truth", args.truth)
+
+
 def _parse_pairs(flag: str, text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part]
     if bad := [a for a, equals, b in pairs if not (a.strip() and equals and b.strip())]:
