@@ -1,9 +1,10 @@
 """The calibration of the methods as a table for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.io.text_table import format_table
+from research.scaling.calibrate import Measured
 
 HEADINGS = {
     "exponent": "exponent",
@@ -45,3 +46,12 @@ def _cell(cell: Mapping[str, Any]) -> str:
         return "–"
     width = "open" if cell["width"] is None else f"{cell['width']:.2g}"
     return f"{cell['coverage']:.2f} ({width})"
+
+
+def seconds(methods: Sequence[str], measured: Sequence[Measured]) -> str:
+    """Where the time went: seconds for a table, by method."""
+    parts = []
+    for method in methods:
+        spent = [one.seconds for one in measured if one.method == method]
+        parts.append(f"{method} {sum(spent) / len(spent):.2g}")
+    return f"seconds for a table: {', '.join(parts)}"

@@ -4,9 +4,12 @@ Simulated tables (research/scaling/worlds.py) go through `fit_law`, and estimate
 read from the document that a user gets.
 """
 
+import functools
 import math
+import multiprocessing
+import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +103,18 @@ def true_values(simulator: Simulator) -> dict[str, float]:
         n, loss = simulator.optimum(k * simulator.shape.largest_budget)
         out |= {f"n_star_{k}x": n, f"loss_{k}x": loss}
     return out
+
+
+def measure(plan: Plan, processes: int) -> Iterator[list[Measured]]:
+    """The measurements of every table, in the order in which they are done."""
+    work = functools.partial(measure_task, plan)
+    if processes == 1:
+        yield from map(work, plan.tasks())
+        return
+    # Workers leave Ctrl-C to this process, which ends them when it leaves the pool.
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield from pool.imap_unordered(work, plan.tasks())
 
 
 def measure_task(plan: Plan, task: tuple[str, int]) -> list[Measured]:

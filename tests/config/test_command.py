@@ -17,7 +17,8 @@ from research.io import host
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("jax", "numpy", "scipy", "matplotlib", "pyarrow", "rich")
-HELP_NEEDS = {"fit": {"numpy", "scipy"}}  # its flags are those of a room that computes
+# Their flags are those of a room that computes.
+HELP_NEEDS = {name: {"numpy", "scipy"} for name in ("fit", "calibrate")}
 OWN_CONFIG = """
 import sizes_of_mine
 

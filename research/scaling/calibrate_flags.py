@@ -1,0 +1,72 @@
+"""The flags of a calibration, and what they say is to be measured."""
+
+import argparse
+import dataclasses
+
+from research.errors import BadInput
+from research.io import host
+from research.scaling import calibrate, flags, table, worlds
+from research.scaling.options import Options
+
+OF_A_FIT = ("where", "objective", "huber_delta", "cluster", "bootstrap")
+SHAPES = ("isoflop",)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--runs", help="whose shape tables have: a sweep's workdir, a .csv or a .parquet")
+    flag("--shape", choices=SHAPES, help="without a table: seven budgets of eight sizes")
+    flag("--columns", default="", help="rename columns: params=N,loss=val_loss")
+    for name in OF_A_FIT:
+        flag(f"--{name}", **flags.FLAGS[name])
+    flag("--tables", type=int, default=400, help="simulated tables of each world")
+    flag("--worlds", default="", help="some of them: seed,scatter (default: all)")
+    flag("--methods", default="", help="some of them: envelope,akima,parabola,chinchilla")
+    flag("--truth", default="", help="the true law in place of the fitted one: E=1.8,A=480,...")
+    flag("--noise", type=float, help="standard deviation of log loss, in place of the table's")
+    flag("--scatter", type=float, help="standard deviation of a size's log efficiency: 0.015")
+    flag("--seed", type=int, default=0)
+    flag("--processes", type=int, help="by default one for each core")
+
+
+def parse_plan(args: argparse.Namespace) -> tuple[calibrate.Plan, int]:
+    """What is to be measured, and by how many processes. Raises BadInput."""
+    _check(args)
+    options = {name: getattr(args, name) for name in OF_A_FIT if name != "where"}
+    Options(**options).check()
+    truth = flags.parse_truth(args)
+    if truth and set(truth) != set(worlds.CHINCHILLA):
+        raise BadInput(f"--truth={args.truth}: expected {', '.join(worlds.CHINCHILLA)}")
+    if bad := [name for name, value in truth.items() if value <= 0]:
+        raise BadInput(f"--truth={bad[0]}={truth[bad[0]]:g}: expected a number above 0")
+    names = [[x for x in text.split(",") if x] for text in (args.worlds, args.methods)]
+    chosen, methods = calibrate.chosen_worlds(names[0]), calibrate.chosen_methods(names[1])
+    if args.runs:
+        rows = table.read_runs(args.runs, flags.parse_columns(args))
+        shape = worlds.shape_of(rows, Options(**options, where=args.where))
+    else:
+        shape = worlds.isoflop_shape()
+    given = {"truth": truth, "noise": args.noise, "scatter": args.scatter}
+    shape = dataclasses.replace(shape, **{k: v for k, v in given.items() if v})
+    plan = calibrate.Plan(shape, chosen, methods, args.tables, args.seed, options)
+    return plan, args.processes or host.cores()
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises BadInput for flags that no table is needed to refuse."""
+    problems = []
+    if bool(args.runs) == bool(args.shape):
+        problems.append("--runs, --shape: expected one of them")
+    for name in ("where", "columns") if args.shape else ():
+        if getattr(args, name):
+            problems.append(f"--{name}: is for the table of --runs")
+    for name, least in (("tables", 1), ("processes", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            problems.append(f"--{name}={value}: expected {least} or more")
+    for name in ("noise", "scatter"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < 1:
+            problems.append(f"--{name}={value}: expected a number between 0 and 1")
+    if problems:
+        raise BadInput(*problems)
