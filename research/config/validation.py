@@ -213,7 +213,7 @@ def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
 
 
 def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
-    for small, large in registry.literal(model, "DIVIDES"):  # type: ignore[union-attr]
+    for small, large in registry.literal(model, "DIVISIBILITY"):  # type: ignore[union-attr]
         a, b = flat.get(f"model.{small}"), flat.get(f"model.{large}")
         if isinstance(a, int) and isinstance(b, int) and b % a:
             yield f"model.{small}: {a} does not divide model.{large} = {b}"

@@ -46,8 +46,8 @@ def generate(
     of them), and of these the fewest whose probabilities add up to `top_p` (nucleus sampling,
     Holtzman et al. 2020). `seed`, the number of the sample and that of the token decide every draw.
 
-    A model may read no more than `model.limit` tokens. Whatever is longer, the prompt or prompt and
-    text together, is re-encoded from its last limit // 2 tokens; earlier ones are dropped.
+    A model may read no more than `model.max_length` tokens. Whatever is longer, the prompt or
+    prompt and text together, is re-encoded from its last max_length // 2; earlier ones are dropped.
 
     Raises BadInput when the model is no language model, or the prompt is empty or holds other ids.
     """
@@ -60,13 +60,14 @@ def generate(
     generated = 0
     while generated < tokens:
         window = text
-        if model.limit is not None and text.shape[1] > model.limit:
-            window = text[:, -max(1, model.limit // 2) :]
-        room = tokens if model.limit is None else model.limit - window.shape[1] + 1
+        if model.max_length is not None and text.shape[1] > model.max_length:
+            window = text[:, -max(1, model.max_length // 2) :]
+        room = tokens if model.max_length is None else model.max_length - window.shape[1] + 1
         more = min(room, tokens - generated)
         token, state = _prefill(model, params, window, how, keys, generated)
         # All stretches of a text share one program, whose buffer holds the longest.
-        out = jnp.zeros((samples, tokens if model.limit is None else model.limit), jnp.int32)
+        length = tokens if model.max_length is None else model.max_length
+        out = jnp.zeros((samples, length), jnp.int32)
         out = _decode_tokens(
             model, params, token, state, window.shape[1], out, more, how, keys, generated
         )
@@ -97,11 +98,11 @@ def _check_prompt(model: Model, params: dict, prompt: Sequence[int]) -> None:
 
 def _check_memory(model: Model, tokens: int, samples: int) -> None:
     """Raise BadInput if what is kept of a text is more than this machine has memory."""
-    cache = jax.eval_shape(lambda: model.start(samples, model.limit or tokens))
+    cache = jax.eval_shape(lambda: model.init_cache(samples, model.max_length or tokens))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) + 4 * samples * tokens
     if size > (memory := host.memory()):
         raise BadInput(
-            f"what is kept of {samples} texts of {model.limit or tokens:,} tokens takes "
+            f"what is kept of {samples} texts of {model.max_length or tokens:,} tokens takes "
             f"{size / 1e9:,.1f} GB; this machine has {memory / 1e9:,.1f} GB"
         )
 
@@ -112,7 +113,7 @@ def _prefill(
 ) -> tuple[Array, Any]:
     """The token [B] after a text, which is the new token `number`, and the state after the text."""
     B, T = text_BxT.shape
-    state = model.start(B, T if model.limit is None else model.limit)
+    state = model.init_cache(B, T if model.max_length is None else model.max_length)
     hidden_MxD, state = model.decode(params, text_BxT, state, 0)
     last_BxD = hidden_MxD.reshape(B, T, -1)[:, -1]
     return _sample_token(model.unembed(params, last_BxD), how, keys_B, number), state

@@ -2,8 +2,8 @@
 
 `MODELS` lists the families; a family's module is imported on first use. It defines a dataclass of
 hyperparameters (or the Linen module itself, if that suffices), SIZED, FIXABLE, SIZE_RULE and
-`rung` (how `size` sets fields), GROUPS, SHARDING, `forward_flops`, and `solve` where the optimum
-has a closed form.
+`nth_size` (how `size` sets fields), GROUPS, SHARDING, `forward_flops`, and `solve` where the
+optimum has a closed form.
 
 A language model trained on classes gets a pooled classifier head in place of its vocabulary head.
 """
@@ -22,8 +22,8 @@ import jax
 from jax import Array
 
 MODELS = {
-    "transformer": "research.models.transformer:Transformer",
-    "gru": "research.models.gru:GRU",
+    "transformer": "research.models.transformer:TransformerConfig",
+    "gru": "research.models.gru:GRUConfig",
     "linear": "research.models.linear:Linear",
     "mlp": "research.models.mlp:MLP",
     "cnn": "research.models.cnn:CNN",
@@ -84,18 +84,18 @@ class Model:
         return self.module.apply({"params": params}, hidden, method="unembed")  # type: ignore[return-value]
 
     @property
-    def limit(self) -> int | None:
-        """Tokens that a state of `start` can hold; None: unlimited."""
-        return self.module.limit  # type: ignore[attr-defined]
+    def max_length(self) -> int | None:
+        """Tokens that a cache of `init_cache` can hold; None: unlimited."""
+        return self.module.max_length  # type: ignore[attr-defined]
 
-    def start(self, batch: int, length: int) -> Any:
+    def init_cache(self, batch: int, length: int) -> Any:
         """The decoding state before the first token, with room for `length` tokens."""
-        return self.module.apply({}, batch, length, method="start")
+        return self.module.apply({}, batch, length, method="init_cache")
 
-    def decode(self, params: dict, tokens: Array, state: Any, at: Array | int) -> tuple[Array, Any]:
-        """Hidden states [B·T, D] of `tokens` [B, T] at positions at … at + T − 1, which follow
-        those in `state`; and the updated state."""
-        return self.module.apply({"params": params}, tokens, state, at, method="decode")  # type: ignore[return-value]
+    def decode(self, params: dict, tokens: Array, cache: Any, offset: Any) -> tuple[Array, Any]:
+        """Hidden states [B·T, D] of `tokens` [B, T] at positions from `offset`, which follow those
+        in `cache`; and the updated cache."""
+        return self.module.apply({"params": params}, tokens, cache, offset, method="decode")  # type: ignore[return-value]
 
     def shapes(self, inputs: Any) -> dict:
         """Parameters as ShapeDtypeStructs, for abstract `inputs`; allocates nothing."""

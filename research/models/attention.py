@@ -42,11 +42,11 @@ def choose_implementation(implementation: str, dtype: str, head_size: int, platf
 
 
 def causal_attention(choice: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:
-    """custom_vjp.causal_attention over all T positions, by the chosen implementation."""
+    """custom_vjp.causal_attention_vjp over all T positions, by the chosen implementation."""
     dtype, head_size = q_BxTxHxK.dtype.name, q_BxTxHxK.shape[-1]
     by = choose_implementation(choice, dtype, head_size, jax.default_backend())
     if by == "own":
-        return custom_vjp.causal_attention(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
+        return custom_vjp.causal_attention_vjp(q_BxTxHxK, k_BxTxGxK, v_BxTxGxK)
     return jax.nn.dot_product_attention(
         q_BxTxHxK,
         k_BxTxGxK,

@@ -74,7 +74,7 @@ def _stages(side: int) -> list[int]:
     return out
 
 
-def rung(i: int, *, image_shape: tuple[int, int, int], **_: object) -> dict[str, int]:
+def nth_size(i: int, *, image_shape: tuple[int, int, int], **_: object) -> dict[str, int]:
     """The sized fields of the i-th smallest network, i ≥ 1, by SIZE_RULE."""
     width = i if i <= 64 else 64 + 8 * (i - 64) if i <= 128 else 576 + 64 * (i - 128)
     sides = _stages(min(image_shape[:2]))

@@ -113,7 +113,7 @@ def _last(v_D: Array, x: Array) -> Array:
 
 
 @jax.custom_vjp
-def causal_attention(
+def causal_attention_vjp(
     q_BxTxHxK: Array, k_BxSxGxK: Array, v_BxSxGxK: Array, at: Array | int = 0
 ) -> Array:
     """softmax(q kᵀ / √K) v under a causal mask, the softmax in float32; has the shape of q.
@@ -156,7 +156,7 @@ def _attention_backward(saved: tuple, g_BxTxHxK: Array) -> tuple[Array, Array, A
     return _by_time(dq_BxGxNxK, T) / math.sqrt(K), dk_BxSxGxK, dv_BxSxGxK, None
 
 
-causal_attention.defvjp(_attention_forward, _attention_backward)
+causal_attention_vjp.defvjp(_attention_forward, _attention_backward)
 
 
 def _by_group(x_BxTxHxK: Array, G: int) -> Array:

@@ -46,7 +46,7 @@ SHARDING = (
 
 
 @dataclass(frozen=True)
-class GRU:
+class GRUConfig:
     """Hyperparameters of a GRU; `module()` builds the network. `unroll` is the number of time steps
     per iteration of the compiled loop."""
 
@@ -59,78 +59,79 @@ class GRU:
     unroll: PositiveInt
 
     def module(self) -> nn.Module:
-        return Recurrent(self)
+        return GRU(self)
 
 
-class Recurrent(nn.Module):
+class GRU(nn.Module):
     """Token ids [B, T] → hidden states [B·T, D]; `unembed` → logits [B·T, V] in float32."""
 
-    m: GRU
-    limit = None  # tokens that a state can hold: unlimited
+    cfg: GRUConfig
+    max_length = None  # tokens that a state can hold: unlimited
 
     def setup(self) -> None:
-        m = self.m
-        embed_init = nn.initializers.normal(1 / math.sqrt(m.width))
-        self.embed = nn.Embed(m.vocab, m.width, embedding_init=embed_init)
-        self.layers = [Layer(m, name=f"layer{i}") for i in range(m.depth)]
-        if not m.tie_embeddings:
-            self.head = layers.Dense(m.vocab, False, m.dtype)
+        cfg = self.cfg
+        embed_init = nn.initializers.normal(1 / math.sqrt(cfg.width))
+        self.embed = nn.Embed(cfg.vocab, cfg.width, embedding_init=embed_init)
+        self.layers = [Layer(cfg, name=f"layer{i}") for i in range(cfg.depth)]
+        if not cfg.tie_embeddings:
+            self.head = layers.Dense(cfg.vocab, False, cfg.dtype)
 
     def __call__(self, tokens_BxT: Array) -> Array:
-        return self.decode(tokens_BxT, self.start(tokens_BxT.shape[0], 0), 0)[0]
+        return self.decode(tokens_BxT, self.init_cache(tokens_BxT.shape[0], 0), 0)[0]
 
-    def start(self, batch: int, length: int) -> list[Array]:
+    def init_cache(self, batch: int, length: int) -> list[Array]:
         """The initial state [B, D] of each layer; its size does not depend on `length`."""
         del length
-        return [jnp.zeros((batch, self.m.width), jnp.float32)] * self.m.depth
+        return [jnp.zeros((batch, self.cfg.width), jnp.float32)] * self.cfg.depth
 
     def decode(
-        self, tokens_BxT: Array, state: list[Array], at: Array | int
+        self, tokens_BxT: Array, state: list[Array], offset: Array | int
     ) -> tuple[Array, list[Array]]:
         """Hidden states [B·T, D] of the next tokens [B, T], and the updated state."""
-        del at  # a recurrent state has no positions
+        del offset  # a recurrent state has no positions
         # Unit variance at the gates; the embedding table may also be the head.
         x_MxD = activation_sharding.embedding_lookup(self.embed.embedding, tokens_BxT.reshape(-1))
-        x_MxD *= math.sqrt(self.m.width)
+        x_MxD *= math.sqrt(self.cfg.width)
         after = []
         for layer, h_BxD in zip(self.layers, state, strict=True):
-            x_MxD, h_BxD = layer(activation_sharding.shard_rows(x_MxD.astype(self.m.dtype)), h_BxD)
+            x_MxD = activation_sharding.shard_rows(x_MxD.astype(self.cfg.dtype))
+            x_MxD, h_BxD = layer(x_MxD, h_BxD)
             after.append(h_BxD)
         return x_MxD, after
 
     def unembed(self, x_MxD: Array) -> Array:
         return layers.logits(
-            x_MxD, self.embed if self.m.tie_embeddings else self.head, self.m.dtype
+            x_MxD, self.embed if self.cfg.tie_embeddings else self.head, self.cfg.dtype
         )
 
 
 class Layer(nn.Module):
     """x [B·T, D] and the initial state [B, D] → all states [B·T, D] and the final one [B, D]."""
 
-    m: GRU
+    cfg: GRUConfig
 
     @nn.compact
     def __call__(self, x_MxD: Array, h_BxD: Array) -> tuple[Array, Array]:
-        gates_MxE = layers.Dense(3 * self.m.width, True, self.m.dtype, name="input")(x_MxD)
-        return Recurrence(self.m, name="recurrent")(gates_MxE, h_BxD)
+        gates_MxE = layers.Dense(3 * self.cfg.width, True, self.cfg.dtype, name="input")(x_MxD)
+        return Recurrence(self.cfg, name="recurrent")(gates_MxE, h_BxD)
 
 
 class Recurrence(nn.Module):
     """The recurrence over time, given the input projections x W + b [B·T, E]."""
 
-    m: GRU
+    cfg: GRUConfig
 
     @nn.compact
     def __call__(self, x_MxE: Array, h_BxD: Array) -> tuple[Array, Array]:
-        m, (B, D) = self.m, h_BxD.shape
-        u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(m.dtype)
+        cfg, (B, D) = self.cfg, h_BxD.shape
+        u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(cfg.dtype)
         # Replicated, like the gates: sharded, every time step would communicate the state.
         u_DxE = activation_sharding.replicate(u_DxE, None, None)
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)
-        h_TxBxD: Any = recurrence.recurrence(x_TxBxE, h_BxD, u_DxE, c_D, m.unroll)
-        return h_TxBxD.astype(m.dtype).swapaxes(0, 1).reshape(-1, D), h_TxBxD[-1]
+        h_TxBxD: Any = recurrence.recurrence(x_TxBxE, h_BxD, u_DxE, c_D, cfg.unroll)
+        return h_TxBxD.astype(cfg.dtype).swapaxes(0, 1).reshape(-1, D), h_TxBxD[-1]
 
 
 def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
@@ -152,16 +153,16 @@ def _orthogonal_gates(key: Array, shape: tuple[int, int]) -> Array:
     return x_GxDxD.swapaxes(0, 1).reshape(shape)
 
 
-def rung(i: int, **_: object) -> dict[str, int]:
+def nth_size(i: int, **_: object) -> dict[str, int]:
     """The sized fields of the i-th smallest GRU, i ≥ 1, by SIZE_RULE."""
     return {"width": 8 * i if i <= 64 else 512 + 64 * (i - 64), "depth": 2}
 
 
-def forward_flops(m: GRU) -> dict[str, int]:
+def forward_flops(cfg: GRUConfig) -> dict[str, int]:
     """Forward matmul FLOPs of one example of T tokens, by part; a multiply-add is 2."""
-    T, gates = m.context, m.depth * 3 * m.width**2
+    T, gates = cfg.context, cfg.depth * 3 * cfg.width**2
     return {
         "input": 2 * T * gates,
         "recurrent": 2 * T * gates,
-        "head": 2 * T * m.width * m.vocab,
+        "head": 2 * T * cfg.width * cfg.vocab,
     }

@@ -19,21 +19,21 @@ NormName = Literal["rms", "layer"]
 
 
 class Norm(nn.Module):
-    """RMSNorm or LayerNorm in float32, with a scale and optionally a bias."""
+    """RMSNorm or LayerNorm, computed in float32, with a scale and optionally a bias."""
 
     kind: NormName
-    bias: bool = False
+    bias: bool
+    dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = x.shape[-1:]
         scale_D = self.param("scale", nn.initializers.ones, shape)
         y: Any = custom_vjp.normalize(x, scale_D, self.kind == "layer")
-        if not self.bias:
-            return y
-        return y + self.param("bias", nn.initializers.zeros, shape).reshape(
-            (1,) * (y.ndim - 1) + shape
-        )
+        if self.bias:
+            bias_D = self.param("bias", nn.initializers.zeros, shape)
+            y += bias_D.reshape((1,) * (y.ndim - 1) + shape)
+        return y.astype(self.dtype)
 
 
 class Dense(nn.Module):
@@ -55,14 +55,14 @@ class Dense(nn.Module):
 
 
 def rotary_angles(
-    length: int, head_size: int, theta: float, at: Array | int = 0
+    length: int, head_size: int, theta: float, offset: Array | int = 0
 ) -> tuple[Array, Array]:
-    """cos and sin, each [T, K], of the rotary angles at positions `at` … at + T−1 (Su et al. 2021).
+    """cos and sin, each [T, K], of the rotary angles at T positions from `offset` (Su et al. 2021).
 
     Feature j of a head is paired with feature j + K/2 ("rotate-half", as in Llama).
     """
     freq = theta ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angle_TxJ = jnp.outer(at + jnp.arange(length, dtype=jnp.float32), freq)
+    angle_TxJ = jnp.outer(offset + jnp.arange(length, dtype=jnp.float32), freq)
     angle_TxK = jnp.concatenate([angle_TxJ, angle_TxJ], axis=-1)
     return jnp.cos(angle_TxK), jnp.sin(angle_TxK)
 

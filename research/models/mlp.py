@@ -39,7 +39,7 @@ class MLP(nn.Module):
         return nn.Dense(self.outputs, name="head")(x_BxW)
 
 
-def rung(i: int, **_: object) -> dict[str, int]:
+def nth_size(i: int, **_: object) -> dict[str, int]:
     """The i-th width, i ≥ 1, by SIZE_RULE."""
     return {"width": i if i <= 64 else 64 + 8 * (i - 64) if i <= 128 else 576 + 64 * (i - 128)}
 

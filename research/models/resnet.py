@@ -145,7 +145,7 @@ class GroupNorm(nn.Module):
         return x_BxHxWxC * factor_BxC[:, None, None] + offset_BxC[:, None, None]
 
 
-def rung(i: int, **_: object) -> dict[str, int]:
+def nth_size(i: int, **_: object) -> dict[str, int]:
     """The sized fields of the i-th smallest network, i ≥ 1, by SIZE_RULE."""
     width, depth = GROUP, 1
     while (i := i - 1) >= 1:

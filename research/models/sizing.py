@@ -15,7 +15,7 @@ MOST_RUNGS = 4096
 def model_at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
     """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
 
-    The family's `rung(i)` sets the SIZED fields that are not in `fields` (see
+    The family's `nth_size(i)` sets the SIZED fields that are not in `fields` (see
     models.without_sized). Raises BadInput if the nearest size is off by more than a factor of 2.
     """
     return _at_size(target, name, tuple(fields.items()), inputs)
@@ -28,7 +28,7 @@ def _at_size(target: float, name: str, fields: tuple, inputs: Any) -> Model:
 
     @functools.cache
     def member(i: int) -> tuple[float, Model]:
-        model = models.build(name, **family.rung(i, **fixed) | fixed)
+        model = models.build(name, **family.nth_size(i, **fixed) | fixed)
         return math.log(accounting.params(model, inputs)["params"] / target), model
 
     low, high = 1, 2

@@ -18,7 +18,7 @@ from research.models import activation_sharding, attention, custom_vjp, layers
 
 SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 FIXABLE = ("depth",)  # may be given beside `size`
-DIVIDES = (("heads", "width"), ("kv_heads", "heads"))
+DIVISIBILITY = (("heads", "width"), ("kv_heads", "heads"))
 SIZE_RULE = (
     "width in steps of 8 (of 64 above 512); depth = round(2 (width/32)^0.57), at least 2, which "
     "meets GPT-2 small (768, 12) and Llama 7B (4096, 32); head size = the even divisor of the "
@@ -46,13 +46,14 @@ SHARDING = (
 )
 
 # Fields that a mesh axis must divide, so that no attention head is split across devices.
-SPLIT = {"tensor": ("heads", "kv_heads")}
+MESH_DIVIDES = {"tensor": ("heads", "kv_heads")}
 
+Angles = tuple[Array, Array]  # cos and sin
 Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block and example
 
 
 @dataclass(frozen=True)
-class Transformer:
+class TransformerConfig:
     """Hyperparameters of a transformer; `module()` builds the network. Raises ValueError for an odd
     head size with rotary positions."""
 
@@ -87,87 +88,86 @@ class Transformer:
         return self.width // self.heads
 
     def module(self) -> nn.Module:
-        return Decoder(self)
+        return Transformer(self)
 
 
-class Decoder(nn.Module):
+class Transformer(nn.Module):
     """Token ids [B, T] → hidden states [B·T, D]; `unembed` → logits [B·T, V] in float32."""
 
-    m: Transformer
+    cfg: TransformerConfig
 
     def setup(self) -> None:
-        m = self.m
-        embed_init = nn.initializers.normal(1 / math.sqrt(m.width))
-        self.embed = nn.Embed(m.vocab, m.width, embedding_init=embed_init)
-        if m.positions == "learned":
-            self.position = nn.Embed(m.context, m.width, embedding_init=embed_init)
+        cfg = self.cfg
+        embed_init = nn.initializers.normal(1 / math.sqrt(cfg.width))
+        self.embed = nn.Embed(cfg.vocab, cfg.width, embedding_init=embed_init)
+        if cfg.positions == "learned":
+            self.position = nn.Embed(cfg.context, cfg.width, embedding_init=embed_init)
         self.blocks = nn.scan(
-            _remat(m.remat),
+            _remat(cfg.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=m.depth,
-            unroll=min(m.unroll, m.depth),
-        )(m)
-        self.final_norm = layers.Norm(m.norm, m.bias)
-        if not m.tie_embeddings:
-            self.head = layers.Dense(m.vocab, False, m.dtype)
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=cfg.depth,
+            unroll=min(cfg.unroll, cfg.depth),
+        )(cfg)
+        self.final_norm = layers.Norm(cfg.norm, cfg.bias, cfg.dtype)
+        if not cfg.tie_embeddings:
+            self.head = layers.Dense(cfg.vocab, False, cfg.dtype)
 
     @property
-    def limit(self) -> int:
-        """Tokens that a state can hold: positions beyond the context were never trained."""
-        return self.m.context
+    def max_length(self) -> int:
+        """Tokens that a cache can hold: positions beyond the context were never trained."""
+        return self.cfg.context
 
     def __call__(self, tokens_BxT: Array) -> Array:
         return self.decode(tokens_BxT, None, 0)[0]
 
-    def start(self, batch: int, length: int) -> Cache:
+    def init_cache(self, batch: int, length: int) -> Cache:
         """An empty key-value cache for `length` tokens."""
-        m = self.m
-        shape = (m.depth, batch, length, m.kv_heads, m.head_size)
-        return jnp.zeros(shape, m.dtype), jnp.zeros(shape, m.dtype)
+        cfg = self.cfg
+        shape = (cfg.depth, batch, length, cfg.kv_heads, cfg.head_size)
+        return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
     def decode(
-        self, tokens_BxT: Array, state: Cache | None, at: Array | int
+        self, tokens_BxT: Array, cache: Cache | None, offset: Array | int
     ) -> tuple[Array, Cache | None]:
-        """Hidden states [B·T, D] of tokens [B, T] at positions at … at + T − 1, and the updated
-        cache. `state` None: there are no earlier tokens and no cache."""
+        """Hidden states [B·T, D] of tokens [B, T] at positions from `offset`, and the updated
+        cache. `cache` None: there are no earlier tokens and no cache."""
         B, T = tokens_BxT.shape
-        x_MxD = activation_sharding.embedding_lookup(
-            self.embed.embedding, tokens_BxT.reshape(B * T)
-        )
-        if self.m.positions == "learned":
-            p_TxD = self.position(at + jnp.arange(T))
+        x_MxD = activation_sharding.embedding_lookup(self.embed.embedding, tokens_BxT.reshape(-1))
+        angles = None
+        if self.cfg.positions == "rotary":
+            angles = layers.rotary_angles(T, self.cfg.head_size, self.cfg.rotary_theta, offset)
+        else:
+            p_TxD = self.position(offset + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
-        angles = layers.rotary_angles(T, self.m.head_size, self.m.rotary_theta, at)
-        x_MxD = activation_sharding.shard_rows(x_MxD.astype(self.m.dtype))
-        x_MxD, state = self.blocks(x_MxD, state, angles, at)
-        return self.final_norm(x_MxD).astype(self.m.dtype), state
+        x_MxD = activation_sharding.shard_rows(x_MxD.astype(self.cfg.dtype))
+        x_MxD, cache = self.blocks(x_MxD, cache, T, angles, offset)
+        return self.final_norm(x_MxD), cache
 
     def unembed(self, x_MxD: Array) -> Array:
-        return layers.logits(
-            x_MxD, self.embed if self.m.tie_embeddings else self.head, self.m.dtype
-        )
+        head = self.embed if self.cfg.tie_embeddings else self.head
+        return layers.logits(x_MxD, head, self.cfg.dtype)
 
 
 class Block(nn.Module):
     """x ← x + attention(norm(x)), then x ← x + feed_forward(norm(x)); returns x and the cache."""
 
-    m: Transformer
+    cfg: TransformerConfig
 
     @nn.compact
     def __call__(
-        self, x_MxD: Array, cache: Cache | None, angles: tuple[Array, Array], at: Array | int
+        self, x_MxD: Array, cache: Cache | None, T: int, angles: Angles | None, offset: Array | int
     ) -> tuple[Array, Cache | None]:
-        m = self.m
+        cfg = self.cfg
         # With weights of variance ∝ 1/depth, the branches sum to a variance independent of depth.
-        out_init = nn.initializers.variance_scaling(0.5 / m.depth, "fan_in", "truncated_normal")
-        y_MxD = layers.Norm(m.norm, m.bias, name="attn_norm")(x_MxD).astype(m.dtype)
-        y_MxD, cache = Attention(m, out_init, name="attn")(y_MxD, cache, angles, at)
+        out_init = nn.initializers.variance_scaling(0.5 / cfg.depth, "fan_in", "truncated_normal")
+        y_MxD = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="attn_norm")(x_MxD)
+        y_MxD, cache = Attention(cfg, out_init, name="attn")(y_MxD, cache, T, angles, offset)
         x_MxD = activation_sharding.shard_rows(x_MxD + y_MxD)
-        y_MxD = layers.Norm(m.norm, m.bias, name="mlp_norm")(x_MxD).astype(m.dtype)
+        y_MxD = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="mlp_norm")(x_MxD)
         x_MxD += layers.FeedForward(
-            m.width, m.hidden, m.activation, m.bias, m.dtype, out_init, name="mlp"
+            cfg.width, cfg.hidden, cfg.activation, cfg.bias, cfg.dtype, out_init, name="mlp"
         )(y_MxD)
         return activation_sharding.shard_rows(x_MxD), cache
 
@@ -176,53 +176,52 @@ def _remat(saved: str) -> type[nn.Module]:
     """Block with activation checkpointing (Chen et al. 2016). Saved for the backward pass: "none",
     all activations; "dots", matmul outputs without the attention maps, which grow as T²; "full",
     only the block's input."""
-    policies = {
-        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        "full": jax.checkpoint_policies.nothing_saveable,
-    }
-    return Block if saved == "none" else nn.remat(Block, prevent_cse=False, policy=policies[saved])
+    known = jax.checkpoint_policies
+    policies = {"dots": known.dots_with_no_batch_dims_saveable, "full": known.nothing_saveable}
+    if saved == "none":
+        return Block
+    return nn.remat(Block, prevent_cse=False, policy=policies[saved], static_argnums=(3,))  # T
 
 
 class Attention(nn.Module):
-    """Causal self-attention of x [B·T, D], T from the rotary `angles`, over itself and the cached
-    positions before `at`."""
+    """Causal self-attention of x [B·T, D] over itself and the cached positions before `offset`."""
 
-    m: Transformer
+    cfg: TransformerConfig
     out_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(
-        self, x_MxD: Array, cache: Cache | None, angles: tuple[Array, Array], at: Array | int
+        self, x_MxD: Array, cache: Cache | None, T: int, angles: Angles | None, offset: Array | int
     ) -> tuple[Array, Cache | None]:
-        m, T = self.m, angles[0].shape[0]
+        cfg = self.cfg
 
-        def heads(count: int, name: str) -> Array:
-            y = layers.Dense(count * m.head_size, m.bias, m.dtype, name=name)(x_MxD)
-            return y.reshape(-1, T, count, m.head_size)
+        def proj(count: int, name: str) -> Array:
+            y = layers.Dense(count * cfg.head_size, cfg.bias, cfg.dtype, name=name)(x_MxD)
+            return y.reshape(-1, T, count, cfg.head_size)
 
-        q, k, v = heads(m.heads, "query"), heads(m.kv_heads, "key"), heads(m.kv_heads, "value")
-        if m.qk_norm:
-            q = layers.Norm("rms", name="query_norm")(q).astype(m.dtype)
-            k = layers.Norm("rms", name="key_norm")(k).astype(m.dtype)
-        if m.positions == "rotary":
+        q, k, v = proj(cfg.heads, "query"), proj(cfg.kv_heads, "key"), proj(cfg.kv_heads, "value")
+        if cfg.qk_norm:
+            q = layers.Norm("rms", False, cfg.dtype, name="query_norm")(q)
+            k = layers.Norm("rms", False, cfg.dtype, name="key_norm")(k)
+        if angles is not None:
             q, k = layers.rotate(q, angles), layers.rotate(k, angles)
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, at, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, at, axis=1)
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, offset, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, offset, axis=1)
             cache = k, v
-            y = custom_vjp.causal_attention(q, k, v, at)
+            y = custom_vjp.causal_attention_vjp(q, k, v, offset)
         else:
-            y = attention.causal_attention(m.attention, q, k, v)
-        out = layers.Dense(m.width, m.bias, m.dtype, self.out_init, name="out")
-        return out(y.reshape(-1, m.width)), cache
+            y = attention.causal_attention(cfg.attention, q, k, v)
+        out = layers.Dense(cfg.width, cfg.bias, cfg.dtype, self.out_init, name="out")
+        return out(y.reshape(-1, cfg.width)), cache
 
 
-def check(m: Transformer, platform: str) -> None:
+def check_platform(cfg: TransformerConfig, platform: str) -> None:
     """Raise ValueError if the platform does not support the model's attention implementation."""
-    attention.check(m.attention, m.dtype, m.head_size, platform)
+    attention.check(cfg.attention, cfg.dtype, cfg.head_size, platform)
 
 
-def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
+def nth_size(i: int, *, activation: str, **_: object) -> dict[str, int]:
     """The sized fields of the i-th smallest transformer, i ≥ 1, by SIZE_RULE."""
     width = 8 * i if i <= 64 else 512 + 64 * (i - 64)
     sizes = [k for k in range(2, width + 1, 2) if width % k == 0]
@@ -237,25 +236,25 @@ def rung(i: int, *, activation: str, **_: object) -> dict[str, int]:
     }
 
 
-def is_attention_map(m: Transformer, shape: tuple[int, ...]) -> bool:
+def is_attention_map(cfg: TransformerConfig, shape: tuple[int, ...]) -> bool:
     """Whether `shape` is that of the attention map, which a fused kernel never materializes."""
     sizes = [size for size in shape if size > 1]
-    return len(shape) > 3 and sizes[-2:] == [m.context, m.context]
+    return len(shape) > 3 and sizes[-2:] == [cfg.context, cfg.context]
 
 
-def forward_flops(m: Transformer) -> dict[str, int]:
+def forward_flops(cfg: TransformerConfig) -> dict[str, int]:
     """Forward matmul FLOPs of one example of T tokens, by part; a multiply-add is 2.
 
     `attention_full` counts the whole T×T map, as computed; `attention_causal` only the unmasked
     entries.
     """
-    T, K = m.context, m.head_size
-    kernels = m.width * K * (2 * m.heads + 2 * m.kv_heads)
-    feed_forward = m.width * m.hidden * (3 if m.activation == "swiglu" else 2)
+    T, K = cfg.context, cfg.head_size
+    kernels = cfg.width * K * (2 * cfg.heads + 2 * cfg.kv_heads)
+    feed_forward = cfg.width * cfg.hidden * (3 if cfg.activation == "swiglu" else 2)
     return {
-        "projections": 2 * T * m.depth * kernels,
-        "feed_forward": 2 * T * m.depth * feed_forward,
-        "attention_full": 4 * T * T * m.depth * m.heads * K,
-        "attention_causal": 2 * T * (T + 1) * m.depth * m.heads * K,
-        "head": 2 * T * m.width * m.vocab,
+        "projections": 2 * T * cfg.depth * kernels,
+        "feed_forward": 2 * T * cfg.depth * feed_forward,
+        "attention_full": 4 * T * T * cfg.depth * cfg.heads * K,
+        "attention_causal": 2 * T * (T + 1) * cfg.depth * cfg.heads * K,
+        "head": 2 * T * cfg.width * cfg.vocab,
     }

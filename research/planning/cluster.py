@@ -237,7 +237,7 @@ def _run_at_rung(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run
         fields |= dict.fromkeys(family.SIZED)
     unsized = models.without_sized(name, fields)
     config["size"] = None
-    config["model"] |= family.rung(rung, **unsized) | unsized
+    config["model"] |= family.nth_size(rung, **unsized) | unsized
     return run_without_data(config, vocab)
 
 

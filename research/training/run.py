@@ -12,7 +12,7 @@ from research import models
 from research.data import Dataset
 from research.io import files
 from research.models import Model
-from research.training import execution
+from research.training.execution import KEYS as EXECUTION_KEYS
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
 from research.training.step import Hyper
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
-NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *execution.KEYS)
+NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *EXECUTION_KEYS)
 # What the digest of the data stands for (see data.Dataset).
 PATH_KEYS = ("path", "paths", "tokenizer", "undecodable")
 

@@ -131,7 +131,7 @@ class Trainer:
 
 def check_model(run: Run, mesh: Mesh) -> None:
     """Raise BadInput where the devices cannot compute the model as it says."""
-    check = getattr(run.model.family, "check", None)
+    check = getattr(run.model.family, "check_platform", None)
     try:
         if check is not None:
             check(run.model.spec, mesh.devices.flat[0].platform)
@@ -158,7 +158,7 @@ def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
     Allocates nothing. Raises BadInput where the mesh does not divide a parameter, or a field."""
     inputs, hyper = example_inputs(run.data), jax.tree.structure(run.hyper)
     placed = _place_state(run.model, run.optimizer, hyper, inputs, mesh, run.replicate_indivisible)
-    split = getattr(run.model.family, "SPLIT", {})
+    split = getattr(run.model.family, "MESH_DIVIDES", {})
     sharding.check_fields(run.model.spec, split, mesh.shape)
     return placed
 

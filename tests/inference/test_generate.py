@@ -58,7 +58,7 @@ at_once = jax.jit(read_at_once, static_argnums=0)
 def read_in_parts(model, params, ids, parts, shift=0):
     """The same with a state that takes up `parts` tokens at a time; `shift` is a wrong position."""
     decode = jax.jit(model.decode)
-    state, out, at = model.start(len(ids), 16 + shift), [], 0
+    state, out, at = model.init_cache(len(ids), 16 + shift), [], 0
     for n in parts:
         hidden, state = decode(params, ids[:, at : at + n], state, at + shift * (at > 0))
         out.append(model.unembed(params, hidden).reshape(len(ids), n, -1))
@@ -86,8 +86,8 @@ def test_logits_with_a_state_are_those_without(name):
 def test_a_state_that_forgets_would_be_caught(either):
     model, params = either
     whole = read_at_once(model, params, TEXT)
-    _, state = model.decode(params, TEXT[:, :5], model.start(2, 16), 0)
-    fresh = model.start(2, 16)
+    _, state = model.decode(params, TEXT[:, :5], model.init_cache(2, 16), 0)
+    fresh = model.init_cache(2, 16)
     for start, same in ((state, True), (fresh, False)):
         hidden, _ = model.decode(params, TEXT[:, 5:6], start, 5)
         out = model.unembed(params, hidden)
@@ -96,7 +96,7 @@ def test_a_state_that_forgets_would_be_caught(either):
 
 def likeliest(model, params, ids):
     """The argmax after `ids`, read without a state; what is read after them changes nothing."""
-    room = model.limit or 48
+    room = model.max_length or 48
     padded = np.array([[*ids, *[0] * (room - len(ids))]], np.int32)
     return int(jnp.argmax(at_once(model, params, padded)[0, len(ids) - 1]))
 
@@ -209,7 +209,7 @@ def test_a_prompt_may_be_longer_than_the_context(length):
 
 def test_a_gru_never_reads_anew():
     model, params = made("gru")
-    assert model.limit is None
+    assert model.max_length is None
     ids = generate.generate(model, params, PROMPT, 40, **GREEDY)[0].tolist()
     assert ids == greedy_without_state(model, params, PROMPT, 40)
 

@@ -105,7 +105,7 @@ def test_a_target_size_is_met_by_the_nearest_rung(target):
             if model.spec.width <= 512
             else 64 + (model.spec.width - 512) // 64
         )
-        neighbor = models.family("transformer").rung(rung + step, activation="swiglu")
+        neighbor = models.family("transformer").nth_size(rung + step, activation="swiglu")
         other = models.build("transformer", **fields | neighbor)
         other = accounting.params(other, INPUTS)["params"]
         assert abs(np.log(count / target)) <= abs(np.log(other / target))

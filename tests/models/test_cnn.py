@@ -234,16 +234,16 @@ def test_every_rung_is_a_valid_model_and_larger_than_the_one_below(name, shape):
     given = {"image_shape": shape, "classes": 10}
     before = 0
     for i in [*range(1, 9), 64, 65, 128, 129][: 12 if name == "cnn" else 8]:
-        spec = {"name": name, **given, **models.family(name).rung(i, **given)}
+        spec = {"name": name, **given, **models.family(name).nth_size(i, **given)}
         count = accounting.params(models.build(**spec), abstract(spec))["params"]
         assert count > before
         before = count
 
 
 def test_the_ladders_meet_the_networks_that_they_are_named_after():
-    digits = models.family("cnn").rung(32, image_shape=(28, 28, 1))
+    digits = models.family("cnn").nth_size(32, image_shape=(28, 28, 1))
     assert digits == {"width": 32, "depth": 2, "hidden": 128}
-    fields = [models.family("resnet").rung(i) for i in range(1, 400)]
+    fields = [models.family("resnet").nth_size(i) for i in range(1, 400)]
     assert {"width": 16, "depth": 3} in fields
     assert all(f["width"] % resnet.GROUP == 0 for f in fields)
     for one, next_ in itertools.pairwise(fields):  # one of them grows at a time

@@ -9,7 +9,7 @@ import pytest
 
 from research import models
 from research.models import accounting
-from research.models.gru import GRU, rung
+from research.models.gru import GRUConfig, nth_size
 from research.params import flatten_dict, match_path
 from research.training.tasks import LanguageModeling
 from tests.models.test_accounting import xla_dot_flops
@@ -108,7 +108,7 @@ def test_the_cell_is_that_of_pytorch():
                 getattr(theirs, f"{name}_l{i}").copy_(torch.tensor(value))
         table = np.asarray(params["embed"]["embedding"])
         out, last = theirs(torch.tensor(table[tokens()] * np.float32(np.sqrt(32))))
-    hidden, state = model.decode(params, tokens(), model.start(2, 16), 0)
+    hidden, state = model.decode(params, tokens(), model.init_cache(2, 16), 0)
     np.testing.assert_allclose(np.asarray(hidden).reshape(2, 16, -1), out.numpy(), atol=1e-5)
     np.testing.assert_allclose(np.stack(state), last.numpy(), atol=1e-5)
 
@@ -182,7 +182,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_weights_states_and_logi
     model = build(dtype="bfloat16")
     params = model.init(jax.random.key(0), tokens())
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    hidden, state = model.decode(params, tokens(), model.start(2, 16), 0)
+    hidden, state = model.decode(params, tokens(), model.init_cache(2, 16), 0)
     assert hidden.dtype == jnp.bfloat16
     assert {h.dtype for h in state} == {jnp.dtype("float32")}
     assert model.unembed(params, hidden).dtype == jnp.float32
@@ -212,7 +212,7 @@ def test_exact_flops_are_what_xla_counts_in_a_training_step(changes):
         return nats.sum()
 
     step = jax.jit(jax.value_and_grad(loss))
-    abstract = (model.shapes(INPUTS), jax.eval_shape(lambda: model.start(2, 16)))
+    abstract = (model.shapes(INPUTS), jax.eval_shape(lambda: model.init_cache(2, 16)))
     counted = xla_dot_flops(step.lower(abstract).compile().as_text())
     exact = accounting.step_flops(model, batch=2)
     assert counted == pytest.approx(exact, rel=0.01)
@@ -243,7 +243,7 @@ def test_every_leaf_has_a_sharding_of_its_rank_that_divides():
 def test_every_rung_is_a_valid_model_and_larger_than_the_one_below():
     before = 0
     for i in [*range(1, 6), 63, 64, 65, 66]:
-        spec = GRU(**SMALL | rung(i))
+        spec = GRUConfig(**SMALL | nth_size(i))
         count = accounting.params(models.build("gru", **dataclasses.asdict(spec)), INPUTS)
         assert count["params"] > before
         before = count["params"]

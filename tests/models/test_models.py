@@ -9,7 +9,7 @@ import pytest
 
 from research import models
 from research.models import accounting, custom_vjp, layers
-from research.models.transformer import Transformer
+from research.models.transformer import TransformerConfig
 
 SMALL = {
     "vocab": 61,
@@ -85,7 +85,7 @@ def test_logits_see_the_past_and_the_present_and_nothing_else(changes):
 
 def test_attention_without_its_mask_would_be_caught():
     q = jax.random.normal(jax.random.key(0), (1, 8, 2, 4))
-    grads = jax.grad(lambda k: custom_vjp.causal_attention(q, k, q)[:, 3].sum())(q)
+    grads = jax.grad(lambda k: custom_vjp.causal_attention_vjp(q, k, q)[:, 3].sum())(q)
     assert (np.asarray(grads)[:, 4:] == 0).all()
     grads = jax.grad(lambda k: jax.nn.dot_product_attention(q, k, q)[:, 3].sum())(q)
     assert (np.asarray(grads)[:, 4:] != 0).any()
@@ -96,7 +96,7 @@ def test_attention_is_that_of_jax(kv_heads):
     keys = jax.random.split(jax.random.key(1), 3)
     q = jax.random.normal(keys[0], (2, 8, 4, 16))
     k, v = (jax.random.normal(key, (2, 8, kv_heads, 16)) for key in keys[1:])
-    ours = custom_vjp.causal_attention(q, k, v)
+    ours = custom_vjp.causal_attention_vjp(q, k, v)
     theirs = jax.nn.dot_product_attention(q, k, v, is_causal=True)
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
     assert np.abs(ours - jax.nn.dot_product_attention(q, k, v)).max() > 1e-2
@@ -182,9 +182,9 @@ def test_first_loss_is_near_that_of_a_uniform_guess():
 
 
 def test_size_rule_meets_the_models_it_was_drawn_through():
-    from research.models.transformer import rung
+    from research.models.transformer import nth_size
 
-    gpt2, llama = (rung(i, activation="gelu") for i in (64 + 4, 64 + 56))
+    gpt2, llama = (nth_size(i, activation="gelu") for i in (64 + 4, 64 + 56))
     assert (gpt2["width"], gpt2["depth"], gpt2["heads"]) == (768, 12, 12)
     assert (llama["width"], llama["depth"], llama["heads"]) == (4096, 32, 32)
 
@@ -193,8 +193,8 @@ def test_every_rung_is_a_valid_model_and_larger_than_the_one_below():
     inputs = jax.ShapeDtypeStruct((1, 16), jnp.int32)
     before = 0
     for i in [*range(1, 24), 63, 64, 65, 66]:
-        fields = models.family("transformer").rung(i, activation="swiglu")
-        spec = Transformer(**SMALL | fields)
+        fields = models.family("transformer").nth_size(i, activation="swiglu")
+        spec = TransformerConfig(**SMALL | fields)
         assert spec.width % spec.heads == 0
         assert spec.head_size % 2 == 0
         count = accounting.params(models.build("transformer", **dataclasses.asdict(spec)), inputs)

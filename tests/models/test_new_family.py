@@ -19,7 +19,7 @@ def test_a_family_is_one_file_one_line_and_one_config(corpus, tmp_path):
     (tmp_path / "research" / "models" / "bigram.py").write_text(FAMILY)
     table = tmp_path / "research" / "models" / "__init__.py"
     source = table.read_text()
-    row = '    "transformer": "research.models.transformer:Transformer",\n'
+    row = '    "transformer": "research.models.transformer:TransformerConfig",\n'
     assert row in source
     table.write_text(source.replace(row, f"    {LINE},\n{row}"))
     (tmp_path / "configs" / "lm_bigram.py").write_text(CONFIG)

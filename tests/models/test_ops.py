@@ -31,7 +31,7 @@ def plain_attention(q, k, v, at):
 
 
 def attended(at, q, kv):
-    ours = lambda q, k, v: custom_vjp.causal_attention(q, k, v, at)  # noqa: E731
+    ours = lambda q, k, v: custom_vjp.causal_attention_vjp(q, k, v, at)  # noqa: E731
     return ours, functools.partial(plain_attention, at=at), (q, kv, kv)
 
 
@@ -135,7 +135,7 @@ def test_bfloat16_norms_and_softmax_are_in_float32():
     narrow = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
     assert np.abs(np.asarray(narrow, np.float64) - exact).max() > 1e-2
     jaxpr = str(
-        jax.make_jaxpr(lambda q: custom_vjp.causal_attention(q, q, q))(x.reshape(1, 4, 4, 64))
+        jax.make_jaxpr(lambda q: custom_vjp.causal_attention_vjp(q, q, q))(x.reshape(1, 4, 4, 64))
     )
     assert "exp" in jaxpr
     assert all("f32" in line for line in jaxpr.splitlines() if "= exp " in line)

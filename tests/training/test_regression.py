@@ -99,7 +99,7 @@ def test_every_width_is_larger_than_the_one_below():
     counts = [
         accounting.params(
             models.build(
-                "mlp", **FACTS, depth=1, activation="relu", **models.family("mlp").rung(i)
+                "mlp", **FACTS, depth=1, activation="relu", **models.family("mlp").nth_size(i)
             ),
             inputs,
         )["params"]

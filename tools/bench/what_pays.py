@@ -42,7 +42,7 @@ def plain_attention(q: Array, k: Array, v: Array, at: Array | int = 0) -> Array:
 
 PLAIN: dict[str, Callable] = {
     "dense": jnp.matmul,
-    "causal_attention": plain_attention,
+    "causal_attention_vjp": plain_attention,
     "gelu": jax.nn.gelu,
     "normalize": plain_norm,
 }
