@@ -50,9 +50,6 @@ def _check_readme(folder: Path) -> None:
         if name == "README.md":
             words = words.split("\n---", 1)[0].removeprefix("---") if words[:3] == "---" else ""
         try:
-            tokens = list(yaml.scan(words, yaml.SafeLoader))
-            if any(isinstance(token, yaml.AliasToken | yaml.AnchorToken) for token in tokens):
-                raise UnsafeFile(f"{place}: holds aliases, which may unfold without an end")
             metadata = yaml.safe_load(words)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise BadInput(f"{place}: not YAML: {first_line(error)}") from error

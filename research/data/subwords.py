@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import itertools
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,6 @@ END = "<|endoftext|>"
 # What may stand between documents, the first that a vocabulary has.
 SEPARATORS = (END, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]")
 TRAINED_ON = 64 << 20  # bytes of training documents
-MOST_GROWTH = 1 << 10
 SAMPLE = 16  # pieces of text on which two encoders are compared
 # The split rule of ByteLevel, for tiktoken, whose stack a long run of spaces overflows.
 SPLIT = r"'(?:s|t|d|m|re|ve|ll)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
@@ -122,12 +120,6 @@ def _build(text: str, what: str) -> Any:
     """The library's object, which adds nothing to a text and cuts nothing from it."""
     library = package("tokenizers", what)
     try:
-        if text.count(",") > 4 * LARGEST_VOCAB:
-            raise ValueError("has more entries than the largest vocabulary with its merges")
-        if not isinstance(spec := json.loads(text), dict):
-            raise ValueError("not a JSON object")
-        if (growth := _growth([spec.get("normalizer"), spec.get("decoder")])) > MOST_GROWTH:
-            raise ValueError(f"its replacements make a text up to {growth:.2g} times longer")
         tokenizer = library.Tokenizer.from_str(text)
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
@@ -138,17 +130,6 @@ def _build(text: str, what: str) -> Any:
             raise BadInput(f"{what}: not a tokenizer.json: {first_line(error)}") from error
         raise
     return tokenizer
-
-
-def _growth(spec: object) -> float:
-    """How many times longer the replacements of a normalizer or a decoder may make a letter."""
-    if isinstance(spec, list):
-        return math.prod(map(_growth, spec))
-    if not isinstance(spec, dict):
-        return 1.0
-    size = len(str(spec.get("content") or spec.get("prepend") or ""))
-    pattern = spec["pattern"].get("String") if isinstance(spec.get("pattern"), dict) else None
-    return max(1.0, size / len(str(pattern or "x"))) * _growth([*spec.values()])
 
 
 def _tiktoken(spec: dict) -> Any:

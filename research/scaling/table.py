@@ -14,7 +14,7 @@ from research.errors import BadInput, first_line
 from research.io import files, tables
 
 Row = dict[str, Any]
-MOST_CELLS, LARGEST_CSV = 1 << 21, 1 << 25  # a table of runs is read into Python's own objects
+LARGEST_CSV = 1 << 25  # bytes; it is read into Python's own objects
 UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place
 NOT_DONE = ("failed", "diverged", "unfinished", "running", "held")  # what records say of a run
 COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
@@ -49,7 +49,7 @@ def read_runs(
     elif path.suffix.lower() == ".csv":
         rows = _read_csv(path)
     elif path.suffix.lower() == ".parquet":
-        rows = _read_parquet(path)
+        rows = tables.parquet(path, f"--runs={path}").to_pylist()
     else:
         raise BadInput(f"--runs={path}: expected the workdir of a sweep, a .csv or a .parquet file")
     if not rows:
@@ -84,10 +84,6 @@ def _read_csv(path: Path) -> list[Row]:
             )
         rows.append(dict(zip(header, (cell.strip() for cell in row), strict=True)))
     return rows
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    return tables.parquet(path, f"--runs={path}", MOST_CELLS).to_pylist()
 
 
 def _fill_flops(row: Row) -> Row:

@@ -240,7 +240,7 @@ def test_a_foreign_tokenizer_separates_by_its_own_token(name, tmp_path):
     ("content", "words"),
     [
         ("not json", "not a tokenizer.json"),
-        ("[]", "not a tokenizer.json: not a JSON object"),
+        ("[]", "not a tokenizer.json: invalid type"),
         ("{}", "not a tokenizer.json"),
         ("[" * 100_000, "not a tokenizer.json"),
         (b"\xff\xfe", "not a tokenizer.json: not UTF-8"),

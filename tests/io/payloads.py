@@ -401,7 +401,6 @@ result("a result with 5,000 digits", '{"status": "done", "loss": 1, "params": ' 
 result("a result with a key twice", '{"status": "done", "status": "failed", "loss": 1}')
 result("a result of wrong types", '{"status": "done", "loss": "1", "params": {}, "versions": 3}')
 result("a result of another status", '{"status": {"__class__": "os.system"}, "loss": 1}')
-result("a result of millions of lists", '{"status": [' + "[]," * 4_000_000 + "0]}")
 result("a result with half a confusion", json.dumps(
     {"status": "done", "loss": 1, "accuracy": 1, "confusion": [[1], [2, 3]], "class_names": "ab"}
 ))  # fmt: skip

@@ -50,18 +50,6 @@ def parquet(path, columns, rows, **options):
     return path
 
 
-@both("a parquet file of twenty million rows")
-def _(place):
-    columns = {n: np.ones(1 << 22, np.int8) for n in ("params", "tokens", "loss", "target")}
-    return parquet(place.folder / "t.parquet", columns, 20 << 20)
-
-
-@both("a parquet file of one word of a megabyte, many times")
-def _(place):
-    columns = {"params": ["x" * (1 << 20)] * 64, "target": [1] * 64}
-    return parquet(place.folder / "t.parquet", columns, 1024)
-
-
 @both("a parquet file of lists")
 def _(place):
     import pyarrow
@@ -152,11 +140,6 @@ def tokenizer(**changes):
     return {"version": "1.0", "added_tokens": [], **rest, "model": model, **changes}
 
 
-def growing(times):
-    part = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
-    return {"type": "Sequence", "normalizers": [part] * times}
-
-
 def words(name, change):
     @payload("tokenizer", name)
     def _(place):
@@ -164,7 +147,6 @@ def words(name, change):
         return place.write("tokenizer.json", json.dumps(made) if isinstance(made, dict) else made)
 
 
-words("a tokenizer that doubles a letter forty times", lambda _: tokenizer(normalizer=growing(40)))
 words("a tokenizer with ids of billions", lambda _: tokenizer(
     model={"type": "BPE", "vocab": {"a": 4_000_000_000, "</s>": 1}, "merges": []}
 ))  # fmt: skip
@@ -297,7 +279,6 @@ def image(name, change):
 
 
 image("an image of four billion pixels", lambda _, a: (a / "0.png").write_bytes(png(65535, 65535)))
-image("an image of fifty million pixels", lambda _, a: (a / "0.png").write_bytes(png(10000, 5000)))
 image("an image that is a link", lambda place, a: (
     (place.outside / "image.png").write_bytes(png(4, 4, 77)),
     (a / "x.png").symlink_to(place.outside / "image.png"),
@@ -332,8 +313,6 @@ def saved(array):
     return raw.getvalue()
 
 
-CLAIM = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,), }")
-archive("an array of 128 bytes that claims 4 TB", lambda _: {"x.npy": CLAIM, "y.npy": CLAIM})
 archive("an array of objects", lambda place: {
     "x.npy": saved(np.array([Evil(place.outside / "canary")], object)), "y.npy": saved(np.arange(1))
 })  # fmt: skip
@@ -341,18 +320,6 @@ archive("an array with code for a header", lambda _: dict.fromkeys(
     ("x.npy", "y.npy"), npy("__import__('os').system('touch canary')")
 ))  # fmt: skip
 archive("an array by a path", lambda _: {"../../outside/canary.npy": saved(np.arange(3))})
-
-
-@payload("images", "an archive that claims gigabytes")
-def _(place):
-    path = place.folder / "set.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
-        made.writestr("x.npy", saved(np.zeros(64, np.uint8)))
-        made.writestr("y.npy", saved(np.zeros(64, np.uint8)))
-    raw = path.read_bytes()
-    at = raw.rindex(b"PK\x01\x02")
-    path.write_bytes(raw[: at + 24] + struct.pack("<I", 0xFFFFFFFE) + raw[at + 28 :])
-    return path
 
 
 @payload("images", "digits that claim four billion")
@@ -394,7 +361,6 @@ readme("a set whose data are an absolute path", "configs:\n- config_name: defaul
        "{outside}/secret.jsonl")  # fmt: skip
 readme("a set whose data are an address", "configs:\n- config_name: default\n  data_files: "
        "http://127.0.0.1:9/secret.jsonl")  # fmt: skip
-readme("a set of aliases", "a: &a [x, x]\nb: &b [*a, *a]\nconfigs: [*b, *b]")
 readme("a set with code in its README", "dataset_info: !!python/object/apply:os.system ['true']")
 
 

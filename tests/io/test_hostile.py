@@ -71,7 +71,7 @@ def test_what_none_may_do_would_be_seen(ends, name):
     "R18",
     "a hostile file",
     "a typed error or no harm: nothing runs, no other file is touched, less than 200 MB",
-    "pickles, links, paths and bombs in whatever is read, opened under an audit hook",
+    "pickles, links, paths and odd headers in whatever is read, opened under an audit hook",
 )
 def test_a_payload_does_nothing(ends, name):
     found, opener = ends[0][name], payloads.PAYLOADS[name][0]
