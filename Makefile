@@ -22,7 +22,7 @@ WANTED = $(shell test -x $(PY) && $(PY) -c 'import sys; print("%d.%d.%d" % sys.v
 	$(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])')
 endif
 
-setup:  ## make the virtual environment .venv from requirements.lock, once
+setup:  ## make the environment .venv, with the command isoflop, from requirements.lock, once
 	@LOCK=requirements.lock PYTHON="$(PYTHON)" VENV="$(VENV)" sh tools/setup.sh "$(WANTED)"
 
 setup-dev: setup  ## the same, with what tests and checks need

@@ -10,7 +10,7 @@ fi
 # A stamp holds what was installed, so that each lock is installed once for an interpreter.
 stamp="$VENV/.built-from-$(basename "$LOCK" .lock)"
 content="$wanted $(cksum < "$LOCK")"
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$content" ] && exit 0
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$content" ] && [ -x "$VENV/bin/isoflop" ] && exit 0
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: $PYTHON is Python $wanted; 3.11 or newer is needed, e.g. make setup PYTHON=python3.12" >&2
@@ -29,4 +29,11 @@ if [ ! -f "$VENV/.python" ] || [ "$(cat "$VENV/.python")" != "$wanted" ]; then
     echo "$wanted" > "$VENV/.python"
 fi
 "$VENV/bin/python" -m pip install -qq --require-hashes -r "$LOCK"
+# The command of this very checkout. pip would have to build it, with a backend that no lock pins.
+root=$(cd "$(dirname "$0")/.." && pwd)
+cat > "$VENV/bin/isoflop" << END
+#!/bin/sh
+exec "\$(dirname "\$(readlink -f "\$0")")/python" -P "$root/experiments/__main__.py" "\$@"
+END
+chmod +x "$VENV/bin/isoflop"
 echo "$content" > "$stamp"

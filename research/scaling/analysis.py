@@ -9,7 +9,7 @@ from research.errors import BadInput
 from research.scaling import compare, design, fit_document, minima_document, multiverse, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
-from research.scaling.options import Options, split_rows
+from research.scaling.options import Options, check_used, split_rows
 
 
 def fit_law(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:
@@ -44,6 +44,7 @@ def analyze(
     "settling". Raises BadInput for what does not go together."""
     chosen = Options(**options)
     chosen.check()
+    check_used(law if isinstance(law, str) else law.name, options)
     if compare_by and (next_budget or anytime or multiverse_too):
         flag = "multiverse" if multiverse_too else "next_runs" if next_budget else "anytime"
         raise BadInput(

@@ -3,27 +3,22 @@
 import argparse
 import math
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
 
 FLAGS = {
-    "against": {"default": "params", "help": "the column x of a law of one column"},
+    "against": {"help": "the column x of a law of one column (params)"},
     "objective": {"help": "huber_log, mse_log or mse; mse_log by default below 30 rows"},
-    "huber_delta": {"type": float, "default": 0.001},
+    "huber_delta": {"type": float, "help": "of --objective=huber_log (0.001)"},
     "where": {"help": "fit these rows: params<=1e6,tokens>1e5"},
     "holdout": {"help": "predict these rows and do not fit them: largest, or comparisons"},
-    "drop_top_loss": {
-        "type": int,
-        "default": 0,
-        "metavar": "K",
-        "help": "leave out the K highest losses",
-    },
+    "drop_top_loss": {"type": int, "metavar": "K", "help": "leave out the K highest losses"},
     "bootstrap": {"type": int, "metavar": "K", "help": "resamples for the intervals (0: none)"},
-    "cluster": {"default": "run", "help": "the column of what is resampled as a whole"},
-    "seed": {"type": int, "default": 0},
-    "method": {"default": "akima", "help": "akima or parabola, for --law=isoflop"},
+    "cluster": {"help": "the column of what is resampled as a whole (run)"},
+    "seed": {"type": int, "help": "of resamples and draws (0)"},
+    "method": {"help": "akima (default) or parabola, for --law=isoflop"},
     "noise": {"type": float, "help": "standard deviation of log loss, for --law=isoflop"},
     "compare": {"metavar": "COLUMN", "help": "groups with shared exponents: --compare=group"},
 }
@@ -51,10 +46,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of Options. Raises BadInput for what cannot be read."""
-    options = {name: getattr(args, name) for name in FLAGS if name != "compare"}
-    options |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
-    return options | {name: _parse_point(name, getattr(args, name)) for name in POINTS}
+    """The fields of Options that are given. Raises BadInput for what cannot be read."""
+    given = {name: getattr(args, name) for name in FLAGS if name != "compare"}
+    given |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
+    given |= {name: _parse_point(name, getattr(args, name)) for name in POINTS}
+    return {name: value for name, value in given.items() if value not in (None, [], {})}
 
 
 def parse_columns(args: argparse.Namespace) -> dict[str, str]:
@@ -95,26 +91,23 @@ def _parse_numbers(flag: str, text: str) -> list[float]:
 
 
 def parse_next_config(args: argparse.Namespace) -> str | None:
-    """The module of --next_config, such as configs.lm_transformer. Raises BadInput for others."""
+    """The whole path of --next_config. Raises BadInput where it is no config."""
     if (value := args.next_runs) is not None and not 0 < value < math.inf:
         raise BadInput(f"--next_runs={value}: expected a number of FLOPs above 0")
     if args.next_config is None:
         return None
-    path = PurePath(args.next_config)
+    path = Path(args.next_config)
     if args.next_runs is None:
         raise BadInput("--next_config: for the runs that --next_runs=FLOPS proposes; give both")
-    if path.is_absolute() or path.parts[0] != "configs" or path.suffix != ".py":
-        raise BadInput(
-            f"--next_config={path}: expected a file below configs/, such as configs/lm_…"
-        )
-    if not Path(path).is_file():
+    if path.suffix not in (".py", ".json"):
+        raise BadInput(f"--next_config={path}: expected a config, a .py or .json file")
+    if not path.is_file():
         raise BadInput(f"--next_config={path}: no such file here ({Path.cwd()})")
-    return ".".join(path.with_suffix("").parts)
+    return str(path.resolve())
 
 
-def render_sweep_config(module: str, document: Mapping[str, Any]) -> str:
-    """A config whose sweep is the proposed runs."""
-    package, _, name = module.rpartition(".")
+def render_sweep_config(base: str, document: Mapping[str, Any]) -> str:
+    """A config whose sweep is the proposed runs, of the config at the path `base`."""
     points = []
     for run in document["next_runs"]["runs"]:
         point = {"size": float(f"{run['params']:.4g}")} if "params" in run else {}
@@ -126,8 +119,9 @@ def render_sweep_config(module: str, document: Mapping[str, Any]) -> str:
     lines = "".join(f"    {point!r},\n" for point in points)
     return (
         '"""Runs that narrow the prediction most; proposed by experiments.fit."""\n\n'
-        f"from {package} import {name} as base\n\nPOINTS = [\n{lines}]\n\n\n"
-        "def get_config():\n    return base.get_config()\n\n\n"
+        "from research.config.loading import load_config\n\n"
+        f"BASE = {base!r}\nPOINTS = [\n{lines}]\n\n\n"
+        "def get_config():\n    return load_config(BASE)[0]\n\n\n"
         "def sweep(config):\n    del config\n"
         "    # Seeds of their own, since equal runs may have been made.\n"
         "    seeds = [1000 + k for k in range(len(POINTS))]\n"

@@ -9,8 +9,35 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import table
-from research.scaling.laws import AGAINST, METHODS_OF_MINIMA, Law
+from research.scaling.laws import AGAINST, METHODS, METHODS_OF_MINIMA, Law
 from research.scaling.optimize import OBJECTIVES
+
+# What not every law uses; the others refuse it.
+ONLY_FOR = {"against": AGAINST, "method": ("isoflop",), "noise": ("isoflop",)}
+NOT_FOR = {
+    **dict.fromkeys(("objective", "huber_delta", "predict"), METHODS),
+    "cluster": ("isoflop", "optima"),
+    "holdout": ("envelope", "optima"),
+}
+
+
+def check_used(law: str, given: Mapping[str, object]) -> None:
+    """Raise BadInput for options that are given and that a law or method does not use."""
+    asked = {name for name, value in given.items() if value is not None}
+    problems = [
+        f"--{name}: {law} does not use it, only {', '.join(laws)} does"
+        for name, laws in ONLY_FOR.items()
+        if name in asked and law not in laws
+    ]
+    problems += [
+        f"--{name}: {law} does not use it"
+        for name, laws in NOT_FOR.items()
+        if name in asked and law in laws
+    ]
+    if "huber_delta" in asked and given.get("objective") != "huber_log":
+        problems.append("--huber_delta: is of --objective=huber_log; give both")
+    if problems:
+        raise BadInput(*problems)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from research.parallel import device_mesh, sharding
 from research.training import horizon
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
+from research.training.schedules import Choice
 from research.training.step import Hyper, TrainState
 from research.training.tasks import TASKS, Task
 
@@ -66,7 +67,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     collect.raise_errors()
     assert warmup is not None
     resolved = _resolved(config, model, steps, lr, warmup)
-    optimizer, hyper = Optimizer.from_config(optim["optimizer"])[0], _hyper(resolved)
+    optimizer, schedule, hyper = _traced(resolved)
     _check_tables(model, inputs, optimizer, hyper)
     rules = [size_rule, batch_rule, horizon_rule, lr_rule]
     rules.append(task.describe_rule(model, batch // parts * dataset.tokens_per_example))
@@ -81,7 +82,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         data=dataset,
         examples=_examples(options, dataset),
         optimizer=optimizer,
-        schedule=optim["schedule"]["name"],
+        schedule=schedule,
         hyper=hyper,
         seed=config["seed"],
         data_seed=config["data"]["seed"],
@@ -319,8 +320,11 @@ def _resolved(config: dict, model: Model, steps: int, lr: float, warmup: int) ->
     return out
 
 
-def _hyper(resolved: dict) -> Hyper:
+def _traced(resolved: dict) -> tuple[Optimizer, Choice, Hyper]:
+    """The optimizer and its schedule, and the traced numbers of both as float32 scalars."""
     optim = resolved["optim"]
+    optimizer, of_optimizer = Optimizer.from_config(optim["optimizer"])
+    schedule, of_schedule = Choice.from_config(optim["schedule"])
     numbers = Hyper(
         lr=optim["lr"],
         warmup=optim["warmup"]["amount"],
@@ -328,7 +332,7 @@ def _hyper(resolved: dict) -> Hyper:
         clip=optim["clip"],
         ema=optim["ema"],
         skip=optim["skip"],
-        optimizer=Optimizer.from_config(optim["optimizer"])[1],
-        schedule={k: v for k, v in optim["schedule"].items() if k != "name"},
+        optimizer=of_optimizer,
+        schedule=of_schedule,
     )
-    return jax.tree.map(np.float32, numbers)
+    return optimizer, schedule, jax.tree.map(np.float32, numbers)

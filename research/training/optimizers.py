@@ -8,7 +8,7 @@ applied last, by the step.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -18,6 +18,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from research.config.types import NonNegative, OpenUnit, Positive, UnitInterval
 from research.errors import ErrorCollector
 from research.params import PathTable, key_path, match_path
+from research.training.schedules import Choice
 
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
 DECAY = (("kernel|embedding", True), ("scale|bias", False))
@@ -167,21 +168,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 
-class Optimizer(NamedTuple):
-    """An optimizer as the compiled step knows it: a name of OPTIMIZERS, and those of its keywords
-    that are static, by name. The keywords that are numbers are traced beside it, as Run.hyper."""
-
-    name: str
-    static: tuple[tuple[str, bool], ...] = ()
-
-    @classmethod
-    def from_config(cls, optimizer: Mapping[str, Any]) -> tuple["Optimizer", dict[str, Any]]:
-        """The optimizer of a checked `optim.optimizer`, and its numbers (None where one is off).
-        In a checked config a value is a bool where the keyword is annotated so, and only there."""
-        keywords = {k: v for k, v in optimizer.items() if k != "name"}
-        static = {k: v for k, v in keywords.items() if isinstance(v, bool)}
-        numbers = {k: v for k, v in keywords.items() if k not in static}
-        return cls(optimizer["name"], tuple(sorted(static.items()))), numbers
+class Optimizer(Choice):
+    """An optimizer, a name of OPTIMIZERS."""
 
     def transform(self, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
         return OPTIMIZERS[self.name](**dict(self.static), **numbers)

@@ -2,9 +2,10 @@
 means is compared field by field with what is in a workdir, so that a new run is not taken for an
 old one that is resumed."""
 
+import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from research.config import schema
 from research.errors import BadInput, Damaged
 from research.io import files
-from research.parallel import device_mesh, distributed
+from research.parallel import distributed
 from research.runs import checkpoint
 from research.runs.directory import REMEDY, RunDirectory, read_launch
 from research.training.execution import Execution
@@ -81,32 +82,38 @@ def report_similar_runs(workdir: str | Path, run: Run, must: bool) -> None:
 
 
 def as_first_launched(
-    run: Run, directory: RunDirectory, prefixes: Sequence[SharedPrefix] = ()
+    run: Run,
+    directory: RunDirectory,
+    prefixes: Sequence[SharedPrefix] = (),
+    warn: Callable[..., None] = log.warning,
 ) -> tuple[Run, Mesh]:
     """The run with the execution of its first launch, or of that whose steps it starts from, and
-    that mesh where its devices are here: both decide the last bits."""
+    that mesh where its devices are here: both decide the last bits. `warn` is told of them."""
     begun = [directory.path] if checkpoint.saved_steps(directory.path) else []
     for path in (*begun, *(prefix.path for prefix in prefixes)):
         if stored := read_launch(path):
-            run, mesh = with_stored_execution(run, stored, path), stored["mesh"]
+            run, mesh = with_stored_execution(run, stored, path, warn), stored["mesh"]
             used = math.prod(mesh.values())
             if used <= jax.device_count() and used % distributed.process_count() == 0:
-                parts = run.execution.grad_accumulation
-                return run, device_mesh.make_mesh(mesh, run.batch, parts=parts)
-            log.warning("%s: first launched on mesh %s, which is not here", path, mesh)
+                return run, run_mesh(dataclasses.replace(run, mesh=mesh))
+            warn("%s: first launched on mesh %s, which is not here", path, mesh)
     return run, run_mesh(run)
 
 
-def with_stored_execution(run: Run, stored: Mapping[str, Any], path: Path) -> Run:
+def with_stored_execution(
+    run: Run, stored: Mapping[str, Any], path: Path, warn: Callable[..., None] = log.warning
+) -> Run:
     """`run` with the execution of the launch.json `stored` at `path`. Raises Damaged where it
     cannot be computed so."""
+    file = path / "launch.json"
+    if "execution" not in stored:
+        raise Damaged(f"{file}: has no key execution, how it was computed; {REMEDY[file.name]}")
     try:
         out = run.with_execution(Execution.from_json(stored["execution"]))
-    except (ValueError, KeyError) as error:
-        file = path / "launch.json"
+    except ValueError as error:
         raise Damaged(f"{file}: execution: {error}; {REMEDY[file.name]}") from error
     if changed := run.execution.differences(out.execution):
-        log.warning("%s: resuming with the options of its first launch: %s", path, changed)
+        warn("%s: resuming with the options of its first launch: %s", path, changed)
     return out
 
 

@@ -15,6 +15,7 @@ from research.models import Model
 from research.training.execution import KEYS as EXECUTION_KEYS
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
+from research.training.schedules import Choice
 from research.training.step import Hyper
 from research.training.tasks import Task
 
@@ -52,7 +53,7 @@ class Run:
     data: Dataset
     examples: str
     optimizer: Optimizer
-    schedule: str
+    schedule: Choice
     hyper: Hyper
     seed: int
     data_seed: int

@@ -1,7 +1,9 @@
-"""Learning-rate schedules. Every number is traced: one compiled step serves all."""
+"""Learning-rate schedules. Every number is traced, a bool is static: one compiled step serves all
+values."""
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax.numpy as jnp
 from jax import Array
@@ -53,11 +55,34 @@ SCHEDULES: dict[str, Callable[..., Array]] = {
 }
 
 
+class Choice(NamedTuple):
+    """What a config chooses by name, as the compiled step knows it: the name, and those of its
+    keywords that are static. Those that are numbers are traced beside it, as Run.hyper."""
+
+    name: str
+    static: tuple[tuple[str, bool], ...] = ()
+
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> tuple[Self, dict[str, Any]]:
+        """The choice of a section of a checked config, and its numbers (None where one is off).
+        In a checked config a value is a bool where the keyword is annotated so, and only there."""
+        keywords = {k: v for k, v in section.items() if k != "name"}
+        static = {k: v for k, v in keywords.items() if isinstance(v, bool)}
+        numbers = {k: v for k, v in keywords.items() if k not in static}
+        return cls(section["name"], tuple(sorted(static.items()))), numbers
+
+
 def learning_rate(
-    name: str, step: Array, peak: Array, warmup: Array, total: Array, numbers: Mapping[str, Array]
+    schedule: Choice,
+    step: Array,
+    peak: Array,
+    warmup: Array,
+    total: Array,
+    numbers: Mapping[str, Array],
 ) -> Array:
     """Peak rate × linear warm-up × schedule, at `step` counted from 0, of `total` steps and
     `warmup` of them; `numbers` are the schedule's own."""
     step = step.astype(jnp.float32)
     warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(warmup, 1))
-    return peak * warm * SCHEDULES[name](step, warmup, total, **numbers)
+    keywords = {**dict(schedule.static), **numbers}
+    return peak * warm * SCHEDULES[schedule.name](step, warmup, total, **keywords)

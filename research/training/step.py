@@ -58,7 +58,7 @@ class StepSpec(NamedTuple):
     model: Model
     task: Task
     optimizer: Optimizer
-    schedule: str
+    schedule: schedules.Choice
     grad_accumulation: int = 1
 
     def init(self, key: Array, inputs: Array, hyper: Hyper) -> TrainState:

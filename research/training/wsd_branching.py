@@ -51,7 +51,7 @@ class SharedPrefix:
 def steps_before_decay(run: Run) -> int:
     """How many updates of a `wsd` run come before its decay; every longer run of the same numbers
     makes the same ones. 0 for other schedules."""
-    if run.schedule != "wsd":
+    if run.schedule.name != "wsd":
         return 0
     total, decay = run.hyper.total, run.hyper.schedule["decay"]
     length = np.maximum(decay * total, np.float32(1)) * MARGIN  # as schedules.wsd, in float32

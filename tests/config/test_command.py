@@ -190,3 +190,19 @@ def test_an_installed_copy_sweeps_with_workers_outside_a_checkout(elsewhere):
     records = [path.read_text() for path in elsewhere.rglob("result.json")]
     assert len(records) == 3
     assert all('"commit": ""' in text and '"isoflop": "0.1.0"' in text for text in records)
+
+
+def test_make_setup_installs_the_command(elsewhere, tmp_path):
+    lock, folder = tmp_path / "none.lock", tmp_path / "made"
+    lock.write_text("")
+    environment = os.environ | {"LOCK": lock, "VENV": folder, "PYTHON": sys.executable}
+    version = ".".join(map(str, sys.version_info[:3]))
+    for _ in range(2):  # an environment without it gets it; the second time nothing is to be done
+        (folder / "bin" / "isoflop").unlink(missing_ok=True)
+        made = ["sh", str(ROOT / "tools" / "setup.sh"), version]
+        subprocess.run(made, env=environment, check=True, capture_output=True)
+        for flags, words in ((["--help"], "isoflop COMMAND"), (["trian", "x"], "")):
+            command = [folder / "bin" / "isoflop", *flags]
+            done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
+            assert done.returncode == (2 if flags[1:] else 0), done.stderr
+            assert words in done.stdout

@@ -15,9 +15,10 @@ from research.models import attention
 from research.parallel import device_memory, device_mesh
 from research.runs.directory import RunDirectory, read_launch
 from research.training import step
-from research.training.loop import train_run
+from research.training.loop import preflight, train_run
 from research.training.make_run import make_run
 from research.training.optimizers import Optimizer
+from research.training.schedules import Choice
 from research.training.tasks import FEW, LOGITS, LanguageModeling
 from research.training.trainer import Trainer
 from tests.models.test_models import SMALL
@@ -96,7 +97,7 @@ def test_parts_weigh_by_their_tokens_and_not_equally():
     model, batch = models.build("transformer", **SMALL), tokens(8)
     batch["weight"] = jnp.arange(1.0, 9.0)
     params = model.init(jax.random.key(0), batch["inputs"])
-    recipe = step.StepSpec(model, Weighted(chunk=0), Optimizer("adamw"), "constant")
+    recipe = step.StepSpec(model, Weighted(chunk=0), Optimizer("adamw"), Choice("constant"))
     loss, grads = recipe.gradient(params, batch)
     found, others = recipe._replace(grad_accumulation=4).gradient(params, batch)
     assert float(found) == pytest.approx(float(loss), rel=1e-6)
@@ -168,6 +169,21 @@ def test_a_run_continues_as_it_was_first_launched(tiny, tmp_path):
     assert launched("other", other)["loss"] == pytest.approx(alone["loss"], rel=1e-4)
 
 
+def test_what_the_first_launch_decided_is_told_once(tiny, tmp_path, caplog):
+    config = {"horizon.amount": 30.0, "loop.steps_per_dispatch": 5, "eval.examples": 8}
+    one, other = make_run(tiny(config)), make_run(tiny(config | OTHERWISE))
+    calls = iter(range(100))
+    with RunDirectory(tmp_path, one.id) as directory, pytest.raises(Preempted):
+        train_run(one, directory, stop=lambda: next(calls) >= 1)
+    directory = RunDirectory(tmp_path, other.id)
+    large = preflight(other, directory)
+    assert large is None or large[0].execution == one.execution
+    with directory:
+        train_run(other, directory)
+    told = [r for r in caplog.records if "options of its first launch" in r.getMessage()]
+    assert len(told) == 1
+
+
 def test_a_launch_that_left_nothing_binds_nobody(tiny, tmp_path, monkeypatch):
     one, other = make_run(tiny()), make_run(tiny(OTHERWISE))
 
@@ -204,7 +220,9 @@ HEADS = {
 
 def loss_and_gradient(model, chunk, batch):
     params = model.init(jax.random.key(0), batch["inputs"])
-    recipe = step.StepSpec(model, LanguageModeling(chunk=chunk), Optimizer("adamw"), "constant")
+    recipe = step.StepSpec(
+        model, LanguageModeling(chunk=chunk), Optimizer("adamw"), Choice("constant")
+    )
     return jax.jit(recipe.gradient)(params, batch)
 
 
@@ -271,7 +289,9 @@ def test_a_large_vocabulary_takes_a_fraction_of_the_memory():
     params = model.shapes(batch["inputs"])
 
     def reserved(chunk):
-        recipe = step.StepSpec(model, LanguageModeling(chunk=chunk), Optimizer("adamw"), "constant")
+        recipe = step.StepSpec(
+            model, LanguageModeling(chunk=chunk), Optimizer("adamw"), Choice("constant")
+        )
         program = jax.jit(recipe.gradient).lower(params, batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
@@ -406,7 +426,9 @@ LOW = {
 def test_bfloat16_is_for_products_and_float32_for_the_rest(name, chunk):
     """Weights, moments, norms, softmax and loss are float32; products have bfloat16 operands."""
     model, batch = LOW[name], tokens()
-    recipe = step.StepSpec(model, LanguageModeling(chunk=chunk), Optimizer("adamw"), "constant")
+    recipe = step.StepSpec(
+        model, LanguageModeling(chunk=chunk), Optimizer("adamw"), Choice("constant")
+    )
     hyper = trainer_hyper()
     state = jax.eval_shape(recipe.init, jax.random.key(0), batch["inputs"], hyper)
     kinds = {str(x.dtype) for x in jax.tree.leaves(state)}

@@ -363,9 +363,12 @@ def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
         with pytest.raises(Damaged, match=r"launch.json: execution: .*remove this file"):
             with_stored_execution(victim.run, {**good, "execution": execution}, run.path)
     assert with_stored_execution(victim.run, good, run.path) == victim.run
+    missing = {key: value for key, value in good.items() if key != "execution"}
+    with pytest.raises(Damaged, match=r"launch.json: has no key execution.*remove this file"):
+        with_stored_execution(victim.run, missing, run.path)
     with pytest.raises(ValueError, match="3 does not divide a batch of"):
         victim.run.with_execution(Execution(**how | {"grad_accumulation": 3}))
-    seen(len(bad) + 10, "each refused by name")
+    seen(len(bad) + 11, "each refused by name")
 
 
 COMPUTE = """

@@ -165,6 +165,45 @@ def test_options_of_one_law_are_rejected_for_several_groups(flag, outcome):
     assert outcome("--law=chinchilla", "--where=group==muon", f"--{flag}")[section]
 
 
+@pytest.mark.parametrize(
+    ("law", "flags"),
+    [
+        ("power", ["method=parabola"]),
+        ("power", ["method=akima"]),
+        ("chinchilla", ["noise=0.01"]),
+        ("chinchilla", ["against=tokens"]),
+        ("saturating", ["against=params"]),
+        ("envelope", ["method=parabola"]),
+        ("envelope", ["holdout=largest"]),
+        ("optima", ["holdout=largest"]),
+        ("optima", ["cluster=group"]),
+        ("isoflop", ["cluster=group"]),
+        ("isoflop", ["against=tokens"]),
+        ("isoflop", ["objective=mse"]),
+        ("isoflop", ["huber_delta=0.01", "objective=huber_log"]),
+        ("chinchilla", ["huber_delta=0.01"]),
+        ("chinchilla", ["huber_delta=0.01", "objective=mse"]),
+    ],
+)
+def test_a_flag_that_a_law_does_not_use_is_refused(law, flags, outcome):
+    told = outcome(f"--law={law}", *(f"--{flag}" for flag in flags))
+    assert isinstance(told, str)
+    assert f"--{flags[0].partition('=')[0]}: " in told
+
+
+@pytest.mark.parametrize(
+    ("law", "flags"),
+    [
+        ("isoflop", ["method=parabola", "noise=0.01", "holdout=largest"]),
+        ("envelope", ["cluster=group"]),
+        ("power", ["against=tokens", "cluster=group"]),
+        ("chinchilla", ["huber_delta=0.01", "objective=huber_log", "holdout=largest"]),
+    ],
+)
+def test_a_flag_that_a_law_uses_is_taken(law, flags, outcome):
+    assert isinstance(outcome(f"--law={law}", *(f"--{flag}" for flag in flags)), dict)
+
+
 ROWS = [{"run": str(i), "params": float(n), "tokens": 20.0 * n, "loss": 1.5 + 9 * n**-0.3,
          "flops": 120.0 * n * n, "group": "ab"[i % 2]}
         for i, n in enumerate(np.geomspace(1e4, 1e6, 8))]  # fmt: skip

@@ -1,5 +1,6 @@
 """Compute-optimal sizes: the frontier of a law, isoFLOP minima, the envelope; recipes compared."""
 
+import argparse
 import csv
 import json
 import math
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from research.config.loading import load_config
 from research.errors import BadInput
 from research.runs.directory import RunDirectory
 from research.scaling import (
@@ -25,6 +27,7 @@ from research.scaling import (
     table,
 )
 from research.scaling.envelope import lower_hull
+from research.scaling.flags import parse_next_config, render_sweep_config
 from research.scaling.isoflop import akima_minimum, parabola_minimum
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
@@ -561,7 +564,26 @@ def test_proposed_runs_are_a_sweep_that_can_be_planned(tmp_path):
     assert f"{len(proposed)} runs" in plan.stdout
     bad = run(*flags, "--next_config=/etc/passwd")
     assert bad.returncode == 2
-    assert "expected a file below configs/" in bad.stderr
+    assert "expected a config, a .py or .json file" in bad.stderr
+
+
+def test_proposed_runs_go_on_from_a_config_anywhere(tmp_path, monkeypatch):
+    base = tmp_path / "elsewhere" / "mine.py"
+    base.parent.mkdir()
+    base.write_text(Path("configs/mlp_teacher.py").read_text())
+    known = load_config(str(base))[0]
+    document = {"next_runs": {"runs": [{"params": 1e4}, {"params": 2e4, "tokens": 1e6}]}}
+    (tmp_path / "c.json").write_text(json.dumps(known))
+    monkeypatch.chdir(tmp_path)
+    for name in (str(base), "elsewhere/mine.py", "c.json"):
+        args = argparse.Namespace(next_runs=1e9, next_config=name)
+        made = tmp_path / "next.py"
+        made.write_text(render_sweep_config(parse_next_config(args) or "", document))
+        config, module = load_config(str(made))
+        assert config == known
+        points = module.sweep(config)
+        assert [p["size"] for p in points] == [1e4, 2e4]
+        assert points[1]["horizon.amount"] == 1e6
 
 
 @pytest.mark.parametrize(

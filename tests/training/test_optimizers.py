@@ -30,7 +30,8 @@ SCHEDULES = {
 
 def curve(name, total=100, warmup=10, lr=2.0, **schedule):
     numbers = lr, warmup, total, schedule
-    return np.array([schedules.learning_rate(name, jnp.int32(t), *numbers) for t in range(total)])
+    chosen = schedules.Choice(name)
+    return np.array([schedules.learning_rate(chosen, jnp.int32(t), *numbers) for t in range(total)])
 
 
 @pytest.mark.parametrize("name", list(schedules.SCHEDULES))
@@ -234,6 +235,31 @@ def test_booleans_are_part_of_the_key_of_a_step_and_numbers_are_not():
     assert optimizer == same != optim.Optimizer.from_config(keywords | {"nesterov": False})[0]
     adafactor = {"name": "adafactor", **NUMBERS["adafactor"], "momentum": None}
     assert optim.Optimizer.from_config(adafactor)[1]["momentum"] is None
+
+
+def test_a_boolean_of_a_schedule_is_a_python_constant_in_the_step(tiny, monkeypatch):
+    seen = []
+
+    def stepped(step, warmup, total, *, final, flip):
+        seen.append(flip)
+        return jnp.where(step % 2 == 0, 1.0, final) if flip else jnp.ones_like(step)
+
+    monkeypatch.setitem(schedules.SCHEDULES, "stepped", stepped)
+    section = {"name": "stepped", "final": 0.5, "flip": True}
+    schedule, numbers = schedules.Choice.from_config(section)
+    assert (schedule, numbers) == (("stepped", (("flip", True),)), {"final": 0.5})
+    assert schedule != schedules.Choice.from_config(section | {"flip": False})[0]
+    assert schedule == schedules.Choice.from_config(section | {"final": 0.1})[0]
+    config = tiny()
+    config["optim"] = config["optim"] | {"schedule": section}
+    run = make_run(config)
+    assert run.schedule == schedule
+    assert run.hyper.schedule == {"final": np.float32(0.5)}
+    hyper = run.hyper.lr, run.hyper.warmup, run.hyper.total, run.hyper.schedule
+    rate = jax.jit(lambda t: schedules.learning_rate(run.schedule, t, *hyper))
+    assert rate(jnp.int32(50)) == 2 * rate(jnp.int32(51))
+    assert seen == [True]
+    assert all(value is True for value in seen)
 
 
 def test_adafactor_without_momentum_keeps_none_and_factors_the_rest():

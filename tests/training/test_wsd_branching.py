@@ -226,7 +226,7 @@ def test_the_rates_before_the_decay_are_those_of_every_longer_run(runs, decay, t
     def rates(steps, total):
         hyper = numbers(total)
         peak = hyper.lr, hyper.warmup, hyper.total, hyper.schedule
-        return np.asarray(schedules.learning_rate("wsd", np.asarray(steps), *peak))
+        return np.asarray(schedules.learning_rate(runs[0].schedule, np.asarray(steps), *peak))
 
     run = dataclasses.replace(runs[0], steps=total, hyper=numbers(total))
     steps = wsd_branching.steps_before_decay(run)
