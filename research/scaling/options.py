@@ -15,7 +15,7 @@ from research.scaling.optimize import OBJECTIVES
 # What not every law uses; the others refuse it.
 ONLY_FOR = {"against": AGAINST, "method": ("isoflop",), "noise": ("isoflop",)}
 NOT_FOR = {
-    **dict.fromkeys(("objective", "huber_delta", "predict"), METHODS),
+    **dict.fromkeys(("objective", "huber_delta"), METHODS),
     "cluster": ("isoflop", "optima"),
     "holdout": ("envelope", "optima"),
 }

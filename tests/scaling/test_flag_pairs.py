@@ -152,7 +152,7 @@ def test_every_pair_of_flags_works_or_is_rejected(law, outcome):
             for run in found.get("next_runs", {"runs": []})["runs"]:
                 assert set(run) <= COLUMNS, pair
     assert not crashed, crashed
-    assert worked > 50
+    assert worked > {"envelope": 25, "optima": 12}.get(law, 50)
 
 
 @pytest.mark.parametrize("flag", ["next_runs=1e21", "anytime", "multiverse"])
