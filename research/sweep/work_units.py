@@ -25,12 +25,12 @@ from research.runs import checkpoint
 from research.runs.directory import RunDirectory, read_launch
 from research.runs.schema import scores
 from research.sweep.sweep_file import GROUPING
-from research.training import wsd_branching
+from research.training import shared_prefix, wsd_branching
 from research.training.loop import train_run
 from research.training.progress import Progress
 from research.training.run import Run
+from research.training.shared_prefix import SharedPrefix
 from research.training.vmapped_runs import train_vmapped
-from research.training.wsd_branching import SharedPrefix
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ def _prefix_unit(points: list[Point], runs: Path) -> WorkUnit:
         shared = steps[best[0]] if best else 0
         if own := checkpoint.saved_steps(runs / point.run.id):  # it has begun, from wherever
             with contextlib.suppress(Damaged):
-                shared = min(wsd_branching.shared_steps(runs / point.run.id), own[0])
+                shared = min(shared_prefix.shared_steps(runs / point.run.id), own[0])
         prefixes[point.run.id] = tuple((name, stable[name]) for name in best)
         saved_flops += point.run.facts["flops"] * shared / point.run.steps
         if any(q.pending for q in points[index + 1 :]):

@@ -9,10 +9,11 @@ from research.errors import Diverged, Held, StorageError
 from research.parallel import distributed
 from research.params import all_finite
 from research.runs import checkpoint, metrics_log
+from research.training import shared_prefix
 from research.training.recorder import Recorder
 from research.training.run import Run
+from research.training.shared_prefix import SharedPrefix
 from research.training.step import TrainState
-from research.training.wsd_branching import SharedPrefix, start_from_prefix
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +38,13 @@ class CheckpointPolicy:
         restored = checkpoint.restore_latest(self.directory.path, abstract)
         if restored:
             log.info("run %s resumes from step %d", self.trainer.run.id, restored[0])
-        restored = restored or start_from_prefix(
-            self.directory, self.prefixes, abstract, self.recorder.shown.log
-        )
+        elif self.prefixes:
+            from research.training.wsd_branching import start_from_prefix  # which few runs need
+
+            shown = self.recorder.shown.log
+            restored = start_from_prefix(self.directory, self.prefixes, abstract, shown)
+        else:
+            distributed.broadcast(lambda: shared_prefix.forget(self.directory))
         self._warn_if_inconsistent(restored)
         if restored is None:
             state = self.trainer.init()

@@ -23,8 +23,8 @@ from research.training.checkpoint_policy import CheckpointPolicy
 from research.training.profiling import Profile
 from research.training.recorder import OnSteps, Recorder
 from research.training.run import Run
+from research.training.shared_prefix import SharedPrefix
 from research.training.trainer import Stopped, Trainer, check_model, resident
-from research.training.wsd_branching import SharedPrefix
 
 # Seconds of a dispatch; steps of the one that is timed to choose their number. On CPU a dispatch
 # asks the kernel for its temporary memory anew, page by page, so many steps should share it.

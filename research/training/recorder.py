@@ -12,7 +12,7 @@ from research.io import host
 from research.parallel import distributed
 from research.runs import metrics_log, schema, trackers
 from research.runs.directory import RunDirectory, write_data_card
-from research.training import resume, wsd_branching
+from research.training import resume, shared_prefix
 from research.training.run import Run
 
 OnSteps = Callable[[int, float], None]  # steps done, train loss
@@ -130,7 +130,7 @@ class Recorder(DeferredMetrics):
             **self.run.facts,
             **metrics,
             "metrics": self.metrics,
-            **wsd_branching.spent_costs(self.run, self.directory, self.reached),
+            **shared_prefix.spent_costs(self.run, self.directory, self.reached),
             "steps_per_dispatch": self.dispatch,
             **({"skipped_steps": self.skips} if self.run.hyper.skip is not None else {}),
             "train_loss": self.loss if math.isfinite(self.loss) else None,

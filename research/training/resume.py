@@ -20,8 +20,8 @@ from research.runs import checkpoint
 from research.runs.directory import REMEDY, RunDirectory, read_launch
 from research.training.execution import Execution
 from research.training.run import Run, identity_config
+from research.training.shared_prefix import SharedPrefix
 from research.training.trainer import run_mesh
-from research.training.wsd_branching import SharedPrefix
 
 log = logging.getLogger(__name__)
 

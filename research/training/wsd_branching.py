@@ -3,28 +3,27 @@
 them decays. So the longer one starts where the shorter one's decay does, from its checkpoint, and
 ends bit for bit where it would have ended alone.
 
-shared_prefix.json, in the directory of such a run, says whose steps it did not take itself.
+shared_prefix.json, in the directory of such a run, says so (see shared_prefix.py).
 """
 
 import bisect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from research.errors import Damaged, IsoflopError
+from research.errors import IsoflopError
 from research.io import files
 from research.parallel import distributed
 from research.runs import checkpoint, metrics_log
-from research.runs.directory import RunDirectory, read_launch, read_run_file
+from research.runs.directory import RunDirectory, read_launch
 from research.training.run import Run
+from research.training.shared_prefix import FILE, SharedPrefix, forget
 
 log = logging.getLogger(__name__)
 
-FILE = "shared_prefix.json"
 # What decides the last bits, of launch.json: a state from elsewhere is not what this run would be.
 ALIKE = (
     "mesh",
@@ -38,14 +37,6 @@ ALIKE = (
 )
 # A division may be off by an ulp on some device, so a share this near to 1 counts as decayed.
 MARGIN = np.float32(1 + 1e-6)
-
-
-@dataclass(frozen=True)
-class SharedPrefix:
-    """The directory of a shorter run, of which the first `steps` updates are this run's too."""
-
-    path: Path
-    steps: int
 
 
 def steps_before_decay(run: Run) -> int:
@@ -98,8 +89,7 @@ def _choose_prefix(
     directory: RunDirectory, prefixes: Sequence[SharedPrefix]
 ) -> tuple[int, int, str] | None:
     """Which of `prefixes`, and the step and name of its checkpoint; forgets an earlier choice."""
-    directory.check_lease()
-    (directory.path / FILE).unlink(missing_ok=True)
+    forget(directory)
     choices = (_checkpoint(directory.path, prefix) for prefix in prefixes)
     return next(((i, *choice) for i, choice in enumerate(choices) if choice), None)
 
@@ -115,28 +105,3 @@ def _checkpoint(own: Path, prefix: SharedPrefix) -> tuple[int, str] | None:
         return None
     newest = next(checkpoint.intact_checkpoints(prefix.path, prefix.steps), None)
     return (newest[0], newest[1].name) if newest else None
-
-
-def spent_costs(run: Run, directory: RunDirectory, reached: int) -> dict[str, Any]:
-    """What a run that has reached a step has cost, of what it means: `flops_spent`; and, if it
-    started from a shared prefix, "shared_prefix", "shared_tokens" and "shared_flops"."""
-    shared, flops = shared_steps(directory.path), run.facts["flops"]
-    spent = {"flops_spent": flops * (reached - shared) / run.steps}
-    if not shared:
-        return spent
-    return spent | {
-        "shared_prefix": str(read_run_file(directory.path / FILE).get("run")),
-        "shared_tokens": shared * run.tokens_per_step,
-        "shared_flops": flops * shared / run.steps,
-    }
-
-
-def shared_steps(directory: Path) -> int:
-    """The steps that another run took for the one in `directory`."""
-    path = directory / FILE
-    if not path.exists():
-        return 0
-    step = read_run_file(path).get("step")
-    if not isinstance(step, int) or step < 0:
-        raise Damaged(f"{path}: step is {step!r:.50}, expected a whole number")
-    return step

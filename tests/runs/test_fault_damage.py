@@ -17,7 +17,7 @@ from research.io import files
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory, read_launch
 from research.runs.table import read_table
-from research.training import wsd_branching
+from research.training import shared_prefix
 from research.training.execution import Execution
 from research.training.loop import train_run
 from research.training.resume import with_stored_execution
@@ -317,11 +317,11 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
     "the run says which file and what to do; nothing is guessed",
     "each cut to its half, then a launch",
 )
-@pytest.mark.parametrize("name", ["launch.json", "config.json", wsd_branching.FILE])
+@pytest.mark.parametrize("name", ["launch.json", "config.json", shared_prefix.FILE])
 @pytest.mark.slow
 def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
     run = victim.killed_after(tmp_path, 30)
-    if name == wsd_branching.FILE:
+    if name == shared_prefix.FILE:
         (run / name).write_text('{"run": "r", "step": 10}')
     os.truncate(run / name, (run / name).stat().st_size // 2)
     child = victim.start(tmp_path)

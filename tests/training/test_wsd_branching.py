@@ -12,7 +12,7 @@ from research.parallel import device_mesh
 from research.runs import checkpoint, metrics_log
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
-from research.training import schedules, wsd_branching
+from research.training import schedules, shared_prefix, wsd_branching
 from research.training.loop import train_run
 from research.training.make_run import make_run
 from research.training.trainer import Trainer
@@ -93,7 +93,7 @@ def test_a_run_from_a_shared_prefix_equals_the_run_trained_from_scratch(
     branched, path = fit(
         runs[1],
         workdir,
-        prefixes=[wsd_branching.SharedPrefix(workdir / "runs" / short.name, steps)],
+        prefixes=[shared_prefix.SharedPrefix(workdir / "runs" / short.name, steps)],
         on_steps=lambda step, loss: seen.append(step),
     )
     assert min(seen) > steps  # it did not take the steps before
@@ -119,7 +119,7 @@ def test_a_run_from_a_shared_prefix_equals_the_run_trained_from_scratch(
 def test_a_prefix_one_step_too_long_is_detected(runs, alone, short, workdir):
     late = wsd_branching.steps_before_decay(runs[0]) + 1
     _, path = fit(
-        runs[1], workdir, prefixes=[wsd_branching.SharedPrefix(workdir / "runs" / short.name, late)]
+        runs[1], workdir, prefixes=[shared_prefix.SharedPrefix(workdir / "runs" / short.name, late)]
     )
     here, whole = (final_state(runs[1], p) for p in (path, alone[1]))
     pairs = zip(*map(jax.tree.leaves, (here.params, whole.params)), strict=True)
@@ -155,7 +155,7 @@ def test_without_a_usable_prefix_a_run_is_trained_from_scratch(
     result, path = fit(
         runs[1],
         workdir,
-        prefixes=[wsd_branching.SharedPrefix(place, steps)],
+        prefixes=[shared_prefix.SharedPrefix(place, steps)],
         on_steps=lambda step, loss: seen.append(step),
     )
     assert min(seen) <= 10
@@ -169,7 +169,7 @@ def test_a_stopped_run_from_a_shared_prefix_resumes_and_records_its_prefix(
     runs, alone, short, workdir
 ):
     prefixes = [
-        wsd_branching.SharedPrefix(
+        shared_prefix.SharedPrefix(
             workdir / "runs" / short.name, wsd_branching.steps_before_decay(runs[0])
         )
     ]
@@ -186,7 +186,7 @@ def test_a_run_from_a_prefix_killed_before_its_first_checkpoint_shows_every_step
     runs, alone, short, workdir, monkeypatch
 ):
     prefixes = [
-        wsd_branching.SharedPrefix(
+        shared_prefix.SharedPrefix(
             workdir / "runs" / short.name, wsd_branching.steps_before_decay(runs[0])
         )
     ]
