@@ -23,7 +23,8 @@ def main(argv: Sequence[str]) -> int:
     from research.scaling import flags
 
     parser = cli.parser(__doc__)
-    parser.add_argument("--runs", required=True, help="a sweep's workdir, a .csv or a .parquet")
+    help_ = "a sweep's workdir, a file (CSV, JSON, parquet, …), wandb:FOLDER or mlflow:STORE"
+    parser.add_argument("--runs", required=True, help=help_)
     parser.add_argument("--out", required=True, help="where fit.json and the figures are written")
     flags.add_flags(parser)
     args = parser.parse_args(argv)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from research.report import fit_figures, text
     from research.scaling import table
 
-    rows = table.read_runs(args.runs, columns, args.curves)
+    rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma)
     analysis = scaling.analyze(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )

@@ -3,7 +3,8 @@
   python -m experiments.table --runs=DIR --where='params>1e5, status==done' --sort=-loss
   python -m experiments.table --runs=DIR --columns=params,flops_6nd,loss --format=csv
 
-DIR is the workdir of a sweep, a .csv or a .parquet; its runs may still be training.
+DIR is the workdir of a sweep, whose runs may still be training; or a file, wandb:FOLDER or
+mlflow:STORE, as docs/fitting.md describes.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from research.report import tables
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("--runs", required=True, help="a sweep's workdir, a .csv or a .parquet")
+    parser.add_argument(
+        "--runs", required=True, help="a sweep's workdir, or a table from elsewhere"
+    )
     parser.add_argument("--where", help="comparisons that rows must meet, all of them: params>1e5")
     parser.add_argument("--sort", help="a column; -COLUMN for descending order")
     help_ = "columns to show, comma-separated; `all` shows every column"
@@ -22,11 +25,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--format", choices=sorted(tables.FORMATS), default="text")
     args = parser.parse_args(argv)
 
-    from research.scaling import table
+    from research.scaling import table, where
 
     rows = table.read_runs(args.runs)
     if args.where:
-        rows = [row for row, keep in zip(rows, table.match_where(rows, args.where)) if keep]
+        rows = [row for row, keep in zip(rows, where.match_where(rows, args.where)) if keep]
     if args.sort:
         rows = tables.sort_rows(rows, args.sort)
     print(tables.FORMATS[args.format](rows, tables.select_columns(rows, args.columns)))

@@ -1,5 +1,6 @@
 """Tables from elsewhere, as pyarrow reads them."""
 
+import io
 import os
 from typing import Any
 
@@ -7,14 +8,14 @@ from research.errors import BadInput, UnsafeFile, first_line
 from research.io import files
 
 
-def parquet(path: str | os.PathLike[str], what: str) -> Any:
-    """The columns of a parquet file that hold numbers, words or times; nested ones are left out.
-    Raises BadInput, which begins with `what`, where it is no parquet file."""
+def parquet(path: str | os.PathLike[str] | bytes, what: str) -> Any:
+    """The columns of a parquet file, or of its bytes, that hold numbers, words or times; nested
+    ones are left out. Raises BadInput, which begins with `what`, where it is no parquet file."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with files.open_regular_file(path) as raw:
+        with io.BytesIO(path) if isinstance(path, bytes) else files.open_regular_file(path) as raw:
             file = pyarrow.parquet.ParquetFile(raw)
             names = file.schema_arrow.names
             if twice := [name for name in names if names.count(name) > 1]:
@@ -38,6 +39,7 @@ def csv(path: str | os.PathLike[str], what: str) -> Any:
             header = raw.readline(1 << 16).decode("utf-8", "replace")
             raw.seek(0)
             options = pyarrow.csv.ParseOptions(delimiter=files.delimiter(header))
-            return pyarrow.csv.read_csv(raw, parse_options=options)
+            table = pyarrow.csv.read_csv(raw, parse_options=options)
+            return table.rename_columns([name.strip() for name in table.column_names])
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise BadInput(f"{what}: not a table: {first_line(error)}") from error

@@ -18,7 +18,6 @@ from research.report.style import BLUE, GRAY, GREEN, ORANGE, SERIES, STYLE
 from research.runs.schema import AXES
 from research.scaling import Fit, compute_optimal, isoflop, table
 from research.scaling.compare import rescaled_columns
-from research.scaling.envelope import NEEDED
 from research.scaling.laws import GROUP
 
 FEW = 8  # predictions that are drawn one by one; of more, only the band of their intervals
@@ -89,7 +88,7 @@ def _closed_interval(point: Mapping[str, Any], key: str) -> tuple[float, float] 
 
 def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against size at every budget, and where the minima were located."""
-    budgets, _ = isoflop.group_by_budget(table.usable_rows(rows, NEEDED)[0])
+    budgets, _ = isoflop.group_by_budget(rows)
     ends = [budget.flops for budget in (budgets[0], budgets[-1])]
     norm = LogNorm(ends[0], max(ends[1], ends[0] * 1.01))
     colors = matplotlib.colormaps["viridis"]
@@ -118,8 +117,7 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
 
 def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against FLOPs of every run, and the lower convex hull."""
-    usable, _ = table.usable_rows(rows, NEEDED)
-    c, y, n = (np.array([row[k] for row in usable]) for k in ("flops", "loss", "params"))
+    c, y, n = (np.array([row[k] for row in rows]) for k in ("flops", "loss", "params"))
     on = sorted((m["flops"], m["loss"]) for m in document["minima"])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.8, 4.4))

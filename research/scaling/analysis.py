@@ -2,14 +2,23 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from research.errors import BadInput
-from research.scaling import compare, design, fit_document, minima_document, multiverse, table
+from research.scaling import (
+    checks,
+    compare,
+    design,
+    fit_document,
+    minima_document,
+    multiverse,
+    table,
+    where,
+)
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
-from research.scaling.options import Options, check_used, split_rows
+from research.scaling.options import Options, check_used, filter_rows, split_rows
 
 
 def fit_law(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:
@@ -56,10 +65,14 @@ def analyze(
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
         if next_budget or anytime:
             raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
+        needed = minima_document.needed_columns(law)
+        usable, told = _checked(rows, needed, "loss", chosen, curves=law == "envelope")
         fit, sections = None, minima_document.fit_minima(law, rows, chosen)
     else:
         named = named_law(law, chosen.against) if isinstance(law, str) else law
         chosen.check_against(named)
+        needed = [*named.columns, named.response]
+        usable, told = _checked(rows, needed, named.response, chosen, groups=bool(compare_by))
         if compare_by:
             fit, section = compare.fit_groups(named, rows, chosen, compare_by)
             sections = {**fit_document.build_document(fit), "compare": section}
@@ -73,7 +86,27 @@ def analyze(
             sections["settling"] = design.settling_stages(fit.law, fit.parts, chosen, target)
     if multiverse_too:
         sections["multiverse"] = multiverse.refit_universes(str(law), rows, chosen)
-    return Analysis(_replace_non_finite(sections), fit, rows)
+    sections["warnings"] = [*told, *sections["warnings"]]
+    return Analysis(_replace_non_finite(sections), fit, usable)
+
+
+def _checked(
+    rows: Sequence[table.Row],
+    needed: Sequence[str],
+    response: str,
+    options: Options,
+    groups: bool = False,
+    curves: bool = False,
+) -> tuple[list[table.Row], list[str]]:
+    """The rows that can be used, and what there is to say of the table before it is fitted
+    (`groups`, `curves`: see checks.check_table). Raises BadInput for what cannot be right."""
+    usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
+    # Of its highest losses a table is checked as well.
+    usable, _ = filter_rows(usable, dropped, replace(options, drop_top_loss=0), response)
+    keep = where.match_where(rows, options.where) if options.where else [True] * len(rows)
+    met = [row for row, k in zip(rows, keep) if k]
+    told = table.notes_of(rows) + checks.check_some_flops(met, needed)
+    return usable, told + checks.check_table(usable, needed, options, groups, curves)
 
 
 def _replace_non_finite(value: Any) -> Any:

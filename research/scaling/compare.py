@@ -47,7 +47,9 @@ def fit_groups(
     names = sorted({str(row[column]) for row in rows})
     if len(names) < 2:
         raise BadInput(f"--compare={column}: every row is {names[0]!r}; two groups are needed")
-    numbered = [{**row, GROUP: 1.0 + names.index(str(row[column]))} for row in rows]
+    numbered = table.with_rows(
+        rows, [{**row, GROUP: 1.0 + names.index(str(row[column]))} for row in rows]
+    )
     joint = build_shared_law(law, names)
     parts = split_rows(joint, numbered, options)
     fit = Fit(joint, parts, options)

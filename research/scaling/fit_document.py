@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from research.scaling import compute_optimal, table, uncertainty
+from research.scaling import compute_optimal, numbers, table, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
-from research.scaling.laws import GROUP
 from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.statistics import held_out_summary, pooled_sd
 
@@ -58,7 +57,6 @@ def build_document(fit: Fit) -> dict[str, Any]:
     document["warnings"] = (
         _collinearity_warning(fit)
         + _unfinished_warning(fit)
-        + _mixed_groups_warning(fit)
         + _flops_convention_warning(fit)
         + _warnings(document)
     )
@@ -167,7 +165,7 @@ def _score(fit: Fit) -> dict[str, Any]:
 
 def _unfinished_warning(fit: Fit) -> list[str]:
     """A warning where rows are from the middle of a run."""
-    count = sum((table.parse_number(row.get("part_of_run")) or 1) < 1 for row in fit.parts.fitted)
+    count = sum((numbers.parse_number(row.get("part_of_run")) or 1) < 1 for row in fit.parts.fitted)
     if not count:
         return []
     return [
@@ -186,14 +184,6 @@ def _collinearity_warning(fit: Fit) -> list[str]:
         "params and tokens vary together: what each does cannot be told apart, so the exponents "
         "mean little and there is no optimal size; runs with other tokens per parameter are needed"
     ]
-
-
-def _mixed_groups_warning(fit: Fit) -> list[str]:
-    """A warning where rows of several groups share a law that does not tell them apart."""
-    groups = sorted({str(row.get("group") or "") for row in fit.parts.fitted})
-    if len(groups) < 2 or GROUP in fit.law.columns:
-        return []
-    return [f"rows of {len(groups)} groups are fitted together; --compare=group tells them apart"]
 
 
 def _flops_convention_warning(fit: Fit) -> list[str]:

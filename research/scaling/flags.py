@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
+from research.scaling.columns import split_pairs
 
 FLAGS = {
     "against": {"help": "the column x of a law of one column (params)"},
     "objective": {"help": "huber_log, mse_log or mse; mse_log by default below 30 rows"},
     "huber_delta": {"type": float, "help": "of --objective=huber_log (0.001)"},
-    "where": {"help": "fit these rows: params<=1e6,tokens>1e5"},
+    "where": {"help": 'fit these rows: params<=1e6, "val loss"<4, optimizer in (adamw, muon)'},
     "holdout": {"help": "predict these rows and do not fit them: largest, or comparisons"},
     "drop_top_loss": {"type": int, "metavar": "K", "help": "leave out the K highest losses"},
     "bootstrap": {"type": int, "metavar": "K", "help": "resamples for the intervals (0: none)"},
     "cluster": {"help": "the column of what is resampled as a whole (run)"},
     "seed": {"type": int, "help": "of resamples and draws (0)"},
     "method": {"help": "akima (default) or parabola, for --law=isoflop"},
+    "finished": {"help": "further words for the state of a run that is done"},
+    "last_rows": {"action": "store_true", "default": None, "help": "of each run, fit the last row alone"},
+    "far": {"action": "store_true", "default": None, "help": "predict however far beyond the table"},
+    "odd_units": {"action": "store_true", "default": None, "help": "fit FLOPs that do not go with params * tokens"},
     "noise": {"type": float, "help": "standard deviation of log loss, for --law=isoflop"},
     "compare": {"metavar": "COLUMN", "help": "groups with shared exponents: --compare=group"},
 }
@@ -30,7 +35,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Every flag of a fit but where the table is and where the results go."""
     flag = parser.add_argument
     flag("--law", default="power")
-    flag("--columns", default="", help="rename columns: params=N,loss=val_loss")
+    flag("--columns", default="", help="rename columns: params=N,loss=val loss,tokens=D (B)*1e9")
+    help_ = "1,5 is one and a half (--no-decimal_comma: 1,500 is a thousand and a half)"
+    flag("--decimal_comma", action=argparse.BooleanOptionalAction, help=help_)
     flag("--curves", action="store_true", help="a row for every evaluation, for --law=envelope")
     flag("--next_runs", type=float, metavar="FLOPS", help="propose runs that cost so much in all")
     flag("--next_config", help="the config that they continue from; out/next.py is then a sweep")
@@ -48,6 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def parse_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Options that are given. Raises BadInput for what cannot be read."""
     given = {name: getattr(args, name) for name in FLAGS if name != "compare"}
+    given["finished"] = [word.strip() for word in (args.finished or "").split(",") if word.strip()]
     given |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
     given |= {name: _parse_point(name, getattr(args, name)) for name in POINTS}
     return {name: value for name, value in given.items() if value not in (None, [], {})}
@@ -62,7 +70,7 @@ def parse_truth(args: argparse.Namespace) -> dict[str, float]:
 
 
 def _parse_pairs(flag: str, text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",") if part]
+    pairs = [part.partition("=") for part in split_pairs(text)]
     if bad := [a for a, equals, b in pairs if not (a.strip() and equals and b.strip())]:
         raise BadInput(f"--{flag}={text}: expected NAME=VALUE, found {bad[0]!r}")
     names = [a.strip() for a, _, _ in pairs]

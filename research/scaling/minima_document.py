@@ -18,6 +18,11 @@ WAYS = {
 }
 
 
+def needed_columns(name: str) -> tuple[str, ...]:
+    """The columns that one of WAYS reads."""
+    return NEEDED[:3] if name == "optima" else NEEDED
+
+
 def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     """The document of fit.json for one of WAYS. Raises BadInput for fewer than two budgets whose
     minimum can be located, and for options that belong to a law."""
@@ -25,7 +30,7 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
     unfit += ["drop_top_loss"] if name == "optima" and options.drop_top_loss else []
     if unfit:
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
-    usable, dropped = table.usable_rows(rows, NEEDED[:3] if name == "optima" else NEEDED)
+    usable, dropped = table.usable_rows(rows, needed_columns(name), options.where, options.finished)
     usable, dropped = filter_rows(usable, dropped, options, "loss")
     fitted, held_out = hold_out_rows(usable, options.holdout, "flops")
     estimate = WAYS[name](fitted, options)

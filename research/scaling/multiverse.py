@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import compute_optimal, isoflop, minima_document, table
+from research.scaling import compute_optimal, isoflop, minima_document, numbers, states, table
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split_rows
@@ -31,7 +31,8 @@ def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> di
     """{"target", "universes": [one entry each], "spread", "by_choice"} (see the module)."""
     universes, failed = [], []
     base = dataclasses.replace(options, bootstrap=0, predict=(), predict_flops=())
-    rows = [row for row in rows if row.get("status") not in table.NOT_DONE]
+    finished = tuple(options.finished)
+    rows = [r for r in rows if not states.reason_to_leave_out(r.get("status"), finished)]
     for choice in _choices(law, rows, options):
         changed, universe = _universe(rows, base, choice)
         try:
@@ -61,7 +62,7 @@ def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> di
 
 def _choices(law: str, rows: Sequence[table.Row], options: Options) -> Iterator[dict[str, Any]]:
     def there(names: Sequence[str]) -> list[str]:
-        return [n for n in names if all(table.parse_number(row.get(n)) for row in rows)]
+        return [n for n in names if all(numbers.parse_number(row.get(n)) for row in rows)]
 
     counts = there(PARAMS) if options.against in PARAMS or law not in ("power", "broken") else []
     budgets = there(FLOPS) if law in METHODS or options.against in FLOPS else []
@@ -86,9 +87,9 @@ def _universe(
             for row in out:
                 row[name] = row[column]
     if choice["sizes"] != "all":
-        sizes = {n for row in out if (n := table.parse_number(row.get("params")))}
+        sizes = {n for row in out if (n := numbers.parse_number(row.get("params")))}
         cut = float(np.quantile(sorted(sizes), SMALL, method="lower")) if sizes else 0.0
-        out = [row for row in out if (table.parse_number(row.get("params")) or 0) > cut]
+        out = [row for row in out if (numbers.parse_number(row.get("params")) or 0) > cut]
     against = base.against
     if against in PARAMS and choice["params"]:
         against = "params"
@@ -110,7 +111,7 @@ def _refit(
     """The exponent, the prediction at the target (a loss; for minima a size), and the rows used."""
     targets = list(options.predict_flops) or list(options.predict)
     if law in METHODS:
-        most = max(table.parse_number(row.get("flops")) or 0.0 for row in rows)
+        most = max(numbers.parse_number(row.get("flops")) or 0.0 for row in rows)
         document = minima_document.fit_minima(
             law, rows, dataclasses.replace(universe, bootstrap=100, predict_flops=[most * AHEAD])
         )

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import table
+from research.scaling import curves, table, where
 from research.scaling.laws import AGAINST, METHODS, METHODS_OF_MINIMA, Law
 from research.scaling.optimize import OBJECTIVES
 
@@ -52,7 +52,10 @@ class Options:
     profile intervals, and resamples only where rows of one cluster err together; 0: none at all).
     `fix`, `init` and `score` map parameters to reported values: not fitted, where the only start
     is, and what to compare with the optimum. `starts` replaces the law's grid of starts. `method`
-    and `noise` are for the law "isoflop".
+    and `noise` are for the law "isoflop". `finished` are further words for the state of a run that
+    is done; `last_rows` fits the last row of each run alone; `far` allows targets however far
+    beyond the table, `odd_units` FLOPs that look as if they were in another unit than parameters
+    and tokens.
     """
 
     against: str = "params"
@@ -72,6 +75,10 @@ class Options:
     starts: Mapping[str, Sequence[float]] = field(default_factory=dict)
     method: str = "akima"
     noise: float | None = None
+    finished: Sequence[str] = ()
+    last_rows: bool = False
+    far: bool = False
+    odd_units: bool = False
 
     def check(self) -> None:
         """Raises BadInput for what no table can be fitted with."""
@@ -187,7 +194,7 @@ class Split:
 def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
     """Rows that can be used, filtered as the options say. Raises BadInput when they are too few."""
     needed = [*law.columns, law.response]
-    usable, dropped = table.usable_rows(rows, needed)
+    usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
     unweighted = [row for row in usable if not table.row_weight(row)]
     dropped = dropped + [{"run": row["run"], "reason": "weight is 0"} for row in unweighted]
     usable = [row for row in usable if table.row_weight(row)]
@@ -219,9 +226,17 @@ def filter_rows(
 ) -> tuple[list[table.Row], list[dict]]:
     text, top = options.where, options.drop_top_loss
     if text:
-        keep = table.match_where(usable, text, "where")
+        keep = where.match_where(usable, text, "where")
         dropped = dropped + [
             {"run": row["run"], "reason": f"not {text}"} for row, k in zip(usable, keep) if not k
+        ]
+        usable = [row for row, k in zip(usable, keep) if k]
+    if options.last_rows:
+        keep = curves.last_rows(usable)
+        dropped = dropped + [
+            {"run": row["run"], "reason": "not the last row of its run"}
+            for row, k in zip(usable, keep)
+            if not k
         ]
         usable = [row for row, k in zip(usable, keep) if k]
     if top and usable:
@@ -243,7 +258,7 @@ def hold_out_rows(
         largest = max(row[against] for row in rows)
         out = np.array([row[against] == largest for row in rows])
     else:
-        out = table.match_where(rows, holdout, "holdout")
+        out = where.match_where(rows, holdout, "holdout")
         if not out.any():
             raise BadInput(f"--holdout={holdout}: holds out none of {len(rows)} runs")
     return (

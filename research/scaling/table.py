@@ -1,154 +1,251 @@
 """A table of runs: read, renamed, filtered, every row that is left out named with its reason."""
 
-import csv
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from research.errors import BadInput, first_line
-from research.io import files, tables
+from research.errors import BadInput
+from research.io import table_files
+from research.scaling import charts, states
+from research.scaling.cells import check_columns, check_commas, wrong_cell
+from research.scaling.columns import COUNTS, UNNAMED, Row, name_columns, rename
+from research.scaling.numbers import (
+    has_decimal_comma,
+    may_be_decimal_comma,
+    parse_any_number,
+    parse_number,
+    with_point,
+)
+from research.scaling.where import match_where
 
-Row = dict[str, Any]
-LARGEST_CSV = 1 << 25  # bytes; it is read into Python's own objects
-UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place
-NOT_DONE = ("failed", "diverged", "unfinished", "running", "held")  # what records say of a run
-COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
-_COMPARISON = re.compile(r"\s*(\w+)\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
-_OPERATORS = {
-    "<=": np.less_equal,
-    ">=": np.greater_equal,
-    "<": np.less,
-    ">": np.greater,
-    "==": np.equal,
-    "!=": np.not_equal,
-}
+PER_TOKEN = 6.0  # FLOPs of a parameter and a token, where a table has none
+ALIKE = 1.1  # factor to which FLOPs of one convention agree
+CHART = (
+    "; the file is a chart exported from W&B, which holds its metrics alone: export the table of "
+    "runs instead (in the project: Runs, then the download button), with its config and summary"
+)
+
+
+class Table(list[Row]):
+    """Rows, where each stands in its file, what there is to say of the file, what a message about a
+    missing column should add, and the file's names of columns that were renamed."""
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        places: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        advice: str = "",
+        names: Mapping[str, str] | None = None,
+    ):
+        super().__init__(rows)
+        self.places, self.notes, self.advice = list(places), list(notes), advice
+        self.names = dict(names or {})
+
+
+def with_rows(table: Sequence[Row], rows: Iterable[Row]) -> Table:
+    """Other rows of the same file, one for each."""
+    names, advice = getattr(table, "names", {}), getattr(table, "advice", "")
+    return Table(rows, places_of(table), notes_of(table), advice, names)
+
+
+def places_of(table: Sequence[Row]) -> list[str]:
+    """Where each row stands: "line 4" of its file, else "row 3"."""
+    places = getattr(table, "places", [])
+    if len(places) == len(table):
+        return list(places)
+    return [f"row {i + 1}" for i in range(len(table))]
+
+
+def notes_of(table: Sequence[Row]) -> list[str]:
+    return list(getattr(table, "notes", []))
 
 
 def read_runs(
-    path: str | os.PathLike[str], columns: Mapping[str, str] | None = None, curves: bool = False
-) -> list[Row]:
-    """Rows of a sweep's workdir, a CSV or a parquet file; `columns` maps our names to theirs. Of a
-    workdir, `curves` makes a row of every evaluation instead of every run.
+    path: str | os.PathLike[str],
+    columns: Mapping[str, str] | None = None,
+    curves: bool = False,
+    decimal_comma: bool | None = None,
+) -> Table:
+    """Rows of a sweep's workdir, of a file (CSV, JSON, parquet, see `io.table_files`), or of
+    wandb:FOLDER and mlflow:STORE. `columns` maps our names to theirs, or to products of theirs. Of
+    a workdir, `curves` makes a row of every evaluation instead of every run. `decimal_comma` says
+    what a comma in a number is (None: it groups thousands, and where it may be either, that is
+    refused).
 
     Raises BadInput when there is no such table.
     """
+    found = _read(path, curves)
+    if not found:
+        raise BadInput(f"--runs={path}: the table has no rows")
+    if decimal_comma is not None:
+        found = with_rows(found, _without_commas(found, decimal_comma, str(path)))
+    if charts.is_chart(found):
+        found = Table(charts.rows_of_chart(found), (), found.notes, CHART)
+    found.names = dict(columns or {})
+    states_of = next((name for name in found[0] if states.names_states(name)), None)
+    if (
+        states_of
+        and "status" not in (*found.names, *found[0])
+        and any(states.is_state(row.get(states_of)) for row in found)
+    ):
+        found.names["status"] = states_of
+        found.notes.append(f"{states_of!r} is taken for the state of a run (--columns=status=…)")
+    if re.search("ppl|perplex", found.names.get("loss", ""), re.IGNORECASE):
+        found.notes.append(
+            f"the loss is {found.names['loss']!r}: the laws are of the loss in nats or bits, the "
+            "logarithm of a perplexity"
+        )
+    renamed, notes = rename(found, found.names, places_of(found))
+    found.notes.extend(notes)
+    if curves and not (Path(path).is_dir() or has_curves(renamed)):
+        raise BadInput(f"--curves: {path} is not a workdir, and no run in it has several rows")
+    return with_rows(found, fill_flops(renamed))
+
+
+def _read(path: str | os.PathLike[str], curves: bool) -> Table:
+    source, _, place = str(path).partition(":")
+    if source in ("wandb", "mlflow") and not Path(path).exists():
+        from research.io import tracker_runs
+
+        return Table(tracker_runs.SOURCES[source](place, f"--runs={path}"))
     path = Path(path)
     if path.is_dir():
         from research.runs.table import read_evaluations, read_table
 
-        rows = read_evaluations(path) if curves else read_table(path)
-    elif curves and path.exists():
-        raise BadInput(f"--curves: {path} is not a workdir; its rows are taken as they are")
-    elif not path.exists():
+        return Table(read_evaluations(path) if curves else read_table(path))
+    if not path.exists():
         raise BadInput(f"--runs={path}: no such file or folder")
-    elif path.suffix.lower() == ".csv":
-        rows = _read_csv(path)
-    elif path.suffix.lower() == ".parquet":
-        rows = tables.parquet(path, f"--runs={path}").to_pylist()
-    else:
-        raise BadInput(f"--runs={path}: expected the workdir of a sweep, a .csv or a .parquet file")
-    if not rows:
-        raise BadInput(f"--runs={path}: the table has no rows")
-    for ours, theirs in (columns or {}).items():
-        if theirs not in rows[0]:
-            raise BadInput(
-                f"--columns={ours}={theirs}: no column {theirs!r}; {_name_columns(rows)}"
-            )
-    renamed = (columns or {}).items()
-    rows = [{**row, **{ours: row.get(theirs) for ours, theirs in renamed}} for row in rows]
-    return [_fill_flops(row) for row in rows]
+    return Table(*table_files.read_table_file(path, f"--runs={path}"))
 
 
-def _read_csv(path: Path) -> list[Row]:
-    """The rows of a CSV with a header, separated by what its header has most of."""
-    try:
-        lines = files.read(path, LARGEST_CSV).decode("utf-8-sig").splitlines()
-        cells = list(csv.reader(lines, delimiter=files.delimiter((lines or [""])[0])))
-    except (UnicodeDecodeError, OSError, csv.Error) as error:
-        raise BadInput(f"--runs={path}: not a CSV in UTF-8: {first_line(error)}") from error
-    header = [name.strip() for name in cells[0]] if cells else []
-    if twice := [name for name in header if header.count(name) > 1]:
-        raise BadInput(f"--runs={path}: more than one column is named {twice[0]!r}")
-    rows = []
-    for number, row in enumerate(cells[1:], 2):
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise BadInput(
-                f"--runs={path}: line {number} has {len(row)} cells, the header {len(header)}"
-            )
-        rows.append(dict(zip(header, (cell.strip() for cell in row), strict=True)))
-    return rows
+def _without_commas(rows: Table, decimal: bool, path: str) -> list[Row]:
+    """Text cells whose numbers have a decimal point and nothing between thousands."""
+    if decimal and not any(
+        has_decimal_comma(cell) or may_be_decimal_comma(cell)
+        for row in rows
+        for cell in row.values()
+    ):
+        raise BadInput(f"--decimal_comma: no number of {path} has a comma")
+    read = with_point if decimal else _without_groups
+    return [{k: read(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows]
 
 
-def _fill_flops(row: Row) -> Row:
-    """With 6 · params · tokens where a row has no FLOPs of its own."""
-    if row.get("flops") not in (None, ""):
-        return row
-    try:
-        return {**row, "flops": 6.0 * float(row["params"]) * float(row["tokens"])}
-    except (KeyError, TypeError, ValueError):
-        return row  # what is wrong with a column is said when it is needed
+def _without_groups(text: str) -> str:
+    return text.replace(",", "") if may_be_decimal_comma(text) else text
 
 
-def parse_number(value: object) -> float | None:
-    """A finite number, whether as one or as text; None for anything else."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+def fill_flops(rows: Sequence[Row]) -> list[Row]:
+    """With 6 · params · tokens where a row has no FLOPs of its own, unless those of other rows are
+    counted in another way."""
+    ratios = [ratio for row in rows if (ratio := flops_ratio(row)) is not None]
+    if any(not 1 / ALIKE < ratio < ALIKE for ratio in ratios):
+        return list(rows)
+    return [_filled(row) for row in rows]
+
+
+def flops_ratio(row: Row) -> float | None:
+    """A row's own FLOPs over 6 · params · tokens."""
+    numbers = [parse_number(row.get(name)) for name in ("flops", "params", "tokens")]
+    if any(x is None or x <= 0 for x in numbers):
         return None
-    return number if math.isfinite(number) else None
+    flops, params, tokens = (x or 1.0 for x in numbers)
+    return flops / params / tokens / PER_TOKEN
+
+
+def _filled(row: Row) -> Row:
+    if not states.is_missing(row.get("flops")):
+        return row
+    params, tokens = parse_number(row.get("params")), parse_number(row.get("tokens"))
+    if params is None or tokens is None:
+        return row  # what is wrong with a column is said when it is needed
+    return {**row, "flops": PER_TOKEN * params * tokens}
+
+
+def has_curves(rows: Sequence[Row]) -> bool:
+    """Whether a run has several rows."""
+    names = Counter(str(row["run"]) for row in rows if not states.is_missing(row.get("run")))
+    return any(count > 1 for count in names.values())
 
 
 def usable_rows(
-    rows: Sequence[Row], needed: Sequence[str]
+    rows: Sequence[Row],
+    needed: Sequence[str],
+    where: str | None = None,
+    finished: Sequence[str] = (),
 ) -> tuple[list[Row], list[dict[str, str]]]:
     """The rows with positive finite numbers in every needed column, and the others with reasons.
 
-    A run that is not done is left out. Rows come back in one order whatever theirs was, and with
-    numbers (or None) in every other column that holds counts, too. Raises BadInput for a column
-    that is missing, or holds text where a number is needed.
+    A run that is not done is left out (`finished`: further words for one that is), and a row that
+    repeats another cell by cell. Rows come back in one order whatever theirs was, and with numbers
+    (or None) in every other column that holds counts, too. Raises BadInput for a column that is
+    missing, or holds text where a number is needed in a row that meets `where`.
     """
-    missing = [name for name in needed if not any(name in row for row in rows)]
-    if missing:
-        raise BadInput(*(f"no column {name!r}; {_name_columns(rows)}" for name in missing))
-    usable, dropped, texts = [], [], []
-    for place, row in enumerate(rows):
-        unnamed = row.get("run") in (None, "")
-        label = f"row {place + 1}" if unnamed else str(row["run"])
-        reason = ""
-        if row.get("status") in NOT_DONE:
-            reason = str(row["status"])
+    check_columns(rows, needed, getattr(rows, "advice", ""))
+    usable, dropped, places = [], [], places_of(rows)
+    texts: dict[str, list[int]] = {}  # of columns, the rows whose cell is no number
+    first: dict[tuple, str] = {}
+    for i, row in enumerate(rows):
+        unnamed = states.is_missing(row.get("run"))
+        label = places[i] if unnamed else str(row["run"])
+        reason = states.reason_to_leave_out(row.get("status"), tuple(finished))
+        same = tuple(sorted((str(k), str(v)) for k, v in row.items()))
+        if not reason and same in first:
+            reason = f"equal to {first[same]} in every column"
+        first.setdefault(same, places[i])
         values = {}
         for name in needed if not reason else ():
-            try:
-                values[name] = float(row[name])
-            except (KeyError, TypeError):
-                reason = f"no {name}"
-            except ValueError:
-                if row[name] == "":
-                    reason = f"no {name}"
-                else:
-                    texts.append(f"{label}: {name} is {str(row[name])!r}, expected a number")
-                continue
-            if not reason and not (math.isfinite(values[name]) and values[name] > 0):
-                reason = f"{name} is {values[name]}"
+            cell = row.get(name)
+            number = parse_any_number(cell)
+            if states.is_missing(cell):
+                reason = f"no {name}" + (f" ({cell!r})" if cell else "")
+            elif number is not None:
+                values[name] = number
+                if not reason and not (math.isfinite(number) and number > 0):
+                    reason = f"{name} is {number}"
+            elif states.is_no_number(cell):
+                reason = f"{name} is {cell!r}"
+            else:
+                texts.setdefault(name, []).append(i)
         if reason:
             dropped.append({"run": label, "reason": reason})
-        else:
-            others = {k: parse_number(v) for k, v in row.items() if k.startswith(COUNTS)}
+        elif not any(i in at for at in texts.values()):
+            others = {k: parse_number(v) for k, v in row.items() if str(k).startswith(COUNTS)}
             usable.append({**row, **others, "run": label, UNNAMED: unnamed, **values})
     if texts:
-        raise BadInput(*texts)
+        _check_texts(rows, dropped, texts, where)
+    check_commas(rows, places, needed)
     usable.sort(
         key=lambda row: (*(row.get(name, 0.0) for name in needed), _tie_break(row), row["run"])
     )
     return usable, dropped
+
+
+def _check_texts(
+    rows: Sequence[Row],
+    dropped: list[dict[str, str]],
+    texts: Mapping[str, list[int]],
+    where: str | None,
+) -> None:
+    """Leaves out the rows of `texts` that do not meet `where`. Raises BadInput for the others."""
+    places, names = places_of(rows), getattr(rows, "names", {})
+    kept = dict(enumerate(match_where(rows, where) if where else np.ones(len(rows), bool)))
+    problems = []
+    for name, at in texts.items():
+        if wrong := [i for i in at if kept[i]]:
+            row, cells = rows[wrong[0]], [str(rows[i][name]) for i in wrong]
+            unnamed = states.is_missing(row.get("run"))
+            place = places[wrong[0]] + ("" if unnamed else f" ({row['run']})")
+            problems.append(wrong_cell(rows, place, name, cells, names.get(name)))
+    if problems:
+        raise BadInput(*problems)
+    for i in sorted({i for at in texts.values() for i in at}):
+        dropped.append({"run": str(rows[i].get("run") or places[i]), "reason": f"not {where}"})
 
 
 def _tie_break(row: Row) -> str:
@@ -161,41 +258,10 @@ def _tie_break(row: Row) -> str:
 def row_weight(row: Row) -> float:
     """The weight of a row, 1 where it has none. Raises BadInput for a negative one or none."""
     entry = row.get("weight")
-    weight = 1.0 if entry in (None, "") else parse_number(entry)
+    weight = 1.0 if states.is_missing(entry) else parse_number(entry)
     if weight is None or weight < 0:
         raise BadInput(f"{row['run']}: weight is {entry!r}, expected a number of at least 0")
     return weight
-
-
-def match_where(rows: Sequence[Row], text: str, flag: str = "where") -> np.ndarray:
-    """Which rows satisfy `text`: comparisons with numbers (or, by == and !=, with words), joined by
-    commas or "and". A row without the value satisfies only !=.
-
-    Parsed, never evaluated. Raises BadInput for anything else.
-    """
-    keep, prefix = np.ones(len(rows), bool), f"--{flag}={text}"
-    for part in re.split(r",|\band\b", text):
-        comparison = _COMPARISON.fullmatch(part)
-        if not comparison:
-            largest = "largest, or " if flag == "holdout" else ""
-            raise BadInput(
-                f"{prefix}: expected {largest}comparisons such as 'params<=1e5, tokens>1e6'"
-            )
-        name, operator, value = comparison.groups()
-        if rows and not any(name in row for row in rows):
-            raise BadInput(f"{prefix}: no column {name!r}; {_name_columns(rows)}")
-        try:
-            number = float(value)
-            values = (row.get(name) for row in rows)
-            numbers = np.array([math.nan if v in (None, "") else float(v) for v in values], float)
-        except (TypeError, ValueError) as error:
-            if operator not in ("==", "!="):
-                raise BadInput(f"{prefix}: {name} cannot be compared with {value!r}") from error
-            same = np.array([str(row.get(name)) == value.strip("'\"") for row in rows], bool)
-            keep &= same if operator == "==" else ~same
-            continue
-        keep &= _OPERATORS[operator](numbers, number)
-    return keep
 
 
 def column_arrays(rows: Sequence[Row], names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -206,9 +272,4 @@ def column_arrays(rows: Sequence[Row], names: Sequence[str]) -> dict[str, np.nda
 def require_column(rows: Sequence[Row], flag: str, column: str) -> None:
     """Raises BadInput naming the flag if no row has the column."""
     if not any(row.get(column) not in (None, "") for row in rows):
-        raise BadInput(f"--{flag}={column}: no column {column!r}; {_name_columns(rows)}")
-
-
-def _name_columns(rows: Sequence[Row]) -> str:
-    names = sorted({str(name) for row in rows for name in row} - {UNNAMED})
-    return f"there are {', '.join(names)}"
+        raise BadInput(f"--{flag}={column}: no column {column!r}; {name_columns(rows)}")

@@ -431,7 +431,7 @@ def test_an_answer_that_has_settled_says_stop_and_one_that_moves_says_continue()
     spent = [stage["flops_spent"] for stage in section["stages"]]
     assert spent == sorted(spent)
     assert section["stages"][-1]["runs"] == len(iso_rows())
-    options = {"objective": "mse_log", "predict_flops": [1e30]}
+    options = {"objective": "mse_log", "predict_flops": [1e30], "far": True}
     loud = analyze(
         "chinchilla", iso_rows(0.05, sizes=4, budgets=BUDGETS[:3]), options, anytime=True
     )

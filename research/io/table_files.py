@@ -1,0 +1,196 @@
+"""Tables in files, as rows: CSV and its kin, JSON, JSON lines and parquet, each also gzipped."""
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from research.errors import BadInput, UnsafeFile, first_line
+from research.io import files, table_text, tables
+
+LARGEST, MOST_CELLS = 1 << 25, 1 << 21  # bytes once unpacked; a row is made of Python's own objects
+DEEPEST = 8  # objects in each other, which become names such as config.model.depth
+ELSEWHERE = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet; save it as CSV"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".joblib"), "a pickle, which can run code"),
+    **dict.fromkeys((".npy", ".npz", ".mat"), "arrays without column names; write them as CSV"),
+    **dict.fromkeys((".feather", ".arrow", ".h5", ".hdf5"), "write it as parquet or CSV"),
+    ".zip": "an archive; unpack it",
+    ".db": "a database; an MLflow store is read as --runs=mlflow:PATH",
+    ".wandb": "a record of W&B; its folder is read as --runs=wandb:FOLDER",
+}
+
+
+class TableFile(NamedTuple):
+    """Rows, where in the file each stands, and what was not plain about the file."""
+
+    rows: list[dict[str, Any]]
+    places: list[str]
+    notes: list[str]
+
+
+def read_table_file(path: Path, what: str) -> TableFile:
+    """The rows of a file by its suffix. Raises BadInput and UnsafeFile, beginning with `what`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    suffix = (suffixes[:-1] if packed else suffixes)[-1:]
+    reader = READERS.get(suffix[0] if suffix else "")
+    if reader is None:
+        known = ", ".join(READERS)
+        reason = ELSEWHERE.get(suffix[0] if suffix else "", "")
+        raise BadInput(
+            f"{what}: {f'{reason}; ' if reason else ''}"
+            f"expected the workdir of a sweep, or a file {known} (or one of these .gz)"
+        )
+    try:
+        raw = files.read(path, LARGEST)
+    except OSError as error:
+        raise BadInput(f"{what}: {error.strerror}") from error
+    found = reader(_unpacked(raw, what) if packed else raw, what)
+    if sum(map(len, found.rows)) > MOST_CELLS:
+        raise UnsafeFile(f"{what}: more than {MOST_CELLS:,} cells")
+    return found
+
+
+def _unpacked(raw: bytes, what: str) -> bytes:
+    """What a gzipped file holds, of bounded size."""
+    out, size = [], 0
+    try:
+        while raw:  # members may follow each other
+            unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
+            part = unpack.decompress(raw, LARGEST + 1 - size)
+            size += len(part)
+            if size > LARGEST:
+                raise UnsafeFile(f"{what}: larger than {LARGEST} bytes once it is unpacked")
+            if not unpack.eof:
+                raise BadInput(f"{what}: the gzipped file is cut off")
+            out.append(part)
+            raw = unpack.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise BadInput(f"{what}: not a gzipped file: {first_line(error)}") from error
+    return b"".join(out)
+
+
+def _delimited(separator: str) -> Callable[[bytes, str], TableFile]:
+    def read(raw: bytes, what: str) -> TableFile:
+        text, notes = table_text.decode(raw, what)
+        sheet = table_text.sheet(text, what, separator)
+        rows = [dict(zip(sheet.header, row, strict=True)) for row in sheet.rows]
+        return TableFile(rows, [f"line {n}" for n in sheet.lines], notes + sheet.notes)
+
+    return read
+
+
+def _parquet(raw: bytes, what: str) -> TableFile:
+    rows = tables.parquet(raw, what, MOST_CELLS).to_pylist()
+    return TableFile(rows, [f"row {i + 1}" for i in range(len(rows))], [])
+
+
+def _json(raw: bytes, what: str) -> TableFile:
+    """A list of objects, an object of columns, or one that holds either beside a header; also JSON
+    lines, whatever the suffix says."""
+    text, notes = table_text.decode(raw, what)
+    _check_bounds(text, what)
+    try:
+        value = json.loads(text, object_pairs_hook=_no_repeats)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip()[:1] == "{" and "\n" in text.strip():
+            return _json_lines(raw, what)
+        raise BadInput(f"{what}: not a JSON document: {first_line(error)}") from error
+    rows = _rows_of_json(value)
+    if rows is None:
+        raise BadInput(
+            f"{what}: holds a {type(value).__name__}; expected a list of objects, one for each "
+            "run, or an object of columns"
+        )
+    return _flattened(rows, [f"row {i + 1}" for i in range(len(rows))], notes, what)
+
+
+def _rows_of_json(value: object) -> list | None:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict):
+        return None
+    if isinstance(names := value.get("columns"), list) and isinstance(value.get("data"), list):
+        return [dict(zip(names, row)) if isinstance(row, list) else row for row in value["data"]]
+    for name in ("data", "runs", "rows", "results", "trials"):  # beside a header of other things
+        if isinstance(inner := value.get(name), list) and all(isinstance(x, dict) for x in inner):
+            return inner
+    columns = list(value.values())
+    if columns and all(isinstance(x, list) for x in columns) and len(set(map(len, columns))) == 1:
+        return [dict(zip(value, row)) for row in zip(*columns)]
+    if columns and all(isinstance(x, dict) for x in columns):
+        keys = list(columns[0])
+        if all(list(x) == keys for x in columns) and all(key.isdigit() for key in keys):
+            return [{name: column[key] for name, column in value.items()} for key in keys]
+        return [{"run": name, **row} for name, row in value.items()]  # runs by their names
+    return [value] if columns else []
+
+
+def _json_lines(raw: bytes, what: str) -> TableFile:
+    text, notes = table_text.decode(raw, what)
+    _check_bounds(text, what)
+    rows, places = [], []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: words may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line, object_pairs_hook=_no_repeats))
+        except (ValueError, RecursionError) as error:
+            raise BadInput(
+                f"{what}: line {number} is no JSON: {first_line(error)} ({line.strip()[:60]!r})"
+            ) from error
+        places.append(f"line {number}")
+    if len(rows) == 1 and not isinstance(rows[0], dict):
+        return _json(raw, what)
+    return _flattened(rows, places, notes, what)
+
+
+def _check_bounds(text: str, what: str) -> None:
+    # A list takes up to a hundred times the two bytes of its brackets.
+    if text.count("[") + text.count("{") > max(1 << 16, len(text) >> 4):
+        raise UnsafeFile(f"{what}: holds more lists and objects than a file of its size should")
+
+
+def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key given twice: {next(n for n in names if names.count(n) > 1)!r}")
+    return out
+
+
+def _flattened(rows: list, places: list[str], notes: list[str], what: str) -> TableFile:
+    """Objects in objects by joined names; lists are left out."""
+    out = []
+    for place, row in zip(places, rows):
+        if not isinstance(row, dict):
+            raise BadInput(f"{what}: {place} holds a {type(row).__name__}, expected an object")
+        out.append(dict(flat(row)))
+    return TableFile(out, places, notes)
+
+
+def flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what an object holds, with the names of objects in it joined by points."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            if depth < DEEPEST:
+                yield from flat(value, f"{prefix}{name}.", depth + 1)
+        elif not isinstance(value, list | tuple):
+            yield f"{prefix}{name}", value
+
+
+READERS: dict[str, Callable[[bytes, str], TableFile]] = {
+    ".csv": _delimited(""),
+    ".tsv": _delimited("\t"),
+    ".tab": _delimited("\t"),
+    ".txt": _delimited(""),
+    ".psv": _delimited("|"),
+    ".md": _delimited("|"),
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".parquet": _parquet,
+    ".pq": _parquet,
+}

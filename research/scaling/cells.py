@@ -1,0 +1,64 @@
+"""What a message says of cells that cannot be read: the first, where it stands, and the flag that
+would help."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.errors import BadInput
+from research.scaling.columns import advice, name_columns
+from research.scaling.numbers import (
+    groups_thousands,
+    has_decimal_comma,
+    may_be_decimal_comma,
+    with_point,
+)
+
+SHOWN = 60  # characters of a cell in a message
+Rows = Sequence[Mapping[str, Any]]
+
+
+def check_columns(rows: Rows, needed: Sequence[str], more: str = "") -> None:
+    """Raises BadInput for columns that no row has, with the flag that may name them, and `more`."""
+    missing = [name for name in needed if not any(name in row for row in rows)]
+    if missing:
+        help_ = advice(rows, missing)
+        raise BadInput(
+            *(f"no column {name!r}; {name_columns(rows)}" for name in missing[:-1]),
+            f"no column {missing[-1]!r}; {name_columns(rows)}{help_}{more}",
+        )
+
+
+def wrong_cell(
+    rows: Rows, place: str, name: str, cells: Sequence[str], source: str | None = None
+) -> str:
+    """What is wrong with the first of `cells`, which are no numbers, of the column `name`, which is
+    `source` in the file."""
+    cell = cells[0][:SHOWN]
+    called = f"{name} ({source})" if source and source != name else name
+    rest = len(cells) - 1
+    more = f", and {rest} more {'row is' if rest == 1 else 'rows are'} no number" if rest else ""
+    if has_decimal_comma(cell):
+        hint = f"--decimal_comma reads it as {with_point(cell)}"
+    elif len(cells) == len(rows):
+        hint = f"--columns={name}=… names another column; {name_columns(rows)}"
+    else:
+        quote = '"' if "'" in cell else "'"
+        sample = f"{quote}{cell}{quote}" if cell.strip() != cell or not cell.isalnum() else cell
+        hint = f'--where="{name}!={sample}" leaves such rows out'
+    return f"{place}: {called} is {cell!r}, expected a number{more}; {hint}"
+
+
+def check_commas(rows: Rows, places: Sequence[str], needed: Sequence[str]) -> None:
+    """Raises BadInput where the commas of a needed column may be decimal ones."""
+    problems = []
+    for name in needed:
+        cells = [row.get(name) for row in rows]
+        at = next((i for i, cell in enumerate(cells) if may_be_decimal_comma(cell)), None)
+        if at is not None and not any(groups_thousands(cell) for cell in cells):
+            cell = str(cells[at])
+            problems.append(
+                f"{places[at]}: {name} is {cell!r}, which may be {with_point(cell)} or "
+                f"{cell.replace(',', '')}: give --decimal_comma or --no-decimal_comma"
+            )
+    if problems:
+        raise BadInput(*problems)

@@ -1,0 +1,251 @@
+"""What a table says against itself, before a law is fitted to it: FLOPs against 6 · params ·
+tokens, targets against the range of the table, groups and recipes in one law, curves taken for
+final losses, rows that may be copies. What cannot be right is refused, what may be is said.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from research.errors import BadInput
+from research.scaling import states
+from research.scaling.columns import COUNTS, Row
+from research.scaling.curves import curve_warning
+from research.scaling.numbers import PF_DAY, parse_number
+from research.scaling.options import Options
+from research.scaling.table import ALIKE, PER_TOKEN, flops_ratio
+
+OWN = "flops_convention"  # of rows that are records of this project, whose units are known
+FAR, TOO_FAR = 1e3, 1e5  # times the largest of the table: warned of, refused
+# FLOPs over 6 · params · tokens: our own convolutional families reach 1e3, sparse models 1e-2.
+ODD, WRONG = (0.02, 3e3), (1e-4, 1e5)
+NEAR = 4.0  # factor within which a unit explains a ratio
+UNITS = {  # ratio of the table: what is in which unit, the flag that says so
+    1e-6: ("flops in millions (MFLOPs)", "flops=flops*1e6"),
+    1e-9: ("flops in GFLOPs", "flops=flops*1e9"),
+    1e-12: ("flops in TFLOPs", "flops=flops*1e12"),
+    1e-15: ("flops in PFLOPs", "flops=flops*1e15"),
+    1e-18: ("flops in EFLOPs", "flops=flops*1e18"),
+    1e-21: ("flops in ZFLOPs", "flops=flops*1e21"),
+    1 / PF_DAY: ("flops in PF-days", f"flops=flops*{PF_DAY:g}"),
+    1e6: ("params or tokens in millions", "params=params*1e6"),
+    1e9: ("tokens (or params) in billions", "tokens=tokens*1e9"),
+    1e12: ("params and tokens both in millions", "params=params*1e6,tokens=tokens*1e6"),
+    1e15: ("params in millions and tokens in billions", "params=params*1e6,tokens=tokens*1e9"),
+    1e18: ("params and tokens both in billions", "params=params*1e9,tokens=tokens*1e9"),
+}
+SMALL = {"params": 1e4, "tokens": 1e5}  # below which counts look like millions or billions
+NO_RECIPE = (
+    "run", "run_id", "name", "id", "trial", "trial_id", "label", "note", "notes", "comment",
+    "comments", "status", "state", "reason", "host", "user", "owner", "author", "date",
+    "time", "created", "updated", "path", "url", "file", "unit", "loss_unit", "unnamed",
+    "gpu", "device", "hardware", "flops_convention", "task", "experiment", "tags", "commit",
+    "version", "seed",
+)  # fmt: skip
+MOST_KINDS, LEAST_ROWS = 12, 3  # of a column of words that may be a recipe
+
+
+def check_table(
+    rows: Sequence[Row], needed: Sequence[str], options: Options, groups: bool, curves: bool
+) -> list[str]:
+    """Warnings about the usable rows that a law of the columns `needed` is fitted to; `groups` and
+    `curves`: it tells groups apart, is meant for curves. Raises BadInput for what cannot be
+    right."""
+    warnings = _check_flops(rows, options)
+    if not any(OWN in row for row in rows):
+        warnings += _small_counts(rows, needed)
+    warnings += _check_targets(rows, needed, options)
+    warnings += _copies(rows)
+    if not groups:
+        warnings += _mixed_groups(rows) or _mixed_recipes(rows)
+    return warnings + ([] if curves else curve_warning(rows))
+
+
+def _check_flops(rows: Sequence[Row], options: Options) -> list[str]:
+    """FLOPs against 6 · params · tokens. Raises BadInput where they are in another unit, and where
+    budgets are needed and only some of the rows have FLOPs of their own convention."""
+    ratios = np.array([r for row in rows if (r := flops_ratio(row)) is not None])
+    if not len(ratios):
+        return []
+    middle = float(np.median(ratios))
+    if not WRONG[0] < middle < WRONG[1] and not options.odd_units:
+        raise BadInput(
+            f"flops are {middle:.2g} times 6 * params * tokens (median of {len(ratios)} rows; the "
+            f"first: flops {rows[0].get('flops'):.4g}, params {rows[0].get('params'):.4g}, tokens "
+            f"{rows[0].get('tokens'):.4g}): {_likely_unit(middle)}; --odd_units takes them as they "
+            "are"
+        )
+    out = []
+    if not ODD[0] < middle < ODD[1]:
+        out.append(
+            f"flops are {middle:.2g} times 6 * params * tokens (median): {_likely_unit(middle)}"
+        )
+    spread = ratios[(ratios > middle / 1e3) & (ratios < middle * 1e3)]
+    if len(spread) < len(ratios):
+        out.append(
+            f"flops of {len(ratios) - len(spread)} rows are more than 1000 times off those of the "
+            "others, relative to 6 * params * tokens: their units may differ"
+        )
+    exact = np.abs(ratios - 1) < 1e-6
+    others = ratios[(ratios > ALIKE) | (ratios < 1 / ALIKE)]
+    if exact.sum() >= 2 and len(others) >= 2 and exact.sum() + len(others) == len(ratios):
+        out.append(
+            f"flops of {exact.sum()} rows are exactly 6 * params * tokens, those of the other "
+            f"{len(others)} are {np.median(others):.3g} times that: two conventions in one column; "
+            "--columns='flops=params*tokens*6' counts all by the first"
+        )
+    return out
+
+
+def check_some_flops(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """Of all rows that have params and tokens: a warning where some have no FLOPs and those of the
+    others are not 6 · params · tokens. Raises BadInput where the law needs them."""
+    ratios, without = [], []
+    for row in rows:
+        if (ratio := flops_ratio(row)) is not None:
+            ratios.append(ratio)
+        elif states.is_missing(row.get("flops")) and parse_number(row.get("params")):
+            without.append(row)
+    if not without or not ratios or all(1 / ALIKE < r < ALIKE for r in ratios):
+        return []
+    words = (
+        f"{len(without)} rows have no flops, and those of the other {len(ratios)} are "
+        f"{np.median(ratios):.3g} times 6 * params * tokens (median), so they cannot be filled "
+        "in by that: --columns='flops=params*tokens*6' counts all rows so, --where='flops>0' takes "
+        "the others alone"
+    )
+    if "flops" in needed:
+        raise BadInput(f"flops: {words}")
+    return [words]
+
+
+def _likely_unit(ratio: float) -> str:
+    near = min(UNITS, key=lambda unit: abs(math.log(ratio / unit)))
+    if not 1 / NEAR / 3 < ratio / near < NEAR * 3:
+        return "no usual unit explains that; is one of these columns another quantity?"
+    what, flag = UNITS[near]
+    return f"probably {what}: --columns='{flag}'"
+
+
+def _small_counts(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """A warning where models of a few parameters were trained on a few tokens."""
+    if not {"params", "tokens"} <= set(needed) or not rows:
+        return []
+    most = {name: max(row[name] for row in rows) for name in SMALL}
+    if any(most[name] > limit for name, limit in SMALL.items()):
+        return []
+    return [
+        f"at most {most['params']:g} params and {most['tokens']:g} tokens: if these are millions "
+        "or billions, --columns='params=params*1e6,tokens=tokens*1e9'"
+    ]
+
+
+def largest_of(rows: Sequence[Row], column: str) -> float | None:
+    """The largest value of a column; of FLOPs without a column, of 6 · params · tokens."""
+    values = [parse_number(row.get(column)) for row in rows]
+    if column == "flops" and not any(values):
+        counts = ((parse_number(r.get("params")), parse_number(r.get("tokens"))) for r in rows)
+        values = [PER_TOKEN * n * d for n, d in counts if n and d]
+    return max((x for x in values if x), default=None)
+
+
+def _check_targets(rows: Sequence[Row], needed: Sequence[str], options: Options) -> list[str]:
+    """Targets against the largest value of the table."""
+    if {"params", "tokens"} <= set(needed) and "flops" not in needed:
+        budgets = max((PER_TOKEN * r["params"] * r["tokens"] for r in rows), default=None)
+    else:
+        budgets = largest_of(rows, "flops")
+    out = []
+    targets: list[tuple[str, Sequence[float], float | None, str]] = [
+        ("predict", options.predict, largest_of(rows, needed[0]), needed[0]),
+        ("predict_flops", options.predict_flops, budgets, "flops"),
+    ]
+    for flag, values, largest, column in targets:
+        if not values or not largest:
+            continue
+        least = min((x for row in rows if (x := parse_number(row.get(column)))), default=largest)
+        most = max(values)
+        if most > TOO_FAR * largest and not options.far:
+            raise BadInput(
+                f"--{flag}={most:g}: {most / largest:.2g} times the largest of the table "
+                f"({column} {largest:.4g}); {_of_target(column, rows, needed)}; --far predicts "
+                "it all the same"
+            )
+        if most > FAR * largest:
+            out.append(
+                f"--{flag}={most:g} is {most / largest:.2g} times the largest of the table "
+                f"({column} {largest:.4g}): no data are near, and the intervals hold only if the "
+                "law does"
+            )
+        if (low := min(values)) < least / FAR and column in COUNTS:
+            out.append(
+                f"--{flag}={low:g} is {least / low:.2g} times below the least of the table "
+                f"({column} {least:.4g}): is it in the table's unit?"
+            )
+    return out
+
+
+def _of_target(column: str, rows: Sequence[Row], needed: Sequence[str]) -> str:
+    """The flag that would help where a target is far from a table in another unit."""
+    if _small_counts(rows, needed):
+        what, flag = (
+            "params in millions and tokens in billions",
+            "params=params*1e6,tokens=tokens*1e9",
+        )
+    elif column == "flops" and "flops" in needed:
+        what, flag = "FLOPs in GFLOPs", "flops=flops*1e9"
+    elif column == "flops":
+        what, flag = "tokens in billions", "tokens=tokens*1e9"
+    else:
+        what, flag = f"{column} in millions", f"{column}={column}*1e6"
+    return f"if the table has {what}, --columns='{flag}'"
+
+
+def _copies(rows: Sequence[Row]) -> list[str]:
+    """A warning where rows of one size and budget have the same loss to all digits."""
+    seen = Counter(
+        (row.get("params"), row.get("tokens"), row["loss"])
+        for row in rows
+        if "loss" in row and f"{row['loss']:.4g}" != f"{row['loss']:.12g}"
+    )
+    count = sum(n - 1 for n in seen.values() if n > 1)
+    if not count:
+        return []
+    n, d, loss = next(key for key, k in seen.items() if k > 1)
+    return [
+        f"{count} rows have the params, tokens and loss of another row (such as {n:g}, {d or 0:g}, "
+        f"{loss:.8g}): if they are copies, or one seed trained twice, they are no replicates"
+    ]
+
+
+def _mixed_groups(rows: Sequence[Row]) -> list[str]:
+    """A warning where rows of several groups share a law that does not tell them apart."""
+    groups = {str(row.get("group") or "") for row in rows}
+    if len(groups) < 2:
+        return []
+    return [f"rows of {len(groups)} groups are fitted together; --compare=group tells them apart"]
+
+
+def _mixed_recipes(rows: Sequence[Row]) -> list[str]:
+    """A warning where rows differ in a column of few words, each of several rows."""
+    out = []
+    for name in dict.fromkeys(str(k) for row in rows for k in row):
+        last = name.replace("/", ".").split(".")[-1].lower().strip().replace(" ", "_")
+        cells = [row.get(name) for row in rows]
+        words = Counter(str(cell) for cell in cells if not states.is_missing(cell))
+        if last in NO_RECIPE or not 2 <= len(words) <= MOST_KINDS:
+            continue
+        if (
+            any(parse_number(word) is not None for word in words)
+            or min(words.values()) < LEAST_ROWS
+        ):
+            continue
+        shown = ", ".join(sorted(words)[:3]) + (", …" if len(words) > 3 else "")
+        out.append(
+            f"rows of {len(words)} values of {name!r} ({shown}) are fitted together; "
+            f"--where='\"{name}\"==…' takes one, --columns='group={name}' --compare=group tells "
+            "them apart"
+        )
+    return out

@@ -1,0 +1,206 @@
+"""Columns of a table as somebody else named them: `--columns=loss=val loss,tokens=tokens (B)*1e9`.
+
+A column is another one, or a product or quotient of columns and numbers. Where only a header says
+the unit, as in "params (M)" or "total_gflops", it is applied, and said.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from research.errors import BadInput
+from research.scaling.numbers import MULTIPLIERS, PF_DAY, parse_any_number
+from research.scaling.states import is_missing
+
+Row = dict[str, Any]
+UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place
+COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
+MOST_SCALED = {"params": 1e15, "tokens": 1e17, "unique_tokens": 1e17, "flops": 1e32}
+_BRACKETS = re.compile(r"[(\[]\s*(?:in\s+)?([^()\[\]]+?)\s*[)\]]\s*$")
+_LAST_WORD = re.compile(r"(?:^|[\s_./:-])(?:in[\s_])?([a-zA-Z]+)\s*$")
+_FLOPS = re.compile(r"(?P<prefix>[kmgtpezy]?)(?:flops?|fl)(?P<rate>\s*/\s*s|ps)?", re.IGNORECASE)
+_DAYS = re.compile(r"pf(?:lops?)?(?:/s)?[\s_-]*days?", re.IGNORECASE)
+_NAMES = {  # what others call our columns, for advice
+    "params": "n params parameters parametercount numparams numparameters nparams modelsize size "
+    "nonembeddingparams totalparams paramcount",
+    "tokens": "d tokens token tokenstrained trainingtokens traintokens totaltokens numtokens "
+    "ntokens tokensseen datasetsize",
+    "flops": "c flops flop compute trainingflops totalflops trainflops totalgflops gflops "
+    "computeflops",
+    "loss": "loss valloss validationloss evalloss finalloss testloss trainloss evaluationloss "
+    "macroloss evalmacroloss valbpb bpb ce crossentropy",
+    "accuracy": "acc accuracy valaccuracy evalaccuracy testaccuracy",
+    "unique_tokens": "uniquetokens",
+    "run": "name runname runid id trial trialid number",
+}
+
+
+class Unit(NamedTuple):
+    factor: float
+    words: str
+
+
+def name_columns(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The columns of a table, for a message."""
+    names = sorted({str(name) for row in rows for name in row} - {UNNAMED})
+    return f"there are {', '.join(names)}"
+
+
+def header_unit(name: str, of: str) -> Unit | None:
+    """The unit that the header of a count says, of one of COUNTS: "params (M)", "tokens_billion",
+    "total_gflops". None where it says none, or one that multiplies by 1."""
+    compute = of.startswith("flops")
+    brackets = _BRACKETS.search(name)
+    last = _LAST_WORD.search(name)
+    for text in ([brackets[1]] if brackets else []) + ([last[1]] if last else []):
+        if compute and _DAYS.search(name):
+            return Unit(PF_DAY, "PF-days")
+        if compute and (found := _FLOPS.fullmatch(text.strip())) and not found["rate"]:
+            factor = MULTIPLIERS[found["prefix"].lower()]
+            return Unit(factor, text) if factor != 1 else None
+        if (number := parse_any_number(text)) is not None and brackets and number > 1:
+            return Unit(number, text)
+        word = text.strip().lower()
+        long = len(word) > 3 or (len(text.strip()) == 1 and text.strip().isupper()) or brackets
+        if word and word != "%" and long and MULTIPLIERS.get(word, 1) > 1:
+            return Unit(MULTIPLIERS[word], text.strip())
+    return None
+
+
+def rename(
+    rows: Sequence[Row], columns: Mapping[str, str], places: Sequence[str] = ()
+) -> tuple[list[Row], list[str]]:
+    """The rows with `columns` (our name: theirs, or an expression of theirs), and what there is to
+    say. Raises BadInput for a column that does not exist, and for words where a factor needs a
+    number."""
+    notes: list[str] = []
+    out = [dict(row) for row in rows]
+    there = sorted({str(name) for row in rows[:1000] for name in row}, key=len, reverse=True)
+    for ours, text in columns.items():
+        flag = f"--columns={ours}={text}"
+        if (name := _unquoted(text)) in there:
+            factor = _unit_to_apply(rows, ours, name, notes)
+            if factor == 1:
+                for new, row in zip(out, rows):
+                    new[ours] = row.get(name)
+                continue
+            terms = [("*", name), ("*", factor)]
+        else:
+            terms = _terms(text, there, flag, rows)
+        for i, (new, row) in enumerate(zip(out, rows)):
+            new[ours] = _product(row, terms, f"{flag}: {_place(places, i)}")
+    return out, notes
+
+
+def _unit_to_apply(rows: Sequence[Row], ours: str, name: str, notes: list[str]) -> float:
+    """The factor that the header of a column says, 1 where it says none or the cells are scaled
+    already."""
+    if ours not in MOST_SCALED or ours == name or not (unit := header_unit(name, ours)):
+        return 1.0
+    values = [x for row in rows if (x := parse_any_number(row.get(name))) is not None and x > 0]
+    written = any(isinstance(row.get(name), str) and re.search(r"[a-zA-Z]\s*$", row[name].strip())
+                  and parse_any_number(row[name]) is not None for row in rows)  # fmt: skip
+    if written or not values or max(values) * unit.factor > MOST_SCALED[ours]:
+        notes.append(
+            f"the header {name!r} says {unit.words}, and its cells look scaled already: they are "
+            f"taken as they are; if not, --columns='{ours}={name}*{unit.factor:g}'"
+        )
+        return 1.0
+    notes.append(
+        f"{ours} is {name!r} times {unit.factor:g}, as its header says; if not, "
+        f"--columns='{ours}={name}*1'"
+    )
+    return unit.factor
+
+
+def _terms(
+    text: str, there: Sequence[str], flag: str, rows: Sequence[Row]
+) -> list[tuple[str, str | float]]:
+    """[(* or /, column or number)] of an expression; a name is the longest column that fits, since
+    names may hold the signs themselves."""
+    out: list[tuple[str, str | float]] = []
+    sign, rest = "*", text.strip()
+    while True:
+        found, rest = _one_term(rest, there)
+        if found is None:
+            raise BadInput(f"{flag}: no column {rest!r}; {name_columns(rows)}")
+        out.append((sign, found))
+        if not rest:
+            return out
+        sign, rest = rest[0], rest[1:].strip()
+        if sign not in "*/×" or not rest:
+            raise BadInput(f"{flag}: expected a column, times or divided by columns or numbers")
+        sign = "/" if sign == "/" else "*"
+
+
+def _one_term(text: str, there: Sequence[str]) -> tuple[str | float | None, str]:
+    """The first column or number of the text, and what follows it."""
+    if text[:1] in ("`", '"', "'") and (end := text.find(text[0], 1)) > 0:
+        name = text[1:end]
+        return (name if name in there else None), text[end + 1 :].strip() if name in there else name
+    for name in there:  # the longest first
+        follows = text[len(name) :].lstrip()
+        if name and text.startswith(name) and (not follows or follows[0] in "*/×"):
+            return name, follows
+    head = re.match(r"[^*/×]+", text)
+    number = parse_any_number(head[0]) if head else None
+    if head is None or number is None:
+        return None, text
+    return number, text[head.end() :].strip()
+
+
+def _product(row: Row, terms: Sequence[tuple[str, str | float]], where: str) -> float | str | None:
+    value = 1.0
+    for sign, term in terms:
+        if isinstance(term, str):
+            cell = row.get(term)
+            if is_missing(cell):
+                return None
+            number = parse_any_number(cell)
+            if number is None and len([t for _, t in terms if isinstance(t, str)]) == 1:
+                return str(cell)  # what is wrong with a column is said when it is needed
+            if number is None:
+                raise BadInput(f"{where}: {term} is {str(cell)[:60]!r}, expected a number")
+        else:
+            number = term
+        if sign == "/" and number == 0:
+            return None
+        value = value / number if sign == "/" else value * number
+    return value
+
+
+def _place(places: Sequence[str], i: int) -> str:
+    return places[i] if i < len(places) else f"row {i + 1}"
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "`\"'" else text
+
+
+def split_pairs(text: str) -> Iterator[str]:
+    """The parts of a list that is joined by commas, which quotes may hold too."""
+    for part in re.findall(r"(?:`[^`]*`|\"[^\"]*\"|'[^']*'|[^,])+", text):
+        if part.strip():
+            yield part
+
+
+def advice(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
+    """The flag that names the missing columns among those that look like them, or nothing."""
+    there = list(dict.fromkeys(str(name) for row in rows[:100] for name in row))
+    pairs = []
+    for ours in missing:
+        known = {ours.replace("_", ""), *_NAMES.get(ours, "").split()}
+        for name in there:
+            bare = re.sub(r"[(\[].*", "", name)
+            last = re.split(r"[/.:]", bare)[-1]
+            if {_letters(bare), _letters(last)} & known:
+                unit = header_unit(name, ours) if ours in MOST_SCALED else None
+                quoted = f"`{name}`" if "," in name or "=" in name else name
+                pairs.append(f"{ours}={quoted}" + (f"*{unit.factor:g}" if unit else ""))
+                break
+    return f"; perhaps --columns='{','.join(pairs)}'" if pairs else ""
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.lower())
