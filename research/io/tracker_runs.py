@@ -60,7 +60,7 @@ def wandb_runs(place: str, what: str) -> list[Row]:
         row = _wandb_row(path, records, what)
         before = runs.get(row["run_id"], {})  # an earlier launch of the same run
         runs[row["run_id"]] = {**before, **row}
-    return _named(list(runs.values()))
+    return _named([runs[name] for name in sorted(runs)])
 
 
 def _wandb_row(path: Path, records: Any, what: str) -> Row:

@@ -59,6 +59,43 @@ def _(place):
     return parquet(place.folder / "t.parquet", columns, 8)
 
 
+@payload("table", "a table that unpacks to a gigabyte")
+def _(place):
+    return place.write(
+        "t.csv.gz", gzip.compress(b"params,tokens,loss\n" + b"1,2,3\n" * (1 << 27), 1)
+    )
+
+
+@payload("table", "a table in JSON of a million lists")
+def _(place):
+    return place.write("t.json", "[" + "[]," * (1 << 20) + "[]]")
+
+
+@payload("table", "a table in JSON, very deep")
+def _(place):
+    return place.write("t.json", deep())
+
+
+@payload("table", "lines of JSON that are very deep")
+def _(place):
+    return place.write("t.jsonl", f'{{"params": {deep(60_000)}}}\n' * 2)
+
+
+@payload("table", "a table whose numbers are long")
+def _(place):
+    return place.write("t.json", json.dumps([{"params": LONG, "tokens": 2, "loss": 3}]))
+
+
+@payload("table", "a table without an end in its quotes")
+def _(place):
+    return place.write("t.csv", 'params,tokens,loss\n1,2,"3' + "x" * (1 << 22))
+
+
+@payload("table", "a table of a million commas")
+def _(place):
+    return place.write("t.txt", "," * (1 << 20) + "\n" + "1," * (1 << 20))
+
+
 @both("a parquet file with a torn footer")
 def _(place):
     path = parquet(place.folder / "t.parquet", {"params": [1.0] * 8}, 8)
