@@ -124,9 +124,11 @@ def _diabetes() -> Any:
 
 def _read(path: str) -> Any:
     """The file as a pyarrow table. Raises BadInput if it cannot be read as one."""
-    if (suffix := Path(path).suffix) not in (".csv", ".parquet"):
-        raise BadInput(f"data.path: {path}: expected diabetes, or a .csv or .parquet file")
-    table = (tables.csv if suffix == ".csv" else tables.parquet)(path, f"data.path: {path}")
+    if (suffix := Path(path).suffix.lower()) not in (".csv", ".tsv", ".parquet"):
+        raise BadInput(
+            f"data.path: {path}: expected diabetes, or a .csv or .parquet file (or .tsv)"
+        )
+    table = (tables.parquet if suffix == ".parquet" else tables.csv)(path, f"data.path: {path}")
     twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
     if twice:
         raise BadInput(f"data.path: {path}: more than one column is named {twice[0]!r}")
@@ -181,10 +183,14 @@ def _numbers(path: str, table: Any, name: str) -> np.ndarray:
     if pyarrow.types.is_boolean(column.type):
         column = column.cast("int8")
     if not (pyarrow.types.is_integer(column.type) or pyarrow.types.is_floating(column.type)):
-        first = next((v for v in column.to_pylist() if v is not None), None)
+        row, first = next(
+            ((i, v) for i, v in enumerate(column.to_pylist()) if v is not None and not _number(v)),
+            (0, None),
+        )
         raise BadInput(
             f"data.path: {path}: column {name!r} holds {column.type} ({first!r}), expected "
-            "numbers; name those to use in data.columns"
+            f"numbers; the first that is none is in row {row + 1}: correct it, or name the columns "
+            "to use in data.columns"
         )
     values = column.to_numpy().astype(np.float64)
     _check_complete(path, name, ~np.isfinite(values))
@@ -195,6 +201,14 @@ def _numbers(path: str, table: Any, name: str) -> np.ndarray:
             f"at most {LARGEST:g}, since the square of it must be a float32"
         )
     return values
+
+
+def _number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def _classes(path: str, table: Any, name: str) -> tuple[np.ndarray, list[str]]:

@@ -8,8 +8,9 @@ import io
 import re
 from typing import NamedTuple
 
-from research.errors import BadInput, first_line
+from research.errors import BadInput, UnsafeFile, first_line
 
+MOST_COLUMNS = 1 << 13
 COMMENT = re.compile(r"\s*(?:#|%|//)")
 _RULE = re.compile(r"\s*\|?[\s:|+=-]+\|?\s*")  # under the header of a table in Markdown
 _SEP = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)  # what Excel reads and writes first
@@ -184,6 +185,8 @@ def _checked(
     header: list[str], rows: list[list[str]], lines: list[int], notes: list[str], what: str
 ) -> Sheet:
     """The sheet, without columns that are empty from top to bottom."""
+    if len(header) > MOST_COLUMNS:
+        raise UnsafeFile(f"{what}: more than {MOST_COLUMNS:,} columns")
     for line, row in zip(lines, rows):
         if len(row) != len(header):
             hint = ""

@@ -18,7 +18,7 @@ class MLflow:
 
     def __init__(self, run_id: str, name: str, config: Config, directory: Path, workdir: Path):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # it would call home
-        local = f"sqlite:///{files.make_directory(workdir) / 'mlflow.db'}"
+        local = f"sqlite:///{_plain(files.make_directory(workdir)) / 'mlflow.db'}"
         with warnings.catch_warnings():  # of SQLAlchemy 2.1, about MLflow's own tables
             warnings.filterwarnings("ignore", "The ``noload`` loader", DeprecationWarning)
             from mlflow import MlflowClient, entities
@@ -58,6 +58,17 @@ class MLflow:
     def _send(self, tags: Sequence[Any] = ()) -> None:
         self.client.log_batch(self.id, metrics=self.buffered, tags=tags)
         self.buffered, self.sent = [], time.monotonic()
+
+
+def _plain(folder: Path) -> Path:
+    """The folder, by a link where its path has signs that a URI reads as its own: MLflow would keep
+    the database of `sweep?lr=1` in a file called `sweep`."""
+    if not set("?%#") & set(str(folder)):
+        return folder
+    link = files.cache("mlflow") / files.digest(os.fsencode(folder))[:16]
+    with contextlib.suppress(FileExistsError):  # an earlier launch made it
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+    return link
 
 
 def _experiment(client: Any, workdir: Path) -> str:

@@ -57,7 +57,7 @@ def check_table(
     if not any(OWN in row for row in rows):
         warnings += _small_counts(rows, needed)
     warnings += _check_targets(rows, needed, options)
-    warnings += _copies(rows)
+    warnings += _copies(rows, needed)
     if not groups:
         warnings += _mixed_groups(rows) or _mixed_recipes(rows)
     return warnings + ([] if curves else curve_warning(rows))
@@ -71,10 +71,11 @@ def _check_flops(rows: Sequence[Row], options: Options) -> list[str]:
         return []
     middle = float(np.median(ratios))
     if not WRONG[0] < middle < WRONG[1] and not options.odd_units:
+        first = next(row for row in rows if flops_ratio(row) is not None)
         raise BadInput(
             f"flops are {middle:.2g} times 6 * params * tokens (median of {len(ratios)} rows; the "
-            f"first: flops {rows[0].get('flops'):.4g}, params {rows[0].get('params'):.4g}, tokens "
-            f"{rows[0].get('tokens'):.4g}): {_likely_unit(middle)}; --odd_units takes them as they "
+            f"first: flops {first['flops']:.4g}, params {first['params']:.4g}, tokens "
+            f"{first['tokens']:.4g}): {_likely_unit(middle)}; --odd_units takes them as they "
             "are"
         )
     out = []
@@ -203,20 +204,21 @@ def _of_target(column: str, rows: Sequence[Row], needed: Sequence[str]) -> str:
     return f"if the table has {what}, --columns='{flag}'"
 
 
-def _copies(rows: Sequence[Row]) -> list[str]:
+def _copies(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
     """A warning where rows of one size and budget have the same loss to all digits."""
-    seen = Counter(
-        (row.get("params"), row.get("tokens"), row["loss"])
-        for row in rows
-        if "loss" in row and f"{row['loss']:.4g}" != f"{row['loss']:.12g}"
-    )
-    count = sum(n - 1 for n in seen.values() if n > 1)
-    if not count:
+    if "loss" not in needed:
         return []
-    n, d, loss = next(key for key, k in seen.items() if k > 1)
+    seen = Counter(
+        (row.get("params"), row.get("tokens"), row.get("flops"), row["loss"])
+        for row in rows
+        if f"{row['loss']:.4g}" != f"{row['loss']:.12g}"
+    )
+    if not (count := sum(n - 1 for n in seen.values() if n > 1)):
+        return []
+    loss = next(key for key, n in seen.items() if n > 1)[-1]
     return [
-        f"{count} rows have the params, tokens and loss of another row (such as {n:g}, {d or 0:g}, "
-        f"{loss:.8g}): if they are copies, or one seed trained twice, they are no replicates"
+        f"{count} rows have the params, tokens and loss of another row (such as {loss:.8g}): if "
+        "they are copies, or one seed trained twice, they are no replicates"
     ]
 
 

@@ -3,9 +3,11 @@
 Each tracker is launched twice: in a process that is killed, and here again from an earlier step.
 """
 
+import contextlib
 import json
 import logging
 import os
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -321,6 +323,22 @@ def test_mlflow_continues_with_another_cadence_and_repeats_nothing(flow):
     assert len(history(workdir, only_run(workdir), "train_loss")) == 9
     assert only_run(workdir).info.status == "KILLED"
     assert only_run(workdir).data.params["log.every"] == "1"
+
+
+def test_the_database_of_mlflow_stays_in_a_workdir_whose_name_a_uri_would_split(
+    tmp_path, environment, monkeypatch, flow
+):
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    workdir = tmp_path / "below" / "sweep?lr=1#2%41"
+    workdir.mkdir(parents=True)
+    (workdir / "mlflow.db").write_bytes((flow[0] / "mlflow.db").read_bytes())
+    for launch in range(2):
+        out = trackers.open_trackers(["mlflow"], f"new{launch}", "new", CONFIG, workdir, workdir)
+        out.close(RESULT)
+    assert [path.name for path in workdir.parent.iterdir()] == [workdir.name]
+    with contextlib.closing(sqlite3.connect(workdir / "mlflow.db")) as database:
+        found = sorted(name for (name,) in database.execute("select name from runs"))
+    assert found == ["a run", "new", "new"]
 
 
 def test_mlflow_writes_where_it_is_told(tmp_path, environment, monkeypatch, flow):

@@ -207,7 +207,7 @@ def test_a_column_of_classes(csv):
         (CSV, {"columns": []}, "data.columns: none left"),
         (CSV.replace("\n5,", "\n,"), {}, "column 'a' has 1 missing or infinite values, .* row 6"),
         (CSV.replace("\n5,", "\ninf,"), {}, "column 'a' has 1 missing or infinite values"),
-        (CSV.replace("\n5,", "\nfive,"), {}, "column 'a' holds string"),
+        (CSV.replace("\n5,", "\nfive,"), {}, r"column 'a' holds string \('five'\), .* row 6"),
         ("a,a,y\n1,2,3\n", {}, "more than one column is named 'a'"),
         ("a,b,flag,y\n", {}, "the table has no rows"),
         ("a,b,flag,y\n1,2,true,3\n", {}, "leaves . to train on and . held out"),
@@ -229,6 +229,13 @@ def test_all_unusable_columns_are_reported_together(tmp_path):
     with pytest.raises(BadInput) as error:
         table(path, columns=None)
     assert len(error.value.problems) == 2
+
+
+def test_names_of_columns_may_have_spaces_around_them(tmp_path, csv):
+    path = tmp_path / "T.TSV"
+    path.write_text(CSV.replace(",", "\t").replace("\t", "\t ", 4))
+    assert path.read_text().startswith("a\t b\t flag\t y\t label")
+    assert table(path).digest == table(csv).digest
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
