@@ -1,15 +1,16 @@
 """Tables in files, as rows: CSV and its kin, JSON, JSON lines and parquet, each also gzipped."""
 
+import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research.errors import BadInput, UnsafeFile, first_line
+from research.errors import BadInput, first_line
 from research.io import files, table_text, tables
 
-LARGEST, MOST_CELLS = 1 << 25, 1 << 21  # bytes once unpacked; a row is made of Python's own objects
+LARGEST = 1 << 25  # bytes; it is read into Python's own objects
 DEEPEST = 8  # objects in each other, which become names such as config.model.depth
 ELSEWHERE = {
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet; save it as CSV"),
@@ -31,7 +32,7 @@ class TableFile(NamedTuple):
 
 
 def read_table_file(path: Path, what: str) -> TableFile:
-    """The rows of a file by its suffix. Raises BadInput and UnsafeFile, beginning with `what`."""
+    """The rows of a file by its suffix. Raises BadInput, beginning with `what`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     suffix = (suffixes[:-1] if packed else suffixes)[-1:]
@@ -47,29 +48,16 @@ def read_table_file(path: Path, what: str) -> TableFile:
         raw = files.read(path, LARGEST)
     except OSError as error:
         raise BadInput(f"{what}: {error.strerror}") from error
-    found = reader(_unpacked(raw, what) if packed else raw, what)
-    if sum(map(len, found.rows)) > MOST_CELLS:
-        raise UnsafeFile(f"{what}: more than {MOST_CELLS:,} cells")
-    return found
+    return reader(_unpacked(raw, what) if packed else raw, what)
 
 
 def _unpacked(raw: bytes, what: str) -> bytes:
-    """What a gzipped file holds, of bounded size."""
-    out, size = [], 0
     try:
-        while raw:  # members may follow each other
-            unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            part = unpack.decompress(raw, LARGEST + 1 - size)
-            size += len(part)
-            if size > LARGEST:
-                raise UnsafeFile(f"{what}: larger than {LARGEST} bytes once it is unpacked")
-            if not unpack.eof:
-                raise BadInput(f"{what}: the gzipped file is cut off")
-            out.append(part)
-            raw = unpack.unused_data.lstrip(b"\0")
-    except zlib.error as error:
+        return gzip.decompress(raw)
+    except EOFError as error:
+        raise BadInput(f"{what}: the gzipped file is cut off") from error
+    except (OSError, zlib.error) as error:
         raise BadInput(f"{what}: not a gzipped file: {first_line(error)}") from error
-    return b"".join(out)
 
 
 def _delimited(separator: str) -> Callable[[bytes, str], TableFile]:
@@ -83,7 +71,7 @@ def _delimited(separator: str) -> Callable[[bytes, str], TableFile]:
 
 
 def _parquet(raw: bytes, what: str) -> TableFile:
-    rows = tables.parquet(raw, what, MOST_CELLS).to_pylist()
+    rows = tables.parquet(raw, what).to_pylist()
     return TableFile(rows, [f"row {i + 1}" for i in range(len(rows))], [])
 
 
@@ -91,7 +79,6 @@ def _json(raw: bytes, what: str) -> TableFile:
     """A list of objects, an object of columns, or one that holds either beside a header; also JSON
     lines, whatever the suffix says."""
     text, notes = table_text.decode(raw, what)
-    _check_bounds(text, what)
     try:
         value = json.loads(text, object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
@@ -130,7 +117,6 @@ def _rows_of_json(value: object) -> list | None:
 
 def _json_lines(raw: bytes, what: str) -> TableFile:
     text, notes = table_text.decode(raw, what)
-    _check_bounds(text, what)
     rows, places = [], []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: words may hold U+2028
         if not line.strip():
@@ -145,12 +131,6 @@ def _json_lines(raw: bytes, what: str) -> TableFile:
     if len(rows) == 1 and not isinstance(rows[0], dict):
         return _json(raw, what)
     return _flattened(rows, places, notes, what)
-
-
-def _check_bounds(text: str, what: str) -> None:
-    # A list takes up to a hundred times the two bytes of its brackets.
-    if text.count("[") + text.count("{") > max(1 << 16, len(text) >> 4):
-        raise UnsafeFile(f"{what}: holds more lists and objects than a file of its size should")
 
 
 def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

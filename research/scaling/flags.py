@@ -21,9 +21,21 @@ FLAGS = {
     "seed": {"type": int, "help": "of resamples and draws (0)"},
     "method": {"help": "akima (default) or parabola, for --law=isoflop"},
     "finished": {"help": "further words for the state of a run that is done"},
-    "last_rows": {"action": "store_true", "default": None, "help": "of each run, fit the last row alone"},
-    "far": {"action": "store_true", "default": None, "help": "predict however far beyond the table"},
-    "odd_units": {"action": "store_true", "default": None, "help": "fit FLOPs that do not go with params * tokens"},
+    "last_rows": {
+        "action": "store_true",
+        "default": None,
+        "help": "of each run, fit the last row alone",
+    },
+    "far": {
+        "action": "store_true",
+        "default": None,
+        "help": "predict however far beyond the table",
+    },
+    "odd_units": {
+        "action": "store_true",
+        "default": None,
+        "help": "fit FLOPs that do not go with params * tokens",
+    },
     "noise": {"type": float, "help": "standard deviation of log loss, for --law=isoflop"},
     "compare": {"metavar": "COLUMN", "help": "groups with shared exponents: --compare=group"},
 }

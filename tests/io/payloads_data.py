@@ -59,18 +59,6 @@ def _(place):
     return parquet(place.folder / "t.parquet", columns, 8)
 
 
-@payload("table", "a table that unpacks to a gigabyte")
-def _(place):
-    return place.write(
-        "t.csv.gz", gzip.compress(b"params,tokens,loss\n" + b"1,2,3\n" * (1 << 27), 1)
-    )
-
-
-@payload("table", "a table in JSON of a million lists")
-def _(place):
-    return place.write("t.json", "[" + "[]," * (1 << 20) + "[]]")
-
-
 @payload("table", "a table in JSON, very deep")
 def _(place):
     return place.write("t.json", deep())
@@ -89,11 +77,6 @@ def _(place):
 @payload("table", "a table without an end in its quotes")
 def _(place):
     return place.write("t.csv", 'params,tokens,loss\n1,2,"3' + "x" * (1 << 22))
-
-
-@payload("table", "a table of a million commas")
-def _(place):
-    return place.write("t.txt", "," * (1 << 20) + "\n" + "1," * (1 << 20))
 
 
 @both("a parquet file with a torn footer")

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from experiments import fit as command
-from research.errors import BadInput, UnsafeFile
+from research.errors import BadInput
 from research.scaling import analyze, numbers, states, table, where
 from research.scaling.columns import header_unit, split_pairs
 from research.scaling.flags import _parse_pairs
@@ -339,11 +339,6 @@ def test_nested_records_are_columns_by_joined_names(tmp_path):
 def test_a_file_that_is_no_table_is_refused_with_the_reason(name, content, words, tmp_path):
     with pytest.raises(BadInput, match=words):
         read(tmp_path / name, content)
-
-
-def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path):
-    with pytest.raises(UnsafeFile, match="once it is unpacked"):
-        read(tmp_path / "t.csv.gz", gzip.compress(b"a,b\n" + b"1,2\n" * (1 << 24)))
 
 
 def test_a_chart_of_wandb_is_rows_by_run_and_what_it_lacks_is_reported(tmp_path):
