@@ -7,7 +7,7 @@ does not slow down. Accelerators use XLA's own convolution.
 Dimensions: B batch, H height, W width, I channels in, O channels out.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -65,7 +65,7 @@ def im2col_conv(x_BxHxWxI: Array, kernel_hxwxIxO: Array, stride: int, padding: P
     ]
     patches = jnp.concatenate(shifted, axis=-1)
     x_MxP = patches.reshape(B * rows * columns, h * w * I)
-    y_MxO = custom_vjp.dense(x_MxP, kernel_hxwxIxO.reshape(h * w * I, O))
+    y_MxO: Any = custom_vjp.dense(x_MxP, kernel_hxwxIxO.reshape(h * w * I, O))
     return y_MxO.reshape(B, rows, columns, O)
 
 

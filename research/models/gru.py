@@ -74,7 +74,7 @@ class GRU(nn.Module):
         self.embed = nn.Embed(cfg.vocab, cfg.width, embedding_init=embed_init)
         self.layers = [Layer(cfg, name=f"layer{i}") for i in range(cfg.depth)]
         if not cfg.tie_embeddings:
-            self.head = layers.Dense(cfg.vocab, False, cfg.dtype)
+            self.head = layers.Dense(cfg.vocab, False, cfg.dtype, wide=True)
 
     def __call__(self, tokens_BxT: Array) -> Array:
         return self.decode(tokens_BxT, self.init_cache(tokens_BxT.shape[0], 0), 0)[0]

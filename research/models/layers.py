@@ -37,21 +37,23 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x_MxI → x w + b, [M, O], computed in `dtype` from weights in float32."""
+    """x_MxI → x w + b, [M, O], computed in `dtype` from weights in float32; `wide`: the sums are
+    returned in float32, as they are."""
 
     features: int
     bias: bool
     dtype: str
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    wide: bool = False
 
     @nn.compact
     def __call__(self, x_MxI: Array) -> Array:
         w_IxO = self.param("kernel", self.kernel_init, (x_MxI.shape[-1], self.features))
-        y_MxO = custom_vjp.dense(x_MxI.astype(self.dtype), w_IxO.astype(self.dtype))
+        y: Any = custom_vjp.dense(x_MxI.astype(self.dtype), w_IxO.astype(self.dtype), self.wide)
         if not self.bias:
-            return y_MxO
+            return y
         b_O = self.param("bias", nn.initializers.zeros, (self.features,))
-        return y_MxO + b_O.astype(self.dtype)[None]
+        return y + b_O.astype(y.dtype)[None]
 
 
 def rotary_angles(
@@ -100,9 +102,10 @@ class FeedForward(nn.Module):
 
 
 def logits(x_MxD: Array, head: nn.Module, dtype: str) -> Array:
-    """Logits [M, V] in float32; `head` is a Dense layer or, with tied embeddings, the embedding."""
+    """Logits [M, V] in float32; `head` is a wide Dense layer or, with tied embeddings, the
+    embedding."""
     if isinstance(head, nn.Embed):
-        logits_MxV = custom_vjp.dense(x_MxD, head.embedding.astype(dtype).T)
+        logits_MxV: Any = custom_vjp.dense(x_MxD, head.embedding.astype(dtype).T, True)
     else:
         logits_MxV = head(x_MxD)
-    return activation_sharding.shard_rows(logits_MxV, "tensor").astype(jnp.float32)
+    return activation_sharding.shard_rows(logits_MxV, "tensor")

@@ -39,8 +39,8 @@ def _recurrence_forward(
         n_BxD = jnp.tanh(nx + r_BxD * a_BxD)
         after_BxD = (1 - z_BxD) * n_BxD + z_BxD * h_BxD
         after_BxD = activation_sharding.shard_rows(after_BxD)
-        saved = (x.astype(u_DxE.dtype) for x in (h_BxD, r_BxD, z_BxD, n_BxD, a_BxD))
-        return after_BxD, (after_BxD, *saved)
+        # In float32: of 1 − z and 1 − n² a gate near saturation would leave nothing in 8 bits.
+        return after_BxD, (after_BxD, h_BxD, r_BxD, z_BxD, n_BxD, a_BxD.astype(u_DxE.dtype))
 
     _, (h_TxBxD, *saved) = jax.lax.scan(step, h_BxD, x_TxBxE, unroll=min(unroll, len(x_TxBxE)))
     return h_TxBxD, (saved, u_DxE, c_D, jnp.zeros((), x_TxBxE.dtype))
@@ -71,7 +71,7 @@ def _recurrence_backward(unroll: int, saved: tuple, g_TxBxD: Array) -> tuple[Arr
     D = c_D.shape[0]
     # As in _weight_gradient, but over two separate axes: flattening [T, B] would gather the sharded
     # batch axis on every device.
-    h_DxTxB = materialize(jnp.moveaxis(steps[0], -1, 0))
+    h_DxTxB = materialize(jnp.moveaxis(steps[0].astype(u_DxE.dtype), -1, 0))
     du_DxE = jnp.einsum("dtb,tbe->de", h_DxTxB, dy_TxBxE)
     dc_D = at_least_float32(dy_TxBxE[..., 2 * D :]).sum((0, 1)).astype(c_D.dtype)
     dx_TxBxE = jnp.concatenate([dy_TxBxE[..., : 2 * D].astype(like_x.dtype), dn_TxBxD], axis=-1)

@@ -137,11 +137,17 @@ class GroupNorm(nn.Module):
         def by_group(a_BxC: Array) -> Array:
             return jnp.repeat(a_BxC.reshape(B, C // GROUP, GROUP).mean(-1), GROUP, axis=1)
 
-        mean_BxC = by_group(x_BxHxWxC.mean((1, 2)))
-        square_BxC = by_group(jnp.square(x_BxHxWxC).mean((1, 2)))
-        variance_BxC = jnp.maximum(square_BxC - jnp.square(mean_BxC), 0)
+        # From a pixel of its own, every channel has squares as small as its spread: of E x² − (E x)²
+        # far from zero, float32 would leave nothing. The derivative does not depend on the origin.
+        origin_Bx1x1xC = jax.lax.stop_gradient(x_BxHxWxC[:, :1, :1])
+        x_BxHxWxC -= origin_Bx1x1xC
+        near_BxC = x_BxHxWxC.mean((1, 2))
+        own_BxC = jnp.maximum(jnp.square(x_BxHxWxC).mean((1, 2)) - jnp.square(near_BxC), 0)
+        mean_BxC = near_BxC + origin_Bx1x1xC[:, 0, 0]
+        away_BxC = mean_BxC - by_group(mean_BxC)
+        variance_BxC = by_group(own_BxC + jnp.square(away_BxC))
         factor_BxC = scale_C[None] * jax.lax.rsqrt(variance_BxC + 1e-5)
-        offset_BxC = bias_C[None] - mean_BxC * factor_BxC
+        offset_BxC = bias_C[None] + (away_BxC - near_BxC) * factor_BxC
         return x_BxHxWxC * factor_BxC[:, None, None] + offset_BxC[:, None, None]
 
 

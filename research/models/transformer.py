@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         )(cfg)
         self.final_norm = layers.Norm(cfg.norm, cfg.bias, cfg.dtype)
         if not cfg.tie_embeddings:
-            self.head = layers.Dense(cfg.vocab, False, cfg.dtype)
+            self.head = layers.Dense(cfg.vocab, False, cfg.dtype, wide=True)
 
     @property
     def max_length(self) -> int:

@@ -42,10 +42,10 @@ def _chunked_forward(
             return (weight_M * cross_entropy(unembed(x_MxD, *head), target_M)).sum()
 
         total, back = jax.vjp(weighted, x_MxD, *head)
-        dx_MxD, *dhead = back(jnp.float32(1))
+        dx_MxD, *dhead = back(jnp.ones_like(total))
         return jax.tree.map(jnp.add, sums, (total, dhead)), dx_MxD
 
-    zero = jnp.float32(0), [jnp.zeros_like(w) for w in head]
+    zero = jnp.zeros((), weight_NxM.dtype), [jnp.zeros_like(w) for w in head]
     (total, dhead), dx_NxMxD = jax.lax.scan(add, zero, (x_NxMxD, target_NxM, weight_NxM))
     return total, (dx_NxMxD, dhead)
 
