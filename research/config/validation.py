@@ -70,7 +70,8 @@ def problems(config: Mapping[str, object]) -> list[str]:
 
 
 def coerce(config: dict) -> dict:
-    """A copy in which whole numbers in float fields are floats, so that one config has one id."""
+    """A copy in which whole numbers in float fields are floats, and -0.0 is 0.0, so that one config
+    has one id."""
     out = copy.deepcopy(config)
     for path, field in schema(config).items():
         *parents, last = path.split(".")
@@ -81,10 +82,10 @@ def coerce(config: dict) -> dict:
         if isinstance(value, tuple):  # JSON has lists alone
             section[last] = value = list(value)
         if field.type in RANGES and RANGES[field.type][0] is float:
-            if isinstance(value, int):
-                section[last] = float(value)
+            if isinstance(value, int | float):
+                section[last] = float(value) + 0.0
             elif isinstance(value, list):
-                section[last] = [float(item) for item in value]
+                section[last] = [float(item) + 0.0 for item in value]
     return out
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from research.config import registry, schema, validation
 from research.config.loading import load_config, validated
 from research.errors import BadInput
+from research.io import files
 
 ROOT = Path(__file__).parents[2]
 SIZED = {"size": None, "model.width": 64, "model.depth": 2, "model.heads": 4}
@@ -151,6 +152,13 @@ def test_whole_numbers_in_float_fields_become_floats():
     config = validation.coerce(with_({"optim.lr": 1, "optim.warmup.amount": 0}))
     assert repr(config["optim"]["lr"]) == "1.0"
     assert repr(config["batch"]["size"]) == "4"
+
+
+def test_minus_zero_is_zero():
+    configs = [validation.coerce(with_({"optim.warmup.amount": x})) for x in (0.0, -0.0, 0.25)]
+    first, second, other = (files.canonical(config) for config in configs)
+    assert first == second != other
+    assert files.canonical(with_({"optim.warmup.amount": -0.0})) != first
 
 
 def test_another_plug_takes_its_own_keys():
