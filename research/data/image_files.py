@@ -270,12 +270,23 @@ def _open_image(path: str, file: Path) -> np.ndarray:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """A Pillow image as uint8 [H, W, 1 or 3]. Raises ValueError for more than 8 bits."""
+    """A Pillow image as uint8 [H, W, 1 or 3], turned as its EXIF data say; what is transparent lies
+    on white. Raises ValueError for more than 8 bits, and where nothing can be seen on white."""
+    from PIL import Image, ImageOps
+
     if image.mode[0] in "IF":
         raise ValueError(f"mode {image.mode}; expected 8 bits")
-    gray = image.mode in ("1", "L", "LA")
-    pixels = np.asarray(image.convert("L" if gray else "RGB"))
-    return pixels[..., None] if gray else pixels
+    image = ImageOps.exif_transpose(image)
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if image.has_transparency_data:
+        drawn = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, drawn)
+        low, high = drawn.getchannel("A").getextrema()
+        if low != high and image.getcolors(1):
+            raise ValueError("white on a transparent background; give it a background of its own")
+    pixels = np.asarray(image.convert(mode))
+    return pixels[..., None] if mode == "L" else pixels
 
 
 def _hub(path: str) -> Source:

@@ -112,6 +112,69 @@ def test_gray_images_among_colored_ones_become_colored(tmp_path):
     assert {pixels for pixels, _ in everything(made)} == wanted
 
 
+def one_of(folder, save):
+    """The first image of class0 as it is read, after `save` has replaced its file."""
+    x, y = pictures(40)
+    path = class_folders(folder, x, y)
+    file = sorted((path / "class0").iterdir())[0]
+    save(file)
+    return image_files._open_image(str(path), file), path
+
+
+def with_alpha(mode):
+    """A black square on what is transparent, in every mode that has transparency."""
+    pixels = np.zeros((6, 5, 4), np.uint8)
+    pixels[2:4, 1:3, 3] = 255
+    image = Image.fromarray(pixels)
+    if mode == "palette":
+        image = Image.fromarray((pixels[..., 3] == 255).astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 0, 0, 0])
+        return image, {"transparency": 0}
+    if mode == "gray":
+        return Image.fromarray(np.where(pixels[..., 3] > 0, 0, 9).astype(np.uint8)), {
+            "transparency": 9
+        }
+    return image.convert(mode), {}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "palette", "gray"])
+def test_what_is_transparent_lies_on_white(mode, tmp_path):
+    image, options = with_alpha(mode)
+    read, _ = one_of(tmp_path, lambda file: image.save(file, "PNG", **options))
+    white = np.full((6, 5), 255, np.uint8)
+    white[2:4, 1:3] = 0
+    np.testing.assert_array_equal(read, np.repeat(white[..., None], read.shape[2], axis=2))
+    # Twin: as it was read before, it is a flat rectangle.
+    flat = np.asarray(image.convert("L"))
+    assert len(np.unique(flat)) == 1 or mode == "gray"
+
+
+def test_white_on_what_is_transparent_is_refused(tmp_path):
+    pixels = np.full((6, 5, 4), 255, np.uint8)
+    pixels[..., 3] = np.arange(30).reshape(6, 5)
+    with pytest.raises(BadInput, match="white on a transparent background"):
+        one_of(tmp_path, lambda file: Image.fromarray(pixels).save(file, "PNG"))
+    pixels[..., 3] = 255  # all of it can be seen: a white image, which is one
+    read, _ = one_of(tmp_path / "b", lambda file: Image.fromarray(pixels).save(file, "PNG"))
+    assert (read == 255).all()
+
+
+def test_an_image_is_turned_as_its_exif_data_say(tmp_path):
+    x = pictures(1, (6, 5, 3))[0][0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be rotated by 90 degrees to the right
+    read, _ = one_of(
+        tmp_path, lambda file: Image.fromarray(np.rot90(x).copy()).save(file, "PNG", exif=exif)
+    )
+    np.testing.assert_array_equal(read, x)
+    exif[0x0112] = 1
+    plain, _ = one_of(
+        tmp_path / "b",
+        lambda file: Image.fromarray(np.rot90(x).copy()).save(file, "PNG", exif=exif),
+    )
+    np.testing.assert_array_equal(plain, np.rot90(x))
+
+
 def test_the_data_that_packages_ship_are_there():
     digits, small = load("mnist5k"), load("digits")
     assert digits.facts["image_shape"] == (28, 28, 1)
