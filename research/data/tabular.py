@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from research.config.types import OpenUnit
+from research.data import labels
 from research.data.arrays import LARGEST, Arrays
 from research.data.sampling import is_heldout
 from research.errors import BadInput
@@ -58,19 +59,30 @@ def _load(
         both_NxC = _matrix(path, table, (*columns, *target))
         x_NxF, y = both_NxC[:, : len(columns)], both_NxC[:, len(columns) :]
         names = []
-    heldout_mask = _heldout_mask(x_NxF, y, heldout)
+    keys = _row_hashes(x_NxF, y)
+    heldout_mask = np.array([is_heldout(key, heldout) for key in keys])
     if heldout_mask.all() or not heldout_mask.any():
         raise BadInput(
             f"data.heldout: {heldout:g} of {len(heldout_mask)} rows of {path} leaves "
             f"{(~heldout_mask).sum()} to train on and {heldout_mask.sum()} held out"
         )
+    if names:
+        labels.check_counts(path, names, y[~heldout_mask], y[heldout_mask])
     notes: dict[str, Any] = {"class_names": names} if names else {"target_names": list(target)}
     if standardize:
         x_NxF = _standardize(x_NxF, heldout_mask)[0]
         if not names:
             y, notes["target_scale"] = _standardize(y, heldout_mask)
     y = y.astype(np.int32 if names else np.float32)
-    return _dataset(path, (x_NxF.astype(np.float32), y), heldout_mask, columns, notes)
+    made = _dataset(path, (x_NxF.astype(np.float32), y), heldout_mask, columns, notes)
+    return made | {"contents": functools.partial(_contents, keys, heldout_mask)}
+
+
+def _contents(keys: list[bytes], heldout_mask: np.ndarray, part: str, classes: int) -> np.ndarray:
+    from research.data.contents import of_digests
+
+    here = heldout_mask if part == "heldout" else ~heldout_mask
+    return of_digests([key for key, chosen in zip(keys, here) if chosen], classes)
 
 
 def _dataset(
@@ -212,16 +224,16 @@ def _number(value: object) -> bool:
 
 
 def _classes(path: str, table: Any, name: str) -> tuple[np.ndarray, list[str]]:
-    values = table.column(name).to_pylist()
+    values = labels.stripped(path, f"column {name!r}", table.column(name).to_pylist())
     _check_complete(path, name, np.array([v is None or v != v for v in values]))
     try:
-        labels = sorted(set(values))
+        names = sorted(set(values))
     except TypeError:
-        labels = []
-    if len(labels) < 2:
+        names = []
+    if len(names) < 2:
         raise BadInput(f"data.target: column {name!r} of {path} has no two classes")
-    number = {label: i for i, label in enumerate(labels)}
-    return np.array([number[v] for v in values]), [str(label) for label in labels]
+    number = {label: i for i, label in enumerate(names)}
+    return np.array([number[v] for v in values]), [str(label) for label in names]
 
 
 def _check_complete(path: str, name: str, missing: np.ndarray) -> None:
@@ -232,10 +244,10 @@ def _check_complete(path: str, name: str, missing: np.ndarray) -> None:
         )
 
 
-def _heldout_mask(x: np.ndarray, y: np.ndarray, heldout: float) -> np.ndarray:
-    """[N], True for held-out rows, selected by the hash of their content."""
-    hashes = [files.digest(a.tobytes(), b.tobytes()) for a, b in zip(x, np.asarray(y, np.float64))]
-    return np.array([is_heldout(bytes.fromhex(h), heldout) for h in hashes])
+def _row_hashes(x: np.ndarray, y: np.ndarray) -> list[bytes]:
+    """The hash of the content of every row, by which some are held out."""
+    rows = zip(x, np.asarray(y, np.float64))
+    return [bytes.fromhex(files.digest(a.tobytes(), b.tobytes())) for a, b in rows]
 
 
 def _standardize(values: np.ndarray, heldout_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

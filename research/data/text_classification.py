@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from research.config.types import OpenUnit, PositiveInt
-from research.data import hub_access, sampling, text, token_files, tokenizers
+from research.data import hub_access, labels, sampling, text, token_files, tokenizers
 from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput
 from research.io import files
@@ -90,8 +90,15 @@ def load(
         "unique_tokens": len(used),
         "notes": {"class_names": list(names)},
         "tokenizer": reader.json,
+        "contents": functools.partial(_contents, {"train": used, "heldout": heldout_part}, pad),
         "card": functools.partial(_card, path, tokenizer, loaded),
     }
+
+
+def _contents(parts: Mapping[str, Examples], pad: int, part: str, classes: int) -> np.ndarray:
+    from research.data.contents import of_windows
+
+    return of_windows(parts[part].windows, pad, classes)
 
 
 def _card(path: str, tokenizer: str, loaded: tuple) -> dict[str, object]:
@@ -127,7 +134,7 @@ def _load(
     stamps: tuple,
 ) -> tuple[Examples, Examples, tuple[str, ...], Tokenizer, str, int]:
     reader = tokenizers.read(tokenizer)
-    documents, replaced = _documents(path, *fields, undecodable)
+    documents, replaced = _documents(path, *fields, heldout, undecodable)
     labeled = _drop_ambiguous(documents)
     names = _largest_classes(path, labeled, classes, heldout)
     train: list[tuple[bytes, int, np.ndarray]] = []
@@ -210,7 +217,7 @@ def _examples(rows: list[tuple[bytes, int, np.ndarray]]) -> Examples:
 
 
 def _documents(
-    path: str, field: str, label_field: str, undecodable: str
+    path: str, field: str, label_field: str, heldout: float, undecodable: str
 ) -> tuple[Iterable[Labeled], int]:
     """(class, document) pairs, and the number of replaced undecodable places."""
     if path == "stdlib":
@@ -223,7 +230,7 @@ def _documents(
     if os.path.isdir(path):
         labeled, replaced = [], 0
         for label, file in _class_files(path):
-            documents, n = text.documents(str(file), field, undecodable)
+            documents, n = text.documents(str(file), field, heldout, undecodable)
             labeled += [(label, document) for document in documents]
             replaced += n
         return labeled, replaced
@@ -231,7 +238,10 @@ def _documents(
         raise BadInput(f"data.path: {path}: expected stdlib, a folder or a .jsonl file")
     names = {"data.field": field, "data.label_field": label_field}
     rows, replaced = text.records(path, names, undecodable)
-    return ((label, document.encode()) for document, label in rows), replaced
+    pairs = list(rows)
+    what = f"{label_field!r} (data.label_field)"
+    classes = labels.stripped(path, what, [label for _, label in pairs])
+    return [(c, document.encode()) for c, (document, _) in zip(classes, pairs)], replaced
 
 
 def _class_files(path: str) -> list[tuple[str, Path]]:

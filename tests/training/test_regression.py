@@ -195,6 +195,56 @@ def test_a_column_of_classes(csv):
     assert made.train.rows(np.arange(3))["targets"].dtype == np.int32
 
 
+LABELS = {"target": ["label"], "kind": "classes", "columns": ["a", "b"]}
+
+
+def test_spaces_around_a_label_make_no_class(csv, tmp_path, caplog):
+    made = table(csv, **LABELS)
+    assert not caplog.text
+    path = tmp_path / "spaced.csv"
+    path.write_text(CSV.replace(",x\n", ", x\n", 1).replace(",y\n", ",y \n", 1))
+    spaced = table(path, **LABELS)
+    assert spaced.notes["class_names"] == made.notes["class_names"]
+    assert spaced.digest == made.digest
+    assert "spaces around labels are not read: ' x', 'y '" in caplog.text
+
+
+@pytest.mark.parametrize("label", ["", "  ", "NA", "nan", "N/A", "null"])
+def test_a_label_that_is_missing_is_no_class(label, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(CSV.replace(",x\n", f",{label}\n", 1))
+    row = CSV.splitlines().index(next(x for x in CSV.splitlines() if x.endswith(",x")))
+    with pytest.raises(BadInput, match=rf"column 'label' has 1 label.* in row {row};"):
+        table(path, **LABELS)
+
+
+def test_a_word_that_may_be_a_class_is_one_and_told(tmp_path, caplog):
+    path = tmp_path / "t.csv"
+    path.write_text(CSV.replace(",x\n", ",none\n"))
+    assert "none" in table(path, **LABELS).notes["class_names"]
+    assert "'none' is taken for a class" in caplog.text
+
+
+def test_a_class_that_nothing_is_trained_on_is_refused(csv, tmp_path, caplog):
+    """Of a label that occurs once the row is on one side: refused on the one, told on the other."""
+    ends = set()
+    for k in range(40):
+        path = tmp_path / f"{k}.csv"
+        path.write_text(CSV.rstrip("\n") + f"\n{100 + k},{k},true,1.5,rare\n")
+        caplog.clear()
+        try:
+            made = table(path, **LABELS)
+        except BadInput as error:
+            assert "1 classes ('rare')" in str(error)
+            assert "have no row to train on" in str(error)
+            ends.add("refused")
+        else:
+            assert "rare" in made.notes["class_names"]
+            assert "1 classes ('rare') of" in caplog.text
+            ends.add("told")
+    assert ends == {"refused", "told"}
+
+
 @pytest.mark.parametrize(
     ("content", "changes", "words"),
     [
