@@ -31,6 +31,11 @@ class Tokenizer:
         """The ids of all documents, with a separator between them."""
         return np.frombuffer(bytes([self.separator]).join(documents), np.uint8)
 
+    def count_bytes(self, inputs: np.ndarray, targets: np.ndarray) -> int:
+        """The bytes of text that the tokens `targets` stand for, each of which follows the one in
+        `inputs`. A separator counts as one byte."""
+        return targets.size
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The text of `ids`. Raises BadInput for an id that there is not."""
         if outside := [int(i) for i in ids if not 0 <= i < self.vocab]:

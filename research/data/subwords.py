@@ -1,5 +1,6 @@
 """Subword tokenizers: byte-level BPE trained here, or any tokenizer.json."""
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -24,6 +25,7 @@ TRAINED_ON = 64 << 20  # bytes of training documents
 SAMPLE = 16  # pieces of text on which two encoders are compared
 # The split rule of ByteLevel, for tiktoken, whose stack a long run of spaces overflows.
 SPLIT = r"'(?:s|t|d|m|re|ve|ll)| ?(?:\p{L}+|\p{N}+|[^\s\p{L}\p{N}]+)|\s+(?!\S)|\s+"
+BYTE = re.compile("<0x[0-9A-F]{2}>")  # a byte of a letter that has no token
 LONG_SPACE = re.compile(r"\s{1024}")
 
 
@@ -67,6 +69,52 @@ class Subwords(Tokenizer):
         between = np.array([self.separator], np.uint32)
         parts = [part for ids in self.encode_each(documents) for part in (between, ids)]
         return np.concatenate(parts[1:]) if parts else np.zeros(0, np.uint32)
+
+    def count_bytes(self, inputs: np.ndarray, targets: np.ndarray) -> int:
+        first = (inputs == self.separator) & (targets != self.separator)
+        return int(self._lengths[targets].sum() - self._prefix * first.sum())
+
+    def losses(
+        self, documents: Sequence[bytes], ids: Sequence[np.ndarray]
+    ) -> tuple[int, int, list[str]]:
+        """What does not come back when the `ids` of documents are decoded: the bytes of lines that
+        differ, the first of them before and after; and how many documents come back, but not with
+        the bytes that `count_bytes` counts."""
+        lost, miscounted, example = 0, 0, []
+        decoded = self._made.decode_batch([list(map(int, i)) for i in ids], False)
+        for document, own, back in zip(documents, ids, decoded, strict=True):
+            if (text := _as_text(document)) == back:
+                counted = int(self._lengths[own].sum()) - self._prefix * bool(len(own))
+                miscounted += counted != len(document)
+                continue
+            before, after = collections.Counter(text.split("\n")), back.split("\n")
+            changed = list((before - collections.Counter(after)).elements())
+            lost += sum(len(line.encode()) + 1 for line in changed) or 1
+            pairs = zip(text.split("\n"), after, strict=False)
+            example = example or next((_around(a, b) for a, b in pairs if a != b), [])
+        return lost, miscounted, example
+
+    @functools.cached_property
+    def _lengths(self) -> np.ndarray:
+        """[vocab], the bytes of text that a token stands for inside a document."""
+        if (self._spec["decoder"] or {}).get("type") == "ByteLevel":
+            out = np.array([len(piece) for piece in self._pieces])
+        else:
+            # After another one, since decoders treat the first token of a text in their own way.
+            anchor = int(self.encode("x")[-1])
+            pairs = [[anchor, i] for i in range(self.vocab)]
+            alone, *texts = self._made.decode_batch([[anchor], *pairs], False)
+            out = np.array([len(text.encode()) for text in texts]) - len(alone.encode())
+            for piece, i in self._made.get_vocab(with_added_tokens=False).items():
+                if self._spec["model"].get("byte_fallback") and BYTE.fullmatch(piece):
+                    out[i] = 1
+        out[self.separator] = 1
+        return out
+
+    @functools.cached_property
+    def _prefix(self) -> int:
+        """The bytes that the first token of a document has too many: a space put before it."""
+        return int(self._lengths[self.encode("x")].sum()) - 1
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
         if outside := [int(i) for i in ids if not 0 <= i < self.vocab]:
@@ -170,6 +218,12 @@ def _byte_of() -> dict[str, int]:
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [b for b in range(256) if b not in visible]
     return {chr(b): b for b in visible} | {chr(256 + k): b for k, b in enumerate(hidden)}
+
+
+def _around(one: str, other: str) -> list[str]:
+    """Where two texts first differ, and a few letters around it."""
+    at = max(0, len(os.path.commonprefix([one, other])) - 12)
+    return [one[at : at + 32], other[at : at + 32]]
 
 
 def _as_text(text: str | bytes) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -19,12 +20,17 @@ from research.errors import BadInput, StorageError
 from research.io import files
 
 BATCH = 4 << 20  # bytes tokenized at a time
+LOSSY = 1e-3  # of the held-out text: a tokenizer that loses more has no bits per byte
+
+log = logging.getLogger(__name__)
 
 
 class Tokens(NamedTuple):
     """A tokenized corpus, ids in [0, vocab). `digest` identifies the documents of both splits and
     the tokenizer; `bytes_per_token` is of the held-out split and counts a separator as one byte.
-    `unchanged` raises BadInput if a mapped file was modified; `replaced` counts U+FFFD."""
+    `countable`: whether the tokenizer counts the bytes of tokens, and `lost` is the share of the
+    held-out text that it does not give back. `unchanged` raises BadInput if a mapped file was
+    modified; `replaced` counts U+FFFD."""
 
     train: np.ndarray
     heldout: np.ndarray
@@ -34,6 +40,15 @@ class Tokens(NamedTuple):
     vocab: int
     unchanged: Callable[[], None] = lambda: None
     replaced: int = 0
+    countable: bool = True
+    lost: float = 0.0
+
+    @property
+    def count_bytes(self) -> Callable[[np.ndarray, np.ndarray], int] | None:
+        """See Tokenizer. None: bytes are unknown, or too much of the text is lost for a loss per
+        byte of it to mean anything."""
+        known = self.bytes_per_token is not None and self.countable and self.lost <= LOSSY
+        return self.tokenizer.count_bytes if known else None
 
 
 def check_ids(ids: np.ndarray, vocab: int, what: str, at: np.ndarray | None = None) -> None:
@@ -85,6 +100,8 @@ def find(key: str) -> Tokens | None:
         facts = files.read_json(folder / "facts.json")
         parts = [_part(folder, name, tokenizer.vocab, facts) for name in ("train", "heldout")]
         ratio = facts["heldout_bytes"] / max(1, facts["heldout_tokens"])
+        lost = facts["heldout_lost"] / max(1, facts["heldout_bytes"])
+        countable, example = not facts["heldout_miscounted"], facts["heldout_example"]
     except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, BadInput):
         return None
     (train, one), (heldout, other) = parts
@@ -93,7 +110,16 @@ def find(key: str) -> Tokens | None:
         one()
         other()
 
-    return Tokens(train, heldout, tokenizer, facts["digest"], ratio, tokenizer.vocab, unchanged)
+    found = Tokens(train, heldout, tokenizer, facts["digest"], ratio, tokenizer.vocab, unchanged)
+    found = found._replace(countable=countable, lost=lost)
+    if lost:
+        words = " becomes ".join(map(repr, example)) or "line ends"
+        log.warning(
+            "data.tokenizer: %.2g %% of the held-out text does not come back from its tokens (%s); "
+            "bits per byte are %s",
+            *(100 * lost, words, "of the rest" if found.count_bytes else "not reported"),
+        )
+    return found
 
 
 def _part(
@@ -127,7 +153,7 @@ def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]
             open(folder / "train.bin", "wb") as train,
             open(folder / "heldout.bin", "wb") as heldout,
         ):
-            parts = _Part(train, tokenizer), _Part(heldout, tokenizer)
+            parts = _Part(train, tokenizer), _Part(heldout, tokenizer, compared=True)
             for is_heldout, document in documents:
                 parts[is_heldout].add(document)
             facts: dict[str, object] = {}
@@ -135,6 +161,11 @@ def store(key: str, tokenizer: Tokenizer, documents: Iterable[tuple[bool, bytes]
                 part.end()
                 facts |= {f"{name}_tokens": part.tokens, f"{name}_bytes": part.bytes}
                 facts[f"{name}_sha256"] = files.digest_file(part.file.name)
+            facts |= {
+                "heldout_lost": parts[1].lost,
+                "heldout_miscounted": parts[1].miscounted,
+                "heldout_example": parts[1].example,
+            }
             shas = parts[0].sha.digest(), parts[1].sha.digest()
             facts["digest"] = digest_of(*shas, tokenizer)
             files.write_json(folder / "facts.json", facts)
@@ -152,13 +183,16 @@ def digest_of(train: bytes, heldout: bytes, tokenizer: Tokenizer) -> str:
 
 
 class _Part:
-    """A file of token ids, appended to document by document."""
+    """A file of token ids, appended to document by document; `compared` with what they decode
+    to."""
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer):
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, compared: bool = False):
         self.file, self.tokenizer, self.kind = file, tokenizer, kind_of(tokenizer.vocab)
         self.sha, self.tokens, self.bytes = hashlib.sha256(), 0, 0
         self.pending: list[bytes] = []
         self.size, self.begun = 0, False
+        self.losses = getattr(tokenizer, "losses", None) if compared else None
+        self.lost, self.miscounted, self.example = 0, 0, []
 
     def add(self, document: bytes) -> None:
         self.sha.update(hashlib.sha256(document).digest())
@@ -176,6 +210,8 @@ class _Part:
         if not self.pending:
             return
         ids = self.tokenizer.encode_documents(self.pending)
+        if self.losses is not None:
+            self._compare(self.losses)
         check_ids(ids, self.tokenizer.vocab, "data.tokenizer")
         if self.begun:
             ids = np.concatenate([np.array([self.tokenizer.separator], ids.dtype), ids])
@@ -183,6 +219,11 @@ class _Part:
         self.tokens += len(ids)
         self.bytes += self.size + len(self.pending) - (not self.begun)
         self.pending, self.size, self.begun = [], 0, True
+
+    def _compare(self, losses: Callable) -> None:
+        lost, miscounted, example = losses(self.pending, self.tokenizer.encode_each(self.pending))
+        self.lost, self.miscounted = self.lost + lost, self.miscounted + miscounted
+        self.example = self.example or example
 
 
 @contextlib.contextmanager

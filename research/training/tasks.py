@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 from research.config.types import NonNegativeInt
+from research.data import Dataset
 from research.models import Model
 from research.runs.schema import Column
 from research.training.losses import chunked_cross_entropy, cross_entropy
@@ -59,8 +60,15 @@ class Task(Protocol):
         del model, ways
         return self
 
+    def examined(self, data: Dataset, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """What metrics must know of the evaluated examples beside the terms: exactly, on the
+        host."""
+        del data, rows
+        return {}
+
     def metrics(self, sums: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> dict[str, Any]:
-        """Metrics from the terms, summed over the held-out set; `notes` are the data set's."""
+        """Metrics from the terms, summed over the held-out set; `notes` are the data set's and
+        what was `examined`."""
         ...
 
 
@@ -134,12 +142,17 @@ class LanguageModeling(Task):
         N = math.ceil(T / max(1, chunk // B))
         return next((n for n in range(N, 2 * N) if T % n == 0), N)
 
+    def examined(self, data: Dataset, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        if data.count_bytes is None:  # token ids have no known bytes
+            return {}
+        return {"bytes": data.count_bytes(rows["inputs"], rows["targets"])}
+
     def metrics(self, sums: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> dict[str, Any]:
         """Loss (nats per token), perplexity, and bits per byte where bytes are known."""
         loss = float(sums["loss"] / sums["count"])
         out = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        if bytes_per_token := notes.get("bytes_per_token"):  # token ids have no known bytes
-            out["bits_per_byte"] = loss / math.log(2) / bytes_per_token
+        if notes.get("bytes"):
+            out["bits_per_byte"] = float(sums["loss"]) / math.log(2) / notes["bytes"]
         return out
 
 
@@ -214,9 +227,12 @@ class Regression(Task):
             "count": jnp.ones(target_BxK.shape[:1], jnp.float32),
             "squared": error_BxK**2,
             "absolute": jnp.abs(error_BxK),
-            "target": target_BxK,
-            "target_squared": target_BxK**2,
         }
+
+    def examined(self, data: Dataset, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """The variance of the targets; from sums of their squares in float32, nothing would be left
+        of it far from zero."""
+        return {"variance": rows["targets"].var(axis=0, dtype=np.float64)}
 
     def metrics(self, sums: Mapping[str, np.ndarray], notes: Mapping[str, Any]) -> dict[str, Any]:
         """Loss (of the targets as the model sees them); mse and mae in the data's own units, R²
@@ -224,12 +240,11 @@ class Regression(Task):
         count = float(sums["count"])
         scale_K = np.asarray(notes.get("target_scale", 1.0), np.float64)
         squared_K, absolute_K = (sums[k] / count for k in ("squared", "absolute"))
-        variance_K = sums["target_squared"] / count - (sums["target"] / count) ** 2
         return {
             "loss": float(sums["loss"] / count),
             "mse": float(np.mean(squared_K * scale_K**2)),
             "mae": float(np.mean(absolute_K * scale_K)),
-            "r2": float(np.mean(1 - squared_K / np.maximum(variance_K, 1e-30))),
+            "r2": float(np.mean(1 - squared_K / np.maximum(notes["variance"], 1e-30))),
         }
 
 

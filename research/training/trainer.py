@@ -101,10 +101,11 @@ class Trainer:
     def evaluate(self, params: dict, stop: Callable[[], bool] = never_stop) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size. Raises
         Stopped, see `wait_for`."""
-        sums = eval_program(self.spec, self.mesh)(params, *self._heldout)
+        held, examined = self._heldout
+        sums = eval_program(self.spec, self.mesh)(params, *held)
         sums = distributed.gather(wait_for(sums, stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
-        return self.run.task.metrics(sums, self.run.data.notes)
+        return self.run.task.metrics(sums, {**self.run.data.notes, **examined})
 
     def against_closed_form(self, params: dict) -> dict[str, float]:
         """Where the family knows the best parameters for targets that are numbers: their held-out
@@ -123,10 +124,10 @@ class Trainer:
         }
 
     @functools.cached_property
-    def _heldout(self) -> tuple[dict[str, Array], Array]:
+    def _heldout(self) -> tuple[tuple[dict[str, Array], Array], dict[str, Any]]:
         rows = host_heldout(self.run, device_mesh.batch_shards(self.mesh.shape))
         put = sharding.put_rows(rows, self.mesh, rows["weights"].shape[1], stacked=True)
-        return put, put.pop("weights")
+        return (put, put.pop("weights")), examine(self.run, rows)
 
 
 def check_model(run: Run, mesh: Mesh) -> None:
@@ -240,3 +241,11 @@ def host_heldout(run: Run, ways: int) -> dict[str, np.ndarray]:
     rows = {k: x.reshape(number, batch, *x.shape[1:]) for k, x in heldout.rows(at).items()}
     real = np.arange(number * batch) < count
     return rows | {"weights": real.astype(np.float32).reshape(number, batch)}
+
+
+def examine(run: Run, heldout: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What the task's metrics must know of the examples of `host_heldout` that have a weight."""
+    real = heldout["weights"].reshape(-1) > 0
+    names = [name for name in heldout if name != "weights"]
+    flat = {name: heldout[name].reshape(-1, *heldout[name].shape[2:])[real] for name in names}
+    return run.task.examined(run.data, flat)

@@ -40,7 +40,14 @@ from research.training.step import (
     finite_or_skipped,
     steps_while,
 )
-from research.training.trainer import Trainer, host_batches, host_heldout, never_stop, wait_for
+from research.training.trainer import (
+    Trainer,
+    examine,
+    host_batches,
+    host_heldout,
+    never_stop,
+    wait_for,
+)
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +120,7 @@ class VmappedTrainer:
         self._dispatch = vmapped_dispatch_program(spec, mesh, self.shared)
         self._eval = vmapped_eval_program(spec, mesh)
         self._held: tuple | None = None
+        self._examined: dict[str, Any] = {}
 
     def init(self) -> VmappedState:
         """The first states, bit for bit those that the members have alone."""
@@ -153,10 +161,14 @@ class VmappedTrainer:
             rows = host_heldout(self.runs[0], 1)
             put = jax.device_put(rows, NamedSharding(self.mesh, P()))
             self._held = put, put.pop("weights")
+            self._examined = examine(self.runs[0], rows)
         sums = jax.device_get(wait_for(self._eval(params, *self._held), stop))
         sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
         return [
-            run.task.metrics({k: total[slot] for k, total in sums.items()}, run.data.notes)
+            run.task.metrics(
+                {k: total[slot] for k, total in sums.items()},
+                {**run.data.notes, **self._examined},
+            )
             for slot, run in enumerate(self.runs)
         ]
 

@@ -28,7 +28,8 @@ def scores(task, outputs, targets, notes=None, weights=None):
     terms = task.terms(Table(outputs), {}, batch)
     weights = np.ones(len(targets)) if weights is None else weights
     sums = {k: np.einsum("b,b...->...", weights, np.asarray(v)) for k, v in terms.items()}
-    return task.metrics(sums, notes or {})
+    rows = {k: np.asarray(x)[np.asarray(weights) > 0] for k, x in batch.items()}
+    return task.metrics(sums, (notes or {}) | task.examined(None, rows))
 
 
 def classes(n=200, c=5, seed=0):
@@ -78,6 +79,22 @@ def test_regression_is_that_of_scikit_learn_in_the_datas_own_units():
     assert got["mse"] != pytest.approx(got["loss"], rel=0.1)
 
 
+@pytest.mark.parametrize("offset", [0, 1e3, 1e4, -1e6])
+def test_r2_of_targets_far_from_zero_is_that_of_scikit_learn(offset):
+    """As sums of squares in float32 it would be anything; compared with float64 on the same
+    float32 numbers."""
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the extra `data`")
+    rng = np.random.default_rng(0)
+    targets = (offset + rng.normal(size=(300, 2))).astype(np.float32)
+    outputs = (targets + 0.7 * rng.normal(size=(300, 2))).astype(np.float32)
+    got = scores(tasks.Regression(), outputs, targets)
+    wide = targets.astype(np.float64)
+    assert got["r2"] == pytest.approx(metrics.r2_score(wide, outputs.astype(np.float64)), rel=1e-5)
+    mean, square = (x.mean(0, dtype=np.float32) for x in (targets, targets**2))
+    in_float32 = np.mean(1 - got["mse"] / np.maximum(square - mean**2, 1e-30))
+    assert abs(in_float32 - got["r2"]) > 0.01 or not offset
+
+
 def test_padding_has_no_weight():
     logits, targets = classes()
     real = np.arange(200) < 150
@@ -93,10 +110,8 @@ def test_padding_has_no_weight():
 def test_language_modeling_counts_bytes_where_they_are_known():
     sums = {"loss": np.float64(200.0), "count": np.float64(100.0)}
     task = tasks.LanguageModeling(chunk=None)
-    assert task.metrics(sums, {"bytes_per_token": 4.0})["bits_per_byte"] == pytest.approx(
-        2 / math.log(2) / 4
-    )
-    assert "bits_per_byte" not in task.metrics(sums, {"bytes_per_token": None})
+    assert task.metrics(sums, {"bytes": 400})["bits_per_byte"] == pytest.approx(2 / math.log(2) / 4)
+    assert "bits_per_byte" not in task.metrics(sums, {})
     assert task.metrics(sums, {})["perplexity"] == pytest.approx(math.exp(2))
 
 
