@@ -34,8 +34,10 @@ class Dataset:
     config.schema.FACTS), `notes` what metrics and reports must. `digest` names the content of all
     that `path`, `paths` and `tokenizer` stand for, not the place. `tokens_per_example` is how much
     one example adds to the horizon (1 where it is no text). `mixture` holds (length, weight) of the
-    parts of `train` that are drawn by weight. `card` is what a report says about the data, computed
-    once per workdir since it may take seconds."""
+    parts of `train` that are drawn by weight. `count_bytes` (inputs, targets) is how many bytes of
+    text the targets are, where that is known. `contents` (part, classes) are the hashes of what
+    "train" or "heldout" holds (see data.contents). `card` is what a report says about the data,
+    computed once per workdir since it may take seconds."""
 
     train: Split
     heldout: Split
@@ -47,6 +49,8 @@ class Dataset:
     unique_tokens: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
     mixture: tuple[tuple[int, float], ...] = ()
+    count_bytes: Callable[[np.ndarray, np.ndarray], int] | None = None
+    contents: Callable[[str, int], np.ndarray] | None = None
     tokenizer: str = ""  # its JSON, to be kept with the run
 
     def batch(

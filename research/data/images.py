@@ -5,6 +5,7 @@ Dimensions: N images, B batch, H height, W width, C channels.
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,8 +125,17 @@ def load(
         "digest": digest,
         "unique_tokens": len(train),
         "notes": {"class_names": list(names)},
+        "contents": functools.partial(_contents, keys, {"train": train, "heldout": evaluated}),
         "card": lambda: dict(card),
     }
+
+
+def _contents(
+    keys: np.ndarray, numbers: Mapping[str, np.ndarray], part: str, classes: int
+) -> np.ndarray:
+    from research.data.contents import of_digests
+
+    return of_digests([key.tobytes() for key in keys[numbers[part]]], classes)
 
 
 class Split(NamedTuple):

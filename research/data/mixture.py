@@ -81,7 +81,6 @@ def load(
         sources = [text.windows(path, t, context) for path, t in zip(paths, corpora)]
     train = [Windows(tokens, "train", context) for tokens in corpora]
     evaluated = _proportional_subsets([Windows(t, "heldout", context) for t in corpora], weights)
-    shares = np.array([len(part) for part in evaluated]) / sum(map(len, evaluated))
     rows = [
         {"path": path, "weight": weight, "unique_tokens": len(tokens.train)}
         for path, weight, tokens in zip(paths, weights, corpora)
@@ -93,10 +92,9 @@ def load(
         "heldout": ConcatenatedWindows(tuple(evaluated)),
         "digest": digest,
         "unique_tokens": sum(len(tokens.train) for tokens in corpora),
-        "notes": {
-            "bytes_per_token": float(shares @ [t.bytes_per_token or 1.0 for t in corpora]),
-            "sources": rows,
-        },
+        "notes": {"sources": rows},
+        "contents": functools.partial(text.contents, corpora),
+        "count_bytes": corpora[0].count_bytes if all(t.count_bytes for t in corpora) else None,
         "mixture": tuple((len(part), weight) for part, weight in zip(train, weights)),
         "card": functools.partial(
             _card, digest, tokenizer, corpora, rows, [len(h) for h in evaluated]

@@ -5,10 +5,11 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,9 @@ from research.data.token_files import Tokens
 from research.errors import BadInput
 from research.io import files
 
-BLOCK = 16 << 10  # bytes: a .txt is cut at line ends into documents of about this size
+BLOCK = 16 << 10  # bytes: a .txt is cut at line ends into documents of about this size,
+SMALL, SMALLEST = 4 << 20, 256  # but one below SMALL into shorter ones, down to SMALLEST,
+TOLERANCE = 0.1  # until the held-out share is as asked for, relative to it
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 OVERLAP_LENGTH = 32  # tokens
 STRETCH = 1 << 22  # tokens hashed at a time
@@ -107,9 +110,18 @@ def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
         "digest": tokens.digest,
         "tokens_per_example": context,
         "unique_tokens": len(tokens.train),
-        "notes": {"bytes_per_token": tokens.bytes_per_token},
+        "count_bytes": tokens.count_bytes,
+        "contents": functools.partial(contents, (tokens,)),
         "tokenizer": tokens.tokenizer.json,
     }
+
+
+def contents(corpora: Sequence[Tokens], part: str, classes: int) -> np.ndarray:
+    """See Dataset."""
+    from research.data.contents import of_tokens
+
+    streams = (getattr(tokens, part) for tokens in corpora)
+    return of_tokens(streams, corpora[0].tokenizer.separator, classes)
 
 
 def stamp(path: str) -> tuple:
@@ -143,7 +155,7 @@ def corpora(
     """Each of `paths` tokenized by one shared tokenizer; "bpe" is trained on all training
     documents."""
     tokenizers.check(tokenizer, vocab)
-    texts_by_path, replaced = zip(*(documents(path, field, undecodable) for path in paths))
+    texts_by_path, replaced = zip(*(documents(path, field, heldout, undecodable) for path in paths))
     parts = [split(texts, heldout) for texts in texts_by_path]
     training = itertools.chain.from_iterable(train for train, _ in parts)
     encoder = tokenizers.choose(tokenizer, vocab, training)
@@ -179,9 +191,11 @@ def tokenize_split(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer)
     return token_files.find(key) or token_files.store(key, tokenizer, pairs)
 
 
-def documents(path: str, field: str, undecodable: str = "error") -> tuple[list[bytes], int]:
-    """The documents of a source, in order, and how many replacements decoding made. Raises BadInput
-    if it is not text."""
+def documents(
+    path: str, field: str, heldout: float, undecodable: str = "error"
+) -> tuple[list[bytes], int]:
+    """The documents of a source, in order, and how many replacements decoding made; a file without
+    documents is cut so that `heldout` of it can be held out. Raises BadInput if it is not text."""
     if path == "stdlib":
         return [source for _, source in standard_library()], 0
     if path.endswith(".jsonl"):
@@ -189,7 +203,7 @@ def documents(path: str, field: str, undecodable: str = "error") -> tuple[list[b
         return [text.encode() for (text,) in rows], replaced
     if path.endswith(".txt"):
         raw, replaced = _utf8(path, undecodable)
-        return _blocks(raw), replaced
+        return _balanced_blocks(raw, heldout), replaced
     raise BadInput(f"data.path: {path}: expected stdlib, or a .txt, .jsonl or .bin file")
 
 
@@ -231,12 +245,29 @@ def _utf8(path: str, undecodable: str) -> tuple[bytes, int]:
     return raw, 0
 
 
-def _blocks(raw: bytes) -> list[bytes]:
-    """`raw` cut after the first newline past every BLOCK bytes (a long line is cut at 2 BLOCK)."""
+def _balanced_blocks(raw: bytes, heldout: float) -> list[bytes]:
+    """The largest blocks of `raw` of which hashes hold out about the share `heldout`, or the ones
+    that come nearest to it: of a few large blocks they may take none, or twice too many."""
+    size, best, least = BLOCK, _blocks(raw, BLOCK), math.inf
+    while size >= SMALLEST and len(raw) < SMALL:
+        blocks = _blocks(raw, size)
+        train, held = (sum(map(len, part)) for part in split(blocks, heldout))
+        share = held / max(1, train + held)
+        off = abs(share - heldout) / min(heldout, 1 - heldout)
+        if off < least:
+            best, least = blocks, off
+        if off <= TOLERANCE:
+            break
+        size = size * 7 // 8
+    return best
+
+
+def _blocks(raw: bytes, size: int) -> list[bytes]:
+    """`raw` cut after the first newline past every `size` bytes (a long line is cut at twice)."""
     out, start = [], 0
     while start < len(raw):
-        end = raw.find(b"\n", start + BLOCK, start + 2 * BLOCK)
-        end = start + 2 * BLOCK if end < 0 else end + 1
+        end = raw.find(b"\n", start + size, start + 2 * size)
+        end = start + 2 * size if end < 0 else end + 1
         while end < len(raw) and raw[end] & 0xC0 == 0x80:  # inside a UTF-8 sequence
             end -= 1
         out.append(raw[start:end])
@@ -370,11 +401,11 @@ def overlap(train: np.ndarray, heldout: np.ndarray, n: int) -> float:
 def _sampled_hashes(tokens: np.ndarray, n: int, classes: np.uint64) -> np.ndarray:
     """The hashes of n-grams that fall in class 0; a stretch at a time, as a file may be large."""
     stretches = (tokens[i : i + STRETCH + n - 1] for i in range(0, len(tokens) - n + 1, STRETCH))
-    hashes = (_ngram_hashes(stretch, n) for stretch in stretches)
+    hashes = (ngram_hashes(stretch, n) for stretch in stretches)
     return np.concatenate([h[h % classes == 0] for h in hashes])
 
 
-def _ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
+def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
     """A 64-bit hash of every window of n tokens, by doubling: h(2k) = h(k)[i] · p + h(k)[i + k]."""
     hashes = tokens.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     k = 1

@@ -12,7 +12,7 @@ from research.io import host
 from research.parallel import distributed
 from research.runs import metrics_log, schema, trackers
 from research.runs.directory import RunDirectory, write_data_card
-from research.training import resume, shared_prefix
+from research.training import ancestry, resume, shared_prefix
 from research.training.run import Run
 
 OnSteps = Callable[[int, float], None]  # steps done, train loss
@@ -66,6 +66,7 @@ class Recorder(DeferredMetrics):
         stored = directory.write_once("config.json", run.config)
         resume.check_stored(directory.path / "config.json", stored, run)
         known = {"facts": run.facts, **host.describe(), "model": run.model.described()}
+        known |= {"trained_on": ancestry.record(run, directory)}
         directory.write_once("launch.json", {**launch, **known})
         if run.data.tokenizer:
             directory.write_text_once("tokenizer.json", run.data.tokenizer)

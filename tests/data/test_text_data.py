@@ -50,6 +50,11 @@ BASE = {"context": 16, "heldout": 0.25, "tokenizer": "bytes", "field": "text", "
 BPE = {"tokenizer": "bpe", "vocab": 320}
 
 
+def within(reader, ids):
+    """The text of ids, a separator as one byte."""
+    return reader.decode(ids).replace(subwords.END.encode(), b"\0")
+
+
 def mixed(paths, weights, **changes):
     return data.load("mixture", paths=[*map(str, paths)], weights=weights, **BASE | changes)
 
@@ -93,10 +98,10 @@ def test_bytes_per_token_is_that_of_the_held_out_text(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", documents())
     made = data.load("text", path=str(path), **BASE | BPE)
     plain = data.load("text", path=str(path), **BASE)
-    ratio = made.notes["bytes_per_token"]
+    ratio = made.heldout.corpus.bytes_per_token
     assert ratio == len(plain.heldout.tokens) / len(made.heldout.tokens)
     assert 1.5 < ratio < 6
-    assert plain.notes["bytes_per_token"] == 1
+    assert plain.heldout.corpus.bytes_per_token == 1
     assert made.digest != plain.digest
     card = made.card()
     assert card["tokenizer"] == "bpe, 320 tokens"
@@ -120,7 +125,7 @@ def test_a_letter_is_not_cut_by_the_blocks_of_a_file(tmp_path):
     rng = random.Random(0)
     line = "".join(rng.choices("äöüß漢字a", k=90_000))
     (tmp_path / "a.txt").write_text(line)
-    found, _ = text.documents(str(tmp_path / "a.txt"), "text")
+    found, _ = text.documents(str(tmp_path / "a.txt"), "text", 0.25)
     assert len(found) > 3
     assert "".join(block.decode() for block in found) == line
     assert max(map(len, found)) <= 2 * text.BLOCK
@@ -236,7 +241,11 @@ def test_a_mixture_has_one_tokenizer(sources):
         assert first in [json.loads(line)["text"] for line in sources[k].read_text().splitlines()]
     singles = [data.load("text", path=str(p), **BASE | BPE).tokenizer for p in sources]
     assert made.tokenizer not in singles
-    assert 1.3 < made.notes["bytes_per_token"] < 6
+    for side in made.heldout.parts:  # the bytes of the windows themselves, source by source
+        rows = side.rows(np.arange(len(side)))
+        counted = made.count_bytes(rows["inputs"], rows["targets"])
+        assert counted == sum(len(within(reader, targets)) for targets in rows["targets"])
+        assert 1.3 < counted / rows["targets"].size < 6
 
 
 def test_the_tokens_of_a_mixture_are_counted_by_source(sources):
