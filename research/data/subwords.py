@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import string
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -101,7 +102,7 @@ class Subwords(Tokenizer):
             out = np.array([len(piece) for piece in self._pieces])
         else:
             # After another one, since decoders treat the first token of a text in their own way.
-            anchor = int(self.encode("x")[-1])
+            anchor = int(self.encode(self._letter)[-1])
             pairs = [[anchor, i] for i in range(self.vocab)]
             alone, *texts = self._made.decode_batch([[anchor], *pairs], False)
             out = np.array([len(text.encode()) for text in texts]) - len(alone.encode())
@@ -114,7 +115,16 @@ class Subwords(Tokenizer):
     @functools.cached_property
     def _prefix(self) -> int:
         """The bytes that the first token of a document has too many: a space put before it."""
-        return int(self._lengths[self.encode("x")].sum()) - 1
+        return int(self._lengths[self.encode(self._letter)].sum()) - len(self._letter.encode())
+
+    @functools.cached_property
+    def _letter(self) -> str:
+        """A text of one letter that comes back from its tokens."""
+        letters = (*string.ascii_letters, *string.digits, "的", "の", "и", "a")
+        known = (
+            c for c in letters if len(ids := self.encode(c)) and self.decode(ids) == c.encode()
+        )
+        return next(known, "x")
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> bytes:
         if outside := [int(i) for i in ids if not 0 <= i < self.vocab]:
@@ -222,7 +232,9 @@ def _byte_of() -> dict[str, int]:
 
 def _around(one: str, other: str) -> list[str]:
     """Where two texts first differ, and a few letters around it."""
-    at = max(0, len(os.path.commonprefix([one, other])) - 12)
+    pairs = enumerate(zip(one, other))
+    first = next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
+    at = max(0, first - 12)
     return [one[at : at + 32], other[at : at + 32]]
 
 

@@ -137,8 +137,8 @@ class GroupNorm(nn.Module):
         def by_group(a_BxC: Array) -> Array:
             return jnp.repeat(a_BxC.reshape(B, C // GROUP, GROUP).mean(-1), GROUP, axis=1)
 
-        # From a pixel of its own, every channel has squares as small as its spread: of E x² − (E x)²
-        # far from zero, float32 would leave nothing. The derivative does not depend on the origin.
+        # Seen from one of its pixels, a channel has squares as small as its spread: far from zero,
+        # float32 would leave nothing of E x² − (E x)². The derivative does not depend on the pixel.
         origin_Bx1x1xC = jax.lax.stop_gradient(x_BxHxWxC[:, :1, :1])
         x_BxHxWxC -= origin_Bx1x1xC
         near_BxC = x_BxHxWxC.mean((1, 2))

@@ -92,7 +92,9 @@ def _of_training(dataset: Dataset) -> np.ndarray:
 def _ancestors(run: Path) -> Mapping[str, bytes]:
     """{name: contents} of what the run in a directory and its ancestors were trained on; none where
     it is not known."""
-    launch: dict[str, Any] = files.read_json(run / "launch.json", follow=False)
+    if not (path := run / "launch.json").exists():
+        return {}
+    launch: dict[str, Any] = files.read_json(path, follow=False)
     names, out = launch.get("trained_on", []), {}
     if not isinstance(names, list) or len(names) > MOST_SETS:
         raise BadInput(f"{run / 'launch.json'}: trained_on is {names!r:.50}, expected names")
