@@ -35,7 +35,7 @@ def record(run: Run, directory: RunDirectory) -> list[str]:
     if run.data.contents is not None and directory.writes:
         kept[run.data.digest[:12]] = _of_training(run.data).astype("<u8").tobytes()
     if run.start is not None:
-        kept |= {n: raw for n, raw in _ancestors(run.start.run).items() if n not in kept}
+        kept |= {n: raw for n, raw in read_ancestors(run.start.run).items() if n not in kept}
     folder = directory.workdir / "data"
     for name, raw in kept.items() if directory.writes else ():
         if not (path := folder / f"{name}.contents").exists():
@@ -49,7 +49,7 @@ def check(dataset: Dataset, start: Path) -> str:
     `start`; "" where nothing is. Raises BadInput where it was trained on."""
     if dataset.contents is None:
         return ""
-    ancestors = _ancestors(start)
+    ancestors = read_ancestors(start)
     if not ancestors:
         return "not known: what it was trained on, and so whether that is held out here"
     worst = max(_share_seen(dataset, raw) for raw in ancestors.values())
@@ -89,7 +89,7 @@ def _of_training(dataset: Dataset) -> np.ndarray:
     return _trained[dataset.digest]
 
 
-def _ancestors(run: Path) -> Mapping[str, bytes]:
+def read_ancestors(run: Path) -> Mapping[str, bytes]:
     """{name: contents} of what the run in a directory and its ancestors were trained on; none where
     it is not known."""
     if not (path := run / "launch.json").exists():

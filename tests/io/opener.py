@@ -65,7 +65,9 @@ def run(path):
     from research.inference import generate
     from research.inference.load import open_run
     from research.runs import checkpoint
+    from research.training import ancestry
 
+    ancestry.read_ancestors(path)
     try:
         for step in checkpoint.saved_steps(path):
             where = path / "checkpoints" / str(step)

@@ -317,6 +317,31 @@ launched("a model of text", lambda m: m | {"model": m["model"] | {"width": "16",
 launched("a model that is a list", lambda m: m | {"model": [1]})
 
 
+launched("a training set that lies elsewhere", lambda m: m | {"trained_on": ["../../outside/a"]})
+launched("training sets that are a number", lambda m: m | {"trained_on": 3})
+
+
+def trained_on(name, plant):
+    @payload("run", name)
+    def _(place):
+        run = place.copied()
+        launch = json.loads((run / "launch.json").read_text()) | {"trained_on": ["0" * 12]}
+        (run / "launch.json").write_text(json.dumps(launch))
+        (place.folder / "data").mkdir()
+        plant(place, "data/000000000000.contents")
+        return run
+
+
+trained_on("a training set that is a pipe", lambda place, name: place.pipe(name))
+trained_on("a training set without an end", lambda place, name: place.endless(name))
+trained_on("a training set of odd bytes", lambda place, name: place.write(name, b"x" * 13))
+trained_on("a training set too large", lambda place, name: place.write(name, bytes(9 << 20)))
+trained_on(
+    "a training set that is a link",
+    lambda place, name: (place.folder / name).symlink_to(place.outside / "secret"),
+)
+
+
 @payload("run", "a tokenizer that is a link")
 def _(place):
     run = place.copied()
