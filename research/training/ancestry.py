@@ -31,17 +31,15 @@ _trained: dict[str, np.ndarray] = {}
 
 def record(run: Run, directory: RunDirectory) -> list[str]:
     """Keep what `run` and its ancestors are trained on beside `directory`, and return the names."""
-    kept: dict[str, bytes] = {}
-    if run.data.contents is not None and directory.writes:
-        kept[run.data.digest[:12]] = _of_training(run.data).astype("<u8").tobytes()
-    if run.start is not None:
-        kept |= {n: raw for n, raw in read_ancestors(run.start.run).items() if n not in kept}
-    folder = directory.workdir / "data"
-    for name, raw in kept.items() if directory.writes else ():
+    if run.data.contents is None or not directory.writes:
+        return []
+    own, earlier = run.data.digest[:12], read_ancestors(run.start.run) if run.start else {}
+    folder = files.make_directory(directory.workdir / "data")
+    for name in (names := [own, *(name for name in earlier if name != own)]):
         if not (path := folder / f"{name}.contents").exists():
-            files.make_directory(folder)
-            files.write_atomic(path, raw)
-    return list(kept)
+            of_own = name == own and name not in earlier
+            files.write_atomic(path, _of_training(run.data).tobytes() if of_own else earlier[name])
+    return names
 
 
 def check(dataset: Dataset, start: Path) -> str:
@@ -85,7 +83,7 @@ def _of_training(dataset: Dataset) -> np.ndarray:
         classes = classes_for(dataset.unique_tokens)
         hashes = dataset.contents("train", classes)
         _trained.clear()
-        _trained[dataset.digest] = np.concatenate([np.array([classes], np.uint64), hashes])
+        _trained[dataset.digest] = np.concatenate([np.array([classes], "<u8"), hashes])
     return _trained[dataset.digest]
 
 
