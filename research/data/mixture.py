@@ -11,7 +11,7 @@ import numpy as np
 from research.config.types import OpenUnit, Positive, PositiveInt
 from research.data import text, tokenizers
 from research.data.text import Windows
-from research.data.token_files import Tokens
+from research.data.tokens import Tokens
 from research.errors import BadInput
 from research.io import files
 

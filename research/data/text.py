@@ -3,31 +3,26 @@
 import functools
 import hashlib
 import itertools
-import json
 import logging
 import math
-import os
 import sys
-import sysconfig
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from research.config.types import OpenUnit, PositiveInt
-from research.data import token_files, tokenizers
+from research.data import tokenizers
 from research.data.byte_tokenizer import Tokenizer
 from research.data.sampling import is_heldout
-from research.data.token_files import Tokens
+from research.data.tokens import Tokens, check_ids
 from research.errors import BadInput
 from research.io import files
 
 BLOCK = 16 << 10  # bytes: a .txt is cut at line ends into documents of about this size,
 SMALL, SMALLEST = 4 << 20, 256  # but one below SMALL into shorter ones, down to SMALLEST,
 TOLERANCE = 0.1  # until the held-out share is as asked for, relative to it
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 OVERLAP_LENGTH = 32  # tokens
 STRETCH = 1 << 22  # tokens hashed at a time
 SUBSTITUTE = "\ufffd"  # replaces undecodable bytes
@@ -57,7 +52,7 @@ class Windows:
         at = index[:, None] * self.context + np.arange(self.context + 1)
         self.corpus.unchanged()
         tokens = self.tokens[at]
-        token_files.check_ids(tokens, self.corpus.vocab, f"data.path: {self.part} tokens", at)
+        check_ids(tokens, self.corpus.vocab, f"data.path: {self.part} tokens", at)
         tokens = tokens.astype(np.int32)
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
@@ -140,7 +135,9 @@ def _tokens(
     stamps: tuple,
 ) -> Tokens:
     if path.endswith(".bin"):
-        return _token_file(path, tokenizer, vocab, heldout)
+        from research.data import token_id_files
+
+        return token_id_files.read(path, tokenizer, vocab, heldout)
     return corpora((path,), field, heldout, tokenizer, vocab, undecodable)[0]
 
 
@@ -186,6 +183,8 @@ def tokenize_split(parts: tuple[list[bytes], list[bytes]], tokenizer: Tokenizer)
         return Tokens(train, heldout, tokenizer, digest, 1.0, tokenizer.vocab)
     names = (b"".join(hashlib.sha256(d).digest() for d in part) for part in parts)
     train_sha, held_sha = (hashlib.sha256(joined).digest() for joined in names)
+    from research.data import token_files
+
     key = token_files.digest_of(train_sha, held_sha, tokenizer)
     pairs = itertools.chain(((False, d) for d in train), ((True, d) for d in heldout))
     return token_files.find(key) or token_files.store(key, tokenizer, pairs)
@@ -197,34 +196,21 @@ def documents(
     """The documents of a source, in order, and how many replacements decoding made; a file without
     documents is cut so that `heldout` of it can be held out. Raises BadInput if it is not text."""
     if path == "stdlib":
-        return [source for _, source in standard_library()], 0
+        from research.data.standard_library import sources
+
+        return [source for _, source in sources()], 0
     if path.endswith(".jsonl"):
-        rows, replaced = records(path, {"data.field": field}, undecodable)
+        from research.data import records
+
+        rows, replaced = records.read(path, {"data.field": field}, undecodable)
         return [text.encode() for (text,) in rows], replaced
     if path.endswith(".txt"):
-        raw, replaced = _utf8(path, undecodable)
+        raw, replaced = utf8(path, undecodable)
         return _balanced_blocks(raw, heldout), replaced
     raise BadInput(f"data.path: {path}: expected stdlib, or a .txt, .jsonl or .bin file")
 
 
-def standard_library() -> list[tuple[Path, bytes]]:
-    """(relative path, content) of this interpreter's standard library sources."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    out = []
-    for folder, names, filenames in os.walk(root):
-        names[:] = sorted(set(names) - SKIPPED)
-        # _sysconfigdata is written by the build and holds the paths of one machine
-        out += [
-            (Path(folder, name).relative_to(root), Path(folder, name).read_bytes())
-            for name in sorted(filenames)
-            if name.endswith(".py") and not name.startswith("_sysconfigdata")
-        ]
-    if not out:
-        raise BadInput(f"data.path: stdlib: no Python source below {root}; give a file instead")
-    return out
-
-
-def _utf8(path: str, undecodable: str) -> tuple[bytes, int]:
+def utf8(path: str, undecodable: str) -> tuple[bytes, int]:
     """The UTF-8 bytes of a file, and the number of replacements made."""
     with files.open_regular_file(path) as file:
         raw = file.read()
@@ -273,70 +259,6 @@ def _blocks(raw: bytes, size: int) -> list[bytes]:
         out.append(raw[start:end])
         start = end
     return out
-
-
-def records(
-    path: str, fields: Mapping[str, str], undecodable: str = "error"
-) -> tuple[Iterator[tuple[str, ...]], int]:
-    """The values of `fields` (config key → name) in every line of a `.jsonl`, and the number of
-    replacements. Raises BadInput naming the line."""
-    raw, replaced = _utf8(path, undecodable)
-    return _records(path, raw.splitlines(), fields), replaced
-
-
-def _records(path: str, lines: list[bytes], fields: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where, values = ("", ""), []
-        try:
-            row = json.loads(line)
-            for where in fields.items():
-                value = row[where[1]]
-                if where[0] == "data.label_field" and isinstance(value, int):
-                    value = str(value)  # classes are often numbered
-                value.encode()
-                values.append(value)
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            key, name = where if where[0] else next(iter(fields.items()))
-            raise BadInput(
-                f"data.path: {path}: line {number}: expected a JSON object whose "
-                f"{name!r} ({key}) is text"
-            ) from error
-        yield tuple(values)
-
-
-def _token_file(path: str, tokenizer: str, vocab: int | None, heldout: float) -> Tokens:
-    if tokenizer == "bpe":
-        raise BadInput("data.tokenizer: bpe: not for ids; expected bytes or a tokenizer.json")
-    encoder = tokenizers.read(tokenizer)
-    vocab = vocab or (encoder.vocab if encoder.json else None)
-    if vocab is None:
-        raise BadInput(f"data.vocab: none; {path} needs the number of its token ids")
-    if encoder.json and vocab != encoder.vocab:
-        raise BadInput(f"data.vocab: {vocab}, but {tokenizer} has {encoder.vocab} tokens")
-    kind = np.dtype(np.uint16 if vocab <= 1 << 16 else np.uint32)
-    size = stamp(path)[0]
-    if size == 0 or size % kind.itemsize:
-        raise BadInput(f"data.path: {path}: {size} bytes is not a whole number of {kind.name} ids")
-    tokens, unchanged = token_files.memory_map(Path(path), kind)
-    _check_token_ids(path, tokens, kind, vocab)
-    cut = len(tokens) - max(1, round(len(tokens) * heldout))
-    digest = files.digest(files.digest_file(path).encode(), repr(heldout).encode())
-    unchanged()
-    return Tokens(tokens[:cut], tokens[cut:], encoder, digest, None, vocab, unchanged)
-
-
-def _check_token_ids(path: str, tokens: np.ndarray, kind: np.dtype, vocab: int) -> None:
-    """Raise BadInput for out-of-range ids, .npy files, and ids stored with a wider dtype."""
-    if tokens[:3].tobytes().startswith(b"\x93NUMPY"[: tokens[:3].nbytes]):
-        raise BadInput(f"data.path: {path}: is a .npy file; expected its array.tofile(path)")
-    if len(tokens) > 2 and not tokens[1::2].any():
-        raise BadInput(
-            f"data.path: {path}: every second id is 0, so it seems to hold wider numbers; "
-            f"expected {kind.name} for data.vocab = {vocab}"
-        )
-    token_files.check_ids(tokens, vocab, f"data.path: {path}")
 
 
 def _card(path: str, tokenizer: str, tokens: Tokens) -> dict[str, object]:

@@ -11,7 +11,16 @@ from typing import Literal
 import numpy as np
 
 from research.config.types import OpenUnit, PositiveInt
-from research.data import hub_access, labels, sampling, text, token_files, tokenizers
+from research.data import (
+    hub_access,
+    labels,
+    records,
+    sampling,
+    standard_library,
+    text,
+    token_files,
+    tokenizers,
+)
 from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput
 from research.io import files
@@ -223,7 +232,7 @@ def _documents(
     if path == "stdlib":
         labeled = [
             (place.parts[0], source)
-            for place, source in text.standard_library()
+            for place, source in standard_library.sources()
             if len(place.parts) > 1 and place.parts[0].isidentifier()
         ]
         return labeled, 0
@@ -237,7 +246,7 @@ def _documents(
     if not path.endswith(".jsonl"):
         raise BadInput(f"data.path: {path}: expected stdlib, a folder or a .jsonl file")
     names = {"data.field": field, "data.label_field": label_field}
-    rows, replaced = text.records(path, names, undecodable)
+    rows, replaced = records.read(path, names, undecodable)
     pairs = list(rows)
     what = f"{label_field!r} (data.label_field)"
     classes = labels.stripped(path, what, [label for _, label in pairs])

@@ -234,7 +234,7 @@ def _starting_point(
         raise BadInput(f"init.step: {init['step']} is given, but init.run is none")
     if init["run"] is None or init["what"] == "shape":
         return None
-    from research.training import ancestry, fine_tuning  # which few runs need
+    from research.training import fine_tuning, heldout_check  # which few runs need
 
     with _prefix_init_errors():
         start = fine_tuning.locate_checkpoint(init["run"], init["step"], init["what"])
@@ -245,7 +245,7 @@ def _starting_point(
         )
     if start.what == "state" and 0 < steps <= start.step:
         raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
-    seen = ancestry.check(dataset, start.run)
+    seen = heldout_check.check(dataset, start.run)
     start = fine_tuning.match_parameters(start, model, inputs)
     return dataclasses.replace(start, rule="\n".join(filter(None, [start.rule, seen])))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research import data
-from research.data import hub, sampling, subwords, text, token_files, tokenizers
+from research.data import hub, sampling, standard_library, subwords, text, token_files, tokenizers
 from research.data.mixture_sampling import CYCLE
 from research.errors import BadInput
 
@@ -532,7 +532,7 @@ def test_the_largest_packages_are_the_classes_of_the_standard_library():
     assert len(names) == made.facts["classes"] == 4
     assert names == sorted(names)
     sizes = {}
-    for place, source in text.standard_library():
+    for place, source in standard_library.sources():
         sides = sizes.setdefault(place.parts[0], [0, 0]) if len(place.parts) > 1 else [0, 0]
         sides[is_heldout(source.decode(), 0.125)] += len(source)
     usable = [name for name in sizes if all(sizes[name]) and name.isidentifier()]

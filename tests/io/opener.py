@@ -65,9 +65,9 @@ def run(path):
     from research.inference import generate
     from research.inference.load import open_run
     from research.runs import checkpoint
-    from research.training import ancestry
+    from research.training import heldout_check
 
-    ancestry.read_ancestors(path)
+    heldout_check.read_ancestors(path)
     try:
         for step in checkpoint.saved_steps(path):
             where = path / "checkpoints" / str(step)

@@ -13,7 +13,7 @@ from research.data import contents
 from research.errors import BadInput
 from research.io import files
 from research.runs.directory import RunDirectory
-from research.training import ancestry
+from research.training import ancestry, heldout_check
 from research.training.loop import train_run
 from research.training.make_run import make_run
 
@@ -150,8 +150,8 @@ def test_a_classifier_knows_the_documents_of_its_language_model(tmp_path):
     options = {"path": str(path), "label_field": "label", "classes": None, "examples": None}
     for heldout, least, most in ((0.25, 0.0, 0.0), (0.5, 0.35, 0.65)):
         classes = data.load("text_classes", **options, **BASE | {"heldout": heldout})
-        raw = ancestry._of_training(model).astype("<u8").tobytes()
-        assert least <= ancestry._share_seen(classes, raw) <= most
+        raw = ancestry.of_training(model).astype("<u8").tobytes()
+        assert least <= heldout_check.share_seen(classes, raw) <= most
 
 
 def test_what_is_looked_at_of_less_is_part_of_what_is_looked_at_of_more():
