@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from research.data import sampling, text
+from research.data import ngrams, sampling
 
 LENGTH = 32  # tokens
 MOST = 1 << 16  # hashes that are kept of a training set
@@ -31,8 +31,8 @@ def of_tokens(tokens: Iterable[np.ndarray], separator: int, classes: int) -> np.
     """Of streams of documents with a `separator` between them."""
     out = [np.zeros(0, np.uint64)]
     for stream in tokens:
-        for start in range(0, len(stream), text.STRETCH):
-            part = np.asarray(stream[start : start + text.STRETCH + LENGTH - 1])
+        for start in range(0, len(stream), ngrams.STRETCH):
+            part = np.asarray(stream[start : start + ngrams.STRETCH + LENGTH - 1])
             out.append(kept(_runs(part, separator), classes))
         out.append(kept(_short(stream, separator), classes))
     return np.unique(np.concatenate(out))
@@ -55,7 +55,7 @@ def _runs(tokens: np.ndarray, separator: int) -> np.ndarray:
         return np.zeros(0, np.uint64)
     before = np.concatenate([[0], np.cumsum(tokens == separator)])
     whole = before[LENGTH:] == before[:-LENGTH]
-    return sampling.splitmix64(text.ngram_hashes(tokens, LENGTH)[whole])
+    return sampling.splitmix64(ngrams.ngram_hashes(tokens, LENGTH)[whole])
 
 
 def _short(tokens: np.ndarray, separator: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from research.config.types import OpenUnit, Positive, PositiveInt
-from research.data import text, tokenizers
+from research.data import ngrams, text, tokenizers
 from research.data.text import Windows
 from research.data.tokens import Tokens
 from research.errors import BadInput
@@ -165,6 +165,6 @@ def _card(
         **text.replacement_facts(sum(tokens.replaced for tokens in corpora)),
         "train_tokens": len(train),
         "heldout_tokens": len(heldout),
-        "overlap_length": text.OVERLAP_LENGTH,
-        "overlap": text.overlap(train, heldout, text.OVERLAP_LENGTH),
+        "overlap_length": ngrams.OVERLAP_LENGTH,
+        "overlap": ngrams.overlap(train, heldout, ngrams.OVERLAP_LENGTH),
     }

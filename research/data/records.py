@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 
-from research.data import text
+from research.data import utf8
 from research.errors import BadInput
 
 
@@ -12,7 +12,7 @@ def read(
 ) -> tuple[Iterator[tuple[str, ...]], int]:
     """The values of `fields` (config key → name) in every line of a `.jsonl`, and the number of
     replacements. Raises BadInput naming the line."""
-    raw, replaced = text.utf8(path, undecodable)
+    raw, replaced = utf8.read(path, undecodable)
     return _records(path, raw.splitlines(), fields), replaced
 
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import itertools
-import logging
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from research.config.types import OpenUnit, PositiveInt
-from research.data import tokenizers
+from research.data import ngrams, tokenizers, utf8
 from research.data.byte_tokenizer import Tokenizer
 from research.data.sampling import is_heldout
 from research.data.tokens import Tokens, check_ids
@@ -23,11 +22,6 @@ from research.io import files
 BLOCK = 16 << 10  # bytes: a .txt is cut at line ends into documents of about this size,
 SMALL, SMALLEST = 4 << 20, 256  # but one below SMALL into shorter ones, down to SMALLEST,
 TOLERANCE = 0.1  # until the held-out share is as asked for, relative to it
-OVERLAP_LENGTH = 32  # tokens
-STRETCH = 1 << 22  # tokens hashed at a time
-SUBSTITUTE = "\ufffd"  # replaces undecodable bytes
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -205,30 +199,9 @@ def documents(
         rows, replaced = records.read(path, {"data.field": field}, undecodable)
         return [text.encode() for (text,) in rows], replaced
     if path.endswith(".txt"):
-        raw, replaced = utf8(path, undecodable)
+        raw, replaced = utf8.read(path, undecodable)
         return _balanced_blocks(raw, heldout), replaced
     raise BadInput(f"data.path: {path}: expected stdlib, or a .txt, .jsonl or .bin file")
-
-
-def utf8(path: str, undecodable: str) -> tuple[bytes, int]:
-    """The UTF-8 bytes of a file, and the number of replacements made."""
-    with files.open_regular_file(path) as file:
-        raw = file.read()
-    if undecodable == "replace":
-        text = raw.decode("utf-8", "replace").replace("\0", SUBSTITUTE)
-        if replaced := text.count(SUBSTITUTE) - raw.count(SUBSTITUTE.encode()):
-            log.warning("data.path: %s: %d places are not UTF-8 and become U+FFFD", path, replaced)
-        return text.encode(), replaced
-    hint = "; data.undecodable=replace reads U+FFFD there"
-    if (at := raw.find(0)) >= 0:
-        raise BadInput(f"data.path: {path}: byte {at} is 0, as in UTF-16 or a binary file{hint}")
-    try:
-        raw.decode()
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"data.path: {path}: byte {error.start} is not UTF-8 ({error.reason}){hint}"
-        ) from error
-    return raw, 0
 
 
 def _balanced_blocks(raw: bytes, heldout: float) -> list[bytes]:
@@ -296,43 +269,6 @@ def counts(tokens: Tokens) -> dict[str, object]:
         "train_tokens": len(tokens.train),
         "heldout_tokens": len(tokens.heldout),
         **({} if ratio is None else {"bytes_per_token": round(ratio, 4)}),
-        "overlap_length": OVERLAP_LENGTH,
-        "overlap": overlap(tokens.train, tokens.heldout, OVERLAP_LENGTH),
+        "overlap_length": ngrams.OVERLAP_LENGTH,
+        "overlap": ngrams.overlap(tokens.train, tokens.heldout, ngrams.OVERLAP_LENGTH),
     }
-
-
-def overlap(train: np.ndarray, heldout: np.ndarray, n: int) -> float:
-    """The fraction of the `n`-grams of `heldout` that occur in `train`; n is a power of two.
-
-    Long texts are subsampled by hash, the same n-grams on both sides (about a million), which
-    leaves the fraction unbiased.
-    """
-    if min(len(train), len(heldout)) < n:
-        return 0.0
-    classes = np.uint64(max(1, len(train) >> 20))
-    train_hashes, heldout_hashes = (
-        _sampled_hashes(tokens, n, classes) for tokens in (train, heldout)
-    )
-    if not len(train_hashes) or not len(heldout_hashes):
-        return 0.0
-    train_hashes = np.unique(train_hashes)
-    at = np.minimum(np.searchsorted(train_hashes, heldout_hashes), len(train_hashes) - 1)
-    return float(np.mean(train_hashes[at] == heldout_hashes))
-
-
-def _sampled_hashes(tokens: np.ndarray, n: int, classes: np.uint64) -> np.ndarray:
-    """The hashes of n-grams that fall in class 0; a stretch at a time, as a file may be large."""
-    stretches = (tokens[i : i + STRETCH + n - 1] for i in range(0, len(tokens) - n + 1, STRETCH))
-    hashes = (ngram_hashes(stretch, n) for stretch in stretches)
-    return np.concatenate([h[h % classes == 0] for h in hashes])
-
-
-def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:
-    """A 64-bit hash of every window of n tokens, by doubling: h(2k) = h(k)[i] · p + h(k)[i + k]."""
-    hashes = tokens.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    k = 1
-    while k < n:
-        hashes ^= hashes >> np.uint64(29)
-        hashes = hashes[:-k] * np.uint64(0xBF58476D1CE4E5B9 + 2 * k) + hashes[k:]
-        k *= 2
-    return hashes

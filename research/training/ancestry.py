@@ -33,9 +33,9 @@ def record(run: Run, directory: RunDirectory) -> list[str]:
 def _earlier(run: Run) -> Mapping[str, bytes]:
     if run.start is None:
         return {}
-    from research.training.heldout_check import read_ancestors  # which few runs need
+    from research.runs import trained_on  # which few runs need
 
-    return read_ancestors(run.start.run)
+    return trained_on.read(run.start.run)
 
 
 def of_training(dataset: Dataset) -> np.ndarray:

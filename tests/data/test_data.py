@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research import data
-from research.data import text
+from research.data import ngrams, text
 from research.errors import BadInput
 
 
@@ -85,8 +85,8 @@ def test_overlap_is_that_of_a_count(n):
     held[50:150] = train[100:200]
     grams = {bytes(train[i : i + n]) for i in range(len(train) - n + 1)}
     counted = np.mean([bytes(held[i : i + n]) in grams for i in range(len(held) - n + 1)])
-    assert text.overlap(train, held, n) == pytest.approx(counted)
-    assert text.overlap(train, held[:50] + 10, n) == 0
+    assert ngrams.overlap(train, held, n) == pytest.approx(counted)
+    assert ngrams.overlap(train, held[:50] + 10, n) == 0
 
 
 def test_token_files_are_mapped_and_their_ids_checked(tmp_path):

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from research import data
-from research.data import hub, sampling, standard_library, subwords, text, token_files, tokenizers
+from research.data import (
+    hub,
+    ngrams,
+    sampling,
+    standard_library,
+    subwords,
+    text,
+    token_files,
+    tokenizers,
+)
 from research.data.mixture_sampling import CYCLE
 from research.errors import BadInput
 
@@ -136,10 +145,10 @@ def test_overlap_does_not_depend_on_the_stretches(stretch, monkeypatch):
     rng = np.random.default_rng(0)
     train, held = (rng.integers(0, 500, size, np.uint16) for size in (900, 700))
     held[50:400] = train[100:450]
-    whole = text.overlap(train, held, 32)
+    whole = ngrams.overlap(train, held, 32)
     assert whole == pytest.approx((350 - 31) / (700 - 31))
-    monkeypatch.setattr(text, "STRETCH", stretch)
-    assert text.overlap(train, held, 32) == whole
+    monkeypatch.setattr(ngrams, "STRETCH", stretch)
+    assert ngrams.overlap(train, held, 32) == whole
 
 
 # Mixtures.

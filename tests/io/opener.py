@@ -64,10 +64,9 @@ def run(path):
     from research.data import tokenizers
     from research.inference import generate
     from research.inference.load import open_run
-    from research.runs import checkpoint
-    from research.training import heldout_check
+    from research.runs import checkpoint, trained_on
 
-    heldout_check.read_ancestors(path)
+    trained_on.read(path)
     try:
         for step in checkpoint.saved_steps(path):
             where = path / "checkpoints" / str(step)

@@ -166,7 +166,7 @@ def test_what_is_looked_at_of_less_is_part_of_what_is_looked_at_of_more():
 def test_contents_do_not_depend_on_the_stretches(monkeypatch):
     stream = np.frombuffer("\0".join(documents()).encode(), np.uint8)
     whole = contents.of_tokens([stream], 0, 1)
-    monkeypatch.setattr(contents.text, "STRETCH", 1000)
+    monkeypatch.setattr(contents.ngrams, "STRETCH", 1000)
     np.testing.assert_array_equal(contents.of_tokens([stream], 0, 1), whole)
     other = contents.of_tokens([stream[5:]], 0, 1)
     assert 0.9 < np.isin(other, whole).mean() < 1
