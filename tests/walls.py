@@ -49,7 +49,8 @@ INSIDE = {
     "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks",
     "training.gradient_accumulation": "",
     "training.trainer": "run step optimizers fine_tuning",
-    "training.make_run": "run execution horizon fine_tuning heldout_check optimizers schedules step tasks",
+    "training.make_run": "run execution horizon fine_tuning heldout_check optimizers schedules "
+    "step tasks",
     "training.run": "execution fine_tuning optimizers schedules step tasks",
     "training.losses": "",
     "training.schedules": "",
