@@ -17,7 +17,6 @@ from research.io import files
 from research.report import decision_figures, fit_figures, html, style, sweep_figures, text
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
-from research.runs.schema import is_number
 from research.runs.table import read_table
 from research.scaling.multiverse import refit_universes
 
@@ -183,9 +182,12 @@ def _sweep_figures(
         out["loss"] = sweep_figures.group_curves(fits, against, unit)
     elif done and (first["analysis"] or not first["document"]):
         out["loss"] = fit_figures.loss_curve(done, against, unit, first["analysis"])
-    if any(is_number(row.get("accuracy")) for row in done) and len(done) > 1:
-        series = {n: text.score_statistics(f["rows"], against, "accuracy") for n, f in fits.items()}
-        out["accuracy"] = sweep_figures.score_curves(series, against, "held-out accuracy")
+    for metric in text.page_metrics(done) if len(done) > 1 else ():
+        name = metric.name
+        series = {n: text.score_statistics(f["rows"], against, name) for n, f in fits.items()}
+        if any(series.values()):
+            label = f"held-out {style.plain_label(metric.axis or metric.title)}"
+            out[f"metric_{name}"] = sweep_figures.score_curves(series, against, label)
     if best := html.best_classifier(done):
         out["confusion"] = sweep_figures.confusion_matrix(best["confusion"], best["class_names"])
     curves = [(row, metrics_log.read_records(workdir / "runs" / row["run"])) for row in rows]

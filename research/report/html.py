@@ -85,8 +85,9 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         parts.append(f"<h2>{SURFACES[name]}</h2>")
         parts.append(f"<pre>{_escape(text.fit_summary(analysis.document, brief=True))}</pre>")
         parts += [_figure_element(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
-    if "accuracy" in svgs:
-        parts += ["<h2>Accuracy</h2>", _figure_element(svgs["accuracy"])]
+    for metric in text.page_metrics(rows):
+        if figure := svgs.get(f"metric_{metric.name}"):
+            parts += [f"<h2>Held-out {_escape(metric.title)}</h2>", _figure_element(figure)]
     if several and (side := text.comparison_table(rows, against)):
         parts += ["<h2>Groups compared</h2>", _html_table(side[0], side[1:])]
         parts.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")

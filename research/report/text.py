@@ -8,7 +8,7 @@ import numpy as np
 
 from research.io.humanize import quantity
 from research.io.text_table import format_table
-from research.runs.schema import NOUNS, is_number, shown_columns
+from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
 
 Row = dict[str, Any]
 
@@ -49,6 +49,11 @@ def score_statistics(
         (x, float(np.mean(y)), float(np.std(y, ddof=1)) if len(y) > 1 else math.nan, len(y))
         for x, y in sorted(at.items())
     ]
+
+
+def page_metrics(rows: Sequence[Row]) -> list[Column]:
+    """The metrics that the tasks of the runs show on the page: each has a figure there."""
+    return [column for column in task_metrics(rows) if "page" in column.shown]
 
 
 def interval_end(value: float | None, spec: str = ".3g") -> str:

@@ -6,6 +6,7 @@ reads a row learns from the row how to show it, and needs to know no task. A row
 elsewhere, so a declaration that is read is checked like everything else in it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -196,14 +197,9 @@ def _column(entry: object) -> Column:
 
 
 def shown_columns(rows: Sequence[Row], place: str) -> tuple[Column, ...]:
-    """The columns that a place of PLACES shows, in their order: those in which a row has a value.
-    The first row that declares a metric says how it is shown."""
-    metrics: dict[str, Column] = {}
-    for row in rows:
-        for column in _declared_or_none(row):
-            metrics.setdefault(column.name, column)
+    """The columns that a place of PLACES shows: in order, those in which a row has a value."""
     after = 1 + next(i for i, column in enumerate(COLUMNS) if column.name == "loss")
-    ordered = (*COLUMNS[:after], *metrics.values(), *COLUMNS[after:])
+    ordered = (*COLUMNS[:after], *task_metrics(rows), *COLUMNS[after:])
     return tuple(
         column
         for column in ordered
@@ -211,13 +207,14 @@ def shown_columns(rows: Sequence[Row], place: str) -> tuple[Column, ...]:
     )
 
 
-def _declared_or_none(row: Row) -> tuple[Column, ...]:
-    try:
-        return declared_metrics(row)
-    except (
-        ValueError
-    ):  # a row of a table from elsewhere; one of a workdir is checked by row_problem
-        return ()
+def task_metrics(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """The metrics that tasks declare; the first row that declares one says how it is shown."""
+    metrics: dict[str, Column] = {}
+    for row in rows:
+        with contextlib.suppress(ValueError):  # of a table from elsewhere; see also row_problem
+            for column in declared_metrics(row):
+                metrics.setdefault(column.name, column)
+    return tuple(metrics.values())
 
 
 def scores(row: Row) -> list[str]:

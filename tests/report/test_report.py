@@ -14,7 +14,9 @@ from research.errors import BadInput
 from research.io import files
 from research.io.humanize import quantity
 from research.report import build, sweep_figures, text
+from research.runs import schema
 from research.runs.directory import RunDirectory
+from research.training.tasks import TASKS
 from tests.scaling.test_minima import BUDGETS, iso_rows
 from tests.scaling.test_scaling import noisy
 
@@ -161,11 +163,16 @@ def test_the_law_is_against_the_first_column_in_which_runs_differ():
     assert text.varying_column([row | {"params": i} for i, row in enumerate(rows)]) == "params"
 
 
+GAIN = {"name": "gain", "heading": "<gain>", "format": ".2f", "shown": ["page"]}
+
+
 def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
     rows = [
         row
         | {
             "accuracy": i / 20,
+            "gain": 3.0 + i,
+            "metrics": [*schema.declaration(TASKS["classification"].METRICS), GAIN],
             "confusion": [[i, 1], [2, 20 - i]],
             "class_names": ["<b>one</b>", "two"],
             **{f"class_{kind}": [0.25, 0.5] for kind in ("precision", "recall", "f1")},
@@ -176,7 +183,9 @@ def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert f"Run {rows[-1]['run']}, the most accurate: accuracy {(len(rows) - 1) / 20:.4f}" in page
     assert "<b>one</b>" not in page
-    for name in ("accuracy", "confusion"):
+    assert "<h2>Held-out &lt;gain&gt;</h2>" in page
+    assert not (tmp_path / "figures" / "metric_macro_f1.png").exists()  # no run has it
+    for name in ("metric_accuracy", "metric_gain", "confusion"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 1000
 
 

@@ -95,7 +95,9 @@ def test_no_file_and_no_text_of_a_workdir_is_embedded_as_it_is(tmp_path):
     rows = [
         row
         | dict.fromkeys(texts, SCRIPT)
-        | {"versions": {SCRIPT: SCRIPT}, "accuracy": i / 20, "confusion": [[i, 1], [2, 20 - i]],
+        | {"versions": {SCRIPT: SCRIPT}, "accuracy": i / 20, "gain": i,
+           "metrics": [{"name": name, "heading": SCRIPT, "axis": SCRIPT, "shown": ["page"]}
+                       for name in ("accuracy", "gain")], "confusion": [[i, 1], [2, 20 - i]],
            "class_names": [SCRIPT, "two"],
            **{f"class_{kind}": [0.25, 0.5] for kind in ("precision", "recall", "f1")}}
         for i, row in enumerate(noisy(0))
@@ -117,7 +119,7 @@ def test_no_file_and_no_text_of_a_workdir_is_embedded_as_it_is(tmp_path):
     assert "&lt;script&gt;planted()" in page
     assert "<script>planted" not in page
     assert page.count("planted()") == len(re.findall(r"(?:&lt;|\\u003c)script[^<]*?planted", page))
-    assert {"loss", "accuracy", "confusion", "curves", "residuals"} <= planted
+    assert {"loss", "metric_accuracy", "metric_gain", "confusion", "curves", "residuals"} <= planted
 
 
 def test_the_page_can_read_no_file():
