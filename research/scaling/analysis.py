@@ -1,5 +1,6 @@
 """A whole analysis of a table: the fit, and what was asked beside it."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from research.scaling import (
     compare,
     design,
     fit_document,
+    influence,
     minima_document,
     multiverse,
     table,
@@ -47,10 +49,12 @@ def analyze(
     multiverse_too: bool = False,
     next_budget: float | None = None,
     anytime: bool = False,
+    influence_too: bool = True,
 ) -> Analysis:
     """`fit_law`, and where they are wanted the sections "compare" (groups by a column),
     "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so many FLOPs) and
-    "settling". Raises BadInput for what does not go together."""
+    "settling"; without `influence_too` minima are not located again without each budget. Raises
+    BadInput for what does not go together."""
     chosen = Options(**options)
     chosen.check()
     check_used(law if isinstance(law, str) else law.name, options)
@@ -68,6 +72,11 @@ def analyze(
         needed = minima_document.needed_columns(law)
         usable, told = _checked(rows, needed, "loss", chosen, curves=law == "envelope")
         fit, sections = None, minima_document.fit_minima(law, rows, chosen)
+        if influence_too:
+            refit = functools.partial(minima_document.fit_minima, law)
+            entries, decisive = influence.minima_influence(usable, chosen, sections, refit)
+            sections["influence"] = entries
+            sections["warnings"] = [*sections["warnings"], *decisive]
     else:
         named = named_law(law, chosen.against) if isinstance(law, str) else law
         chosen.check_against(named)

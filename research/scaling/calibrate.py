@@ -1,6 +1,6 @@
 """How often intervals contain the truth, and how wide they are: the calibration of each method.
 
-Simulated tables (research/scaling/worlds.py) go through `fit_law`, and estimates and intervals are
+Simulated tables (research/scaling/worlds.py) go through `analyze`, and estimates and intervals are
 read from the document that a user gets.
 """
 
@@ -17,8 +17,9 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import laws, table
-from research.scaling.analysis import fit_law
+from research.scaling.analysis import analyze
 from research.scaling.compute_optimal import has_optimum
+from research.scaling.options import NOT_FOR
 from research.scaling.worlds import GROUPS, WORLDS, Shape, Simulator
 
 NOMINAL = 0.95
@@ -130,10 +131,14 @@ def measure_task(plan: Plan, task: tuple[str, int]) -> list[Measured]:
 
 
 def _answers(method: str, rows: Sequence[table.Row], plan: Plan, number: int) -> dict[str, Answer]:
-    options = {**plan.options, **METHODS.get(method, {"law": method}), "seed": number}
+    options = {**METHODS.get(method, {"law": method}), "seed": number}
+    law = options.pop("law")
+    options |= {k: v for k, v in plan.options.items() if law not in NOT_FOR.get(k, ())}
     flops = [k * plan.shape.largest_budget for k in FURTHER]
     try:
-        document = fit_law(options.pop("law"), rows, predict_flops=flops, **options)
+        document = analyze(
+            law, rows, {**options, "predict_flops": flops}, influence_too=False
+        ).document
     except BadInput:
         return {}
     out: dict[str, Answer] = {}

@@ -6,18 +6,20 @@ import dataclasses
 from research.errors import BadInput
 from research.io import host
 from research.scaling import calibrate, flags, table, worlds
-from research.scaling.options import Options
+from research.scaling.options import Options, check_used
 
-OF_A_FIT = ("where", "objective", "huber_delta", "cluster", "bootstrap")
+OF_A_TABLE = ("where", "finished", "last_rows", "odd_units")  # what is read, as in a fit
+OF_A_FIT = ("objective", "huber_delta", "cluster", "bootstrap")
 SHAPES = ("isoflop",)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("--runs", help="whose shape tables have: a sweep's workdir, a .csv or a .parquet")
+    flag("--runs", help="whose shape tables have: a sweep's workdir, a file (CSV, JSON, …)")
     flag("--shape", choices=SHAPES, help="without a table: seven budgets of eight sizes")
     flag("--columns", default="", help="rename columns: params=N,loss=val_loss")
-    for name in OF_A_FIT:
+    flag("--decimal_comma", action=argparse.BooleanOptionalAction, help="1,5 is 1.5")
+    for name in (*OF_A_TABLE, *OF_A_FIT):
         flag(f"--{name}", **flags.FLAGS[name])
     flag("--tables", type=int, default=400, help="simulated tables of each world")
     flag("--worlds", default="", help="some of them: seed,scatter (default: all)")
@@ -32,23 +34,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def parse_plan(args: argparse.Namespace) -> tuple[calibrate.Plan, int]:
     """What is to be measured, and by how many processes. Raises BadInput."""
     _check(args)
-    options = {name: getattr(args, name) for name in OF_A_FIT if name != "where"}
-    Options(**options).check()
+    fits = {name: getattr(args, name) for name in OF_A_FIT if getattr(args, name) is not None}
+    Options(**fits).check()
+    check_used("chinchilla", fits)
     truth = flags.parse_truth(args)
     if truth and set(truth) != set(worlds.CHINCHILLA):
         raise BadInput(f"--truth={args.truth}: expected {', '.join(worlds.CHINCHILLA)}")
     if bad := [name for name, value in truth.items() if value <= 0]:
         raise BadInput(f"--truth={bad[0]}={truth[bad[0]]:g}: expected a number above 0")
-    names = [[x for x in text.split(",") if x] for text in (args.worlds, args.methods)]
-    chosen, methods = calibrate.chosen_worlds(names[0]), calibrate.chosen_methods(names[1])
+    chosen = calibrate.chosen_worlds(flags.parse_words(args.worlds))
+    methods = calibrate.chosen_methods(flags.parse_words(args.methods))
     if args.runs:
-        rows = table.read_runs(args.runs, flags.parse_columns(args))
-        shape = worlds.shape_of(rows, Options(**options, where=args.where))
+        columns = flags.parse_columns(args)
+        rows = table.read_runs(args.runs, columns, decimal_comma=args.decimal_comma)
+        of_table = {name: getattr(args, name) for name in OF_A_TABLE if getattr(args, name)}
+        of_table["finished"] = flags.parse_words(args.finished)
+        shape = worlds.shape_of(rows, fits | of_table)
     else:
         shape = worlds.isoflop_shape()
     given = {"truth": truth, "noise": args.noise, "scatter": args.scatter}
     shape = dataclasses.replace(shape, **{k: v for k, v in given.items() if v})
-    plan = calibrate.Plan(shape, chosen, methods, args.tables, args.seed, options)
+    plan = calibrate.Plan(shape, chosen, methods, args.tables, args.seed, fits)
     return plan, args.processes or host.cores()
 
 
@@ -57,8 +63,8 @@ def _check(args: argparse.Namespace) -> None:
     problems = []
     if bool(args.runs) == bool(args.shape):
         problems.append("--runs, --shape: expected one of them")
-    for name in ("where", "columns") if args.shape else ():
-        if getattr(args, name):
+    for name in (*OF_A_TABLE, "columns", "decimal_comma") if args.shape else ():
+        if getattr(args, name) not in (None, ""):
             problems.append(f"--{name}: is for the table of --runs")
     for name, least in (("tables", 1), ("processes", 1), ("seed", 0)):
         value = getattr(args, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from research.scaling import compute_optimal, numbers, table, uncertainty
+from research.scaling import compute_optimal, influence, numbers, table, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
 from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.statistics import held_out_summary, pooled_sd
@@ -54,10 +54,12 @@ def build_document(fit: Fit) -> dict[str, Any]:
     }
     if options.score:
         document["score"] = _score(fit)
+    document["influence"], decisive = influence.influence_section(fit, document["predictions"])
     document["warnings"] = (
         _collinearity_warning(fit)
         + _unfinished_warning(fit)
         + _flops_convention_warning(fit)
+        + decisive
         + _warnings(document)
     )
     return document

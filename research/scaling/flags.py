@@ -67,10 +67,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def parse_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of Options that are given. Raises BadInput for what cannot be read."""
     given = {name: getattr(args, name) for name in FLAGS if name != "compare"}
-    given["finished"] = [word.strip() for word in (args.finished or "").split(",") if word.strip()]
+    given["finished"] = parse_words(args.finished)
     given |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
     given |= {name: _parse_point(name, getattr(args, name)) for name in POINTS}
     return {name: value for name, value in given.items() if value not in (None, [], {})}
+
+
+def parse_words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
 def parse_columns(args: argparse.Namespace) -> dict[str, str]:

@@ -6,6 +6,10 @@ from typing import Any
 
 import numpy as np
 
+MEDIAN_OF_NORMAL = 0.6745  # of the size of what is normal with a standard deviation of one
+EFFICIENCY = 0.37  # of a scale from the median, beside one from squares, for normal noise
+FALSE_ALARM = 0.001  # share of tables of normal noise in which a row is taken for an outlier
+
 
 def held_out_summary(rule: str | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The section "holdout" of rows with an "error" and whether they are "covered"."""
@@ -25,3 +29,35 @@ def pooled_sd(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
     freedom = sum(len(g) - 1 for g in several)
     squares = sum(float(((g - g.mean()) ** 2).sum()) for g in several)
     return math.sqrt(squares / freedom) if freedom else 0.0, freedom
+
+
+def robust_scale(residuals: np.ndarray, parameters: int) -> float:
+    """The standard deviation of residuals about what was fitted with so many parameters, from their
+    median, which a minority of outliers hardly moves. The smallest are left out, as many as there
+    are parameters: a fit passes near to so many rows whatever their noise."""
+    size = np.sort(np.abs(residuals))[parameters:]
+    return float(np.median(size)) / MEDIAN_OF_NORMAL if len(size) else math.nan
+
+
+def find_outliers(residuals: np.ndarray, parameters: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many robust standard deviations each residual is off, and which are outliers: so far off
+    as none would be in 999 of 1000 tables of noise alone. The scale counts with the degrees of
+    freedom that its efficiency leaves, so few rows have hardly any outliers."""
+    from scipy.special import stdtrit
+
+    scale, freedom = robust_scale(residuals, parameters), len(residuals) - parameters
+    if freedom < 2 or not scale > 0:
+        return np.full(len(residuals), math.nan), np.zeros(len(residuals), bool)
+    limit = stdtrit(max(1.0, EFFICIENCY * freedom), 1 - FALSE_ALARM / 2 / len(residuals))
+    off = residuals / scale
+    return off, np.abs(off) > limit
+
+
+def number_groups(values: Sequence[float], apart: float) -> np.ndarray:
+    """The number [n] of the group of each positive value, from the least on: neighbors that differ
+    by no more than a share `apart` are in one group."""
+    logs = np.log(values)
+    order = np.argsort(logs)
+    out = np.empty(len(logs), int)
+    out[order] = np.cumsum(np.diff(logs[order], prepend=logs[order[0]]) > math.log1p(apart))
+    return out

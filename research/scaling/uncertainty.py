@@ -21,6 +21,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from research.scaling.optimize import Problem, minimize
+from research.scaling.statistics import find_outliers
 
 PINNED = 20  # relative weight of a row that a fit passes through: off it by under 1 % of a width,
 # while a stiffer one keeps the solver from moving along it
@@ -29,10 +30,15 @@ MANY = 30  # clusters, from which on their scores tell how noise differs between
 
 
 def run_noise(problem: Problem, theta: np.ndarray) -> float:
-    """Standard deviation of one run about the law, in the units of the residuals."""
+    """Standard deviation of one run about the law, in the units of the residuals. What Huber's loss
+    keeps out of the law, outliers are kept out of here."""
     r = problem.residuals(theta[None])[0][0]
     weights = problem.weights / problem.weights.mean()  # 100 for every row is as 1 for every row
-    return float(np.sqrt(np.sum(weights * r * r) / max(problem.freedom, 1)))
+    fitted = problem.n - problem.freedom
+    squares = weights * r * r
+    if problem.objective == "huber_log":
+        squares = squares[~find_outliers(np.sqrt(weights) * r, fitted)[1]]
+    return float(np.sqrt(np.sum(squares) / max(len(squares) - fitted, 1)))
 
 
 def allowed_rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from research.scaling import table, uncertainty
+from research.scaling.analysis import analyze
+from research.scaling.columns import COUNTS
 from research.scaling.compute_optimal import PER_TOKEN, SPAN
 from research.scaling.envelope import SAME
-from research.scaling.fit import Fit
-from research.scaling.laws import chinchilla
-from research.scaling.options import Options, split_rows
+from research.scaling.statistics import number_groups
 
 # Hoffmann's data, fitted by Besiroglu et al. 2024: the truth where there is no table.
 CHINCHILLA = {"E": 1.81722, "A": 477.83, "B": 2143.42, "alpha": 0.34731, "beta": 0.36717}
@@ -109,7 +109,7 @@ class Simulator:
     def exponent(self) -> float:
         """The slope of log N* over the budgets of the table, each counted once."""
         log_c = np.log([row["flops"] for row in self.shape.rows])
-        numbers = _budget_numbers(self.shape.rows)
+        numbers = number_groups([row["flops"] for row in self.shape.rows], SAME)
         log_c = np.array([log_c[numbers == i].mean() for i in range(numbers.max() + 1)])
         if len(log_c) < 2:
             log_c = log_c[-1] + np.array([-0.1, 0.0])
@@ -120,7 +120,7 @@ class Simulator:
         """The rows of one simulated table. All worlds share the noise of a number."""
         rng, rows = np.random.default_rng([seed, number]), self.shape.rows
         sizes, of_size = np.unique([row["params"] for row in rows], return_inverse=True)
-        of_budget = _budget_numbers(rows)
+        of_budget = number_groups([row["flops"] for row in rows], SAME)
         noise = self.shape.noise * rng.standard_normal(len(rows))
         efficiency = self.shape.scatter * rng.standard_normal(len(sizes))
         moved = TILT * rng.standard_normal(of_budget.max() + 1)
@@ -143,15 +143,6 @@ class Simulator:
         return [{**row, "loss": float(y)} for row, y in zip(rows, loss, strict=True)]
 
 
-def _budget_numbers(rows: Sequence[table.Row]) -> np.ndarray:
-    """The number [n] of the budget of each row, from the least budget to the largest."""
-    log_c = np.log([row["flops"] for row in rows])
-    order = np.argsort(log_c)
-    out = np.empty(len(rows), int)
-    out[order] = np.cumsum(np.diff(log_c[order], prepend=log_c[order[0]]) > math.log1p(SAME))
-    return out
-
-
 def isoflop_shape() -> Shape:
     """Seven budgets, at each the sizes of one ladder within a factor of the optimum."""
     whole = Simulator(Shape([], CHINCHILLA, NOISE), World(""))
@@ -163,16 +154,15 @@ def isoflop_shape() -> Shape:
     return replace(whole.shape, rows=rows)
 
 
-def shape_of(rows: Sequence[table.Row], options: Options) -> Shape:
-    """The shape of a table: the runs that `options` choose, the law fitted to them, and the noise
-    about it. Raises BadInput for a table that the law cannot be fitted to."""
-    options.check()
-    law = chinchilla()
-    fit = Fit(law, split_rows(law, rows, options), options, resample=False)
+def shape_of(rows: Sequence[table.Row], options: Mapping[str, Any]) -> Shape:
+    """The shape of a table: the runs that `options` (of Options) choose, the law fitted to them,
+    and the noise about it. Raises BadInput for a table that the law cannot be fitted to."""
+    fit = analyze("chinchilla", rows, options).fit
+    assert fit
     shaped = []
     for row in fit.parts.fitted:
         n, flops = row["params"], row.get("flops") or PER_TOKEN * row["params"] * row["tokens"]
-        others = {k: v for k, v in row.items() if not k.startswith((*table.COUNTS, "loss"))}
+        others = {k: v for k, v in row.items() if not k.startswith((*COUNTS, "loss"))}
         shaped.append({**others, **_counts(n, flops)})
     return Shape(shaped, fit.params, uncertainty.run_noise(fit.problem, fit.best))
 

@@ -16,7 +16,7 @@ import pytest
 from experiments import calibrate as command
 from research.errors import BadInput
 from research.report import calibration_text
-from research.scaling import Options, calibrate, fit_law, uncertainty, worlds
+from research.scaling import calibrate, fit_law, uncertainty, worlds
 
 CELL = {"coverage", "width", "open", "failed"}
 
@@ -116,16 +116,16 @@ def test_worlds_add_what_they_say(shape):
 def test_the_shape_of_a_table_is_its_runs_its_law_and_its_noise(shape):
     rows = worlds.Simulator(shape, worlds.WORLDS["seed"]).table(0, 0)
     rows = [{**row, "group": "g", "extra": "x"} for row in rows]
-    found = worlds.shape_of(rows, Options())
+    found = worlds.shape_of(rows, {})
     assert len(found.rows) == len(rows)
     assert sorted(row["params"] for row in found.rows) == sorted(row["params"] for row in rows)
     assert {row["group"] for row in found.rows} == {"g"}
     assert found.noise == pytest.approx(0.001, rel=0.4)
     assert found.truth == fit_law("chinchilla", rows)["params"]
-    some = worlds.shape_of(rows, Options(where="flops>2e18"))
+    some = worlds.shape_of(rows, {"where": "flops>2e18"})
     assert 0 < len(some.rows) < len(rows)
     with pytest.raises(BadInput, match="distinct points of params, tokens to fit"):
-        worlds.shape_of(rows[:4], Options())
+        worlds.shape_of(rows[:4], {})
 
 
 def test_the_truth_lies_in_the_intervals_of_the_document_and_a_narrow_one_is_seen(
