@@ -255,7 +255,7 @@ def formats():
     yield "spaces.txt", plain.replace(",", "   ")
     yield "table.md", "".join(f"| {' | '.join(x)} |\n" for x in
                               [["params", "tokens", "loss"], ["---:"] * 3, *LINES])  # fmt: skip
-    yield "t.csv.gz", gzip.compress(plain.encode())
+    yield "t.csv.gz", gzip.compress(plain.encode(), mtime=0)
     yield "utf16.csv", as_csv(LINES, separator="\t").encode("utf-16")
     yield "no-mark.csv", plain.encode("utf-16-le")
     yield "mark.csv", plain.encode("utf-8-sig")
@@ -327,7 +327,7 @@ def test_nested_records_are_columns_by_joined_names(tmp_path):
         ("t.xlsx", "PK", "a spreadsheet; save it as CSV"),
         ("t.pkl", "x", "a pickle, which can run code"),
         ("t.csv.gz", b"no gzip", "not a gzipped file"),
-        ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99)[:-9], "cut off"),
+        ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "cut off"),
         ("t.json", "[1, 2]", "row 1 holds a int, expected an object"),
         ("t.json", "{", "not a JSON document"),
         ("t.jsonl", '{"a": 1}\n{"a": \n', "line 2 is no JSON"),
