@@ -119,6 +119,8 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
             f"the loss falls by {fall['nats']:.3g}{nats} from the smallest to the largest, "
             f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.2g})"
         )
+    if laws := document.get("laws"):
+        lines.append(laws_sentence(laws))
     predictions = document["predictions"][-1:] if brief else document["predictions"]
     lines += [_prediction_line(row, document) for row in predictions]
     if scored := document.get("score"):
@@ -140,6 +142,25 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     if "multiverse" in document:
         lines.append(_multiverse_sentence(document["multiverse"]))
     return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
+
+
+def laws_sentence(laws: Sequence[Mapping[str, Any]]) -> str:
+    """Over which laws a prediction is averaged, each with its weight."""
+    weights: dict[str, float] = {}
+    for law in laws:
+        weights[law["law"]] = weights.get(law["law"], 0.0) + law["weight"]
+    told = [f"{name} {weight:.0%}" for name, weight in weights.items() if weight >= 0.005]
+    if len(told) == 1:
+        return f"the rows speak for {told[0].split()[0]} alone"
+    return f"predictions are averaged over laws: {', '.join(told)}"
+
+
+def _parts_words(parts: Mapping[str, float]) -> str:
+    """What an interval is made of."""
+    words = f"±{parts['noise']:.2%} noise of a run, ±{parts['parameters']:.2%} parameters"
+    if parts["floor"] > 0.005 * parts["parameters"]:
+        words += f" (±{parts['floor']:.2%} by E alone)"
+    return words + f", ±{parts['law']:.2%} choice of the law"
 
 
 def _multiverse_sentence(section: Mapping[str, Any]) -> str:
@@ -175,6 +196,8 @@ def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str
         return words
     low, high = (interval_end(x, ".4g") for x in row["intervals"]["loss"])
     words += f", loss {row['loss']:.4g} ({low} to {high})"
+    if parts := row.get("parts"):
+        words += f": {_parts_words(parts)}"
     if (most := row.get("regret", {}).get("quantile_95")) is not None:
         words += f"; this choice costs at most {most:.2g} of loss (95 %)"
     return words

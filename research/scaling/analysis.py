@@ -8,6 +8,7 @@ from typing import Any
 
 from research.errors import BadInput
 from research.scaling import (
+    averaging,
     checks,
     compare,
     design,
@@ -19,7 +20,7 @@ from research.scaling import (
     where,
 )
 from research.scaling.fit import Fit
-from research.scaling.laws import METHODS, Law, named_law
+from research.scaling.laws import AUTO, METHODS, Law, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
 
 
@@ -64,6 +65,7 @@ def analyze(
             f"--{flag}: is for one law, and --compare={compare_by} fits several groups; fit one of "
             f"them with --where={compare_by}==NAME"
         )
+    named = None
     if isinstance(law, str) and law in METHODS:
         if compare_by:
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
@@ -78,11 +80,16 @@ def analyze(
             sections["influence"] = entries
             sections["warnings"] = [*sections["warnings"], *decisive]
     else:
-        named = named_law(law, chosen.against) if isinstance(law, str) else law
+        # Of an average, the simplest law stands for what all of them need.
+        name = averaging.candidates(rows, chosen)[0] if law == AUTO else law
+        named = named_law(name, chosen.against) if isinstance(name, str) else name
         chosen.check_against(named)
         needed = [*named.columns, named.response]
         usable, told = _checked(rows, needed, named.response, chosen, groups=bool(compare_by))
-        if compare_by:
+        if law == AUTO and not compare_by:
+            average = averaging.fit_average(rows, chosen)
+            fit, sections = average.best, averaging.build_average(average, chosen)
+        elif compare_by:
             fit, section = compare.fit_groups(named, rows, chosen, compare_by)
             sections = {**fit_document.build_document(fit), "compare": section}
         else:
@@ -94,7 +101,8 @@ def analyze(
         if anytime:
             sections["settling"] = design.settling_stages(fit.law, fit.parts, chosen, target)
     if multiverse_too:
-        sections["multiverse"] = multiverse.refit_universes(str(law), rows, chosen)
+        name = named.name if named else str(law)
+        sections["multiverse"] = multiverse.refit_universes(name, rows, chosen)
     sections["warnings"] = [*told, *sections["warnings"]]
     return Analysis(_replace_non_finite(sections), fit, usable)
 
@@ -111,7 +119,9 @@ def _checked(
     (`groups`, `curves`: see checks.check_table). Raises BadInput for what cannot be right."""
     usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
     # Of its highest losses a table is checked as well.
-    usable, _ = filter_rows(usable, dropped, replace(options, drop_top_loss=0), response)
+    usable, _ = filter_rows(
+        usable, dropped, replace(options, drop_top_loss=0, best_of=None), needed, response
+    )
     keep = where.match_where(rows, options.where) if options.where else [True] * len(rows)
     met = [row for row, k in zip(rows, keep) if k]
     told = table.notes_of(rows) + checks.check_some_flops(met, needed)

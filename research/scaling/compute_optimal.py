@@ -15,14 +15,14 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Law
+from research.scaling.power_laws import NAMES
 from research.scaling.table import Row
 
 PER_TOKEN = 6.0  # training FLOPs per parameter and token
 TOGETHER = 0.2  # range of log(tokens / params) in which they count as one
 SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
 WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
-NAMES = ("params_exponent", "params_coefficient", "tokens_exponent", "tokens_coefficient")
-SEARCHES = 200  # samples of a law whose optimum is searched for, one by one
+POINTS = 481  # of the grid on which an optimum is searched for
 FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is reported
 
 
@@ -60,24 +60,26 @@ def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> n
             log_g = np.log(a * values["A"] / (b * values["B"])) / (a + b)
             optima = np.exp(log_g + b / (a + b) * np.log(c))
         return np.where((a > 0) & (b > 0), optima, np.nan)
-    optima = [_search_optimum(law, theta, budget) for theta in theta_KxP for budget in c]
-    return np.array(optima).reshape(len(theta_KxP), len(c))
+    return np.stack([_search_optima(law, theta_KxP, budget) for budget in c], axis=1)
 
 
-def _search_optimum(law: Law, theta: np.ndarray, c: float) -> float:
-    """The least loss along N · D = c, on a grid of log N that is made finer thrice."""
-    low, high = (np.log(c) / 2 + s * SPAN / 2 * np.log(10) for s in (-1, 1))
-    middle = math.nan
-    for _ in range(4):
-        grid = np.linspace(low, high, 61)
-        n = np.exp(grid)
-        with np.errstate(all="ignore"):
-            values = predict_loss(law, theta[None], n, c / n)[0]
-        at = int(np.nanargmin(values))
-        if at in (0, len(grid) - 1):
-            return float("nan")
-        low, middle, high = grid[at - 1 : at + 2]
-    return float(np.exp(middle))
+def _search_optima(law: Law, theta_KxP: np.ndarray, c: float) -> np.ndarray:
+    """The size [K] of least loss along N D = c, on a grid of log N, between whose points the loss
+    is a parabola; NaN where the least is at an end, and of several minima the lowest."""
+    reach = SPAN / 2 * np.log(10)
+    grid = np.log(c) / 2 + np.linspace(-reach, reach, POINTS)
+    with np.errstate(all="ignore"):
+        loss = predict_loss(law, theta_KxP, np.exp(grid), c / np.exp(grid))
+        loss = np.where(np.isfinite(loss), loss, np.inf)
+        at = loss.argmin(1)
+        inside = (at > 0) & (at < POINTS - 1)
+        at = np.clip(at, 1, POINTS - 2)
+        low, middle, high = (
+            np.take_along_axis(loss, (at + d)[:, None], 1)[:, 0] for d in (-1, 0, 1)
+        )
+        shift = (low - high) / (2 * (low - 2 * middle + high))
+        shift = np.where(np.isfinite(shift), np.clip(shift, -1, 1), 0.0)
+        return np.where(inside, np.exp(grid[at] + shift * (grid[1] - grid[0])), np.nan)
 
 
 def optimal_exponent(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
@@ -96,14 +98,10 @@ def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
         return None
     most = largest_budget(fit.parts.fitted)
 
-    def power_laws(theta_KxP: np.ndarray) -> np.ndarray:
-        a = optimal_exponent(fit.law, theta_KxP, most)
-        log_k = np.log(optimal_params(fit.law, theta_KxP, [most])[:, 0]) - a * np.log(most)
-        return np.stack([a, log_k, 1 - a, -np.log(PER_TOKEN) - log_k], axis=-1)
-
-    samples = _samples(fit)
+    samples = fit.samples
     with np.errstate(all="ignore"):
-        estimates, drawn = power_laws(fit.best[None])[0], power_laws(samples)
+        estimates = local_power_laws(fit.law, fit.best[None], most)[0]
+        drawn = local_power_laws(fit.law, samples, most)
     out: dict[str, Any] = {}
     for i, name in enumerate(NAMES):
         logged = name.endswith("coefficient")
@@ -119,8 +117,11 @@ def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
     return out
 
 
-def _samples(fit: Fit) -> np.ndarray:
-    return fit.samples if fit.law.name == "chinchilla" else fit.samples[:SEARCHES]
+def local_power_laws(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
+    """[K, 4] in the order of NAMES at a budget, of coefficients the logarithm."""
+    a = optimal_exponent(law, theta_KxP, flops)
+    log_k = np.log(optimal_params(law, theta_KxP, [flops])[:, 0]) - a * np.log(flops)
+    return np.stack([a, log_k, 1 - a, -np.log(PER_TOKEN) - log_k], axis=-1)
 
 
 def largest_budget(rows: Sequence[Row]) -> float:
@@ -142,7 +143,7 @@ def predict_optima(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
         return []
     if not has_optimum(fit.law):
         raise BadInput(f"--predict_flops: {fit.law.name} does not read params and tokens")
-    samples = _samples(fit)
+    samples = fit.samples
     n_all = optimal_params(fit.law, samples, flops)
     n_best = optimal_params(fit.law, fit.best[None], flops)[0]
     if vary_together(fit.parts.fitted):

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import table
+from research.scaling import power_laws, table
 from research.scaling.fit import RESAMPLES, cluster_names
 from research.scaling.options import Options
+from research.scaling.power_laws import PowerLaws
 
 NEEDED = ("flops", "params", "tokens", "loss")
 SAME = 0.05  # relative: FLOPs this near to each other are one budget
@@ -43,7 +44,7 @@ def _turns_up(x: np.ndarray, y: np.ndarray, a: int, b: int, c: int) -> bool:
 def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     values = {k: np.log(v) for k, v in table.column_arrays(rows, NEEDED).items()}
 
-    def power_laws(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def through_hull(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         on = chosen[lower_hull(values["flops"][chosen], values["loss"][chosen])]
         # Where the best size is the table's least or largest, a better one may lie beyond it.
         sizes = values["params"][on]
@@ -55,7 +56,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
         return np.array([lines[0][0], np.exp(lines[0][1]), lines[1][0], np.exp(lines[1][1])]), on
 
     every = np.arange(len(rows))
-    optimal, on = power_laws(every) if len(rows) else (np.full(4, np.nan), every)
+    optimal, on = through_hull(every) if len(rows) else (np.full(4, np.nan), every)
     if len(on) < 3:
         raise BadInput(
             f"{len(on)} of {len(rows)} runs lie on the envelope of loss against flops; the power "
@@ -69,18 +70,24 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     draws = []
     for _ in range(resamples):
         chosen = np.unique(rng.integers(len(names), size=len(names)))
-        draws.append(power_laws(np.concatenate([members[i] for i in chosen]))[0])
+        draws.append(through_hull(np.concatenate([members[i] for i in chosen]))[0])
     drawn = np.array(draws).reshape(-1, 4)
     every_on = lower_hull(values["flops"], values["loss"])
     edge = sorted(set(every_on.tolist()) - set(on.tolist()))
+    laws = PowerLaws(optimal, drawn[np.isfinite(drawn).all(1)], 0.0)
+    log_c, log_n, log_d = (values[name][on] for name in ("flops", "params", "tokens"))
+    about = power_laws.least_squares(log_c, log_n, log_d, resamples, options.seed)
+    laws = power_laws.wider(laws, about)
     return {
-        "optimal": optimal.tolist(),
-        "draws": drawn[np.isfinite(drawn).all(1)],
+        "laws": laws,
         "dropped": [
             {"run": rows[i]["run"], "reason": "on the envelope, but of the least or largest size"}
             for i in edge
         ],
-        "method": f"{resamples} resamples by {options.cluster}",
+        "method": f"{resamples} resamples by {options.cluster}, or Student's t about the line "
+        "where that is wider",
+        "noise": None,
+        "scatter": laws.scatter,
         "minima": [
             {k: float(rows[i][k]) for k in NEEDED} | {"run": rows[i]["run"]} for i in on.tolist()
         ],
@@ -92,35 +99,20 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
 
 
 def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
-    """The power laws through a table whose rows are optima already, one of each budget, by plain
-    least squares of logarithms; the draws are Student's t about them."""
+    """The power laws through a table whose rows are optima already, one of each budget."""
     values = {k: np.log(v) for k, v in table.column_arrays(rows, NEEDED[:3]).items()}
     budgets = len(np.unique(values["flops"])) if len(rows) else 0
     if budgets < 3:
         raise BadInput(f"{budgets} budgets in flops; the power laws through optima need at least 3")
     resamples = RESAMPLES if options.bootstrap is None else options.bootstrap
-    rng, freedom = np.random.default_rng(options.seed), len(rows) - 2
-    center = values["flops"].mean()
-    x = np.stack([values["flops"] - center, np.ones(len(rows))], axis=1)
-    y = np.stack([values["params"], values["tokens"]], axis=1)
-    best_2x2, *_ = np.linalg.lstsq(x, y)
-    # Sizes and tokens miss their lines together (where N D is given, one by as much as the other).
-    errors = y - x @ best_2x2
-    size, axes = np.linalg.eigh(errors.T @ errors / freedom)
-    root = axes * np.sqrt(np.maximum(size, 0))
-    z = rng.standard_normal((resamples, 2, 2)) / np.sqrt((x * x).sum(0))[:, None] @ root.T
-    scale = np.sqrt(freedom / rng.chisquare(freedom, resamples))
-    drawn_Kx2x2 = best_2x2 + z * scale[:, None, None]
-    lines, draws = [], []
-    for i in (0, 1):
-        lines += [best_2x2[0, i], np.exp(best_2x2[1, i] - best_2x2[0, i] * center)]
-        slope, level = drawn_Kx2x2[:, 0, i], drawn_Kx2x2[:, 1, i]
-        draws += [slope, np.exp(level - slope * center)]
+    log_c, log_n, log_d = values.values()
+    laws = power_laws.least_squares(log_c, log_n, log_d, resamples, options.seed)
     return {
-        "optimal": [float(v) for v in lines],
-        "draws": np.stack(draws, axis=1),
+        "laws": laws,
         "dropped": [],
         "method": f"least squares through {len(rows)} given optima, Student's t",
+        "noise": None,
+        "scatter": laws.scatter,
         "minima": [{k: float(row[k]) for k in NEEDED[:3]} | {"run": row["run"]} for row in rows],
         "warnings": [],
     }

@@ -14,6 +14,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import table, uncertainty
+from research.scaling.effects import Effects, estimate_effects
 from research.scaling.laws import Law
 from research.scaling.optimize import Problem, minimize, multistart_minimize, starting_points
 from research.scaling.options import Options, Split
@@ -59,6 +60,10 @@ class Fit:
         self.start, self._ends = self.begun[order], theta
         self.clusters = cluster_names(parts.fitted, options.cluster)
         self.enough = len(set(self.clusters)) >= FEW
+        self.effects = self._effects()
+        if self.effects is not None and self.effects.shared:
+            covariance = self.effects.covariance()
+            self.problem = dataclasses.replace(self.problem, covariance=covariance)
         resamples = options.bootstrap
         if resamples is None and self.problem.clusters is not None and self.enough:
             resamples = RESAMPLES  # rows of one run err together, each run in its own way
@@ -97,6 +102,12 @@ class Fit:
                 return best, value, gradient, True
         return best, value, gradient, False
 
+    def _effects(self) -> Effects | None:
+        """What rows of one size or one budget share; None where clusters say what they share."""
+        if self.problem.clusters is not None:
+            return None
+        return estimate_effects(self.law, self.problem, self.best, self.parts.fitted)
+
     @functools.cached_property
     def rivals(self) -> np.ndarray:
         """Other minima [r, P] that the data cannot tell from the best one, at most MOST_RIVALS."""
@@ -126,10 +137,14 @@ class Fit:
             return self.draws
         if self.options.bootstrap == 0:
             return self.best[None][:0]
-        if self.enough:
+        if self.enough and not (self.effects and self.effects.shared):
             return self._resampled(RESAMPLES)
+        return self.simulate(RESAMPLES)
+
+    def simulate(self, k: int) -> np.ndarray:
+        """theta [k, P] refitted to tables that this law, with what it leaves, could have made."""
         return uncertainty.parametric_bootstrap(
-            self.problem, self.best, RESAMPLES, self.options.seed
+            self.problem, self.best, k, self.options.seed, self.effects
         )
 
     def predict(self, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

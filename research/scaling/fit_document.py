@@ -11,6 +11,7 @@ import numpy as np
 from research.scaling import compute_optimal, influence, numbers, table, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
 from research.scaling.optimize import Problem, minimize, parameter_bounds
+from research.scaling.replicates import replicate_groups, tuning_warnings
 from research.scaling.statistics import held_out_summary, pooled_sd
 
 UNIT = "as in the table"
@@ -60,6 +61,7 @@ def build_document(fit: Fit) -> dict[str, Any]:
         + _unfinished_warning(fit)
         + _flops_convention_warning(fit)
         + decisive
+        + tuning_warnings(fit.parts.fitted, law.columns, fit.parts.dropped)
         + _warnings(document)
     )
     return document
@@ -214,15 +216,15 @@ def loss_unit(rows: Sequence[table.Row]) -> str:
 def seed_noise(
     rows: Sequence[table.Row], columns: Sequence[str], response: str = "loss"
 ) -> dict[str, Any]:
-    """The spread of the loss over replicates: runs that are equal in the law's columns.
+    """The spread of the loss over replicates: runs that differ in nothing but the seed.
 
     "seed_noise": standard deviation in nats, pooled over the groups, its degrees of freedom, and
     how many of it the loss falls from the smallest to the largest point.
     """
-    groups: dict[tuple, list[float]] = {}
-    for row in rows:
-        key = (*(row[c] for c in columns), str(row.get("group") or ""))
-        groups.setdefault(key, []).append(row[response])
+    groups = {
+        key: [row[response] for row in group]
+        for key, group in replicate_groups(rows, columns).items()
+    }
     sd, freedom = pooled_sd(groups.values())
     if not freedom:
         return {"seed_noise": None, "fall": None}

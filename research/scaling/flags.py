@@ -14,6 +14,7 @@ FLAGS = {
     "objective": {"help": "huber_log, mse_log or mse; mse_log by default below 30 rows"},
     "huber_delta": {"type": float, "help": "of --objective=huber_log (0.001)"},
     "where": {"help": 'fit these rows: params<=1e6, "val loss"<4, optimizer in (adamw, muon)'},
+    "best_of": {"help": "cell: of rows equal in what the law reads, fit that of least loss"},
     "holdout": {"help": "predict these rows and do not fit them: largest, or comparisons"},
     "drop_top_loss": {"type": int, "metavar": "K", "help": "leave out the K highest losses"},
     "bootstrap": {"type": int, "metavar": "K", "help": "resamples for the intervals (0: none)"},
@@ -46,7 +47,7 @@ POINTS = ("fix", "init", "score")  # parameters: E=1.8,alpha=0.35
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Every flag of a fit but where the table is and where the results go."""
     flag = parser.add_argument
-    flag("--law", default="power")
+    flag("--law", default="auto", help="auto averages over laws; or one by its name")
     flag("--columns", default="", help="rename columns: params=N,loss=val loss,tokens=D (B)*1e9")
     help_ = "1,5 is one and a half (--no-decimal_comma: 1,500 is a thousand and a half)"
     flag("--decimal_comma", action=argparse.BooleanOptionalAction, help=help_)

@@ -3,38 +3,45 @@
 A minimum is located twice, side by side. "akima" interpolates log loss over log size by Akima's
 local cubics, which assume no shape; "parabola" fits one to the whole budget, which is biased where
 the sizes are off-center or the valley is not symmetric. Noise is added to the losses again and
-again (Porian et al. 2024): a budget whose minimum lies on the edge of its sizes in half of the
-cases is dropped, and the others count by how sharply they are located, though never more sharply
-than a third of the distance between sizes.
+again (Porian et al. 2024), which says how sharply each is located. A minimum is believed only where
+there are data: a budget is left out whose minimum lies on the edge of its sizes in half of the
+draws, or where what was located lies below every loss that was measured by more than noise and the
+valley's own curve allow.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy.stats import f as f_distribution
+from scipy.stats import t as t_distribution
 
 from research.errors import BadInput
-from research.scaling import table
-from research.scaling.compute_optimal import NAMES
-from research.scaling.envelope import SAME
-from research.scaling.fit import RESAMPLES, Fit
-from research.scaling.laws import power
-from research.scaling.options import Options, Split
-from research.scaling.statistics import held_out_summary, pooled_sd
+from research.scaling import power_laws, table
+from research.scaling.fit import RESAMPLES
+from research.scaling.options import Options
+from research.scaling.power_laws import PowerLaws
+from research.scaling.replicates import replicate_groups
+from research.scaling.statistics import pooled_sd
 
-MOST = 0.2  # relative: FLOPs of one budget are not further apart than this
-PER_INTERVAL = 25  # points at which an interpolation is looked at, between two sizes
-NOISE = 5e-4  # of log loss, where no replicates tell it: 0.002 nats at a loss of 4
-FEWEST = 4  # sizes of a budget
-NEAR = 5  # sizes around a minimum, through which a cubic has one degree of freedom left
+SAME_BUDGET = 0.05  # relative: FLOPs this near to each other are one budget
+BUDGET_SPREAD = 0.2  # relative: FLOPs of one budget are not further apart than this
+SAME_SIZE = 0.05  # relative: sizes this near to each other are one
+MIN_SIZES = 4  # of a budget
+POINTS = 25  # at which an interpolation is evaluated, between two sizes
+WINDOW = 5  # sizes around a minimum, through which a cubic has one degree of freedom left
+DEFAULT_NOISE = 5e-4  # of log loss, where nothing tells it: 0.002 nats at a loss of 4
+DIFFERENT = 0.05  # p-value below which replicates and valleys are of different noise
+OUTLIER, OUTLIER_SHARE = 1e-4, 0.02  # p-value, and share of the loss above the valley
+DISAGREE = 0.02  # in the exponent of N*, between the two methods
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The runs of one budget by log size: loss in logs, averaged over runs of one size, of which
-    there are so many."""
+    """The runs of one budget by log size: log tokens and log loss are means over the runs of one
+    size, which `runs` counts."""
 
     flops: float
     log_n: np.ndarray
@@ -42,33 +49,115 @@ class Budget:
     log_loss: np.ndarray
     runs: np.ndarray
 
+    @property
+    def name(self) -> str:
+        return f"budget {self.flops:.4g}"
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """Where the loss of a budget is least: `sd` in log N by `draws` [K] (NaN on the edge), of which
+    the share `valid` lies inside."""
+
+    budget: Budget
+    log_n: float
+    log_d: float
+    loss: float
+    sd: float
+    draws: np.ndarray
+    valid: float
+
+    @property
+    def _beside(self) -> tuple[float, float]:
+        """From the size below the minimum to that above: differences of log N and of log D."""
+        n, d = self.budget.log_n, self.budget.log_d
+        i = min(max(int(np.searchsorted(n, self.log_n)), 1), len(n) - 1)
+        return float(n[i] - n[i - 1]), float(d[i] - d[i - 1])
+
+    @property
+    def tokens_slope(self) -> float:
+        """d log D / d log N within the budget, at the minimum."""
+        return self._beside[1] / self._beside[0]
+
+    @property
+    def sharpest(self) -> float:
+        """What its sd counts for at least (Porian et al. 2024): a third of the sizes' distance."""
+        return self._beside[0] / 3
+
+    def entry(self) -> dict[str, Any]:
+        """Its row of fit.json."""
+        n, d = math.exp(self.log_n), math.exp(self.log_d)
+        draws = self.draws[np.isfinite(self.draws)]
+        return {
+            "flops": self.budget.flops,
+            "params": n,
+            "tokens": d,
+            "tokens_per_param": d / n,
+            "loss": self.loss,
+            "interval": power_laws.quantiles(np.exp(draws)[:, None])[0],
+            "sizes": len(self.budget.log_n),
+            "valid_fraction": self.valid,
+        }
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The standard deviation of the log loss of one run, what tells it, and from how many degrees
+    of freedom (None: it is given or assumed)."""
+
+    value: float
+    source: str
+    freedom: int | None = None
+
+
+@dataclass(frozen=True)
+class Minima:
+    """The minima of all budgets by one method, the power laws through them (None for fewer than
+    two), and the budgets without one, with the reason."""
+
+    minima: list[Minimum]
+    laws: PowerLaws | None
+    dropped: list[dict[str, str]] = field(default_factory=list)
+
 
 def group_by_budget(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str]]]:
     """The budgets with enough sizes, and the others with the reason."""
-    groups: list[list[table.Row]] = []
-    for row in sorted(rows, key=lambda row: row["flops"]):
-        near = groups and row["flops"] <= groups[-1][-1]["flops"] * (1 + SAME)
-        if near and row["flops"] <= groups[-1][0]["flops"] * (1 + MOST):
-            groups[-1].append(row)
-        else:
-            groups.append([row])
     out, dropped = [], []
-    for group in groups:
-        flops = float(np.exp(np.mean([math.log(row["flops"]) for row in group])))
-        sizes = sorted({row["params"] for row in group})
-        if len(sizes) < FEWEST:
-            reason = f"{len(sizes)} sizes at this budget; at least {FEWEST} are needed"
+    for group in _groups(rows, "flops", SAME_BUDGET, BUDGET_SPREAD):
+        flops = math.exp(_mean_log(group, "flops"))
+        sizes = list(_groups(group, "params", SAME_SIZE, SAME_SIZE))
+        if len(sizes) < MIN_SIZES:
+            reason = f"{len(sizes)} sizes at this budget; at least {MIN_SIZES} are needed"
             dropped.append({"run": f"budget {flops:.4g}", "reason": reason})
             continue
-        same = [[row for row in group if row["params"] == size] for size in sizes]
-
-        def mean(column: str, same: list = same) -> np.ndarray:
-            return np.array([np.mean([math.log(row[column]) for row in rows]) for rows in same])
-
-        runs = np.array([len(rows) for rows in same])
-        budget = Budget(flops, np.log(sizes), mean("tokens"), mean("loss"), runs)
-        out.append(budget)
+        log_n, log_d, log_loss = (
+            np.array([_mean_log(rows, name) for rows in sizes])
+            for name in ("params", "tokens", "loss")
+        )
+        runs = np.array([len(rows) for rows in sizes])
+        out.append(Budget(flops, log_n, log_d, log_loss, runs))
     return out, dropped
+
+
+def _groups(
+    rows: Iterable[table.Row], column: str, gap: float, spread: float
+) -> Iterable[list[table.Row]]:
+    """Rows whose values follow each other within `gap`, and lie within `spread` of the first."""
+    group: list[table.Row] = []
+    for row in sorted(rows, key=lambda row: row[column]):
+        if group and (
+            row[column] > group[-1][column] * (1 + gap)
+            or row[column] > group[0][column] * (1 + spread)
+        ):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _mean_log(rows: Sequence[table.Row], column: str) -> float:
+    return float(np.mean([math.log(row[column]) for row in rows]))
 
 
 Located = tuple[np.ndarray, np.ndarray]  # log N* [K] (NaN on the edge), log loss there [K]
@@ -78,7 +167,7 @@ def akima_minimum(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
     """The minimum of Akima's interpolation between the sizes, for K sets of losses at once."""
     from scipy.interpolate import Akima1DInterpolator
 
-    part = np.arange(PER_INTERVAL) / PER_INTERVAL
+    part = np.arange(POINTS) / POINTS
     grid = np.append((log_n[:-1, None] + np.diff(log_n)[:, None] * part).ravel(), log_n[-1])
     values = Akima1DInterpolator(log_n, log_loss_nxK)(grid)
     at = values.argmin(0)
@@ -105,250 +194,241 @@ LOCATE: dict[str, Callable[[np.ndarray, np.ndarray], Located]] = {
 
 
 def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+    """The parts of fit.json that are of isoFLOP minima alone, and their "laws" (PowerLaws).
+
+    Raises BadInput for fewer than two budgets whose minimum can be located.
+    """
+    rows, outliers = drop_outliers(rows)
     budgets, dropped = group_by_budget(rows)
+    dropped = outliers + dropped
     if len(budgets) < 2:
         raise BadInput(
-            f"{len(budgets)} budgets with at least {FEWEST} sizes; isoflop needs 2. A budget is a "
-            f"distinct value of flops (to {SAME:.0%})",
+            f"{len(budgets)} budgets with at least {MIN_SIZES} sizes; isoflop needs 2. A budget is "
+            f"a distinct value of flops (to {SAME_BUDGET:.0%})",
             *(f"{row['run']}: {row['reason']}" for row in dropped[:5]),
         )
-    noise, source = _estimate_noise(rows, budgets, options)
+    noise = estimate_noise(rows, budgets, options)
     resamples = RESAMPLES if options.bootstrap is None else options.bootstrap
-    methods, reasons = {}, {}
-    for name in LOCATE:
-        minima, reasons[name] = _sample_minima(budgets, name, noise, resamples, options.seed)
-        methods[name] = _power_laws(minima) if len(minima) >= 2 else None
-        if methods[name]:
-            methods[name]["minima"] = minima
+    methods = {name: _locate_by(name, budgets, noise, resamples, options.seed) for name in LOCATE}
     chosen = methods[options.method]
-    if chosen is None:
+    if chosen.laws is None:
         raise BadInput(
             f"isoflop needs two budgets whose minimum lies between their sizes ({options.method})",
-            *(f"{row['run']}: {row['reason']}" for row in reasons[options.method][:8]),
+            *(f"{row['run']}: {row['reason']}" for row in chosen.dropped[:8]),
         )
-    side = {}
-    for name, estimate in methods.items():
-        if estimate:
-            side[name] = {
-                **(found_by := summarize_power_laws(estimate))["params"],
-                "intervals": found_by["intervals"],
-                "budgets": len(estimate["minima"]),
-                "minima": [_minimum_entry(m) for m in estimate["minima"]],
-            }
-    warnings = []
-    if few := sum(len(budget.log_n) < 5 for budget in budgets):
-        warnings.append(f"{few} budgets have fewer than 5 sizes")
-    if source.startswith(("assumed", "scatter")):
-        words = "assumed to be" if source.startswith("assumed") else "taken from the scatter:"
-        warnings.append(
-            f"no run was repeated: the noise of a run is {words} {noise:.2%} of its loss (--noise)"
-        )
+    sides = {
+        name: {
+            **(summary := found.laws.summary())["params"],
+            "intervals": summary["intervals"],
+            "budgets": len(found.minima),
+            "minima": [minimum.entry() for minimum in found.minima],
+        }
+        for name, found in methods.items()
+        if found.laws
+    }
     return {
-        **chosen,
-        "dropped": dropped + reasons[options.method],
-        "method": f"{options.method}, {resamples} draws of noise {noise:.2g} ({source})",
-        "noise": noise,
-        "noise_source": source,
-        "methods": side,
-        "minima": side[options.method]["minima"],
-        "law_of_minima": _loss_law(chosen["minima"], options),
-        "warnings": warnings,
+        "laws": chosen.laws,
+        "dropped": dropped + chosen.dropped,
+        "method": f"{options.method}, {resamples} draws of noise {noise.value:.2g} "
+        f"({noise.source}), budgets with a scatter of their own",
+        "noise": {"value": noise.value, "source": noise.source, "freedom": noise.freedom},
+        "scatter": chosen.laws.scatter,
+        "methods": sides,
+        "minima": sides[options.method]["minima"],
+        "warnings": _warnings(rows, budgets, noise, chosen, sides),
     }
 
 
-def _estimate_noise(
-    rows: Sequence[table.Row], budgets: Sequence[Budget], options: Options
-) -> tuple[float, str]:
-    """The standard deviation of log loss of one run: given, or that of replicates, or the scatter
-    about smooth valleys, or an assumption."""
+def _locate_by(
+    method: str, budgets: Sequence[Budget], noise: Noise, resamples: int, seed: int
+) -> Minima:
+    minima, dropped = sample_minima(budgets, method, noise, resamples, seed)
+    if len(minima) < 2:
+        return Minima(minima, None, dropped)
+    log_n, log_d, sd, floor, slope = (
+        np.array([getattr(m, name) for m in minima])
+        for name in ("log_n", "log_d", "sd", "sharpest", "tokens_slope")
+    )
+    log_c = np.log([m.budget.flops for m in minima])
+    laws = power_laws.random_effects(
+        log_c, log_n, log_d, sd, floor, slope, noise.freedom, resamples, seed
+    )
+    return Minima(minima, laws, dropped)
+
+
+def _warnings(
+    rows: Sequence[table.Row],
+    budgets: Sequence[Budget],
+    noise: Noise,
+    chosen: Minima,
+    sides: dict[str, Any],
+) -> list[str]:
+    out = []
+    if few := sum(len(budget.log_n) < 5 for budget in budgets):
+        out.append(f"{few} budgets have fewer than 5 sizes")
+    if merged := _merged_sizes(rows):
+        out.append(
+            f"sizes within {SAME_SIZE:.0%} of each other are one size, with the mean of their "
+            f"losses: {merged[0]}" + ("; …" if len(merged) > 1 else "")
+        )
+    if noise.source.startswith(("assumed", "scatter")):
+        words = "assumed to be" if noise.source.startswith("assumed") else "taken from the scatter:"
+        why = "no run was repeated" if "replicates" not in noise.source else noise.source
+        out.append(f"{why}: the noise of a run is {words} {noise.value:.2%} of its loss (--noise)")
+    if len(chosen.minima) == 2:
+        out.append("two budgets draw a line, and say nothing of how far others would lie from it")
+    if len(sides) == 2:
+        one, two = (side["params_exponent"] for side in sides.values())
+        if abs(one - two) > DISAGREE:
+            out.append(
+                f"akima and parabola differ: the exponent of N* is {one:.3f} and {two:.3f}; the "
+                "valleys are not parabolas"
+            )
+    return out
+
+
+def _merged_sizes(rows: Sequence[table.Row]) -> list[str]:
+    """Of every budget, the sizes that differ and are counted as one."""
+    out = []
+    for group in _groups(rows, "flops", SAME_BUDGET, BUDGET_SPREAD):
+        for size in _groups(group, "params", SAME_SIZE, SAME_SIZE):
+            counts = sorted({row["params"] for row in size})
+            if len(counts) > 1:
+                out.append(f"{counts[0]:,.9g} and {counts[-1]:,.9g} at {size[0]['flops']:.4g}")
+    return out
+
+
+def drop_outliers(
+    rows: Sequence[table.Row],
+) -> tuple[list[table.Row], list[dict[str, str]]]:
+    """The rows without those far above the valley of their own budget, and those with the reason.
+
+    A run that crashed or was cut off has a loss that is too high, and the minimum of a smooth curve
+    would follow it. Studentized deleted residuals about a cubic, one row after another.
+    """
+    kept, dropped = [], []
+    for group in _groups(rows, "flops", SAME_BUDGET, BUDGET_SPREAD):
+        while (worst := _worst_outlier(group)) is not None:
+            index, sds, above = worst
+            reason = (
+                f"its loss lies {above:.1%} above the valley of its budget, {sds:.0f} standard "
+                "deviations: an outlier"
+            )
+            dropped.append({"run": group[index]["run"], "reason": reason})
+            group = [row for i, row in enumerate(group) if i != index]
+        kept += group
+    return kept, dropped
+
+
+def _worst_outlier(group: Sequence[table.Row]) -> tuple[int, float, float] | None:
+    """(index, standard deviations, share of the loss) of the row furthest above a cubic through the
+    others, if that is no chance; never the smallest or largest size, which a cubic cannot judge."""
+    x, y = (np.log([row[name] for row in group]) for name in ("params", "loss"))
+    if len(np.unique(x)) < 7:
+        return None
+    basis = np.vander((x - x.mean()) / np.ptp(x), 4)
+    q, _ = np.linalg.qr(basis)
+    r, leverage = y - q @ (q.T @ y), (q * q).sum(1)
+    freedom = len(x) - 5
+    rest = np.maximum((r @ r) - r * r / np.maximum(1 - leverage, 1e-9), 1e-24) / freedom
+    with np.errstate(all="ignore"):
+        t = r / np.sqrt(rest * (1 - leverage))
+        above = np.expm1(r / (1 - leverage))
+    t[(x == x.min()) | (x == x.max()) | ~np.isfinite(t)] = -np.inf
+    worst = int(t.argmax())
+    p = float(t_distribution.sf(t[worst], freedom)) * len(x)
+    if p < OUTLIER and above[worst] > OUTLIER_SHARE:
+        return worst, float(t[worst]), float(above[worst])
+    return None
+
+
+def estimate_noise(rows: Sequence[table.Row], budgets: Sequence[Budget], options: Options) -> Noise:
+    """The standard deviation of log loss of one run: given, or that of replicates unless the
+    valleys are rougher than they, or that of the valleys, or an assumption."""
     if options.noise is not None:
-        return options.noise, "given"
-    replicas: dict[tuple, list[float]] = {}
-    for row in rows:
-        replicas.setdefault((row["flops"], row["params"]), []).append(math.log(row["loss"]))
-    sd, freedom = pooled_sd(replicas.values())
+        return Noise(options.noise, "given")
+    groups = replicate_groups(rows, ("flops", "params")).values()
+    sd, freedom = pooled_sd([[math.log(row["loss"]) for row in group] for group in groups])
+    rough, valleys = _valley_scatter(budgets)
     if freedom >= 2 and sd:
-        return sd, "replicates"
+        ratio = (rough / sd) ** 2
+        if not valleys or f_distribution.sf(ratio, valleys, freedom) > DIFFERENT:
+            return Noise(sd, "replicates", freedom)
+        source = f"scatter about smooth valleys; replicates alone say {sd:.2%}"
+        return Noise(rough, source, valleys)
+    if valleys >= 2:
+        return Noise(max(DEFAULT_NOISE, rough), "scatter about smooth valleys", valleys)
+    return Noise(DEFAULT_NOISE, "assumed: no budget has replicates")
+
+
+def _valley_scatter(budgets: Sequence[Budget]) -> tuple[float, int]:
+    """The standard deviation of a run about a cubic through the WINDOW sizes around the least loss
+    of each budget, and its degrees of freedom."""
     squares, freedom = 0.0, 0
     for budget in budgets:
         middle = int(budget.log_loss.argmin())
-        first = max(0, min(middle - NEAR // 2, len(budget.log_n) - NEAR))
-        at = slice(first, first + NEAR)
+        first = max(0, min(middle - WINDOW // 2, len(budget.log_n) - WINDOW))
+        at = slice(first, first + WINDOW)
         x, y = budget.log_n[at] - budget.log_n[middle], budget.log_loss[at]
-        if len(x) == NEAR:
-            squares += float(np.sum((y - np.polyval(np.polyfit(x, y, NEAR - 2), x)) ** 2))
+        if len(x) == WINDOW:
+            r = y - np.polyval(np.polyfit(x, y, WINDOW - 2), x)
+            # A cubic through means of several runs is off by less than one run is.
+            squares += float(np.sum(r * r)) * float(np.mean(budget.runs[at]))
             freedom += 1
-    if freedom >= 2:
-        return max(NOISE, math.sqrt(squares / freedom)), "scatter about smooth valleys"
-    return NOISE, "assumed: no budget has replicates"
+    return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
 
 
-def _sample_minima(
-    budgets: Sequence[Budget], method: str, noise: float, k: int, seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def sample_minima(
+    budgets: Sequence[Budget], method: str, noise: Noise, k: int, seed: int
+) -> tuple[list[Minimum], list[dict[str, str]]]:
+    """The minimum of every budget with k draws of noise, and the budgets without one."""
     rng = np.random.default_rng(seed)
     out, dropped = [], []
     for budget in budgets:
-        sd = (noise / np.sqrt(budget.runs))[:, None]
+        sd = (noise.value / np.sqrt(budget.runs))[:, None]
         draws = budget.log_loss[:, None] + sd * rng.standard_normal((len(budget.log_n), k))
         every = np.concatenate([budget.log_loss[:, None], draws], axis=1)
         at, least = LOCATE[method](budget.log_n, every)
-        drawn, least = (at[1:], least[1:]) if k else (at, least)  # without noise, once
+        # Without draws, the located minimum stands for itself.
+        drawn, drawn_least = (at[1:], least[1:]) if k else (at, least)
         valid = np.isfinite(drawn)
-        if valid.mean() < 0.5:
-            side = "smallest" if budget.log_loss.argmin() == 0 else "largest"
-            edge = budget.log_loss.argmin() in (0, len(budget.log_n) - 1)
-            where = f"its least loss is at the {side} size" if edge else "its valley is not convex"
-            reason = f"{method}: the minimum is inside in {valid.mean():.0%} of the draws; {where}"
-            dropped.append({"run": f"budget {budget.flops:.4g}", "reason": reason})
+        if reason := _unbelievable(budget, valid, float(least[0]), noise):
+            dropped.append({"run": budget.name, "reason": f"{method}: {reason}"})
             continue
-        median = float(np.median(drawn[valid]))
-        place = min(max(int(np.searchsorted(budget.log_n, median)), 1), len(budget.log_n) - 1)
-        spacing = float(budget.log_n[place] - budget.log_n[place - 1])
+        log_n = float(np.median(drawn[valid]))
+        # The least of what is noisy is too low; by how much, the draws show once more.
+        log_loss = 2 * float(least[0]) - float(np.median(drawn_least[valid]))
+        grid = float(np.diff(budget.log_n).mean()) / POINTS / math.sqrt(12)
         out.append(
-            {
-                "flops": budget.flops,
-                "log_n": median,
-                "log_d": float(np.interp(median, budget.log_n, budget.log_d)),
-                "loss": float(np.exp(np.median(least[valid]))),
-                "sd": max(float(drawn[valid].std()), spacing / 3),
-                "draws": at[1:],
-                "budget": budget,
-                "sizes": len(budget.log_n),
-                "valid": float(valid.mean()),
-            }
+            Minimum(
+                budget,
+                log_n,
+                float(np.interp(log_n, budget.log_n, budget.log_d)),
+                math.exp(log_loss),
+                max(float(drawn[valid].std()), grid),
+                at[1:],
+                float(valid.mean()),
+            )
         )
     return out, dropped
 
 
-def _power_laws(minima: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """N* and D* as powers of the budget, and the same for every draw."""
-    log_c = np.log([m["flops"] for m in minima])
-    weights = 1 / np.array([m["sd"] for m in minima]) ** 2
-    log_n_MxK = np.array([m["draws"] for m in minima])
-    log_d_MxK = np.array(
-        [np.interp(m["draws"], m["budget"].log_n, m["budget"].log_d) for m in minima]
-    )
-    n = np.array([[m["log_n"]] for m in minima])
-    d = np.array([[m["log_d"]] for m in minima])
-    optimal = np.concatenate(
-        [_weighted_line(log_c, n, weights)[0], _weighted_line(log_c, d, weights)[0]]
-    )
-    draws = np.concatenate(
-        [_weighted_line(log_c, log_n_MxK, weights), _weighted_line(log_c, log_d_MxK, weights)],
-        axis=1,
-    )
-    draws = draws[np.isfinite(draws).all(1)]
-    optimal[[1, 3]], draws[:, [1, 3]] = np.exp(optimal[[1, 3]]), np.exp(draws[:, [1, 3]])
-    return {"optimal": optimal.tolist(), "draws": draws}
-
-
-def _weighted_line(x: np.ndarray, y_MxK: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(slope, intercept) [K, 2] of weighted least squares; a missing y has no weight."""
-    there = np.isfinite(y_MxK)
-    w = weights[:, None] * there
-    y = np.where(there, y_MxK, 0.0)
-    with np.errstate(all="ignore"):
-        total = w.sum(0)
-        mx, my = (w * x[:, None]).sum(0) / total, (w * y).sum(0) / total
-        dx = x[:, None] - mx
-        slope = (w * dx * (y - my)).sum(0) / (w * dx * dx).sum(0)
-    slope = np.where(there.sum(0) >= 2, slope, np.nan)
-    return np.stack([slope, my - slope * mx], axis=1)
-
-
-def _minimum_entry(minimum: Mapping[str, Any]) -> dict[str, Any]:
-    draws = minimum["draws"][np.isfinite(minimum["draws"])]
-    n, d = math.exp(minimum["log_n"]), math.exp(minimum["log_d"])
-    (ends,) = quantiles(np.exp(draws)[:, None])
-    return {
-        "flops": minimum["flops"],
-        "params": n,
-        "tokens": d,
-        "tokens_per_param": d / n,
-        "loss": minimum["loss"],
-        "interval": ends,
-        "sizes": minimum["sizes"],
-        "valid_fraction": minimum["valid"],
-    }
-
-
-def _loss_law(minima: Sequence[Mapping[str, Any]], options: Options) -> dict[str, Any] | None:
-    """L = E + A / C^alpha through the losses at the minima, for predictions; None if too few."""
-    if len(minima) < 5:
-        return None
-    rows = [{"run": str(i), "flops": m["flops"], "loss": m["loss"]} for i, m in enumerate(minima)]
-    law = Fit(power("flops"), Split(rows, [], []), Options(against="flops", bootstrap=0))
-    predicted = law.rows("flops", options.predict_flops)
-    return {"formula": law.law.formula, "params": law.params, "predictions": predicted}
-
-
-def predict_optimum(estimate: Mapping[str, Any], c: float) -> dict[str, Any]:
-    draws = estimate["draws"]
-    a, k, a2, k2 = estimate["optimal"]
-    n, d = k * c**a, k2 * c**a2
-    n_K, d_K = draws[:, 1] * c ** draws[:, 0], draws[:, 3] * c ** draws[:, 2]
-    law = estimate.get("law_of_minima")
-    of_loss = next((p for p in law["predictions"] if p["flops"] == c), None) if law else None
-    ends = quantiles(np.stack([n_K, d_K, d_K / n_K], axis=1))
-    return {
-        "flops": float(c),
-        "params": float(n),
-        "tokens": float(d),
-        "tokens_per_param": float(d / n),
-        "loss": of_loss["loss"] if of_loss else None,
-        "intervals": {
-            "params": ends[0],
-            "tokens": ends[1],
-            "tokens_per_param": ends[2],
-            "loss": of_loss["interval"] if of_loss else [None, None],
-        },
-    }
-
-
-def check_held_out(
-    estimate: Mapping[str, Any], held_out: Sequence[table.Row], options: Options
-) -> dict[str, Any] | None:
-    """The optimal sizes of held-out budgets, beside what was extrapolated."""
-    budgets, _ = group_by_budget(held_out)
-    minima, _ = _sample_minima(budgets, options.method, estimate["noise"], RESAMPLES, options.seed)
-    rows = []
-    for m in minima:
-        predicted = predict_optimum({**estimate, "law_of_minima": None}, m["flops"])
-        measured = math.exp(m["log_n"])
-        # Both the law and the measured minimum are uncertain.
-        ends = predicted["intervals"]["params"]
-        law = np.log([predicted["params"] if x is None else x for x in ends])
-        reach = np.hypot(law - math.log(predicted["params"]), 1.96 * m["sd"]) * [-1, 1]
-        low, high = predicted["params"] * np.exp(reach)
-        error = predicted["params"] / measured - 1
-        rows.append(
-            {
-                "run": f"budget {m['flops']:.4g}",
-                "flops": m["flops"],
-                "params": predicted["params"],
-                "interval": predicted["intervals"]["params"],
-                "run_interval": [float(low), float(high)],
-                "measured": measured,
-                "error": float(error),
-                "covered": bool(low <= measured <= high),
-            }
+def _unbelievable(budget: Budget, valid: np.ndarray, least: float, noise: Noise) -> str:
+    """Why there is no minimum between the sizes of this budget; "" if there is."""
+    lowest = int(budget.log_loss.argmin())
+    if valid.mean() < 0.5:
+        side = "smallest" if lowest == 0 else "largest"
+        edge = lowest in (0, len(budget.log_n) - 1)
+        where = f"its least loss is at the {side} size" if edge else "its valley is not convex"
+        return f"the minimum is inside in {valid.mean():.0%} of the draws; {where}"
+    # Through equally spaced sizes, the least of a parabola is below both sizes beside it by at most
+    # an eighth of the rise to the next.
+    beside = budget.log_loss[max(lowest - 1, 0) : lowest + 2] - budget.log_loss[lowest]
+    below = budget.log_loss[lowest] - least
+    allowed = 3 * noise.value / math.sqrt(budget.runs[lowest]) + float(beside.max()) / 4
+    if not below <= allowed:
+        return (
+            f"the located loss is {below:.1%} below every measured one, where noise and the curve "
+            f"of the valley allow {allowed:.1%}"
         )
-    return held_out_summary(options.holdout, rows) if rows else None
-
-
-def summarize_power_laws(estimate: Mapping[str, Any]) -> dict[str, Any]:
-    draws = estimate["draws"]
-    values = dict(zip(NAMES, estimate["optimal"], strict=True))
-    ends = dict(zip(NAMES, quantiles(draws), strict=True))
-    spread = draws.std(0, ddof=1).tolist() if len(draws) > 1 else [None] * len(NAMES)
-    errors = dict(zip(NAMES, spread, strict=True))
-    optimal = {**values, "intervals": ends, "flops_convention": "the table's"}
-    return {"params": values, "intervals": ends, "standard_errors": errors, "optimal": optimal}
-
-
-def quantiles(draws_KxM: np.ndarray) -> list[list[float | None]]:
-    """The 95 % interval of each column; open without draws."""
-    if not len(draws_KxM):
-        return [[None, None] for _ in range(draws_KxM.shape[1])]
-    return np.quantile(draws_KxM, [0.025, 0.975], axis=0).T.tolist()
+    return ""

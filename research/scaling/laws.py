@@ -168,6 +168,103 @@ def chinchilla() -> Law:
     )
 
 
+def interaction() -> Law:
+    """L(N, D) = E + A / N^alpha + B / D^beta + G / (N^alpha D^beta): what size and tokens leave
+    undone is more than the sum."""
+    names = ("E", "A", "B", "alpha", "beta", "G")
+
+    def terms(x: Columns) -> np.ndarray:
+        n, d = -np.log(x["params"]), -np.log(x["tokens"])
+        return _terms(
+            {"E": 1.0}, {"A": 1.0, "alpha": n}, {"B": 1.0, "beta": d},
+            {"G": 1.0, "alpha": n, "beta": d}, of=names,
+        )  # fmt: skip
+
+    def predict(p: Params, x: Columns) -> Any:
+        n, d = x["params"] ** -p["alpha"], x["tokens"] ** -p["beta"]
+        return p["E"] + p["A"] * n + p["B"] * d + p["G"] * n * d
+
+    return Law(
+        name="interaction",
+        formula="L(N, D) = E + A / N^alpha + B / D^beta + G / (N^alpha D^beta)",
+        columns=("params", "tokens"),
+        parameters=names,
+        positive=("E", "A", "B", "G"),
+        starts={},
+        predict=predict,
+        terms=terms,
+        nested=chinchilla(),
+    )
+
+
+def skaling() -> Law:
+    """L(N, D) = E + (A / N^alpha + B / D^beta)^k (Skaling, arXiv:2608.07222)."""
+
+    def predict(p: Params, x: Columns) -> Any:
+        n = np.log(p["A"]) - p["alpha"] * np.log(x["params"])
+        d = np.log(p["B"]) - p["beta"] * np.log(x["tokens"])
+        top = np.maximum(np.real(n), np.real(d))
+        return p["E"] + np.exp(p["k"] * (top + np.log(np.exp(n - top) + np.exp(d - top))))
+
+    return Law(
+        name="skaling",
+        formula="L(N, D) = E + (A / N^alpha + B / D^beta)^k",
+        columns=("params", "tokens"),
+        parameters=("E", "A", "B", "alpha", "beta", "k"),
+        positive=("E", "A", "B", "k"),
+        starts={"k": (0.9, 1.0, 1.1)},
+        predict=predict,
+        bounds={"k": (0.05, 5.0)},
+        nested=chinchilla(),
+    )
+
+
+BREAK_WIDTH = 0.5  # of log N: rows of a scaling law do not tell how sharp a break is
+
+
+def broken_size(at: float | None = None) -> Law:
+    """L(N, D) = E + A N^-alpha (1 + (N / N_b)^(1 / f))^(-shift f) + B / D^beta, f = BREAK_WIDTH:
+    Chinchilla's law whose exponent of N changes by `shift` around N_b (the break of Caballero et
+    al. 2023), which is fitted, or `at` a given size."""
+    names = ("E", "A", "B", "alpha", "beta", "shift")
+
+    def bend(log_n: Any, log_b: Any) -> Any:
+        z = (log_n - log_b) / BREAK_WIDTH
+        top = np.maximum(np.real(z), 0.0)
+        return -BREAK_WIDTH * (top + np.log(np.exp(-top) + np.exp(z - top)))
+
+    def predict(p: Params, x: Columns) -> Any:
+        log_n, log_b = np.log(x["params"]), np.log(at or p["N_b"])
+        size = np.exp(-p["alpha"] * log_n + p["shift"] * bend(log_n, log_b))
+        return p["E"] + p["A"] * size + p["B"] * x["tokens"] ** -p["beta"]
+
+    def terms(x: Columns) -> np.ndarray:
+        assert at
+        log_n = np.log(x["params"])
+        size = {"A": 1.0, "alpha": -log_n, "shift": bend(log_n, np.log(at))}
+        return _terms({"E": 1.0}, size, {"B": 1.0, "beta": -np.log(x["tokens"])}, of=names)
+
+    return Law(
+        name="broken_size",
+        formula="L(N, D) = E + A N^-alpha (1 + (N / N_b)^(1 / f))^(-shift f) + B / D^beta, "
+        f"f = {BREAK_WIDTH}" + (f", N_b = {at:.3g}" if at else ""),
+        columns=("params", "tokens"),
+        parameters=names if at else (*names, "N_b"),
+        positive=("E", "A", "B") if at else ("E", "A", "B", "N_b"),
+        starts={"shift": (-0.05, 0.05)}
+        | ({} if at else {"N_b": lambda x, y: break_points(x["params"])}),
+        predict=predict,
+        terms=terms if at else None,
+        bounds={"shift": (-0.2, 0.2)},
+        nested=chinchilla(),
+    )
+
+
+def break_points(sizes: np.ndarray) -> np.ndarray:
+    """Where between the smallest and the largest size an exponent may change."""
+    return np.geomspace(np.min(sizes), np.max(sizes), 5)[1:-1]
+
+
 def overtraining() -> Law:
     """L(C, M) = E + (A M^eta + B M^-eta) C^-eta with M = D / N, tokens per parameter: how a fixed
     ratio away from the optimum costs a constant factor (Gadre et al. 2024, equation 4).
@@ -327,8 +424,12 @@ LAWS: dict[str, Callable[..., Law]] = {
     "kaplan": kaplan,
     "data_constrained": data_constrained,
     "overtraining": overtraining,
+    "interaction": interaction,
+    "skaling": skaling,
+    "broken_size": broken_size,
     "saturating": saturating,
 }
+AUTO = "auto"  # an average over laws
 AGAINST = ("power", "broken")
 METHODS_OF_MINIMA = ("akima", "parabola")  # of locating one
 METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of the loss
@@ -336,5 +437,5 @@ METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of th
 
 def named_law(name: str, against: str = "params") -> Law:
     if name not in LAWS:
-        raise BadInput(f"--law={name}: expected one of {', '.join([*LAWS, *METHODS])}")
+        raise BadInput(f"--law={name}: expected one of {', '.join([AUTO, *LAWS, *METHODS])}")
     return LAWS[name](against) if name in AGAINST else LAWS[name]()

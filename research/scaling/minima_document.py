@@ -2,13 +2,21 @@
 optima that somebody else has located; the power laws through them, and the document of that.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from research.errors import BadInput
 from research.scaling import envelope, isoflop, table
+from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
-from research.scaling.options import Options, filter_rows, hold_out_rows
+from research.scaling.laws import power
+from research.scaling.options import Options, Split, filter_rows, hold_out_rows
+from research.scaling.power_laws import PowerLaws
+from research.scaling.replicates import tuning_warnings
+from research.scaling.statistics import held_out_summary
 
 NEEDED = envelope.NEEDED
 WAYS = {
@@ -16,6 +24,8 @@ WAYS = {
     "envelope": envelope.fit_envelope,
     "optima": envelope.fit_given_optima,
 }
+MIN_FOR_LOSS = 5  # minima, from which on a law of three parameters says how it is uncertain
+TOO_WIDE = 2.0  # factor between the ends of an interval of a loss, from which it says nothing
 
 
 def needed_columns(name: str) -> tuple[str, ...]:
@@ -31,12 +41,17 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
     if unfit:
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
     usable, dropped = table.usable_rows(rows, needed_columns(name), options.where, options.finished)
-    usable, dropped = filter_rows(usable, dropped, options, "loss")
+    usable, dropped = filter_rows(usable, dropped, options, ("flops", "params"), "loss")
     fitted, held_out = hold_out_rows(usable, options.holdout, "flops")
-    estimate = WAYS[name](fitted, options)
-    noise = {"seed_noise": None, "fall": None}
+    parts = WAYS[name](fitted, options)
+    laws: PowerLaws = parts.pop("laws")
+    noise, tuned = {"seed_noise": None, "fall": None}, []
     if name != "optima":
         noise = seed_noise(fitted, ("flops", "params"))
+        tuned = tuning_warnings(fitted, ("flops", "params"), dropped)
+    law_of_minima, unknown = None, []
+    if name == "isoflop":
+        law_of_minima, unknown = _law_of_minima(parts["minima"], options)
     document = {
         "law": name,
         "formula": "N* = k C^a, D* = k' C^a'",
@@ -44,7 +59,7 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         "response": "loss",
         "unit": loss_unit(usable),
         "n_points": len(fitted),
-        "dropped": dropped + estimate.pop("dropped"),
+        "dropped": dropped + parts.pop("dropped"),
         "objective": None,
         "options": {
             "method": options.method if name == "isoflop" else None,
@@ -53,33 +68,106 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
             "holdout": options.holdout,
             "seed": options.seed,
             "cluster": options.cluster,
-            "bootstrap": len(estimate["draws"]),
+            "bootstrap": len(laws.draws),
         },
-        **isoflop.summarize_power_laws(estimate),
+        **laws.summary(),
         "starts": None,
         **noise,
         "identifiability": {},
         "certificate": None,
-        **{k: v for k, v in estimate.items() if k not in ("draws", "optimal")},
-        "predictions": [isoflop.predict_optimum(estimate, c) for c in options.predict_flops],
-        "holdout": isoflop.check_held_out(estimate, held_out, options)
+        **parts,
+        "law_of_minima": law_of_minima,
+        "predictions": [_prediction(laws, law_of_minima, c) for c in options.predict_flops],
+        "holdout": _check_held_out(laws, parts["noise"], held_out, options)
         if held_out and name == "isoflop"
         else None,
     }
-    document["warnings"] = estimate["warnings"] + _warnings(document)
+    document["warnings"] = parts["warnings"] + tuned + unknown + _warnings(document)
     return document
+
+
+def _law_of_minima(
+    minima: Sequence[Mapping[str, Any]], options: Options
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """L = E + A / C^alpha through the losses at the minima, for predictions; or None, and why. The
+    sizes do not depend on it, and are not lost with it."""
+    if len(minima) < MIN_FOR_LOSS:
+        why = f"{len(minima)} minima: a law of their losses needs {MIN_FOR_LOSS}"
+        return None, [f"no loss is predicted: {why}"] if options.predict_flops else []
+    rows = [{"run": str(i), "flops": m["flops"], "loss": m["loss"]} for i, m in enumerate(minima)]
+    try:
+        law = Fit(power("flops"), Split(rows, [], []), Options(against="flops", bootstrap=0))
+        predictions = law.rows("flops", options.predict_flops)
+    except (BadInput, np.linalg.LinAlgError) as error:
+        return None, [f"no loss is predicted: the losses at the minima have no law: {error}"]
+    out, unknown = [], []
+    for point in predictions:
+        low, high = point["interval"]
+        known = (
+            math.isfinite(point["loss"])
+            and None not in (low, high)
+            and low > 0
+            and high < TOO_WIDE * low
+        )
+        out.append({**point, "loss": point["loss"] if known else None})
+        if not known:
+            unknown.append(
+                f"the losses at the minima do not tell what the loss is at {point['flops']:.4g} "
+                "FLOPs: it is not predicted"
+            )
+    return {"formula": law.law.formula, "params": law.params, "predictions": out}, unknown
+
+
+def _prediction(laws: PowerLaws, law: Mapping[str, Any] | None, c: float) -> dict[str, Any]:
+    """The optimum of a budget, and the loss there if the minima have a law of their losses."""
+    optimum = laws.predict(c)
+    of_loss = next((p for p in law["predictions"] if p["flops"] == c), None) if law else None
+    known = of_loss is not None and of_loss["loss"] is not None
+    optimum["loss"] = of_loss["loss"] if known and of_loss else None
+    ends = of_loss["interval"] if known and of_loss else [None, None]
+    optimum["intervals"] = {**optimum["intervals"], "loss": ends}
+    optimum["interval"] = ends
+    optimum["run_interval"] = of_loss["run_interval"] if known and of_loss else [None, None]
+    return optimum
+
+
+def _check_held_out(
+    laws: PowerLaws,
+    noise: Mapping[str, Any],
+    held_out: Sequence[table.Row],
+    options: Options,
+) -> dict[str, Any] | None:
+    """The optimal sizes of held-out budgets, beside what was extrapolated."""
+    budgets, _ = isoflop.group_by_budget(held_out)
+    known = isoflop.Noise(noise["value"], noise["source"], noise["freedom"])
+    minima, _ = isoflop.sample_minima(budgets, options.method, known, RESAMPLES, options.seed)
+    rows = []
+    for minimum in minima:
+        predicted = laws.predict(minimum.budget.flops)
+        measured = math.exp(minimum.log_n)
+        # The law is uncertain, the measured minimum too, and a budget has a scatter of its own.
+        ends = predicted["intervals"]["params"]
+        law = np.log([predicted["params"] if x is None else x for x in ends])
+        own = 1.96 * math.hypot(minimum.sd, laws.scatter)
+        reach = np.hypot(law - math.log(predicted["params"]), own) * [-1, 1]
+        low, high = predicted["params"] * np.exp(reach)
+        rows.append(
+            {
+                "run": minimum.budget.name,
+                "flops": minimum.budget.flops,
+                "params": predicted["params"],
+                "interval": ends,
+                "run_interval": [float(low), float(high)],
+                "measured": measured,
+                "error": float(predicted["params"] / measured - 1),
+                "covered": bool(low <= measured <= high),
+            }
+        )
+    return held_out_summary(options.holdout, rows) if rows else None
 
 
 def _warnings(document: Mapping[str, Any]) -> list[str]:
     out = left_out_warning(document["dropped"])
-    sides = document.get("methods") or {}
-    if len(sides) == 2:
-        one, two = (sides[name]["params_exponent"] for name in isoflop.LOCATE)
-        if abs(one - two) > 0.02:
-            out.append(
-                f"akima and parabola differ: the exponent of N* is {one:.3f} and {two:.3f}; the "
-                "valleys are not parabolas"
-            )
     if holdout := document["holdout"]:
         missed = len(holdout["rows"]) - holdout["covered"]
         if missed:

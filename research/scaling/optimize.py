@@ -42,6 +42,7 @@ class Problem:
     delta: float = 1e-3
     fixed: tuple[str, ...] = ()  # parameters that are given and not fitted
     clusters: np.ndarray | None = None
+    covariance: np.ndarray | None = None  # of the residuals [n, n], where rows share effects
 
     @property
     def n(self) -> int:
@@ -123,6 +124,7 @@ class Problem:
             x=self.x if self.law.shared(self.x) else self.x[fits],
             log_y=self.log_y if self.log_y.ndim == 1 else self.log_y[fits],
             weights=self.weights if self.weights.ndim == 1 else self.weights[fits],
+            covariance=None,
         )
 
 

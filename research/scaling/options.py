@@ -8,12 +8,12 @@ from numbers import Integral, Real
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import curves, table, where
-from research.scaling.laws import AGAINST, METHODS, METHODS_OF_MINIMA, Law
+from research.scaling import curves, replicates, table, where
+from research.scaling.laws import AGAINST, AUTO, METHODS, METHODS_OF_MINIMA, Law
 from research.scaling.optimize import OBJECTIVES
 
 # What not every law uses; the others refuse it.
-ONLY_FOR = {"against": AGAINST, "method": ("isoflop",), "noise": ("isoflop",)}
+ONLY_FOR = {"against": (AUTO, *AGAINST), "method": ("isoflop",), "noise": ("isoflop",)}
 NOT_FOR = {
     **dict.fromkeys(("objective", "huber_delta"), METHODS),
     "cluster": ("isoflop", "optima"),
@@ -48,8 +48,10 @@ class Options:
     rows and huber_log from there on, where outliers can be told from noise. `holdout` is "largest"
     (the rows with the largest value of the law's column) or comparisons; those rows are predicted
     and not fitted. `predict` are values of the column `against` and `predict_flops` budgets to
-    predict at. `bootstrap` counts resamples by `cluster` whose quantiles are the intervals (None:
-    profile intervals, and resamples only where rows of one cluster err together; 0: none at all).
+    predict at. `best_of` is "cell" where of the rows that are equal in what the law reads the one
+    of least loss is fitted. `bootstrap` counts resamples by `cluster` whose quantiles are the
+    intervals (None: profile intervals, and resamples only where rows of one cluster err together;
+    0: none at all).
     `fix`, `init` and `score` map parameters to reported values: not fitted, where the only start
     is, and what to compare with the optimum. `starts` replaces the law's grid of starts. `method`
     and `noise` are for the law "isoflop". `finished` are further words for the state of a run that
@@ -62,6 +64,7 @@ class Options:
     objective: str | None = None
     huber_delta: float = 1e-3
     where: str | None = None
+    best_of: str | None = None
     drop_top_loss: int = 0
     holdout: str | None = None
     predict: Sequence[float] = ()
@@ -93,6 +96,8 @@ class Options:
         for name in ("drop_top_loss", "bootstrap", "seed"):
             if (getattr(self, name) or 0) < 0:
                 problems.append(f"--{name}={getattr(self, name)}: expected 0 or more")
+        if self.best_of not in (None, "cell"):
+            problems.append(f"--best_of={self.best_of}: expected cell")
         if self.method not in METHODS_OF_MINIMA:
             names = " or ".join(METHODS_OF_MINIMA)
             problems.append(f"--method={self.method}: expected {names}")
@@ -198,7 +203,7 @@ def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
     unweighted = [row for row in usable if not table.row_weight(row)]
     dropped = dropped + [{"run": row["run"], "reason": "weight is 0"} for row in unweighted]
     usable = [row for row in usable if table.row_weight(row)]
-    usable, dropped = filter_rows(usable, dropped, options, law.response)
+    usable, dropped = filter_rows(usable, dropped, options, law.columns, law.response)
     against = law.columns[0]
     fitted, held_out = hold_out_rows(usable, options.holdout, against)
     distinct = len({tuple(row[c] for c in law.columns) for row in fitted})
@@ -222,8 +227,13 @@ def _main_reason(dropped: Sequence[dict[str, str]]) -> str:
 
 
 def filter_rows(
-    usable: list[table.Row], dropped: list[dict], options: Options, response: str
+    usable: list[table.Row],
+    dropped: list[dict],
+    options: Options,
+    columns: Sequence[str],
+    response: str,
 ) -> tuple[list[table.Row], list[dict]]:
+    """The rows that the options fit or hold out; a cell of best_of is equal in `columns`."""
     text, top = options.where, options.drop_top_loss
     if text:
         keep = where.match_where(usable, text, "where")
@@ -246,6 +256,9 @@ def filter_rows(
             {"run": row["run"], "reason": f"one of the {top} highest losses"} for row in highest
         ]
         usable = [row for row in usable if row[response] < limit]
+    if options.best_of:
+        usable, others = replicates.best_of_cell(usable, columns, response)
+        dropped = dropped + others
     return usable, dropped
 
 

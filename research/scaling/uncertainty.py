@@ -20,6 +20,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import stdtrit
 
+from research.scaling.effects import Effects
 from research.scaling.optimize import Problem, minimize
 from research.scaling.statistics import find_outliers
 
@@ -61,21 +62,37 @@ def allowed_rises(
 ) -> np.ndarray:
     """`allowed_rise` [m] for functions of the parameters with these derivatives."""
     equal, (count, freedom) = allowed_rise(problem, theta, level), _count_clusters(problem)
-    if count < MANY:
+    if count < MANY and problem.covariance is None:
         return np.full(len(along_MxP), equal)
     free = ~problem.fixed_mask
     j_PxN = problem.residuals(theta[None])[1][0][free]
-    scores = j_PxN * problem.weights * problem.influence(theta[None])[0]
+    weighted = j_PxN * problem.weights
+    bread = weighted @ j_PxN.T * _mean_curvature(problem, theta)
+    away = np.linalg.pinv(bread, hermitian=True) @ along_MxP[:, free].T
+    equal = equal * _shared_error_factor(problem, theta, weighted.T @ away)
+    if count < MANY:
+        return equal
+    scores = weighted * problem.influence(theta[None])[0]
     if problem.clusters is not None:
         scores = np.stack([np.bincount(problem.clusters, row) for row in scores])
-    bread = (j_PxN * problem.weights) @ j_PxN.T * _mean_curvature(problem, theta)
-    away = np.linalg.pinv(bread, hermitian=True) @ along_MxP[:, free].T
     meat = np.sum((scores.T @ away) ** 2, 0) * count / freedom
     t = float(stdtrit(freedom, (1 + level) / 2))
     plain = np.sum(along_MxP[:, free].T * away, 0)
     with np.errstate(all="ignore"):
         own = t * t / 2 * meat / plain
     return np.where(np.isfinite(own), np.maximum(own, equal), equal)
+
+
+def _shared_error_factor(problem: Problem, theta: np.ndarray, pull_NxM: np.ndarray) -> np.ndarray:
+    """By how much the variance [m] of what the rows pull on grows, since they share effects."""
+    if problem.covariance is None:
+        return np.ones(pull_NxM.shape[1])
+    weights = np.maximum(problem.weights / problem.weights.mean(), 1e-12)
+    shared = np.sum(pull_NxM * (problem.covariance @ pull_NxM), 0)
+    alone = np.sum(pull_NxM**2 / weights[:, None], 0) * run_noise(problem, theta) ** 2
+    with np.errstate(all="ignore"):
+        factor = shared / alone
+    return np.where(np.isfinite(factor), np.maximum(factor, 1.0), 1.0)
 
 
 def _design_effect(problem: Problem, pull: np.ndarray) -> float:
@@ -223,16 +240,28 @@ def bootstrap(
     return minimize(resampled, np.repeat(best[None], k, 0))[0]
 
 
-def parametric_bootstrap(problem: Problem, best: np.ndarray, k: int, seed: int) -> np.ndarray:
-    """theta [k, P] refitted to tables simulated from the law with the noise of a run: what stands
-    in for the bootstrap where there are too few clusters to resample."""
-    pull = np.sqrt(problem.weights) * problem.influence(best[None])[0]
-    reach = run_noise(problem, best) * math.sqrt(_design_effect(problem, pull))
-    draws = np.random.default_rng(seed).standard_normal((k, problem.n)) * reach
+def parametric_bootstrap(
+    problem: Problem, best: np.ndarray, k: int, seed: int, effects: Effects | None = None
+) -> np.ndarray:
+    """theta [k, P] refitted to tables simulated from the law with the noise of a run and, where
+    there are any, with what rows share. Of MANY rows, each keeps the size of its own residual,
+    since noise may differ between them (Wu 1986)."""
+    rng = np.random.default_rng(seed)
     center = problem.law.evaluate(best[None], problem.x)[0][0]
-    if problem.objective == "mse":
-        y = np.log(np.maximum(np.exp(center) + draws, 1e-6 * math.exp(center.min())))
+    noise = rng.standard_normal((k, problem.n))
+    if effects is None:
+        pull = np.sqrt(problem.weights) * problem.influence(best[None])[0]
+        noise *= run_noise(problem, best) * math.sqrt(_design_effect(problem, pull))
+        shared = np.zeros_like(noise)
     else:
-        y = center + draws / np.sqrt(np.maximum(problem.weights, 1e-12))
+        shared, reach = effects.draw(k, rng)
+        noise *= reach[:, None]
+    if problem.n >= MANY:
+        size = np.abs(problem.residuals(best[None])[0][0])
+        noise *= size / max(float(np.sqrt(np.mean(size**2))), 1e-300)
+    if problem.objective == "mse" and effects is None:
+        y = np.log(np.maximum(np.exp(center) + noise, 1e-6 * math.exp(center.min())))
+    else:
+        y = center + shared + noise / np.sqrt(np.maximum(problem.weights, 1e-12))
     simulated = dataclasses.replace(problem, log_y=y)
     return minimize(simulated, np.repeat(best[None], k, 0))[0]

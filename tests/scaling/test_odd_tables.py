@@ -160,8 +160,8 @@ def test_replicates_locate_a_minimum_more_sharply():
         for k in range(4)
     ]
     many, few = fit_law("isoflop", rows), fit_law("isoflop", rows[::4])
-    assert many["noise"] == pytest.approx(0.002, rel=0.2)
-    assert few["noise_source"] == "scatter about smooth valleys"
+    assert many["noise"]["value"] == pytest.approx(0.002, rel=0.2)
+    assert few["noise"]["source"] == "scatter about smooth valleys"
 
     def width(document):
         low, high = document["intervals"]["params_exponent"]

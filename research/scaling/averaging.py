@@ -1,0 +1,428 @@
+"""A prediction averaged over the laws that the data cannot tell apart.
+
+Which law holds is not known, and far from the data laws part that agree within them. Every
+candidate is fitted; its weight is what the rows say for it, exp(-AICc / 2) with the errors that
+rows share (Burnham and Anderson 2002), times the density of what it predicts for the largest
+budgets from the others. Draws of every law, weighted so, are one predictive distribution: its
+interval holds noise, parameters and the choice of the law, and says how much of it is which. Beyond
+the table a law may also drift away from what is true as budgets are seen to do within it: by DRIFT
+times as much per decade, which is set by what public ladders showed at ten to a
+hundred times their compute (docs/reproductions.md).
+"""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from research.errors import BadInput
+from research.scaling import compute_optimal, table
+from research.scaling.effects import log_loss_slope
+from research.scaling.fit import Fit
+from research.scaling.fit_document import build_document
+from research.scaling.laws import Law, break_points, broken_size, named_law
+from research.scaling.optimize import Problem
+from research.scaling.options import Options, Split, split_rows
+from research.scaling.power_laws import NAMES
+from research.scaling.statistics import held_out_summary
+
+BY_BOTH = ("chinchilla", "overtraining", "interaction", "skaling", "broken_size")
+BY_ONE = ("power", "broken")
+DRAWS = 500  # of each law
+SPEAKS = 0.15  # weight of a law that may stand for all
+LEAST = 0.01  # weight, below which a law is told and not drawn
+LARGEST_SHARE = 0.1  # of the rows, at least, that the hold-out of a weight predicts
+EXTRAPOLATIONS = (3.0, 10.0)  # factors on compute over which a law is tried within the table
+MIN_LEFT = 4  # rows beyond its parameters from which a law is extrapolated
+DRIFT = 3.5  # per decade of compute beyond the table, in what budgets are off the law (rms)
+NOISE_PARAMETERS = 3  # of the noise: of runs, sizes and budgets
+
+
+@dataclass(frozen=True)
+class Member:
+    """A law with its weight, what that is made of, and draws [k, P] of its parameters."""
+
+    fit: Fit
+    weight: float
+    aicc: float
+    score: float
+    draws: np.ndarray
+    stretch: float  # by which errors of its own extrapolations exceeded what it said of them
+
+
+@dataclass(frozen=True)
+class Average:
+    """Members with weights that sum to one, the simplest first, and the laws that could not be
+    fitted or weigh next to nothing, with the reason."""
+
+    members: list[Member]
+    others: list[dict[str, Any]]
+
+    @property
+    def best(self) -> Fit:
+        """The simplest law of some weight, whose parameters stand for the average."""
+        heaviest = max(self.members, key=lambda m: m.weight)
+        return next((m for m in self.members if m.weight >= SPEAKS), heaviest).fit
+
+    @property
+    def weights(self) -> np.ndarray:
+        return np.array([m.weight for m in self.members])
+
+
+def fit_average(rows: Sequence[table.Row], options: Options) -> Average:
+    """The candidates fitted to the rows: laws of params and tokens where both vary, else of the
+    column `against`. Raises BadInput where none can be fitted."""
+    fits, others = [], []
+    errors: list[str] = []
+    for law in _laws(rows, options):
+        name = law.name
+        try:
+            options.check_against(law)
+            fit = Fit(law, split_rows(law, rows, options), options)
+            fits.append((fit, _aicc(fit), _score_largest(fit)))
+        except BadInput as error:
+            others.append({"law": name, "weight": 0.0, "reason": str(error).splitlines()[0]})
+            errors = errors or list(error.args)
+    if not fits:
+        raise BadInput(*errors)
+    # One kind of law is one candidate, at however many sizes its exponent may change.
+    kinds = Counter(fit.law.name for fit, *_ in fits)
+    scores = [-aicc / 2 + score - math.log(kinds[fit.law.name]) for fit, aicc, score in fits]
+    weights = np.exp(np.array(scores) - max(scores))
+    weights /= weights.sum()
+    kept = weights >= LEAST
+    members = []
+    for (fit, aicc, score), weight, keep in zip(fits, weights, kept, strict=True):
+        if keep:
+            draws = fit.draws if fit.draws is not None else _draws(fit)
+            share = float(weight / weights[kept].sum())
+            members.append(Member(fit, share, aicc, score, draws, _stretch(fit)))
+        else:
+            reason = f"the rows speak against it: weight {weight:.1g}"
+            others.append({"law": fit.law.name, "weight": float(weight), "reason": reason})
+    return Average(members, others)
+
+
+def candidates(rows: Sequence[table.Row], options: Options) -> tuple[str, ...]:
+    """The names of the laws that can be asked about these rows."""
+    numbers = [(table.parse_number(r.get("params")), table.parse_number(r.get("tokens")))
+               for r in rows]  # fmt: skip
+    both = [{"params": n, "tokens": d} for n, d in numbers if n and d and n > 0 and d > 0]
+    one = options.predict or options.against != "params" or len(both) < len(rows) / 2
+    if one or compute_optimal.vary_together(both):
+        return BY_ONE
+    return BY_ONE if len({row["tokens"] for row in both}) == 1 else BY_BOTH
+
+
+def _laws(rows: Sequence[table.Row], options: Options) -> list[Law]:
+    """The candidates, a break at each of a few sizes."""
+    names = candidates(rows, options)
+    laws = [named_law(name, options.against) for name in names if name != "broken_size"]
+    if len(laws) < len(names):
+        sizes = [table.parse_number(row.get("params")) for row in rows]
+        points = break_points(np.array([n for n in sizes if n and n > 0]))
+        laws += [broken_size(float(at)) for at in points]
+    return laws
+
+
+def _draws(fit: Fit) -> np.ndarray:
+    if fit.options.bootstrap == 0:
+        return fit.best[None]
+    return fit.simulate(DRAWS)
+
+
+def _aicc(fit: Fit) -> float:
+    assert fit.effects
+    n, p = fit.problem.n, int((~fit.problem.fixed_mask).sum()) + NOISE_PARAMETERS
+    return fit.effects.deviance + 2 * p * n / max(n - p - 1, 0.5)
+
+
+def _score_largest(fit: Fit) -> float:
+    """The log density of the mean error, in log loss, of the largest budgets, predicted from the
+    others: by the error of the parameters, and the noise. 0 where too few rows would be left."""
+    cost = _costs(fit)
+    limit = np.quantile(cost, 1 - LARGEST_SHARE, method="lower") / (1 + 0.05)
+    split = _extrapolate(fit, cost >= limit)
+    if split is None:
+        return 0.0
+    errors, slopes, part = split
+    assert part.effects
+    along = slopes.mean(1)
+    variance = float(along @ _covariance(part.problem, part) @ along)
+    variance += part.effects.run_noise**2 / len(errors)
+    return -0.5 * (float(errors.mean()) ** 2 / variance + math.log(variance))
+
+
+def _stretch(fit: Fit) -> float:
+    """How many times the errors of extrapolations within the table exceed their standard deviation
+    (root mean square, at least 1): what a wrong law, or noise that is not the same everywhere, has
+    cost already."""
+    cost, ratios = _costs(fit), []
+    for factor in EXTRAPOLATIONS:
+        split = _extrapolate(fit, cost > cost.max() / factor)
+        if split is None:
+            continue
+        errors, slopes, part = split
+        assert part.effects
+        variance = np.einsum("pn,pq,qn->n", slopes, _covariance(part.problem, part), slopes)
+        variance += part.effects.run_noise**2
+        ratios.append(float(np.mean(errors**2 / variance)))
+    return max(1.0, math.sqrt(float(np.mean(ratios)))) if ratios else 1.0
+
+
+def _costs(fit: Fit) -> np.ndarray:
+    return np.array([math.prod(row[c] for c in fit.law.columns[:2]) for row in fit.parts.fitted])
+
+
+def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fit] | None:
+    """Errors [h] in log loss of the held rows, predicted by the law fitted to the others, the
+    derivatives [P, h] of these predictions, and that fit; None where too few rows would be left."""
+    rows = fit.parts.fitted
+    rest = [row for row, out in zip(rows, held, strict=True) if not out]
+    distinct = len({tuple(row[c] for c in fit.law.columns) for row in rest})
+    if distinct < len(fit.law.parameters) + MIN_LEFT:
+        return None
+    parts = Split(rest, [row for row, out in zip(rows, held, strict=True) if out], [])
+    part = Fit(fit.law, parts, dataclasses.replace(fit.options, bootstrap=0, init={}), False)
+    values = table.column_arrays(parts.held_out, fit.law.columns)
+    measured = np.log([row[fit.law.response] for row in parts.held_out])
+    log_loss, slopes, _ = fit.law.evaluate(part.best[None], fit.law.prepare(values))
+    return log_loss[0] - measured, slopes[0], part
+
+
+def _covariance(problem: Problem, fit: Fit) -> np.ndarray:
+    """Of the parameters [P, P], linearized, with the errors that rows share."""
+    free = ~problem.fixed_mask
+    j = problem.residuals(fit.best[None])[1][0][free] * np.sqrt(problem.weights)
+    away = np.linalg.pinv(j @ j.T, hermitian=True) @ j
+    assert fit.effects
+    out = np.zeros((len(free), len(free)))
+    out[np.ix_(free, free)] = away @ fit.effects.covariance() @ away.T
+    return out
+
+
+def build_average(average: Average, options: Options) -> dict[str, Any]:
+    """The document of fit.json: that of `Average.best`, with averaged predictions."""
+    silent = dataclasses.replace(options, predict=(), predict_flops=())
+    best = average.best
+    best.options = silent
+    document = build_document(best)
+    best.options = options
+    document |= {
+        "law": "auto",
+        "laws": [
+            {
+                "law": m.fit.law.name,
+                "formula": m.fit.law.formula,
+                "weight": m.weight,
+                "aicc": m.aicc,
+                "largest_budgets": m.score,
+                "stretch": m.stretch,
+                "params": m.fit.params,
+            }
+            for m in average.members
+        ]
+        + average.others,
+        "predictions": _predictions(average, options),
+        "holdout": _check_held_out(average, options),
+    }
+    if document["optimal"]:
+        document["optimal"] = _optimal_power_laws(average)
+    return document
+
+
+def _mixture(average: Average, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """All draws of all members [K] (or [K, m]), and their weights [K]."""
+    weights = [np.full(len(v), m.weight / len(v)) for m, v in zip(average.members, values)]
+    return np.concatenate(values), np.concatenate(weights)
+
+
+def _interval(values: np.ndarray, weights: np.ndarray) -> list[float | None]:
+    """The weighted 2.5 and 97.5 % quantiles; open where draws have no finite value, or there is but
+    one."""
+    finite = np.isfinite(values)
+    if len(values) < 3 or weights[finite].sum() < 0.95 * weights.sum():
+        return [None, None]
+    order = np.argsort(values[finite])
+    mass = np.cumsum(weights[finite][order]) / weights[finite].sum()
+    ends = values[finite][order][np.searchsorted(mass, [0.025, 0.975]).clip(max=finite.sum() - 1)]
+    return [float(x) for x in ends]
+
+
+def _predictions(average: Average, options: Options) -> list[dict[str, Any]]:
+    laws = [m.fit.law for m in average.members]
+    if len(laws[0].columns) == 1:
+        column = laws[0].columns[0]
+        points = [*options.predict, *options.predict_flops]
+        return [{column: float(x), **_predict_loss(average, {column: [x]})[0]} for x in points]
+    return [_optimum(average, c) for c in options.predict_flops]
+
+
+def _optimum(average: Average, c: float) -> dict[str, Any]:
+    best = [compute_optimal.optimal_params(m.fit.law, m.fit.best[None], [c])[0, 0]
+            for m in average.members]  # fmt: skip
+    there = np.isfinite(best)
+    if not there.any():
+        return {"flops": float(c), "params": None, "tokens": None, "loss": None}
+    weights = average.weights * there
+    n = math.exp(float(np.average(np.log(np.where(there, best, 1.0)), weights=weights)))
+    d = c / compute_optimal.PER_TOKEN / n
+    point = {"params": [n], "tokens": [d]}
+    predicted, losses = _predict_loss(average, point)
+    sizes = [compute_optimal.optimal_params(m.fit.law, m.draws, [c])[:, 0]
+             for m in average.members]  # fmt: skip
+    sizes = [at * (drawn / at) ** m.stretch if np.isfinite(at) else drawn
+             for m, at, drawn in zip(average.members, best, sizes)]  # fmt: skip
+    regret = []
+    for member, size, here in zip(average.members, sizes, losses, strict=True):
+        tokens = c / compute_optimal.PER_TOKEN / size
+        with np.errstate(all="ignore"):
+            least = compute_optimal.predict_loss(
+                member.fit.law, member.draws, size[:, None], tokens[:, None]
+            )[:, 0]
+        regret.append(np.maximum(np.exp(here[:, 0]) - least, 0))
+    drawn, mass = _mixture(average, sizes)
+    cost, of_cost = _mixture(average, regret)
+    known = np.isfinite(cost)
+    tokens = c / compute_optimal.PER_TOKEN / drawn
+    return {
+        "flops": float(c),
+        "params": n,
+        "tokens": d,
+        "tokens_per_param": d / n,
+        **predicted,
+        "intervals": {
+            "params": _interval(drawn, mass),
+            "tokens": _interval(tokens, mass),
+            "tokens_per_param": _interval(tokens / drawn, mass),
+            "loss": predicted["interval"],
+            "run": predicted["run_interval"],
+        },
+        "regret": {
+            name: _quantile(cost[known], of_cost[known], level)
+            for name, level in (("median", 0.5), ("quantile_95", 0.95))
+        },
+    }
+
+
+def _quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float | None:
+    if not len(values):
+        return None
+    order = np.argsort(values)
+    mass = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][min(int(np.searchsorted(mass, level)), len(values) - 1)])
+
+
+def _predict_loss(
+    average: Average, columns: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """The averaged prediction at one point, its intervals and their parts; and the draws [k, 1] of
+    the log loss of every member."""
+    centers, laws, runs, spreads, drifts, of_floor = [], [], [], [], [], []
+    arrays = {name: np.asarray(values, float) for name, values in columns.items()}
+    for member in average.members:
+        law, effects = member.fit.law, member.fit.effects
+        assert effects
+        x = law.prepare(arrays)
+        centers.append(float(law.evaluate(member.fit.best[None], x)[0][0, 0]))
+        drawn = law.evaluate(member.draws, x)[0]
+        drawn = centers[-1] + member.stretch * (drawn - centers[-1])
+        slope = log_loss_slope(law, member.fit.best, arrays)
+        sd = math.hypot(effects.run_noise, effects.mean_sds()[0] * abs(float(slope[0][0])))
+        rng = np.random.default_rng(member.fit.options.seed)
+        scale = np.sqrt(effects.freedom / rng.chisquare(effects.freedom, len(drawn)))
+        drift = DRIFT * effects.budget_rms() * _decades_beyond(member.fit, arrays)
+        drawn = drawn + drift * rng.standard_normal(drawn.shape)
+        laws.append(drawn)
+        drifts.append(drift)
+        runs.append(drawn[:, 0] + sd * scale * rng.standard_normal(len(drawn)))
+        spreads.append(sd)
+        of_floor.append(_floor_share(member, drawn[:, 0]))
+    weights = average.weights
+    center = float(weights @ centers)
+    away = float(weights @ np.square(drifts))
+    within = np.array([float(np.var(drawn)) for drawn in laws])
+    within = np.maximum(within - np.square(drifts), 0)
+    ends = _interval(*_mixture(average, [np.exp(drawn[:, 0]) for drawn in laws]))
+    parts = {
+        "noise": float(np.sqrt(weights @ np.square(spreads))),
+        "parameters": float(np.sqrt(weights @ within)),
+        "law": float(np.sqrt(weights @ (np.array(centers) - center) ** 2 + away)),
+        "floor": float(np.sqrt(weights @ (within * of_floor))),
+    }
+    response = average.best.law.response
+    return {
+        response: math.exp(center),
+        "interval": ends,
+        "run_interval": _interval(*_mixture(average, [np.exp(run) for run in runs])),
+        "parts": {name: 1.96 * value for name, value in parts.items()},
+    }, laws
+
+
+def _decades_beyond(fit: Fit, columns: Mapping[str, np.ndarray]) -> float:
+    """By how many decades of compute a point lies beyond the table."""
+    cost = math.prod(float(columns[c][0]) for c in fit.law.columns[:2])
+    return max(0.0, math.log10(cost / float(_costs(fit).max())))
+
+
+def _floor_share(member: Member, drawn: np.ndarray) -> float:
+    """The share of the variance of a prediction that goes with E: what a known floor would take
+    away."""
+    if "E" not in member.fit.law.parameters or len(drawn) < 3 or not drawn.std():
+        return 0.0
+    floor = member.draws[:, member.fit.law.parameters.index("E")]
+    floor = np.exp(floor)
+    return float(np.corrcoef(floor, drawn)[0, 1] ** 2) if floor.std() else 0.0
+
+
+def _optimal_power_laws(average: Average) -> dict[str, Any]:
+    """N* and D* as powers of the budget at the largest of the table, averaged."""
+    most = compute_optimal.largest_budget(average.best.parts.fitted)
+    centers, draws = [], []
+    for m in average.members:
+        both = np.concatenate([m.fit.best[None], m.draws])
+        with np.errstate(all="ignore"):
+            values = compute_optimal.local_power_laws(m.fit.law, both, most)
+        centers.append(values[0])
+        draws.append(values[0] + m.stretch * (values[1:] - values[0]))
+    there = np.isfinite(centers).all(1)
+    if not there.any():
+        return dict.fromkeys(NAMES) | {"intervals": {}}
+    center = np.average(np.array(centers)[there], axis=0, weights=average.weights[there])
+    drawn, mass = _mixture(average, draws)
+    out: dict[str, Any] = {"intervals": {}}
+    for i, name in enumerate(NAMES):
+        ends = _interval(drawn[:, i], mass)
+        value = float(center[i])
+        if name.endswith("coefficient"):
+            value = math.exp(value)
+            ends = [None if x is None else math.exp(x) for x in ends]
+        out[name], out["intervals"][name] = value, ends
+    out["flops_convention"] = "6 * params * tokens"
+    return out
+
+
+def _check_held_out(average: Average, options: Options) -> dict[str, Any] | None:
+    """What was predicted for the rows that were held out, beside what was measured."""
+    law = average.best.law
+    rows = []
+    for row in average.best.parts.held_out:
+        predicted, _ = _predict_loss(average, {c: [row[c]] for c in law.columns})
+        low, high = predicted["run_interval"]
+        measured = row[law.response]
+        inside = (low is None or low <= measured) and (high is None or measured <= high)
+        rows.append(
+            {
+                "run": row["run"],
+                **{name: row[name] for name in law.columns},
+                **predicted,
+                "measured": measured,
+                "error": float(predicted[law.response] / measured - 1),
+                "covered": inside,
+            }
+        )
+    return held_out_summary(options.holdout, rows) if rows else None

@@ -1,0 +1,182 @@
+"""What rows have in common beside the law: effects of a whole size and of a whole budget.
+
+An architecture may be worth a few percent more or fewer parameters than it has, at every budget
+alike; the runs of one budget may have been tuned so that its valley lies at another size, or higher
+than it should. Seeds do not tell of this, and rows that share it do not average it out. These are
+random effects, of standard deviations that are integrated over their posterior (half-Cauchy priors;
+Gelman 2006) from the residuals of a fit, linearized about it:
+
+  log loss = law + (d log L / d log N at constant D) size effect, in log N
+                 + (d log L / d log N at constant N D) valley effect of a budget, in log N
+                 + level effect of a budget, in log L + noise of a run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from research.scaling import table
+from research.scaling.laws import Law
+from research.scaling.optimize import Problem
+
+NEAR = 0.05  # relative: sizes, or budgets, this near to each other share an effect
+# Half-Cauchy scales of the effects: of a size and of a budget's valley in log N, of its level in
+# log loss.
+PRIORS = (0.03, 0.1, 0.001)
+RATIOS = np.concatenate([[0.0], np.geomspace(0.1, 40.0, 9)])  # of an effect to the noise of a run
+MIN_GROUPS, MIN_PER_BUDGET = 3, 3
+STEP = 1e-4  # of log N, for derivatives
+WINSOR = 4.0  # robust standard deviations at which a residual counts no more
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Designs [n, q] of the effects of sizes, of budgets' valleys and of budgets' levels; over a
+    grid [G, G, G] of ratios of theirs to the noise of a run, the posterior, that noise, and their
+    standard deviations."""
+
+    designs: tuple[np.ndarray, ...]
+    posterior: np.ndarray
+    noise: np.ndarray
+    sds: tuple[np.ndarray, ...]
+    deviance: float  # -2 log likelihood of the rows, at its largest
+    freedom: int
+
+    @property
+    def shared(self) -> bool:
+        """Whether there are sizes or budgets with rows enough to share anything."""
+        return any(design.size for design in self.designs)
+
+    @property
+    def run_noise(self) -> float:
+        """The standard deviation of the log loss of one run beside what rows share."""
+        return float(np.sqrt(np.sum(self.posterior * self.noise**2)))
+
+    def mean_sds(self) -> tuple[float, ...]:
+        """Root mean squares of the standard deviations of the effects."""
+        return tuple(float(np.sqrt(np.sum(self.posterior * sd**2))) for sd in self.sds)
+
+    def budget_rms(self) -> float:
+        """The root mean square, over rows, of the effects of budgets, in log loss."""
+        pairs = list(zip(self.designs, self.mean_sds(), strict=True))[1:]
+        return float(np.sqrt(sum(sd**2 * np.sum(z * z) for z, sd in pairs) / len(pairs[0][0])))
+
+    def covariance(self) -> np.ndarray:
+        """The covariance [n, n] of the rows' log losses about the law."""
+        out = self.run_noise**2 * np.eye(len(self.designs[0]))
+        for design, sd in zip(self.designs, self.mean_sds(), strict=True):
+            out += sd**2 * design @ design.T
+        return out
+
+    def draw(self, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Errors [k, n] of the rows that they share, and the noise [k] of runs."""
+        at = np.unravel_index(
+            rng.choice(self.posterior.size, size=k, p=self.posterior.ravel()), self.posterior.shape
+        )
+        scale = np.sqrt(self.freedom / rng.chisquare(self.freedom, k))
+        shared = np.zeros((k, len(self.designs[0])))
+        for design, sd in zip(self.designs, self.sds, strict=True):
+            effects = rng.standard_normal((k, design.shape[1])) * (sd[at] * scale)[:, None]
+            shared += effects @ design.T
+        return shared, self.noise[at] * scale
+
+
+def estimate_effects(
+    law: Law, problem: Problem, theta: np.ndarray, rows: Sequence[table.Row]
+) -> Effects:
+    """The effects in the residuals of a law of params and tokens; none where fewer than MIN_GROUPS
+    sizes were trained more than once, or budgets have fewer than MIN_PER_BUDGET sizes."""
+    r, j = (part[0] for part in problem.residuals(theta[None]))
+    if problem.objective == "mse":
+        scale = np.exp(problem.log_y)
+        r, j = r / scale, j / scale
+    root = np.sqrt(problem.weights / problem.weights.mean())
+    spread = 1.4826 * float(np.median(np.abs(r)))
+    r = np.clip(r, -WINSOR * spread, WINSOR * spread) if spread else r
+    designs = _designs(law, theta, rows)
+    weighted = tuple(design * root[:, None] for design in designs)
+    return _posterior(r * root, (j[~problem.fixed_mask] * root).T, weighted, designs)
+
+
+def _designs(law: Law, theta: np.ndarray, rows: Sequence[table.Row]) -> tuple[np.ndarray, ...]:
+    if law.response != "loss" or not {"params", "tokens"} <= set(law.columns):
+        return (np.zeros((len(rows), 0)),) * len(PRIORS)
+    values = table.column_arrays(rows, law.columns)
+    along_n, along_budget = log_loss_slope(law, theta, values)
+    n = values["params"]
+    sizes = _members(n, 2)
+    budgets = _members(n * values["tokens"], MIN_PER_BUDGET)
+    return along_n[:, None] * sizes, along_budget[:, None] * budgets, budgets
+
+
+def log_loss_slope(
+    law: Law, theta: np.ndarray, values: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """d log L / d log N [n] at constant tokens, and at a constant budget N D; nothing for a law
+    that does not read both."""
+    if not {"params", "tokens"} <= set(law.columns):
+        zero = np.zeros(len(values[law.columns[0]]))
+        return zero, zero
+
+    def log_loss(size: float, tokens: float) -> np.ndarray:
+        moved = {**values, "params": values["params"] * np.exp(size)}
+        moved["tokens"] = values["tokens"] * np.exp(tokens)
+        return law.evaluate(theta[None], law.prepare(moved))[0][0]
+
+    along_n, along_budget = (
+        (log_loss(STEP, by * STEP) - log_loss(-STEP, -by * STEP)) / (2 * STEP) for by in (0.0, -1.0)
+    )
+    return along_n, along_budget
+
+
+def _members(values: np.ndarray, least: int) -> np.ndarray:
+    """Which row [n] belongs to which group [q] of near values that has `least` rows."""
+    order = np.argsort(values, kind="stable")
+    number, current, first = np.empty(len(values), int), 0, values[order[0]]
+    for i in order:
+        if values[i] > first * (1 + NEAR):
+            current, first = current + 1, values[i]
+        number[i] = current
+    groups = np.eye(current + 1)[number]
+    groups = groups[:, groups.sum(0) >= least]
+    return groups if groups.shape[1] >= MIN_GROUPS else groups[:, :0]
+
+
+def _posterior(
+    r: np.ndarray,
+    j: np.ndarray,
+    weighted: tuple[np.ndarray, ...],
+    designs: tuple[np.ndarray, ...],
+) -> Effects:
+    """By the likelihood of the residuals restricted to what the law cannot follow (REML)."""
+    n, q = len(r), np.linalg.qr(j)[0]
+    freedom = max(n - q.shape[1], 1)
+    r, *parts = (x - q @ (q.T @ x) for x in (r, *weighted))
+    counts = [part.shape[1] for part in parts]
+    z, whole = np.concatenate(parts, axis=1), np.concatenate(weighted, axis=1)
+    gram, whole = z.T @ z, whole.T @ whole
+    cross, rss = z.T @ r, max(float(r @ r), 1e-24 * n)
+    units = [1 / max(float(np.sqrt(np.mean(part**2))), 1e-12) if part.size else 0.0
+             for part in parts]  # fmt: skip
+    shape = tuple(len(RATIOS) if count else 1 for count in counts)
+    log_p, deviance, noise = np.empty(shape), np.empty(shape), np.empty(shape)
+    sds = tuple(np.zeros(shape) for _ in parts)
+    widths = np.log(np.gradient(RATIOS))
+    for at in np.ndindex(shape):
+        ratios = RATIOS[list(at)] * units
+        scale = np.repeat(ratios, counts)
+        inner = np.eye(len(scale)) + gram * np.outer(scale, scale)
+        explained = scale * cross @ np.linalg.solve(inner, scale * cross)
+        left = max(rss - float(explained), 1e-9 * rss)
+        noise[at] = np.sqrt(left / freedom)
+        log_p[at] = -0.5 * (freedom * np.log(left) + np.linalg.slogdet(inner)[1])
+        outer = np.eye(len(scale)) + whole * np.outer(scale, scale)
+        deviance[at] = n * np.log(left / n) + np.linalg.slogdet(outer)[1]
+        for sd, ratio, prior, i, count in zip(sds, ratios, PRIORS, at, counts, strict=True):
+            sd[at] = ratio * noise[at]
+            if count:  # the density of the standard deviation, by that of the ratio
+                log_p[at] += widths[i] + np.log(noise[at]) - np.log1p((sd[at] / prior) ** 2)
+    posterior = np.exp(log_p - log_p.max())
+    posterior /= posterior.sum()
+    return Effects(designs, posterior, noise, sds, float(deviance.min()), freedom)

@@ -1,0 +1,168 @@
+"""Power laws of the compute-optimal size, N* = k C^a and D* = k' C^a', through located optima.
+
+An optimum misses the line by the error of locating it and by what all runs of its budget share (a
+learning rate tuned there, a batch size that no longer suits), which more seeds do not average out.
+The line is therefore a random-effects regression (Berkey et al. 1995): log N* of a budget has
+variance sd² + tau². The scatter tau between budgets is not estimated but integrated out, by its
+restricted likelihood and a half-Cauchy prior (Gelman 2006): a few budgets cannot show that tau is
+nothing, and then the interval says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NAMES = ("params_exponent", "params_coefficient", "tokens_exponent", "tokens_coefficient")
+PRIOR_SCALE = 0.1  # of the half-Cauchy prior of tau, in log N: published optima scatter by .1 to .2
+TAUS = np.concatenate([[0.0], np.geomspace(1e-3, 3.0, 60)])
+
+
+@dataclass(frozen=True)
+class PowerLaws:
+    """`optimal` [4] in the order of NAMES, `draws` [K, 4] of what the data leave open, and the
+    scatter of an optimum about its line, in log N, beyond the error of locating it."""
+
+    optimal: np.ndarray
+    draws: np.ndarray
+    scatter: float
+
+    def predict(self, c: float) -> dict[str, Any]:
+        """The optimum of a budget of c FLOPs, with 95 % intervals."""
+        a, k, a2, k2 = self.optimal
+        n, d = k * c**a, k2 * c**a2
+        n_K = self.draws[:, 1] * c ** self.draws[:, 0]
+        d_K = self.draws[:, 3] * c ** self.draws[:, 2]
+        ends = quantiles(np.stack([n_K, d_K, d_K / n_K], axis=1))
+        names = ("params", "tokens", "tokens_per_param")
+        values = map(float, (c, n, d, d / n))
+        return dict(zip(("flops", *names), values)) | {
+            "intervals": dict(zip(names, ends, strict=True))
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The sections "params", "intervals", "standard_errors" and "optimal" of fit.json."""
+        values = dict(zip(NAMES, map(float, self.optimal), strict=True))
+        intervals = dict(zip(NAMES, quantiles(self.draws), strict=True))
+        enough = len(self.draws) > 1
+        spread = self.draws.std(0, ddof=1).tolist() if enough else [None] * len(NAMES)
+        optimal: Mapping[str, Any] = {**values, "intervals": intervals}
+        return {
+            "params": values,
+            "intervals": intervals,
+            "standard_errors": dict(zip(NAMES, spread, strict=True)),
+            "optimal": {**optimal, "flops_convention": "the table's"},
+        }
+
+
+def random_effects(
+    log_c: np.ndarray,
+    log_n: np.ndarray,
+    log_d: np.ndarray,
+    sd: np.ndarray,
+    floor: np.ndarray,
+    tokens_slope: np.ndarray,
+    freedom: int | None,
+    k: int,
+    seed: int,
+) -> PowerLaws:
+    """The power laws through optima [M] located within sd [M] in log N.
+
+    An optimum weighs 1 / (max(sd, floor)² + tau²): none decides the line because its own error
+    seems small. `tokens_slope` [M] is d log D / d log N within the budget (-1 where FLOPs are
+    6 N D), so that a draw of N* has its D*. `freedom` counts the degrees of freedom from which the
+    noise behind `sd` is known; None: it is given.
+    """
+    rng = np.random.default_rng(seed)
+    factor = np.ones(max(k, 1))
+    if freedom and k:  # the noise itself is known within a chi-squared
+        factor = np.sqrt(freedom / rng.chisquare(freedom, k))
+    sd_KxM = np.outer(factor, sd)
+    center = log_c.mean()
+    x = log_c - center
+    posterior = _scatter_posterior(x, log_n, sd_KxM)
+    tau = float(np.sqrt(np.mean(posterior @ TAUS**2)))
+    weights = 1 / (np.maximum(sd, floor) ** 2 + tau**2)
+    n, d = (np.array(_weighted_line(x, y, weights)) for y in (log_n, log_d))
+    drawn = np.empty((0, 2))
+    if k:
+        chosen = (posterior.cumsum(1) > rng.random(k)[:, None]).argmax(1)
+        errors = rng.standard_normal(sd_KxM.shape) * np.sqrt(sd_KxM**2 + TAUS[chosen, None] ** 2)
+        drawn = n + np.stack(_weighted_line(x, errors, weights), -1)
+    along = float(np.average(tokens_slope, weights=weights))
+    return _assemble(n, d, drawn, d + along * (drawn - n), center, tau)
+
+
+def least_squares(
+    log_c: np.ndarray, log_n: np.ndarray, log_d: np.ndarray, k: int, seed: int
+) -> PowerLaws:
+    """The power laws through optima [M] of which no error is known: least squares, and draws of
+    Student's t with M - 2 degrees of freedom about it."""
+    rng, freedom = np.random.default_rng(seed), len(log_c) - 2
+    center = log_c.mean()
+    x = np.stack([log_c - center, np.ones(len(log_c))], axis=1)
+    y = np.stack([log_n, log_d], axis=1)
+    best_2x2, *_ = np.linalg.lstsq(x, y)
+    # Sizes and tokens miss their lines together (where N D is given, one by as much as the other).
+    errors = y - x @ best_2x2
+    size, axes = np.linalg.eigh(errors.T @ errors / freedom)
+    root = axes * np.sqrt(np.maximum(size, 0))
+    z = rng.standard_normal((k, 2, 2)) / np.sqrt((x * x).sum(0))[:, None] @ root.T
+    drawn = best_2x2 + z * np.sqrt(freedom / rng.chisquare(freedom, k))[:, None, None]
+    scatter = float(np.sqrt((errors[:, 0] ** 2).sum() / freedom))
+    n, d = best_2x2[:, 0], best_2x2[:, 1]
+    return _assemble(n, d, drawn[..., 0], drawn[..., 1], center, scatter)
+
+
+def wider(one: PowerLaws, other: PowerLaws) -> PowerLaws:
+    """The first, with the draws of that whose exponent is the less certain."""
+    spread = [np.ptp(np.quantile(p.draws[:, 0], [0.025, 0.975])) if len(p.draws) else 0.0
+              for p in (one, other)]  # fmt: skip
+    return PowerLaws(one.optimal, (one, other)[int(spread[1] > spread[0])].draws, other.scatter)
+
+
+def _assemble(
+    n: np.ndarray, d: np.ndarray, n_Kx2: np.ndarray, d_Kx2: np.ndarray, center: float, tau: float
+) -> PowerLaws:
+    """From (slope, level at the center) of both lines to the exponents and coefficients."""
+
+    def laws(lines: np.ndarray) -> np.ndarray:
+        slope, level = lines[..., 0], lines[..., 1]
+        with np.errstate(over="ignore"):
+            return np.stack([slope, np.exp(level - slope * center)], -1)
+
+    draws = np.concatenate([laws(n_Kx2), laws(d_Kx2)], -1)
+    draws = draws[np.isfinite(draws).all(1)]
+    return PowerLaws(np.concatenate([laws(n), laws(d)]), draws, tau)
+
+
+def _scatter_posterior(x: np.ndarray, y: np.ndarray, sd_KxM: np.ndarray) -> np.ndarray:
+    """The posterior [K, G] of every tau of TAUS, for every level of noise."""
+    variance = sd_KxM[:, None] ** 2 + TAUS[:, None] ** 2
+    weights = 1 / variance
+    s0, s1, s2 = (np.sum(weights * x**p, -1) for p in range(3))
+    b0, b1 = (np.sum(weights * y * x**p, -1) for p in range(2))
+    det = s0 * s2 - s1**2
+    slope, level = (s0 * b1 - s1 * b0) / det, (s2 * b0 - s1 * b1) / det
+    r = y - level[..., None] - slope[..., None] * x
+    ends = np.concatenate([[0.0], (TAUS[1:] + TAUS[:-1]) / 2, TAUS[-1:]])
+    prior = np.log(np.diff(ends)) - np.log1p((TAUS / PRIOR_SCALE) ** 2)
+    misfit = np.log(variance).sum(-1) + np.log(det) + (weights * r * r).sum(-1)
+    p = np.exp(prior - misfit / 2 - (prior - misfit / 2).max(1, keepdims=True))
+    return p / p.sum(1, keepdims=True)
+
+
+def _weighted_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple:
+    """(slope, level at x = 0) of weighted least squares through y [..., M]."""
+    mean = np.average(x, weights=weights)
+    along = weights * (x - mean)
+    slope = y @ along / (along @ (x - mean))
+    return slope, y @ weights / weights.sum() - slope * mean
+
+
+def quantiles(draws_KxM: np.ndarray) -> list[list[float | None]]:
+    """The 95 % interval of each column; open without draws."""
+    if not len(draws_KxM):
+        return [[None, None] for _ in range(draws_KxM.shape[1])]
+    return np.quantile(draws_KxM, [0.025, 0.975], axis=0).T.tolist()

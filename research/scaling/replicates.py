@@ -1,0 +1,118 @@
+"""Which rows are replicates of each other: nothing that the table records differs but the seed.
+
+A table says of a run what was set (its size, its learning rate, its data) and what came out of it
+(its loss, how long it took). Rows that agree in all that was set differ by the noise of a run. Rows
+of one size and length that differ in a learning rate are a tuning sweep, and what lies between them
+is no noise.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.scaling import table
+
+# What a table records of a run's outcome, its identity and its circumstances, by name.
+OUTCOMES = re.compile(
+    r"(?:.*[_/. -])?(?:loss|losses|accuracy|acc|error|perplexity|ppl|bpb|bits_per_byte|bpc|nats|r2|"
+    r"rmse|mse|mae|score|metric|metrics|grad_norm|runtime|seconds|time|duration|walltime|elapsed|"
+    r"tokens_per_second|examples_per_second|steps_per_second|throughput|mfu|memory|bytes|energy|"
+    r"started|ended|created|updated|date|timestamp|host|hostname|node|device|devices|gpu|pid|user|"
+    r"id|run|name|runid|run_name|run_id|uuid|path|dir|url|link|notes|note|tags|tag|comment|state|"
+    r"status|reason|attempts|restarts|seed|seeds|rank|index|weight|excluded|step|steps|epoch|epochs|"
+    r"part_of_run|unit|version|commit|sha)",
+    re.IGNORECASE,
+)
+OUTCOME_BEGINS = re.compile(r"(?:train|val|valid|validation|test|eval|heldout|held_out|downstream)"
+                            r"(?:ing)?[_/. -].*|_.*", re.IGNORECASE)  # fmt: skip
+SETTING = re.compile(r".*(?:lr|learning_rate|batch|warmup|decay|momentum|beta\d?|dropout)",
+                     re.IGNORECASE)  # fmt: skip
+
+
+BEST_OF = "--best_of=cell"
+
+
+def is_setting(column: str) -> bool:
+    """Whether a column, by its name, holds what was chosen for a run before it was trained."""
+    if column == table.UNNAMED or column.startswith(table.COUNTS):
+        return False
+    if SETTING.fullmatch(column):
+        return True
+    return not (OUTCOMES.fullmatch(column) or OUTCOME_BEGINS.fullmatch(column))
+
+
+def settings(rows: Sequence[table.Row]) -> list[str]:
+    """The columns of settings in which rows differ, in the table's order."""
+    names = dict.fromkeys(name for row in rows for name in row if is_setting(name))
+    return [name for name in names if len({_value(row.get(name)) for row in rows}) > 1]
+
+
+def _value(cell: Any) -> str:
+    """A cell as it is compared: numbers by value (1e3 is 1000), what is missing as nothing."""
+    if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    number = table.parse_number(cell)
+    return str(cell) if number is None else repr(number)
+
+
+def cells(rows: Sequence[table.Row], columns: Sequence[str]) -> dict[tuple, list[table.Row]]:
+    """The rows by their values in the columns (of sizes and lengths, say) and their group."""
+    out: dict[tuple, list[table.Row]] = {}
+    for row in rows:
+        key = (*(row[c] for c in columns), str(row.get("group") or ""))
+        out.setdefault(key, []).append(row)
+    return out
+
+
+def replicate_groups(
+    rows: Sequence[table.Row], columns: Sequence[str]
+) -> dict[tuple, list[table.Row]]:
+    """The cells, split by every setting in which rows of one cell differ."""
+    varied = varied_within(rows, columns)
+    out: dict[tuple, list[table.Row]] = {}
+    for key, cell in cells(rows, columns).items():
+        for row in cell:
+            out.setdefault((*key, *(_value(row.get(name)) for name in varied)), []).append(row)
+    return out
+
+
+def varied_within(rows: Sequence[table.Row], columns: Sequence[str]) -> list[str]:
+    """The settings in which rows of one cell differ: what was tuned, or is not the same."""
+    names = [name for name in settings(rows) if name not in (*columns, "group")]
+    groups = [cell for cell in cells(rows, columns).values() if len(cell) > 1]
+    return [n for n in names if any(len({_value(r.get(n)) for r in g}) > 1 for g in groups)]
+
+
+def best_of_cell(
+    rows: Sequence[table.Row], columns: Sequence[str], response: str = "loss"
+) -> tuple[list[table.Row], list[dict[str, str]]]:
+    """The row of least loss of every cell, and the others with the reason."""
+    kept, dropped = [], []
+    for cell in cells(rows, columns).values():
+        least = min(cell, key=lambda row: row[response])
+        kept.append(least)
+        reason = f"{BEST_OF}: {least['run']} has the least loss of this size and length"
+        dropped += [{"run": row["run"], "reason": reason} for row in cell if row is not least]
+    return kept, dropped
+
+
+def tuning_warnings(
+    rows: Sequence[table.Row], columns: Sequence[str], dropped: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """What to know of a table in which rows of one cell differ in a setting, or in which only the
+    best row of each was kept."""
+    if chosen := sum(row["reason"].startswith(BEST_OF) for row in dropped):
+        return [
+            f"{chosen} rows gave way to a better one of their cell: the least of several losses is "
+            "too low by chance, of five equal runs by 1.2 standard deviations of a run"
+        ]
+    varied = varied_within(rows, columns)
+    if not varied:
+        return []
+    some = ", ".join(varied[:4]) + (", …" if len(varied) > 4 else "")
+    return [
+        f"rows of one size and length differ in {some}: they are no replicates, and a law through "
+        f"all of them is not that of the best; {BEST_OF} takes the least loss of each, "
+        f"--where='{varied[0]}==VALUE' one of them"
+    ]

@@ -1,0 +1,164 @@
+"""What rows share, and predictions that are averaged over laws."""
+
+import math
+
+import numpy as np
+import pytest
+
+from research.errors import BadInput
+from research.report import text
+from research.scaling import Fit, Options, averaging, effects, fit_law, named_law, split_rows
+
+TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
+SIZES = np.geomspace(2e7, 1.6e10, 20)
+BUDGETS = 1e18 * 3.0 ** np.arange(7)
+
+
+def truth(n, d, interaction=0.0):
+    size, tokens = TRUTH["A"] * n ** -TRUTH["alpha"], TRUTH["B"] * d ** -TRUTH["beta"]
+    return TRUTH["E"] + size + tokens + interaction * size * tokens
+
+
+def iso_rows(seed=0, noise=0.001, of_sizes=0.0, of_valleys=0.0, of_levels=0.0, interaction=0.0):
+    """Sizes of one ladder around the optimum of every budget; sizes, and budgets' valleys and
+    levels, have effects of their own."""
+    rng, rows = np.random.default_rng(seed), []
+    worth = dict(zip(SIZES, np.exp(of_sizes * rng.standard_normal(len(SIZES))), strict=True))
+    for c in BUDGETS:
+        valley, level = (sd * rng.standard_normal() for sd in (of_valleys, of_levels))
+        best = np.sqrt(c / 6) / 4.5
+        for n in SIZES[(best / 5 < SIZES) & (best * 5 > SIZES)]:
+            d = c / 6 / n
+            loss = truth(n * worth[n] * math.exp(-valley), d * math.exp(valley), interaction)
+            loss *= math.exp(level + noise * rng.standard_normal())
+            rows.append({"run": f"{c:.0e}-{n:.0f}", "params": n, "tokens": d, "loss": loss})
+    return rows
+
+
+def fitted(rows, law="chinchilla", **options):
+    law, options = named_law(law), Options(**options)
+    return Fit(law, split_rows(law, rows, options), options)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_effects_are_found_where_they_are(which):
+    true = {"of_sizes": 0.04, "of_valleys": 0.12, "of_levels": 0.004}
+    name = list(true)[which]
+    found = [fitted(iso_rows(seed, **{name: true[name]})).effects.mean_sds() for seed in range(6)]
+    median = np.median(found, 0)
+    assert median[which] == pytest.approx(true[name], rel=0.5)
+    quiet = np.median([fitted(iso_rows(seed)).effects.mean_sds() for seed in range(6)], 0)
+    assert median[which] > 2.5 * quiet[which]
+    for other in {0, 1, 2} - {which}:
+        assert median[other] < 0.5 * list(true.values())[other]
+
+
+def test_effects_need_sizes_and_budgets_that_were_trained_more_than_once():
+    rng = np.random.default_rng(0)
+    tokens = rng.permutation(np.geomspace(1e9, 3e11, 14))
+    rows = [
+        {"run": str(i), "params": n, "tokens": d, "loss": truth(n, d) * (1 + rng.normal() / 1e3)}
+        for i, (n, d) in enumerate(zip(np.geomspace(2e7, 1e10, 14), tokens, strict=True))
+    ]
+    assert not fitted(rows).effects.shared
+    assert fitted(iso_rows()).effects.shared
+
+
+def test_what_budgets_share_widens_the_intervals():
+    true = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
+    inside, widths = 0, []
+    for seed in range(12):
+        document = fit_law("chinchilla", iso_rows(seed, of_valleys=0.1))
+        low, high = document["optimal"]["intervals"]["params_exponent"]
+        inside += low < true < high
+        widths.append(high - low)
+    assert inside >= 10
+    low, high = fit_law("chinchilla", iso_rows())["optimal"]["intervals"]["params_exponent"]
+    assert np.median(widths) > 3 * (high - low)
+
+
+def test_the_derivatives_of_the_loss_are_those_of_the_law():
+    law = named_law("chinchilla")
+    theta = law.fitted(np.array(list(TRUTH.values())))
+    n, d = np.array([1e8, 3e9]), np.array([2e9, 1e10])
+    along_n, along_budget = effects.log_loss_slope(law, theta, {"params": n, "tokens": d})
+    of_n = -TRUTH["alpha"] * TRUTH["A"] * n ** -TRUTH["alpha"] / truth(n, d)
+    of_d = -TRUTH["beta"] * TRUTH["B"] * d ** -TRUTH["beta"] / truth(n, d)
+    np.testing.assert_allclose(along_n, of_n, rtol=1e-5)
+    np.testing.assert_allclose(along_budget, of_n - of_d, rtol=1e-4)
+    assert not np.allclose(along_budget, along_n, rtol=1e-2)
+
+
+def weights(document):
+    out = {}
+    for law in document["laws"]:
+        out[law["law"]] = out.get(law["law"], 0.0) + law["weight"]
+    return out
+
+
+def test_the_law_that_made_the_rows_weighs_most_and_predicts():
+    document = fit_law("auto", iso_rows(interaction=2.0), predict_flops=[1e22])
+    assert weights(document)["chinchilla"] < 0.05
+    assert weights(document)["interaction"] + weights(document)["skaling"] > 0.9
+    (point,) = document["predictions"]
+    n, d = point["params"], point["tokens"]
+    low, high = point["interval"]
+    assert low < truth(n, d, 2.0) < high
+    assert not low < truth(n, d) < high
+    plain = weights(fit_law("auto", iso_rows()))
+    assert plain["chinchilla"] > 0.15
+    assert sum(plain.values()) == pytest.approx(1, abs=0.02)
+
+
+def test_an_average_says_what_its_interval_is_made_of():
+    document = fit_law("auto", iso_rows(), predict_flops=[1e21, 1e23])
+    near, far = document["predictions"]
+    for point in (near, far):
+        parts = point["parts"]
+        assert set(parts) == {"noise", "parameters", "law", "floor"}
+        assert parts["floor"] <= parts["parameters"]
+        low, high = np.log(point["interval"])
+        own = np.hypot(parts["parameters"], parts["law"])
+        assert (high - low) / 2 == pytest.approx(own, rel=0.25)
+        run_low, run_high = np.log(point["run_interval"])
+        assert run_low < low < high < run_high
+    assert far["parts"]["law"] > 3 * near["parts"]["law"]
+    noisy = fit_law("auto", iso_rows(noise=0.01), predict_flops=[1e21])["predictions"][0]
+    assert noisy["parts"]["noise"] > 4 * near["parts"]["noise"]
+    words = text.fit_summary(document)
+    assert "averaged over laws" in words
+    assert "choice of the law" in words
+
+
+def test_held_out_rows_are_predicted_by_the_average():
+    document = fit_law("auto", iso_rows(), holdout="params>3e9")
+    held = document["holdout"]
+    assert held["covered"] >= len(held["rows"]) - 1
+    assert document["n_points"] + len(held["rows"]) == len(iso_rows())
+    moved = [{**r, "loss": r["loss"] * (1.05 if r["params"] > 3e9 else 1)} for r in iso_rows()]
+    assert fit_law("auto", moved, holdout="params>3e9")["holdout"]["covered"] == 0
+
+
+def test_rows_of_one_column_are_averaged_over_laws_of_one():
+    rows = [
+        {"run": str(i), "params": n, "loss": 1.4 + 32 / n**0.4}
+        for i, n in enumerate(np.geomspace(1e4, 1e6, 9))
+    ]
+    document = fit_law("auto", rows, predict=[1e7])
+    assert {law["law"] for law in document["laws"]} == {"power", "broken"}
+    assert document["predictions"][0]["loss"] == pytest.approx(1.4 + 32 / 1e7**0.4, rel=0.01)
+    assert averaging.candidates(iso_rows(), Options()) == averaging.BY_BOTH
+    together = [{**r, "tokens": 20 * r["params"]} for r in iso_rows()]
+    assert averaging.candidates(together, Options()) == averaging.BY_ONE
+
+
+def test_a_floor_that_is_given_is_not_uncertain():
+    free = fit_law("auto", iso_rows(), predict_flops=[1e23])["predictions"][0]
+    given = fit_law("auto", iso_rows(), predict_flops=[1e23], fix={"E": 1.8})["predictions"][0]
+    assert given["parts"]["floor"] < 1e-9
+    assert given["parts"]["parameters"] < free["parts"]["parameters"]
+
+
+def test_rows_that_no_law_fits_are_refused():
+    with pytest.raises(BadInput, match="distinct"):
+        fit_law("auto", iso_rows()[:3])
