@@ -90,7 +90,6 @@ def hurried(monkeypatch):
     monkeypatch.setattr(optimize._Descent, "run", lambda self, steps: run(self, min(steps, 2)))
     monkeypatch.setattr(fit_module, "ROUNDS", 1)
     monkeypatch.setattr(uncertainty, "_bracket_ends", bracket)
-    monkeypatch.setattr(compute_optimal, "SEARCHES", 3)
     monkeypatch.setattr(multiverse, "OBJECTIVES", multiverse.OBJECTIVES[1:2])
     monkeypatch.setattr(design, "STAGES", 2)
 
