@@ -84,6 +84,11 @@ POINTS = {
         "E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.35, "beta": 0.36, "R_D": 15.4, "R_N": 5.3,
     },
     "overtraining": {"E": 1.8, "A": 700.0, "B": 2000.0, "eta": 0.18},
+    "interaction": {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37, "G": 5e5},
+    "skaling": {"E": 1.8, "A": 1.2e4, "B": 1e5, "alpha": 0.5, "beta": 0.55, "k": 0.7},
+    "broken_size": {
+        "E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37, "shift": -0.1, "N_b": 5e8,
+    },
     "saturating": {"floor": 0.25, "rise": 0.7, "k": 2.5, "L0": 2.6},
 }  # fmt: skip
 
@@ -450,7 +455,7 @@ def test_a_row_without_a_value_meets_no_comparison_but_unlike():
 
 
 def test_an_unknown_law_is_reported():
-    with pytest.raises(BadInput, match="expected one of power"):
+    with pytest.raises(BadInput, match="expected one of auto, power"):
         fit_law("kaplam", noisy(0))
 
 
