@@ -562,7 +562,7 @@ def test_an_answer_that_has_settled_says_stop_and_one_that_moves_says_continue()
     )
     assert loud.document["settling"]["suggestion"].startswith("continue")
     near = {"objective": "mse_log", "predict_flops": [1e21]}
-    settled = analyze("chinchilla", iso_rows(0.002), near, anytime=True)
+    settled = analyze("chinchilla", iso_rows(0.002, sizes=25), near, anytime=True)
     assert settled.document["settling"]["suggestion"].startswith("stop")
 
 
@@ -716,7 +716,7 @@ def test_proposed_runs_go_on_from_a_config_anywhere(tmp_path, monkeypatch):
     [
         (["--law=chinchilla", "--next_runs=-1"], "--next_runs=-1.0: expected a number of FLOPs"),
         (["--next_config=configs/lm_gru.py"], "--next_config: for the runs that --next_runs"),
-        (["--law=kaplam"], "--law=kaplam: expected one of power"),
+        (["--law=kaplam"], "--law=kaplam: expected one of auto, power"),
         (["--law=chinchilla", "--fix=gamma=1"], "--fix: chinchilla has no parameter 'gamma'"),
         (["--law=chinchilla", "--fix=alpha"], "--fix=alpha: expected NAME=VALUE"),
         (["--law=chinchilla", "--fix=A=-1"], "--fix=A=-1: A is positive"),
