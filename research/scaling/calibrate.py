@@ -25,7 +25,7 @@ from research.scaling.worlds import GROUPS, WORLDS, Shape, Simulator
 NOMINAL = 0.95
 FURTHER = (10, 100)  # times the largest budget: where is predicted
 QUANTITIES = ("exponent", *(f"{name}_{k}x" for name in ("n_star", "loss") for k in FURTHER))
-# Estimates of compute-optimal runs; of those whose law there is, all are measured.
+# Estimates of compute-optimal runs.
 METHODS: dict[str, dict[str, Any]] = {
     "envelope": {"law": "envelope"},
     **{name: {"law": "isoflop", "method": name} for name in laws.METHODS_OF_MINIMA},
@@ -71,8 +71,12 @@ class Measured:
 
 def chosen_methods(names: Sequence[str]) -> list[str]:
     """The methods by their names (those of METHODS, and any law of params and tokens), or all of
-    METHODS that there are. Raises BadInput for others."""
-    known = [name for name, way in METHODS.items() if way["law"] in (*laws.LAWS, *laws.METHODS)]
+    METHODS. Raises BadInput for others."""
+    known = [
+        name
+        for name, way in METHODS.items()
+        if way["law"] in (laws.AUTO, *laws.LAWS, *laws.METHODS)
+    ]
     others = [name for name, law in laws.LAWS.items() if name not in known and _has_optimum(law())]
     if unknown := [name for name in names if name not in (*known, *others)]:
         raise BadInput(

@@ -16,7 +16,6 @@ from research.report import fit_figures
 from research.scaling import (
     analysis,
     analyze,
-    compute_optimal,
     design,
     envelope,
     isoflop,
