@@ -72,11 +72,7 @@ class Measured:
 def chosen_methods(names: Sequence[str]) -> list[str]:
     """The methods by their names (those of METHODS, and any law of params and tokens), or all of
     METHODS. Raises BadInput for others."""
-    known = [
-        name
-        for name, way in METHODS.items()
-        if way["law"] in (laws.AUTO, *laws.LAWS, *laws.METHODS)
-    ]
+    known = list(METHODS)
     others = [name for name, law in laws.LAWS.items() if name not in known and _has_optimum(law())]
     if unknown := [name for name in names if name not in (*known, *others)]:
         raise BadInput(
