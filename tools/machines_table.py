@@ -26,7 +26,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 SIZES = (125e6, 350e6, 1.3e9, 7e9, 13e9, 70e9)
 COUNTS = (8, 64, 512, 4096)
 EACH, VOCAB = 4, 32768
-CONFIG = {"data.context": 2048, "model.dtype": "bfloat16"}  # of configs/lm_transformer.py
+# Of configs/lm_transformer.py; how long a run is decides nothing here, if it has a step.
+CONFIG = {"data.context": 2048, "model.dtype": "bfloat16"}
+CONFIG |= {"horizon.unit": "tokens_per_param", "horizon.amount": 20.0}
 HEADINGS = (
     *("parameters", "devices", "data, fsdp, tensor", "remat", "GB", "fits", "step ≥", "MFU ≤"),
 )

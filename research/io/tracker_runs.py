@@ -64,7 +64,7 @@ def wandb_runs(place: str, what: str) -> list[Row]:
 
 
 def _wandb_row(path: Path, records: Any, what: str) -> Row:
-    config: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     summary: dict[str, Any] = {}
     row: Row = {"run": path.stem.removeprefix("run-"), "status": "unfinished"}
     row["run_id"] = row["run"]
@@ -79,18 +79,18 @@ def _wandb_row(path: Path, records: Any, what: str) -> Row:
             row["run"] = record.run.display_name or row["run"]
             row["run_id"] = record.run.run_id or row["run_id"]
             row |= {"group": record.run.run_group} if record.run.run_group else {}
-            _update(config, record.run.config.update)
+            _update(settings, record.run.config.update)
         elif kind == "config":
-            _update(config, record.config.update)
+            _update(settings, record.config.update)
         elif kind == "history":
             _update(summary, record.history.item)
         elif kind == "summary":
             _update(summary, record.summary.update)
         elif kind == "exit":
             row["status"] = "failed" if record.exit.exit_code else "finished"
-    config.pop("_wandb", None)
+    settings.pop("_wandb", None)
     known = {k: v for k, v in summary.items() if not k.startswith("_") or k == "_step"}
-    return {**dict(flat(config)), **dict(flat(known)), **row}
+    return {**dict(flat(settings)), **dict(flat(known)), **row}
 
 
 def _update(values: dict[str, Any], items: Any) -> None:

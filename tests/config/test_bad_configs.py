@@ -188,7 +188,10 @@ TOGETHER = [
 ]
 SWEEPS = [
     ("[{'sizee': 1}, {'seed': -1}]", r"point 0 .*: sizee: no such key(.|\n)*point 1 .*: seed: -1"),
-    ("[{'data.heldout': 0.999}]", "point {'data.heldout': 0.999}: data.path: .* training tokens"),
+    (
+        "[{'data.heldout': 0.999}]",
+        "point {'data.heldout': 0.999}: batch.size: 16, but only .* training examples",
+    ),
     ("[3]", "point 0: 3 is not a dict of overrides"),
     ("3", r"sweep\(\) gives 3; expected a list"),
     ("({'seed': i} for i in __import__('itertools').count())", "yields more than 100,000 points"),

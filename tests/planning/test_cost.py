@@ -70,7 +70,7 @@ def test_the_state_and_the_heldout_set_take_what_is_predicted(mesh, tiny):
     assert held.parameters == on_first(state.params)
     assert held.parameters + held.optimizer == on_first(state)
     assert held.batches == batches
-    assert held.waiting == batches + on_first(trainer._heldout)
+    assert held.waiting == batches + on_first(trainer._heldout[0])
     assert memory.MemoryEstimate(*held).temporary == 0
 
 
