@@ -236,6 +236,8 @@ def _mixed_recipes(rows: Sequence[Row]) -> list[str]:
     for name in dict.fromkeys(str(k) for row in rows for k in row):
         last = name.replace("/", ".").split(".")[-1].lower().strip().replace(" ", "_")
         cells = [row.get(name) for row in rows]
+        if any(isinstance(cell, dict | list) for cell in cells):
+            continue  # of a run's own records; no table of words has such
         words = Counter(str(cell) for cell in cells if not states.is_missing(cell))
         if last in NO_RECIPE or not 2 <= len(words) <= MOST_KINDS:
             continue

@@ -21,7 +21,7 @@ OUTCOMES = re.compile(
     r"started|ended|created|updated|date|timestamp|host|hostname|node|device|devices|gpu|pid|user|"
     r"id|run|name|runid|run_name|run_id|uuid|path|dir|url|link|notes|note|tags|tag|comment|state|"
     r"status|reason|attempts|restarts|seed|seeds|rank|index|weight|excluded|step|steps|epoch|epochs|"
-    r"part_of_run|unit|version|commit|sha)",
+    r"part_of_run|unit|version|commit|sha|dispatch|cores|instructions|device_kind)",
     re.IGNORECASE,
 )
 OUTCOME_BEGINS = re.compile(r"(?:train|val|valid|validation|test|eval|heldout|held_out|downstream)"

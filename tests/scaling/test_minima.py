@@ -270,6 +270,19 @@ def test_a_tuning_sweep_is_not_taken_for_seeds(law):
         fit_law(law, tuned_rows(), best_of="size")
 
 
+def test_how_a_run_was_computed_is_no_setting_of_it():
+    seeds = [
+        {**r, "run": f"{r['run']}{s}", "seed": s, "loss": r["loss"] * (1 + s / 1e3),
+         "steps_per_dispatch": 50 + s, "cores": 1 + s, "groups": {"head": int(r["params"])}}
+        for r in iso_rows() for s in range(3)
+    ]  # fmt: skip
+    document = fit_law("isoflop", seeds)
+    assert document["noise"]["source"] == "replicates"
+    assert not any("differ in" in w or "values of" in w for w in document["warnings"])
+    batches = [{**row, "batch": 8 * (1 + row["seed"])} for row in seeds]
+    assert any("differ in batch" in w for w in fit_law("isoflop", batches)["warnings"])
+
+
 def test_a_few_replicates_are_compared_with_the_valleys():
     rows = iso_rows(0.004, seed=5, span=5)
     again = [{**r, "run": f"{r['run']}b", "loss": r["loss"] * 1.00001} for r in rows[20:23]]
