@@ -9,7 +9,7 @@ had happened, bit for bit on the same devices.
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -32,9 +32,35 @@ DISPATCH_SECONDS, TIMED_STEPS = 1.0, 4
 NEGLIGIBLE_SHARE = 0.01  # of a device: a smaller state is not looked at before it is allocated
 
 
+class LoopTrainer(Protocol):
+    """What the loop asks of one run, or of several that are vmapped: their state is one."""
+
+    def batches(self, step: int, n: int, room: int) -> dict[str, Any]: ...
+    def steps(self, state: Any, batches: dict[str, Any], n: int, /) -> tuple[Any, dict]: ...
+    def evaluate(self, params: dict, stop: Callable[[], bool]) -> Any: ...
+
+
+class LoopRecorder(Protocol):
+    dispatch: int
+
+    def push(self, step: int, n: int, metrics: dict[str, Any]) -> None: ...
+    def settle(self) -> None: ...
+    def evaluation(self, step: int, metrics: Any) -> None: ...
+
+
+class LoopCheckpoints(Protocol):
+    @property
+    def directory(self) -> RunDirectory: ...
+    @property
+    def kept_steps(self) -> Collection[int]: ...
+
+    def restore(self) -> tuple[int, Any]: ...
+    def save(self, step: int, state: Any, must: bool, /) -> None: ...
+
+
 class DispatchSizer:
     """How many steps go into a dispatch: the most that fit, or, if `paced`, as many as take about
-    DISPATCH_SECONDS, , so that the host's part is small and a signal to stop is heard.
+    DISPATCH_SECONDS, so that the host's part is small and a signal to stop is heard.
 
     That is chosen once, by the time of the first dispatches, and for all processes of a run alike:
     they must make the same dispatches. No choice changes what is computed.
@@ -119,12 +145,12 @@ def preflight(run: Run, directory: RunDirectory) -> tuple[Run, Mesh] | None:
 
 def run_loop(
     run: Run,
-    trainer: Any,
-    recorder: Any,
-    policy: Any,
+    trainer: LoopTrainer,
+    recorder: LoopRecorder,
+    policy: LoopCheckpoints,
     stop: Callable[[], bool],
     profile: Profile,
-) -> tuple:
+) -> tuple[Any, Any]:
     """All steps of a run (or of several, see vmapped_runs), in the order of the contract; returns
     the final evaluation and the final state. Nothing is moved between host and devices but what
     the loop puts and gets explicitly."""
@@ -190,5 +216,5 @@ def _steps_to_next(step: int, run: Run, kept_steps: Collection[int]) -> int:
     return min([run.steps - step, *ends])
 
 
-def _preempted(run: Run, policy: Any, step: int) -> Preempted:
+def _preempted(run: Run, policy: LoopCheckpoints, step: int) -> Preempted:
     return Preempted(f"{policy.directory.path}: stopped and saved at step {step} of {run.steps}")
