@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
     from research import scaling
     from research.report import fit_figures, text
-    from research.scaling import table
+    from research.scaling import fit_document, table
 
     rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma)
     analysis = scaling.analyze(
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     )
     figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
     out = files.make_directory(args.out)  # from here on only the disk can fail
-    files.write_json(out / "fit.json", analysis.document)
+    path = fit_document.write_document(out, analysis.document)
     written = fit_figures.save_figures(figures, out)
     if sweep:
         files.write_atomic(
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         )
         written.append(out / "next.py")
     print(words)
-    print("\n".join(str(path) for path in (out / "fit.json", *written)))
+    print("\n".join(map(str, (path, *written))))
     return 0
 
 

@@ -18,6 +18,7 @@ from research.report import decision_figures, fit_figures, html, style, sweep_fi
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
 from research.runs.table import read_table
+from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
 
 Row = dict[str, Any]
@@ -67,11 +68,9 @@ def write_report(
     for name, fit in fits.items():
         if fit["document"]:
             stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
-            written[stem] = workdir / f"{stem}.json"
-            files.write_json(written[stem], fit["document"])
+            written[stem] = write_document(workdir, fit["document"], stem)
     for name, analysis in [*surfaces.items(), *([("compare", compared)] if compared else [])]:
-        written[f"fit-{name}"] = workdir / f"fit-{name}.json"
-        files.write_json(written[f"fit-{name}"], analysis.document)
+        written[f"fit-{name}"] = write_document(workdir, analysis.document, f"fit-{name}")
     places = sorted((workdir / "data").glob("*.json"))
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}

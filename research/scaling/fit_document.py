@@ -4,10 +4,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from research.io import files
 from research.scaling import compute_optimal, influence, numbers, table, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
 from research.scaling.optimize import Problem, minimize, parameter_bounds
@@ -17,6 +19,13 @@ from research.scaling.statistics import held_out_summary, pooled_sd
 UNIT = "as in the table"
 PLAIN = re.compile(r"[\w %/().,-]{1,60}")
 OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
+
+
+def write_document(directory: Path, document: Mapping[str, Any], name: str = "fit") -> Path:
+    """Write fit.json, or the document of one of several fits, and return where it is."""
+    path = directory / f"{name}.json"
+    files.write_json(path, document)
+    return path
 
 
 def build_document(fit: Fit) -> dict[str, Any]:
