@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import f as f_distribution
-from scipy.stats import t as t_distribution
+from scipy.special import fdtrc, stdtr
 
 from research.errors import BadInput
 from research.scaling import power_laws, table
@@ -336,7 +335,7 @@ def _worst_outlier(group: Sequence[table.Row]) -> tuple[int, float, float] | Non
         above = np.expm1(r / (1 - leverage))
     t[(x == x.min()) | (x == x.max()) | ~np.isfinite(t)] = -np.inf
     worst = int(t.argmax())
-    p = float(t_distribution.sf(t[worst], freedom)) * len(x)
+    p = float(stdtr(freedom, -t[worst])) * len(x)
     if p < OUTLIER and above[worst] > OUTLIER_SHARE:
         return worst, float(t[worst]), float(above[worst])
     return None
@@ -352,7 +351,7 @@ def estimate_noise(rows: Sequence[table.Row], budgets: Sequence[Budget], options
     rough, valleys = _valley_scatter(budgets)
     if freedom >= 2 and sd:
         ratio = (rough / sd) ** 2
-        if not valleys or f_distribution.sf(ratio, valleys, freedom) > DIFFERENT:
+        if not valleys or fdtrc(valleys, freedom, ratio) > DIFFERENT:
             return Noise(sd, "replicates", freedom)
         source = f"scatter about smooth valleys; replicates alone say {sd:.2%}"
         return Noise(rough, source, valleys)
