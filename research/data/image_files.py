@@ -84,7 +84,10 @@ def stamp(path: str) -> object:
     for folder, below, names in os.walk(path):
         below.sort()
         for name in sorted(names):
-            stat = os.stat(os.path.join(folder, name), follow_symlinks=False)
+            try:
+                stat = os.stat(os.path.join(folder, name), follow_symlinks=False)
+            except FileNotFoundError:  # it went away since the folder was listed
+                continue
             digest.update(repr((folder, name, stat.st_size, stat.st_mtime_ns)).encode())
     return digest.hexdigest()
 

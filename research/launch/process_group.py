@@ -50,11 +50,11 @@ def divide_slot(slot: Slot, count: int) -> list[Slot]:
 
 def exit_code_of_group(codes: Iterable[int]) -> int:
     """The exit code of a group whose processes ended with `codes`: an error that one of them
-    reported before a death, since the others die when they lose it; a death before having
-    stopped."""
+    reported before a death, since the others die when they lose it; of deaths, one by a signal
+    before those that only noticed it; a death before having stopped."""
     codes = list(codes)
     errors = [code for code in codes if code > 0 and code not in (*COLLECTIVE_CODES, HUNG)]
-    deaths = [code for code in codes if code < 0 or code == HUNG]
+    deaths = sorted(code for code in codes if code < 0 or code == HUNG)
     return next(iter([*errors, *deaths, *sorted(codes, reverse=True)]))
 
 

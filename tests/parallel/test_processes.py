@@ -317,6 +317,7 @@ def test_flags_that_do_not_fit_are_rejected(argv, problem):
 
 def test_the_exit_code_of_several_is_what_one_of_them_said_went_wrong():
     assert exit_code_of_group([0, 0]) == DONE
+    assert exit_code_of_group([HUNG, -9]) == exit_code_of_group([-9, HUNG]) == -9
     assert exit_code_of_group([PREEMPTED, PREEMPTED]) == PREEMPTED
     assert exit_code_of_group([-6, IO_ERROR]) == IO_ERROR  # one died because the other left
     assert exit_code_of_group([HUNG, -9]) in (HUNG, -9)
