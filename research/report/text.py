@@ -149,10 +149,13 @@ def laws_sentence(laws: Sequence[Mapping[str, Any]]) -> str:
     weights: dict[str, float] = {}
     for law in laws:
         weights[law["law"]] = weights.get(law["law"], 0.0) + law["weight"]
-    told = [f"{name} {weight:.0%}" for name, weight in weights.items() if weight >= 0.005]
-    if len(told) == 1:
-        return f"the rows speak for {told[0].split()[0]} alone"
-    return f"predictions are averaged over laws: {', '.join(told)}"
+    shown = [f"{name} {weight:.0%}" for name, weight in weights.items() if weight >= 0.005]
+    if len(shown) > 1:
+        return f"predictions are averaged over laws: {', '.join(shown)}"
+    alone = shown[0].split()[0]
+    if not all(law.get("fitted", True) for law in laws):
+        return f"{alone} alone could be fitted, so no interval holds the choice of the law"
+    return f"the rows speak for {alone} alone"
 
 
 def _parts_words(parts: Mapping[str, float]) -> str:

@@ -1,7 +1,7 @@
 """A prediction averaged over the laws that the data cannot tell apart.
 
 Which law holds is not known, and far from the data laws part that agree within them. Every
-candidate is fitted; its weight is what the rows say for it, exp(-AICc / 2) with the errors that
+candidate is fitted; its weight is what the rows say for it, exp(-AIC / 2) with the errors that
 rows share (Burnham and Anderson 2002), times the density of what it predicts for the largest
 budgets from the others. Draws of every law, weighted so, are one predictive distribution: its
 interval holds noise, parameters and the choice of the law, and says how much of it is which. Beyond
@@ -21,17 +21,18 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import compute_optimal, table
-from research.scaling.effects import log_loss_slope
+from research.scaling.effects import Effects, log_loss_slope
 from research.scaling.fit import Fit
 from research.scaling.fit_document import build_document
 from research.scaling.laws import Law, break_points, broken_size, named_law
 from research.scaling.optimize import Problem
-from research.scaling.options import Options, Split, split_rows
+from research.scaling.options import Options, Split, filter_rows, split_rows
 from research.scaling.power_laws import NAMES
 from research.scaling.statistics import held_out_summary
 
 BY_BOTH = ("chinchilla", "overtraining", "interaction", "skaling", "broken_size")
 BY_ONE = ("power", "broken")
+READ_ONE, READ_BOTH = ("params", "loss"), ("params", "tokens", "loss")
 DRAWS = 500  # of each law
 SPEAKS = 0.15  # weight of a law that may stand for all
 LEAST = 0.01  # weight, below which a law is told and not drawn
@@ -39,7 +40,6 @@ LARGEST_SHARE = 0.1  # of the rows, at least, that the hold-out of a weight pred
 EXTRAPOLATIONS = (3.0, 10.0)  # factors on compute over which a law is tried within the table
 MIN_LEFT = 4  # rows beyond its parameters from which a law is extrapolated
 DRIFT = 3.5  # per decade of compute beyond the table, in what budgets are off the law (rms)
-NOISE_PARAMETERS = 3  # of the noise: of runs, sizes and budgets
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Member:
 
     fit: Fit
     weight: float
-    aicc: float
-    score: float
+    aic: float
+    score: float | None
     draws: np.ndarray
     stretch: float  # by which errors of its own extrapolations exceeded what it said of them
 
@@ -77,30 +77,34 @@ def fit_average(rows: Sequence[table.Row], options: Options) -> Average:
     """The candidates fitted to the rows: laws of params and tokens where both vary, else of the
     column `against`. Raises BadInput where none can be fitted."""
     fits, others = [], []
-    errors: list[str] = []
+    errors: tuple[str, ...] = ()
     for law in _laws(rows, options):
         name = law.name
         try:
             options.check_against(law)
             fit = Fit(law, split_rows(law, rows, options), options)
-            fits.append((fit, _aicc(fit), _score_largest(fit)))
+            fits.append((fit, _aic(fit), _score_largest(fit)))
         except BadInput as error:
-            others.append({"law": name, "weight": 0.0, "reason": str(error).splitlines()[0]})
-            errors = errors or list(error.args)
+            others.append(
+                {"law": name, "weight": 0.0, "fitted": False, "reason": error.problems[0]}
+            )
+            errors = errors or tuple(error.problems)
     if not fits:
         raise BadInput(*errors)
+    if any(score is None for *_, score in fits):  # to be weighed alike or not at all
+        fits = [(fit, aic, None) for fit, aic, _ in fits]
     # One kind of law is one candidate, at however many sizes its exponent may change.
     kinds = Counter(fit.law.name for fit, *_ in fits)
-    scores = [-aicc / 2 + score - math.log(kinds[fit.law.name]) for fit, aicc, score in fits]
+    scores = [-aic / 2 + (score or 0.0) - math.log(kinds[fit.law.name]) for fit, aic, score in fits]
     weights = np.exp(np.array(scores) - max(scores))
     weights /= weights.sum()
     kept = weights >= LEAST
     members = []
-    for (fit, aicc, score), weight, keep in zip(fits, weights, kept, strict=True):
+    for (fit, aic, score), weight, keep in zip(fits, weights, kept, strict=True):
         if keep:
             draws = fit.draws if fit.draws is not None else _draws(fit)
             share = float(weight / weights[kept].sum())
-            members.append(Member(fit, share, aicc, score, draws, _stretch(fit)))
+            members.append(Member(fit, share, aic, score, draws, _stretch(fit)))
         else:
             reason = f"the rows speak against it: weight {weight:.1g}"
             others.append({"law": fit.law.name, "weight": float(weight), "reason": reason})
@@ -108,14 +112,24 @@ def fit_average(rows: Sequence[table.Row], options: Options) -> Average:
 
 
 def candidates(rows: Sequence[table.Row], options: Options) -> tuple[str, ...]:
-    """The names of the laws that can be asked about these rows."""
-    numbers = [(table.parse_number(r.get("params")), table.parse_number(r.get("tokens")))
-               for r in rows]  # fmt: skip
-    both = [{"params": n, "tokens": d} for n, d in numbers if n and d and n > 0 and d > 0]
-    one = options.predict or options.against != "params" or len(both) < len(rows) / 2
-    if one or compute_optimal.vary_together(both):
+    """The names of the laws that can be asked about these rows: those of params and tokens where
+    most rows have both, and both vary, each in its own way. Raises BadInput for a column that
+    cannot be read."""
+    columns = {str(name) for row in rows for name in row}
+    if options.predict or options.against != "params" or not {*READ_BOTH} <= columns:
         return BY_ONE
-    return BY_ONE if len({row["tokens"] for row in both}) == 1 else BY_BOTH
+    of_size, both = (_fitted_rows(rows, needed, options) for needed in (READ_ONE, READ_BOTH))
+    if not both or len(both) < len(of_size) / 2 or compute_optimal.vary_together(both):
+        return BY_ONE
+    varied = all(len({row[name] for row in both}) > 1 for name in ("params", "tokens"))
+    return BY_BOTH if varied else BY_ONE
+
+
+def _fitted_rows(
+    rows: Sequence[table.Row], needed: Sequence[str], options: Options
+) -> list[table.Row]:
+    usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
+    return filter_rows(usable, dropped, options, needed[:-1], needed[-1])[0]
 
 
 def _laws(rows: Sequence[table.Row], options: Options) -> list[Law]:
@@ -123,9 +137,8 @@ def _laws(rows: Sequence[table.Row], options: Options) -> list[Law]:
     names = candidates(rows, options)
     laws = [named_law(name, options.against) for name in names if name != "broken_size"]
     if len(laws) < len(names):
-        sizes = [table.parse_number(row.get("params")) for row in rows]
-        points = break_points(np.array([n for n in sizes if n and n > 0]))
-        laws += [broken_size(float(at)) for at in points]
+        sizes = [row["params"] for row in _fitted_rows(rows, READ_BOTH, options)]
+        laws += [broken_size(float(at)) for at in break_points(np.array(sizes))]
     return laws
 
 
@@ -135,25 +148,36 @@ def _draws(fit: Fit) -> np.ndarray:
     return fit.simulate(DRAWS)
 
 
-def _aicc(fit: Fit) -> float:
-    assert fit.effects
-    n, p = fit.problem.n, int((~fit.problem.fixed_mask).sum()) + NOISE_PARAMETERS
-    return fit.effects.deviance + 2 * p * n / max(n - p - 1, 0.5)
+def _aic(fit: Fit) -> float:
+    """Not corrected for few rows: with hardly more rows than parameters the correction would
+    choose the simplest law whatever they say, and its interval is the narrowest."""
+    return _effects(fit).deviance + 2 * int((~fit.problem.fixed_mask).sum())
 
 
-def _score_largest(fit: Fit) -> float:
+def _effects(fit: Fit) -> Effects:
+    """The effects in the rows of a member. Raises BadInput where rows of one run err together."""
+    if fit.effects is None:
+        runs = len(set(fit.clusters))
+        raise BadInput(
+            f"{fit.problem.n} rows of {runs} runs: rows of one run err together, and an average is "
+            f"over laws of final losses; --last_rows fits the last of each run, "
+            f"--law={fit.law.name} all of them"
+        )
+    return fit.effects
+
+
+def _score_largest(fit: Fit) -> float | None:
     """The log density of the mean error, in log loss, of the largest budgets, predicted from the
-    others: by the error of the parameters, and the noise. 0 where too few rows would be left."""
+    others: by the error of the parameters, and the noise. None where too few rows would be left."""
     cost = _costs(fit)
     limit = np.quantile(cost, 1 - LARGEST_SHARE, method="lower") / (1 + 0.05)
     split = _extrapolate(fit, cost >= limit)
     if split is None:
-        return 0.0
+        return None
     errors, slopes, part = split
-    assert part.effects
     along = slopes.mean(1)
     variance = float(along @ _covariance(part.problem, part) @ along)
-    variance += part.effects.run_noise**2 / len(errors)
+    variance += _effects(part).run_noise ** 2 / len(errors)
     return -0.5 * (float(errors.mean()) ** 2 / variance + math.log(variance))
 
 
@@ -167,9 +191,8 @@ def _stretch(fit: Fit) -> float:
         if split is None:
             continue
         errors, slopes, part = split
-        assert part.effects
         variance = np.einsum("pn,pq,qn->n", slopes, _covariance(part.problem, part), slopes)
-        variance += part.effects.run_noise**2
+        variance += _effects(part).run_noise ** 2
         ratios.append(float(np.mean(errors**2 / variance)))
     return max(1.0, math.sqrt(float(np.mean(ratios)))) if ratios else 1.0
 
@@ -199,9 +222,8 @@ def _covariance(problem: Problem, fit: Fit) -> np.ndarray:
     free = ~problem.fixed_mask
     j = problem.residuals(fit.best[None])[1][0][free] * np.sqrt(problem.weights)
     away = np.linalg.pinv(j @ j.T, hermitian=True) @ j
-    assert fit.effects
     out = np.zeros((len(free), len(free)))
-    out[np.ix_(free, free)] = away @ fit.effects.covariance() @ away.T
+    out[np.ix_(free, free)] = away @ _effects(fit).covariance() @ away.T
     return out
 
 
@@ -219,7 +241,7 @@ def build_average(average: Average, options: Options) -> dict[str, Any]:
                 "law": m.fit.law.name,
                 "formula": m.fit.law.formula,
                 "weight": m.weight,
-                "aicc": m.aicc,
+                "aic": m.aic,
                 "largest_budgets": m.score,
                 "stretch": m.stretch,
                 "params": m.fit.params,
@@ -325,8 +347,7 @@ def _predict_loss(
     centers, laws, runs, spreads, drifts, of_floor = [], [], [], [], [], []
     arrays = {name: np.asarray(values, float) for name, values in columns.items()}
     for member in average.members:
-        law, effects = member.fit.law, member.fit.effects
-        assert effects
+        law, effects = member.fit.law, _effects(member.fit)
         x = law.prepare(arrays)
         centers.append(float(law.evaluate(member.fit.best[None], x)[0][0, 0]))
         drawn = law.evaluate(member.draws, x)[0]

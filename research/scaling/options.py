@@ -16,7 +16,7 @@ from research.scaling.optimize import OBJECTIVES
 ONLY_FOR = {"against": (AUTO, *AGAINST), "method": ("isoflop",), "noise": ("isoflop",)}
 NOT_FOR = {
     **dict.fromkeys(("objective", "huber_delta"), METHODS),
-    "cluster": ("isoflop", "optima"),
+    "cluster": ("isoflop", "optima", AUTO),
     "holdout": ("envelope", "optima"),
 }
 
