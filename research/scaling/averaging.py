@@ -25,10 +25,9 @@ from research.scaling.effects import Effects, log_loss_slope
 from research.scaling.fit import Fit
 from research.scaling.fit_document import build_document
 from research.scaling.laws import Law, break_points, broken_size, named_law
-from research.scaling.optimize import Problem
 from research.scaling.options import Options, Split, filter_rows, split_rows
 from research.scaling.power_laws import NAMES
-from research.scaling.statistics import held_out_summary
+from research.scaling.statistics import held_out_row, held_out_summary
 
 BY_BOTH = ("chinchilla", "overtraining", "interaction", "skaling", "broken_size")
 BY_ONE = ("power", "broken")
@@ -176,7 +175,7 @@ def _score_largest(fit: Fit) -> float | None:
         return None
     errors, slopes, part = split
     along = slopes.mean(1)
-    variance = float(along @ _covariance(part.problem, part) @ along)
+    variance = float(along @ part.covariance @ along)
     variance += _effects(part).run_noise ** 2 / len(errors)
     return -0.5 * (float(errors.mean()) ** 2 / variance + math.log(variance))
 
@@ -191,7 +190,7 @@ def _stretch(fit: Fit) -> float:
         if split is None:
             continue
         errors, slopes, part = split
-        variance = np.einsum("pn,pq,qn->n", slopes, _covariance(part.problem, part), slopes)
+        variance = np.einsum("pn,pq,qn->n", slopes, part.covariance, slopes)
         variance += _effects(part).run_noise ** 2
         ratios.append(float(np.mean(errors**2 / variance)))
     return max(1.0, math.sqrt(float(np.mean(ratios)))) if ratios else 1.0
@@ -217,23 +216,11 @@ def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fi
     return log_loss[0] - measured, slopes[0], part
 
 
-def _covariance(problem: Problem, fit: Fit) -> np.ndarray:
-    """Of the parameters [P, P], linearized, with the errors that rows share."""
-    free = ~problem.fixed_mask
-    j = problem.residuals(fit.best[None])[1][0][free] * np.sqrt(problem.weights)
-    away = np.linalg.pinv(j @ j.T, hermitian=True) @ j
-    out = np.zeros((len(free), len(free)))
-    out[np.ix_(free, free)] = away @ _effects(fit).covariance() @ away.T
-    return out
-
-
 def build_average(average: Average, options: Options) -> dict[str, Any]:
     """The document of fit.json: that of `Average.best`, with averaged predictions."""
-    silent = dataclasses.replace(options, predict=(), predict_flops=())
-    best = average.best
-    best.options = silent
-    document = build_document(best)
-    best.options = options
+    document = build_document(
+        average.best, _predictions(average, options), _check_held_out(average, options)
+    )
     document |= {
         "law": "auto",
         "laws": [
@@ -249,8 +236,6 @@ def build_average(average: Average, options: Options) -> dict[str, Any]:
             for m in average.members
         ]
         + average.others,
-        "predictions": _predictions(average, options),
-        "holdout": _check_held_out(average, options),
     }
     if document["optimal"]:
         document["optimal"] = _optimal_power_laws(average)
@@ -269,10 +254,11 @@ def _interval(values: np.ndarray, weights: np.ndarray) -> list[float | None]:
     finite = np.isfinite(values)
     if len(values) < 3 or weights[finite].sum() < 0.95 * weights.sum():
         return [None, None]
-    order = np.argsort(values[finite])
-    mass = np.cumsum(weights[finite][order]) / weights[finite].sum()
-    ends = values[finite][order][np.searchsorted(mass, [0.025, 0.975]).clip(max=finite.sum() - 1)]
-    return [float(x) for x in ends]
+    return _quantiles(values[finite], weights[finite], [0.025, 0.975])
+
+
+def _quantiles(values: np.ndarray, weights: np.ndarray, levels: Sequence[float]) -> list[Any]:
+    return np.quantile(values, levels, weights=weights, method="inverted_cdf").tolist()
 
 
 def _predictions(average: Average, options: Options) -> list[dict[str, Any]]:
@@ -310,6 +296,7 @@ def _optimum(average: Average, c: float) -> dict[str, Any]:
     drawn, mass = _mixture(average, sizes)
     cost, of_cost = _mixture(average, regret)
     known = np.isfinite(cost)
+    wasted = _quantiles(cost[known], of_cost[known], [0.5, 0.95]) if known.any() else [None, None]
     tokens = c / compute_optimal.PER_TOKEN / drawn
     return {
         "flops": float(c),
@@ -324,19 +311,8 @@ def _optimum(average: Average, c: float) -> dict[str, Any]:
             "loss": predicted["interval"],
             "run": predicted["run_interval"],
         },
-        "regret": {
-            name: _quantile(cost[known], of_cost[known], level)
-            for name, level in (("median", 0.5), ("quantile_95", 0.95))
-        },
+        "regret": dict(zip(("median", "quantile_95"), wasted, strict=True)),
     }
-
-
-def _quantile(values: np.ndarray, weights: np.ndarray, level: float) -> float | None:
-    if not len(values):
-        return None
-    order = np.argsort(values)
-    mass = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][min(int(np.searchsorted(mass, level)), len(values) - 1)])
 
 
 def _predict_loss(
@@ -433,17 +409,6 @@ def _check_held_out(average: Average, options: Options) -> dict[str, Any] | None
     rows = []
     for row in average.best.parts.held_out:
         predicted, _ = _predict_loss(average, {c: [row[c]] for c in law.columns})
-        low, high = predicted["run_interval"]
-        measured = row[law.response]
-        inside = (low is None or low <= measured) and (high is None or measured <= high)
-        rows.append(
-            {
-                "run": row["run"],
-                **{name: row[name] for name in law.columns},
-                **predicted,
-                "measured": measured,
-                "error": float(predicted[law.response] / measured - 1),
-                "covered": inside,
-            }
-        )
+        known = {name: row[name] for name in law.columns}
+        rows.append(held_out_row(row["run"], known, predicted, law.response, row[law.response]))
     return held_out_summary(options.holdout, rows) if rows else None

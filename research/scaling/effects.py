@@ -19,6 +19,7 @@ import numpy as np
 from research.scaling import table
 from research.scaling.laws import Law
 from research.scaling.optimize import Problem
+from research.scaling.statistics import number_groups
 
 NEAR = 0.05  # relative: sizes, or budgets, this near to each other share an effect
 # Half-Cauchy scales of the effects: of a size and of a budget's valley in log N, of its level in
@@ -132,13 +133,8 @@ def log_loss_slope(
 
 def _members(values: np.ndarray, least: int) -> np.ndarray:
     """Which row [n] belongs to which group [q] of near values that has `least` rows."""
-    order = np.argsort(values, kind="stable")
-    number, current, first = np.empty(len(values), int), 0, values[order[0]]
-    for i in order:
-        if values[i] > first * (1 + NEAR):
-            current, first = current + 1, values[i]
-        number[i] = current
-    groups = np.eye(current + 1)[number]
+    number = number_groups(values, NEAR, NEAR)
+    groups = np.eye(number.max() + 1)[number]
     groups = groups[:, groups.sum(0) >= least]
     return groups if groups.shape[1] >= MIN_GROUPS else groups[:, :0]
 

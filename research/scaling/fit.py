@@ -60,10 +60,6 @@ class Fit:
         self.start, self._ends = self.begun[order], theta
         self.clusters = cluster_names(parts.fitted, options.cluster)
         self.enough = len(set(self.clusters)) >= FEW
-        self.effects = self._effects()
-        if self.effects is not None and self.effects.shared:
-            covariance = self.effects.covariance()
-            self.problem = dataclasses.replace(self.problem, covariance=covariance)
         resamples = options.bootstrap
         if resamples is None and self.problem.clusters is not None and self.enough:
             resamples = RESAMPLES  # rows of one run err together, each run in its own way
@@ -102,11 +98,37 @@ class Fit:
                 return best, value, gradient, True
         return best, value, gradient, False
 
-    def _effects(self) -> Effects | None:
+    @functools.cached_property
+    def effects(self) -> Effects | None:
         """What rows of one size or one budget share; None where clusters say what they share."""
         if self.problem.clusters is not None:
             return None
         return estimate_effects(self.law, self.problem, self.best, self.parts.fitted)
+
+    @functools.cached_property
+    def _correlated(self) -> Problem:
+        """The problem with the covariance of rows that share effects, for intervals."""
+        if self.effects is None or not self.effects.shared:
+            return self.problem
+        return dataclasses.replace(self.problem, covariance=self.effects.covariance())
+
+    @functools.cached_property
+    def covariance(self) -> np.ndarray:
+        """Of the fitted parameters [P, P], linearized, with the errors that rows share; that of a
+        parameter which is held is 0."""
+        problem, free = self.problem, ~self.problem.fixed_mask
+        j = problem.residuals(self.best[None])[1][0][free] * np.sqrt(problem.weights)
+        away = np.linalg.pinv(j @ j.T, hermitian=True) @ j
+        if self.effects is None:
+            pull = np.sqrt(problem.weights) * problem.influence(self.best[None])[0]
+            noise = uncertainty.run_noise(problem, self.best) ** 2
+            noise *= uncertainty.design_effect(problem, pull)
+            of_rows = noise * np.eye(problem.n)
+        else:
+            of_rows = self.effects.covariance()
+        out = np.zeros((len(free), len(free)))
+        out[np.ix_(free, free)] = away @ of_rows @ away.T
+        return out
 
     @functools.cached_property
     def rivals(self) -> np.ndarray:
@@ -152,7 +174,7 @@ class Fit:
         points = self.law.prepare({k: np.asarray(v, float) for k, v in columns.items()})
         if self.draws is None:
             intervals = uncertainty.prediction_intervals(
-                self.problem, self.best, self.value, self.rivals, points
+                self._correlated, self.best, self.value, self.rivals, points
             )
             return tuple(np.exp(part) for part in intervals)  # type: ignore[return-value]
         center = self.law.evaluate(self.best[None], points)[0][0]
@@ -173,7 +195,7 @@ class Fit:
         """The profile interval of every parameter, as reported: an open end of one that is
         positive is 0 or inf."""
         intervals = uncertainty.parameter_intervals(
-            self.problem, self.best, self.value, self.rivals
+            self._correlated, self.best, self.value, self.rivals
         )
         out = []
         for name, (low, high) in zip(self.law.parameters, intervals, strict=True):

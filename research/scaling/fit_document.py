@@ -14,7 +14,7 @@ from research.scaling import compute_optimal, influence, numbers, table, uncerta
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
 from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.replicates import replicate_groups, tuning_warnings
-from research.scaling.statistics import held_out_summary, pooled_sd
+from research.scaling.statistics import held_out_row, held_out_summary, pooled_sd
 
 UNIT = "as in the table"
 PLAIN = re.compile(r"[\w %/().,-]{1,60}")
@@ -28,9 +28,16 @@ def write_document(directory: Path, document: Mapping[str, Any], name: str = "fi
     return path
 
 
-def build_document(fit: Fit) -> dict[str, Any]:
-    """The document of `fit.json`."""
+def build_document(
+    fit: Fit,
+    predictions: list[dict[str, Any]] | None = None,
+    holdout: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The document of `fit.json`: with the predictions of the fit, and what it says of held-out
+    rows, unless those of an average are given."""
     law, options = fit.law, fit.options
+    if predictions is None:
+        predictions, holdout = _predictions(fit), _holdout(fit)
     agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
     document = {
         "law": law.name,
@@ -59,12 +66,12 @@ def build_document(fit: Fit) -> dict[str, Any]:
         "optimal": compute_optimal.optimal_power_laws(fit)
         if compute_optimal.has_optimum(law)
         else None,
-        "predictions": _predictions(fit),
-        "holdout": _holdout(fit),
+        "predictions": predictions,
+        "holdout": holdout,
     }
     if options.score:
         document["score"] = _score(fit)
-    document["influence"], decisive = influence.influence_section(fit, document["predictions"])
+    document["influence"], decisive = influence.influence_section(fit, predictions)
     document["warnings"] = (
         _collinearity_warning(fit)
         + _unfinished_warning(fit)
@@ -142,21 +149,14 @@ def _holdout(fit: Fit) -> dict[str, Any] | None:
     center, law, one = fit.predict(columns)
     rows = []
     for i, row in enumerate(fit.parts.held_out):
-        low, high = finite_ends(one[i])
+        predicted = {
+            fit.law.response: float(center[i]),
+            "interval": finite_ends(law[i]),
+            "run_interval": finite_ends(one[i]),
+        }
+        known = {name: row[name] for name in fit.law.columns}
         measured = row[fit.law.response]
-        inside = (low is None or low <= measured) and (high is None or measured <= high)
-        rows.append(
-            {
-                "run": row["run"],
-                **{name: row[name] for name in fit.law.columns},
-                fit.law.response: float(center[i]),
-                "interval": finite_ends(law[i]),
-                "run_interval": [low, high],
-                "measured": measured,
-                "error": float(center[i] / measured - 1),
-                "covered": inside,
-            }
-        )
+        rows.append(held_out_row(row["run"], known, predicted, fit.law.response, measured))
     return held_out_summary(fit.options.holdout, rows)
 
 

@@ -9,6 +9,8 @@ draws, or where what was located lies below every loss that was measured by more
 valley's own curve allow.
 """
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +25,7 @@ from research.scaling.fit import RESAMPLES
 from research.scaling.options import Options
 from research.scaling.power_laws import PowerLaws
 from research.scaling.replicates import replicate_groups
-from research.scaling.statistics import pooled_sd
+from research.scaling.statistics import number_groups, pooled_sd
 
 SAME_BUDGET = 0.05  # relative: FLOPs this near to each other are one budget
 BUDGET_SPREAD = 0.2  # relative: FLOPs of one budget are not further apart than this
@@ -142,17 +144,10 @@ def _groups(
     rows: Iterable[table.Row], column: str, gap: float, spread: float
 ) -> Iterable[list[table.Row]]:
     """Rows whose values follow each other within `gap`, and lie within `spread` of the first."""
-    group: list[table.Row] = []
-    for row in sorted(rows, key=lambda row: row[column]):
-        if group and (
-            row[column] > group[-1][column] * (1 + gap)
-            or row[column] > group[0][column] * (1 + spread)
-        ):
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+    rows = sorted(rows, key=lambda row: row[column])
+    numbers = number_groups([row[column] for row in rows], gap, spread)
+    for _, group in itertools.groupby(zip(numbers, rows, strict=True), key=lambda pair: pair[0]):
+        yield [row for _, row in group]
 
 
 def _mean_log(rows: Sequence[table.Row], column: str) -> float:
@@ -230,7 +225,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
         "dropped": dropped + chosen.dropped,
         "method": f"{options.method}, {resamples} draws of noise {noise.value:.2g} "
         f"({noise.source}), budgets with a scatter of their own",
-        "noise": {"value": noise.value, "source": noise.source, "freedom": noise.freedom},
+        "noise": dataclasses.asdict(noise),
         "scatter": chosen.laws.scatter,
         "methods": sides,
         "minima": sides[options.method]["minima"],

@@ -16,7 +16,7 @@ from research.scaling.laws import power
 from research.scaling.options import Options, Split, filter_rows, hold_out_rows
 from research.scaling.power_laws import PowerLaws
 from research.scaling.replicates import tuning_warnings
-from research.scaling.statistics import held_out_summary
+from research.scaling.statistics import held_out_row, held_out_summary
 
 NEEDED = envelope.NEEDED
 WAYS = {
@@ -139,8 +139,9 @@ def _check_held_out(
 ) -> dict[str, Any] | None:
     """The optimal sizes of held-out budgets, beside what was extrapolated."""
     budgets, _ = isoflop.group_by_budget(held_out)
-    known = isoflop.Noise(noise["value"], noise["source"], noise["freedom"])
-    minima, _ = isoflop.sample_minima(budgets, options.method, known, RESAMPLES, options.seed)
+    minima, _ = isoflop.sample_minima(
+        budgets, options.method, isoflop.Noise(**noise), RESAMPLES, options.seed
+    )
     rows = []
     for minimum in minima:
         predicted = laws.predict(minimum.budget.flops)
@@ -150,19 +151,13 @@ def _check_held_out(
         law = np.log([predicted["params"] if x is None else x for x in ends])
         own = 1.96 * math.hypot(minimum.sd, laws.scatter)
         reach = np.hypot(law - math.log(predicted["params"]), own) * [-1, 1]
-        low, high = predicted["params"] * np.exp(reach)
-        rows.append(
-            {
-                "run": minimum.budget.name,
-                "flops": minimum.budget.flops,
-                "params": predicted["params"],
-                "interval": ends,
-                "run_interval": [float(low), float(high)],
-                "measured": measured,
-                "error": float(predicted["params"] / measured - 1),
-                "covered": bool(low <= measured <= high),
-            }
-        )
+        size = {
+            "params": predicted["params"],
+            "interval": ends,
+            "run_interval": (predicted["params"] * np.exp(reach)).tolist(),
+        }
+        flops = {"flops": minimum.budget.flops}
+        rows.append(held_out_row(minimum.budget.name, flops, size, "params", measured))
     return held_out_summary(options.holdout, rows) if rows else None
 
 

@@ -11,6 +11,26 @@ EFFICIENCY = 0.37  # of a scale from the median, beside one from squares, for no
 FALSE_ALARM = 0.001  # share of tables of normal noise in which a row is taken for an outlier
 
 
+def held_out_row(
+    run: str,
+    known: Mapping[str, Any],
+    predicted: Mapping[str, Any],
+    response: str,
+    measured: float,
+) -> dict[str, Any]:
+    """What was `predicted` for one held-out run (with its "run_interval", of which an end may be
+    open), beside what was measured."""
+    low, high = predicted["run_interval"]
+    return {
+        "run": run,
+        **known,
+        **predicted,
+        "measured": measured,
+        "error": float(predicted[response] / measured - 1),
+        "covered": (low is None or low <= measured) and (high is None or measured <= high),
+    }
+
+
 def held_out_summary(rule: str | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The section "holdout" of rows with an "error" and whether they are "covered"."""
     errors = np.array([row["error"] for row in rows])
@@ -53,11 +73,17 @@ def find_outliers(residuals: np.ndarray, parameters: int) -> tuple[np.ndarray, n
     return off, np.abs(off) > limit
 
 
-def number_groups(values: Sequence[float], apart: float) -> np.ndarray:
+def number_groups(
+    values: Sequence[float] | np.ndarray, apart: float, spread: float = math.inf
+) -> np.ndarray:
     """The number [n] of the group of each positive value, from the least on: neighbors that differ
-    by no more than a share `apart` are in one group."""
-    logs = np.log(values)
-    order = np.argsort(logs)
-    out = np.empty(len(logs), int)
-    out[order] = np.cumsum(np.diff(logs[order], prepend=logs[order[0]]) > math.log1p(apart))
+    by no more than a share `apart` are in one group, which reaches no further than a share `spread`
+    above its least."""
+    values = np.asarray(values, float)
+    order = np.argsort(values, kind="stable")
+    out, current, first, before = np.empty(len(values), int), -1, -math.inf, -math.inf
+    for i in order:
+        if values[i] > before * (1 + apart) or values[i] > first * (1 + spread) or current < 0:
+            current, first = current + 1, values[i]
+        before, out[i] = values[i], current
     return out

@@ -47,7 +47,7 @@ def allowed_rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> fl
     pull = np.sqrt(problem.weights) * problem.influence(theta[None])[0]
     count, freedom = _count_clusters(problem)
     t = float(stdtrit(freedom, (1 + level) / 2))
-    variance = float(np.mean(pull**2)) * count / freedom * _design_effect(problem, pull)
+    variance = float(np.mean(pull**2)) * count / freedom * design_effect(problem, pull)
     return t * t / 2 * variance / _mean_curvature(problem, theta)
 
 
@@ -95,7 +95,7 @@ def _shared_error_factor(problem: Problem, theta: np.ndarray, pull_NxM: np.ndarr
     return np.where(np.isfinite(factor), np.maximum(factor, 1.0), 1.0)
 
 
-def _design_effect(problem: Problem, pull: np.ndarray) -> float:
+def design_effect(problem: Problem, pull: np.ndarray) -> float:
     """By how much the variance grows since rows of one cluster err together."""
     if problem.clusters is None or not pull.any():
         return 1.0
@@ -251,7 +251,7 @@ def parametric_bootstrap(
     noise = rng.standard_normal((k, problem.n))
     if effects is None:
         pull = np.sqrt(problem.weights) * problem.influence(best[None])[0]
-        noise *= run_noise(problem, best) * math.sqrt(_design_effect(problem, pull))
+        noise *= run_noise(problem, best) * math.sqrt(design_effect(problem, pull))
         shared = np.zeros_like(noise)
     else:
         shared, reach = effects.draw(k, rng)
