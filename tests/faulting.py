@@ -21,7 +21,25 @@ from research.training.make_run import make_run
 from research.training.trainer import Trainer
 
 DEVICES = 2
+SMALL_MACHINE = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES)}
 ROOT = Path(__file__).parents[1]
+
+
+def kill_until_done(argv, metrics, kills, rng):
+    """Launch, SIGKILL at a random moment after the first new record, `kills` times; then finish."""
+    for _ in range(kills):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        process = subprocess.Popen(argv, env=SMALL_MACHINE, stdout=subprocess.DEVNULL)
+        try:
+            while process.poll() is None and (
+                not metrics.exists() or metrics.stat().st_size <= size + 40
+            ):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    subprocess.run(argv, env=SMALL_MACHINE, check=True, stdout=subprocess.DEVNULL)
 
 
 class Zygote:

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -229,26 +228,51 @@ def test_configs_import_little(path):
 ENTRIES = [p for p in sorted((ROOT / "experiments").glob("*.py")) if p.name != "__init__.py"]
 
 
-@pytest.mark.parametrize("path", ENTRIES, ids=lambda p: p.name)
-def test_help_is_fast_and_imports_no_jax(path):
-    """Half a second is the promise; a loaded machine is given three times that."""
-    code = (
-        "import sys, runpy; sys.argv = ['x', '--help']\n"
-        "try:\n    runpy.run_module(sys.orig_argv[-1], run_name='__main__')\n"
-        "except SystemExit as stop:\n    assert not stop.code\n"
-        "assert 'jax' not in sys.modules and 'matplotlib' not in sys.modules"
+HELP_COMPUTES = ("calibrate", "fit")  # whose flags are those of a room that computes
+
+
+def loaded_by(code):
+    """The modules that code loads which the interpreter alone has not."""
+    code = (  # multiprocessing gives __main__ a second name
+        "import atexit, runpy, sys; before = {*sys.modules, '__mp_main__'}\n"
+        f"atexit.register(lambda: print(*{{*sys.modules}} - before, file=sys.stderr))\n{code}"
     )
-    seconds = []
-    for _ in range(3):
-        start = time.monotonic()
-        subprocess.run(
-            [sys.executable, "-c", code, f"experiments.{path.stem}"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            cwd=ROOT,
-        )
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 1.5
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+def too_much(loaded, most, brought=frozenset()):
+    """Of what was loaded: what is not the standard library's, nor of ours where it is at most so
+    much, nor what an allowed import has brought."""
+    ours = {name for name in loaded if name.partition(".")[0] in ("research", "experiments")}
+    foreign = {n for n in loaded if n.partition(".")[0] not in sys.stdlib_module_names}
+    return foreign - ours - brought | (ours if len(ours) > most else set())
+
+
+@pytest.fixture(scope="module")
+def brought():
+    return loaded_by("import numpy, scipy.special")
+
+
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda p: p.name)
+def test_help_loads_little(path, brought):
+    """So that it is there at once: its time is that of what it imports."""
+    loaded = loaded_by(
+        f"sys.argv = ['x', '--help']; runpy.run_module('experiments.{path.stem}', None, '__main__')"
+    )
+    assert "research.config.cli" in loaded
+    computes = path.stem in HELP_COMPUTES
+    assert not too_much(loaded, 60 if computes else 40, brought if computes else frozenset())
+
+
+@pytest.mark.parametrize("name", ["jax", "matplotlib", "scipy.stats", "scipy.optimize", "pyarrow"])
+def test_what_help_should_not_load_is_seen(name, brought):
+    assert too_much({"research", "numpy", name}, 40, brought) == {name}
+    assert too_much({"json", "numpy"}, 40) == {"numpy"}
+    ours = {f"research.m{k}" for k in range(41)}
+    assert too_much(ours, 40) == ours
 
 
 @pytest.mark.parametrize("path", ENTRIES, ids=lambda p: p.name)

@@ -185,7 +185,7 @@ def indented(value: object) -> str:
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     out = dict(pairs)
     if len(out) < len(pairs):
         names = [name for name, _ in pairs]
@@ -216,7 +216,7 @@ def parse(raw: bytes, what: object) -> dict:
     numbers that are not finite, keys that come twice, what nests too deep."""
     hooks: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite}
     try:
-        value = json.loads(raw, object_pairs_hook=_no_repeats, **hooks)
+        value = json.loads(raw, object_pairs_hook=no_repeats, **hooks)
         if _depth(value) > NESTED:
             raise ValueError(f"nested more than {NESTED} deep")
     except (ValueError, RecursionError) as error:

@@ -80,7 +80,7 @@ def _json(raw: bytes, what: str) -> TableFile:
     lines, whatever the suffix says."""
     text, notes = table_text.decode(raw, what)
     try:
-        value = json.loads(text, object_pairs_hook=_no_repeats)
+        value = json.loads(text, object_pairs_hook=files.no_repeats)
     except (ValueError, RecursionError) as error:
         if text.lstrip()[:1] == "{" and "\n" in text.strip():
             return _json_lines(raw, what)
@@ -122,7 +122,7 @@ def _json_lines(raw: bytes, what: str) -> TableFile:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line, object_pairs_hook=_no_repeats))
+            rows.append(json.loads(line, object_pairs_hook=files.no_repeats))
         except (ValueError, RecursionError) as error:
             raise BadInput(
                 f"{what}: line {number} is no JSON: {first_line(error)} ({line.strip()[:60]!r})"
@@ -131,14 +131,6 @@ def _json_lines(raw: bytes, what: str) -> TableFile:
     if len(rows) == 1 and not isinstance(rows[0], dict):
         return _json(raw, what)
     return _flattened(rows, places, notes, what)
-
-
-def _no_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    out = dict(pairs)
-    if len(out) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key given twice: {next(n for n in names if names.count(n) > 1)!r}")
-    return out
 
 
 def _flattened(rows: list, places: list[str], notes: list[str], what: str) -> TableFile:

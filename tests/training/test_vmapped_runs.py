@@ -1,12 +1,9 @@
 """Several runs vmapped in one program: each has what it has alone, whatever the others do."""
 
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from contextlib import ExitStack
 
 import jax
@@ -27,15 +24,10 @@ from research.training.loop import train_run
 from research.training.make_run import make_run
 from research.training.trainer import Trainer
 from research.training.vmapped_runs import ALONE, VmappedTrainer, runs_mesh, train_vmapped
+from tests.faulting import SMALL_MACHINE, kill_until_done
+from tests.training.test_train import REAL
 
 LONG = {"horizon.amount": 40.0, "log.every": 1, "eval.every": 16, "save.every": 16}
-REAL = {  # a width at which XLA's choices are those of real runs
-    "model.width": 64,
-    "model.heads": 4,
-    "model.kv_heads": 4,
-    "model.hidden": 168,
-    "data.context": 64,
-}
 WAYS = (
     {"seed": 0, "optim.lr": 0.1},
     {"seed": 1, "optim.lr": 0.4, "optim.optimizer.weight_decay": 0.1},
@@ -422,32 +414,17 @@ with ExitStack() as held:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 12])
-def test_killed_vmapped_runs_end_bitwise_as_undisturbed_ones(kills, tiny, tmp_path):
-    steps = 40 + 40 * kills
+def test_killed_vmapped_runs_end_bitwise_as_undisturbed_ones(tiny, tmp_path):
+    kills, steps = 12, 520
     changes = {"horizon.amount": steps, "log.every": 1, "eval.every": 90, "save.every": 10}
     configs = [tiny({**changes, "save.keep": 1, "mesh.data": 1, "seed": k}) for k in range(3)]
     runs = [make_run(config) for config in configs]
     (tmp_path / "configs.json").write_text(json.dumps(configs))
     argv = [sys.executable, "-c", DRIVER, str(tmp_path / "configs.json"), str(tmp_path / "killed")]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     whole = [*argv[:-1], str(tmp_path / "whole")]
-    subprocess.run(whole, env=environment, check=True)
+    subprocess.run(whole, env=SMALL_MACHINE, check=True)
     metrics = path_of(runs[-1], tmp_path / "killed") / "metrics.jsonl"
-    rng = random.Random(kills)
-    for _ in range(kills):
-        size = metrics.stat().st_size if metrics.exists() else 0
-        process = subprocess.Popen(argv, env=environment)
-        try:
-            while process.poll() is None and (
-                not metrics.exists() or metrics.stat().st_size <= size + 40
-            ):
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.5))
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    subprocess.run(argv, env=environment, check=True)
+    kill_until_done(argv, metrics, kills, random.Random(kills))
     assert metrics.read_text().count('"resume"') > 1, "nothing was interrupted"
     for run in runs:
         jax.tree.map(
