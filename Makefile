@@ -52,7 +52,7 @@ bench-gpu: setup  ## 124M and 350M parameters on one GPU: MFU, and NANOGPT= besi
 	@$(PY) -m tools.bench.gpu $(PEERS)
 
 test: setup-dev  ## the default tests (8 simulated devices, 2 workers)
-	@$(PY) -m pytest -n 2 -m "not slow"
+	@$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-slow: setup-dev  ## the tests that take long
 	@$(PY) -m pytest -n 3 --dist worksteal -m slow

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
-os.environ["OPENBLAS_NUM_THREADS"] = (
-    "1"  # as the commands do: with more the workers wait for each other
-)
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the commands do; workers would wait for each other
 
 import jax
 

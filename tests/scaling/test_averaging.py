@@ -7,7 +7,16 @@ import pytest
 
 from research.errors import BadInput
 from research.report import text
-from research.scaling import Fit, Options, averaging, effects, fit_law, named_law, split_rows
+from research.scaling import (
+    Fit,
+    Options,
+    averaging,
+    compute_optimal,
+    effects,
+    fit_law,
+    named_law,
+    split_rows,
+)
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 SIZES = np.geomspace(2e7, 1.6e10, 20)
@@ -40,14 +49,33 @@ def fitted(rows, law="chinchilla", **options):
     return Fit(law, split_rows(law, rows, options), options)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """The average over laws where the rows are those of the simplest."""
+    return fit_law("auto", iso_rows(), predict_flops=[1e21, 1e23])
+
+
+@pytest.fixture
+def few_laws(monkeypatch):
+    """An average over two laws instead of seven, where it matters not which."""
+    monkeypatch.setattr(averaging, "BY_BOTH", ("chinchilla", "overtraining"))
+
+
+def median_effects(**true):
+    return np.median([fitted(iso_rows(seed, **true)).effects.mean_sds() for seed in range(5)], 0)
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    return median_effects()
+
+
 @pytest.mark.parametrize("which", range(3))
-def test_effects_are_found_where_they_are(which):
+def test_effects_are_found_where_they_are(which, quiet):
     true = {"of_sizes": 0.04, "of_valleys": 0.12, "of_levels": 0.004}
     name = list(true)[which]
-    found = [fitted(iso_rows(seed, **{name: true[name]})).effects.mean_sds() for seed in range(6)]
-    median = np.median(found, 0)
+    median = median_effects(**{name: true[name]})
     assert median[which] == pytest.approx(true[name], rel=0.5)
-    quiet = np.median([fitted(iso_rows(seed)).effects.mean_sds() for seed in range(6)], 0)
     assert median[which] > 2.5 * quiet[which]
     for other in {0, 1, 2} - {which}:
         assert median[other] < 0.5 * list(true.values())[other]
@@ -64,16 +92,20 @@ def test_effects_need_sizes_and_budgets_that_were_trained_more_than_once():
     assert fitted(iso_rows()).effects.shared
 
 
+def exponent_interval(rows):
+    optimal = compute_optimal.optimal_power_laws(fitted(rows))
+    return optimal["intervals"]["params_exponent"]
+
+
 def test_what_budgets_share_widens_the_intervals():
     true = TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])
     inside, widths = 0, []
     for seed in range(12):
-        document = fit_law("chinchilla", iso_rows(seed, of_valleys=0.1))
-        low, high = document["optimal"]["intervals"]["params_exponent"]
+        low, high = exponent_interval(iso_rows(seed, of_valleys=0.1))
         inside += low < true < high
         widths.append(high - low)
     assert inside >= 10
-    low, high = fit_law("chinchilla", iso_rows())["optimal"]["intervals"]["params_exponent"]
+    low, high = exponent_interval(iso_rows())
     assert np.median(widths) > 3 * (high - low)
 
 
@@ -96,7 +128,7 @@ def weights(document):
     return out
 
 
-def test_the_law_that_made_the_rows_weighs_most_and_predicts():
+def test_the_law_that_made_the_rows_weighs_most_and_predicts(plain):
     document = fit_law("auto", iso_rows(interaction=2.0), predict_flops=[1e22])
     assert weights(document)["chinchilla"] < 0.05
     assert weights(document)["interaction"] + weights(document)["skaling"] > 0.9
@@ -105,14 +137,13 @@ def test_the_law_that_made_the_rows_weighs_most_and_predicts():
     low, high = point["interval"]
     assert low < truth(n, d, 2.0) < high
     assert not low < truth(n, d) < high
-    plain = weights(fit_law("auto", iso_rows()))
-    assert plain["chinchilla"] > 0.15
-    assert sum(plain.values()) == pytest.approx(1, abs=0.02)
+    of_plain = weights(plain)
+    assert of_plain["chinchilla"] > 0.15
+    assert sum(of_plain.values()) == pytest.approx(1, abs=0.02)
 
 
-def test_an_average_says_what_its_interval_is_made_of():
-    document = fit_law("auto", iso_rows(), predict_flops=[1e21, 1e23])
-    near, far = document["predictions"]
+def test_an_average_says_what_its_interval_is_made_of(plain, few_laws):
+    near, far = plain["predictions"]
     for point in (near, far):
         parts = point["parts"]
         assert set(parts) == {"noise", "parameters", "law", "floor"}
@@ -125,12 +156,12 @@ def test_an_average_says_what_its_interval_is_made_of():
     assert far["parts"]["law"] > 3 * near["parts"]["law"]
     noisy = fit_law("auto", iso_rows(noise=0.01), predict_flops=[1e21])["predictions"][0]
     assert noisy["parts"]["noise"] > 4 * near["parts"]["noise"]
-    words = text.fit_summary(document)
+    words = text.fit_summary(plain)
     assert "averaged over laws" in words
     assert "choice of the law" in words
 
 
-def test_held_out_rows_are_predicted_by_the_average():
+def test_held_out_rows_are_predicted_by_the_average(few_laws):
     document = fit_law("auto", iso_rows(), holdout="params>3e9")
     held = document["holdout"]
     assert held["covered"] >= len(held["rows"]) - 1
@@ -152,7 +183,7 @@ def test_rows_of_one_column_are_averaged_over_laws_of_one():
     assert averaging.candidates(together, Options()) == averaging.BY_ONE
 
 
-def test_a_floor_that_is_given_is_not_uncertain():
+def test_a_floor_that_is_given_is_not_uncertain(few_laws):
     free = fit_law("auto", iso_rows(), predict_flops=[1e23])["predictions"][0]
     given = fit_law("auto", iso_rows(), predict_flops=[1e23], fix={"E": 1.8})["predictions"][0]
     assert given["parts"]["floor"] < 1e-9
