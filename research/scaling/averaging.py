@@ -5,9 +5,9 @@ candidate is fitted; its weight is what the rows say for it, exp(-AIC / 2) with 
 rows share (Burnham and Anderson 2002), times the density of what it predicts for the largest
 budgets from the others. Draws of every law, weighted so, are one predictive distribution: its
 interval holds noise, parameters and the choice of the law, and says how much of it is which. Beyond
-the table a law may also drift away from what is true as budgets are seen to do within it: by DRIFT
-times as much per decade, which is set by what public ladders showed at ten to a
-hundred times their compute (docs/reproductions.md).
+the table a law may also drift away from what is true, as budgets are seen to do within it: at a
+decade by DRIFT times as much, and with the root of the distance, as a random walk does. DRIFT is
+set by what public ladders showed at ten to a hundred times their compute (docs/reproductions.md).
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ LEAST = 0.01  # weight, below which a law is told and not drawn
 LARGEST_SHARE = 0.1  # of the rows, at least, that the hold-out of a weight predicts
 EXTRAPOLATIONS = (3.0, 10.0)  # factors on compute over which a law is tried within the table
 MIN_LEFT = 4  # rows beyond its parameters from which a law is extrapolated
-DRIFT = 3.5  # per decade of compute beyond the table, in what budgets are off the law (rms)
+DRIFT = 6.0  # at a decade of compute beyond the table, in what a budget is off the law (sd)
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,12 @@ def fit_average(rows: Sequence[table.Row], options: Options) -> Average:
             errors = errors or tuple(error.problems)
     if not fits:
         raise BadInput(*errors)
+    rising = [_rising(fit) for fit, *_ in fits]
+    if not all(rising):
+        for (fit, *_), reason in zip(fits, rising, strict=True):
+            if reason:
+                others.append({"law": fit.law.name, "weight": 0.0, "reason": reason})
+        fits = [entry for entry, reason in zip(fits, rising, strict=True) if not reason]
     if any(score is None for *_, score in fits):  # to be weighed alike or not at all
         fits = [(fit, aic, None) for fit, aic, _ in fits]
     # One kind of law is one candidate, at however many sizes its exponent may change.
@@ -151,6 +157,12 @@ def _aic(fit: Fit) -> float:
     """Not corrected for few rows: with hardly more rows than parameters the correction would
     choose the simplest law whatever they say, and its interval is the narrowest."""
     return _effects(fit).deviance + 2 * int((~fit.problem.fixed_mask).sum())
+
+
+def _rising(fit: Fit) -> str:
+    """Why this is no law of a loss that falls; "" if it is."""
+    names = [name for name in ("alpha", "beta") if fit.params.get(name, 1.0) < 0]
+    return f"{names[0]} is negative: its loss would rise with size or tokens" if names else ""
 
 
 def _effects(fit: Fit) -> Effects:
@@ -332,7 +344,8 @@ def _predict_loss(
         sd = math.hypot(effects.run_noise, effects.mean_sds()[0] * abs(float(slope[0][0])))
         rng = np.random.default_rng(member.fit.options.seed)
         scale = np.sqrt(effects.freedom / rng.chisquare(effects.freedom, len(drawn)))
-        drift = DRIFT * effects.budget_rms() * _decades_beyond(member.fit, arrays)
+        of_budget = effects.of_budget(float(slope[1][0]))
+        drift = DRIFT * of_budget * math.sqrt(_decades_outside(member.fit, arrays))
         drawn = drawn + drift * rng.standard_normal(drawn.shape)
         laws.append(drawn)
         drifts.append(drift)
@@ -360,10 +373,17 @@ def _predict_loss(
     }, laws
 
 
-def _decades_beyond(fit: Fit, columns: Mapping[str, np.ndarray]) -> float:
-    """By how many decades of compute a point lies beyond the table."""
-    cost = math.prod(float(columns[c][0]) for c in fit.law.columns[:2])
-    return max(0.0, math.log10(cost / float(_costs(fit).max())))
+def _decades_outside(fit: Fit, columns: Mapping[str, np.ndarray]) -> float:
+    """How far a point lies outside the convex hull of the table, in decades of what the law reads:
+    by its support function in all directions of the plane. For params and tokens that grow alike it
+    is decades of compute."""
+    names = fit.law.columns[:2]
+    rows = np.log10([[row[name] for name in names] for row in fit.parts.fitted])
+    point = np.log10([float(columns[name][0]) for name in names])
+    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    directions = np.stack([np.cos(angles), np.sin(angles)])[: len(names)]
+    beyond = point @ directions - (rows @ directions).max(0)
+    return max(0.0, float(beyond.max())) * math.sqrt(len(names))
 
 
 def _floor_share(member: Member, drawn: np.ndarray) -> float:

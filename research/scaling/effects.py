@@ -25,6 +25,7 @@ NEAR = 0.05  # relative: sizes, or budgets, this near to each other share an eff
 # Half-Cauchy scales of the effects: of a size and of a budget's valley in log N, of its level in
 # log loss.
 PRIORS = (0.03, 0.1, 0.001)
+LARGEST = 5.0  # of these scales: the scale of a normal density, that misfit is no effect
 RATIOS = np.concatenate([[0.0], np.geomspace(0.1, 40.0, 9)])  # of an effect to the noise of a run
 MIN_GROUPS, MIN_PER_BUDGET = 3, 3
 STEP = 1e-4  # of log N, for derivatives
@@ -41,6 +42,7 @@ class Effects:
     posterior: np.ndarray
     noise: np.ndarray
     sds: tuple[np.ndarray, ...]
+    off_the_law: float  # root mean square of the rows' residuals
     deviance: float  # -2 log likelihood of the rows, at its largest
     freedom: int
 
@@ -58,10 +60,11 @@ class Effects:
         """Root mean squares of the standard deviations of the effects."""
         return tuple(float(np.sqrt(np.sum(self.posterior * sd**2))) for sd in self.sds)
 
-    def budget_rms(self) -> float:
-        """The root mean square, over rows, of the effects of budgets, in log loss."""
-        pairs = list(zip(self.designs, self.mean_sds(), strict=True))[1:]
-        return float(np.sqrt(sum(sd**2 * np.sum(z * z) for z, sd in pairs) / len(pairs[0][0])))
+    def of_budget(self, slope: float) -> float:
+        """The standard deviation in log loss of what a budget is off the law, where the log loss
+        changes by `slope` with log N at a constant budget; no more than rows are off in all."""
+        _, valley, level = self.mean_sds()
+        return min(float(np.hypot(level, slope * valley)), self.off_the_law)
 
     def covariance(self) -> np.ndarray:
         """The covariance [n, n] of the rows' log losses about the law."""
@@ -148,6 +151,7 @@ def _posterior(
     """By the likelihood of the residuals restricted to what the law cannot follow (REML)."""
     n, q = len(r), np.linalg.qr(j)[0]
     freedom = max(n - q.shape[1], 1)
+    off = float(np.sqrt(np.mean(r**2)))
     r, *parts = (x - q @ (q.T @ x) for x in (r, *weighted))
     counts = [part.shape[1] for part in parts]
     z, whole = np.concatenate(parts, axis=1), np.concatenate(weighted, axis=1)
@@ -173,6 +177,7 @@ def _posterior(
             sd[at] = ratio * noise[at]
             if count:  # the density of the standard deviation, by that of the ratio
                 log_p[at] += widths[i] + np.log(noise[at]) - np.log1p((sd[at] / prior) ** 2)
+                log_p[at] -= 0.5 * (sd[at] / (LARGEST * prior)) ** 2
     posterior = np.exp(log_p - log_p.max())
     posterior /= posterior.sum()
-    return Effects(designs, posterior, noise, sds, float(deviance.min()), freedom)
+    return Effects(designs, posterior, noise, sds, off, float(deviance.min()), freedom)

@@ -193,3 +193,93 @@ def test_a_floor_that_is_given_is_not_uncertain(few_laws):
 def test_rows_that_no_law_fits_are_refused():
     with pytest.raises(BadInput, match="distinct"):
         fit_law("auto", iso_rows()[:3])
+
+
+def test_rows_of_one_run_are_no_matter_for_an_average(few_laws):
+    rows = iso_rows()
+    twice = rows + [{**row, "loss": row["loss"] * 1.001} for row in rows]
+    with pytest.raises(BadInput, match=r"rows of one run err together.*--last_rows.*--law="):
+        fit_law("auto", twice)
+    assert fit_law("chinchilla", twice)["n_points"] == len(twice)
+    with pytest.raises(BadInput, match="--cluster"):
+        fit_law("auto", rows, cluster="group")
+
+
+def test_laws_of_size_and_tokens_are_asked_where_both_vary():
+    rows = iso_rows()
+    assert averaging.candidates(rows, Options()) == averaging.BY_BOTH
+    of_one_size = [{**row, "params": 1e8} for row in rows]
+    alike = [{**row, "tokens": 20 * row["params"]} for row in rows]
+    without = [{k: v for k, v in row.items() if k != "tokens"} for row in rows]
+    for table in (of_one_size, alike, without):
+        assert averaging.candidates(table, Options()) == averaging.BY_ONE
+    # Rows that are not fitted do not decide.
+    one_budget = Options(where="tokens==1e9")
+    some = rows + [{**row, "tokens": 1e9} for row in rows]
+    assert averaging.candidates(some, one_budget) == averaging.BY_ONE
+    assert averaging.candidates(some, Options()) == averaging.BY_BOTH
+    with pytest.raises(BadInput, match="params"):
+        averaging.candidates([{**row, "params": "large"} for row in rows], Options())
+
+
+def test_few_rows_do_not_choose_the_simplest_law():
+    """A correction for few rows would leave chinchilla alone, with an interval that is too
+    narrow."""
+    some = iso_rows(noise=0.003)[3::9][:8]
+    assert weights(fit_law("auto", some))["chinchilla"] < 0.8
+
+
+def test_a_law_whose_loss_would_rise_has_no_weight(monkeypatch):
+    monkeypatch.setattr(averaging, "BY_BOTH", ("chinchilla", "skaling"))
+    rising = [{**row, "loss": 2 + 1e-3 * row["params"] ** 0.25 + 40 * row["tokens"] ** -0.2}
+              for row in iso_rows()]  # fmt: skip
+    average = averaging.fit_average(iso_rows(), Options())
+    assert not any(averaging._rising(member.fit) for member in average.members)
+    # Where no law falls, the least wrong one answers, with a warning.
+    document = fit_law("auto", rising)
+    assert any("alpha is negative" in words for words in document["warnings"])
+    fits = [averaging._rising(fitted(rows)) for rows in (rising, iso_rows())]
+    assert [bool(reason) for reason in fits] == [True, False]
+
+
+def test_a_law_drifts_by_what_budgets_do_and_by_how_far_the_point_is(plain):
+    fit = fitted(iso_rows())
+
+    def outside(n, d):
+        return averaging._decades_outside(fit, {"params": np.array([n]), "tokens": np.array([d])})
+
+    largest = max(fit.parts.fitted, key=lambda row: row["params"] * row["tokens"])
+    n, d = largest["params"], largest["tokens"]
+    assert outside(n, d) == pytest.approx(0, abs=1e-12)
+    assert outside(*np.sqrt([SIZES[8] * n, 1e9 * d])) == 0
+    far = outside(10 * n, 10 * d)
+    assert far == pytest.approx(2, abs=0.25)
+    assert outside(n, 1e3 * d) > far  # tokens that nobody has seen, at a size of the table
+    assert outside(1e-3 * n, 1e-3 * d) > 1
+
+    quiet, level, valley = (
+        fitted(iso_rows(2, **{name: sd})).effects
+        for name, sd in (("of_sizes", 0.0), ("of_levels", 0.004), ("of_valleys", 0.12))
+    )
+    assert level.of_budget(0.0) > 3 * quiet.of_budget(0.0)
+    assert valley.of_budget(0.0) < level.of_budget(0.0)
+    # Where the loss does not change with size at a budget, that its valley lies elsewhere is free.
+    assert valley.of_budget(0.05) > 3 * valley.of_budget(0.0)
+    assert valley.of_budget(100.0) == valley.off_the_law
+
+
+def test_misfit_is_no_effect_of_budgets():
+    """Losses that no law of these describes are not a valley that moves tenfold."""
+    wrong = [{**row, "loss": row["loss"] * (1 + 0.5 * math.sin(3 * math.log(row["tokens"])))}
+             for row in iso_rows()]  # fmt: skip
+    sds = fitted(wrong).effects.mean_sds()
+    for sd, prior in zip(sds, effects.PRIORS, strict=True):
+        assert sd < 4 * effects.LARGEST * prior
+
+
+def test_the_page_says_that_other_laws_could_not_be_fitted():
+    one = {"law": "chinchilla", "weight": 1.0}
+    lost = {"law": "skaling", "weight": 0.0, "fitted": False, "reason": "too few rows"}
+    weak = {"law": "skaling", "weight": 1e-9, "reason": "the rows speak against it"}
+    assert "could be fitted" in text.laws_sentence([one, lost])
+    assert text.laws_sentence([one, weak]) == "the rows speak for chinchilla alone"
