@@ -28,6 +28,7 @@ PRIORS = (0.03, 0.1, 0.001)
 LARGEST = 5.0  # of these scales: the scale of a normal density, that misfit is no effect
 RATIOS = np.concatenate([[0.0], np.geomspace(0.1, 40.0, 9)])  # of an effect to the noise of a run
 MIN_GROUPS, MIN_PER_BUDGET = 3, 3
+ELEMENTS = 4_000_000  # of matrices that are held at once
 STEP = 1e-4  # of log N, for derivatives
 WINSOR = 4.0  # robust standard deviations at which a residual counts no more
 
@@ -35,7 +36,7 @@ WINSOR = 4.0  # robust standard deviations at which a residual counts no more
 @dataclass(frozen=True)
 class Effects:
     """Designs [n, q] of the effects of sizes, of budgets' valleys and of budgets' levels; over a
-    grid [G, G, G] of ratios of theirs to the noise of a run, the posterior, that noise, and their
+    grid [G] of ratios of theirs to the noise of a run, the posterior, that noise, and their
     standard deviations."""
 
     designs: tuple[np.ndarray, ...]
@@ -75,9 +76,7 @@ class Effects:
 
     def draw(self, k: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Errors [k, n] of the rows that they share, and the noise [k] of runs."""
-        at = np.unravel_index(
-            rng.choice(self.posterior.size, size=k, p=self.posterior.ravel()), self.posterior.shape
-        )
+        at = rng.choice(self.posterior.size, size=k, p=self.posterior)
         scale = np.sqrt(self.freedom / rng.chisquare(self.freedom, k))
         shared = np.zeros((k, len(self.designs[0])))
         for design, sd in zip(self.designs, self.sds, strict=True):
@@ -159,25 +158,28 @@ def _posterior(
     cross, rss = z.T @ r, max(float(r @ r), 1e-24 * n)
     units = [1 / max(float(np.sqrt(np.mean(part**2))), 1e-12) if part.size else 0.0
              for part in parts]  # fmt: skip
-    shape = tuple(len(RATIOS) if count else 1 for count in counts)
-    log_p, deviance, noise = np.empty(shape), np.empty(shape), np.empty(shape)
-    sds = tuple(np.zeros(shape) for _ in parts)
+    axes = [np.arange(len(RATIOS)) if count else np.zeros(1, int) for count in counts]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
+    left, spread, whole_spread = (np.empty(len(grid)) for _ in range(3))
+    identity, at_once = np.eye(len(gram)), max(1, ELEMENTS // max(gram.size, 1))
+    for first in range(0, len(grid), at_once):
+        part = slice(first, first + at_once)
+        scale = np.repeat(RATIOS[grid[part]] * units, counts, axis=1)
+        outer = scale[:, :, None] * scale[:, None, :]
+        inner, pull = identity + gram * outer, scale * cross
+        explained = np.sum(pull * np.linalg.solve(inner, pull[..., None])[..., 0], 1)
+        left[part] = np.maximum(rss - explained, 1e-9 * rss)
+        spread[part] = np.linalg.slogdet(inner)[1]
+        whole_spread[part] = np.linalg.slogdet(identity + whole * outer)[1]
+    noise = np.sqrt(left / freedom)
+    log_p = -0.5 * (freedom * np.log(left) + spread)
+    deviance = n * np.log(left / n) + whole_spread
+    sds = tuple((RATIOS[grid] * units * noise[:, None]).T)
     widths = np.log(np.gradient(RATIOS))
-    for at in np.ndindex(shape):
-        ratios = RATIOS[list(at)] * units
-        scale = np.repeat(ratios, counts)
-        inner = np.eye(len(scale)) + gram * np.outer(scale, scale)
-        explained = scale * cross @ np.linalg.solve(inner, scale * cross)
-        left = max(rss - float(explained), 1e-9 * rss)
-        noise[at] = np.sqrt(left / freedom)
-        log_p[at] = -0.5 * (freedom * np.log(left) + np.linalg.slogdet(inner)[1])
-        outer = np.eye(len(scale)) + whole * np.outer(scale, scale)
-        deviance[at] = n * np.log(left / n) + np.linalg.slogdet(outer)[1]
-        for sd, ratio, prior, i, count in zip(sds, ratios, PRIORS, at, counts, strict=True):
-            sd[at] = ratio * noise[at]
-            if count:  # the density of the standard deviation, by that of the ratio
-                log_p[at] += widths[i] + np.log(noise[at]) - np.log1p((sd[at] / prior) ** 2)
-                log_p[at] -= 0.5 * (sd[at] / (LARGEST * prior)) ** 2
+    for sd, prior, index, count in zip(sds, PRIORS, grid.T, counts, strict=True):
+        if count:  # the density of the standard deviation, by that of the ratio
+            log_p += widths[index] + np.log(noise) - np.log1p((sd / prior) ** 2)
+            log_p -= 0.5 * (sd / (LARGEST * prior)) ** 2
     posterior = np.exp(log_p - log_p.max())
     posterior /= posterior.sum()
     return Effects(designs, posterior, noise, sds, off, float(deviance.min()), freedom)
