@@ -48,12 +48,11 @@ def main(argv: Sequence[str]) -> int:
         return measure_cases(timed, args.json)
     config = validated(config)
 
-    from research.parallel import compile_cache, device_mesh
+    from research.parallel import jax_settings
     from research.planning import benchmark  # jax from here on
     from research.training.make_run import make_run
 
-    device_mesh.use_all_cpu_cores()
-    compile_cache.enable_compile_cache()
+    jax_settings.prepare()
     measurement = benchmark.measure(make_run(config), args.blocks, args.seconds)
     print(json.dumps(measurement) if args.json else benchmark.format_measurement(measurement))
     return 0

@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         "--executor_options", default="", metavar="KEY=VALUE,...", help=launch.OPTIONS_HELP
     )
     parser.add_argument("--retry_failed", action="store_true", help="also retry failed runs")
+    parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
     parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="watch a running sweep")
     args, config, module = cli.parse_config(parser, argv)
@@ -51,17 +52,17 @@ def main(argv: Sequence[str]) -> int:
     executor_options = launch.parse_options(args.executor, args.executor_options, args.workers)
     configs = sweep_points(config, module, args.sweep)
 
-    from research.parallel import compile_cache, device_mesh
+    from research.parallel import jax_settings
     from research.runs.table import write_table
     from research.sweep.launcher import LaunchOptions, choose_executor, launch_sweep
     from research.sweep.plan import plan_sweep
     from research.sweep.points import describe_status
     from research.training import watchdog  # jax from here on
 
-    device_mesh.use_all_cpu_cores()
-    compile_cache.enable_compile_cache()
+    jax_settings.prepare()
     retry = args.retry_failed
-    points, text = plan_sweep(configs, args.workdir, most, args.grouping, retry, num_processes)
+    how = (args.grouping, retry, num_processes, args.accept_changes)
+    points, text = plan_sweep(configs, args.workdir, most, *how)
     print(text)
     if args.plan:
         return 0

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
     process_flags.add_flags(parser)
+    parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
     parser.add_argument(
         "--resume", action="store_true", help="only resume; refuse to start a new run"
     )
@@ -43,11 +44,10 @@ def main(argv: Sequence[str]) -> int:
 
             return stop.passed(process_group.run_group("train", argv, count, stop))
 
-        from research.parallel import compile_cache, device_mesh, distributed
+        from research.parallel import distributed, jax_settings
         from research.training import watchdog  # jax from here on
 
-        device_mesh.use_all_cpu_cores()
-        compile_cache.enable_compile_cache()
+        jax_settings.prepare()
         with distributed.join_processes(place), watchdog.watching():
             return train_one(config, args, lambda: stop() or launcher())
 
@@ -64,6 +64,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     run = make_run(config)
     directory_type = RunDirectory if distributed.is_primary() else ReadOnlyRunDirectory
     directory = directory_type(args.workdir, run.id, patience=2 * lease.TIMEOUT)
+    directory.accept_changes = args.accept_changes
     for rule in run.facts["rules"].splitlines():
         print(rule)
     if result := distributed.broadcast(lambda: directory.result):
@@ -77,8 +78,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
         memory.check_fits(*large)
     with directory, Progress([run.facts]) as progress:
         progress.start_run(run.facts)
-        more = {"profile_steps": args.profile}
-        result = train_run(run, directory, progress.update, stop, **more)
+        result = train_run(run, directory, progress.update, stop, profile_steps=args.profile)
     print(result_line(result))
     print(directory.path)
     return 0

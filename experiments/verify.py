@@ -23,12 +23,11 @@ def main(argv: Sequence[str]) -> int:
     if args.flops is not None and not 0 < args.flops < math.inf:
         raise BadInput(f"--flops={args.flops}: expected a number above 0")
 
-    from research.parallel import compile_cache, device_mesh
+    from research.parallel import jax_settings
     from research.report import build, text
     from research.sweep import verify  # jax from here on
 
-    device_mesh.use_all_cpu_cores()
-    compile_cache.enable_compile_cache()
+    jax_settings.prepare()
     prediction, config = verify.predict(args.runs, args.flops)
     print(text.prediction_sentence(prediction), flush=True)
     with stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:

@@ -32,11 +32,10 @@ def main(argv: Sequence[str]) -> int:
 
         return process_group.run_group("worker", argv, count, stop)
 
-    from research.parallel import compile_cache, device_mesh, distributed
+    from research.parallel import distributed, jax_settings
     from research.training import watchdog  # jax from here on
 
-    device_mesh.use_all_cpu_cores()
-    compile_cache.enable_compile_cache()
+    jax_settings.prepare()
     with distributed.join_processes(place), watchdog.watching():
         work(args, lambda: stop() or launcher_gone())
     return 0

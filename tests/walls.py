@@ -48,7 +48,7 @@ NO_JAX = (
 INSIDE = {
     "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks",
     "training.gradient_accumulation": "",
-    "training.trainer": "run step optimizers fine_tuning",
+    "training.trainer": "run step optimizers fine_tuning closed_form",
     "training.make_run": "run execution horizon fine_tuning heldout_check optimizers schedules "
     "step tasks",
     "training.run": "execution fine_tuning optimizers schedules step tasks",

@@ -73,9 +73,9 @@ class FaultMatrix:
 
 def describe_hardware() -> str:
     """This machine and its versions, in a sentence."""
-    from research.io import host
+    from research.io import host, source
 
-    known = host.describe()
+    known = host.describe() | source.describe()
     names = {line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")}
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     today = datetime.date.today().isoformat()

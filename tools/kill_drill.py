@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from research.runs import checkpoint, lease, metrics_log
+from research.runs import checkpoint, lease, metrics_log, stored_state
 from research.runs.manifest import find_damage
 from research.runs.table import read_row, read_table
 
@@ -213,8 +213,8 @@ def metrics_and_state(run: Path) -> tuple[list[dict], dict[str, Any]]:
     metrics = [
         {k: v for k, v in r.items() if k != "seconds"} for r in metrics_log.read_records(run)
     ]
-    step, path = checkpoint.latest_intact(run)
-    return metrics, {"step": step, **checkpoint.read_arrays(path, "params")}
+    step, path = stored_state.latest_intact(run)
+    return metrics, {"step": step, **stored_state.read_arrays(path, "params")}
 
 
 def compare(whole: Path, workdir: Path) -> list[str]:

@@ -4,13 +4,14 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from research.config import registry, schema, validation
 from research.errors import BadInput
-from research.io import files
+from research.io import files, source
 
 ModuleLike = Any
 LARGEST = 1 << 20  # bytes of a .json config
@@ -27,7 +28,9 @@ def load_config(path: str) -> tuple[dict, ModuleLike | None]:
     """A config as a plain nested dict. Raises BadInput."""
     suffix = Path(path).suffix
     if suffix == ".json":
-        return files.read_json(path, LARGEST), None
+        config = files.read_json(path, LARGEST)
+        source.note_config(path)
+        return config, None
     if suffix != ".py":
         raise BadInput(f"--config={path}: expected a .py file with get_config(), or a .json file")
     if not os.path.isfile(path):
@@ -37,10 +40,11 @@ def load_config(path: str) -> tuple[dict, ModuleLike | None]:
     assert spec.loader
     _importable(Path(path).resolve())
     module = importlib.util.module_from_spec(spec)
-    call_user_code(spec.loader.exec_module, module, what=path)
+    call_user_code(spec.loader.exec_module, module)
     if not hasattr(module, "get_config"):
         raise BadInput(f"--config={path}: the file has no function get_config()")
-    config = call_user_code(module.get_config, what=f"{path}: get_config()")
+    config = call_user_code(module.get_config)
+    source.note_config(path)
     config = config.to_dict() if hasattr(config, "to_dict") else config
     if not isinstance(config, dict):
         raise BadInput(f"{path}: get_config() must return a ConfigDict")
@@ -56,18 +60,19 @@ def _importable(path: Path) -> None:
             sys.path.append(str(folder))  # last: nothing that is installed is hidden
 
 
-def call_user_code(function: Callable, *args: object, what: str = "") -> Any:
-    """Report an exception of the user's code by its own file and line, not by our traceback."""
+def call_user_code(function: Callable, *args: object) -> Any:
+    """Report an exception of the user's code by the file and line of theirs that it came from, in
+    whatever library it was raised."""
     try:
         return function(*args)
     except Exception as error:
-        trace = error.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        where = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else what
         if isinstance(error, SyntaxError):  # the frame is the importer's
             raise BadInput(f"{error.filename}:{error.lineno}: {error.msg}") from error
-        raise BadInput(f"{where}: {type(error).__name__}: {error}") from error
+        stack = traceback.walk_tb(error.__traceback__)
+        places = [(frame.f_code.co_filename, line) for frame, line in stack]
+        own = [place for place in places if source.is_users(place[0])]
+        name, line = (own or places)[-1]
+        raise BadInput(f"{name}:{line}: {type(error).__name__}: {error}") from error
 
 
 def parse_value(text: str, field: registry.Field) -> object:

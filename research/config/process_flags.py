@@ -14,6 +14,9 @@ HELP = {
 }
 
 
+ACCEPT_HELP = "continue runs that other code or settings began, and record that"
+
+
 def add_flags(parser: argparse.ArgumentParser, member: bool = True) -> None:
     """Add the flags, named as the arguments of jax.distributed.initialize; only --num_processes for
     a command that is not itself a `member`."""

@@ -30,7 +30,7 @@ from research.errors import BadInput, Damaged, IsoflopError, StorageError, Unsaf
 from research.inference.load import OpenedRun
 from research.io import encryption, files, host
 from research.params import leaves_by_path, nest
-from research.runs import checkpoint, metrics_log
+from research.runs import metrics_log, stored_state
 from research.runs.table import read_row
 from research.training import fine_tuning
 
@@ -70,7 +70,7 @@ def from_run(run: str, step: int | None = None) -> Export:
     """The newest intact checkpoint of a run, or that of `step`. Raises BadInput if there is none,
     and as checkpoint.read."""
     start = fine_tuning.locate_checkpoint(run, step, "params")
-    leaves = leaves_by_path(checkpoint.read_arrays(start.path, start.part))
+    leaves = leaves_by_path(stored_state.read_arrays(start.path, start.part))
     launch = files.read_json(start.run / "launch.json", follow=False)
     row, metrics = read_row(start.run), metrics_log.read_records(start.run)
     losses = [m["loss"] for m in metrics if m["step"] == start.step and "loss" in m]
@@ -88,6 +88,7 @@ def from_run(run: str, step: int | None = None) -> Export:
         "tokenizer_digest": files.digest(start.tokenizer.encode()) if start.tokenizer else "bytes",
         "versions": launch.get("versions"),
         "commit": launch.get("commit"),
+        "code": row.get("code"),
     }
     return Export(about, leaves, start.tokenizer)
 

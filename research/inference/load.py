@@ -7,7 +7,7 @@ from research import models
 from research.errors import BadInput
 from research.io import files
 from research.models import Model
-from research.runs import checkpoint
+from research.runs import stored_state
 from research.training.fine_tuning import find_run_directory, locate_checkpoint, read_model_fields
 
 
@@ -42,6 +42,6 @@ def open_run(path: str | Path) -> OpenedRun:
         model = models.build(**read_model_fields(directory))
     except (TypeError, KeyError) as error:
         raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
-    params = checkpoint.read_arrays(start.path, start.part)
+    params = stored_state.read_arrays(start.path, start.part)
     config = files.read_json(directory / "config.json", follow=False)
     return OpenedRun(directory, start.step, model, params, start.tokenizer, config)

@@ -1,4 +1,4 @@
-"""The host: cores, memory, versions, the commit; and redaction of secrets from messages."""
+"""The host: cores, memory, versions; and redaction of secrets from messages."""
 
 import contextlib
 import functools
@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+@functools.cache
 def instructions() -> str:
     """The instruction sets of this CPU as Linux lists them; on other systems its name."""
     try:
@@ -88,19 +88,17 @@ def age() -> float:
         return time.monotonic() - _IMPORTED
 
 
-@functools.cache
 def describe() -> dict[str, object]:
-    """{"versions", "cores", "instructions", "xla_flags", "commit"}; the commit ends in "+" if files
-    differ from it, and is empty outside a checkout. The instruction sets are given as a digest."""
+    """{"versions", "cores", "instructions", "xla_flags"}; the instruction sets as a digest."""
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "cores": cores(),
         "instructions": f"{platform.machine()} {files.digest(instructions().encode())[:12]}",
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "commit": _commit(),
     }
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     out = {}
     for name in _LIBRARIES:
@@ -109,21 +107,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # isoflop itself, run from a checkout
     return out
-
-
-def _commit() -> str:
-    here = Path(__file__).resolve().parents[2]
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(here), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != here:
-            return ""  # the checkout of something else, around an installed copy
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def orphaned(parent: int | None = None) -> Callable[[], bool]:

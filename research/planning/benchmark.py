@@ -38,7 +38,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from research.errors import BadInput
-from research.io import host
+from research.io import host, source
 from research.io.text_table import format_table
 from research.models import accounting
 from research.planning import hardware
@@ -203,6 +203,7 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
         "host_ms_per_step": 1e3 * (step - device),
         "host_share": 1 - device / step,
         **host.describe(),
+        **source.describe(),
     }
 
 

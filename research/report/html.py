@@ -8,7 +8,8 @@ without scripts misses the slider alone.
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research import scaling
@@ -43,6 +44,7 @@ pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
 """
 LARGE = 120_000  # characters of an SVG
 COLORS = 96
+MOST_EACH = 4  # commits, versions and the like that are listed
 OBJECTIVES = {
     "mse_log": "least squares of the log loss",
     "mse": "least squares of the loss",
@@ -251,16 +253,28 @@ def _provenance(rows: Sequence[Row]) -> str:
     rules = dict.fromkeys(
         line for row in rows for line in str(row.get("rules", "")).splitlines() if line
     )
-    first = next((row for row in rows if "versions" in row), {})
-    versions = ", ".join(f"{k} {v}" for k, v in first.get("versions", {}).items())
-    where = f"{first.get('devices', '?')} × {first.get('device_kind', '?')}"
+    made = [row for row in rows if isinstance(row.get("versions"), dict)]
+    versions = _each(", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in made)
+    where = _each(f"{r.get('devices', '?')} × {r.get('device_kind', '?')}" for r in made)
+    commits = _each(str(r.get("commit") or "unknown") for r in made)
+    codes = _each(str(r.get("code") or "not recorded") for r in made)
     return (
-        f"<p>{_escape(versions)}; {_escape(where)}; commit "
-        f"{_escape(first.get('commit') or 'unknown')}. Every run "
+        f"<p>{_escape(versions)}; {_escape(where)}; commit {_escape(commits)}; code "
+        f"{_escape(codes)}. Every run "
         "repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
         "<code>python -m experiments.report --runs=DIR</code>.</p>"
         f"<pre>{_escape(chr(10).join(rules))}</pre>"
     )
+
+
+def _each(words: Iterable[str]) -> str:
+    """The words, the commonest first, with how many runs each is of where they differ."""
+    counts = Counter(words)
+    if len(counts) == 1:
+        return next(iter(counts))
+    shown = [f"{word} (runs: {count})" for word, count in counts.most_common(MOST_EACH)]
+    left = len(counts) - len(shown)
+    return " or ".join([*shown, *([f"{left} others"] if left else [])])
 
 
 def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:

@@ -31,13 +31,11 @@ import numpy as np
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
 from research.io import files
 from research.parallel import distributed
-from research.params import key_path, leaves_by_path, nest
+from research.params import leaves_by_path
 from research.runs.manifest import (
-    array_digests,
     digest_state,
     find_damage,
     read_manifest,
-    select_part,
     write_manifest,
 )
 
@@ -71,7 +69,7 @@ def save(
     final, state = root / str(step), _replicated_to_host(state)
     try:
         with _checkpointer() as writer:  # returns when all processes have written
-            writer.save(temporary / "state", args=_orbax().args.StandardSave(state))
+            writer.save(temporary / "state", args=orbax().args.StandardSave(state))
         content = digest_state(state)
         if not distributed.is_primary():
             return
@@ -196,55 +194,6 @@ def saved_steps(directory: Path) -> list[int]:
     return _list_steps(root) if root.is_dir() and not root.is_symlink() else []
 
 
-def latest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
-    """(step, path) of the latest intact checkpoint of a run, or of that of `step`. Read-only.
-
-    Raises BadInput when there is none.
-    """
-    for number, path in intact_checkpoints(directory, step):
-        if step in (None, number):
-            return number, path
-        break
-    of_step = "" if step is None else f" of step {step}"
-    steps = saved_steps(directory)
-    damaged = [number for number in steps if step in (None, number)]
-    why = ""
-    if damaged:
-        why = f"; {damaged[0]}: {find_damage(directory / 'checkpoints' / str(damaged[0]))}"
-    raise BadInput(f"{directory}: no intact checkpoint{of_step}; there are {sorted(steps)}{why}")
-
-
-def read_arrays(path: Path, part: str) -> dict:
-    """The nested dict of arrays below `part` of a state ("params"), on the host. Raises BadInput or
-    UnsafeFile where there is no checkpoint, Damaged where its arrays are not those of the
-    manifest."""
-    manifest = read_manifest(path)
-    tree = _checked_tree(path, manifest["leaves"])
-    selected = {f"{part}/{leaf}" for leaf in select_part(manifest["leaves"], part)}
-    ocp = _orbax()
-    item = jax.tree_util.tree_map_with_path(
-        lambda key, x: x if key_path(key) in selected else ocp.PLACEHOLDER, tree
-    )
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    with ocp.PyTreeCheckpointer() as reader, _orbax_errors(path):
-        args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
-        restored = leaves_by_path(reader.restore(path / "state", args=args))
-    leaves = {leaf: restored[leaf] for leaf in selected}
-    for leaf, digest in array_digests(leaves).items():
-        if digest != manifest["content"][leaf]:
-            raise Damaged(f"{path}: {leaf} holds other values than its manifest says")
-    return nest(select_part(leaves, part))
-
-
-def content_digest(path: Path, part: str = "") -> str:
-    """One digest of the arrays below `part` of a checkpoint (of all of them): their paths, shapes,
-    dtypes and values. It does not depend on when, where or by how many processes they were saved.
-    Raises BadInput where there is no checkpoint."""
-    manifest = read_manifest(path)
-    leaves, digests = (select_part(manifest[key], part) for key in ("leaves", "content"))
-    return files.digest_of({k: [*known, digests[k]] for k, known in leaves.items()})
-
-
 def restore(path: Path, abstract: Any) -> Any:
     """The whole state of a checkpoint, sharded as `abstract`. Raises BadInput if it holds other
     shapes or dtypes, Damaged if orbax cannot read it."""
@@ -255,15 +204,15 @@ def restore(path: Path, abstract: Any) -> Any:
         )
         lines = [f"{k}: holds {stored.get(k)}, expected {expected.get(k)}" for k in differing[:5]]
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
-    _checked_tree(path, stored)
-    with _checkpointer() as reader, _orbax_errors(path):
-        return reader.restore(path / "state", args=_orbax().args.StandardRestore(abstract))
+    checked_tree(path, stored)
+    with _checkpointer() as reader, orbax_errors(path):
+        return reader.restore(path / "state", args=orbax().args.StandardRestore(abstract))
 
 
-def _checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
+def checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
     """The metadata of the arrays, from orbax, as the tree of the state. Raises UnsafeFile if they
     are not of the shapes and dtypes that the manifest says."""
-    with _orbax().PyTreeCheckpointer() as reader, _orbax_errors(path):
+    with orbax().PyTreeCheckpointer() as reader, orbax_errors(path):
         metadata = reader.metadata(path / "state").item_metadata
         tree = metadata.tree if metadata else {}
         stored = leaves_by_path(tree)
@@ -277,7 +226,7 @@ def _checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
 
 
 @contextlib.contextmanager
-def _orbax_errors(path: Path) -> Iterator[None]:
+def orbax_errors(path: Path) -> Iterator[None]:
     """Turn what orbax and tensorstore raise on files that are not a checkpoint into Damaged."""
     try:
         yield
@@ -297,11 +246,11 @@ def _replicated_to_host(state: Any) -> Any:
 
 
 def _checkpointer() -> Any:
-    ocp = _orbax()
+    ocp = orbax()
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
 
-def _orbax() -> Any:
+def orbax() -> Any:
     """orbax, imported on first use: it takes half a second, in which a new run trains already."""
     import orbax.checkpoint
 

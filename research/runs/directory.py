@@ -5,12 +5,14 @@ WORKDIR/runs/<id>/
     metrics.jsonl    see metrics_log.py
     result.json      only once a run is done or has diverged; written atomically
     attempts/<k>.json  why launch k failed
-    launch.json      what the first launch knew: the model, sizes and rules, and the devices and
-                     mesh, which decide the last bits and are used again on resume
+    launch.json      what the first launch knew: the model, sizes and rules, the code and settings,
+                     and the devices and mesh, which decide the last bits and are used again
+    continued.json   see made_by.py
     shared_prefix.json  the run that trained the first steps, and how many
     tokenizer.json   of text that is not read as bytes
     lease/           who holds it; see lease.py
     checkpoints/     see checkpoint.py, also for `saved` and `quarantine/`
+WORKDIR/code/                which files the library had, see io/source.py
 WORKDIR/data/<digest>.json   what a report says of the data
 WORKDIR/.table.cache         the rows of the table; may be deleted at any time
 There is no shared mutable file: many launches may write below one workdir. (The cache is replaced
@@ -34,8 +36,10 @@ from research.runs.schema import launch_problem, row_problem
 
 log = logging.getLogger(__name__)
 WRITTEN_BELOW = (  # a workdir, not merely replaced
-    *("runs", "sweeps", "data", "figures", "verify", "wandb", "mlflow.db", "mlflow-artifacts"),
+    *("runs", "sweeps", "code", "data", "figures", "verify"),
+    *("wandb", "mlflow.db", "mlflow-artifacts"),
 )
+CONTINUED = "continued.json"
 ENDED = ("done", "diverged")
 REMEDY = {
     "result.json": "launch again, and its last checkpoint is evaluated again",
@@ -63,6 +67,7 @@ class RunDirectory:
     """
 
     writes = True
+    accept_changes = False  # whether other code may continue the run (see made_by)
 
     def __init__(self, workdir: str | os.PathLike[str], run_id: str, patience: float = 0.0):
         if not RUN.fullmatch(run_id):
@@ -123,13 +128,16 @@ class RunDirectory:
         assert self._lease, f"{self.path} is not held"
         self._lease.check_now()
 
+    def write(self, name: str, value: Mapping[str, object]) -> None:
+        """Write `name`, in the place of what is there."""
+        self.check_lease()
+        files.write_json(self.path / name, value)
+
     def write_once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
         """Write `name` unless it exists, and return its content."""
-        path = self.path / name
-        if not path.exists():
-            self.check_lease()
-            files.write_json(path, value)
-        return read_run_file(path)
+        if not (self.path / name).exists():
+            self.write(name, value)
+        return read_run_file(self.path / name)
 
     def write_text_once(self, name: str, text: str) -> None:
         """Write `name` unless it exists."""
@@ -158,8 +166,7 @@ class RunDirectory:
 
     def write_result(self, result: Mapping[str, object]) -> None:
         """Write result.json; from now on the run has ended."""
-        self.check_lease()
-        files.write_json(self.path / "result.json", result)
+        self.write("result.json", result)
 
     def record_failure(self, reason: str, **details: object) -> None:
         """Record a failed attempt; the run can be launched again."""
@@ -228,6 +235,8 @@ class ReadOnlyRunDirectory(RunDirectory):
     def check_lease(self) -> None:
         """Process 0 does."""
 
+    def write(self, name: str, value: Mapping[str, object]) -> None: ...
+
     def write_once(self, name: str, value: Mapping[str, object]) -> Mapping[str, object]:
         return value
 
@@ -236,8 +245,6 @@ class ReadOnlyRunDirectory(RunDirectory):
     def append(self, **record: object) -> None: ...
 
     def sync(self) -> None: ...
-
-    def write_result(self, result: Mapping[str, object]) -> None: ...
 
     def record_failure(self, reason: str, **details: object) -> None: ...
 

@@ -139,11 +139,12 @@ COLUMNS: tuple[Column, ...] = (
         Column(name, "text", format="", shown=())
         for name in (
             *("name", "task", "loss_unit", "flops_convention", "rules", "device_kind"),
-            *("data_digest", "commit", "optimizer", "schedule", "xla_flags"),
-            "shared_prefix",
+            *("data_digest", "optimizer", "schedule", "xla_flags", "shared_prefix"),
+            *("code", "commit", "source", "diff", "jax", "precision", "prng", "platform"),
+            "continued",
         )
     ),
-    *(Column(name, "object", format="", shown=()) for name in ("groups", "versions")),
+    *(Column(name, "object", format="", shown=()) for name in ("groups", "versions", "jax_config")),
 )  # fmt: skip
 AXES = {column.name: column.axis for column in COLUMNS if column.axis}
 NOUNS = {column.name: column.noun for column in COLUMNS if column.noun}
@@ -260,7 +261,7 @@ def launch_problem(launch: Mapping[str, Any]) -> str | None:
     many = launch.get("members_mesh")
     if many is not None and not (isinstance(many, dict) and "runs" in many and _counts(many)):
         return f"members_mesh is {many!r:.50}, expected how many devices runs has"
-    for name in ("execution", "facts", "model"):
+    for name in ("execution", "facts", "model", "versions", "jax_config"):
         if not isinstance(launch.get(name, {}), dict):
             return f"{name} is {launch[name]!r:.50}, expected an object"
     return None

@@ -17,7 +17,10 @@ from research.runs.directory import failed_attempts, read_run_file
 from research.runs.schema import row_problem
 
 SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is read from
-CACHE_VERSION = 4  # increased when the same files give another row
+CACHE_VERSION = 5  # increased when the same files give another row
+MADE_BY = (  # of launch.json, while there is no result
+    *("code", "commit", "source", "diff", "versions", "jax_config", "platform", "device_kind"),
+)
 LARGEST_CACHE = 1 << 28  # bytes
 WORTH_CACHING = 64  # runs read from their files, below which the cache is not rewritten
 
@@ -60,9 +63,12 @@ def read_row(path: Path) -> dict[str, Any]:
 
 def _row(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"run": path.name, "status": "unfinished", "reason": ""}
-    facts = _read(path / "launch.json").get("facts", {})
+    launch, result = _read(path / "launch.json"), _read(path / "result.json")
+    facts = launch.get("facts", {})
+    made_by = {name: launch[name] for name in MADE_BY if name in launch}
     out |= facts if isinstance(facts, dict) else {}
-    out |= _read(path / "result.json")
+    out |= result or made_by
+    out |= _settings(out)
     out["run"] = path.name
     if wrong := row_problem(out):
         raise Damaged(f"{path}: launch.json or result.json: {wrong}")
@@ -74,6 +80,16 @@ def _row(path: Path) -> dict[str, Any]:
         elif (last := lease.read_holder(path / "lease")) and last.deaths:
             out["reason"] = f"its process died, {last.deaths} times in a row"
     return out
+
+
+def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that what is nested decides, of a run that recorded it."""
+    versions, values = (row.get(name) for name in ("versions", "jax_config"))
+    out = {"jax": versions.get("jax")} if isinstance(versions, dict) else {}
+    if isinstance(values, dict):
+        out["precision"] = values.get("jax_default_matmul_precision") or "default"
+        out["prng"] = values.get("jax_default_prng_impl")
+    return {name: value for name, value in out.items() if value is not None}
 
 
 def _read(path: Path) -> dict[str, Any]:

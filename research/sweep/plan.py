@@ -16,6 +16,8 @@ from research.sweep.plan_text import plan_text
 from research.sweep.points import (
     Point,
     ResolvedConfig,
+    accepting_changes,
+    describe_changes,
     locate_points,
     resolve_configs,
     retry_failed,
@@ -44,9 +46,11 @@ def plan_sweep(
     grouping: str = "auto",
     retry: bool = False,
     num_processes: int = 1,
+    accept_changes: bool = False,
 ) -> Plan:
     """The plan of (overrides, checked config) pairs for workers of `num_processes` processes each;
-    with `retry`, runs that failed are pending again.
+    with `retry`, runs that failed are pending again; with `accept_changes`, runs that other code
+    began are continued.
 
     Trains nothing; every distinct config is made into a run once. Raises BadInput for points that
     cannot be run, and for more than the limits allow.
@@ -54,15 +58,17 @@ def plan_sweep(
     cells, dropped = drop_cells(resolve_configs(configs))
     points = locate_points(cells, workdir)
     points = retry_failed(points) if retry else points
+    points = accepting_changes(points) if accept_changes else points
     rows = price_points(points, limits.calibrate, needs_seconds=limits.max_hours is not None)
     rows, trimmed = apply_limits(rows, limits)
     ids, repeats = {row.run for row in rows}, len(cells) - len(points)
     points = [point for point in points if point.run.id in ids]
     units = work_units.make_units(points, workdir, grouping, num_processes=num_processes)
     names = _unit_names(units)
+    notes = work_units.describe_units(units, grouping, num_processes) + dropped + trimmed
     text = plan_text(
         [row._replace(unit=names.get(row.run, "")) for row in rows],
-        notes=[*work_units.describe_units(units, grouping, num_processes), *dropped, *trimmed],
+        notes=notes + describe_changes(points, workdir),
         repeats=repeats,
         device_memory=device_memory.available(),
     )

@@ -107,9 +107,18 @@ def _totals(rows: Sequence[PlannedRun]) -> list[str]:
     return out
 
 
+def _digits(values: Sequence[float], least: int) -> int:
+    """The fewest digits, from `least` on, in which different values are written differently."""
+    different, digits = {*values}, least
+    while digits < 17 and len({f"{x:.{digits}g}" for x in different}) < len(different):
+        digits += 1
+    return digits
+
+
 def _table(rows: Sequence[PlannedRun]) -> str:
     """The points, without the columns that are the same for every point, or empty."""
     groups = list(dict.fromkeys(group for row in rows for group in row.facts["groups"]))
+    rate = f".{_digits([row.facts['lr'] for row in rows], least=3)}g"
     columns: dict[str, Callable[[PlannedRun], object]] = {
         "run": lambda r: r.run,
         "size": lambda r: "" if r.facts["size"] is None else f"{r.facts['size']:g}",
@@ -120,7 +129,7 @@ def _table(rows: Sequence[PlannedRun]) -> str:
         "FLOPs": lambda r: f"{r.facts['flops']:.3g}",
         "batch": lambda r: r.facts["batch"],
         "steps": lambda r: r.facts["steps"],
-        "lr": lambda r: f"{r.facts['lr']:.3g}",
+        "lr": lambda r: f"{r.facts['lr']:{rate}}",
         "seed": lambda r: r.facts["seed"],
         "seconds": lambda r: "" if r.seconds is None else f"{r.seconds:,.1f}",
         "memory": lambda r: "" if r.memory is None else format_bytes(r.memory),

@@ -1,6 +1,8 @@
 """The points of a sweep: configs become runs, once each, and a run has a status in a workdir."""
 
+import collections
 import contextlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any, NamedTuple
 
 from research.config.loading import validated
 from research.errors import BadInput, Damaged, UnsafeFile
-from research.io import files
-from research.runs import lease
+from research.io import files, source
+from research.parallel import jax_settings
+from research.runs import lease, made_by
 from research.runs.directory import RunDirectory
 from research.runs.table import read_row
 from research.sweep.sweep_file import FACTS, SweepFile, SweepPoint, read_sweep_file
@@ -31,7 +34,8 @@ class ResolvedConfig(NamedTuple):
 class Point:
     """One point of a sweep: its overrides, its checked config, its run and the run's status.
     `failures` counts failed attempts; it is pending unless they exceed `ignored_failures`. `deaths`
-    counts the latest consecutive attempts whose process died."""
+    counts the latest consecutive attempts whose process died. With `accept_changes` other code may
+    continue it."""
 
     overrides: dict
     config: dict
@@ -40,6 +44,7 @@ class Point:
     failures: int = 0
     ignored_failures: int = 0
     deaths: int = 0
+    accept_changes: bool = False
 
     @property
     def pending(self) -> bool:
@@ -133,6 +138,29 @@ def retry_failed(points: Iterable[Point]) -> list[Point]:
     return [replace(p, ignored_failures=p.failures) for p in points]
 
 
+def accepting_changes(points: Iterable[Point]) -> list[Point]:
+    """The points, which other code than what began them may continue."""
+    return [replace(p, accept_changes=True) for p in points]
+
+
+def describe_changes(points: Iterable[Point], workdir: str | Path) -> list[str]:
+    """How the finished runs among the points were made otherwise than the next ones would be, a
+    line for each difference that can change what a run means, and one for the others."""
+    ended = [p.run.id for p in points if not p.pending and p.status != "failed"]
+    makers: dict[bytes, list[dict]] = {}  # of a thousand runs there are few
+    for run_id in ended:
+        with contextlib.suppress(Damaged):
+            before = made_by.latest(Path(workdir) / "runs" / run_id, sys.maxsize)
+            compared = {k: before[k] for k in made_by.COMPARED if k in before}
+            makers.setdefault(files.canonical(compared), []).append(compared)
+    counts = collections.Counter[str]()
+    for runs in makers.values():
+        refused, told = made_by.differences(runs[0], jax_settings.describe(), Path(workdir))
+        for line in (*refused, *(["; ".join(told)] if told else [])):
+            counts[line] += len(runs)
+    return [f"{count} of {len(ended)} finished runs: {line}" for line, count in counts.items()]
+
+
 def describe_status(points: Sequence[Point]) -> str:
     """How many there are to train, and how to have the others trained."""
     pending = sum(p.pending for p in points)
@@ -173,7 +201,7 @@ def _unsafe_reason(path: Path) -> str:
 # From a launch to its workers.
 
 
-def write_points(points: Iterable[Point], workdir: str | Path, grouping: str = "auto") -> Path:
+def write_points(points: Sequence[Point], workdir: str | Path, grouping: str = "auto") -> Path:
     """Write the points as a sweep file; its path."""
     entries = [
         SweepPoint(
@@ -185,7 +213,8 @@ def write_points(points: Iterable[Point], workdir: str | Path, grouping: str = "
         )
         for p in points
     ]
-    return SweepFile(tuple(entries), grouping).write(workdir)
+    accept = any(p.accept_changes for p in points)
+    return SweepFile(tuple(entries), grouping, source.config_files(), accept).write(workdir)
 
 
 def read_points(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
@@ -204,4 +233,5 @@ def read_points(path: str | Path, workdir: str | Path) -> tuple[list[Point], str
             f"data: not what it was at the launch of --sweep={path}: point {new[0].overrides} is "
             f"another run now, {new[0].run.id}; launch the sweep again"
         )
-    return points, sweep.grouping
+    source.set_config_files(sweep.config_files)
+    return accepting_changes(points) if sweep.accept_changes else points, sweep.grouping

@@ -2,7 +2,7 @@
 watch the sweep read. Needs no jax."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class SweepFile:
-    """The points of a launch, and which of them are trained together (one of GROUPING)."""
+    """The points of a launch, which of them are trained together (one of GROUPING), the digests of
+    the config file and what it imported, and whether other code may continue runs."""
 
     points: tuple[SweepPoint, ...]
     grouping: str = "auto"
+    config_files: Mapping[str, str] = field(default_factory=dict)
+    accept_changes: bool = False
 
     def write(self, workdir: str | Path) -> Path:
         """Write the file, if it is not there, and return its path: equal sweeps are one file."""
@@ -55,7 +58,8 @@ def read_sweep_file(path: str | Path, follow: bool = True) -> SweepFile:
     content = files.read_json(path, limit=MAX_BYTES, follow=follow)
     try:
         points = tuple(SweepPoint(**point) for point in content["points"])
-        sweep = SweepFile(points, content["grouping"])
+        more = content.get("config_files", {}), content.get("accept_changes") is True
+        sweep = SweepFile(points, content["grouping"], *more)
         facts = [point.facts[name] for point in points for name in FACTS]
     except (KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a sweep of this version ({error})") from error
@@ -63,6 +67,9 @@ def read_sweep_file(path: str | Path, follow: bool = True) -> SweepFile:
         raise BadInput(f"{path}: not a sweep of this version (a fact is not a number)")
     if not all(isinstance(x, dict) for p in points for x in (p.overrides, p.config)):
         raise BadInput(f"{path}: not a sweep of this version (a config is not an object)")
+    noted = sweep.config_files
+    if not isinstance(noted, dict) or not all(isinstance(x, str) for x in noted.values()):
+        raise BadInput(f"{path}: not a sweep of this version (config_files are no digests)")
     for name in (str(point.run) for point in points):
         if not RUN.fullmatch(name):
             raise BadInput(f"{path}: {name!r:.50} is not the id of a run")

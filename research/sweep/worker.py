@@ -52,7 +52,7 @@ def check_points(points: Iterable[Point], workdir: str | Path) -> None:
     problems: list[str] = []
     for point in (p for p in points if p.pending):
         try:
-            if large := preflight(point.run, RunDirectory(workdir, point.run.id)):
+            if large := preflight(point.run, _directory(point, workdir)):
                 memory.check_fits(*large)
         except BadInput as error:
             problems += [f"point {point.overrides}: {line}" for line in error.problems]
@@ -119,7 +119,7 @@ def _train_unit(
     with contextlib.ExitStack() as stack:
         points, directories = [], []
         for point in unit.points:
-            directory = RunDirectory(workdir, point.run.id)
+            directory = _directory(point, workdir)
             if _has_ended(point, directory):
                 progress.skip_run(point.run.facts)
                 continue
@@ -148,6 +148,14 @@ def _train_unit(
         return bool(points)
 
 
+def _directory(
+    point: Point, workdir: str | Path, kind: type[RunDirectory] = RunDirectory
+) -> RunDirectory:
+    out = kind(workdir, point.run.id)
+    out.accept_changes = point.accept_changes
+    return out
+
+
 def _has_ended(point: Point, directory: RunDirectory) -> bool:
     return directory.result is not None or directory.failures > point.ignored_failures
 
@@ -174,5 +182,5 @@ def _train_assignments(
         if sent.runs:
             some = tuple(known[run_id] for run_id in sent.runs)
             unit = WorkUnit(some, prefixes=sent.prefixes, kept_steps=sent.kept_steps)
-            directories = [ReadOnlyRunDirectory(workdir, run_id) for run_id in sent.runs]
+            directories = [_directory(point, workdir, ReadOnlyRunDirectory) for point in some]
             work_units.train_unit(unit, directories, progress, stop)

@@ -1,8 +1,10 @@
 """Fine-tuning: starting from the parameters of another run, perhaps for another task, or resuming
 from its whole state; and opening a run to use what it learned. Other runs are never written."""
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import jax
 
 from research.config import stored_model
+from research.data import Dataset
 from research.errors import BadInput
 from research.io import files
 from research.models import Model
 from research.params import leaves_by_path, match_path, nest
-from research.runs import checkpoint
+from research.runs import stored_state
 from research.runs.manifest import read_manifest
 
 LARGEST_TOKENIZER = 64 << 20  # bytes
@@ -41,11 +44,38 @@ class StartingPoint:
         return f"{self.name} {self.run.name}, step {self.step}"
 
 
+@contextlib.contextmanager
+def _prefix_errors() -> Iterator[None]:
+    """Prefix the errors of loading the starting run with its config key."""
+    try:
+        yield
+    except BadInput as error:
+        lines = (f"init.run: {line.removeprefix('init.run: ')}" for line in error.problems)
+        raise BadInput(*lines) from error
+
+
+def starting_point(
+    init: Mapping[str, Any], dataset: Dataset, model: Model, inputs: Any, steps: int
+) -> StartingPoint:
+    """What a run of so many `steps` starts from, by the section `init` of its config. Raises
+    BadInput where it cannot."""
+    with _prefix_errors():
+        start = locate_checkpoint(init["run"], init["step"], init["what"])
+    if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
+        raise BadInput(
+            f"data.tokenizer: not that of init.run; expected "
+            f"{start.run / 'tokenizer.json' if start.tokenizer else 'bytes'}"
+        )
+    if start.what == "state" and 0 < steps <= start.step:
+        raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
+    return match_parameters(start, model, inputs)
+
+
 def locate_checkpoint(run: str, step: int | None, what: str) -> StartingPoint:
     """The newest intact checkpoint (or that of `step`) of `run`, which is a run's directory or the
     workdir of one run. Raises BadInput when there is none."""
     directory = find_run_directory(run)
-    number, path = checkpoint.latest_intact(directory, step)
+    number, path = stored_state.latest_intact(directory, step)
     manifest = read_manifest(path)
     averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
     part = "average" if averaged else "params"
@@ -55,7 +85,7 @@ def locate_checkpoint(run: str, step: int | None, what: str) -> StartingPoint:
         name=_read_name(directory),
         step=number,
         what=what,
-        digest=checkpoint.content_digest(path, "" if what == "state" else part),
+        digest=stored_state.content_digest(path, "" if what == "state" else part),
         part=part,
         tokenizer=_read_tokenizer(directory),
     )
@@ -96,7 +126,7 @@ def match_parameters(start: StartingPoint, model: Model, inputs: Any) -> Startin
 
 def take_parameters(start: StartingPoint, abstract: dict, params: dict) -> dict:
     """`params`, those that `start` provides replaced by its own and sharded as in `abstract`."""
-    source = leaves_by_path(checkpoint.read_arrays(start.path, start.part))
+    source = leaves_by_path(stored_state.read_arrays(start.path, start.part))
     places = leaves_by_path(abstract)
     leaves = leaves_by_path(params)
     for here, there in start.pairs:
@@ -106,7 +136,8 @@ def take_parameters(start: StartingPoint, abstract: dict, params: dict) -> dict:
 
 def model_shape(run: str, family: str) -> dict[str, Any]:
     """The fields of the model of `run`. Raises BadInput if it is of another family."""
-    fields = dict(read_model_fields(find_run_directory(run)))
+    with _prefix_errors():
+        fields = dict(read_model_fields(find_run_directory(run)))
     if (name := fields.pop("name")) != family:
         raise BadInput(f"init.run: {run} is a {name}, but model.name is {family}")
     return fields

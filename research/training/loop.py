@@ -109,23 +109,22 @@ def train_run(
     StorageError when the disk fails.
     """
     trackers.check_trackers(run.trackers)  # whatever is refused leaves no file behind
+    resume.check_one_code()
     trainer = Trainer(*resume.as_first_launched(run, directory, prefixes))
     run = trainer.run
     distributed.broadcast(lambda: checkpoint.check_disk_space(directory.path, trainer.abstract))
-    distributed.broadcast(lambda: resume.forget_launch([directory]))
     launch: dict[str, Any] = {"mesh": dict(trainer.mesh.shape), "execution": vars(run.execution)}
     if distributed.process_count() > 1:  # which may decide the last bits
         launch["processes"] = distributed.process_count()
     recorder = Recorder(run, directory, on_steps, launch)
-    used = {"devices": trainer.mesh.size, "device_kind": trainer.mesh.devices.flat[0].device_kind}
     profile = Profile(directory.path / "profile" if directory.writes else None, profile_steps)
     try:
         policy = CheckpointPolicy(trainer, recorder, prefixes, kept_steps)
         metrics, state = run_loop(run, trainer, recorder, policy, stop, profile)
         metrics |= trainer.against_closed_form(state.eval_params)
-        return recorder.finish("done", "", **used, **metrics)
+        return recorder.finish("done", "", trainer.mesh.size, **metrics)
     except Diverged as error:
-        recorder.finish("diverged", str(error), **used)
+        recorder.finish("diverged", str(error), trainer.mesh.size)
         raise Diverged(f"{directory.path}: {error}") from error
     finally:
         recorder.shown.close()

@@ -187,8 +187,7 @@ def _fields(config: dict, dataset: Dataset) -> dict[str, Any]:
     if config["size"] is None and (run := config["init"]["run"]) is not None:
         from research.training import fine_tuning  # which few runs need
 
-        with _prefix_init_errors():
-            shape = fine_tuning.model_shape(run, name)
+        shape = fine_tuning.model_shape(run, name)
         fields |= {k: shape[k] for k, v in fields.items() if v is None and k in shape}
     if "vocab" in fields and "classes" in dataset.facts:  # a language model becomes a classifier
         fields |= {k: dataset.facts[k] for k in ("classes", "pad")}
@@ -216,16 +215,6 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     return model, f"size rule: {family.SIZE_RULE}{fixed}\nsize {config['size']:g}: {filled}"
 
 
-@contextlib.contextmanager
-def _prefix_init_errors() -> Iterator[None]:
-    """Prefix the errors of loading the starting run with its config key."""
-    try:
-        yield
-    except BadInput as error:
-        lines = (f"init.run: {line.removeprefix('init.run: ')}" for line in error.problems)
-        raise BadInput(*lines) from error
-
-
 def _starting_point(
     config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int
 ) -> "StartingPoint | None":
@@ -236,17 +225,8 @@ def _starting_point(
         return None
     from research.training import fine_tuning, heldout_check  # which few runs need
 
-    with _prefix_init_errors():
-        start = fine_tuning.locate_checkpoint(init["run"], init["step"], init["what"])
-    if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
-        raise BadInput(
-            f"data.tokenizer: not that of init.run; expected "
-            f"{start.run / 'tokenizer.json' if start.tokenizer else 'bytes'}"
-        )
-    if start.what == "state" and 0 < steps <= start.step:
-        raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
+    start = fine_tuning.starting_point(init, dataset, model, inputs, steps)
     seen = heldout_check.check(dataset, start.run)
-    start = fine_tuning.match_parameters(start, model, inputs)
     return dataclasses.replace(start, rule="\n".join(filter(None, [start.rule, seen])))
 
 

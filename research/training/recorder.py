@@ -8,10 +8,10 @@ from typing import Any
 from jax import Array
 
 from research.errors import Diverged
-from research.io import host
-from research.parallel import distributed
-from research.runs import metrics_log, schema, trackers
-from research.runs.directory import RunDirectory, write_data_card
+from research.io import source
+from research.parallel import distributed, jax_settings
+from research.runs import checkpoint, metrics_log, schema, trackers
+from research.runs.directory import CONTINUED, RunDirectory, write_data_card
 from research.training import ancestry, resume, shared_prefix
 from research.training.run import Run
 
@@ -65,9 +65,13 @@ class Recorder(DeferredMetrics):
         self.metrics = schema.declaration(run.task.METRICS)
         stored = directory.write_once("config.json", run.config)
         resume.check_stored(directory.path / "config.json", stored, run)
-        known = {"facts": run.facts, **host.describe(), "model": run.model.described()}
+        self.made_by = jax_settings.describe()
+        known = {"facts": run.facts, **self.made_by, "model": run.model.described()}
         known |= {"trained_on": ancestry.record(run, directory)}
-        directory.write_once("launch.json", {**launch, **known})
+        begun = checkpoint.saved_steps(directory.path)  # else nothing decides the last bits yet
+        (directory.write_once if begun else directory.write)("launch.json", {**launch, **known})
+        if directory.writes:
+            source.write(directory.workdir)
         if run.data.tokenizer:
             directory.write_text_once("tokenizer.json", run.data.tokenizer)
         name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
@@ -77,6 +81,7 @@ class Recorder(DeferredMetrics):
         self.before = max(earlier, default=0.0)
         self.started, self.members = time.monotonic(), members
         self.loss, self.reached = math.nan, 0
+        self._continued = directory.path / CONTINUED
         self.skips, self._skipped = 0, 0  # in all; in a row
 
     @property
@@ -88,6 +93,10 @@ class Recorder(DeferredMetrics):
         """Steps from `step` on are done, perhaps again."""
         self.reached = step
         self.directory.append(resume=step)
+        if self.directory.writes and (step or self._continued.exists()):
+            from research.runs import made_by  # which a new run does not need
+
+            made_by.record(self.directory, step, self.made_by)
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         if not math.isfinite(metrics["loss"]):
@@ -120,9 +129,7 @@ class Recorder(DeferredMetrics):
         if not skipped:
             self.loss = loss
 
-    def finish(
-        self, status: str, reason: str, devices: int, device_kind: str, **metrics: object
-    ) -> dict[str, Any]:
+    def finish(self, status: str, reason: str, devices: int, **metrics: object) -> dict[str, Any]:
         """Write the result; from now on the run is done, or has diverged."""
         seconds = round(self.seconds, 3)
         result = {
@@ -138,10 +145,13 @@ class Recorder(DeferredMetrics):
             "seconds": seconds,
             "device_seconds": round(seconds * devices, 3),
             "devices": devices,
-            "device_kind": device_kind,
             "data_digest": self.run.data.digest,
-            **host.describe(),
+            **self.made_by,
         }
+        if self._continued.exists():
+            from research.runs import made_by
+
+            result |= made_by.summary(self.directory.path)
         if self.directory.writes:  # now: counting the data may take longer than a first step
             write_data_card(self.directory.workdir, self.run.data.digest, self.run.data.card)
         self.directory.write_result(result)

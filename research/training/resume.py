@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from research.config import schema
 from research.errors import BadInput, Damaged
-from research.io import files
-from research.parallel import distributed
+from research.io import files, source
+from research.parallel import distributed, jax_settings
 from research.runs import checkpoint
 from research.runs.directory import REMEDY, RunDirectory, read_launch
 from research.training.execution import Execution
@@ -90,6 +90,10 @@ def as_first_launched(
     """The run with the execution of its first launch, or of that whose steps it starts from, and
     that mesh where its devices are here: both decide the last bits. `warn` is told of them."""
     begun = [directory.path] if checkpoint.saved_steps(directory.path) else []
+    if begun:
+        from research.runs import made_by  # which a new run does not need
+
+        made_by.check(directory, jax_settings.describe(), warn)
     for path in (*begun, *(prefix.path for prefix in prefixes)):
         if stored := read_launch(path):
             run, mesh = with_stored_execution(run, stored, path, warn), stored["mesh"]
@@ -98,6 +102,13 @@ def as_first_launched(
                 return run, run_mesh(dataclasses.replace(run, mesh=mesh))
             warn("%s: first launched on mesh %s, which is not here", path, mesh)
     return run, run_mesh(run)
+
+
+def check_one_code() -> None:
+    """Collective: raise BadInput in a process that runs other code than process 0."""
+    code = source.describe()["code"]
+    if (first := distributed.broadcast(lambda: code)) != code:
+        raise BadInput(f"this process runs code {code}, process 0 code {first}; expected one")
 
 
 def with_stored_execution(
@@ -115,12 +126,3 @@ def with_stored_execution(
     if changed := run.execution.differences(out.execution):
         warn("%s: resuming with the options of its first launch: %s", path, changed)
     return out
-
-
-def forget_launch(directories: Sequence[RunDirectory]) -> None:
-    """Remove launch.json where no checkpoint is kept: nothing decides the last bits yet, so the
-    next launch may choose its devices, its members and its execution again."""
-    for directory in directories:
-        if not checkpoint.saved_steps(directory.path):
-            directory.check_lease()
-            (directory.path / "launch.json").unlink(missing_ok=True)

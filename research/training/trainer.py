@@ -108,20 +108,12 @@ class Trainer:
         return self.run.task.metrics(sums, {**self.run.data.notes, **examined})
 
     def against_closed_form(self, params: dict) -> dict[str, float]:
-        """Where the family knows the best parameters for targets that are numbers: their held-out
-        loss, and how far `params` are from them (the largest difference of a parameter)."""
-        solve = getattr(self.run.model.family, "solve", None)
-        if solve is None or self.run.data.targets != "numbers":
+        """Where the family knows the best parameters, what `closed_form.compare` says of these."""
+        if not hasattr(self.run.model.family, "solve") or self.run.data.targets != "numbers":
             return {}
-        train = self.run.data.train
-        best = solve(train.rows(np.arange(len(train))))
-        there = distributed.gather(params)
-        away = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), there, best)
-        placed = jax.tree.map(lambda p, b: jax.device_put(np.float32(b), p.sharding), params, best)
-        return {
-            "closed_form_loss": self.evaluate(placed)["loss"],
-            "closed_form_distance": max(jax.tree.leaves(away)),
-        }
+        from research.training import closed_form  # which few families need
+
+        return closed_form.compare(self.run, self.evaluate, params)
 
     @functools.cached_property
     def _heldout(self) -> tuple[tuple[dict[str, Array], Array], dict[str, Any]]:

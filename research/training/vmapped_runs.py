@@ -23,14 +23,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from research.errors import Diverged, Held, StorageError
-from research.parallel import device_mesh
-from research.runs import checkpoint, trackers
+from research.parallel import device_mesh, jax_settings
+from research.runs import checkpoint, made_by, trackers
 from research.runs.directory import RunDirectory, read_launch
 from research.training.checkpoint_policy import check_finite, tolerate_refused_save
 from research.training.loop import run_loop
 from research.training.profiling import Profile
 from research.training.recorder import DeferredMetrics, Recorder
-from research.training.resume import forget_launch, with_stored_execution
+from research.training.resume import with_stored_execution
 from research.training.run import Run
 from research.training.step import (
     Hyper,
@@ -197,12 +197,10 @@ class VmappedRecorder(DeferredMetrics):
 
     def finish(self, slot: int, status: str, reason: str, metrics: Mapping[str, Any]) -> None:
         """End a member. Its seconds are its share of theirs together, and `members` says whose."""
-        recorder, kind = self.live.pop(slot), self.mesh.devices.flat[0].device_kind
+        recorder = self.live.pop(slot)
         recorder.dispatch = self.dispatch
         more = {**metrics, "members": self.ids}
-        self.results[recorder.run.id] = recorder.finish(
-            status, reason, self.mesh.size, kind, **more
-        )
+        self.results[recorder.run.id] = recorder.finish(status, reason, self.mesh.size, **more)
 
     def close(self) -> None:
         for recorder in self.live.values():
@@ -310,19 +308,33 @@ def train_vmapped(
         raise
     except Exception:
         with contextlib.suppress(StorageError):
-            forget_launch(directories)
+            _forget_launch(directories)
         raise
     finally:
         recorder.close()
     return recorder.results
 
 
+def _forget_launch(directories: Sequence[RunDirectory]) -> None:
+    """Remove launch.json where no checkpoint is kept: nothing decides the last bits yet, so the
+    next launch may choose its devices, its members and its execution again."""
+    for directory in directories:
+        if not checkpoint.saved_steps(directory.path):
+            directory.check_lease()
+            (directory.path / "launch.json").unlink(missing_ok=True)
+
+
 def _as_first_launched(
     members: Sequence[tuple[Run, RunDirectory]],
 ) -> list[tuple[Run, RunDirectory]]:
-    """All members with the execution of their first launch."""
-    for path in (directory.path for _, directory in members):
-        if checkpoint.saved_steps(path) and (stored := read_launch(path)):
+    """All members with the execution of their first launch. Raises BadInput where other code began
+    one of them."""
+    begun = [place for _, place in members if checkpoint.saved_steps(place.path)]
+    for directory in begun:
+        warn = log.warning if directory is begun[0] else log.debug
+        made_by.check(directory, jax_settings.describe(), warn)
+    for path in (directory.path for directory in begun):
+        if stored := read_launch(path):
             return [(with_stored_execution(run, stored, path), place) for run, place in members]
     return list(members)
 

@@ -17,7 +17,7 @@ import numpy as np
 from research.errors import IsoflopError
 from research.io import files
 from research.parallel import distributed
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, made_by, metrics_log
 from research.runs.directory import RunDirectory, read_launch
 from research.training.run import Run
 from research.training.shared_prefix import FILE, SharedPrefix, forget
@@ -34,6 +34,8 @@ ALIKE = (
     "cores",
     "instructions",
     "xla_flags",
+    "code",
+    "jax_config",
 )
 # A division may be off by an ulp on some device, so a share this near to 1 counts as decayed.
 MARGIN = np.float32(1 + 1e-6)
@@ -99,7 +101,8 @@ def _checkpoint(own: Path, prefix: SharedPrefix) -> tuple[int, str] | None:
     here, there = read_launch(own) or {}, read_launch(prefix.path)
     if there is None:
         return None
-    if differing := [key for key in ALIKE if here.get(key) != there.get(key)]:
+    made = (there, *({**there, **x["made_by"]} for x in made_by.launches(prefix.path)))
+    if differing := [key for key in ALIKE if any(here.get(key) != x.get(key) for x in made)]:
         words = ", ".join(differing)
         log.info("%s: not begun from %s, another %s", own.name, prefix.path.name, words)
         return None

@@ -16,7 +16,7 @@ from research.inference import export
 from research.inference.load import open_run
 from research.io import encryption, files
 from research.params import leaves_by_path
-from research.runs import checkpoint
+from research.runs import stored_state
 from research.runs.directory import RunDirectory
 from research.runs.table import read_row
 from research.training.loop import train_run
@@ -100,9 +100,9 @@ KINDS = ("plain", "signed", "sealed", "both")
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_holds_the_bits_of_its_run(exports, run, kind):
     path, how = exports[kind]
-    step, place = checkpoint.latest_intact(run)
+    step, place = stored_state.latest_intact(run)
     average, newest = (
-        leaves_by_path(checkpoint.read_arrays(place, part)) for part in ("average", "params")
+        leaves_by_path(stored_state.read_arrays(place, part)) for part in ("average", "params")
     )
     source = export.open_export(path, **how)
     found = leaves_by_path(source.params)
@@ -127,7 +127,8 @@ def test_another_step_is_another_export(run, exports, tmp_path):
 
 def test_the_manifest_says_what_it_is(exports, run):
     about, result = export.read(exports["plain"][0]).about, read_row(run)
-    for name in ("loss", "loss_unit", "params", "data_digest", "versions", "commit", "name"):
+    names = ("loss", "loss_unit", "params", "data_digest", "versions", "commit", "code", "name")
+    for name in names:
         assert about[name] == result[name]
     assert about["config"] == files.read_json(run / "config.json")
     assert about["weights"] == "average"

@@ -64,14 +64,17 @@ def run(path):
     from research.data import tokenizers
     from research.inference import generate
     from research.inference.load import open_run
-    from research.runs import checkpoint, trained_on
+    from research.runs import checkpoint, made_by, stored_state, trained_on
 
     trained_on.read(path)
+    now = {"code": "1" * 12, "source": "1" * 12, "versions": {"jax": "1"}, "jax_config": {}}
+    made_by.differences(made_by.latest(path, 1 << 60), now, path.parent.parent)
+    made_by.summary(path)
     try:
         for step in checkpoint.saved_steps(path):
             where = path / "checkpoints" / str(step)
             checkpoint.latest_common_step([path])
-            checkpoint.read_arrays(where, "params")
+            stored_state.read_arrays(where, "params")
             break
     finally:
         source = open_run(path)

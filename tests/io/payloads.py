@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from research.io import files
-from research.runs import checkpoint, manifest, metrics_log
+from research.runs import manifest, metrics_log, stored_state
 from research.runs.table import _cache_header, _stamps
 
 PAYLOADS, GOOD = {}, {}
@@ -49,7 +49,7 @@ class Place:
 
     def step(self):
         run = self.copied()
-        return run, checkpoint.latest_intact(run)[1]
+        return run, stored_state.latest_intact(run)[1]
 
 
 def payload(opener, name=None):
@@ -319,6 +319,47 @@ launched("a model that is a list", lambda m: m | {"model": [1]})
 
 launched("a training set that lies elsewhere", lambda m: m | {"trained_on": ["../../outside/a"]})
 launched("training sets that are a number", lambda m: m | {"trained_on": 3})
+
+
+launched("code that lies elsewhere", lambda m: m | {"source": "../../outside/secret"})
+launched("code and settings that are lists", lambda m: m | {"code": [1], "jax_config": {"a": [1]}})
+
+
+def listed(name, plant):
+    @payload("run", name)
+    def _(place):
+        run = place.copied()
+        launch = json.loads((run / "launch.json").read_text()) | {"source": "0" * 12}
+        (run / "launch.json").write_text(json.dumps(launch))
+        (place.folder / "code").mkdir(exist_ok=True)
+        plant(place, "code/000000000000.json")
+        return run
+
+
+listed("a list of code that is a pipe", lambda place, name: place.pipe(name))
+listed("a list of code without an end", lambda place, name: place.endless(name))
+listed("a list of code of numbers", lambda place, name: place.write(name, '{"files": 3}'))
+listed("a list of code nested deeply", lambda place, name: place.write(name, "[" * 200_000))
+
+
+def continued(name, plant):
+    @payload("run", name)
+    def _(place):
+        run = place.copied()
+        plant(place, f"runs/{run.name}/continued.json")
+        return run
+
+
+continued("launches that are a pipe", lambda place, name: place.pipe(name))
+continued("launches without an end", lambda place, name: place.endless(name))
+continued("launches of text", lambda place, name: place.write(name, '{"launches": ["x"]}'))
+continued(
+    "a launch of odd types",
+    lambda place, name: place.write(
+        name,
+        '{"launches": [{"step": 1, "accepted": [{}], "told": [[]], "made_by": {"code": {}}}]}',
+    ),
+)
 
 
 def trained_on(name, plant):

@@ -24,7 +24,7 @@ from research.launch import process_group, slots
 from research.launch.process_group import divide_slot, exit_code_of_group, member_flags
 from research.parallel import device_mesh
 from research.params import leaves_by_path
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
 from research.runs.manifest import array_digests, read_manifest
 from research.runs.table import read_row, read_table
@@ -143,7 +143,7 @@ def test_two_processes_resume_from_one(both):
     "two real processes of jax.distributed",
 )
 def test_one_process_resumes_from_two(both):
-    assert checkpoint.latest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
+    assert stored_state.latest_intact(both.two, HALF)[0] == HALF, "a digest is not that of its file"
     here, batches = state(both, both.two, HALF), both.trainer.batches(HALF, HALF, HALF)
     _, metrics = both.trainer.steps(here, batches, HALF)
     np.testing.assert_allclose(metrics["train_loss"], losses(both.two)[HALF:], rtol=1e-5)

@@ -116,7 +116,7 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
     harm, victim, whole, tmp_path, seen, monkeypatch
 ):
     runs = [shutil.copytree(whole, tmp_path / name) for name in ("one", "other")]
-    looked = checkpoint._checked_tree
+    looked = checkpoint.checked_tree
 
     def harmed(path, leaves):
         looked(path, leaves)
@@ -124,7 +124,7 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
             for file in every_file(path / "state"):
                 os.truncate(file, file.stat().st_size // 2) if harm == "cut" else file.unlink()
 
-    monkeypatch.setattr(checkpoint, "_checked_tree", harmed)
+    monkeypatch.setattr(checkpoint, "checked_tree", harmed)
     step, states = checkpoint.restore_latest_common([(run, victim.abstract) for run in runs])
     assert step == 10
     assert all(bits(state) == victim.bits[10] for state in states)
@@ -348,6 +348,8 @@ def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
         *({**good, "mesh": mesh} for mesh in (None, 5, {}, {"data": "x"}, {"data": 1})),
         *({**good, "mesh": {"data": n, "fsdp": 1, "tensor": 1}} for n in (0, -1, 1.5, True)),
         *({**good, "execution": how} for how in (7, [], "x")),
+        *({**good, "versions": what} for what in (7, [])),
+        *({**good, "jax_config": what} for what in ("x", None)),
         *({**good, "members": names} for names in (5, [5], {"a": 1})),
         *({**good, "members_mesh": mesh} for mesh in (5, {}, {"runs": 0})),
         {},

@@ -12,7 +12,7 @@ import pytest
 
 from research.errors import StorageError
 from research.io import files
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
 from research.training.loop import train_run
 from research.training.make_run import make_run
@@ -350,7 +350,9 @@ def replayed(disk, folder, keep):
     except checkpoint.Damaged:
         return None
     if step is not None:
-        kernel = checkpoint.read_arrays(folder / "checkpoints" / str(step), "params")["w"]["kernel"]
+        kernel = stored_state.read_arrays(folder / "checkpoints" / str(step), "params")["w"][
+            "kernel"
+        ]
         assert (kernel == step).all()
     return step
 

@@ -230,3 +230,19 @@ def test_limits_that_are_none_are_rejected(flags, words, corpus, tmp_path):
     done = command(corpus, tmp_path, *flags)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rates", "shown"),
+    [
+        ((1e-3, 3e-3), ("0.001", "0.003")),
+        ((0.012345678, 0.5), ("0.0123", "0.5")),
+        ((0.00316227766, 0.00316329), ("0.003162", "0.003163")),
+        ((0.1, 0.1), ("0.1", "0.1")),
+        ((1.0, 1.0 + 2**-52), ("1", "1.0000000000000002")),
+    ],
+)
+def test_learning_rates_that_differ_look_different(rates, shown):
+    text = plan_text([row(f"run{i}", lr=rate) for i, rate in enumerate(rates)])
+    head, *lines = (line.split() for line in text.splitlines()[: 1 + len(rates)])
+    assert tuple(line[head.index("lr")] for line in lines) == shown

@@ -290,7 +290,8 @@ def test_a_run_that_somebody_tampered_with_is_a_row_and_the_others_continue(harm
     "content", ['{"status": "do', '{"status": 5}', '{"status": "failed"}', "[]"]
 )
 def test_train_makes_a_damaged_result_anew(content, tiny, tmp_path, capsys):
-    args = argparse.Namespace(workdir=tmp_path, resume=False, force=False, profile=0)
+    flags = {"resume": False, "force": False, "profile": 0, "accept_changes": False}
+    args = argparse.Namespace(workdir=tmp_path, **flags)
     assert train_command.train_one(tiny(), args, lambda: False) == 0
     (path,) = tmp_path.glob("runs/*/result.json")
     loss = read_run_file(path)["loss"]

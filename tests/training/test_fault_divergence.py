@@ -12,7 +12,7 @@ from research.config import validation
 from research.config.loading import load_config, validated
 from research.errors import Diverged, Preempted
 from research.parallel import device_mesh
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.training import checkpoint_policy, vmapped_runs
@@ -82,7 +82,7 @@ def test_a_diverged_run_keeps_its_last_finite_checkpoint(zygote, tmp_path, seen)
     losses = [r["train_loss"] for r in metrics_log.read_records(path) if "train_loss" in r]
     newest = checkpoint.saved_steps(path)[0]
     assert len(losses) - 20 <= newest <= len(losses)
-    params = checkpoint.read_arrays(path / "checkpoints" / str(newest), "params")
+    params = stored_state.read_arrays(path / "checkpoints" / str(newest), "params")
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
     child = zygote.start(file, tmp_path / "w")
     assert child.wait() == 76

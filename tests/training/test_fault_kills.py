@@ -11,7 +11,7 @@ from collections import deque
 import pytest
 
 from research.errors import IO_ERROR
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
 from research.runs.manifest import find_damage
 from research.training import watchdog
@@ -127,7 +127,7 @@ def assert_whole(folder, newest):
     for step in checkpoint.saved_steps(folder):
         path = folder / "checkpoints" / str(step)
         assert find_damage(path) is None, path
-        assert (checkpoint.read_arrays(path, "params")["w"]["kernel"] == step).all()
+        assert (stored_state.read_arrays(path, "params")["w"]["kernel"] == step).all()
     found = checkpoint.latest_common_step([folder])
     assert found in newest
     assert not [p for p in (folder / "checkpoints").iterdir() if p.name.startswith(".")]

@@ -14,7 +14,7 @@ from research.inference.load import open_run
 from research.io.files import digested
 from research.parallel import device_mesh
 from research.params import leaves_by_path
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
 from research.runs.manifest import read_manifest
 from research.training import fine_tuning
@@ -49,7 +49,7 @@ def arrays(tree):
 
 def test_a_run_starts_from_the_parameters_of_another_and_from_a_new_optimizer(tiny, source):
     state = start_of(tiny({"init.run": str(source), "seed": 7}))
-    there = arrays(checkpoint.read_arrays(checkpoint.latest_intact(source)[1], "params"))
+    there = arrays(stored_state.read_arrays(stored_state.latest_intact(source)[1], "params"))
     here = arrays(state.params)
     assert here.keys() == there.keys()
     for path, leaf in here.items():
@@ -92,7 +92,7 @@ def test_a_parent_that_is_trained_again_has_the_same_children(tiny, source, tmp_
 def test_one_bit_of_the_parent_makes_other_children(tiny, source, tmp_path, part):
     run = make_run(tiny())
     trainer = Trainer(run, device_mesh.make_mesh(ONE, run.batch))
-    step, path = checkpoint.latest_intact(source)
+    step, path = stored_state.latest_intact(source)
     altered = shutil.copytree(source, tmp_path / "altered")
     shutil.rmtree(altered / "checkpoints")
     state = jax.device_get(checkpoint.restore(path, trainer.abstract))
@@ -113,10 +113,10 @@ def test_a_manifest_without_digests_of_its_arrays_is_refused(source, tmp_path):
     forged = shutil.copytree(source, tmp_path / "forged")
     path = forged / "checkpoints" / "12" / "manifest.json"
     content = json.loads(path.read_text())
-    assert checkpoint.content_digest(path.parent) == start_digest(source, "state")
+    assert stored_state.content_digest(path.parent) == start_digest(source, "state")
     del content["content"]
     path.write_text(json.dumps(digested(content)))
-    for read in (read_manifest, checkpoint.content_digest):
+    for read in (read_manifest, stored_state.content_digest):
         with pytest.raises(BadInput, match="does not hold one digest for each leaf"):
             read(path.parent)
 
@@ -126,11 +126,11 @@ def test_arrays_that_are_not_those_of_the_manifest_are_rejected(source, tmp_path
     path = forged / "checkpoints" / "12" / "manifest.json"
     content = json.loads(path.read_text())
     leaf = next(leaf for leaf in content["content"] if leaf.startswith("params/"))
-    checkpoint.read_arrays(path.parent, "params")
+    stored_state.read_arrays(path.parent, "params")
     content["content"][leaf] = "0" * 64
     path.write_text(json.dumps(digested(content)))
     with pytest.raises(Damaged, match=f"{leaf} holds other values than its manifest says"):
-        checkpoint.read_arrays(path.parent, "params")
+        stored_state.read_arrays(path.parent, "params")
 
 
 def test_going_on_from_the_state_equals_the_run_that_was_not_stopped(tiny, source, tmp_path):
@@ -165,7 +165,7 @@ def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params
     )
     made = arrays(fine_tuning.take_parameters(start, abstract, params))
-    there = arrays(checkpoint.read_arrays(start.path, "params"))
+    there = arrays(stored_state.read_arrays(start.path, "params"))
     before = arrays(params)
     for path, other in start.pairs:
         np.testing.assert_array_equal(made[path], there[other])
@@ -259,13 +259,13 @@ FIELDS += ("float32", "own", "none", 1)
 
 def test_the_moving_average_is_what_is_evaluated_kept_and_taken(tiny, tmp_path):
     plain, without = fit(tiny(), tmp_path / "plain")
-    _, kept = checkpoint.latest_intact(without)
-    assert not checkpoint.read_arrays(kept, "average")
+    _, kept = stored_state.latest_intact(without)
+    assert not stored_state.read_arrays(kept, "average")
     averaged, path = fit(tiny({"optim.ema": 0.9}), tmp_path / "ema")
     assert averaged["loss"] != plain["loss"]
     assert averaged["train_loss"] == plain["train_loss"]  # the training itself is the same
-    _, kept = checkpoint.latest_intact(path)
-    average, last = (arrays(checkpoint.read_arrays(kept, part)) for part in ("average", "params"))
+    _, kept = stored_state.latest_intact(path)
+    average, last = (arrays(stored_state.read_arrays(kept, part)) for part in ("average", "params"))
     assert any((average[p] != last[p]).any() for p in last)
     opened = arrays(open_run(path).params)
     for leaf, value in average.items():

@@ -16,7 +16,7 @@ from research.config.loading import load_config, validated
 from research.errors import Damaged, Diverged, Preempted
 from research.inference.load import open_run
 from research.parallel import device_mesh
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
 from research.runs.manifest import read_manifest
 from research.training import vmapped_runs
@@ -220,7 +220,7 @@ def test_a_member_is_stored_as_a_run_alone(vmapped, tiny, tmp_path):
     together = path_of(run, workdir)
 
     def described(path):
-        kept = read_manifest(checkpoint.latest_intact(path)[1])
+        kept = read_manifest(stored_state.latest_intact(path)[1])
         return kept["step"], kept["leaves"], set(kept["files"])
 
     (*here, names), (*there, others) = described(together), described(single)

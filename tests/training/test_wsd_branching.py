@@ -126,7 +126,7 @@ def test_a_prefix_one_step_too_long_is_detected(runs, alone, short, workdir):
     assert any((a != b).any() for a, b in pairs)
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged", "meanwhile", "other devices"])
+@pytest.mark.parametrize("harm", ["missing", "damaged", "meanwhile", "other devices", "other code"])
 def test_without_a_usable_prefix_a_run_is_trained_from_scratch(
     harm, runs, alone, short, workdir, monkeypatch
 ):
@@ -135,22 +135,23 @@ def test_without_a_usable_prefix_a_run_is_trained_from_scratch(
     if harm == "missing":
         shutil.rmtree(place / "checkpoints" / str(steps))
     elif harm == "meanwhile":  # after it was looked at
-        looked = checkpoint._checked_tree
+        looked = checkpoint.checked_tree
 
         def harmed(path, leaves):
             looked(path, leaves)
             shutil.rmtree(path / "state")
 
-        monkeypatch.setattr(checkpoint, "_checked_tree", harmed)
+        monkeypatch.setattr(checkpoint, "checked_tree", harmed)
     elif harm == "damaged":
         files = (place / "checkpoints" / str(steps)).rglob("d/*")
         victim = max(files, key=lambda p: p.stat().st_size)
         raw = victim.read_bytes()
         victim.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     else:
+        key, other = ('"code": "', "0") if harm == "other code" else ('"cores": ', "1")
         described = (place / "launch.json").read_text()
-        assert '"cores": ' in described
-        (place / "launch.json").write_text(described.replace('"cores": ', '"cores": 1'))
+        assert key in described
+        (place / "launch.json").write_text(described.replace(key, key + other))
     seen = []
     result, path = fit(
         runs[1],
