@@ -122,21 +122,43 @@ def build_shared_law(law: Law, names: Sequence[str]) -> Law:
 def _f_test(
     law: Law, joint: Law, parts: Split, own: dict[str, Fit], options: Options
 ) -> dict[str, Any]:
-    """Whether one law for all explains the rows as well as one each."""
+    """Whether one law for all explains the rows as well as one each; rows of one size or budget of
+    a group may err together, as its own law shows (generalized least squares)."""
     none = {"f": None, "p_value": None, "shared_exponents_justified": None}
     if len(own) <= len(joint.parameters) - len(law.parameters):  # a group has no law of its own
         return none
     squares = dataclasses.replace(options, objective="mse_log", bootstrap=0)
     shared = Fit(joint, parts, squares, resample=False)
     separate = [Fit(law, f.parts, squares, resample=False) for f in own.values()]
-    more = sum((~f.problem.fixed_mask).sum() for f in separate) - (~shared.problem.fixed_mask).sum()
-    left = shared.problem.n - sum((~f.problem.fixed_mask).sum() for f in separate)
-    value = sum(f.value for f in separate)
-    if left <= 0 or value <= 0:
+    count = sum(int((~f.problem.fixed_mask).sum()) for f in separate)
+    more = count - int((~shared.problem.fixed_mask).sum())
+    left = sum(f.problem.n for f in separate) - count
+    if left <= 0 or sum(f.value for f in separate) <= 0:
         return none
-    f = (shared.value - value) / more / (value / left)
+    value = sum(_sum_of_squares([_whitened(f, f)]) for f in separate)
+    together = _sum_of_squares([_whitened(shared, f) for f in separate])
+    f = (together - value) / more / (value / left)
     p = float(fdtrc(more, left, max(f, 0.0)))
     return {"f": float(f), "p_value": p, "shared_exponents_justified": p > LEVEL}
+
+
+def _whitened(fit: Fit, own: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals [n] of the rows of one group about `fit`, and derivatives [n, P], both divided by
+    the errors that these rows have by their own law."""
+    covariance = np.eye(own.problem.n)
+    if own.effects is not None and own.effects.shared:
+        covariance = own.effects.covariance() / own.run_noise**2
+    away = np.linalg.inv(np.linalg.cholesky(covariance))
+    away = away * np.sqrt(own.problem.weights / own.problem.weights.mean())
+    x = fit.law.prepare(table.column_arrays(own.parts.fitted, fit.law.columns))
+    log_loss, slopes = (part[0] for part in fit.law.evaluate(fit.best[None], x)[:2])
+    return away @ (log_loss - own.problem.log_y), away @ slopes[~fit.problem.fixed_mask].T
+
+
+def _sum_of_squares(groups: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The least sum of squared residuals of several groups along their derivatives."""
+    r, j = (np.concatenate(parts) for parts in zip(*groups, strict=True))
+    return float(np.sum((r - j @ np.linalg.lstsq(j, r)[0]) ** 2))
 
 
 def comparison_sentences(section: dict[str, Any]) -> list[str]:

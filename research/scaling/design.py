@@ -1,8 +1,9 @@
 """Which runs to make next, and whether more are worth making.
 
 Near the optimum a law is linear in its fitted parameters: with J the derivative of the log
-prediction at the runs made and s the noise of a run, their covariance is s² (J^T J)^-1, and that of
-the log prediction at a target with derivative g is v = g^T S g. One more run with derivative j
+prediction at the runs made and s the noise of a run, their covariance S is s² (J^T J)^-1, and more
+where rows of one size or budget err together; that of the log prediction at a target with
+derivative g is v = g^T S g. One more run with derivative j
 takes (g^T S j)² / (s² + j^T S j) away from v (the c-optimal design of Elfving 1952, made greedily).
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import compute_optimal, uncertainty
+from research.scaling import compute_optimal
 from research.scaling.fit import ROUNDING, Fit, finite_ends
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
@@ -36,7 +37,7 @@ def propose_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[s
             f"--next_runs={budget:g}: the cheapest run that would tell anything costs "
             f"{cost.min():.3g} FLOPs"
         )
-    noise = max(uncertainty.run_noise(fit.problem, fit.best), ROUNDING)  # of a law without any
+    noise = max(fit.run_noise, ROUNDING)  # of a law without any
     plans = [
         _choose_greedily(fit, target, candidates, cost, budget, noise, by_cost)
         for by_cost in (True, False)
@@ -108,7 +109,12 @@ def _choose_greedily(
     jacobian = fit.problem.residuals(fit.best[None])[1][0][free]
     prior = jacobian @ (fit.problem.weights[:, None] * jacobian.T)
     prior += 1e-9 * np.diag(np.diag(prior) + 1e-12)
-    covariance = noise**2 * np.linalg.inv(prior)
+    away = np.linalg.inv(prior)
+    covariance = noise**2 * away
+    if fit.effects is not None and fit.effects.shared:  # rows that err together tell less
+        away = away @ jacobian
+        shared = fit.effects.covariance() - noise**2 * np.eye(fit.problem.n)
+        covariance = covariance + away @ shared @ away.T
     there = {k: np.array([v]) for k, v in target.items()}
     g = _derivative(fit, there)[free][:, 0]
     j_PxM = _derivative(fit, candidates)[free]
@@ -179,7 +185,7 @@ def settling_stages(law: Law, parts: Split, options: Options, target: Mapping[st
                 "flops_spent": float(spent[count - 1]),
                 "loss": float(loss[0]),
                 "interval": finite_ends(interval[0]),
-                "noise": uncertainty.run_noise(fit.problem, fit.best),
+                "noise": fit.run_noise,
             }
         )
     return {"target": dict(target), "stages": stages, "suggestion": _suggestion(stages)}
@@ -201,6 +207,8 @@ def _suggestion(stages: Sequence[Mapping[str, Any]]) -> str:
     narrowed = ((b - a) - (d - c)) / 2
     moved = abs(closed[-1]["loss"] - closed[-2]["loss"])
     noise = closed[-1]["noise"] * closed[-1]["loss"]
+    if not a <= closed[-1]["loss"] <= b:
+        return "continue, and doubt the law: the last stage left the interval of the one before it"
     if (d - c) / 2 <= noise:
         return "stop: the law at the target is known better than the noise of one run"
     if narrowed <= ENOUGH * noise and moved <= noise:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from research.scaling import table
-from research.scaling.laws import Law
+from research.scaling.laws import GROUP, Law
 from research.scaling.optimize import Problem
 from research.scaling.statistics import number_groups
 
@@ -108,8 +108,9 @@ def _designs(law: Law, theta: np.ndarray, rows: Sequence[table.Row]) -> tuple[np
     values = table.column_arrays(rows, law.columns)
     along_n, along_budget = log_loss_slope(law, theta, values)
     n = values["params"]
-    sizes = _members(n, 2)
-    budgets = _members(n * values["tokens"], MIN_PER_BUDGET)
+    recipe = values.get(GROUP, np.zeros(len(rows)))
+    sizes = _members(n, recipe, 2)
+    budgets = _members(n * values["tokens"], recipe, MIN_PER_BUDGET)
     return along_n[:, None] * sizes, along_budget[:, None] * budgets, budgets
 
 
@@ -133,12 +134,14 @@ def log_loss_slope(
     return along_n, along_budget
 
 
-def _members(values: np.ndarray, least: int) -> np.ndarray:
-    """Which row [n] belongs to which group [q] of near values that has `least` rows."""
-    number = number_groups(values, NEAR, NEAR)
+def _members(values: np.ndarray, recipe: np.ndarray, least: int) -> np.ndarray:
+    """Which row [n] belongs to which group [q] of near values of one recipe; none where fewer than
+    MIN_GROUPS have `least` rows, which tell what groups of one row have as well."""
+    both = np.stack([number_groups(values, NEAR, NEAR), recipe])
+    number = np.unique(both, axis=1, return_inverse=True)[1].ravel()
     groups = np.eye(number.max() + 1)[number]
-    groups = groups[:, groups.sum(0) >= least]
-    return groups if groups.shape[1] >= MIN_GROUPS else groups[:, :0]
+    told = int((groups.sum(0) >= least).sum()) >= MIN_GROUPS
+    return groups if told else groups[:, :0]
 
 
 def _posterior(

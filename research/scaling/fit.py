@@ -106,6 +106,14 @@ class Fit:
         return estimate_effects(self.law, self.problem, self.best, self.parts.fitted)
 
     @functools.cached_property
+    def run_noise(self) -> float:
+        """The standard deviation of one run, in the units of the residuals: beside what rows
+        share, where that is known."""
+        if self.effects is not None and self.effects.shared:
+            return self.effects.run_noise
+        return uncertainty.run_noise(self.problem, self.best)
+
+    @functools.cached_property
     def _correlated(self) -> Problem:
         """The problem with the covariance of rows that share effects, for intervals."""
         if self.effects is None or not self.effects.shared:

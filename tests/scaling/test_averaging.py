@@ -11,7 +11,9 @@ from research.scaling import (
     Fit,
     Options,
     averaging,
+    compare,
     compute_optimal,
+    design,
     effects,
     fit_law,
     named_law,
@@ -283,3 +285,74 @@ def test_the_page_says_that_other_laws_could_not_be_fitted():
     weak = {"law": "skaling", "weight": 1e-9, "reason": "the rows speak against it"}
     assert "could be fitted" in text.laws_sentence([one, lost])
     assert text.laws_sentence([one, weak]) == "the rows speak for chinchilla alone"
+
+
+def test_sizes_and_budgets_of_one_row_share_what_the_others_tell():
+    rows = iso_rows(of_sizes=0.04)
+    sizes = [row["params"] for row in rows]
+    alone = [i for i, n in enumerate(sizes) if sizes.count(n) == 1]
+    alone = [i for i in alone if sizes[i] < 1e8]  # whose loss depends on their size
+    assert alone
+    of_sizes = fitted(rows).effects
+    assert of_sizes.designs[0].shape[1] == len(set(sizes))
+    variance = np.diag(of_sizes.covariance())
+    quiet = np.diag(fitted(iso_rows()).effects.covariance())
+    assert (variance[alone] > 4 * quiet[alone]).all()
+
+
+def two_recipes(seed, of_sizes, multiplier=1.25, more=0.0):
+    """Tables of two recipes, whose architectures are worth more or less each in its own way."""
+    out = []
+    for i, (name, m) in enumerate((("adamw", 1.0), ("muon", multiplier))):
+        for row in iso_rows(2 * seed + i, of_sizes=of_sizes):
+            n, d = row["params"], row["tokens"]
+            loss = row["loss"] * truth(n * m**0.5, d * m**0.5) / truth(n, d)
+            loss += i * more * (n / 1e9) ** -0.1
+            out.append({**row, "run": f"{name}-{row['run']}", "loss": loss, "group": name})
+    return out
+
+
+def compared(*table):
+    law = named_law("chinchilla")
+    return compare.fit_groups(law, two_recipes(*table), Options(), "group")[1]
+
+
+def multiplier(section):
+    return section["groups"]["muon"]["compute_multiplier"]["interval"]
+
+
+def test_multipliers_are_less_certain_where_architectures_differ():
+    quiet, scattered = (np.ptp(multiplier(compared(0, of_sizes))) for of_sizes in (0.0, 0.05))
+    assert scattered > 2 * quiet
+    assert not compared(0, 0.0, 1.25, 0.02)["test"]["shared_exponents_justified"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of_sizes", [0.0, 0.05])
+def test_multipliers_and_their_test_hold_what_they_say(of_sizes):
+    sections = [compared(seed, of_sizes) for seed in range(12)]
+    ends = [multiplier(section) for section in sections]
+    assert sum(low < 1.25 < high for low, high in ends) >= 10
+    assert sum(not s["test"]["shared_exponents_justified"] for s in sections) <= 3
+
+
+def test_proposals_know_that_rows_of_one_size_err_together():
+    halves = []
+    for of_sizes in (0.0, 0.05):
+        fit = fitted(iso_rows(of_sizes=of_sizes))
+        target = {"params": 3e10, "tokens": 6e11}
+        plan = design.propose_runs(fit, target, 1e22)
+        _, interval, _ = fit.predict({k: [v] for k, v in target.items()})
+        half = float(np.diff(np.log(interval[0]))[0]) / 2
+        assert plan["half_width_before"] == pytest.approx(half, rel=0.35)
+        assert plan["half_width_after"] < plan["half_width_before"]
+        halves.append(half)
+    assert halves[1] > 2 * halves[0]
+
+
+def test_a_stage_that_leaves_the_interval_before_it_is_no_reason_to_stop():
+    before = {"loss": 2.9, "interval": [2.85, 2.95], "noise": 0.05}
+    out = design._suggestion([before, {"loss": 2.84, "interval": [2.8, 2.88], "noise": 0.05}])
+    assert out.startswith("continue, and doubt the law")
+    inside = design._suggestion([before, {"loss": 2.88, "interval": [2.85, 2.91], "noise": 0.05}])
+    assert inside.startswith("stop")
