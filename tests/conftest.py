@@ -50,6 +50,16 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="module")
+def barely_optimized():
+    """For modules whose tests hold whatever LLVM makes of a program, so that it need not try: what
+    functions compute, what is counted, planned or recorded; never bits of several programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # or a later test would run what was compiled here
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A .txt of 300 kB in which words follow each other by chance, so that there is something to

@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 KEY, OTHER = bytes(range(32)), bytes(32)
 SECRETS = {"WANDB_API_KEY": "wandb-0123456789abcdef", "HF_TOKEN": "hf_aSecretOfTheHub"}
 

@@ -22,6 +22,8 @@ from research.training.make_run import make_run
 from tests.models import test_gru, test_models
 from tests.params import slow_but
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 GREEDY = {"temperature": 0.0}
 FAMILIES = {
     **{f"transformer {c}": ("transformer", test_models.SMALL | c) for c in test_models.VARIANTS},

@@ -14,6 +14,8 @@ from research.models import accounting
 from research.parallel import device_mesh
 from research.planning import cluster, hardware, jaxpr_liveness, memory, roofline, xla_memory
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 H100 = hardware.MACHINES["h100"]
 # MPT (MosaicML, llm-foundry, scripts/train/benchmarking/README.md, H100 80GB BF16, full sharding):
 # width, depth, devices, batch of one part, parts, remat, and the MFU that was measured.

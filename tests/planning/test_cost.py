@@ -20,6 +20,8 @@ from research.sweep.points import resolve_points
 from research.training.make_run import make_run
 from research.training.trainer import Trainer, resident, run_mesh
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ from research.planning import memory, xla_memory
 from research.training.make_run import make_run
 from tests.training.test_optimizers import NUMBERS
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 TWO = {"data": 2, "fsdp": 1, "tensor": 1}
 BLOCK = {

@@ -24,6 +24,8 @@ from research.training.trainer import Trainer
 from tests.models.test_models import SMALL
 from tests.training.test_optimizers import NUMBERS
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}
 ALL = {"data": 2, "fsdp": 2, "tensor": 2}
 

@@ -13,6 +13,8 @@ from research.sweep.plan import drop_cells, reject_cell
 from research.sweep.plan_text import EXACT, law_warnings, plan_text
 from research.sweep.points import locate_points, resolve_configs, resolve_points
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 FACTS = {
     "group": "transformer",
     "groups": {"attention": 600, "head": 400},

@@ -13,6 +13,8 @@ from research.sweep.plan import plan_sweep
 from research.sweep.points import write_points
 from research.training import make_run as make_run_
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 SIZED = {f"model.{key}": None for key in ("width", "depth", "heads", "kv_heads", "hidden")}
 SIZES = (16e3, 3e4)
 

@@ -23,6 +23,8 @@ from research.sweep.points import (
 )
 from research.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 
 def points(tiny, *changes):
     return [(dict(c), tiny(c)) for c in changes]

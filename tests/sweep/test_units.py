@@ -26,6 +26,8 @@ from research.training.progress import Progress
 from research.training.trainer import Trainer
 from research.training.vmapped_runs import ALONE, VmappedTrainer
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 WSD = {
     "optim.schedule.name": "wsd",
     "optim.schedule.decay": 0.2,

@@ -15,6 +15,8 @@ from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.sweep import verify
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 BUDGET = 3e10
 
 

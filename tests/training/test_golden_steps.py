@@ -19,6 +19,8 @@ from research.training.schedules import Choice
 from research.training.step import Hyper, StepSpec
 from research.training.tasks import TASKS
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 LANGUAGE = {"vocab": 61, "context": 16, "width": 32, "depth": 2, "tie_embeddings": False}
 LANGUAGE |= {"dtype": "float32", "unroll": 1}
 FAMILIES = {

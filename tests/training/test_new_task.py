@@ -21,6 +21,8 @@ from research.training.tasks import TASKS
 from tests.report.test_report import workdir
 from tests.scaling.test_scaling import noisy
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 ROOT = Path(__file__).parents[2]
 TASK = '''\
 @dataclass(frozen=True)

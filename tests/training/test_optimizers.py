@@ -19,6 +19,8 @@ from research.training import schedules
 from research.training.make_run import make_run
 from tests.models.test_models import SMALL
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 SCHEDULES = {
     "constant": {},
     "cosine": {"final": 0.1},

@@ -17,6 +17,8 @@ from research.training.loop import train_run
 from research.training.make_run import make_run
 from tests.models.test_accounting import xla_dot_flops
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 
 def fit(path, changes, workdir):
     config, problems = validation.override(load_config(path)[0], changes)

@@ -12,6 +12,8 @@ from research.models.pooled_classifier import Pooled
 from research.training import tasks
 from tests.models.test_models import SMALL
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 
 class Table:
     """A "model" whose outputs are looked up: what is tested is the task alone."""
