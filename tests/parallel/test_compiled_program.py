@@ -19,6 +19,8 @@ from research.training.make_run import make_run
 from research.training.trainer import place_state
 from tests.parallel.test_sharding import WIDE
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 DEPTH, WIDTH, HIDDEN, T, B, V = 4, 64, 192, 64, 16, 256
 BLOCK = {
     "model.width": WIDTH,

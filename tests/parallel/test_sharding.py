@@ -15,6 +15,8 @@ from research.training.trainer import Trainer
 from tests.params import slow_but
 from tests.training.test_optimizers import NUMBERS
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 MESHES = {
     "data 1": {"data": 1, "fsdp": 1, "tensor": 1},
     "data 2": {"data": 2, "fsdp": 1, "tensor": 1},

@@ -22,6 +22,8 @@ from research.training.loop import train_run
 from research.training.make_run import make_run
 from research.training.trainer import run_mesh
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 
 @pytest.fixture(scope="module")
 def run(tiny):

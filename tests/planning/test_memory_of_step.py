@@ -105,8 +105,8 @@ def test_parts_weigh_by_their_tokens_and_not_equally():
     batch["weight"] = jnp.arange(1.0, 9.0)
     params = model.init(jax.random.key(0), batch["inputs"])
     recipe = step.StepSpec(model, Weighted(chunk=0), Optimizer("adamw"), Choice("constant"))
-    loss, grads = recipe.gradient(params, batch)
-    found, others = recipe._replace(grad_accumulation=4).gradient(params, batch)
+    loss, grads = jax.jit(recipe.gradient)(params, batch)
+    found, others = jax.jit(recipe._replace(grad_accumulation=4).gradient)(params, batch)
     assert float(found) == pytest.approx(float(loss), rel=1e-6)
     close(grads, others)
     equal = recipe.gradient(params, batch | {"weight": jnp.ones(8)})[0]
@@ -349,8 +349,11 @@ def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
     k, v = (jax.random.normal(key, (2, 8, kv_heads, 16), dtype) for key in keys[2:])
 
     def found(function):
-        out, back = jax.vjp(function, q, k, v)
-        return jax.tree.map(lambda x: np.asarray(x, np.float32), (out, back(g)))
+        def both(q, k, v):
+            out, back = jax.vjp(function, q, k, v)
+            return out, back(g)
+
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), jax.jit(both)(q, k, v))
 
     own = found(functools.partial(attention.causal_attention, "own"))
     with jax.numpy_dtype_promotion("standard"):  # which jax's own softmax relies on in bfloat16
