@@ -50,7 +50,9 @@ def main(argv: Sequence[str]) -> None:
     from research.data import tokenizers
     from research.inference import export, generate
     from research.inference.load import open_run  # jax from here on
+    from research.parallel import jax_settings
 
+    jax_settings.fix()
     opened = open_run(path) if args.runs else export.open_export(path, key, args.verify)
     words = tokenizers.from_json(opened.tokenizer)
     if opened.of_ids and not args.prompt.replace(" ", "").isdecimal():

@@ -15,7 +15,7 @@ import pytest
 from research.errors import Damaged, StorageError
 from research.io import files
 from research.runs import checkpoint, metrics_log
-from research.runs.directory import RunDirectory, read_launch
+from research.runs.directory import CONTINUED, RunDirectory, read_launch
 from research.runs.table import read_table
 from research.training import shared_prefix
 from research.training.execution import Execution
@@ -313,16 +313,18 @@ def test_no_record_that_was_acknowledged_is_lost_when_writers_are_killed(tmp_pat
 
 @pytest.mark.fault(
     "R13",
-    "a launch.json, config.json or shared_prefix.json is torn",
+    "a launch.json, config.json, shared_prefix.json or continued.json is torn",
     "the run says which file and what to do; nothing is guessed",
     "each cut to its half, then a launch",
 )
-@pytest.mark.parametrize("name", ["launch.json", "config.json", shared_prefix.FILE])
+@pytest.mark.parametrize("name", ["launch.json", "config.json", shared_prefix.FILE, CONTINUED])
 @pytest.mark.slow
 def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
     run = victim.killed_after(tmp_path, 30)
     if name == shared_prefix.FILE:
         (run / name).write_text('{"run": "r", "step": 10}')
+    elif name == CONTINUED:
+        (run / name).write_text('{"launches": []}')
     os.truncate(run / name, (run / name).stat().st_size // 2)
     child = victim.start(tmp_path)
     assert child.wait() == 74, child.said

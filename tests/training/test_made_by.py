@@ -20,6 +20,8 @@ from research.parallel import distributed, jax_settings
 from research.runs import made_by, metrics_log
 from research.runs.directory import RunDirectory, read_launch
 from research.runs.table import read_table, write_table
+from research.sweep.limits import Limits
+from research.sweep.plan import plan_sweep
 from research.sweep.points import (
     accepting_changes,
     describe_changes,
@@ -219,12 +221,14 @@ def test_code_whose_list_of_files_is_lost_is_refused(begun, edit):
 
 
 @pytest.mark.parametrize("digest", ["../../secret", 5, None, "0" * 12, ["a"]])
-def test_a_list_of_files_is_looked_for_in_the_workdir_alone(tmp_path, digest):
-    (tmp_path / "secret.json").write_text('{"files": {}}')
+def test_a_list_of_files_is_looked_for_in_the_workdir_alone(tmp_path, digest, monkeypatch):
+    read, opened = files.read_json, []
+    monkeypatch.setattr(files, "read_json", lambda path, *a, **k: opened.append(path) or read(path))
     workdir = tmp_path / "a" / "b"
     (workdir / "code").mkdir(parents=True)
     (workdir / "code" / f"{'0' * 12}.json").write_text('{"files": {"x": "altered"}}')
     assert made_by._listed(workdir, digest) is None
+    assert opened == ([workdir / "code" / f"{digest}.json"] if digest == "0" * 12 else [])
 
 
 def test_a_damaged_record_of_launches_is_named(begun):
@@ -269,6 +273,7 @@ def test_a_sweep_tells_that_its_finished_runs_are_of_other_code(begun, edit, tin
     edit(STEP)
     (line,) = describe_changes(points, begun.workdir)
     assert line == f"1 of 1 finished runs: code: {STEP} changed"
+    assert line in plan_sweep(configs, begun.workdir, Limits()).text.splitlines()
 
 
 def test_workers_record_the_config_file_of_their_launcher(tiny, tmp_path):
