@@ -28,7 +28,6 @@ PRIORS = (0.03, 0.1, 0.001)
 LARGEST = 5.0  # of these scales: the scale of a normal density, that misfit is no effect
 RATIOS = np.concatenate([[0.0], np.geomspace(0.1, 40.0, 9)])  # of an effect to the noise of a run
 MIN_GROUPS, MIN_PER_BUDGET = 3, 3
-ELEMENTS = 4_000_000  # of matrices that are held at once
 STEP = 1e-4  # of log N, for derivatives
 WINSOR = 4.0  # robust standard deviations at which a residual counts no more
 
@@ -163,20 +162,17 @@ def _posterior(
              for part in parts]  # fmt: skip
     axes = [np.arange(len(RATIOS)) if count else np.zeros(1, int) for count in counts]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
-    left, spread, whole_spread = (np.empty(len(grid)) for _ in range(3))
-    identity, at_once = np.eye(len(gram)), max(1, ELEMENTS // max(gram.size, 1))
-    for first in range(0, len(grid), at_once):
-        part = slice(first, first + at_once)
-        scale = np.repeat(RATIOS[grid[part]] * units, counts, axis=1)
-        outer = scale[:, :, None] * scale[:, None, :]
-        inner, pull = identity + gram * outer, scale * cross
-        explained = np.sum(pull * np.linalg.solve(inner, pull[..., None])[..., 0], 1)
+    left, spread = np.empty(len(grid)), np.empty((2, len(grid)))
+    last = RATIOS[axes[-1]] * units[-1]
+    for first in range(0, len(grid), len(last)):
+        part = slice(first, first + len(last))
+        scale = np.repeat(RATIOS[grid[first, :-1]] * units[:-1], counts[:-1])
+        explained, spread[0, part] = _along_last(gram, cross, scale, last)
         left[part] = np.maximum(rss - explained, 1e-9 * rss)
-        spread[part] = np.linalg.slogdet(inner)[1]
-        whole_spread[part] = np.linalg.slogdet(identity + whole * outer)[1]
+        spread[1, part] = _along_last(whole, cross, scale, last)[1]
     noise = np.sqrt(left / freedom)
-    log_p = -0.5 * (freedom * np.log(left) + spread)
-    deviance = n * np.log(left / n) + whole_spread
+    log_p = -0.5 * (freedom * np.log(left) + spread[0])
+    deviance = n * np.log(left / n) + spread[1]
     sds = tuple((RATIOS[grid] * units * noise[:, None]).T)
     widths = np.log(np.gradient(RATIOS))
     for sd, prior, index, count in zip(sds, PRIORS, grid.T, counts, strict=True):
@@ -186,3 +182,21 @@ def _posterior(
     posterior = np.exp(log_p - log_p.max())
     posterior /= posterior.sum()
     return Effects(designs, posterior, noise, sds, off, float(deviance.min()), freedom)
+
+
+def _along_last(
+    gram: np.ndarray, cross: np.ndarray, scale: np.ndarray, last: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For columns scaled by `scale` [p], and the others [q - p] by each of `last` [m]: the squares
+    [m] that effects explain, c^T (I + G)^-1 c, and log det (I + G) [m]. One decomposition of what
+    the first leave of the others serves all m."""
+    p = len(scale)
+    inner = np.eye(p) + gram[:p, :p] * np.outer(scale, scale)
+    beside = scale[:, None] * gram[:p, p:]
+    solved = np.linalg.solve(inner, np.column_stack([scale * cross[:p], beside]))
+    values, vectors = np.linalg.eigh(gram[p:, p:] - beside.T @ solved[:, 1:])
+    values = np.maximum(values, 0)
+    pull = vectors.T @ (cross[p:] - beside.T @ solved[:, 0])
+    grown = 1 + np.outer(last**2, values)
+    explained = (scale * cross[:p]) @ solved[:, 0] + (last**2) * (pull**2 / grown).sum(1)
+    return explained, np.linalg.slogdet(inner)[1] + np.log(grown).sum(1)
