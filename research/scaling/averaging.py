@@ -221,7 +221,8 @@ def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fi
     if distinct < len(fit.law.parameters) + MIN_LEFT:
         return None
     parts = Split(rest, [row for row, out in zip(rows, held, strict=True) if out], [])
-    part = Fit(fit.law, parts, dataclasses.replace(fit.options, bootstrap=0, init={}), False)
+    begun = dataclasses.replace(fit.options, bootstrap=0, init=fit.params)
+    part = Fit(fit.law, parts, begun, resample=False)
     values = table.column_arrays(parts.held_out, fit.law.columns)
     measured = np.log([row[fit.law.response] for row in parts.held_out])
     log_loss, slopes, _ = fit.law.evaluate(part.best[None], fit.law.prepare(values))

@@ -599,6 +599,20 @@ def published(name):
     return table.read_runs(DATA / name)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("most", "least"), [(1e20, 1e21), (3e19, 3e20)])
+def test_the_average_holds_published_runs_at_ten_times_the_compute(most, least):
+    rows = [r for r in published("chinchilla.csv") if not most < float(r["flops"]) < least]
+    document = fit_law("auto", rows, holdout=f"flops>={least}", drop_top_loss=5)
+    held = document["holdout"]
+    assert held["covered"] >= 0.9 * len(held["rows"])
+    width = [(high - low) / 2 / row["loss"]
+             for row in held["rows"] for low, high in [row["run_interval"]]]  # fmt: skip
+    assert np.median(width) < 0.04
+    alone = fit_law("chinchilla", rows, holdout=f"flops>={least}", drop_top_loss=5)["holdout"]
+    assert alone["covered"] < 0.9 * len(alone["rows"])
+
+
 def test_the_published_points_are_fitted_to_the_optimum():
     rows = published("chinchilla.csv")
     document = fit_law("chinchilla", rows, drop_top_loss=5, bootstrap=400, predict_flops=[5.76e23])
