@@ -6,13 +6,18 @@
 
 Laws: power and broken (against one column), chinchilla, kaplan, data_constrained, overtraining,
 saturating (accuracy from loss); isoflop and envelope find compute-optimal sizes without a law.
+Rows that are not comparable (see docs/fitting.md) are groups, and have a law each in OUT/GROUP.
 The objective is the sum over rows of Huber's loss, or half the square, of residuals in log loss.
 """
 
+import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from research.config import cli
+from research.errors import BadInput, printable
 from research.io import files
 
 
@@ -31,26 +36,56 @@ def main(argv: Sequence[str]) -> int:
     sweep = flags.parse_next_config(args)
     options, columns = flags.parse_options(args), flags.parse_columns(args)
 
+    if args.all_runs and not Path(args.runs).is_dir():
+        raise BadInput(f"--all_runs: {args.runs} is not the workdir of a sweep")
+
+    from research.scaling import Options, groups, table
+
+    rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma, args.all_runs)
+    parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
+    if len(parts) == 1:
+        (only,) = parts.values()
+        print(fit_part(args, only, options, sweep))
+        return 0
+    print(printable(groups.told_of_split(rows, Options(**options))))
+    failures = []
+    for name, part in parts.items():
+        print(f"\n{printable(name)}:")
+        try:
+            print(fit_part(args, part, options, sweep, groups.folder(name, parts)))
+        except BadInput as error:
+            print(f"no law: {error}")
+            failures += [f"{name}: {line}" for line in error.problems]
+    if len(failures) >= len(parts):
+        raise BadInput(*failures)
+    return 0
+
+
+def fit_part(
+    args: argparse.Namespace,
+    rows: Sequence[dict[str, Any]],
+    options: dict[str, Any],
+    sweep: str | None,
+    folder: str = "",
+) -> str:
+    """Fit rows that share a law and write what was found, in a folder of --out where there are
+    several laws; returns it in words, with what was written. Raises BadInput."""
     from research import scaling
     from research.report import fit_figures, text
-    from research.scaling import fit_document, table
+    from research.scaling import fit_document, flags
 
-    rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma)
     analysis = scaling.analyze(
         args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
     )
     figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
-    out = files.make_directory(args.out)  # from here on only the disk can fail
+    out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
     path = fit_document.write_document(out, analysis.document)
     written = fit_figures.save_figures(figures, out)
     if sweep:
-        files.write_atomic(
-            out / "next.py", flags.render_sweep_config(sweep, analysis.document).encode()
-        )
+        config = flags.render_sweep_config(sweep, analysis.document)
+        files.write_atomic(out / "next.py", config.encode())
         written.append(out / "next.py")
-    print(words)
-    print("\n".join(map(str, (path, *written))))
-    return 0
+    return "\n".join([words, *map(str, (path, *written))])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
     from research.scaling import table, where
 
-    rows = table.read_runs(args.runs)
+    rows = table.read_runs(args.runs, all_runs=True)
     if args.where:
         rows = [row for row, keep in zip(rows, where.match_where(rows, args.where)) if keep]
     if args.sort:

@@ -4,7 +4,6 @@ Reads records only, so any machine can draw it again.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -17,7 +16,8 @@ from research.io import files
 from research.report import decision_figures, fit_figures, html, style, sweep_figures, text
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
-from research.runs.table import read_table
+from research.runs.table import others_note, read_table, split_by_sweep
+from research.scaling.comparable import Grouping, group_rows
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
 
@@ -25,40 +25,43 @@ Row = dict[str, Any]
 
 
 def write_report(
-    workdir: str | Path, against: str | None = None, every_way: bool = False
+    workdir: str | Path,
+    against: str | None = None,
+    every_way: bool = False,
+    mix: bool = False,
+    all_runs: bool = False,
 ) -> dict[str, Any]:
     """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/.
 
-    Runs of different groups (families, or starts from another run) have a law each, and a
-    fit-GROUP.json. `against` is by default the first column in which the runs differ. With
-    `every_way`, the law of a single group is fitted again under every convention. Returns
-    {"rows", "against", "fits": {group: {"document" (None if there are too few runs), "why" not}},
-    "cards", "files", "surfaces", "compared"}. Raises BadInput when `workdir` holds no runs.
+    Runs that are not comparable (see scaling.comparable) are groups, with a law and a
+    fit-GROUP.json each, unless `mix`. Runs that are no points of the sweep as it was launched last
+    are left out, unless `all_runs`. `against` is by default the first column in which the runs
+    differ. With `every_way`, the law of a single group is fitted again under every convention.
+    Returns {"rows", "against", "fits": {group: {"rows", "document" (None if there are too few
+    runs), "why" not}}, "cards", "files", "surfaces": {group: {law: analysis}}, "compared",
+    "notes"}. Raises BadInput when `workdir` holds no runs.
     """
     workdir = Path(workdir)
     check_workdir(workdir)
-    rows = read_table(workdir)
-    if not rows:
-        raise BadInput(f"--runs={workdir}: no runs yet")
+    rows, notes = _runs_of_sweep(workdir, all_runs)
     against = against or text.varying_column(rows)
-    groups = text.rows_by_group(rows)
-    surfaces = _fit_surfaces(groups)
-    if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
-        (name,) = groups
-        known = {"analysis": None, "document": law.document, "why": ""}
-        fits: dict[str, dict[str, Any]] = {name: {"rows": groups[name], **known}}
-    else:
-        fits = {name: _fit_group(members, against) for name, members in groups.items()}
-    compared = _compare_groups(fits, against)
+    rows, grouping = _group(rows)
+    groups = {"": rows} if mix and grouping.several else text.rows_by_group(rows)
+    surfaces = {name: _fit_surfaces(members, mix) for name, members in groups.items()}
+    fits = {name: _fit_group(m, against, mix, surfaces[name]) for name, m in groups.items()}
+    compared = _compare_groups(fits, surfaces, against) if grouping.measured_alike else None
+    if len(groups) > 1:
+        notes.append(told_of_groups(len(groups), grouping, bool(compared)))
     figures = _sweep_figures(workdir, rows, fits, against)
     if compared:
         figures["compare"] = fit_figures.draw_figures(compared)["compare"]
     if every_way and len(fits) == 1:
-        figures |= _multiverse_figure(*fits.values())
-    for name, analysis in surfaces.items():
-        for kind, figure in fit_figures.draw_figures(analysis).items():
-            if kind not in figures:  # the multiverse is there already
-                figures[f"{name}_{kind}"] = figure
+        figures |= _multiverse_figure(mix, *fits.values())
+    for group, analyses in surfaces.items():
+        for law, analysis in analyses.items():
+            for kind, figure in fit_figures.draw_figures(analysis).items():
+                if kind not in figures:  # the multiverse is there already
+                    figures[f"{html.figure_name(surfaces, group, law)}_{kind}"] = figure
     if verified := _read_verification(workdir):
         figures |= _verification_figure(rows, verified)
     drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
@@ -67,14 +70,18 @@ def write_report(
         written[f"{name}.png"], written[f"{name}.svg"] = drawing.save(workdir / "figures" / name)
     for name, fit in fits.items():
         if fit["document"]:
-            stem = "fit" if len(fits) == 1 else "fit-" + re.sub(r"\W+", "_", name)
+            stem = "fit" if len(fits) == 1 else f"fit-{html.slug(name)}"
             written[stem] = write_document(workdir, fit["document"], stem)
-    for name, analysis in [*surfaces.items(), *([("compare", compared)] if compared else [])]:
+    others = [("compare", compared)] if compared else []
+    for group, analyses in surfaces.items():
+        others += [(html.figure_name(surfaces, group, law), a) for law, a in analyses.items()]
+    for name, analysis in others:
         written[f"fit-{name}"] = write_document(workdir, analysis.document, f"fit-{name}")
     places = sorted((workdir / "data").glob("*.json"))
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
     result |= {"surfaces": surfaces, "compared": compared, "verified": verified}
+    result["notes"] = [*notes, *grouping.notes]
     files.write_atomic(written["report"], html.render_page(result, drawings))
     return result
 
@@ -117,31 +124,66 @@ def _verification_figure(rows: Sequence[Row], verified: Mapping[str, Any]) -> di
     return {"verify": decision_figures.verification(fit, verified, scaling.loss_unit(done))}
 
 
-def _fit_group(rows: Sequence[Row], against: str) -> dict[str, Any]:
+def _runs_of_sweep(workdir: Path, all_runs: bool) -> tuple[list[Row], list[str]]:
+    """The rows of the runs to report, and what there is to say of others."""
+    rows, others = read_table(workdir), []
+    if not all_runs:
+        rows, others = split_by_sweep(workdir, rows)
+    notes = [others_note(others)] if others else []
+    if not rows:
+        raise BadInput(f"--runs={workdir}: no runs yet", *notes)
+    return rows, notes
+
+
+def _group(rows: Sequence[Row]) -> tuple[list[Row], Grouping]:
+    """The rows, where they are not comparable with their groups' labels in the column `group`."""
+    grouping = group_rows(rows, [row["status"] == "done" for row in rows])
+    if not grouping.several:
+        return list(rows), grouping
+    return [{**r, "group": label} for r, label in zip(rows, grouping.labels)], grouping
+
+
+def told_of_groups(count: int, grouping: Grouping, compared: bool) -> str:
+    """In which columns groups differ, and what else could be asked."""
+    words = f"the runs are {count} groups that share no law, by {grouping.words()}"
+    if compared:
+        return words
+    if not grouping.measured_alike:
+        return f"{words}: their losses are not of one measure, so they are not compared"
+    return f"{words}: isoflop fit --compare={grouping.columns[0]} compares them"
+
+
+def _fit_group(
+    rows: Sequence[Row], against: str, mix: bool, surfaces: Mapping[str, scaling.Analysis]
+) -> dict[str, Any]:
+    if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
+        return {"rows": rows, "analysis": None, "document": law.document, "why": ""}
+    options = {"against": against, "holdout": "largest", "mix": mix}
     try:
-        analysis = scaling.analyze("power", rows, {"against": against, "holdout": "largest"})
+        analysis = scaling.analyze("power", rows, options)
     except BadInput as error:
         return {"rows": rows, "analysis": None, "document": None, "why": str(error)}
     return {"rows": rows, "analysis": analysis, "document": analysis.document, "why": ""}
 
 
-def _compare_groups(fits: Mapping[str, Mapping], against: str) -> scaling.Analysis | None:
+def _compare_groups(
+    fits: Mapping[str, Mapping], surfaces: Mapping[str, Mapping], against: str
+) -> scaling.Analysis | None:
     """One law for all groups with a multiplier each, where every group has a law of its own."""
-    if len(fits) < 2 or not all(fit["analysis"] for fit in fits.values()):
+    if len(fits) < 2 or not all(fit["document"] for fit in fits.values()):
         return None
+    both = all("chinchilla" in of_group for of_group in surfaces.values())
     done = [row for fit in fits.values() for row in fit["rows"] if row["status"] == "done"]
+    law, options = ("chinchilla", {}) if both else ("power", {"against": against})
     try:
-        return scaling.analyze("power", done, {"against": against}, compare_by="group")
+        return scaling.analyze(law, done, options, compare_by="group")
     except BadInput:
         return None  # too few runs for so many parameters
 
 
-def _fit_surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Analysis]:
+def _fit_surfaces(rows: Sequence[Row], mix: bool) -> dict[str, scaling.Analysis]:
     """The law of parameters and tokens, with the largest budget held out, and isoFLOP minima,
-    where one group's runs vary both."""
-    if len(groups) != 1:
-        return {}
-    (rows,) = groups.values()
+    where a group's runs vary both."""
     done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
     done = [row for row in done if row.get("params") and row.get("flops")]
     if len({row["tokens"] for row in done}) < 3 or len({row["params"] for row in done}) < 3:
@@ -151,19 +193,24 @@ def _fit_surfaces(groups: Mapping[str, Sequence[Row]]) -> dict[str, scaling.Anal
     most = max(row["flops"] for row in done)
     held_out = {"holdout": f"flops>{0.9 * most!r}"}
     for law, options in (("chinchilla", held_out), ("isoflop", {}), ("envelope", {})):
+        options = {"predict_flops": budgets.tolist(), "mix": mix, **options}
         try:
-            out[law] = scaling.analyze(law, done, {"predict_flops": budgets.tolist(), **options})
+            out[law] = scaling.analyze(law, done, options)
         except BadInput:
             continue  # the table is not of that kind
     return out
 
 
-def _multiverse_figure(fit: Mapping[str, Any]) -> dict[str, Any]:
+def _multiverse_figure(mix: bool, fit: Mapping[str, Any]) -> dict[str, Any]:
     """The figure of the multiverse, which the fit's document then holds; {} without a law."""
     if not (document := fit["document"]):
         return {}
     done = [row for row in fit["rows"] if row["status"] == "done"]
-    options = {"holdout": document["options"]["holdout"], "against": document["against"]}
+    options = {
+        "holdout": document["options"]["holdout"],
+        "against": document["against"],
+        "mix": mix,
+    }
     try:
         document["multiverse"] = refit_universes(document["law"], done, scaling.Options(**options))
     except BadInput:

@@ -8,15 +8,16 @@ without scripts misses the slider alone.
 import base64
 import html
 import io
-from collections import Counter
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research import scaling
-from research.report import interactive, text
+from research.report import interactive, provenance, text
 from research.report.style import Drawing
 from research.report.text import interval_end
 from research.runs.schema import NOUNS, shown_columns
+from research.runs.settings import shown_setting, varying_settings
 
 Row = dict[str, Any]
 
@@ -42,9 +43,9 @@ svg, img { max-width: 100%; height: auto; }
 code, pre { background: #f5f5f5; font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; }
 """
+MOST_SETTINGS = 8  # of those that vary, as columns
 LARGE = 120_000  # characters of an SVG
 COLORS = 96
-MOST_EACH = 4  # commits, versions and the like that are listed
 OBJECTIVES = {
     "mse_log": "least squares of the log loss",
     "mse": "least squares of the loss",
@@ -73,7 +74,7 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
     for group, fit in fits.items():
         words = f"{group}: " if several else ""
         parts.append(f'<p class="lead">{_escape(words + text.headline(fit["document"]))}</p>')
-    parts += [f'<p class="warn">{_escape(w)}</p>' for w in _warnings(rows, fits)]
+    parts += [f'<p class="warn">{_escape(w)}</p>' for w in _warnings(rows, fits, result["notes"])]
     if "loss" in svgs:
         noun = NOUNS.get(against, against)
         parts += [f"<h2>Loss against {_escape(noun)}</h2>", _figure_element(svgs["loss"])]
@@ -83,10 +84,12 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         parts += [_figure_element(svgs["verify"])] if "verify" in svgs else []
     if explorer := _explorer(result):
         parts += ["<h2>Explore the fit</h2>", explorer]
-    for name, analysis in result["surfaces"].items():
-        parts.append(f"<h2>{SURFACES[name]}</h2>")
-        parts.append(f"<pre>{_escape(text.fit_summary(analysis.document, brief=True))}</pre>")
-        parts += [_figure_element(svg) for key, svg in svgs.items() if key.startswith(f"{name}_")]
+    for group, analyses in result["surfaces"].items():
+        for law, analysis in analyses.items():
+            of, stem = f" of {group}" if several else "", figure_name(fits, group, law)
+            parts.append(f"<h2>{SURFACES[law]}{_escape(of)}</h2>")
+            parts.append(f"<pre>{_escape(text.fit_summary(analysis.document, brief=True))}</pre>")
+            parts += [_figure_element(x) for key, x in svgs.items() if key.startswith(f"{stem}_")]
     for metric in text.page_metrics(rows):
         if figure := svgs.get(f"metric_{metric.name}"):
             parts += [f"<h2>Held-out {_escape(metric.title)}</h2>", _figure_element(figure)]
@@ -125,7 +128,7 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         if figure in svgs:
             parts += [f"<h2>{heading}</h2>", _figure_element(svgs[figure])]
     parts += ["<h2>Data</h2>", *(_data_card(card) for card in result["cards"])]
-    parts += ["<h2>Provenance</h2>", _provenance(rows)]
+    parts += ["<h2>Provenance</h2>", _provenance(fits)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -140,7 +143,7 @@ def _explorer(result: Mapping[str, Any]) -> str:
     fits, surfaces = result["fits"], result["surfaces"]
     unit = scaling.loss_unit(result["rows"])
     done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
-    for analysis in surfaces.values():
+    for analysis in next(iter(surfaces.values())).values() if len(fits) == 1 else ():
         return interactive.render_charts(
             interactive.budget_chart(done, analysis.document["predictions"], unit)
         )
@@ -156,13 +159,13 @@ def best_classifier(done: Sequence[Row]) -> Row | None:
     return max((r for r in done if r.get("confusion")), key=lambda r: r["accuracy"], default=None)
 
 
-def _warnings(rows: Sequence[Row], fits: Mapping[str, Mapping]) -> list[str]:
-    out = []
+def _warnings(rows: Sequence[Row], fits: Mapping[str, Mapping], notes: Sequence[str]) -> list[str]:
+    out = list(notes)
     for name, fit in fits.items():
         of = f" for {name}" if len(fits) > 1 else ""
         out += [f"No law was fitted{of}: {fit['why']}"] if fit["why"] else []
         document = fit["document"]
-        out += [f"{w}{of}" for w in document["warnings"]] if document else []
+        out += [f"{w}{of}" for w in document["warnings"] if w not in notes] if document else []
     for row in rows:
         if row["status"] != "done":
             out.insert(0, f"Run {row['run']} is {row['status']}. {row.get('reason', '')}")
@@ -211,8 +214,13 @@ def _runs_table(rows: Sequence[Row], several: bool) -> str:
         *(() if _varies(rows, "train_examples") else ("train_examples",)),
     }
     shown = [column for column in shown_columns(rows, "page") if column.name not in hidden]
-    head = [column.title for column in shown]
-    body = [[column.text(row.get(column.name)) for column in shown] for row in rows]
+    varying = varying_settings(rows, [column.name for column in shown], MOST_SETTINGS)
+    head = [*(column.title for column in shown), *varying]
+    body = [
+        [column.text(row.get(column.name)) for column in shown]
+        + [shown_setting(row.get(name)) for name in varying]
+        for row in rows
+    ]
     convention = next((row["flops_convention"] for row in rows if "flops_convention" in row), "")
     words = {
         "exact_full": "FLOPs count every dot product and convolution, forward and backward, with "
@@ -249,32 +257,29 @@ def _data_card(card: Mapping[str, Any]) -> str:
     return _html_table(["", ""], body, text=2)
 
 
-def _provenance(rows: Sequence[Row]) -> str:
+def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the runs of each group were made from, and the rules that they followed."""
+    rows = [row for fit in fits.values() for row in fit["rows"]]
     rules = dict.fromkeys(
         line for row in rows for line in str(row.get("rules", "")).splitlines() if line
     )
-    made = [row for row in rows if isinstance(row.get("versions"), dict)]
-    versions = _each(", ".join(f"{k} {v}" for k, v in r["versions"].items()) for r in made)
-    where = _each(f"{r.get('devices', '?')} × {r.get('device_kind', '?')}" for r in made)
-    commits = _each(str(r.get("commit") or "unknown") for r in made)
-    codes = _each(str(r.get("code") or "not recorded") for r in made)
+    head, *body = provenance.provenance_table({name: fit["rows"] for name, fit in fits.items()})
     return (
-        f"<p>{_escape(versions)}; {_escape(where)}; commit {_escape(commits)}; code "
-        f"{_escape(codes)}. Every run "
-        "repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
+        _html_table(head if len(fits) > 1 else ["", ""], body, text=len(head))
+        + "<p>Every run repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
         "<code>python -m experiments.report --runs=DIR</code>.</p>"
         f"<pre>{_escape(chr(10).join(rules))}</pre>"
     )
 
 
-def _each(words: Iterable[str]) -> str:
-    """The words, the commonest first, with how many runs each is of where they differ."""
-    counts = Counter(words)
-    if len(counts) == 1:
-        return next(iter(counts))
-    shown = [f"{word} (runs: {count})" for word, count in counts.most_common(MOST_EACH)]
-    left = len(counts) - len(shown)
-    return " or ".join([*shown, *([f"{left} others"] if left else [])])
+def slug(name: str) -> str:
+    """A name as part of the name of a file."""
+    return re.sub(r"\W+", "_", name)
+
+
+def figure_name(groups: Iterable[str], group: str, law: str) -> str:
+    """How the figures and the document of a group's law begin; of a single group, by the law."""
+    return law if len(list(groups)) == 1 else f"{slug(group)}-{law}"
 
 
 def _html_table(head: Sequence[str], body: Sequence[Sequence[str]], text: int = 1) -> str:

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from research.errors import printable
 from research.io.humanize import quantity
 from research.io.text_table import format_table
+from research.report.provenance import provenance_line
 from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
+from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
 
 Row = dict[str, Any]
 
@@ -88,10 +91,12 @@ def headline(document: Mapping[str, Any] | None) -> str:
 def prediction_sentence(prediction: Mapping[str, Any]) -> str:
     """What the law says of a larger run, before that is trained."""
     low, high = (interval_end(x, ".4g") for x in prediction["run_interval"])
+    of = f" of {prediction['group']}" if prediction.get("group") else ""
     return (
-        f"From {prediction['n_points']} runs, a run of {quantity(prediction['params'])} parameters "
-        f"and {quantity(prediction['tokens'])} tokens ({prediction['budget']:.3g} FLOPs) is "
-        f"predicted to have a loss of {prediction['loss']:.4g} (95 % interval {low} to {high})."
+        f"From {prediction['n_points']} runs{of}, a run of {quantity(prediction['params'])} "
+        f"parameters and {quantity(prediction['tokens'])} tokens "
+        f"({prediction['budget']:.3g} FLOPs) is predicted to have a loss of "
+        f"{prediction['loss']:.4g} (95 % interval {low} to {high})."
     )
 
 
@@ -249,9 +254,11 @@ def _mean_text(statistics: Sequence[float]) -> str:
 def text_summary(result: Mapping[str, Any]) -> str:
     """The table, the laws and the verdicts for a terminal, and where the files are."""
     rows, several = result["rows"], len(result["fits"]) > 1
-    lines = ["", _runs_table(rows, several, result["against"])]
+    lines = ["", _runs_table(rows, several, result["against"]), *result["notes"]]
     for name, fit in result["fits"].items():
         lines += ["", *([f"{name}:"] if several else [])]
+        if words := provenance_line(fit["rows"]):
+            lines.append(words)
         words = fit_summary(fit["document"], brief=True) if fit["document"] else ""
         lines.append(words or f"no law: {fit['why']}")
         if fit["document"] and (
@@ -264,9 +271,8 @@ def text_summary(result: Mapping[str, Any]) -> str:
         lines += ["", format_table(side[0], side[1:], right=side[0][1:])]
     written = result["files"]
     first = [str(path) for name, path in written.items() if name.split("-")[0] in ("report", "fit")]
-    return "\n".join(
-        [*lines, "", *first, *(str(p) for name, p in written.items() if name.endswith(".png"))]
-    )
+    figures = (str(path) for name, path in written.items() if name.endswith(".png"))
+    return printable("\n".join([*lines, "", *first, *figures]), keep="\n")
 
 
 def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
@@ -282,6 +288,8 @@ def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
     columns[label] = [quantity(row.get("tokens", 0)) for row in rows]
     columns["FLOPs"] = [quantity(row.get("flops", 0)) for row in rows]
     columns["seed"] = [row.get("seed") for row in rows]
+    for name in varying_settings(rows, ("params", "tokens", "seed", "group"), MOST_SETTINGS):
+        columns[name] = [shown_setting(row.get(name)) for row in rows]
     for column in scores:
         columns[column.name] = [column.text(row.get(column.name)) for row in rows]
     columns["status"] = [row["status"] for row in rows]

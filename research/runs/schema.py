@@ -33,6 +33,14 @@ FORMATS = (
 # The last line of `train` and the line of a worker; the summary of a report in the terminal;
 # `experiments.table`, unless columns are named; the table of runs on the report's page.
 PLACES = ("line", "summary", "table", "page")
+# Config keys by which a run is computed, in the order of the fields of training's Execution.
+EXECUTION_KEYS = (
+    *("batch.grad_accumulation", "task.chunk", "model.attention", "model.remat", "model.unroll"),
+)
+# Keys that do not change what a run means: they neither enter its id nor forbid a resume.
+NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *EXECUTION_KEYS)
+# Keys of `data` that the digest of the data stands for (see data.Dataset).
+PATH_KEYS = ("path", "paths", "tokenizer", "undecodable")
 MOST_METRICS, LONGEST_NAME, LARGEST_DECLARATION = 32, 40, 1 << 14
 NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 

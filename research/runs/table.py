@@ -6,7 +6,7 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from research.io import files
 from research.runs import lease, metrics_log
 from research.runs.directory import failed_attempts, read_run_file
 from research.runs.schema import row_problem
+from research.runs.settings import settings_columns
 
-SOURCES = ("launch.json", "result.json", "attempts", "lease")  # what a row is read from
-CACHE_VERSION = 5  # increased when the same files give another row
+# What a row is read from.
+SOURCES = ("config.json", "launch.json", "result.json", "attempts", "lease")
+CACHE_VERSION = 6  # increased when the same files give another row
 MADE_BY = (  # of launch.json, while there is no result
     *("code", "commit", "source", "diff", "versions", "jax_config", "platform", "device_kind"),
 )
-LARGEST_CACHE = 1 << 28  # bytes
+LARGEST_CACHE = LARGEST_SWEEP = 1 << 28  # bytes
 WORTH_CACHING = 64  # runs read from their files, below which the cache is not rewritten
 
 
@@ -50,7 +52,8 @@ def read_table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if fresh >= WORTH_CACHING and fresh > len(entries) / 20:
         _write_cache(cache, entries)
     rows = [row for _, row in entries.values()]
-    return sorted(rows, key=lambda r: [r.get(k) or 0 for k in ("params", "tokens", "seed")])
+    by = ("params", "tokens", "seed")
+    return sorted(rows, key=lambda row: (*(row.get(k) or 0 for k in by), row["run"]))
 
 
 def read_row(path: Path) -> dict[str, Any]:
@@ -63,13 +66,14 @@ def read_row(path: Path) -> dict[str, Any]:
 
 def _row(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"run": path.name, "status": "unfinished", "reason": ""}
+    settings = settings_columns(_read(path / "config.json"))
     launch, result = _read(path / "launch.json"), _read(path / "result.json")
     facts = launch.get("facts", {})
     made_by = {name: launch[name] for name in MADE_BY if name in launch}
     out |= facts if isinstance(facts, dict) else {}
     out |= result or made_by
     out |= _settings(out)
-    out["run"] = path.name
+    out = settings | out | {"run": path.name}
     if wrong := row_problem(out):
         raise Damaged(f"{path}: launch.json or result.json: {wrong}")
     if out["status"] == "done" and "flops" in out:  # no steps were shared unless it says so
@@ -121,6 +125,36 @@ def read_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return out
 
 
+def split_by_sweep(
+    workdir: str | os.PathLike[str], rows: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows whose runs are points of the sweep that was launched last in `workdir`, and the
+    others: its config or its data were other ones once. All of them are of it where none was
+    launched."""
+    sweeps = sorted((Path(workdir) / "sweeps").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+    if not sweeps:
+        return list(rows), []
+    sweep = files.read_json(sweeps[-1], limit=LARGEST_SWEEP, follow=False)
+    try:
+        points = {str(point["run"]) for point in sweep["points"]}
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{sweeps[-1]}: not a sweep of this version ({error})") from error
+    own = [row for row in rows if row["run"] in points]
+    return own, [row for row in rows if row["run"] not in points]
+
+
+def others_note(others: Sequence[Mapping[str, Any]]) -> str:
+    """That runs of a workdir are left out, since they are not of its sweep."""
+    names = ", ".join(str(row["run"]) for row in others[:3]) + (", …" if len(others) > 3 else "")
+    what = "1 run of the workdir is no point" if len(others) == 1 else (
+        f"{len(others)} runs of the workdir are no points"
+    )  # fmt: skip
+    return (
+        f"{what} of its sweep as it was launched last, and left out ({names}): its config or data "
+        "were changed; --all_runs takes them"
+    )
+
+
 def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     """Write table.parquet and table.csv, one row per run; nested values as JSON text."""
     import pyarrow
@@ -133,7 +167,7 @@ def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     columns = list(dict.fromkeys(k for r in rows for k in r))
     parquet = io.BytesIO()
     pyarrow.parquet.write_table(
-        pyarrow.table({c: [r.get(c) for r in rows] for c in columns}), parquet
+        pyarrow.table({c: _of_one_kind([r.get(c) for r in rows]) for c in columns}), parquet
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -143,6 +177,12 @@ def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     files.write_atomic(paths[0], parquet.getvalue())
     files.write_atomic(paths[1], text.getvalue())
     return paths
+
+
+def _of_one_kind(values: list[Any]) -> list[Any]:
+    """A column of a parquet file: as text where some of it is text, or a switch beside numbers."""
+    kinds = {float if type(x) is int else type(x) for x in values if x is not None}
+    return values if len(kinds) < 2 else [None if x is None else str(x) for x in values]
 
 
 def _stamps(path: str) -> list[list[int] | None]:

@@ -10,9 +10,11 @@ from research.errors import BadInput
 from research.scaling import (
     averaging,
     checks,
+    comparable,
     compare,
     design,
     fit_document,
+    groups,
     influence,
     minima_document,
     multiverse,
@@ -65,6 +67,8 @@ def analyze(
             f"--{flag}: is for one law, and --compare={compare_by} fits several groups; fit one of "
             f"them with --where={compare_by}==NAME"
         )
+    rows, grouping = groups.grouped(rows, chosen)
+    how = (chosen, grouping, compare_by)
     named = None
     if isinstance(law, str) and law in METHODS:
         if compare_by:
@@ -72,7 +76,7 @@ def analyze(
         if next_budget or anytime:
             raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
         needed = minima_document.needed_columns(law)
-        usable, told = _checked(rows, needed, "loss", chosen, curves=law == "envelope")
+        usable, told, mixed = _checked(rows, needed, "loss", *how, curves=law == "envelope")
         fit, sections = None, minima_document.fit_minima(law, rows, chosen)
         if influence_too:
             refit = functools.partial(minima_document.fit_minima, law)
@@ -85,7 +89,7 @@ def analyze(
         named = named_law(name, chosen.against) if isinstance(name, str) else name
         chosen.check_against(named)
         needed = [*named.columns, named.response]
-        usable, told = _checked(rows, needed, named.response, chosen, groups=bool(compare_by))
+        usable, told, mixed = _checked(rows, needed, named.response, *how)
         if law == AUTO and not compare_by:
             average = averaging.fit_average(rows, chosen)
             fit, sections = average.best, averaging.build_average(average, chosen)
@@ -104,6 +108,8 @@ def analyze(
         name = named.name if named else str(law)
         sections["multiverse"] = multiverse.refit_universes(name, rows, chosen)
     sections["warnings"] = [*told, *sections["warnings"]]
+    if mixed:
+        sections["mixed"] = mixed
     return Analysis(_replace_non_finite(sections), fit, usable)
 
 
@@ -112,11 +118,13 @@ def _checked(
     needed: Sequence[str],
     response: str,
     options: Options,
-    groups: bool = False,
+    grouping: comparable.Grouping,
+    compare_by: str | None,
     curves: bool = False,
-) -> tuple[list[table.Row], list[str]]:
-    """The rows that can be used, and what there is to say of the table before it is fitted
-    (`groups`, `curves`: see checks.check_table). Raises BadInput for what cannot be right."""
+) -> tuple[list[table.Row], list[str], dict[str, dict[str, int]]]:
+    """The rows that can be used, what there is to say of the table before it is fitted (`curves`:
+    see checks.check_table), and in which columns rows are mixed that are not comparable. Raises
+    BadInput for what cannot be right."""
     usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
     # Of its highest losses a table is checked as well.
     usable, _ = filter_rows(
@@ -125,7 +133,9 @@ def _checked(
     keep = where.match_where(rows, options.where) if options.where else [True] * len(rows)
     met = [row for row, k in zip(rows, keep) if k]
     told = table.notes_of(rows) + checks.check_some_flops(met, needed)
-    return usable, told + checks.check_table(usable, needed, options, groups, curves)
+    told += checks.check_table(usable, needed, options, bool(compare_by), curves)
+    of_groups, mixed = groups.check(usable, grouping, options.mix, compare_by)
+    return usable, of_groups + told, mixed
 
 
 def _replace_non_finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ from research.io import host
 from research.scaling import calibrate, flags, table, worlds
 from research.scaling.options import Options, check_used
 
-OF_A_TABLE = ("where", "finished", "last_rows", "odd_units")  # what is read, as in a fit
+OF_A_TABLE = ("where", "finished", "last_rows", "mix", "odd_units")  # what is read, as in a fit
 OF_A_FIT = ("objective", "huber_delta", "cluster", "bootstrap")
 SHAPES = ("isoflop",)
 

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import states
+from research.scaling import comparable, states
 from research.scaling.columns import COUNTS, Row
 from research.scaling.curves import curve_warning
 from research.scaling.numbers import PF_DAY, parse_number
 from research.scaling.options import Options
 from research.scaling.table import ALIKE, PER_TOKEN, flops_ratio
 
-OWN = "flops_convention"  # of rows that are records of this project, whose units are known
 FAR, TOO_FAR = 1e3, 1e5  # times the largest of the table: warned of, refused
 # FLOPs over 6 · params · tokens: our own convolutional families reach 1e3, sparse models 1e-2.
 ODD, WRONG = (0.02, 3e3), (1e-4, 1e5)
@@ -41,8 +40,8 @@ NO_RECIPE = (
     "run", "run_id", "name", "id", "trial", "trial_id", "label", "note", "notes", "comment",
     "comments", "status", "state", "reason", "host", "user", "owner", "author", "date",
     "time", "created", "updated", "path", "url", "file", "unit", "loss_unit", "unnamed",
-    "gpu", "device", "hardware", "flops_convention", "task", "experiment", "tags", "commit",
-    "version", "seed",
+    "comparable", "gpu", "device", "hardware", "flops_convention", "task", "experiment", "tags",
+    "commit", "version", "seed",
 )  # fmt: skip
 MOST_KINDS, LEAST_ROWS = 12, 3  # of a column of words that may be a recipe
 
@@ -54,12 +53,12 @@ def check_table(
     `curves`: it tells groups apart, is meant for curves. Raises BadInput for what cannot be
     right."""
     warnings = _check_flops(rows, options)
-    if not any(OWN in row for row in rows):
+    if not any(comparable.OWN in row for row in rows):
         warnings += _small_counts(rows, needed)
     warnings += _check_targets(rows, needed, options)
     warnings += _copies(rows, needed)
     if not groups:
-        warnings += _mixed_groups(rows) or _mixed_recipes(rows)
+        warnings += _mixed_recipes(rows)
     return warnings + ([] if curves else curve_warning(rows))
 
 
@@ -222,20 +221,14 @@ def _copies(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
     ]
 
 
-def _mixed_groups(rows: Sequence[Row]) -> list[str]:
-    """A warning where rows of several groups share a law that does not tell them apart."""
-    groups = {str(row.get("group") or "") for row in rows}
-    if len(groups) < 2:
-        return []
-    return [f"rows of {len(groups)} groups are fitted together; --compare=group tells them apart"]
-
-
 def _mixed_recipes(rows: Sequence[Row]) -> list[str]:
     """A warning where rows differ in a column of few words, each of several rows."""
-    out = []
+    out, own = [], any(comparable.OWN in row for row in rows)
     for name in dict.fromkeys(str(k) for row in rows for k in row):
         last = name.replace("/", ".").split(".")[-1].lower().strip().replace(" ", "_")
         cells = [row.get(name) for row in rows]
+        if comparable.may_part(name, own) or (own and "." in name):
+            continue  # by which rows are parted already, or which is no recipe
         if any(isinstance(cell, dict | list) for cell in cells):
             continue  # of a run's own records; no table of words has such
         words = Counter(str(cell) for cell in cells if not states.is_missing(cell))
@@ -249,7 +242,7 @@ def _mixed_recipes(rows: Sequence[Row]) -> list[str]:
         shown = ", ".join(sorted(words)[:3]) + (", …" if len(words) > 3 else "")
         out.append(
             f"rows of {len(words)} values of {name!r} ({shown}) are fitted together; "
-            f"--where='\"{name}\"==…' takes one, --columns='group={name}' --compare=group tells "
-            "them apart"
+            f"--where='\"{name}\"==…' takes one, --columns='group={name}' gives each a law, "
+            f"--compare='{name}' compares them"
         )
     return out

@@ -14,6 +14,9 @@ from research.scaling.states import is_missing
 
 Row = dict[str, Any]
 UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place
+GROUP_LABEL = (
+    "comparable"  # of what is comparable with a row, where rows are not all (comparable.py)
+)
 COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
 MOST_SCALED = {"params": 1e15, "tokens": 1e17, "unique_tokens": 1e17, "flops": 1e32}
 _BRACKETS = re.compile(r"[(\[]\s*(?:in\s+)?([^()\[\]]+?)\s*[)\]]\s*$")
@@ -42,7 +45,7 @@ class Unit(NamedTuple):
 
 def name_columns(rows: Sequence[Mapping[str, Any]]) -> str:
     """The columns of a table, for a message."""
-    names = sorted({str(name) for row in rows for name in row} - {UNNAMED})
+    names = sorted({str(name) for row in rows for name in row} - {UNNAMED, GROUP_LABEL})
     return f"there are {', '.join(names)}"
 
 

@@ -15,6 +15,7 @@ from scipy.special import fdtrc
 
 from research.errors import BadInput
 from research.scaling import table
+from research.scaling.comparable import group_of, group_value
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Columns, Law, Params
 from research.scaling.options import Options, Split, split_rows
@@ -40,15 +41,16 @@ def fit_groups(
         )
     if law.predict is None:
         raise BadInput(f"--compare: {law.name} gives terms alone, no prediction to rescale")
-    table.require_column(rows, "compare", column)
-    missing = [i for i, row in enumerate(rows) if row.get(column) in (None, "")]
+    if column != "group" or not any(group_of(row) for row in rows):
+        table.require_column(rows, "compare", column)
+    missing = [i for i, row in enumerate(rows) if not group_value(row, column)]
     if missing:
         raise BadInput(f"--compare={column}: row {missing[0] + 1} has no {column}")
-    names = sorted({str(row[column]) for row in rows})
+    names = sorted({group_value(row, column) for row in rows})
     if len(names) < 2:
         raise BadInput(f"--compare={column}: every row is {names[0]!r}; two groups are needed")
     numbered = table.with_rows(
-        rows, [{**row, GROUP: 1.0 + names.index(str(row[column]))} for row in rows]
+        rows, [{**row, GROUP: 1.0 + names.index(group_value(row, column))} for row in rows]
     )
     joint = build_shared_law(law, names)
     parts = split_rows(joint, numbered, options)
@@ -56,7 +58,7 @@ def fit_groups(
     own, counts = {}, {}
     alone = dataclasses.replace(options, where=None, holdout=None, drop_top_loss=0)
     for name in names:
-        its = [row for row in parts.fitted if str(row[column]) == name]
+        its = [row for row in parts.fitted if group_value(row, column) == name]
         if not its:
             raise BadInput(f"--compare={column}: no row of group {name!r} is left to fit")
         counts[name] = len(its)

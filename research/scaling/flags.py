@@ -32,13 +32,21 @@ FLAGS = {
         "default": None,
         "help": "predict however far beyond the table",
     },
+    "mix": {
+        "action": "store_true",
+        "default": None,
+        "help": "one law for rows that are not comparable",
+    },
     "odd_units": {
         "action": "store_true",
         "default": None,
         "help": "fit FLOPs that do not go with params * tokens",
     },
     "noise": {"type": float, "help": "standard deviation of log loss, for --law=isoflop"},
-    "compare": {"metavar": "COLUMN", "help": "groups with shared exponents: --compare=group"},
+    "compare": {
+        "metavar": "COLUMN",
+        "help": "groups with shared exponents, by any column (group: what tells rows apart)",
+    },
 }
 LISTS = ("predict", "predict_flops")  # numbers joined by commas
 POINTS = ("fix", "init", "score")  # parameters: E=1.8,alpha=0.35
@@ -51,6 +59,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--columns", default="", help="rename columns: params=N,loss=val loss,tokens=D (B)*1e9")
     help_ = "1,5 is one and a half (--no-decimal_comma: 1,500 is a thousand and a half)"
     flag("--decimal_comma", action=argparse.BooleanOptionalAction, help=help_)
+    flag(
+        "--all_runs", action="store_true", help="also runs that are no points of the sweep as it is"
+    )
     flag("--curves", action="store_true", help="a row for every evaluation, for --law=envelope")
     flag("--next_runs", type=float, metavar="FLOPS", help="propose runs that cost so much in all")
     flag("--next_config", help="the config that they continue from; out/next.py is then a sweep")

@@ -56,8 +56,8 @@ class Options:
     is, and what to compare with the optimum. `starts` replaces the law's grid of starts. `method`
     and `noise` are for the law "isoflop". `finished` are further words for the state of a run that
     is done; `last_rows` fits the last row of each run alone; `far` allows targets however far
-    beyond the table, `odd_units` FLOPs that look as if they were in another unit than parameters
-    and tokens.
+    beyond the table, `mix` one law for rows that are not comparable, `odd_units` FLOPs that look as
+    if they were in another unit than parameters and tokens.
     """
 
     against: str = "params"
@@ -81,6 +81,7 @@ class Options:
     finished: Sequence[str] = ()
     last_rows: bool = False
     far: bool = False
+    mix: bool = False
     odd_units: bool = False
 
     def check(self) -> None:

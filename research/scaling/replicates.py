@@ -6,12 +6,13 @@ of one size and length that differ in a learning rate are a tuning sweep, and wh
 is no noise.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from research.runs.settings import is_part_of_a_run
 from research.scaling import table
+from research.scaling.columns import GROUP_LABEL
+from research.scaling.comparable import group_of, value_text
 
 # What a table records of a run's outcome, its identity and its circumstances, by name.
 OUTCOMES = re.compile(
@@ -21,7 +22,8 @@ OUTCOMES = re.compile(
     r"started|ended|created|updated|date|timestamp|host|hostname|node|device|devices|gpu|pid|user|"
     r"id|run|name|runid|run_name|run_id|uuid|path|dir|url|link|notes|note|tags|tag|comment|state|"
     r"status|reason|attempts|restarts|seed|seeds|rank|index|weight|excluded|step|steps|epoch|epochs|"
-    r"part_of_run|unit|version|commit|sha|dispatch|cores|instructions|device_kind)",
+    r"part_of_run|unit|versions?|commit|sha|dispatch|cores|instructions|device_kind|source|diff|jax|"
+    r"jax_config|config_files|platform|continued|xla_flags|rules)",
     re.IGNORECASE,
 )
 OUTCOME_BEGINS = re.compile(r"(?:train|val|valid|validation|test|eval|heldout|held_out|downstream)"
@@ -35,7 +37,9 @@ BEST_OF = "--best_of=cell"
 
 def is_setting(column: str) -> bool:
     """Whether a column, by its name, holds what was chosen for a run before it was trained."""
-    if column == table.UNNAMED or column.startswith(table.COUNTS):
+    if column in (table.UNNAMED, GROUP_LABEL) or column.startswith(table.COUNTS):
+        return False
+    if "." in column and not is_part_of_a_run(column):
         return False
     if SETTING.fullmatch(column):
         return True
@@ -45,22 +49,14 @@ def is_setting(column: str) -> bool:
 def settings(rows: Sequence[table.Row]) -> list[str]:
     """The columns of settings in which rows differ, in the table's order."""
     names = dict.fromkeys(name for row in rows for name in row if is_setting(name))
-    return [name for name in names if len({_value(row.get(name)) for row in rows}) > 1]
-
-
-def _value(cell: Any) -> str:
-    """A cell as it is compared: numbers by value (1e3 is 1000), what is missing as nothing."""
-    if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    number = table.parse_number(cell)
-    return str(cell) if number is None else repr(number)
+    return [name for name in names if len({value_text(row.get(name)) for row in rows}) > 1]
 
 
 def cells(rows: Sequence[table.Row], columns: Sequence[str]) -> dict[tuple, list[table.Row]]:
     """The rows by their values in the columns (of sizes and lengths, say) and their group."""
     out: dict[tuple, list[table.Row]] = {}
     for row in rows:
-        key = (*(row[c] for c in columns), str(row.get("group") or ""))
+        key = (*(row[c] for c in columns), group_of(row))
         out.setdefault(key, []).append(row)
     return out
 
@@ -73,7 +69,7 @@ def replicate_groups(
     out: dict[tuple, list[table.Row]] = {}
     for key, cell in cells(rows, columns).items():
         for row in cell:
-            out.setdefault((*key, *(_value(row.get(name)) for name in varied)), []).append(row)
+            out.setdefault((*key, *(value_text(row.get(name)) for name in varied)), []).append(row)
     return out
 
 
@@ -81,7 +77,17 @@ def varied_within(rows: Sequence[table.Row], columns: Sequence[str]) -> list[str
     """The settings in which rows of one cell differ: what was tuned, or is not the same."""
     names = [name for name in settings(rows) if name not in (*columns, "group")]
     groups = [cell for cell in cells(rows, columns).values() if len(cell) > 1]
-    return [n for n in names if any(len({_value(r.get(n)) for r in g}) > 1 for g in groups)]
+    return [n for n in names if any(len({value_text(r.get(n)) for r in g}) > 1 for g in groups)]
+
+
+def _told_once(rows: Sequence[table.Row], names: Sequence[str]) -> list[str]:
+    """The columns without those that part the rows as one before them does: lr, optim.lr."""
+    parted: dict[tuple[int, ...], str] = {}
+    for name in names:
+        first: dict[str, int] = {}
+        values = (value_text(row.get(name)) for row in rows)
+        parted.setdefault(tuple(first.setdefault(v, len(first)) for v in values), name)
+    return list(parted.values())
 
 
 def best_of_cell(
@@ -107,7 +113,7 @@ def tuning_warnings(
             f"{chosen} rows gave way to a better one of their cell: the least of several losses is "
             "too low by chance, of five equal runs by 1.2 standard deviations of a run"
         ]
-    varied = varied_within(rows, columns)
+    varied = _told_once(rows, varied_within(rows, columns))
     if not varied:
         return []
     some = ", ".join(varied[:4]) + (", …" if len(varied) > 4 else "")

@@ -71,18 +71,20 @@ def read_runs(
     columns: Mapping[str, str] | None = None,
     curves: bool = False,
     decimal_comma: bool | None = None,
+    all_runs: bool = False,
 ) -> Table:
     """Rows of a sweep's workdir, of a file (CSV, JSON, parquet, see `io.table_files`), or of
     wandb:FOLDER and mlflow:STORE. `columns` maps our names to theirs, or to products of theirs. Of
     a workdir, `curves` makes a row of every evaluation instead of every run. `decimal_comma` says
     what a comma in a number is (None: it groups thousands, and where it may be either, that is
-    refused).
+    refused). Runs of a workdir that are no points of the sweep as it was launched last are left out
+    unless `all_runs`.
 
     Raises BadInput when there is no such table.
     """
-    found = _read(path, curves)
+    found = _read(path, curves, all_runs)
     if not found:
-        raise BadInput(f"--runs={path}: the table has no rows")
+        raise BadInput(*(f"--runs={path}: {n}" for n in ("the table has no rows", *found.notes)))
     if decimal_comma is not None:
         found = with_rows(found, _without_commas(found, decimal_comma, str(path)))
     if charts.is_chart(found):
@@ -108,7 +110,7 @@ def read_runs(
     return with_rows(found, fill_flops(renamed))
 
 
-def _read(path: str | os.PathLike[str], curves: bool) -> Table:
+def _read(path: str | os.PathLike[str], curves: bool, all_runs: bool) -> Table:
     source, _, place = str(path).partition(":")
     if source in ("wandb", "mlflow") and not Path(path).exists():
         from research.io import tracker_runs
@@ -116,9 +118,11 @@ def _read(path: str | os.PathLike[str], curves: bool) -> Table:
         return Table(tracker_runs.SOURCES[source](place, f"--runs={path}"))
     path = Path(path)
     if path.is_dir():
-        from research.runs.table import read_evaluations, read_table
+        from research.runs import table as runs
 
-        return Table(read_evaluations(path) if curves else read_table(path))
+        rows = runs.read_evaluations(path) if curves else runs.read_table(path)
+        own, others = (rows, []) if all_runs else runs.split_by_sweep(path, rows)
+        return Table(own, notes=[runs.others_note(others)] if others else [])
     if not path.exists():
         raise BadInput(f"--runs={path}: no such file or folder")
     return Table(*table_files.read_table_file(path, f"--runs={path}"))

@@ -19,6 +19,7 @@ _CONDITION = re.compile(
     rf"(?P<value>\((?:{_QUOTED}|[^()`\"'])*\)|{_QUOTED}|(?:(?!\band\b|&)[^,`\"'<>=!])+?)"
     r"\s*(?:,|\band\b|&&?|$)",
 )
+_DIGEST, SHORTEST = re.compile("[0-9a-f]{32,}"), 8  # which may be named by its first digits
 _ITEM = re.compile(rf"\s*({_QUOTED}|[^,`\"']+?)\s*(?:,|$)")
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
@@ -49,6 +50,11 @@ def match_where(rows: Sequence[Mapping[str, Any]], text: str, flag: str = "where
             raise BadInput(f"{prefix}: no column {condition.name!r}; {name_columns(rows)}")
         keep &= _satisfied(rows, condition, prefix)
     return keep
+
+
+def columns_of(text: str, flag: str = "where") -> list[str]:
+    """The columns that the comparisons name."""
+    return [condition.name for condition in _conditions(text, flag)]
 
 
 def _conditions(text: str, flag: str) -> Iterator[Condition]:
@@ -101,6 +107,9 @@ def _satisfied(rows: Sequence[Mapping[str, Any]], condition: Condition, prefix: 
 
 
 def _among(cell: object, words: Sequence[str], numbers: Sequence[float | None]) -> bool:
-    if str(cell).strip() in words:
+    text = str(cell).strip()
+    if text in words or (isinstance(cell, bool) and text.lower() in map(str.lower, words)):
+        return True
+    if _DIGEST.fullmatch(text) and any(len(w) >= SHORTEST and text.startswith(w) for w in words):
         return True
     return (number := parse_any_number(cell)) is not None and number in numbers

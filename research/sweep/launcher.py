@@ -56,6 +56,7 @@ def launch_sweep(
     """
     options = options or LaunchOptions()
     if not any(p.pending for p in points):
+        write_points(points, workdir, options.grouping)  # what the sweep is now, for its report
         return read_outcome(points, workdir)
     if options.executor == "inline" and options.num_processes == 1:
         check_points(points, workdir)  # of other workers, each checks its own devices

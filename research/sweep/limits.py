@@ -4,6 +4,7 @@ rejected. Works on predicted prices; needs no jax."""
 import argparse
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from research.errors import BadInput
@@ -14,7 +15,7 @@ Facts = Mapping[str, Any]  # what a table says of a run before it is trained (se
 class PlannedRun(NamedTuple):
     """A point of the plan. `seconds` to train it and `compile_seconds` for its `program` (once for
     all points that share it), where they can be predicted; `memory` in bytes on one device; `unit`
-    names the runs that it is trained with."""
+    names the runs that it is trained with; `settings` are the keys of its config."""
 
     run: str
     status: str
@@ -24,6 +25,7 @@ class PlannedRun(NamedTuple):
     program: object = None
     memory: float | None = None
     unit: str = ""
+    settings: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def pending(self) -> bool:

@@ -10,6 +10,7 @@ from research.config import schema
 from research.errors import BadInput
 from research.parallel import device_memory
 from research.planning import calibration
+from research.runs.settings import settings_columns
 from research.sweep import work_units
 from research.sweep.limits import Facts, Limits, PlannedRun, apply_limits
 from research.sweep.plan_text import plan_text
@@ -139,6 +140,12 @@ def price_points(points: Sequence[Point], calibrate: bool, needs_seconds: bool) 
         calibration.calibrate(pending)
     costs = calibration.predict([point.run for point in points])
     return [
-        PlannedRun(point.run.id, point.status, point.run.facts, *cost)
+        PlannedRun(
+            point.run.id,
+            point.status,
+            point.run.facts,
+            *cost,
+            settings=settings_columns(point.config),
+        )
         for point, cost in zip(points, costs, strict=True)
     ]

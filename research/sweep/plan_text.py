@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from research.io.humanize import format_bytes, format_duration
 from research.io.text_table import format_table
+from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
 from research.sweep.limits import Facts, PlannedRun, total_compile_seconds, total_flops
 
 EXACT = "exact_full"  # the convention of the column "flops" (see accounting)
@@ -117,6 +118,9 @@ def _digits(values: Sequence[float], least: int) -> int:
 
 def _table(rows: Sequence[PlannedRun]) -> str:
     """The points, without the columns that are the same for every point, or empty."""
+    beside = ("params", "group", "batch", "tokens", "lr", "seed")
+    known = [{**row.settings, **{k: row.facts[k] for k in beside}} for row in rows]
+    varying = varying_settings(known, beside, MOST_SETTINGS)
     groups = list(dict.fromkeys(group for row in rows for group in row.facts["groups"]))
     rate = f".{_digits([row.facts['lr'] for row in rows], least=3)}g"
     columns: dict[str, Callable[[PlannedRun], object]] = {
@@ -131,6 +135,7 @@ def _table(rows: Sequence[PlannedRun]) -> str:
         "steps": lambda r: r.facts["steps"],
         "lr": lambda r: f"{r.facts['lr']:{rate}}",
         "seed": lambda r: r.facts["seed"],
+        **{name: lambda r, name=name: shown_setting(r.settings.get(name)) for name in varying},
         "seconds": lambda r: "" if r.seconds is None else f"{r.seconds:,.1f}",
         "memory": lambda r: "" if r.memory is None else format_bytes(r.memory),
         "group": lambda r: r.facts["group"],

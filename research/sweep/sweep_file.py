@@ -1,6 +1,7 @@
 """WORKDIR/sweeps/<digest>.json: all that a launch hands to its workers, as data, and what those who
 watch the sweep read. Needs no jax."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,13 +43,16 @@ class SweepFile:
     accept_changes: bool = False
 
     def write(self, workdir: str | Path) -> Path:
-        """Write the file, if it is not there, and return its path: equal sweeps are one file."""
+        """Write the file, if it is not there, and return its path: equal sweeps are one file. The
+        newest of them is that of the last launch."""
         content = asdict(self)
         path = Path(workdir) / "sweeps" / f"{files.digest_of(content)[:12]}.json"
         if not path.exists():
             check_workdir(workdir)
             files.make_directory(path.parent)
             files.write_atomic(path, files.canonical(content))
+        elif path != max(path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime_ns):
+            os.utime(path)
         return path
 
 

@@ -16,7 +16,7 @@ from research.config.loading import validated
 from research.errors import BadInput
 from research.io import files
 from research.runs.table import read_row
-from research.scaling import Fit, compute_optimal, table
+from research.scaling import Fit, compute_optimal, groups, table
 from research.scaling.fit import finite_ends
 from research.sweep.launcher import launch_sweep
 from research.sweep.points import resolve_points
@@ -42,7 +42,7 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
                 f"remove {path.parent} to make another"
             )
         return prediction, prediction["config"]
-    fit = law(workdir)
+    fit, group = law(workdir)
     budget = flops or FACTOR * compute_optimal.largest_budget(fit.parts.fitted)
     best = compute_optimal.optimal_params(fit.law, fit.best[None], [budget])[0, 0]
     if compute_optimal.vary_together(fit.parts.fitted) or not 0 < best < float("inf"):
@@ -64,6 +64,7 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
         "unit": scaling.loss_unit(fit.parts.usable),
         "formula": fit.law.formula,
         "law": fit.params,
+        "group": group,
         "n_points": len(fit.parts.fitted),
         "run": run.id,
         "config": config,
@@ -98,21 +99,30 @@ def measure(
     return measurement
 
 
-def law(workdir: str | Path) -> Fit:
-    """L(N, D) of all finished runs of the sweep. Raises BadInput if there are too few."""
-    fit = scaling.analyze("chinchilla", table.read_runs(workdir), {}).fit
+def law(workdir: str | Path) -> tuple[Fit, str]:
+    """L(N, D) of the finished runs of the sweep that are comparable with its first point, and the
+    name of their group ("" where all are). Raises BadInput if there are too few."""
+    parts = groups.split(table.read_runs(workdir), scaling.Options())
+    first = _newest_sweep(Path(workdir))["points"][0]["run"] if len(parts) > 1 else None
+    names = [name for name, part in parts.items() if any(row["run"] == first for row in part)]
+    name = names[0] if names else next(iter(parts))
+    fit = scaling.analyze("chinchilla", parts[name], {}).fit
     assert fit
-    return fit
+    return fit, name
 
 
 def _config(workdir: Path, size: float, tokens: float) -> dict:
     """The config of the newest sweep of `workdir`, at another size and length."""
-    sweeps = sorted((workdir / "sweeps").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not sweeps:
-        raise BadInput(f"--runs={workdir}: no sweep was launched there; expected its --workdir")
-    config = files.read_json(sweeps[-1], limit=1 << 30)["points"][0]["config"]
+    config = _newest_sweep(workdir)["points"][0]["config"]
     changes = {"size": size, "horizon.unit": "tokens", "horizon.amount": float(tokens)}
     config, problems = validation.override(config, changes)
     if problems:
         raise BadInput(*problems)
     return validated(config)
+
+
+def _newest_sweep(workdir: Path) -> dict[str, Any]:
+    sweeps = sorted((workdir / "sweeps").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not sweeps:
+        raise BadInput(f"--runs={workdir}: no sweep was launched there; expected its --workdir")
+    return files.read_json(sweeps[-1], limit=1 << 30)

@@ -8,7 +8,7 @@ shell that sees the workdir can watch, on any host.
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from research.errors import BadInput
+from research.errors import BadInput, printable
 from research.io.humanize import format_duration
 from research.runs import lease, metrics_log
+from research.runs.settings import (
+    MOST_SETTINGS,
+    settings_columns,
+    shown_setting,
+    varying_settings,
+)
 from research.runs.table import read_row
 from research.sweep.sweep_file import FACTS, read_sweep_file
 
@@ -33,7 +39,7 @@ ORDER = ("running", "failed", "diverged", "stopped", "waiting", "done")
 @dataclass(frozen=True)
 class RunStatus:
     """One run as it stands. `rate` is in tokens (or examples) per second, `where` names its holder
-    or says why it is not done."""
+    or says why it is not done; `settings` are those that vary over the runs."""
 
     run: str
     facts: Mapping[str, Any]
@@ -42,6 +48,7 @@ class RunStatus:
     loss: float | None = None
     rate: float = 0.0
     where: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def spent(self) -> float:
@@ -95,15 +102,24 @@ class SweepMonitor:
     def __init__(self, workdir: str | Path, sweeps: Iterable[Path]):
         self.runs = Path(workdir) / "runs"
         self.facts: dict[str, Mapping[str, Any]] = {}
+        configs: dict[str, Mapping[str, Any]] = {}
         for path in sweeps:
             points = read_sweep_file(path, follow=False).points
             self.facts |= {point.run: {k: point.facts[k] for k in FACTS} for point in points}
+            configs |= {point.run: settings_columns(point.config) for point in points}
+        known = [{**configs[run], **facts} for run, facts in self.facts.items()]
+        varying = varying_settings(known, FACTS, MOST_SETTINGS)
+        self.settings = {
+            run: {name: shown_setting(config.get(name)) for name in varying}
+            for run, config in configs.items()
+        }
         self._ended: dict[str, RunStatus] = {}
 
     def rows(self) -> list[RunStatus]:
         out = []
         for run, facts in self.facts.items():
-            row = self._ended.get(run) or self._read_status(run, facts)
+            status = self._ended.get(run) or self._read_status(run, facts)
+            row = replace(status, settings=self.settings[run])
             # One that failed may be tried again.
             if row.status in ("done", "diverged"):
                 self._ended[run] = row
@@ -191,15 +207,19 @@ class StatusDisplay:
 def status_table(rows: list[RunStatus], height: int = 40) -> Group:
     """As many runs as fit, those at work first, with what is left out counted in the last line."""
     out = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("run", "params", "lr", "seed", "status", "step", "loss", "tokens/s", "left"):
-        out.add_column(name, justify="left" if name in ("run", "status") else "right")
+    settings = list(rows[0].settings) if rows else []
+    names = ("run", "params", "lr", "seed", *settings, "status", "step", "loss", "tokens/s", "left")
+    for name in names:
+        out.add_column(Text(name), justify="left" if name in ("run", "status") else "right")
     out.add_column("where or why", overflow="ellipsis", no_wrap=True)
     room = max(3, height - 4)
     shown = sorted(rows, key=lambda r: ORDER.index(r.status))[:room]
     for row in shown:
         f = row.facts
         out.add_row(
-            *(row.run, f"{f['params']:,}", f"{f['lr']:.3g}", str(f["seed"]), row.status),
+            *(row.run, f"{f['params']:,}", f"{f['lr']:.3g}", str(f["seed"])),
+            *(Text(printable(row.settings[name])) for name in settings),
+            row.status,
             f"{row.step:,}/{f['steps']:,}" if row.step else "",
             "" if row.loss is None else f"{row.loss:.4f}",
             f"{row.rate:,.0f}" if row.rate else "",

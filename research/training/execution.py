@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-# The config keys, in the order of the fields of Execution.
-KEYS = ("batch.grad_accumulation", "task.chunk", "model.attention", "model.remat", "model.unroll")
 MODEL_FIELDS = ("attention", "remat", "unroll")
 
 

@@ -18,6 +18,7 @@ from research.io import files
 from research.models import Model, accounting
 from research.models.sizing import model_at_size
 from research.parallel import device_mesh, sharding
+from research.runs.schema import PATH_KEYS
 from research.training import horizon
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
@@ -27,7 +28,7 @@ from research.training.tasks import TASKS, Task
 
 if TYPE_CHECKING:
     from research.training.fine_tuning import StartingPoint
-from research.training.run import PATH_KEYS, Cadence, Run, example_inputs, identity
+from research.training.run import Cadence, Run, example_inputs, identity
 
 # Of one dispatch, where the config leaves them free: enough to make the host's part small, few
 # enough to be held twice and sent in no time.

@@ -12,7 +12,7 @@ from research import models
 from research.data import Dataset
 from research.io import files
 from research.models import Model
-from research.training.execution import KEYS as EXECUTION_KEYS
+from research.runs.schema import NOT_IN_ID, PATH_KEYS
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
 from research.training.schedules import Choice
@@ -21,12 +21,6 @@ from research.training.tasks import Task
 
 if TYPE_CHECKING:
     from research.training.fine_tuning import StartingPoint
-
-
-# Keys that do not change what a run means: they neither enter its id nor forbid a resume.
-NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *EXECUTION_KEYS)
-# What the digest of the data stands for (see data.Dataset).
-PATH_KEYS = ("path", "paths", "tokenizer", "undecodable")
 
 
 class Cadence(NamedTuple):

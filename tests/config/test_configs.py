@@ -10,8 +10,8 @@ from research.config import validation
 from research.config.loading import load_config, validated
 from research.config.sweeps import sweep_names, sweep_points
 from research.errors import BadInput
+from research.runs.schema import NOT_IN_ID
 from research.training.make_run import make_run
-from research.training.run import NOT_IN_ID
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(p.relative_to(ROOT) for p in (ROOT / "configs").glob("*.py"))

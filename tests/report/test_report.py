@@ -292,7 +292,7 @@ def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
 def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
     rows = [{**row, "status": "done"} for row in iso_rows(0.001, sizes=7, budgets=BUDGETS[:4])]
     result = build.write_report(workdir(tmp_path, rows))
-    assert set(result["surfaces"]) == {"chinchilla", "isoflop", "envelope"}
+    assert set(result["surfaces"][""]) == {"chinchilla", "isoflop", "envelope"}
     page = (tmp_path / "report.html").read_text()
     for name in ("chinchilla_contours", "chinchilla_frontier", "isoflop_isoflop"):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000

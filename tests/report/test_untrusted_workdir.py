@@ -43,7 +43,9 @@ def verified_sweep(path, changes=()):
 
 
 def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "_fit_surfaces", lambda groups: {})  # slow, and not asked about here
+    monkeypatch.setattr(
+        build, "_fit_surfaces", lambda rows, mix: {}
+    )  # slow, and not asked about here
     verified_sweep(tmp_path)
     files.make_directory(tmp_path / "figures")
     svg = tmp_path / "figures" / "verify.svg"

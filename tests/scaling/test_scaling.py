@@ -404,9 +404,13 @@ def test_a_loss_that_does_not_vary_is_reported_and_is_no_nan():
 def test_groups_that_are_fitted_together_are_reported_and_are_no_replicates():
     rows = [{**r, "group": g, "loss": r["loss"] * f} for g, f in (("a", 1), ("b", 2))
             for r in noisy(0)]  # fmt: skip
-    document = fit_law("power", rows)
-    assert any("rows of 2 groups are fitted together" in w for w in document["warnings"])
+    with pytest.raises(BadInput, match="2 groups are not comparable"):
+        fit_law("power", rows)
+    document = fit_law("power", rows, mix=True)
+    assert any("not comparable share this law" in w for w in document["warnings"])
+    assert document["mixed"] == {"group": {"a": len(noisy(0)), "b": len(noisy(0))}}
     assert document["seed_noise"]["sd"] < 0.1
+    assert "mixed" not in fit_law("power", noisy(0), mix=True)
 
 
 @pytest.mark.parametrize(

@@ -452,6 +452,10 @@ def iso(scale=1.0, kinds=(("", 1.0),), flops_per=6.0):
     return out
 
 
+def renamed(rows, **names):
+    return [{names.get(k, k): v for k, v in row.items()} for row in rows]
+
+
 def warnings_of(law, rows, **options):
     return analyze(law, rows, {"bootstrap": 0, **options}).document["warnings"]
 
@@ -535,12 +539,17 @@ def test_small_counts_are_taken_for_millions_and_billions():
 def test_groups_are_reported_by_every_method():
     kinds = (("c4", 1.0), ("pile", 0.9))
     for law in ("isoflop", "envelope", "chinchilla"):
-        told = warnings_of(law, iso(kinds=kinds))
-        assert any("2 values of 'corpus' (c4, pile) are fitted together" in w for w in told), law
-        named = [{**r, "group": r["corpus"]} for r in iso(kinds=kinds)]
-        assert any("rows of 2 groups are fitted together" in w for w in warnings_of(law, named)), (
-            law
-        )
+        corpora = "corpus \\(c4: 15 rows, pile: 15 rows\\)"
+        with pytest.raises(BadInput, match=f"2 groups are not comparable, .*: {corpora}"):
+            analyze(law, iso(kinds=kinds), {})
+        told = warnings_of(law, iso(kinds=kinds), mix=True)
+        assert any("corpus (c4: 15 rows, pile: 15 rows)" in w for w in told), law
+        named = renamed(iso(kinds=kinds), corpus="group")
+        told = warnings_of(law, named, mix=True)
+        assert any("group (c4: 15 rows, pile: 15 rows)" in w for w in told), law
+        assert not any("comparable" in w for w in warnings_of(law, iso())), law
+        told = warnings_of(law, renamed(iso(kinds=kinds), corpus="shuffled"))
+        assert any("2 values of 'shuffled' (c4, pile) are fitted together" in w for w in told), law
         assert not any("fitted together" in w for w in warnings_of(law, iso())), law
     notes = [{**r, "note": f"seen by {i}"} for i, r in enumerate(as_rows())]
     assert not any("fitted together" in w for w in warnings_of("chinchilla", notes))

@@ -6,10 +6,11 @@ import sys
 import pytest
 
 from research.config import grid
+from research.config.loading import validated
 from research.errors import BadInput
 from research.models import accounting
 from research.sweep.limits import Limits, PlannedRun, apply_limits
-from research.sweep.plan import drop_cells, reject_cell
+from research.sweep.plan import drop_cells, price_points, reject_cell
 from research.sweep.plan_text import EXACT, law_warnings, plan_text
 from research.sweep.points import locate_points, resolve_configs, resolve_points
 
@@ -248,3 +249,24 @@ def test_learning_rates_that_differ_look_different(rates, shown):
     text = plan_text([row(f"run{i}", lr=rate) for i, rate in enumerate(rates)])
     head, *lines = (line.split() for line in text.splitlines()[: 1 + len(rates)])
     assert tuple(line[head.index("lr")] for line in lines) == shown
+
+
+def test_a_plan_shows_the_settings_that_vary():
+    def with_norm(i, norm, **more):
+        one = row(str(i), params=1000 * i)
+        return one._replace(settings={"model.norm": norm, "optim.clip": 1.0, **more})
+
+    shown = plan_text([with_norm(1, "rms"), with_norm(2, "layer"), with_norm(3, "rms")])
+    assert "model.norm" in shown.splitlines()[0]
+    assert "optim.clip" not in shown
+    assert "layer" in shown.splitlines()[2]
+    alike = plan_text([with_norm(1, "rms"), with_norm(2, "rms")])
+    assert "model.norm" not in alike
+
+
+def test_the_config_of_a_point_is_in_its_row_of_the_plan(tiny, tmp_path):
+    changes = [{"model.qk_norm": switch} for switch in (False, True)]
+    points = resolve_points([(c, validated(tiny(c))) for c in changes], tmp_path)
+    rows = price_points(points, calibrate=False, needs_seconds=False)
+    assert sorted(row.settings["model.qk_norm"] for row in rows) == [False, True]
+    assert "model.qk_norm" in plan_text(rows).splitlines()[0]

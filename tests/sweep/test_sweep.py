@@ -11,7 +11,7 @@ from experiments import train as train_command
 from research.errors import BadInput, Preempted
 from research.runs import metrics_log
 from research.runs.directory import RunDirectory, read_run_file
-from research.runs.table import read_row, read_table
+from research.runs.table import read_row, read_table, split_by_sweep
 from research.sweep import work_units, worker
 from research.sweep.launcher import launch_sweep
 from research.sweep.points import (
@@ -35,6 +35,15 @@ SEEDS = ({"seed": 0}, {"seed": 1}, {"seed": 2})
 
 def launch(made, workdir):
     return launch_sweep(made, workdir, stop=lambda: False)
+
+
+def test_a_launch_that_trains_nothing_still_says_what_the_sweep_is_now(tiny, tmp_path):
+    configs = points(tiny, *SEEDS)
+    launch(resolve_points(configs, tmp_path), tmp_path)
+    for some in (configs[:1], configs, configs[1:]):
+        assert launch(resolve_points(some, tmp_path), tmp_path).trained == 0
+        own, others = split_by_sweep(tmp_path, read_table(tmp_path))
+        assert (len(own), len(others)) == (len(some), len(configs) - len(some))
 
 
 def test_a_second_launch_trains_nothing(tiny, tmp_path):

@@ -29,13 +29,16 @@ def swept(tmp_path, corpus):
                 directory.write_once("config.json", {})
                 loss = 2.0 + 40 / n**0.4 + 60 / (k * n) ** 0.35
                 facts = {"params": int(n), "tokens": int(k * n), "flops": 7 * k * n * n}
-                directory.write_result({"status": "done", "reason": "", "loss": loss, **facts})
+                facts |= {"optimizer": "adamw", "loss": loss}
+                directory.write_result({"status": "done", "reason": "", **facts})
     config, _ = load_config("configs/lm_transformer.py")
     changes = {"data.path": str(corpus), "data.context": 32, "eval.examples": 64, "eval.every": 0}
     config, problems = validation.override(config, changes)
     assert not problems
     files.make_directory(tmp_path / "sweeps")
-    files.write_json(tmp_path / "sweeps" / "a.json", {"points": [{"config": validated(config)}]})
+    names = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    points = [{"run": name, "config": validated(config)} for name in names]
+    files.write_json(tmp_path / "sweeps" / "a.json", {"points": points})
     return tmp_path
 
 
@@ -90,3 +93,25 @@ def test_what_cannot_be_verified_is_reported(swept, tmp_path):
         verify.predict(swept, None)
     build.write_report(swept)
     assert "Verified optimum" not in (swept / "report.html").read_text()
+
+
+def test_the_law_is_that_of_the_runs_that_are_comparable_with_the_first_point(swept):
+    rows = read_table(swept)
+    assert verify.law(swept)[1] == ""
+    for row in rows:  # as many runs of another optimizer, with half of the loss
+        name = f"z{row['run']}"
+        with RunDirectory(swept, name) as directory:
+            directory.write_once("config.json", {})
+            facts = {**row, "optimizer": "muon", "loss": row["loss"] / 2}
+            directory.write_result({k: v for k, v in facts.items() if "." not in k})
+    sweep = files.read_json(swept / "sweeps" / "a.json")
+    sweep["points"] += [{**p, "run": f"z{p['run']}"} for p in sweep["points"]]
+    files.write_json(swept / "sweeps" / "a.json", sweep)
+    fit, group = verify.law(swept)
+    assert {row["run"][0] for row in fit.parts.fitted} == {"r"}
+    assert group == "adamw"
+    sweep["points"].reverse()
+    files.write_json(swept / "sweeps" / "a.json", sweep)
+    fit, group = verify.law(swept)
+    assert {row["run"][0] for row in fit.parts.fitted} == {"z"}
+    assert group == "muon"

@@ -151,3 +151,22 @@ def test_a_holder_elsewhere_runs_while_it_beats(sweep, monkeypatch):
     assert status() == "running"
     now[0] += lease.TIMEOUT + 1
     assert status() == "stopped"
+
+
+def test_settings_that_vary_are_columns(tmp_path):
+    def shown(*norms):
+        points = tuple(
+            SweepPoint(f"r{i}", {}, {"model": {"norm": norm, "bias": True}}, FACTS)
+            for i, norm in enumerate(norms)
+        )
+        path = SweepFile(points).write(tmp_path)
+        console = Console(file=io.StringIO(), width=160)
+        console.print(watch.status_table(watch.SweepMonitor(tmp_path, [path]).rows()))
+        return console.file.getvalue()
+
+    table = shown("rms", "[red]layer\x1b[31m")
+    assert "model.norm" in table
+    assert "[red]layer" in table
+    assert "\x1b" not in table
+    assert "model.bias" not in table
+    assert "model.norm" not in shown("rms", "rms")

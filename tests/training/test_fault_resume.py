@@ -2,6 +2,7 @@
 means something else is refused."""
 
 import ast
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -15,9 +16,9 @@ from research.config.loading import validated
 from research.errors import BadInput
 from research.parallel import device_mesh
 from research.runs import checkpoint
+from research.runs.schema import EXECUTION_KEYS, NOT_IN_ID, PATH_KEYS
 from research.training import execution, resume, run
 from research.training.make_run import make_run
-from research.training.run import NOT_IN_ID, PATH_KEYS
 from research.training.trainer import Trainer, host_batches
 from tests.faulting import bits
 
@@ -185,7 +186,9 @@ def test_every_key_is_of_the_meaning_of_a_run_or_known_not_to_be(tiny, seen):
             named = {line.partition(":")[0] for line in differing}
             assert key in named or any(n.startswith(key.partition(".")[0]) for n in named), key
         classes["allowed" if allowed else "meaning"].append(key)
-    assert set(execution.KEYS) <= set(NOT_IN_ID)
+    assert set(EXECUTION_KEYS) <= set(NOT_IN_ID)
+    fields = [field.name for field in dataclasses.fields(execution.Execution)]
+    assert [key.partition(".")[2] for key in EXECUTION_KEYS] == fields
     assert len(classes["allowed"]) > 8
     assert len(classes["meaning"]) > 25
     seen(
