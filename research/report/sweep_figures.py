@@ -66,18 +66,22 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
 def score_curves(
     series: Mapping[str, Sequence[tuple[float, float, float, int]]], column: str, label: str
 ) -> Figure:
-    """A score of each group against a column: (x, mean, standard deviation, runs)."""
+    """A score of each group against a column: (x, mean, standard deviation, runs). Points are
+    joined where each x has one; others differ in something else, as in their budget."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8))
         axes = figure.subplots()
         for i, (name, points) in enumerate(series.items()):
             if points:
                 (x, mean, sd, _), words = np.array(points).T, plain_label(name)
-                axes.errorbar(x, mean, np.nan_to_num(sd), fmt=f"{MARKERS[i % 7]}-", capsize=3,
+                line = "-" if len(set(x)) == len(x) else ""
+                axes.errorbar(x, mean, sd, fmt=f"{MARKERS[i % 7]}{line}", capsize=3,
                               color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=words)  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel(AXES.get(column, column))
-        axes.set_ylabel(f"{label}\nbars: standard deviation over seeds")
+        several = any(runs > 1 for points in series.values() for *_, runs in points)
+        bars = "\nbars: standard deviation over seeds" if several else ""
+        axes.set_ylabel(f"{label}{bars}")
         log_ticks(axes.xaxis)
         if len(series) > 1:
             axes.legend(loc="lower right")

@@ -12,6 +12,7 @@ from research.io.text_table import format_table
 from research.report.provenance import provenance_line
 from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
 from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
+from research.scaling.replicates import replicate_groups
 
 Row = dict[str, Any]
 
@@ -43,14 +44,24 @@ def varying_column(rows: Sequence[Row]) -> str:
 def score_statistics(
     rows: Sequence[Row], against: str, score: str
 ) -> list[tuple[float, float, float, int]]:
-    """(x, mean, standard deviation, runs) of a score at each value of `against`."""
-    at: dict[float, list[float]] = {}
-    for row in rows:
-        if row["status"] == "done" and is_number(row.get(score)) and row.get(against):
-            at.setdefault(row[against], []).append(row[score])
+    """(value of `against`, mean, standard deviation, runs) of a score, of runs that differ in
+    nothing but the seed, by that value and by tokens; the standard deviation of one run is NaN."""
+    done = [
+        row
+        for row in rows
+        if row["status"] == "done" and is_number(row.get(score)) and row.get(against)
+    ]
+    names = (against, "params", "tokens", "train_examples")
+    cells = replicate_groups(done, [n for n in names if all(n in row for row in done)])
+    groups = sorted(cells.values(), key=lambda g: (g[0][against], g[0].get("tokens") or 0))
     return [
-        (x, float(np.mean(y)), float(np.std(y, ddof=1)) if len(y) > 1 else math.nan, len(y))
-        for x, y in sorted(at.items())
+        (
+            group[0][against],
+            float(np.mean([row[score] for row in group])),
+            float(np.std([row[score] for row in group], ddof=1)) if len(group) > 1 else math.nan,
+            len(group),
+        )
+        for group in groups
     ]
 
 
@@ -228,7 +239,8 @@ def expected_exponent_sentence(
 
 
 def comparison_table(rows: Sequence[Row], against: str) -> list[list[str]]:
-    """Groups side by side: a header, and a row for each score at each value of `against`."""
+    """Groups side by side: a header, and a row for each score at each value of `against`, of the
+    runs of the most tokens there."""
     by_group = rows_by_group(rows)
     body = []
     for score in (column.name for column in shown_columns(rows, "summary")):

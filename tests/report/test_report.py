@@ -237,6 +237,30 @@ def test_smoothing_keeps_a_constant_and_has_no_bias_at_the_start():
     assert sweep_figures._smooth(np.arange(50.0))[0] == 0
 
 
+def test_a_spread_over_seeds_is_of_runs_that_differ_in_the_seed_alone():
+    def row(params, tokens, score, seed):
+        return {"run": f"{params}-{tokens}-{seed}", "status": "done", "seed": seed,
+                "params": params, "tokens": tokens, "accuracy": score}  # fmt: skip
+
+    budgets = [row(1e5, 1e6, 0.5, 0), row(1e5, 3e6, 0.7, 0), row(2e5, 5e5, 0.4, 0)]
+    points = text.score_statistics(budgets, "params", "accuracy")
+    assert [(x, mean, runs) for x, mean, _, runs in points] == [
+        (1e5, 0.5, 1),
+        (1e5, 0.7, 1),
+        (2e5, 0.4, 1),
+    ]
+    figure = sweep_figures.score_curves({"": points}, "params", "accuracy")
+    assert figure.axes[0].get_ylabel() == "accuracy"
+    assert figure.axes[0].lines[0].get_linestyle() == "None"
+
+    seeds = [row(1e5, 1e6, 0.5, 0), row(1e5, 1e6, 0.7, 1), row(2e5, 5e5, 0.4, 0)]
+    points = text.score_statistics(seeds, "params", "accuracy")
+    assert points[0] == (1e5, pytest.approx(0.6), pytest.approx(0.2 / 2**0.5), 2)
+    figure = sweep_figures.score_curves({"": points}, "params", "accuracy")
+    assert "standard deviation over seeds" in figure.axes[0].get_ylabel()
+    assert figure.axes[0].lines[0].get_linestyle() == "-"
+
+
 # In a browser.
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
