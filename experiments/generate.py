@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.config import cli
-from research.errors import BadInput
+from research.errors import BadInput, printable
 from research.io import encryption
 from research.report import tables
 from research.runs.table import read_row, read_table
@@ -63,9 +63,15 @@ def main(argv: Sequence[str]) -> None:
     seconds = time.monotonic() - begun
     for sample in samples.tolist():
         ids = prompt + sample
-        print(*ids) if opened.of_ids else print(cli.sanitize_for_terminal(words.decode(ids)))
+        print(*ids) if opened.of_ids else print(sanitize_for_terminal(words.decode(ids)))
     pace = f"{samples.size / seconds:,.0f} per second with compilation"
     print(f"{samples.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
+
+
+def sanitize_for_terminal(text: str | bytes) -> str:
+    """`text` as it is printed: without control sequences if stdout is a terminal."""
+    text = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return printable(text, keep="\n\t") if sys.stdout.isatty() else text
 
 
 def chosen(args: Namespace) -> Path:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from research.config import schema, validation
 from research.config.loading import ModuleLike, load_config, parse_value
-from research.errors import IO_ERROR, BadInput, IsoflopError, printable
+from research.errors import IO_ERROR, BadInput, IsoflopError
 from research.io import files, host
 
 PROGRAM = "isoflop"  # the console script
@@ -135,9 +135,3 @@ def parse_config(
     if problems := problems + more:
         raise BadInput(*problems, *validation.problems(config))
     return args, config, module
-
-
-def sanitize_for_terminal(text: str | bytes) -> str:
-    """`text` as it is printed: without control sequences if stdout is a terminal."""
-    text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return printable(text, keep="\n\t") if sys.stdout.isatty() else text

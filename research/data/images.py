@@ -13,7 +13,8 @@ import numpy as np
 
 from research.config.types import NonNegativeInt, OpenUnit, PositiveInt
 from research.data import image_files
-from research.data.sampling import interleave_classes, is_heldout, splitmix64
+from research.data.labels import interleave_classes
+from research.data.sampling import is_heldout, splitmix64
 from research.errors import BadInput
 from research.io import files
 

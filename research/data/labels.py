@@ -55,3 +55,13 @@ def check_counts(path: str, names: Sequence[str], train: np.ndarray, heldout: np
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{len(names)} classes ({', '.join(map(repr, names[:SHOWN]))}{more})"
+
+
+def interleave_classes(labels: np.ndarray) -> np.ndarray:
+    """The positions [n] in an order that takes the classes in turn: the first of every class, the
+    second of every class, and so on. Any beginning is as balanced as the classes allow."""
+    place = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        here = labels == label
+        place[here] = np.arange(here.sum())
+    return np.lexsort((labels, place))

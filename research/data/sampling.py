@@ -66,16 +66,6 @@ def is_heldout(name: bytes, share: float) -> bool:
     return int.from_bytes(name[:8], "big") < share * 2**64
 
 
-def interleave_classes(labels: np.ndarray) -> np.ndarray:
-    """The positions [n] in an order that takes the classes in turn: the first of every class, the
-    second of every class, and so on. Any beginning is as balanced as the classes allow."""
-    place = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        here = labels == label
-        place[here] = np.arange(here.sum())
-    return np.lexsort((labels, place))
-
-
 def random_bits(seed: int, position_B: np.ndarray) -> np.ndarray:
     """One random uint64 for each position of the stream of training examples, [B]: what
     augmentation draws its numbers from."""

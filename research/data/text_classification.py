@@ -217,7 +217,7 @@ def _sort_by_hash(rows: list[tuple[bytes, int, np.ndarray]]) -> list[tuple[bytes
     """Round-robin over the classes, by hash within a class: every prefix is balanced."""
     hashed = sorted(rows, key=lambda row: hashlib.sha256(row[0] + row[2].tobytes()).digest())
     return [
-        hashed[i] for i in sampling.interleave_classes(np.array([label for _, label, _ in hashed]))
+        hashed[i] for i in labels.interleave_classes(np.array([label for _, label, _ in hashed]))
     ]
 
 

@@ -1,7 +1,6 @@
 """Tokenized corpora as memory-mapped files in the user's cache."""
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -190,10 +189,14 @@ def _building(target: Path) -> Iterator[Path]:
     try:
         yield folder
         with open(target.parent / ".lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            files.lock(lock)
             if find(target.name) is None:  # missing or damaged; existing mappings stay valid
                 shutil.rmtree(target, ignore_errors=True)
-                os.rename(folder, target)
+                try:
+                    os.rename(folder, target)
+                except OSError:  # without locks another writer may have been faster
+                    if find(target.name) is None:
+                        raise
                 files.sync(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

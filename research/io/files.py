@@ -2,19 +2,25 @@
 
 import contextlib
 import errno
+import fcntl
+import functools
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from research.errors import BadInput, StorageError, UnsafeFile
 
+log = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre without -o flock, some NFS, FUSE
 NESTED = 32  # objects and lists in each other in a JSON document
 
 
@@ -160,12 +166,35 @@ def keep_private() -> None:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Make what a file holds, or the names in a directory, survive a power loss."""
+    """Make what a file holds, or the names in a directory, survive a power loss; the latter as far
+    as the file system can (CIFS and some of FUSE sync no directories)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not os.path.isdir(path):
+            raise
     finally:
         os.close(descriptor)
+
+
+def lock(file: IO[Any], wait: bool = True) -> None:
+    """Lock an open file for this process alone, until it is closed. Where the file system has no
+    locks, a warning says so and it stays unlocked. Raises BlockingIOError if another process has it
+    and this one is not to `wait`, StorageError when the disk fails."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise StorageError(f"{file.name}: cannot be locked: {error.strerror}") from error
+        _report_no_locks(os.path.dirname(file.name), error.strerror)
+
+
+@functools.cache
+def _report_no_locks(folder: str, reason: str) -> None:
+    log.warning("%s: the file system has no locks (%s); continuing without", folder, reason)
 
 
 def sync_tree(folder: Path) -> None:
@@ -242,11 +271,6 @@ def canonical(value: object) -> bytes:
 def cell(value: object) -> object:
     """A spreadsheet runs a text that begins like a formula; a quote in front makes it text."""
     return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n") else value
-
-
-def delimiter(header: str) -> str:
-    """Of , ; tab and |, the one that the header of a CSV has most of."""
-    return max(",;\t|", key=header.count)
 
 
 def digest(*parts: bytes) -> str:

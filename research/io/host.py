@@ -7,14 +7,12 @@ import os
 import platform
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from research.io import files
 
 PARENT = "ISOFLOP_PARENT"  # a worker whose parent has not this process id any more ends
-_IMPORTED = time.monotonic()
 SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # names of variables
 SHORTEST = 8  # characters of a value that is looked for
 _LIBRARIES = ("isoflop", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -76,16 +74,6 @@ def _limits(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/c
             with contextlib.suppress(OSError, ValueError):  # ValueError: "max" is no number
                 limits.append(int((top / folder / name).read_text()))
     return limits
-
-
-def age() -> float:
-    """Seconds since this process was started; where that cannot be seen, since this import."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
-    except (OSError, AttributeError):  # not Linux
-        return time.monotonic() - _IMPORTED
 
 
 def describe() -> dict[str, object]:

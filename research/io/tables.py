@@ -38,8 +38,13 @@ def csv(path: str | os.PathLike[str], what: str) -> Any:
         with files.open_regular_file(path) as raw:
             header = raw.readline(1 << 16).decode("utf-8", "replace")
             raw.seek(0)
-            options = pyarrow.csv.ParseOptions(delimiter=files.delimiter(header))
+            options = pyarrow.csv.ParseOptions(delimiter=_delimiter(header))
             table = pyarrow.csv.read_csv(raw, parse_options=options)
             return table.rename_columns([name.strip() for name in table.column_names])
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise BadInput(f"{what}: not a table: {first_line(error)}") from error
+
+
+def _delimiter(header: str) -> str:
+    """Of , ; tab and |, the one that the header of a CSV has most of."""
+    return max(",;\t|", key=header.count)

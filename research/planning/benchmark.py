@@ -27,9 +27,11 @@ host_ms_per_step       ms_per_step − device_ms_per_step: what the loop takes b
 import dataclasses
 import functools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,6 +50,7 @@ from research.training.recorder import DeferredMetrics
 from research.training.run import Run
 from research.training.trainer import Trainer, run_mesh
 
+IMPORTED = time.monotonic()
 # Of the matrices whose products are timed: large enough to hide what a launch costs.
 CPU_SIDES, ACCELERATOR_SIDES = (512, 1024, 2048), (4096, 8192)
 
@@ -166,7 +169,7 @@ def measure(run: Run, blocks: int = 10, seconds: float = 0.5) -> dict[str, Any]:
     begun = time.perf_counter()
     loop = TimedLoop(run, mesh)
     built = time.perf_counter() - begun + loop.block(1)
-    first, warm = host.age(), loop.block(1)
+    first, warm = age(), loop.block(1)
     loop.settle()
     once = loop.block(loop.dispatch) / loop.dispatch
     steps = loop.dispatch * max(1, round(seconds / (once * loop.dispatch)))
@@ -294,3 +297,13 @@ def markdown_table(measurements: Mapping[str, Mapping[str, Any]]) -> str:
     """Measurements by case, as a table in Markdown."""
     rows = [[name, *(cell(r) for cell in COLUMNS.values())] for name, r in measurements.items()]
     return format_table(["case", *COLUMNS], rows, right=COLUMNS, markdown=True)
+
+
+def age() -> float:
+    """Seconds since this process was started; where that cannot be seen, since this import."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):  # not Linux
+        return time.monotonic() - IMPORTED

@@ -20,7 +20,6 @@ atomically, and its rows are used only for runs whose files have not changed.)
 """
 
 import contextlib
-import fcntl
 import io
 import logging
 import os
@@ -91,7 +90,7 @@ class RunDirectory:
         except OSError as error:
             raise StorageError(f"{self.path}: {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(self._lock, wait=False)  # where there are none, the lease decides alone
             self._lease = lease.acquire(self.path / "lease", self.patience)
             for unfinished in self.path.glob(".*.tmp"):  # by a process that was killed
                 unfinished.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 
-from research.config import cli
 from research.errors import BadInput, Damaged, StorageError, UnsafeFile
 from research.inference import export
 from research.inference.load import open_run
@@ -406,10 +405,12 @@ def test_what_a_terminal_would_obey_is_not_printed(exports, tmp_path, capsys, mo
     said = capsys.readouterr().out
     assert "owned" in said
     assert "\x1b" not in said
+    from experiments.generate import sanitize_for_terminal
+
     text = "a\x1b[2J\tb\n\x00\u202e \u200d é\u00a0"
-    assert cli.sanitize_for_terminal(text) == text, "a file gets what the model wrote"
+    assert sanitize_for_terminal(text) == text, "a file gets what the model wrote"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert cli.sanitize_for_terminal(text) == "a [2J\tb\n   \u200d é\u00a0"
+    assert sanitize_for_terminal(text) == "a [2J\tb\n   \u200d é\u00a0"
 
 
 def test_a_context_that_no_memory_holds_is_rejected(exports, tmp_path):
