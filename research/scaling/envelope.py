@@ -53,7 +53,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
         if len(on) < 2:
             return np.full(4, np.nan), on
         lines = [np.polyfit(values["flops"][on], values[k][on], 1) for k in ("params", "tokens")]
-        return np.array([lines[0][0], np.exp(lines[0][1]), lines[1][0], np.exp(lines[1][1])]), on
+        return np.concatenate(lines), on
 
     every = np.arange(len(rows))
     optimal, on = through_hull(every) if len(rows) else (np.full(4, np.nan), every)

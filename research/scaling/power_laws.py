@@ -8,6 +8,7 @@ restricted likelihood and a half-Cauchy prior (Gelman 2006): a few budgets canno
 nothing, and then the interval says so.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,9 @@ TAUS = np.concatenate([[0.0], np.geomspace(1e-3, 3.0, 60)])
 
 @dataclass(frozen=True)
 class PowerLaws:
-    """`optimal` [4] in the order of NAMES, `draws` [K, 4] of what the data leave open, and the
-    scatter of an optimum about its line, in log N, beyond the error of locating it."""
+    """`optimal` [4] in the order of NAMES, of coefficients the logarithm; `draws` [K, 4] of what
+    the data leave open; and the scatter of an optimum about its line, in log N, beyond the error of
+    locating it."""
 
     optimal: np.ndarray
     draws: np.ndarray
@@ -30,23 +32,29 @@ class PowerLaws:
 
     def predict(self, c: float) -> dict[str, Any]:
         """The optimum of a budget of c FLOPs, with 95 % intervals."""
-        a, k, a2, k2 = self.optimal
-        n, d = k * c**a, k2 * c**a2
-        n_K = self.draws[:, 1] * c ** self.draws[:, 0]
-        d_K = self.draws[:, 3] * c ** self.draws[:, 2]
-        ends = quantiles(np.stack([n_K, d_K, d_K / n_K], axis=1))
+        every = np.concatenate([self.optimal[None], self.draws])
+        log_n, log_d = (every[:, i] * math.log(c) + every[:, i + 1] for i in (0, 2))
+        values, *draws = _exp(np.stack([log_n, log_d, log_d - log_n], axis=1))
+        ends = quantiles(np.array(draws).reshape(-1, 3))
         names = ("params", "tokens", "tokens_per_param")
-        values = map(float, (c, n, d, d / n))
-        return dict(zip(("flops", *names), values)) | {
-            "intervals": dict(zip(names, ends, strict=True))
-        }
+        return (
+            {"flops": float(c)}
+            | dict(zip(names, values.tolist(), strict=True))
+            | {"intervals": dict(zip(names, ends, strict=True))}
+        )
 
     def summary(self) -> dict[str, Any]:
         """The sections "params", "intervals", "standard_errors" and "optimal" of fit.json."""
-        values = dict(zip(NAMES, map(float, self.optimal), strict=True))
-        intervals = dict(zip(NAMES, quantiles(self.draws), strict=True))
-        enough = len(self.draws) > 1
-        spread = self.draws.std(0, ddof=1).tolist() if enough else [None] * len(NAMES)
+        exponents = np.array([not name.endswith("coefficient") for name in NAMES])
+        every = np.concatenate([self.optimal[None], self.draws])
+        every = np.where(exponents, every, _exp(every))
+        values = dict(zip(NAMES, every[0].tolist(), strict=True))
+        intervals = dict(zip(NAMES, quantiles(every[1:]), strict=True))
+        with np.errstate(
+            all="ignore"
+        ):  # coefficients may span hundreds of decades
+            spread = every[1:].std(0, ddof=1) if len(every) > 2 else np.full(len(NAMES), np.nan)
+        spread = [float(x) if np.isfinite(x) else None for x in spread]
         optimal: Mapping[str, Any] = {**values, "intervals": intervals}
         return {
             "params": values,
@@ -125,15 +133,13 @@ def wider(one: PowerLaws, other: PowerLaws) -> PowerLaws:
 def _assemble(
     n: np.ndarray, d: np.ndarray, n_Kx2: np.ndarray, d_Kx2: np.ndarray, center: float, tau: float
 ) -> PowerLaws:
-    """From (slope, level at the center) of both lines to the exponents and coefficients."""
+    """From (slope, level at the center) of both lines to exponents and log coefficients."""
 
     def laws(lines: np.ndarray) -> np.ndarray:
         slope, level = lines[..., 0], lines[..., 1]
-        with np.errstate(over="ignore"):
-            return np.stack([slope, np.exp(level - slope * center)], -1)
+        return np.stack([slope, level - slope * center], -1)
 
     draws = np.concatenate([laws(n_Kx2), laws(d_Kx2)], -1)
-    draws = draws[np.isfinite(draws).all(1)]
     return PowerLaws(np.concatenate([laws(n), laws(d)]), draws, tau)
 
 
@@ -161,8 +167,15 @@ def _weighted_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple:
     return slope, y @ weights / weights.sum() - slope * mean
 
 
+def _exp(logs: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.exp(logs)
+
+
 def quantiles(draws_KxM: np.ndarray) -> list[list[float | None]]:
-    """The 95 % interval of each column; open without draws."""
+    """The 95 % interval of each column; open without draws, and where an end is beyond all
+    numbers."""
     if not len(draws_KxM):
         return [[None, None] for _ in range(draws_KxM.shape[1])]
-    return np.quantile(draws_KxM, [0.025, 0.975], axis=0).T.tolist()
+    ends = np.quantile(draws_KxM, [0.025, 0.975], axis=0, method="nearest").T
+    return [[float(x) if np.isfinite(x) else None for x in pair] for pair in ends]

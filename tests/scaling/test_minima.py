@@ -25,6 +25,7 @@ from research.scaling import (
     fit_law,
     isoflop,
     named_law,
+    power_laws,
     split_rows,
     table,
 )
@@ -588,6 +589,23 @@ def test_an_answer_that_has_settled_says_stop_and_one_that_moves_says_continue()
     near = {**squares, "predict_flops": [1e21]}
     settled = analyze("chinchilla", iso_rows(0.002, sizes=25), near, anytime=True)
     assert settled.document["settling"]["suggestion"].startswith("stop")
+
+
+def test_slopes_that_nothing_pins_leave_coefficients_open():
+    """No draw is lost because its coefficient is beyond all numbers: that would narrow the
+    exponent's interval."""
+    log_c = np.log(1e21 * np.array([1.0, 1.1, 1.21]))
+    wild = power_laws.least_squares(log_c, np.array([20.0, 22.0, 19.0]), log_c - 20, 400, 0)
+    assert len(wild.draws) == 400
+    summary = wild.summary()
+    low, high = summary["intervals"]["params_exponent"]
+    assert high - low > 100
+    assert summary["intervals"]["params_coefficient"][1] is None
+    assert summary["standard_errors"]["params_coefficient"] is None
+    assert wild.predict(1e24)["intervals"]["params"][1] is None
+    tame = power_laws.least_squares(log_c, log_c / 2 - 1, log_c / 2 + 1, 400, 0)
+    np.testing.assert_allclose(tame.predict(1e24)["params"], 1e12 * np.exp(-1), rtol=1e-6)
+    assert None not in tame.summary()["intervals"]["params_coefficient"]
 
 
 # Published data, where they are at hand.
