@@ -48,16 +48,16 @@ def main(argv: Sequence[str]) -> int:
         print(fit_part(args, only, options, sweep))
         return 0
     print(printable(groups.told_of_split(rows, Options(**options))))
-    failures = []
+    failures: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
         print(f"\n{printable(name)}:")
         try:
             print(fit_part(args, part, options, sweep, groups.folder(name, parts)))
         except BadInput as error:
             print(f"no law: {error}")
-            failures += [f"{name}: {line}" for line in error.problems]
-    if len(failures) >= len(parts):
-        raise BadInput(*failures)
+            failures[name] = tuple(error.problems)
+    if len(failures) == len(parts):
+        raise BadInput(*(f"{name}: {line}" for name, of in failures.items() for line in of))
     return 0
 
 

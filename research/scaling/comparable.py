@@ -55,7 +55,7 @@ BITS = (4, 8, 16, 32, 64)  # of a precision that is a number
 NONE_GIVEN = "none given"
 LONGEST = 60  # characters of a value
 SHOWN = 4  # values of a column in a message
-_DIGEST = re.compile(r"[0-9a-f]{32,}")
+_DIGEST = re.compile(r"[0-9a-f]{32,}\+?")
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,18 @@ def group_rows(
     names = dict.fromkeys(str(key) for row in decide for key in row)
     counts: dict[str, Counter[str]] = {}
     notes: list[str] = []
+    silent: dict[str, list[str]] = {}  # columns that part nothing
     keys: list[tuple[str, ...]] = [()] * len(decide)
     for name in sorted((n for n in names if may_part(n, own) and n not in but), key=_rank):
         values = _values(decide, name, own, notes)
+        if not values:
+            silent[name] = [value_text(row.get(name)) for row in decide]
         if values and len({*zip(keys, values)}) > len({*keys}):
             name, values = _readable(decide, name, values, own)
             counts[name] = Counter(values)
             keys = [(*key, value) for key, value in zip(keys, values)]
-    notes += [_told(decide, name) for name in TOLD if _differs(decide, name, own)]
+    notes += _missing(silent, keys, own)
+    notes += [_told(decide, n) for n in TOLD if own and _differs(decide, n, keys)]
     if not counts:
         return Grouping({}, [_own_group(row) for row in rows], notes)
     of_key = _labels(list(counts), keys)
@@ -200,11 +204,6 @@ def _values(rows: Sequence[Row], name: str, own: bool, notes: list[str]) -> list
         values = _without_amounts(rows, values)
         known = {value for value in values if value}
     if len(known) < 2:
-        if known and (missing := values.count("")) and not setting:
-            notes.append(
-                f"{missing} of {len(rows)} rows say nothing of {name}: they are taken to be "
-                f"{shorten(*known)} like the others"
-            )
         return []
     words = {value for value in known if parse_number(value) is None}
     if setting and name not in NUMBERS:
@@ -278,10 +277,33 @@ def _readable(
     return name, values
 
 
-def _differs(rows: Sequence[Row], name: str, own: bool) -> bool:
-    if not own or (name == "commit" and all(row.get("code") for row in rows)):
-        return False  # the code says more
-    return len({value_text(row.get(name)) for row in rows} - {""}) > 1
+def _missing(
+    silent: Mapping[str, Sequence[str]], keys: Sequence[tuple[str, ...]], own: bool
+) -> list[str]:
+    """Of columns with one value: that it is taken for that of rows of the same group without."""
+    out = []
+    for name, values in silent.items():
+        known = {value for value in values if value}
+        of_group: dict[tuple[str, ...], set[bool]] = {}
+        for key, value in zip(keys, values):
+            of_group.setdefault(key, set()).add(bool(value))
+        mixed = any(len(found) > 1 for found in of_group.values())
+        if len(known) == 1 and mixed and not (own and "." in name):
+            out.append(
+                f"{values.count('')} of {len(values)} rows say nothing of {name}: they are taken "
+                f"to be {shorten(*known)} like the others"
+            )
+    return out
+
+
+def _differs(rows: Sequence[Row], name: str, keys: Sequence[tuple[str, ...]]) -> bool:
+    """Whether rows of one group differ; in their commits, where their code says no more."""
+    if name == "commit" and all(row.get("code") for row in rows):
+        return False
+    of_group: dict[tuple[str, ...], set[str]] = {}
+    for key, row in zip(keys, rows):
+        of_group.setdefault(key, set()).add(value_text(row.get(name)))
+    return any(len(found - {""}) > 1 for found in of_group.values())
 
 
 def _told(rows: Sequence[Row], name: str) -> str:
@@ -304,7 +326,7 @@ def _label(name: str, value: str) -> str:
     last = name.split(".")[-1] if name.split(".")[-1] != "name" else name
     if not value:
         return ""
-    if _DIGEST.fullmatch(value):
+    if _DIGEST.fullmatch(value) or name in MADE:
         return f"{last} {shorten(value)}"
     if value in ("True", "False", "none", A_NUMBER) or parse_number(value) is not None:
         return f"{last}={value}"

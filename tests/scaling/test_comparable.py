@@ -11,7 +11,7 @@ from research.scaling import analyze, groups, replicates, table
 from research.scaling.comparable import counted, group_rows
 from research.scaling.options import Options
 from tests.scaling.test_minima import two_recipes
-from tests.scaling.test_tables_from_elsewhere import GRID, renamed
+from tests.scaling.test_tables_from_elsewhere import GRID, iso, renamed
 
 OWN = {
     "flops_convention": "exact_full",
@@ -168,6 +168,7 @@ def test_what_is_told_and_parts_nothing():
     without = [{k: v for k, v in r.items() if k != "code"} for r in own(commit="2" * 40)]
     assert "commit" in notes(without)
     assert notes(own()) == ""
+    assert notes(own(jax="0.9.1", data_digest="b" * 64)) == ""  # which share no law
     told = analyze("chinchilla", own(jax="0.9.1"), {"bootstrap": 0}).document["warnings"]
     assert any("jax (0.9.0" in line for line in told)
 
@@ -180,6 +181,8 @@ def test_rows_that_say_nothing_are_taken_to_be_like_the_only_others():
     three = [{**r, "code": "d" * 16} if i % 4 == 1 else r for i, r in enumerate(rows)]
     assert group_rows(three).counts["code"] == {"c" * 16: 14, "d" * 16: 7, "": 7}
     assert group_rows(own()).notes == []
+    other = own(code=None, data_digest="b" * 64)  # of whom none says it
+    assert group_rows(other).notes == []
 
 
 # Tables from elsewhere.
@@ -344,6 +347,16 @@ def test_a_group_without_a_law_is_told_and_none_at_all_is_an_error(tmp_path, cap
     with pytest.raises(BadInput) as error:
         fit(few, tmp_path / "few")
     assert [line.partition(":")[0] for line in error.value.problems] == ["muon", "sgd"]
+
+
+def test_a_group_with_many_problems_does_not_hide_another_with_a_law(tmp_path, capsys):
+    scattered = [{**r, "group": "b", "flops": r["flops"] * (1 + i)} for i, r in enumerate(grid())]
+    rows = [*({**r, "group": "a"} for r in iso()), *scattered]
+    path = write(tmp_path / "runs.json", rows)
+    flags = [f"--runs={path}", "--law=isoflop", f"--out={tmp_path / 'o'}"]
+    assert command.main(flags) == 0
+    assert capsys.readouterr().out.count("1 sizes at this budget") > 2
+    assert [p.parent.name for p in tmp_path.glob("o/*/fit.json")] == ["a"]
 
 
 def test_a_condition_on_a_column_of_one_group_is_kept(tmp_path):
