@@ -35,10 +35,12 @@ def test_every_key_of_a_config_is_a_column(tiny, tmp_path):
     assert row["status"] == "done"
 
 
-def test_a_fact_is_not_overwritten_by_a_config_and_a_config_read_again_when_it_changes(tmp_path):
+def test_a_config_is_read_again_when_it_changes_and_says_nothing_of_facts(tmp_path, monkeypatch):
+    monkeypatch.setattr("research.runs.table.WORTH_CACHING", 1)
     write_run(tmp_path, "a", {"loss": 7.0, "x": {"y": 1}}, seed=3)
     (row,) = read_table(tmp_path)
     assert (row["loss"], row["seed"], row["x.y"]) == (1.0, 3, 1)
+    assert (tmp_path / ".table.cache").exists()
     files.write_json(tmp_path / "runs" / "a" / "config.json", {"x": {"y": 2}})
     assert read_table(tmp_path)[0]["x.y"] == 2
 

@@ -268,6 +268,9 @@ def test_rows_of_several_groups_are_never_replicates():
         return max(map(len, replicates.replicate_groups(usable, ("params", "tokens")).values()))
 
     assert largest(parted) == 1
+    other_windows = [{**OWN, **r, "eval.examples": 64 * (1 + r["seed"])} for r in seeds]
+    assert largest(other_windows) == 1
+    assert largest([{**r, "eval.examples": 64} for r in other_windows]) == 2
     assert largest(seeds) == 2
 
 
