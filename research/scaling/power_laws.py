@@ -50,9 +50,7 @@ class PowerLaws:
         every = np.where(exponents, every, _exp(every))
         values = dict(zip(NAMES, every[0].tolist(), strict=True))
         intervals = dict(zip(NAMES, quantiles(every[1:]), strict=True))
-        with np.errstate(
-            all="ignore"
-        ):  # coefficients may span hundreds of decades
+        with np.errstate(all="ignore"):  # coefficients may span hundreds of decades
             spread = every[1:].std(0, ddof=1) if len(every) > 2 else np.full(len(NAMES), np.nan)
         spread = [float(x) if np.isfinite(x) else None for x in spread]
         optimal: Mapping[str, Any] = {**values, "intervals": intervals}
