@@ -56,7 +56,11 @@ INSIDE = {
     "training.losses": "",
     "training.schedules": "",
     "training.optimizers": "schedules",
-    "training.tasks": "losses",
+    "training.muon": "optimizers",
+    "training.tasks": "",
+    "training.language_modeling": "losses tasks",
+    "training.classification": "losses tasks",
+    "training.regression": "tasks",
     "training.execution": "",
     "training.horizon": "",
 }

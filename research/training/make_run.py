@@ -24,7 +24,7 @@ from research.training.execution import Execution
 from research.training.optimizers import Optimizer
 from research.training.schedules import Choice
 from research.training.step import Hyper, TrainState
-from research.training.tasks import TASKS, Task
+from research.training.tasks import TASKS, Task, task_class
 
 if TYPE_CHECKING:
     from research.training.fine_tuning import StartingPoint
@@ -169,9 +169,9 @@ def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper)
 
 def _task(config: dict, dataset: Dataset) -> Task:
     name = config["task"]["name"]
-    task = TASKS[name](**{k: v for k, v in config["task"].items() if k != "name"})
+    task = task_class(name)(**{k: v for k, v in config["task"].items() if k != "name"})
     if task.targets != dataset.targets:
-        fitting = [k for k, other in TASKS.items() if other.targets == dataset.targets]
+        fitting = [k for k in TASKS if task_class(k).targets == dataset.targets]
         raise BadInput(
             f"task.name: {name} measures {task.targets}, but the targets of data.name = "
             f"{config['data']['name']} are {dataset.targets}; expected {' or '.join(fitting)}"

@@ -6,14 +6,12 @@ part of the key of the compiled step (see Optimizer); None is static too. The le
 applied last, by the step.
 """
 
-import math
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
-from jax import Array
-from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from research.config.types import NonNegative, OpenUnit, Positive, UnitInterval
 from research.errors import ErrorCollector
@@ -23,44 +21,30 @@ from research.training.schedules import Choice
 # What is decayed: matrices. Scales and biases are not, they are few and their size has a meaning.
 DECAY = (("kernel|embedding", True), ("scale|bias", False))
 
-# What Muon orthogonalizes: axes counted from the last, so that depth in front of a scanned kernel
-# is a batch; None is left to Adam. Optax alone would take a scanned bias for a matrix and a scanned
-# kernel for none. A GRU's three gates are one matrix.
-_DENSE = MuonDimensionNumbers((-2,), -1)  # in, out
-_CONV = MuonDimensionNumbers((-4, -3, -2), -1)  # height, width, in, out
-MATRICES: PathTable[MuonDimensionNumbers | None] = (
-    ("(query|key|value|out|up|gate|down)/kernel", _DENSE),
-    (r"(input|recurrent|dense\d*|hidden\d*)/kernel", _DENSE),
-    (r"conv\w*/kernel", _CONV),
-    ("(head|classifier|linear)/kernel|embedding|scale|bias", None),
-)
-
 
 def decay_mask(params: Any) -> Any:
     """True for the leaves that weight decay acts on. Raises BadInput naming all that DECAY does
     not say."""
-    return _by_table(DECAY, params, "row of DECAY")
+    return by_table(DECAY, params, "row of DECAY (research/training/optimizers.py)")
 
 
-def matrix_dims(params: Any) -> Any:
-    """Muon's axes of every leaf, or None. Raises BadInput naming all that MATRICES does not say."""
-    return _by_table(MATRICES, params, "row of MATRICES")
-
-
-def _by_table(table: PathTable, params: Any, what: str) -> Any:
-    collect, where = ErrorCollector(), f"{what} (research/training/optimizers.py)"
+def by_table(table: PathTable, params: Any, what: str) -> Any:
+    """What a table says of every leaf. Raises BadInput naming all that it does not say, and `what`
+    and where it is."""
+    collect = ErrorCollector()
     values = jax.tree_util.tree_map_with_path(
-        lambda path, _: collect(match_path, table, key_path(path), where), params
+        lambda path, _: collect(match_path, table, key_path(path), what), params
     )
     collect.raise_errors()
     return values
 
 
-def _decay(weight_decay: NonNegative) -> optax.GradientTransformation:
+def decayed(weight_decay: NonNegative) -> optax.GradientTransformation:
+    """Decoupled weight decay, of what `decay_mask` says."""
     return optax.add_decayed_weights(weight_decay, mask=decay_mask)
 
 
-def _promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def promoting(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner`, whose update is of optax, which raises a decay to the power of an int32 count: for a
     traced decay that is a promotion, which strict promotion, as in the tests, would reject."""
 
@@ -75,26 +59,26 @@ def sgd(
     *, momentum: UnitInterval, nesterov: bool, weight_decay: NonNegative
 ) -> optax.GradientTransformation:
     """Momentum m ← βm + g (Sutskever et al. 2013), and decoupled weight decay, matrices only."""
-    return optax.chain(optax.trace(momentum, nesterov=nesterov), _decay(weight_decay))
+    return optax.chain(optax.trace(momentum, nesterov=nesterov), decayed(weight_decay))
 
 
 def adam(*, b1: UnitInterval, b2: UnitInterval, eps: Positive) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015)."""
-    return _promoting(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
+    return promoting(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
 
 
 def adamw(
     *, b1: UnitInterval, b2: UnitInterval, eps: Positive, weight_decay: NonNegative
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), matrices only."""
-    return optax.chain(adam(b1=b1, b2=b2, eps=eps), _decay(weight_decay))
+    return optax.chain(adam(b1=b1, b2=b2, eps=eps), decayed(weight_decay))
 
 
 def lion(
     *, b1: UnitInterval, b2: UnitInterval, weight_decay: NonNegative
 ) -> optax.GradientTransformation:
     """The sign of a momentum (Chen et al. 2023), and decoupled weight decay, matrices only."""
-    return optax.chain(optax.scale_by_lion(b1=b1, b2=b2), _decay(weight_decay))
+    return optax.chain(optax.scale_by_lion(b1=b1, b2=b2), decayed(weight_decay))
 
 
 def adafactor(
@@ -117,54 +101,18 @@ def adafactor(
         optax.clip_by_block_rms(clip_threshold),
         optax.scale_by_param_block_rms() if scale_by_params else optax.identity(),
         optax.identity() if momentum is None else optax.ema(momentum, debias=False),
-        _decay(weight_decay),
+        decayed(weight_decay),
     )
 
 
-def muon(
-    *,
-    momentum: UnitInterval,
-    weight_decay: NonNegative,
-    adam_scale: Positive,
-    b1: UnitInterval,
-    b2: UnitInterval,
-    eps: Positive,
-) -> optax.GradientTransformation:
-    """Orthogonalized Nesterov momentum for the hidden matrices, AdamW for the rest (Jordan 2024).
-
-    Five Newton–Schulz steps bring the singular values of each matrix near 1, times √max(1, out/in).
-    MATRICES says which; other leaves have `adam_scale` times the learning rate. Weight decay is
-    decoupled and times the rate of its leaf, matrices and embeddings only.
-    """
-    orthogonal = optax.chain(
-        _promoting(scale_by_muon(beta=momentum, weight_dimension_numbers=matrix_dims)),
-        optax.stateless(lambda updates, _: jax.tree.map(_by_shape, updates, matrix_dims(updates))),
-        _decay(weight_decay),
-    )
-    rest = adamw(b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-
-    def labels(params: Any) -> Any:
-        dims = matrix_dims(params)
-        return jax.tree.map(lambda _, dim: "muon" if dim else "adam", params, dims)
-
-    return optax.partition(
-        {"muon": orthogonal, "adam": optax.chain(rest, optax.scale(adam_scale))}, labels
-    )
-
-
-def _by_shape(update: Array, dims: MuonDimensionNumbers) -> Array:
-    """Times √max(1, out/in), with which one rate serves all shapes of a matrix."""
-    fan_in = math.prod(update.shape[axis] for axis in dims.reduction_axis)  # type: ignore[union-attr]
-    return update * math.sqrt(max(1, update.shape[-1] / fan_in))
-
-
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "sgd": sgd,
-    "adam": adam,
-    "adamw": adamw,
-    "lion": lion,
-    "adafactor": adafactor,
-    "muon": muon,
+# What is imported when a run asks for it.
+OPTIMIZERS = {
+    "sgd": "research.training.optimizers:sgd",
+    "adam": "research.training.optimizers:adam",
+    "adamw": "research.training.optimizers:adamw",
+    "lion": "research.training.optimizers:lion",
+    "adafactor": "research.training.optimizers:adafactor",
+    "muon": "research.training.muon:muon",
 }
 
 
@@ -172,4 +120,5 @@ class Optimizer(Choice):
     """An optimizer, a name of OPTIMIZERS."""
 
     def transform(self, numbers: Mapping[str, Any]) -> optax.GradientTransformation:
-        return OPTIMIZERS[self.name](**dict(self.static), **numbers)
+        make = pkgutil.resolve_name(OPTIMIZERS[self.name])
+        return make(**dict(self.static), **numbers)

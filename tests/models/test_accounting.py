@@ -14,7 +14,7 @@ from research.errors import BadInput
 from research.models import accounting
 from research.models.sizing import model_at_size
 from research.training import horizon as ladder
-from research.training.tasks import LanguageModeling
+from research.training.language_modeling import LanguageModeling
 from tests.models.test_models import SMALL, VARIANTS
 
 INPUTS = jax.ShapeDtypeStruct((2, 16), jnp.int32)

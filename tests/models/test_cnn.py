@@ -17,8 +17,9 @@ from research.models import conv as convolution
 from research.models.sizing import model_at_size
 from research.parallel import device_mesh, sharding
 from research.training import optimizers as optim
+from research.training.classification import Classification
+from research.training.muon import matrix_dims
 from research.training.step import TrainState
-from research.training.tasks import Classification
 from tests.models.test_accounting import xla_dot_flops
 from tests.params import slow_but
 
@@ -276,7 +277,7 @@ def test_every_parameter_has_rules_for_decay_and_muon(spec):
     params = models.build(**spec).shapes(abstract(spec))
     matrices = sum(x.ndim > 1 for x in jax.tree.leaves(params))
     assert sum(jax.tree.leaves(optim.decay_mask(params))) == matrices
-    dims = jax.tree.map(lambda _, d: d is not None, params, optim.matrix_dims(params))
+    dims = jax.tree.map(lambda _, d: d is not None, params, matrix_dims(params))
     assert sum(jax.tree.leaves(dims)) == matrices - 1  # the head is left to Adam
 
 

@@ -11,7 +11,7 @@ from research import models
 from research.models import accounting
 from research.models.gru import GRUConfig, nth_size
 from research.params import flatten_dict, match_path
-from research.training.tasks import LanguageModeling
+from research.training.language_modeling import LanguageModeling
 from tests.models.test_accounting import xla_dot_flops
 
 SMALL = {

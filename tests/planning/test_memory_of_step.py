@@ -15,11 +15,11 @@ from research.models import attention
 from research.parallel import device_memory, device_mesh
 from research.runs.directory import RunDirectory, read_launch
 from research.training import step
+from research.training.language_modeling import FEW, LOGITS, LanguageModeling
 from research.training.loop import preflight, train_run
 from research.training.make_run import make_run
 from research.training.optimizers import Optimizer
 from research.training.schedules import Choice
-from research.training.tasks import FEW, LOGITS, LanguageModeling
 from research.training.trainer import Trainer
 from tests.models.test_models import SMALL
 from tests.training.test_optimizers import NUMBERS

@@ -16,7 +16,7 @@ from research.io.humanize import quantity
 from research.report import build, sweep_figures, text
 from research.runs import schema
 from research.runs.directory import RunDirectory
-from research.training.tasks import TASKS
+from research.training.tasks import task_class
 from tests.scaling.test_minima import BUDGETS, iso_rows
 from tests.scaling.test_scaling import noisy
 
@@ -172,7 +172,7 @@ def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
         | {
             "accuracy": i / 20,
             "gain": 3.0 + i,
-            "metrics": [*schema.declaration(TASKS["classification"].METRICS), GAIN],
+            "metrics": [*schema.declaration(task_class("classification").METRICS), GAIN],
             "confusion": [[i, 1], [2, 20 - i]],
             "class_names": ["<b>one</b>", "two"],
             **{f"class_{kind}": [0.25, 0.5] for kind in ("precision", "recall", "f1")},

@@ -17,7 +17,7 @@ from research import models
 from research.training.optimizers import Optimizer
 from research.training.schedules import Choice
 from research.training.step import Hyper, StepSpec
-from research.training.tasks import TASKS
+from research.training.tasks import task_class
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
 
@@ -65,7 +65,7 @@ def three_steps(family):
     name, options = TASK.get(family, ("classification", {}))
     optimizer, numbers = Optimizer.from_config(ADAM)
     model = models.build(family, **FAMILIES[family])
-    spec = StepSpec(model, TASKS[name](**options), optimizer, Choice("constant"))
+    spec = StepSpec(model, task_class(name)(**options), optimizer, Choice("constant"))
     hyper = Hyper(0.01, 2.0, 10.0, None, None, None, optimizer=numbers, schedule={})
     hyper = jax.tree.map(jnp.float32, hyper)
     inputs = batch(family)

@@ -14,8 +14,8 @@ from research.config import grid
 from research.errors import BadInput
 from research.models import accounting, transformer
 from research.params import flatten_dict, leaves_by_path
+from research.training import muon, schedules
 from research.training import optimizers as optim
-from research.training import schedules
 from research.training.make_run import make_run
 from tests.models.test_models import SMALL
 
@@ -172,7 +172,7 @@ def adafactor(decay_rate, clip_threshold, scale_by_params, momentum, weight_deca
     )
 
 
-def muon(momentum, weight_decay, adam_scale, **numbers):
+def optax_muon(momentum, weight_decay, adam_scale, **numbers):
     """Optax's for the kernels below; its Adam leaves would be Nesterov's, and all would decay."""
 
     def of(*axes):
@@ -199,7 +199,7 @@ REFERENCES = {
     "adamw": lambda **numbers: optax.adamw(LR, mask=optim.decay_mask, **numbers),
     "lion": lambda **numbers: optax.lion(LR, mask=optim.decay_mask, **numbers),
     "adafactor": adafactor,
-    "muon": muon,
+    "muon": optax_muon,
 }
 
 
@@ -297,7 +297,7 @@ def test_matrices_decay_and_scales_do_not():
 @pytest.mark.parametrize(
     ("place", "table", "says"),
     [
-        (optim, "MATRICES", "optim.optimizer.name: muon: parameter 'blocks/attn/key/kernel' must"),
+        (muon, "MATRICES", "optim.optimizer.name: muon: parameter 'blocks/attn/key/kernel' must"),
         (optim, "DECAY", "optim.optimizer.name: muon: parameter 'blocks/attn/key/kernel' must"),
         (transformer, "GROUPS", "model.name: transformer: parameter 'blocks/attn/key/kernel' must"),
         (transformer, "SHARDING", "model.name: transformer: parameter 'params/blocks/attn/key"),
@@ -306,8 +306,8 @@ def test_matrices_decay_and_scales_do_not():
 def test_a_parameter_in_no_table_is_rejected_when_the_run_is_made(
     tiny, monkeypatch, place, table, says
 ):
-    muon = grid.section("optim.optimizer", {"name": "muon", **NUMBERS["muon"]})
-    config = tiny({"model.hidden": 52, **muon})
+    chosen = grid.section("optim.optimizer", {"name": "muon", **NUMBERS["muon"]})
+    config = tiny({"model.hidden": 52, **chosen})
     renamed = "kernel" if table == "DECAY" else "key"
     rows = tuple((p.replace(renamed, "other"), value) for p, value in getattr(place, table))
     monkeypatch.setattr(place, table, rows)
@@ -350,7 +350,7 @@ FAMILIES = {
 
 def taken(params):
     """The paths whose state Muon holds, in the state of the optimizer itself."""
-    state = jax.eval_shape(optim.muon(**NUMBERS["muon"]).init, params)
+    state = jax.eval_shape(muon.muon(**NUMBERS["muon"]).init, params)
     found = leaves_by_path(state.inner_states["muon"])
     return {path.partition("/mu/")[2] for path in found if "/mu/" in path}
 
@@ -395,7 +395,7 @@ def directions(kernel, path="blocks/mlp/up/kernel"):
     tree = kernel
     for key in reversed(path.split("/")):
         tree = {key: tree}
-    made = optim.muon(**NUMBERS["muon"] | {"weight_decay": 0.0})
+    made = muon.muon(**NUMBERS["muon"] | {"weight_decay": 0.0})
     updates = jax.jit(lambda t: made.update(t, made.init(t), t)[0])(tree)
     return np.asarray(leaves_by_path(updates)[path])
 

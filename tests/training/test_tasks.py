@@ -10,6 +10,9 @@ import pytest
 from research import models
 from research.models.pooled_classifier import Pooled
 from research.training import tasks
+from research.training.classification import Classification
+from research.training.language_modeling import LanguageModeling
+from research.training.regression import Regression
 from tests.models.test_models import SMALL
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
@@ -45,7 +48,7 @@ def classes(n=200, c=5, seed=0):
 def test_classification_is_that_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the extra `data`")
     logits, targets = classes()
-    got, said = scores(tasks.Classification(), logits, targets), logits.argmax(1)
+    got, said = scores(Classification(), logits, targets), logits.argmax(1)
     assert got["accuracy"] == pytest.approx(metrics.accuracy_score(targets, said))
     each = metrics.precision_recall_fscore_support(targets, said, zero_division=0, labels=range(5))
     for name, values in zip(("precision", "recall", "f1"), each, strict=False):
@@ -60,9 +63,9 @@ def test_classification_is_that_of_scikit_learn():
 
 def test_a_class_that_neither_occurs_nor_is_predicted_is_not_averaged_over():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 0, 1]] * 9
-    got = scores(tasks.Classification(), logits, np.array([0, 1, 0, 1], np.int32))
+    got = scores(Classification(), logits, np.array([0, 1, 0, 1], np.int32))
     assert got["macro_f1"] == got["accuracy"] == 1.0
-    got = scores(tasks.Classification(), logits, np.array([0, 1, 0, 2], np.int32))
+    got = scores(Classification(), logits, np.array([0, 1, 0, 2], np.int32))
     assert got["macro_recall"] == pytest.approx(2 / 3)
 
 
@@ -72,7 +75,7 @@ def test_regression_is_that_of_scikit_learn_in_the_datas_own_units():
     scale = np.array([3.0, 0.5])
     targets = rng.normal(size=(300, 2)).astype(np.float32)
     outputs = (targets + 0.3 * rng.normal(size=(300, 2))).astype(np.float32)
-    got = scores(tasks.Regression(), outputs, targets, {"target_scale": scale.tolist()})
+    got = scores(Regression(), outputs, targets, {"target_scale": scale.tolist()})
     true, said = targets * scale, outputs * scale
     assert got["mse"] == pytest.approx(metrics.mean_squared_error(true, said), rel=1e-5)
     assert got["mae"] == pytest.approx(metrics.mean_absolute_error(true, said), rel=1e-5)
@@ -89,7 +92,7 @@ def test_r2_of_targets_far_from_zero_is_that_of_scikit_learn(offset):
     rng = np.random.default_rng(0)
     targets = (offset + rng.normal(size=(300, 2))).astype(np.float32)
     outputs = (targets + 0.7 * rng.normal(size=(300, 2))).astype(np.float32)
-    got = scores(tasks.Regression(), outputs, targets)
+    got = scores(Regression(), outputs, targets)
     wide = targets.astype(np.float64)
     assert got["r2"] == pytest.approx(metrics.r2_score(wide, outputs.astype(np.float64)), rel=1e-5)
     mean, square = (x.mean(0, dtype=np.float32) for x in (targets, targets**2))
@@ -100,26 +103,26 @@ def test_r2_of_targets_far_from_zero_is_that_of_scikit_learn(offset):
 def test_padding_has_no_weight():
     logits, targets = classes()
     real = np.arange(200) < 150
-    got = scores(tasks.Classification(), logits, targets, weights=real)
-    alone = scores(tasks.Classification(), logits[:150], targets[:150])
+    got = scores(Classification(), logits, targets, weights=real)
+    alone = scores(Classification(), logits[:150], targets[:150])
     assert got["confusion"] == alone["confusion"]
     assert got["loss"] == pytest.approx(alone["loss"], rel=1e-5)
-    whole = scores(tasks.Classification(), logits, targets)
+    whole = scores(Classification(), logits, targets)
     assert got["confusion"] != whole["confusion"]
     assert got["loss"] != pytest.approx(whole["loss"], rel=1e-3)
 
 
 def test_language_modeling_counts_bytes_where_they_are_known():
     sums = {"loss": np.float64(200.0), "count": np.float64(100.0)}
-    task = tasks.LanguageModeling(chunk=None)
+    task = LanguageModeling(chunk=None)
     assert task.metrics(sums, {"bytes": 400})["bits_per_byte"] == pytest.approx(2 / math.log(2) / 4)
     assert "bits_per_byte" not in task.metrics(sums, {})
     assert task.metrics(sums, {})["perplexity"] == pytest.approx(math.exp(2))
 
 
 def test_every_task_is_stated_by_its_targets_and_unit():
-    made = [tasks.LanguageModeling(chunk=None), tasks.Classification(), tasks.Regression()]
-    assert {type(task) for task in made} == set(tasks.TASKS.values())
+    made = [LanguageModeling(chunk=None), Classification(), Regression()]
+    assert {type(task) for task in made} == set(map(tasks.task_class, tasks.TASKS))
     assert sorted(task.targets for task in made) == ["classes", "numbers", "tokens"]
     assert all(task.unit and hash(task) is not None for task in made)
 

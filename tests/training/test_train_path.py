@@ -16,9 +16,8 @@ from research.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 # Lines of research/ that training the shipped language model loads. It may only fall: where it
-# has, lower it. It rose once, by 150, when runs began to record and compare the code, the settings
-# and the devices that made them (io/source, io/git, parallel/jax_settings).
-LINES = 8120
+# has, lower it.
+LINES = 8000
 SLACK = 150
 ELSEWHERE = ("planning", "scaling", "report", "launch", "sweep", "inference")
 
