@@ -26,6 +26,7 @@ from research.planning import hardware, jaxpr_liveness, memory, roofline
 from research.planning.hardware import Machine
 from research.planning.memory import MemoryEstimate
 from research.planning.roofline import StepSeconds, Traffic
+from research.training import other_execution
 from research.training.make_run import make_run
 from research.training.run import Run
 from research.training.trainer import place_state
@@ -132,7 +133,7 @@ def _alternatives(run: Run, mesh: Any, fused: bool) -> dict[str, MemoryEstimate]
 
 def with_execution(run: Run, **changes: Any) -> Run:
     """`run` with a changed Execution."""
-    return run.with_execution(dataclasses.replace(run.execution, **changes))
+    return other_execution.with_execution(run, dataclasses.replace(run.execution, **changes))
 
 
 def candidate_meshes(run: Run, machine: Machine, devices: int) -> Iterator[dict[str, int]]:

@@ -13,12 +13,11 @@ import jax
 from jax.sharding import Mesh
 
 from research.config import schema
-from research.errors import BadInput, Damaged
+from research.errors import BadInput
 from research.io import files, source
 from research.parallel import distributed, jax_settings
 from research.runs import checkpoint
-from research.runs.directory import REMEDY, RunDirectory, read_launch
-from research.training.execution import Execution
+from research.runs.directory import RunDirectory, read_launch
 from research.training.run import Run, identity_config
 from research.training.shared_prefix import SharedPrefix
 from research.training.trainer import run_mesh
@@ -96,6 +95,8 @@ def as_first_launched(
         made_by.check(directory, jax_settings.describe(), warn)
     for path in (*begun, *(prefix.path for prefix in prefixes)):
         if stored := read_launch(path):
+            from research.training.other_execution import with_stored_execution  # as above
+
             run, mesh = with_stored_execution(run, stored, path, warn), stored["mesh"]
             used = math.prod(mesh.values())
             if used <= jax.device_count() and used % distributed.process_count() == 0:
@@ -109,20 +110,3 @@ def check_one_code() -> None:
     code = source.describe()["code"]
     if (first := distributed.broadcast(lambda: code)) != code:
         raise BadInput(f"this process runs code {code}, process 0 code {first}; expected one")
-
-
-def with_stored_execution(
-    run: Run, stored: Mapping[str, Any], path: Path, warn: Callable[..., None] = log.warning
-) -> Run:
-    """`run` with the execution of the launch.json `stored` at `path`. Raises Damaged where it
-    cannot be computed so."""
-    file = path / "launch.json"
-    if "execution" not in stored:
-        raise Damaged(f"{file}: has no key execution, how it was computed; {REMEDY[file.name]}")
-    try:
-        out = run.with_execution(Execution.from_json(stored["execution"]))
-    except ValueError as error:
-        raise Damaged(f"{file}: execution: {error}; {REMEDY[file.name]}") from error
-    if changed := run.execution.differences(out.execution):
-        warn("%s: resuming with the options of its first launch: %s", path, changed)
-    return out

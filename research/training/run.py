@@ -1,6 +1,5 @@
 """A training run: all that a config says, as objects and numbers, and what makes its id."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from research import models
 from research.data import Dataset
 from research.io import files
 from research.models import Model
@@ -65,15 +63,6 @@ class Run:
     start: "StartingPoint | None"
     facts: dict
     config: dict
-
-    def with_execution(self, execution: Execution) -> "Run":
-        """The same run, computed otherwise. Raises ValueError where it cannot be."""
-        execution.check(self.batch, self.task, self.model.spec)
-        task = self.task
-        if hasattr(task, "chunk"):
-            task = dataclasses.replace(task, chunk=execution.chunk)  # type: ignore[type-var]
-        model = models.build(**self.model.described() | execution.of_model)
-        return dataclasses.replace(self, execution=execution, task=task, model=model)
 
     @property
     def tokens_per_step(self) -> int:

@@ -28,9 +28,9 @@ from research.runs import checkpoint, made_by, trackers
 from research.runs.directory import RunDirectory, read_launch
 from research.training.checkpoint_policy import check_finite, tolerate_refused_save
 from research.training.loop import run_loop
+from research.training.other_execution import with_stored_execution
 from research.training.profiling import Profile
 from research.training.recorder import DeferredMetrics, Recorder
-from research.training.resume import with_stored_execution
 from research.training.run import Run
 from research.training.step import (
     Hyper,

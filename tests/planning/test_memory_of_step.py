@@ -19,6 +19,7 @@ from research.training.language_modeling import FEW, LOGITS, LanguageModeling
 from research.training.loop import preflight, train_run
 from research.training.make_run import make_run
 from research.training.optimizers import Optimizer
+from research.training.other_execution import with_execution
 from research.training.schedules import Choice
 from research.training.trainer import Trainer
 from tests.models.test_models import SMALL
@@ -161,7 +162,7 @@ def test_a_run_continues_as_it_was_first_launched(tiny, tmp_path):
     assert one.id == other.id
     assert vars(other.execution) == EXECUTION
     assert vars(one.execution) != EXECUTION
-    same = one.with_execution(other.execution)
+    same = with_execution(one, other.execution)
     assert (same.execution, same.model, same.task) == (other.execution, other.model, other.task)
 
     def launched(name, run, stop=None):

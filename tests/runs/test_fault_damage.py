@@ -20,7 +20,7 @@ from research.runs.table import read_table
 from research.training import shared_prefix
 from research.training.execution import Execution
 from research.training.loop import train_run
-from research.training.resume import with_stored_execution
+from research.training.other_execution import with_execution, with_stored_execution
 from tests.faulting import bits, metrics_of
 
 
@@ -371,7 +371,7 @@ def test_a_launch_that_says_what_cannot_be_is_named(victim, tmp_path, seen):
     with pytest.raises(Damaged, match=r"launch.json: has no key execution.*remove this file"):
         with_stored_execution(victim.run, missing, run.path)
     with pytest.raises(ValueError, match="3 does not divide a batch of"):
-        victim.run.with_execution(Execution(**how | {"grad_accumulation": 3}))
+        with_execution(victim.run, Execution(**how | {"grad_accumulation": 3}))
     seen(len(bad) + 11, "each refused by name")
 
 
