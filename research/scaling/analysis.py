@@ -21,7 +21,7 @@ from research.scaling import (
     table,
     where,
 )
-from research.scaling.fit import Fit
+from research.scaling.fit import FEW, Fit
 from research.scaling.laws import AUTO, METHODS, Law, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
 
@@ -90,6 +90,12 @@ def analyze(
         chosen.check_against(named)
         needed = [*named.columns, named.response]
         usable, told, mixed = _checked(rows, needed, named.response, *how)
+        if _has_outliers(named, rows, chosen):
+            chosen = replace(chosen, objective="huber_log")
+            told.append(
+                "rows far off the law that the others show: it is fitted by Huber's loss, which "
+                "they do not move (--objective=mse_log lets them)"
+            )
         if law == AUTO and not compare_by:
             average = averaging.fit_average(rows, chosen)
             fit, sections = average.best, averaging.build_average(average, chosen)
@@ -111,6 +117,19 @@ def analyze(
     if mixed:
         sections["mixed"] = mixed
     return Analysis(_replace_non_finite(sections), fit, usable)
+
+
+def _has_outliers(law: Law, rows: Sequence[table.Row], options: Options) -> bool:
+    """Whether rows lie so far off that least squares, the default for a few rows, would follow
+    them."""
+    if options.objective is not None:
+        return False
+    robust = replace(options, objective="huber_log", bootstrap=0, score={}, init={})
+    parts = split_rows(law, rows, robust)
+    if len(parts.fitted) >= FEW:
+        return False
+    fit = Fit(law, parts, robust, resample=False)
+    return bool(influence.off_the_law(fit, fit.best)[1].any())
 
 
 def _checked(

@@ -11,7 +11,9 @@ from research.scaling.columns import split_pairs
 
 FLAGS = {
     "against": {"help": "the column x of a law of one column (params)"},
-    "objective": {"help": "huber_log, mse_log or mse; mse_log by default below 30 rows"},
+    "objective": {
+        "help": "huber_log, mse_log or mse; by default mse_log for few rows without outliers"
+    },
     "huber_delta": {"type": float, "help": "of --objective=huber_log (0.001)"},
     "where": {"help": 'fit these rows: params<=1e6, "val loss"<4, optimizer in (adamw, muon)'},
     "best_of": {"help": "cell: of rows equal in what the law reads, fit that of least loss"},

@@ -51,7 +51,7 @@ def influence_section(
     if decision is None:
         return [], []
     robust = _robust_theta(fit)
-    off, outlying = _off_the_law(fit, robust)
+    off, outlying = off_the_law(fit, robust)
     here = decision.values(fit.best[None])[0]
     chosen = _candidates(fit, decision, outlying)
     without = decision.values(_without_each(fit, robust, chosen))
@@ -136,7 +136,7 @@ def _robust_theta(fit: Fit) -> np.ndarray:
     return theta[int(np.argmin(values))]
 
 
-def _off_the_law(fit: Fit, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def off_the_law(fit: Fit, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Robust standard deviations of each row above the law, and which rows are outliers."""
     problem = dataclasses.replace(fit.problem, objective="huber_log")
     residuals = -problem.residuals(theta[None])[0][0] * np.sqrt(problem.weights)

@@ -45,7 +45,7 @@ class Options:
     """How a table is fitted; the flags of `experiments.fit` by the same names.
 
     `objective` is huber_log, mse_log or mse, summed over rows; None: mse_log for fewer than 30
-    rows and huber_log from there on, where outliers can be told from noise. `holdout` is "largest"
+    rows without outliers, else huber_log, which these do not move. `holdout` is "largest"
     (the rows with the largest value of the law's column) or comparisons; those rows are predicted
     and not fitted. `predict` are values of the column `against` and `predict_flops` budgets to
     predict at. `best_of` is "cell" where of the rows that are equal in what the law reads the one

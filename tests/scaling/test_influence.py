@@ -46,8 +46,7 @@ def test_one_diverged_run_among_few_is_named_with_what_it_does_to_the_answer():
     """Twin: the same table without it."""
     rows = grid()[:24]
     rows[17] = {**rows[17], "loss": 10.83}
-    document = fit_law("chinchilla", rows, predict_flops=[1e23])
-    assert document["options"]["objective"] == "mse_log"
+    document = fit_law("chinchilla", rows, objective="mse_log", predict_flops=[1e23])
     first, second = document["influence"][:2]
     assert (first["run"], first["outlier"], second["outlier"]) == ("r17", True, False)
     assert first["robust_sd_off"] > 100
@@ -59,13 +58,27 @@ def test_one_diverged_run_among_few_is_named_with_what_it_does_to_the_answer():
     assert "r17 (loss 10.83, " in words
     assert "without it: N* " in words
     sound = fit_law("chinchilla", [*rows[:17], *rows[18:]], predict_flops=[1e23])
+    assert sound["options"]["objective"] == "mse_log"
     assert not told(sound, "far off the law")
     assert not any(entry["outlier"] for entry in sound["influence"])
     assert all(set(entry) >= KEYS | {"params", "tokens", "loss"} for entry in sound["influence"])
 
 
+def test_a_diverged_run_among_few_does_not_move_the_law_unasked():
+    """Twin: squares that are asked for, above."""
+    rows = grid()[:24]
+    rows[17] = {**rows[17], "loss": 10.83}
+    document = fit_law("chinchilla", rows, predict_flops=[1e23])
+    assert document["options"]["objective"] == "huber_log"
+    assert "fitted by Huber's loss" in told(document, "far off the law")[0]
+    n, loss = true_optimum(1e23)
+    assert document["predictions"][0]["params"] == pytest.approx(n, rel=0.5)
+    assert document["predictions"][0]["loss"] == pytest.approx(loss, rel=0.05)
+
+
 def test_several_outliers_do_not_hide_each_other():
-    document = fit_law("chinchilla", grid(crashed=(3, 12, 21)), predict_flops=[1e23])
+    rows = grid(crashed=(3, 12, 21))
+    document = fit_law("chinchilla", rows, objective="mse_log", predict_flops=[1e23])
     named = {entry["run"] for entry in document["influence"] if entry["outlier"]}
     assert named == {"r3", "r12", "r21"}
     (words,) = told(document, "far off the law")
