@@ -10,7 +10,6 @@ time to share the work. --num_processes=K trains each run in K processes, which 
 """
 
 import argparse
-import signal
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -70,9 +69,8 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     how = (args.executor, args.workers, executor_options, num_processes, args.grouping)
     options = choose_executor(LaunchOptions(*how), points, args.workdir)
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     orderly = options.executor != "inline" or num_processes > 1
-    with stop_signal.StopSignal(*signals, orderly=orderly) as stop, watchdog.watching():
+    with stop_signal.StopSignal(orderly=orderly) as stop, watchdog.watching():
         outcome = launch_sweep(points, args.workdir, stop, options)
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")

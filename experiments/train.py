@@ -9,7 +9,6 @@ K times with --coordinator_address=HOST:PORT --num_processes=K --process_id=I, o
 """
 
 import argparse
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,8 +36,7 @@ def main(argv: Sequence[str]) -> int:
         raise BadInput(f"--profile={args.profile}: expected a number of steps, of at least 1")
     config, place, launcher = validated(config), process_flags.distributed_options(args), orphaned()
     count = 1 if place is not None else process_flags.process_count(args)
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    with stop_signal.StopSignal(*signals, orderly=count > 1) as stop:
+    with stop_signal.StopSignal(orderly=count > 1) as stop:
         if count > 1:
             from research.launch import process_group
 

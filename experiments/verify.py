@@ -8,7 +8,6 @@ trained. Launch the same command again to resume after an interruption.
 """
 
 import math
-import signal
 from collections.abc import Sequence
 
 from research.config import cli, stop_signal
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     jax_settings.prepare()
     prediction, config = verify.predict(args.runs, args.flops)
     print(text.prediction_sentence(prediction), flush=True)
-    with stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT) as stop:
+    with stop_signal.StopSignal() as stop:
         measurement = verify.measure(args.runs, prediction, config, stop)
     print(text.verification_sentence(measurement))
     written = build.write_report(args.runs)["files"]

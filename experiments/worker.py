@@ -9,7 +9,6 @@ several processes, with the flags of experiments.train.
 
 import argparse
 import os
-import signal
 from collections.abc import Callable, Sequence
 
 from research.config import cli, process_flags, stop_signal
@@ -23,9 +22,8 @@ def main(argv: Sequence[str]) -> int:
     process_flags.add_flags(parser)
     args = parser.parse_args(argv)
     place, count = process_flags.distributed_options(args), process_flags.process_count(args)
-    # A scheduler may send its warning to every process of a job, submitit's being SIGUSR2. Without
-    # its launcher a worker would continue unseen.
-    stop = stop_signal.StopSignal(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    # Without its launcher a worker would continue unseen.
+    stop = stop_signal.StopSignal()
     launcher_gone = orphaned(os.getppid())
     if place is None and count > 1:
         from research.launch import process_group

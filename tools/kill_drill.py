@@ -120,7 +120,7 @@ class Sweep:
         """The last record of a run that nobody holds, where its checkpoint is older."""
         for run in self._unfinished():
             last = lease.read_holder(run / "lease")
-            newest = next(iter(checkpoint.intact_checkpoints(run)), (0, run))[0]
+            newest = next(iter(stored_state.intact_checkpoints(run)), (0, run))[0]
             tail = metrics_log.read_tail(run)
             if last and not last.alive and tail and tail[-1]["step"] >= newest:
                 path = run / "metrics.jsonl"

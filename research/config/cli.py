@@ -12,14 +12,13 @@ import argparse
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from research.config import schema, validation
 from research.config.loading import ModuleLike, load_config, parse_value
 from research.errors import IO_ERROR, BadInput, IsoflopError
-from research.io import files, host
+from research.io import files, terminal
 
 PROGRAM = "isoflop"  # the console script
 MAX_MESSAGES = 100  # errors printed of one config
@@ -28,20 +27,19 @@ MAX_MESSAGES = 100  # errors printed of one config
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and exit with its code; a typed error becomes a message and its code."""
     files.keep_private()
+    terminal.prepare()
     logging.basicConfig(format="%(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Redacting("%(message)s"))
-    sys.excepthook = _log_uncaught
+    if os.path.expanduser("~") == "~":  # neither HOME nor a user's name: libraries ask for one
+        os.environ["HOME"] = str(files.substitute_home())
     logging.getLogger("research").setLevel(logging.INFO)
     try:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except IsoflopError as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        lines[MAX_MESSAGES:] = (
-            [f"and {len(lines) - MAX_MESSAGES:,} more"] if lines[MAX_MESSAGES:] else []
-        )
-        print(host.redact_secrets("\n".join(f"error: {x}" for x in lines)), file=sys.stderr)
+        if more := lines[MAX_MESSAGES:]:
+            lines[MAX_MESSAGES:] = [f"and {len(more):,} more"]
+        print(*(f"error: {x}" for x in lines), sep="\n", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("interrupted; launch the same command again to resume", file=sys.stderr)
@@ -50,24 +48,11 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         print(f"error: out of memory: {error}", file=sys.stderr)
         code = IO_ERROR
     except BrokenPipeError:  # `| head`: the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        words = f"error: {error.filename or 'I/O'}: {error.strerror or error}"
-        print(host.redact_secrets(words), file=sys.stderr)
+        print(f"error: {error.filename or 'I/O'}: {error.strerror or error}", file=sys.stderr)
         code = IO_ERROR
     sys.exit(code)
-
-
-class _Redacting(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return host.redact_secrets(super().format(record))
-
-
-def _log_uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Print the traceback without secrets: the logs of workers keep it."""
-    lines = traceback.format_exception(kind, error, trace)
-    print(host.redact_secrets("".join(lines)), end="", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,30 +1,37 @@
 """Signals that ask a process to save and stop."""
 
+import contextlib
 import os
 import signal
 import time
 
 from research.errors import HUNG, PREEMPTED, Preempted
+from research.io import terminal
 
+# Of schedulers, a terminal that is lost, limits of time; `timeout -s` may send any of them.
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM")
 ECHO = 2.0  # seconds within which a repeated signal counts as the same one
 
 
 class StopSignal:
-    """Calling it returns whether one of the signals `numbers` was received. Ctrl-C after that ends
+    """Calling it returns whether one of the signals NAMES was received. Ctrl-C after that ends
     the process: immediately, or if `orderly` by KeyboardInterrupt, so that contexts are closed. So
     does any of the signals ECHO seconds or more after the first; within ECHO seconds it counts as
-    the same one, because a scheduler signals every process, and those signal their children.
+    the same one, because a scheduler signals every process, and those signal their children; so
+    does SIGXCPU at any time, which is repeated. Output that nobody reads is done without.
 
     As a context it turns Preempted into KeyboardInterrupt where Ctrl-C was the cause.
     """
 
-    def __init__(self, *numbers: signal.Signals, orderly: bool = False):
+    def __init__(self, orderly: bool = False):
         self.number, self.orderly, self.came = 0, orderly, 0.0
-        for number in numbers:
-            signal.signal(number, self._handle)
+        terminal.outlive_reader()
+        for number in (signal.Signals[name] for name in NAMES):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        late = time.monotonic() - self.came > ECHO
+        late = time.monotonic() - self.came > ECHO and number != signal.SIGXCPU
         if self.number and (number == signal.SIGINT or late):
             if self.orderly:
                 raise KeyboardInterrupt
@@ -35,7 +42,10 @@ class StopSignal:
         if not self.number:
             self.number, self.came = number, time.monotonic()
             if number == signal.SIGINT:  # by what a handler of signals may call at any moment
-                os.write(2, b"\nsaving after this step, then stopping; Ctrl-C again ends at once\n")
+                with contextlib.suppress(OSError):
+                    os.write(
+                        2, b"\nsaving after this step, then stopping; Ctrl-C again ends at once\n"
+                    )
 
     def __call__(self) -> bool:
         return self.number != 0

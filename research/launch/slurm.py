@@ -46,7 +46,8 @@ class Task:
             changes = {**changes, "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, own))}
         self.child = start_process(command, log, changes, cwd)
         # submitit lets SIGTERM pass; a worker saves on it, and its exit code says that it did.
-        signal.signal(signal.SIGTERM, lambda *_: self.child and self.child.terminate())
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU):
+            signal.signal(number, lambda *_: self.child and self.child.terminate())
         return self.child.wait()
 
     def checkpoint(self) -> Any:

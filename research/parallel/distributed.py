@@ -26,6 +26,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research import errors
 from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
+from research.io import terminal
 
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
 PATIENCE = 30.0  # seconds in which processes that all failed alike wait for each other
@@ -179,9 +180,9 @@ def _redirect_stdout(prints: bool) -> None:
     """Silence file descriptor 1, on which gloo writes a line per device; sys.stdout still reaches
     the terminal in the process that `prints`."""
     sys.stdout.flush()
-    terminal, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    shown, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
-    sys.stdout = os.fdopen(terminal if prints else devnull, "w", buffering=1)
+    sys.stdout = terminal.opened(shown if prints else devnull, sys.stdout)
     if not prints:
         logging.getLogger("research").setLevel(logging.ERROR)
 

@@ -45,7 +45,6 @@ from research.io.text_table import format_table
 from research.models import accounting
 from research.planning import hardware
 from research.training.loop import TIMED_STEPS, run_loop
-from research.training.profiling import Profile
 from research.training.recorder import DeferredMetrics
 from research.training.run import Run
 from research.training.trainer import Trainer, run_mesh
@@ -83,9 +82,7 @@ class TimedLoop:
         run, clock = dataclasses.replace(self.run, steps=self.step + steps), _ClockRecorder()
         policy = _NoCheckpoints(self.step, self.state)
         begun = time.perf_counter()
-        _, self.state = run_loop(
-            run, _FullRoomTrainer(self), clock, policy, lambda: False, Profile()
-        )
+        _, self.state = run_loop(run, _FullRoomTrainer(self), clock, policy, lambda: False)
         self.step, self._seen = self.step + steps, clock.dispatch
         return clock.read - begun
 

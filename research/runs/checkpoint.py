@@ -180,14 +180,6 @@ def _is_intact(directory: Path, step: int) -> bool:
     return damage is None
 
 
-def intact_checkpoints(directory: Path, last: int | None = None) -> Iterator[tuple[int, Path]]:
-    """(step, path) of the intact checkpoints of a run up to `last`, latest first. Read-only."""
-    root = (directory / "checkpoints").resolve()
-    for step in saved_steps(directory):
-        if (last is None or step <= last) and find_damage(root / str(step)) is None:
-            yield step, root / str(step)
-
-
 def saved_steps(directory: Path) -> list[int]:
     """The steps of which a run has a checkpoint, intact or not, latest first."""
     root = directory / "checkpoints"

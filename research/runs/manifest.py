@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,7 +24,6 @@ from research.io import files
 from research.parallel import distributed
 from research.params import leaves_by_path
 
-T = TypeVar("T")
 NAME = "manifest.json"
 LARGEST_MANIFEST = 64 << 20  # bytes
 # A file is missing, or something else is there.
@@ -125,13 +124,6 @@ def _host_array(x: Any) -> np.ndarray:
         if shard.replica_id == 0:
             out[shard.index] = shard.data
     return out
-
-
-def select_part(leaves: Mapping[str, T], part: str) -> dict[str, T]:
-    """Those of the `leaves` of a state that are below `part` ("params"; "": all of them), by their
-    paths from there on."""
-    below = f"{part}/" if part else ""
-    return {k.removeprefix(below): v for k, v in leaves.items() if k.startswith(below)}
 
 
 def _file_digests(folder: Path) -> dict[str, list]:

@@ -1,7 +1,9 @@
 """The arrays of a checkpoint, read to start another run from them or to use them: of which nothing
 is known but what its manifest says."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +12,7 @@ from research.errors import BadInput, Damaged
 from research.io import files
 from research.params import key_path, leaves_by_path, nest
 from research.runs import checkpoint
-from research.runs.manifest import array_digests, find_damage, read_manifest, select_part
+from research.runs.manifest import array_digests, find_damage, read_manifest
 
 
 def latest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
@@ -18,7 +20,7 @@ def latest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:
 
     Raises BadInput when there is none.
     """
-    for number, path in checkpoint.intact_checkpoints(directory, step):
+    for number, path in intact_checkpoints(directory, step):
         if step in (None, number):
             return number, path
         break
@@ -60,3 +62,18 @@ def content_digest(path: Path, part: str = "") -> str:
     manifest = read_manifest(path)
     leaves, digests = (select_part(manifest[key], part) for key in ("leaves", "content"))
     return files.digest_of({k: [*known, digests[k]] for k, known in leaves.items()})
+
+
+def intact_checkpoints(directory: Path, last: int | None = None) -> Iterator[tuple[int, Path]]:
+    """(step, path) of the intact checkpoints of a run up to `last`, latest first. Read-only."""
+    root = (directory / "checkpoints").resolve()
+    for step in checkpoint.saved_steps(directory):
+        if (last is None or step <= last) and find_damage(root / str(step)) is None:
+            yield step, root / str(step)
+
+
+def select_part(leaves: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Those of the `leaves` of a state that are below `part` ("params"; "": all of them), by their
+    paths from there on."""
+    below = f"{part}/" if part else ""
+    return {k.removeprefix(below): v for k, v in leaves.items() if k.startswith(below)}

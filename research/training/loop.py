@@ -9,6 +9,7 @@ had happened, bit for bit on the same devices.
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import jax
@@ -20,7 +21,6 @@ from research.runs import checkpoint, trackers
 from research.runs.directory import RunDirectory
 from research.training import resume, watchdog
 from research.training.checkpoint_policy import CheckpointPolicy
-from research.training.profiling import Profile
 from research.training.recorder import OnSteps, Recorder
 from research.training.run import Run
 from research.training.shared_prefix import SharedPrefix
@@ -117,7 +117,11 @@ def train_run(
     if distributed.process_count() > 1:  # which may decide the last bits
         launch["processes"] = distributed.process_count()
     recorder = Recorder(run, directory, on_steps, launch)
-    profile = Profile(directory.path / "profile" if directory.writes else None, profile_steps)
+    profile = None
+    if profile_steps and directory.writes:
+        from research.training import profiling
+
+        profile = profiling.Profile(directory.path / "profile", profile_steps)
     try:
         policy = CheckpointPolicy(trainer, recorder, prefixes, kept_steps)
         metrics, state = run_loop(run, trainer, recorder, policy, stop, profile)
@@ -148,11 +152,11 @@ def run_loop(
     recorder: LoopRecorder,
     policy: LoopCheckpoints,
     stop: Callable[[], bool],
-    profile: Profile,
+    profile: Any = None,
 ) -> tuple[Any, Any]:
     """All steps of a run (or of several, see vmapped_runs), in the order of the contract; returns
     the final evaluation and the final state. Nothing is moved between host and devices but what
-    the loop puts and gets explicitly."""
+    the loop puts and gets explicitly. A `profile` (profiling.Profile) traces some of them."""
     cadence, stop_asked = run.cadence, distributed.any_process_delayed(stop)
     sizer = DispatchSizer(cadence.dispatch, cadence.paced)
     watchdog.start_run()
@@ -175,7 +179,7 @@ def run_loop(
         with watchdog.doing("wait"):
             recorder.settle()
 
-    with jax.transfer_guard("disallow"), profile:
+    with jax.transfer_guard("disallow"), profile or nullcontext():
         while step < run.steps:
             if cadence.eval and step and step % cadence.eval == 0:
                 settle()
@@ -191,10 +195,11 @@ def run_loop(
             if leaving:
                 raise _preempted(run, policy, step)
             n = min(sizer.steps, _steps_to_next(step, run, policy.kept_steps))
-            with watchdog.doing("dispatch"), profile.step(step):
+            with watchdog.doing("dispatch"), profile.step(step) if profile else nullcontext():
                 state, metrics = trainer.steps(state, trainer.batches(step, n, cadence.dispatch), n)
                 recorder.push(step, n, metrics)
-            profile.on_dispatch(n, metrics)
+            if profile:
+                profile.on_dispatch(n, metrics)
             sizer.record(n)
             recorder.dispatch = sizer.steps
             step += n

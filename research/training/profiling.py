@@ -13,11 +13,11 @@ WARM = 2  # dispatches before the traced ones: they compile, and choose how many
 
 
 class Profile:
-    """Traces at least `steps` steps into `folder`, in whole dispatches, after the first WARM; none
-    where `steps` is 0. Enter it around the loop: a run that ends before closes its trace."""
+    """Traces at least `steps` steps into `folder`, in whole dispatches, after the first WARM. Enter
+    it around the loop: a run that ends before closes its trace."""
 
-    def __init__(self, folder: Path | None = None, steps: int = 0):
-        self.folder, self.left = folder, steps if folder else 0
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.left = folder, steps
         self.dispatches, self.tracing = 0, False
 
     def __enter__(self) -> "Profile":

@@ -29,7 +29,6 @@ from research.runs.directory import RunDirectory, read_launch
 from research.training.checkpoint_policy import check_finite, tolerate_refused_save
 from research.training.loop import run_loop
 from research.training.other_execution import with_stored_execution
-from research.training.profiling import Profile
 from research.training.recorder import DeferredMetrics, Recorder
 from research.training.run import Run
 from research.training.step import (
@@ -295,7 +294,7 @@ def train_vmapped(
     recorder = VmappedRecorder(_recorders(members, ids, mesh, on_steps), mesh, ids)
     try:
         metrics, final = run_loop(
-            filler, trainer, recorder, VmappedCheckpoints(trainer, recorder), stop, Profile()
+            filler, trainer, recorder, VmappedCheckpoints(trainer, recorder), stop
         )
         host = jax.device_get(final)
         for slot in list(recorder.live):

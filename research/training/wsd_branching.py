@@ -17,7 +17,7 @@ import numpy as np
 from research.errors import IsoflopError
 from research.io import files
 from research.parallel import distributed
-from research.runs import checkpoint, made_by, metrics_log
+from research.runs import checkpoint, made_by, metrics_log, stored_state
 from research.runs.directory import RunDirectory, read_launch
 from research.training.run import Run
 from research.training.shared_prefix import FILE, SharedPrefix, forget
@@ -106,5 +106,5 @@ def _checkpoint(own: Path, prefix: SharedPrefix) -> tuple[int, str] | None:
         words = ", ".join(differing)
         log.info("%s: not begun from %s, another %s", own.name, prefix.path.name, words)
         return None
-    newest = next(checkpoint.intact_checkpoints(prefix.path, prefix.steps), None)
+    newest = next(stored_state.intact_checkpoints(prefix.path, prefix.steps), None)
     return (newest[0], newest[1].name) if newest else None

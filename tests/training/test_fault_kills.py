@@ -237,6 +237,67 @@ def test_a_run_that_is_asked_to_stop_saves_whatever_it_does(phase, victim, tmp_p
     seen(1, f"in {phase}: saved at step {saved}, {took:.1f} s after the signal")
 
 
+OTHERS = {
+    "a lost terminal": "SIGHUP",
+    "the limit of CPU time": "SIGXCPU",
+    "a timer": "SIGALRM",
+    "a warning of a scheduler": "SIGUSR2",
+}
+
+
+@pytest.mark.fault(
+    "R3",
+    "a lost terminal or connection, a limit of CPU time, a timer, a warning of a scheduler",
+    "as SIGTERM, exit code 75; SIGXCPU, which is repeated, never ends the process at once",
+    "SIGHUP, SIGXCPU, SIGALRM, SIGUSR2 in training",
+)
+@pytest.mark.parametrize("why", OTHERS)
+def test_whatever_asks_a_run_to_end_saves_it(why, victim, tmp_path, seen):
+    child, run = victim.start(tmp_path), victim.path(tmp_path)
+    assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
+    child.signal(signal.Signals[OTHERS[why]])
+    assert child.wait() == 75, child.said
+    assert "stopped and saved at step" in child.said
+    saved = victim.assert_sound(tmp_path)
+    assert saved > 20
+    victim.assert_ends_whole(tmp_path)
+    seen(1, f"{OTHERS[why]}: saved at step {saved}")
+
+
+def test_a_repeated_limit_of_cpu_time_leaves_time_to_save(victim, tmp_path):
+    child = victim.start(tmp_path, PHASES["data wait"][0])
+    assert child.until(lambda: "waiting" in child.said), child.said
+    for seconds in (0, 2.2):
+        time.sleep(seconds)
+        child.signal(signal.SIGXCPU)
+    assert child.wait() == 75, child.said
+    assert victim.assert_sound(tmp_path) >= 45
+
+
+def test_a_run_started_by_nohup_does_not_hear_that_the_terminal_is_lost(victim, tmp_path):
+    ignores = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    child, run = victim.start(tmp_path, ignores), victim.path(tmp_path)
+    assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
+    child.signal(signal.SIGHUP)
+    assert child.wait() == 0, child.said
+    victim.assert_ends_whole(tmp_path)
+
+
+@pytest.mark.fault(
+    "R3",
+    "nobody reads the output (`| head`)",
+    "the run goes on without, to the same bits, exit code 0 and no traceback",
+    "the reading end of the pipe of stdout and stderr closed before the first line",
+)
+def test_a_run_whose_output_nobody_reads_goes_on(victim, tmp_path, seen):
+    closed = "import os; a, b = os.pipe(); os.dup2(b, 1); os.dup2(b, 2); os.close(a); os.close(b)"
+    child = victim.start(tmp_path, closed)
+    assert child.wait() == 0, child.said
+    assert child.said == ""
+    victim.assert_ends_whole(tmp_path)
+    seen(1, "the end as undisturbed")
+
+
 @pytest.mark.fault(
     "R3",
     "Ctrl-C",
