@@ -4,6 +4,7 @@ is a dtype that promotion would hide."""
 import getpass
 import os
 import random
+import signal
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import jax
 
 from research.config import validation
 from research.config.loading import load_config, validated
+
+# In a shell's background it is ignored, and so it would be by the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
