@@ -229,7 +229,12 @@ def test_a_user_without_a_home_trains_and_reports(homes, tmp_path, tiny):
 def test_a_substitute_that_is_anothers_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     name = tmp_path / f"isoflop-{os.getuid()}"
-    for plant in (lambda: name.symlink_to("/"), lambda: name.mkdir(mode=0o755), name.touch):
+
+    def open_to_all():
+        name.mkdir()
+        name.chmod(0o755)  # whatever the umask
+
+    for plant in (lambda: name.symlink_to("/"), open_to_all, name.touch):
         plant()
         files.substitute_home.cache_clear()
         folder = files.substitute_home()
