@@ -38,6 +38,7 @@ LEAST = 0.01  # weight, below which a law is told and not drawn
 LARGEST_SHARE = 0.1  # of the rows, at least, that the hold-out of a weight predicts
 EXTRAPOLATIONS = (3.0, 10.0)  # factors on compute over which a law is tried within the table
 MIN_LEFT = 4  # rows beyond its parameters from which a law is extrapolated
+WIDE = 0.2  # of a log loss: half an interval, from which on a prediction says little
 DRIFT = 6.0  # at a decade of compute beyond the table, in what a budget is off the law (sd)
 
 
@@ -231,9 +232,9 @@ def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fi
 
 def build_average(average: Average, options: Options) -> dict[str, Any]:
     """The document of fit.json: that of `Average.best`, with averaged predictions."""
-    document = build_document(
-        average.best, _predictions(average, options), _check_held_out(average, options)
-    )
+    predictions = _predictions(average, options)
+    document = build_document(average.best, predictions, _check_held_out(average, options))
+    document["warnings"] += _wide_warnings(average.best.law.response, predictions)
     document |= {
         "law": "auto",
         "laws": [
@@ -281,6 +282,22 @@ def _predictions(average: Average, options: Options) -> list[dict[str, Any]]:
         points = [*options.predict, *options.predict_flops]
         return [{column: float(x), **_predict_loss(average, {column: [x]})[0]} for x in points]
     return [_optimum(average, c) for c in options.predict_flops]
+
+
+def _wide_warnings(response: str, predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where what was asked is hardly known."""
+    for point in predictions:
+        low, high = point.get("interval") or (None, None)
+        if low is None or high is None or low <= 0:
+            continue
+        if (half := math.log(high / low) / 2) <= WIDE:
+            continue
+        return [
+            f"the {response} is known to ±{math.expm1(half):.0%} only: no law here describes these "
+            "rows well enough to go so far; runs far from the best size of their budget are the "
+            "usual reason (--where leaves them out, --law=isoflop reads the valleys alone)"
+        ]
+    return []
 
 
 def _optimum(average: Average, c: float) -> dict[str, Any]:

@@ -356,3 +356,13 @@ def test_a_stage_that_leaves_the_interval_before_it_is_no_reason_to_stop():
     assert out.startswith("continue, and doubt the law")
     inside = design._suggestion([before, {"loss": 2.88, "interval": [2.85, 2.91], "noise": 0.05}])
     assert inside.startswith("stop")
+
+
+def test_a_prediction_that_is_hardly_known_says_so():
+    def point(low, high):
+        return {"loss": 3.0, "interval": [low, high]}
+
+    (words,) = averaging._wide_warnings("loss", [point(2.9, 3.1), point(2.0, 4.5)])
+    assert "±50%" in words
+    assert "--law=isoflop" in words
+    assert not averaging._wide_warnings("loss", [point(2.6, 3.4), point(None, 4.5)])
