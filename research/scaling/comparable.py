@@ -100,9 +100,9 @@ def counted(name: str, values: Mapping[str, int]) -> str:
 
 def shorten(value: str) -> str:
     """A digest by its first 12 digits, and what is long by its beginning."""
-    return (
-        value[:12] if _DIGEST.fullmatch(value) else value if len(value) <= 60 else value[:59] + "…"
-    )
+    if _DIGEST.fullmatch(value):
+        return value[:12]
+    return value if len(value) <= LONGEST else f"{value[: LONGEST - 1]}…"
 
 
 def value_text(cell: Any) -> str:

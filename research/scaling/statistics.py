@@ -83,7 +83,7 @@ def number_groups(
     order = np.argsort(values, kind="stable")
     out, current, first, before = np.empty(len(values), int), -1, -math.inf, -math.inf
     for i in order:
-        if values[i] > before * (1 + apart) or values[i] > first * (1 + spread) or current < 0:
+        if values[i] > before * (1 + apart) or values[i] > first * (1 + spread):
             current, first = current + 1, values[i]
         before, out[i] = values[i], current
     return out

@@ -245,6 +245,14 @@ OTHERS = {
 }
 
 
+def signalled(victim, tmp_path, number, *before):
+    """A run that has saved step 20 and was then sent a signal."""
+    child, run = victim.start(tmp_path, *before), victim.path(tmp_path)
+    assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
+    child.signal(number)
+    return child
+
+
 @pytest.mark.fault(
     "R3",
     "a lost terminal or connection, a limit of CPU time, a timer, a warning of a scheduler",
@@ -253,9 +261,7 @@ OTHERS = {
 )
 @pytest.mark.parametrize("why", OTHERS)
 def test_whatever_asks_a_run_to_end_saves_it(why, victim, tmp_path, seen):
-    child, run = victim.start(tmp_path), victim.path(tmp_path)
-    assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
-    child.signal(signal.Signals[OTHERS[why]])
+    child = signalled(victim, tmp_path, signal.Signals[OTHERS[why]])
     assert child.wait() == 75, child.said
     assert "stopped and saved at step" in child.said
     saved = victim.assert_sound(tmp_path)
@@ -276,9 +282,7 @@ def test_a_repeated_limit_of_cpu_time_leaves_time_to_save(victim, tmp_path):
 
 def test_a_run_started_by_nohup_does_not_hear_that_the_terminal_is_lost(victim, tmp_path):
     ignores = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    child, run = victim.start(tmp_path, ignores), victim.path(tmp_path)
-    assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
-    child.signal(signal.SIGHUP)
+    child = signalled(victim, tmp_path, signal.SIGHUP, ignores)
     assert child.wait() == 0, child.said
     victim.assert_ends_whole(tmp_path)
 
@@ -305,9 +309,7 @@ def test_a_run_whose_output_nobody_reads_goes_on(victim, tmp_path, seen):
     "SIGINT in training",
 )
 def test_a_run_that_is_interrupted_saves(victim, tmp_path, seen):
-    child, run = victim.start(tmp_path), victim.path(tmp_path)
-    assert child.until(lambda: (run / "checkpoints" / "20").exists()), child.said
-    child.signal(signal.SIGINT)
+    child = signalled(victim, tmp_path, signal.SIGINT)
     assert child.wait() == 130, child.said
     assert "launch the same command again to resume" in child.said
     saved = victim.assert_sound(tmp_path)
