@@ -225,10 +225,11 @@ def test_laws_of_size_and_tokens_are_asked_where_both_vary():
 
 
 def test_few_rows_do_not_choose_the_simplest_law():
-    """A correction for few rows would leave chinchilla alone, with an interval that is too
-    narrow."""
-    some = iso_rows(noise=0.003)[3::9][:8]
-    assert weights(fit_law("auto", some))["chinchilla"] < 0.8
+    """A correction for few rows would leave the law of fewest parameters alone, with an interval
+    that is too narrow."""
+    for seed in range(2):
+        some = iso_rows(seed, noise=0.003)[3::9][:8]
+        assert weights(fit_law("auto", some))["overtraining"] < 0.5
 
 
 def test_a_law_whose_loss_would_rise_has_no_weight(monkeypatch):
@@ -271,12 +272,11 @@ def test_a_law_drifts_by_what_budgets_do_and_by_how_far_the_point_is(plain):
 
 
 def test_misfit_is_no_effect_of_budgets():
-    """Losses that no law of these describes are not a valley that moves tenfold."""
-    wrong = [{**row, "loss": row["loss"] * (1 + 0.5 * math.sin(3 * math.log(row["tokens"])))}
-             for row in iso_rows()]  # fmt: skip
-    sds = fitted(wrong).effects.mean_sds()
-    for sd, prior in zip(sds, effects.PRIORS, strict=True):
-        assert sd < 4 * effects.LARGEST * prior
+    """Whole budgets that are a tenth off in their losses are no level that was tuned a little
+    otherwise: their standard deviation is held well below what they show."""
+    for seed in range(3):
+        level = fitted(iso_rows(seed, of_levels=0.1)).effects.mean_sds()[2]
+        assert 0.02 < level < 0.06
 
 
 def test_the_page_says_that_other_laws_could_not_be_fitted():
