@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
     if args.all_runs and not Path(args.runs).is_dir():
         raise BadInput(f"--all_runs: {args.runs} is not the workdir of a sweep")
 
-    from research.scaling import Options, groups, table
+    from research.scaling import Options, groups
+    from research.tables import table
 
     rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma, args.all_runs)
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))

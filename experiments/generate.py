@@ -16,7 +16,7 @@ from pathlib import Path
 from research.config import cli
 from research.errors import BadInput, printable
 from research.io import encryption
-from research.report import tables
+from research.report import run_table
 from research.runs.table import read_row, read_table
 
 # flag: default, whether a value is good, what is
@@ -79,7 +79,7 @@ def chosen(args: Namespace) -> Path:
     path = Path(args.runs)
     if args.run or not (path / "config.json").is_file():
         rows = [r for r in read_table(path) if args.run in (None, r["run"])]
-        if (name := tables.best_run(rows, "language_modeling")) is None:
+        if (name := run_table.best_run(rows, "language_modeling")) is None:
             raise BadInput(f"{path}: no language model among its runs ({args.run or 'any'})")
         path = path / "runs" / name
         print(f"run {name} of {len(rows)}", file=sys.stderr)

@@ -10,7 +10,7 @@ mlflow:STORE, as docs/fitting.md describes.
 from collections.abc import Sequence
 
 from research.config import cli
-from research.report import tables
+from research.report import run_table
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,17 +22,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sort", help="a column; -COLUMN for descending order")
     help_ = "columns to show, comma-separated; `all` shows every column"
     parser.add_argument("--columns", help=help_)
-    parser.add_argument("--format", choices=sorted(tables.FORMATS), default="text")
+    parser.add_argument("--format", choices=sorted(run_table.FORMATS), default="text")
     args = parser.parse_args(argv)
 
-    from research.scaling import table, where
+    from research.tables import table, where
 
     rows = table.read_runs(args.runs, all_runs=True)
     if args.where:
         rows = [row for row, keep in zip(rows, where.match_where(rows, args.where)) if keep]
     if args.sort:
-        rows = tables.sort_rows(rows, args.sort)
-    print(tables.FORMATS[args.format](rows, tables.select_columns(rows, args.columns)))
+        rows = run_table.sort_rows(rows, args.sort)
+    print(run_table.FORMATS[args.format](rows, run_table.select_columns(rows, args.columns)))
     return 0
 
 

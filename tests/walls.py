@@ -23,16 +23,18 @@ WALLS: dict[str, tuple[str, str]] = {
     "planning": ("memory, time and machines before anything is trained",
                  "training models data.placeholder parallel config io errors"),
     "launch": ("where workers run: here, local, Ray, Slurm", "config.process_flags io.host errors"),
-    "scaling": ("from a table of runs to a law", "runs.table runs.settings io errors"),
-    "report": ("figures, tables and the page", "scaling runs io errors"),
+    "tables": ("tables of runs as people have them, read and checked",
+               "runs.table runs.settings io errors"),
+    "scaling": ("from a table of runs to a law", "tables io errors"),
+    "report": ("figures, tables and the page", "scaling tables runs io errors"),
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
-              "training planning launch runs scaling parallel config io errors"),
+              "training planning launch runs scaling tables parallel config io errors"),
     "inference": ("a trained model, used and handed on",
                   "training.fine_tuning models data.tokenizers runs config.stored_model io params "
                   "errors"),
 }  # fmt: skip
 NO_JAX = (
-    *("errors", "io", "config", "data", "launch", "scaling", "report", "sweep.watch"),
+    *("errors", "io", "config", "data", "launch", "tables", "scaling", "report", "sweep.watch"),
     *("sweep.limits", "sweep.plan_text", "sweep.sweep_file"),
     *(
         "runs.directory",

@@ -11,7 +11,7 @@ from research.data import labels
 from research.data.arrays import LARGEST, Arrays
 from research.data.sampling import is_heldout
 from research.errors import BadInput
-from research.io import files, tables
+from research.io import arrow, files
 
 SHOWN = 12  # column names listed in a message
 
@@ -140,7 +140,7 @@ def _read(path: str) -> Any:
         raise BadInput(
             f"data.path: {path}: expected diabetes, or a .csv or .parquet file (or .tsv)"
         )
-    table = (tables.parquet if suffix == ".parquet" else tables.csv)(path, f"data.path: {path}")
+    table = (arrow.parquet if suffix == ".parquet" else arrow.csv)(path, f"data.path: {path}")
     twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
     if twice:
         raise BadInput(f"data.path: {path}: more than one column is named {twice[0]!r}")

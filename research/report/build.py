@@ -17,9 +17,9 @@ from research.report import decision_figures, fit_figures, html, style, sweep_fi
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
 from research.runs.table import others_note, read_table, split_by_sweep
-from research.scaling.comparable import Grouping, group_rows
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
+from research.tables.comparable import Grouping, group_rows
 
 Row = dict[str, Any]
 
@@ -33,7 +33,7 @@ def write_report(
 ) -> dict[str, Any]:
     """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/.
 
-    Runs that are not comparable (see scaling.comparable) are groups, with a law and a
+    Runs that are not comparable (see tables.comparable) are groups, with a law and a
     fit-GROUP.json each, unless `mix`. Runs that are no points of the sweep as it was launched last
     are left out, unless `all_runs`. `against` is by default the first column in which the runs
     differ. With `every_way`, the law of a single group is fitted again under every convention.

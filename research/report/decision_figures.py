@@ -16,9 +16,10 @@ from matplotlib.ticker import MaxNLocator
 from research.report import style
 from research.report.style import BLUE, GRAY, GREEN, ORANGE, SERIES, STYLE
 from research.runs.schema import AXES
-from research.scaling import Fit, compute_optimal, isoflop, table
+from research.scaling import Fit, compute_optimal, isoflop
 from research.scaling.compare import rescaled_columns
 from research.scaling.laws import GROUP
+from research.tables import table
 
 FEW = 8  # predictions that are drawn one by one; of more, only the band of their intervals
 # N*(C) of others, for a line beside ours: label, coefficient, exponent, and where it is printed.

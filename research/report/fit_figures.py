@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from research.report import decision_figures, style
 from research.report.style import BLUE, GRAY, GREEN, ORANGE, STYLE
 from research.runs.schema import AXES
-from research.scaling import Analysis, Fit, compute_optimal, table, uncertainty
+from research.scaling import Analysis, Fit, compute_optimal, uncertainty
 from research.scaling.laws import GROUP
+from research.tables import table
 
 LEVELS = 9  # iso-loss contours
 

@@ -12,7 +12,7 @@ from research.io.text_table import format_table
 from research.report.provenance import provenance_line
 from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
 from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
-from research.scaling.replicates import replicate_groups
+from research.tables.replicates import replicate_groups
 
 Row = dict[str, Any]
 

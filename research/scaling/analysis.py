@@ -10,7 +10,6 @@ from research.errors import BadInput
 from research.scaling import (
     averaging,
     checks,
-    comparable,
     compare,
     design,
     fit_document,
@@ -18,12 +17,11 @@ from research.scaling import (
     influence,
     minima_document,
     multiverse,
-    table,
-    where,
 )
 from research.scaling.fit import FEW, Fit
 from research.scaling.laws import AUTO, METHODS, Law, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
+from research.tables import comparable, table, where
 
 
 def fit_law(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import compute_optimal, table
+from research.scaling import compute_optimal
 from research.scaling.effects import Effects, log_loss_slope
 from research.scaling.fit import Fit
 from research.scaling.fit_document import build_document
@@ -28,6 +28,7 @@ from research.scaling.laws import Law, break_points, broken_size, named_law
 from research.scaling.options import Options, Split, filter_rows, split_rows
 from research.scaling.power_laws import NAMES
 from research.scaling.statistics import held_out_row, held_out_summary
+from research.tables import table
 
 BY_BOTH = ("chinchilla", "overtraining", "interaction", "skaling", "broken_size")
 BY_ONE = ("power", "broken")

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import laws, table
+from research.scaling import laws
 from research.scaling.analysis import analyze
 from research.scaling.compute_optimal import has_optimum
 from research.scaling.options import NOT_FOR
 from research.scaling.worlds import GROUPS, WORLDS, Shape, Simulator
+from research.tables import table
 
 NOMINAL = 0.95
 FURTHER = (10, 100)  # times the largest budget: where is predicted

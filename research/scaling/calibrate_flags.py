@@ -5,8 +5,9 @@ import dataclasses
 
 from research.errors import BadInput
 from research.io import host
-from research.scaling import calibrate, flags, table, worlds
+from research.scaling import calibrate, flags, worlds
 from research.scaling.options import Options, check_used
+from research.tables import table
 
 OF_A_TABLE = ("where", "finished", "last_rows", "mix", "odd_units")  # what is read, as in a fit
 OF_A_FIT = ("objective", "huber_delta", "cluster", "bootstrap")

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import comparable, states
-from research.scaling.columns import COUNTS, Row
-from research.scaling.curves import curve_warning
-from research.scaling.numbers import PF_DAY, parse_number
 from research.scaling.options import Options
-from research.scaling.table import ALIKE, PER_TOKEN, flops_ratio
+from research.tables import comparable, states
+from research.tables.columns import COUNTS, Row
+from research.tables.curves import curve_warning
+from research.tables.numbers import PF_DAY, parse_number
+from research.tables.table import ALIKE, PER_TOKEN, flops_ratio
 
 FAR, TOO_FAR = 1e3, 1e5  # times the largest of the table: warned of, refused
 # FLOPs over 6 · params · tokens: our own convolutional families reach 1e3, sparse models 1e-2.

@@ -14,11 +14,11 @@ import numpy as np
 from scipy.special import fdtrc
 
 from research.errors import BadInput
-from research.scaling import table
-from research.scaling.comparable import group_of, group_value
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Columns, Law, Params
 from research.scaling.options import Options, Split, split_rows
+from research.tables import table
+from research.tables.comparable import group_of, group_value
 
 LEVEL = 0.05  # of the test
 

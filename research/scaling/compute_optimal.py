@@ -16,7 +16,7 @@ from research.errors import BadInput
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Law
 from research.scaling.power_laws import NAMES
-from research.scaling.table import Row
+from research.tables.table import Row
 
 PER_TOKEN = 6.0  # training FLOPs per parameter and token
 TOGETHER = 0.2  # range of log(tokens / params) in which they count as one

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from research.scaling import table
 from research.scaling.laws import GROUP, Law
 from research.scaling.optimize import Problem
 from research.scaling.statistics import number_groups
+from research.tables import table
 
 NEAR = 0.05  # relative: sizes, or budgets, this near to each other share an effect
 # Half-Cauchy scales of the effects: of a size and of a budget's valley in log N, of its level in

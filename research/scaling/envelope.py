@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import power_laws, table
+from research.scaling import power_laws
 from research.scaling.fit import RESAMPLES, cluster_names
 from research.scaling.options import Options
 from research.scaling.power_laws import PowerLaws
+from research.tables import table
 
 NEEDED = ("flops", "params", "tokens", "loss")
 SAME = 0.05  # relative: FLOPs this near to each other are one budget

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import table, uncertainty
+from research.scaling import uncertainty
 from research.scaling.effects import Effects, estimate_effects
 from research.scaling.laws import Law
 from research.scaling.optimize import Problem, minimize, multistart_minimize, starting_points
 from research.scaling.options import Options, Split
+from research.tables import table
 
 FEW = 30  # clusters; below, a bootstrap of them is too coarse
 RESAMPLES = 1000

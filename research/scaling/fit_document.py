@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from research.io import files
-from research.scaling import compute_optimal, influence, numbers, table, uncertainty
+from research.scaling import compute_optimal, influence, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
 from research.scaling.optimize import Problem, minimize, parameter_bounds
-from research.scaling.replicates import replicate_groups, tuning_warnings
 from research.scaling.statistics import held_out_row, held_out_summary, pooled_sd
+from research.tables import numbers, table
+from research.tables.replicates import replicate_groups, tuning_warnings
 
 UNIT = "as in the table"
 PLAIN = re.compile(r"[\w %/().,-]{1,60}")

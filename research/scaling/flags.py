@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
-from research.scaling.columns import split_pairs
+from research.tables.columns import split_pairs
 
 FLAGS = {
     "against": {"help": "the column x of a law of one column (params)"},

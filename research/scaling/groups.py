@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from research.errors import BadInput
-from research.scaling import states, where
-from research.scaling.columns import GROUP_LABEL, Row
-from research.scaling.comparable import (
+from research.scaling.options import Options
+from research.tables import states, where
+from research.tables.columns import GROUP_LABEL, Row
+from research.tables.comparable import (
     A_NUMBER,
     Grouping,
     group_of,
@@ -14,8 +15,7 @@ from research.scaling.comparable import (
     group_value,
     shorten,
 )
-from research.scaling.options import Options
-from research.scaling.table import Table, notes_of, places_of, with_rows
+from research.tables.table import Table, notes_of, places_of, with_rows
 
 LONGEST = 60  # characters of a folder's name
 PLAIN = re.compile(r"[\w.+/-]+")

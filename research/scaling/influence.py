@@ -18,11 +18,12 @@ import numpy as np
 
 from research.errors import BadInput
 from research.io.humanize import quantity
-from research.scaling import compute_optimal, envelope, table
+from research.scaling import compute_optimal, envelope
 from research.scaling.fit import Fit
 from research.scaling.optimize import minimize, multistart_minimize
 from research.scaling.options import Options, Split, hold_out_rows
 from research.scaling.statistics import find_outliers, number_groups
+from research.tables import table
 
 EXACT = 60  # rows, below which each is left out in turn
 CANDIDATES = 30  # rows of a larger table

@@ -20,12 +20,13 @@ import numpy as np
 from scipy.special import fdtrc, stdtr
 
 from research.errors import BadInput
-from research.scaling import power_laws, table
+from research.scaling import power_laws
 from research.scaling.fit import RESAMPLES
 from research.scaling.options import Options
 from research.scaling.power_laws import PowerLaws
-from research.scaling.replicates import replicate_groups
 from research.scaling.statistics import number_groups, pooled_sd
+from research.tables import table
+from research.tables.replicates import replicate_groups
 
 SAME_BUDGET = 0.05  # relative: FLOPs this near to each other are one budget
 BUDGET_SPREAD = 0.2  # relative: FLOPs of one budget are not further apart than this

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import envelope, isoflop, table
+from research.scaling import envelope, isoflop
 from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
 from research.scaling.laws import power
 from research.scaling.options import Options, Split, filter_rows, hold_out_rows
 from research.scaling.power_laws import PowerLaws
-from research.scaling.replicates import tuning_warnings
 from research.scaling.statistics import held_out_row, held_out_summary
+from research.tables import table
+from research.tables.replicates import tuning_warnings
 
 NEEDED = envelope.NEEDED
 WAYS = {

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import compute_optimal, isoflop, minima_document, numbers, states, table
+from research.scaling import compute_optimal, isoflop, minima_document
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split_rows
+from research.tables import numbers, states, table
 
 PARAMS = ("params", "params_non_embedding", "params_matmul")
 FLOPS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")

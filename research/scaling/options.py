@@ -8,9 +8,9 @@ from numbers import Integral, Real
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import curves, replicates, table, where
 from research.scaling.laws import AGAINST, AUTO, METHODS, METHODS_OF_MINIMA, Law
 from research.scaling.optimize import OBJECTIVES
+from research.tables import curves, replicates, table, where
 
 # What not every law uses; the others refuse it.
 ONLY_FOR = {"against": (AUTO, *AGAINST), "method": ("isoflop",), "noise": ("isoflop",)}

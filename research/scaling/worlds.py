@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from research.scaling import table, uncertainty
+from research.scaling import uncertainty
 from research.scaling.analysis import analyze
-from research.scaling.columns import COUNTS
 from research.scaling.compute_optimal import PER_TOKEN, SPAN
 from research.scaling.envelope import SAME
 from research.scaling.statistics import number_groups
+from research.tables import table
+from research.tables.columns import COUNTS
 
 # Hoffmann's data, fitted by Besiroglu et al. 2024: the truth where there is no table.
 CHINCHILLA = {"E": 1.81722, "A": 477.83, "B": 2143.42, "alpha": 0.34731, "beta": 0.36717}

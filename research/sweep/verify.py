@@ -16,10 +16,11 @@ from research.config.loading import validated
 from research.errors import BadInput
 from research.io import files
 from research.runs.table import read_row
-from research.scaling import Fit, compute_optimal, groups, table
+from research.scaling import Fit, compute_optimal, groups
 from research.scaling.fit import finite_ends
 from research.sweep.launcher import launch_sweep
 from research.sweep.points import resolve_points
+from research.tables import table
 from research.training.make_run import make_run
 
 FACTOR = 10.0  # times the largest budget of the sweep

@@ -98,15 +98,15 @@ def hold(path):
 
 
 def results(path):
-    from research.report import tables
+    from research.report import run_table
     from research.runs import metrics_log
     from research.runs.table import read_table
 
     rows = read_table(path.parent.parent)
     metrics_log.read_records(path)
     metrics_log.read_tail(path)
-    for form in tables.FORMATS.values():
-        form(rows, tables.select_columns(rows, "all"))
+    for form in run_table.FORMATS.values():
+        form(rows, run_table.select_columns(rows, "all"))
 
 
 def config(path):
@@ -124,7 +124,7 @@ def sweep(path):
 
 
 def table(path):
-    from research.scaling import table as runs
+    from research.tables import table as runs
 
     runs.usable_rows(runs.read_runs(path), ["params", "tokens", "loss"])
 

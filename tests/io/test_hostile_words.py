@@ -10,7 +10,7 @@ import xml.dom.minidom
 import pytest
 from rich.console import Console
 
-from research.report import build, style, tables, text
+from research.report import build, run_table, style, text
 from research.runs.directory import write_data_card
 from research.runs.table import read_table, write_table
 from research.sweep import watch
@@ -83,11 +83,11 @@ def test_words_do_no_harm_in_a_table(name, tmp_path):
     assert any(word in cell for cell in cells)
     assert not [cell for cell in cells if cell.startswith(FORMULA) and not _number(cell)]
     rows = read_table(tmp_path)
-    names = tables.select_columns(rows, "all")
-    assert "\x1b" not in tables.as_text(rows, names)
-    shown = csv.reader(io.StringIO(tables.as_csv(rows, names), newline=""))
+    names = run_table.select_columns(rows, "all")
+    assert "\x1b" not in run_table.as_text(rows, names)
+    shown = csv.reader(io.StringIO(run_table.as_csv(rows, names), newline=""))
     assert not [c for line in shown for c in line if c.startswith(FORMULA) and not _number(c)]
-    assert json.loads(tables.as_json(rows, names))[0]["name"] == word
+    assert json.loads(run_table.as_json(rows, names))[0]["name"] == word
 
 
 def _number(cell):

@@ -8,8 +8,8 @@ from research.io import files
 from research.report import build, provenance, text
 from tests.report.test_report import without_scripts, workdir
 from tests.runs.test_settings import launched
-from tests.scaling.test_comparable import OWN
 from tests.scaling.test_scaling import noisy
+from tests.tables.test_comparable import OWN
 
 MADE = {"jax": "0.9.0", "versions": {"jax": "0.9.0"}, "device_kind": "cpu", "devices": 2}
 

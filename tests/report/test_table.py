@@ -11,7 +11,7 @@ import pytest
 
 from research.errors import BadInput
 from research.io import files
-from research.report import tables
+from research.report import run_table
 from research.runs.table import WORTH_CACHING, read_row, read_table
 from tests.runs.test_records import directory
 
@@ -127,36 +127,36 @@ ROWS = [
 
 def test_rows_are_sorted_and_those_without_a_value_come_last():
     def runs(by):
-        return [row["run"] for row in tables.sort_rows(ROWS, by)]
+        return [row["run"] for row in run_table.sort_rows(ROWS, by)]
 
     assert runs("loss") == ["b", "a", "=c"]
     assert runs("-loss") == ["a", "b", "=c"]
     assert runs("-params") == ["=c", "b", "a"]
     assert runs("status") == ["a", "b", "=c"]
     with pytest.raises(BadInput, match="--sort: no column 'los'; there are run, params"):
-        tables.sort_rows(ROWS, "los")
+        run_table.sort_rows(ROWS, "los")
 
 
 def test_columns_are_chosen_by_name():
-    assert tables.select_columns(ROWS, None) == ["run", "status", "params", "loss", "reason"]
-    assert tables.select_columns(ROWS, "loss, run") == ["loss", "run"]
-    assert set(tables.select_columns(ROWS, "all")) == set(ROWS[0]) | {"reason"}
+    assert run_table.select_columns(ROWS, None) == ["run", "status", "params", "loss", "reason"]
+    assert run_table.select_columns(ROWS, "loss, run") == ["loss", "run"]
+    assert set(run_table.select_columns(ROWS, "all")) == set(ROWS[0]) | {"reason"}
     with pytest.raises(BadInput) as error:
-        tables.select_columns(ROWS, "runn,loss,parms")
+        run_table.select_columns(ROWS, "runn,loss,parms")
     assert len(error.value.problems) == 2
 
 
 def test_every_format_holds_the_same_values():
     names = ["run", "params", "loss", "groups", "reason"]
-    lines = tables.as_text(ROWS, names).splitlines()
+    lines = run_table.as_text(ROWS, names).splitlines()
     assert [line.split()[:2] for line in lines[1:3]] == [["a", "100"], ["b", "2,000"]]
     assert lines[-1] == "3 runs"
     assert len(lines) == 5  # the line end in the reason ends no line
-    rows = list(csv.DictReader(io.StringIO(tables.as_csv(ROWS, names))))
+    rows = list(csv.DictReader(io.StringIO(run_table.as_csv(ROWS, names))))
     assert [row["loss"] for row in rows] == ["2.5", "1.5", ""]
     assert rows[2]["run"] == "'=c"
     assert rows[0]["groups"] == '{"head": 1}'
-    rows = json.loads(tables.as_json(ROWS, names))
+    rows = json.loads(run_table.as_json(ROWS, names))
     assert rows[1] == {k: ROWS[1][k] for k in names if k in ROWS[1]}
 
 

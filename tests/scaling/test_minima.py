@@ -27,11 +27,11 @@ from research.scaling import (
     named_law,
     power_laws,
     split_rows,
-    table,
 )
 from research.scaling.envelope import lower_hull
 from research.scaling.flags import parse_next_config, render_sweep_config
 from research.scaling.isoflop import akima_minimum, parabola_minimum
+from research.tables import table
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 BUDGETS = np.geomspace(1e18, 1e21, 7)

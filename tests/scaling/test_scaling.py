@@ -14,9 +14,10 @@ from research.errors import BadInput
 from research.report import text
 from research.runs.directory import RunDirectory
 from research.runs.table import write_table
-from research.scaling import LAWS, Options, fit_law, optimize, table, where
+from research.scaling import LAWS, Options, fit_law, optimize
 from research.scaling.optimize import Problem, starting_points
 from research.scaling.options import split_rows
+from research.tables import table, where
 
 SIZES = np.array([14e3, 26e3, 42e3, 42e3, 42e3, 108e3, 179e3, 415e3, 857e3])
 TRUTH = {"E": 1.4, "A": 32.0, "alpha": 0.4}

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from research.errors import BadInput
-from research.scaling.numbers import MULTIPLIERS, PF_DAY, parse_any_number
-from research.scaling.states import is_missing
+from research.tables.numbers import MULTIPLIERS, PF_DAY, parse_any_number
+from research.tables.states import is_missing
 
 Row = dict[str, Any]
 UNNAMED = "unnamed"  # a row that the table gives no name: what it is called depends on its place

@@ -7,8 +7,9 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import analyze, fit_law, isoflop, table
+from research.scaling import analyze, fit_law, isoflop
 from research.scaling.envelope import lower_hull
+from research.tables import table
 from tests.scaling.test_minima import TRUTH, iso_rows, loss_at, two_recipes
 from tests.scaling.test_scaling import law_at, noisy, rows_of
 

@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from research.errors import BadInput
-from research.io import table_files
-from research.scaling import charts, states
-from research.scaling.cells import check_columns, check_commas, wrong_cell
-from research.scaling.columns import COUNTS, UNNAMED, Row, name_columns, rename
-from research.scaling.numbers import (
+from research.tables import charts, file_formats, states
+from research.tables.cells import check_columns, check_commas, wrong_cell
+from research.tables.columns import COUNTS, UNNAMED, Row, name_columns, rename
+from research.tables.numbers import (
     has_decimal_comma,
     may_be_decimal_comma,
     parse_any_number,
     parse_number,
     with_point,
 )
-from research.scaling.where import match_where
+from research.tables.where import match_where
 
 PER_TOKEN = 6.0  # FLOPs of a parameter and a token, where a table has none
 ALIKE = 1.1  # factor to which FLOPs of one convention agree
@@ -73,7 +72,7 @@ def read_runs(
     decimal_comma: bool | None = None,
     all_runs: bool = False,
 ) -> Table:
-    """Rows of a sweep's workdir, of a file (CSV, JSON, parquet, see `io.table_files`), or of
+    """Rows of a sweep's workdir, of a file (CSV, JSON, parquet, see `tables.file_formats`), or of
     wandb:FOLDER and mlflow:STORE. `columns` maps our names to theirs, or to products of theirs. Of
     a workdir, `curves` makes a row of every evaluation instead of every run. `decimal_comma` says
     what a comma in a number is (None: it groups thousands, and where it may be either, that is
@@ -113,7 +112,7 @@ def read_runs(
 def _read(path: str | os.PathLike[str], curves: bool, all_runs: bool) -> Table:
     source, _, place = str(path).partition(":")
     if source in ("wandb", "mlflow") and not Path(path).exists():
-        from research.io import tracker_runs
+        from research.tables import tracker_runs
 
         return Table(tracker_runs.SOURCES[source](place, f"--runs={path}"))
     path = Path(path)
@@ -125,7 +124,7 @@ def _read(path: str | os.PathLike[str], curves: bool, all_runs: bool) -> Table:
         return Table(own, notes=[runs.others_note(others)] if others else [])
     if not path.exists():
         raise BadInput(f"--runs={path}: no such file or folder")
-    return Table(*table_files.read_table_file(path, f"--runs={path}"))
+    return Table(*file_formats.read_table_file(path, f"--runs={path}"))
 
 
 def _without_commas(rows: Table, decimal: bool, path: str) -> list[Row]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling.columns import name_columns
-from research.scaling.numbers import parse_any_number
+from research.tables.columns import name_columns
+from research.tables.numbers import parse_any_number
 
 _QUOTED = r"`[^`]*`|\"[^\"]*\"|'[^']*'"
 _CONDITION = re.compile(

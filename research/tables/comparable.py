@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from research.runs.settings import follows_size, is_part_of_a_run
-from research.scaling import states
-from research.scaling.columns import GROUP_LABEL, Row
-from research.scaling.numbers import parse_number
+from research.tables import states
+from research.tables.columns import GROUP_LABEL, Row
+from research.tables.numbers import parse_number
 
 
 def _words(text: str) -> frozenset[str]:

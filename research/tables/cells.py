@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.errors import BadInput
-from research.scaling.columns import advice, name_columns
-from research.scaling.numbers import (
+from research.tables.columns import advice, name_columns
+from research.tables.numbers import (
     groups_thousands,
     has_decimal_comma,
     may_be_decimal_comma,

@@ -7,11 +7,12 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import analyze, groups, replicates, table
-from research.scaling.comparable import counted, group_rows
+from research.scaling import analyze, groups
 from research.scaling.options import Options
+from research.tables import replicates, table
+from research.tables.comparable import counted, group_rows
 from tests.scaling.test_minima import two_recipes
-from tests.scaling.test_tables_from_elsewhere import GRID, iso, renamed
+from tests.tables.test_tables_from_elsewhere import GRID, iso, renamed
 
 OWN = {
     "flops_convention": "exact_full",

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from research.scaling.columns import Row
-from research.scaling.numbers import parse_number
+from research.tables.columns import Row
+from research.tables.numbers import parse_number
 
 AXES = ("tokens", "step", "steps", "flops", "iteration", "training_iteration", "global_step")
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from research.runs.settings import is_part_of_a_run
-from research.scaling import table
-from research.scaling.columns import GROUP_LABEL
-from research.scaling.comparable import group_of, value_text
+from research.tables import table
+from research.tables.columns import GROUP_LABEL
+from research.tables.comparable import group_of, value_text
 
 # What a table records of a run's outcome, its identity and its circumstances, by name.
 OUTCOMES = re.compile(

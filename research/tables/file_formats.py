@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.errors import BadInput, first_line
-from research.io import files, table_text, tables
+from research.io import arrow, files
+from research.tables import delimited_text
 
 LARGEST = 1 << 25  # bytes; it is read into Python's own objects
 DEEPEST = 8  # objects in each other, which become names such as config.model.depth
@@ -62,8 +63,8 @@ def _unpacked(raw: bytes, what: str) -> bytes:
 
 def _delimited(separator: str) -> Callable[[bytes, str], TableFile]:
     def read(raw: bytes, what: str) -> TableFile:
-        text, notes = table_text.decode(raw, what)
-        sheet = table_text.sheet(text, what, separator)
+        text, notes = delimited_text.decode(raw, what)
+        sheet = delimited_text.sheet(text, what, separator)
         rows = [dict(zip(sheet.header, row, strict=True)) for row in sheet.rows]
         return TableFile(rows, [f"line {n}" for n in sheet.lines], notes + sheet.notes)
 
@@ -71,14 +72,14 @@ def _delimited(separator: str) -> Callable[[bytes, str], TableFile]:
 
 
 def _parquet(raw: bytes, what: str) -> TableFile:
-    rows = tables.parquet(raw, what).to_pylist()
+    rows = arrow.parquet(raw, what).to_pylist()
     return TableFile(rows, [f"row {i + 1}" for i in range(len(rows))], [])
 
 
 def _json(raw: bytes, what: str) -> TableFile:
     """A list of objects, an object of columns, or one that holds either beside a header; also JSON
     lines, whatever the suffix says."""
-    text, notes = table_text.decode(raw, what)
+    text, notes = delimited_text.decode(raw, what)
     try:
         value = json.loads(text, object_pairs_hook=files.no_repeats)
     except (ValueError, RecursionError) as error:
@@ -116,7 +117,7 @@ def _rows_of_json(value: object) -> list | None:
 
 
 def _json_lines(raw: bytes, what: str) -> TableFile:
-    text, notes = table_text.decode(raw, what)
+    text, notes = delimited_text.decode(raw, what)
     rows, places = [], []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines: words may hold U+2028
         if not line.strip():

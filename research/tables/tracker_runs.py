@@ -18,7 +18,7 @@ from typing import Any
 
 from research.errors import BadInput, UnsafeFile, first_line
 from research.io import files
-from research.io.table_files import flat
+from research.tables.file_formats import flat
 
 Row = dict[str, Any]
 LARGEST_RECORD = 1 << 28  # bytes of one run's records, and of a database

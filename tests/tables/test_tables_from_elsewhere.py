@@ -16,9 +16,10 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import analyze, numbers, states, table, where
-from research.scaling.columns import header_unit, split_pairs
+from research.scaling import analyze
 from research.scaling.flags import _parse_pairs
+from research.tables import numbers, states, table, where
+from research.tables.columns import header_unit, split_pairs
 
 TRUTH = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.33}
 CASES = Path(os.environ.get("ISOFLOP_CASES", Path(__file__).parents[3] / "shared" / "cases"))

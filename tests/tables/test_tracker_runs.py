@@ -9,8 +9,7 @@ import types
 import pytest
 
 from research.errors import BadInput
-from research.io import tracker_runs
-from research.scaling import table
+from research.tables import table, tracker_runs
 
 WRITE_WANDB = """
 import sys, wandb
