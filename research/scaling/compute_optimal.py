@@ -148,19 +148,31 @@ def predict_optima(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
     n_best = optimal_params(fit.law, fit.best[None], flops)[0]
     if vary_together(fit.parts.fitted):
         n_best = np.full(len(flops), np.nan)
-    return [_prediction(fit, c, n_best[i], samples, n_all[:, i]) for i, c in enumerate(flops)]
+    c_all = np.asarray(flops, float)
+    found = np.isfinite(n_best)
+    n, d = n_best[found], c_all[found] / PER_TOKEN / n_best[found]
+    # All at once: an interval takes hundreds of refits, side by side as cheap as a few.
+    points = {"params": n, "tokens": d, "unique_tokens": d, GROUP: np.zeros(len(n))}
+    losses = iter(zip(*fit.predict(points), strict=True) if len(n) else ())
+    return [
+        _prediction(fit, c, n_best[i], samples, n_all[:, i], next(losses))
+        if found[i]
+        else {"flops": float(c), "params": None, "tokens": None, "loss": None}
+        for i, c in enumerate(flops)
+    ]
 
 
 def _prediction(
-    fit: Fit, c: float, n: float, samples: np.ndarray, n_K: np.ndarray
+    fit: Fit,
+    c: float,
+    n: float,
+    samples: np.ndarray,
+    n_K: np.ndarray,
+    loss: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> dict[str, Any]:
-    law = fit.law
-    if not np.isfinite(n):
-        return {"flops": float(c), "params": None, "tokens": None, "loss": None}
-    d = c / PER_TOKEN / n
-    point = {"params": [n], "tokens": [d], "unique_tokens": [d], GROUP: [0.0]}
-    at, of_law, of_run = (x[0] for x in fit.predict(point))
-    d_K = c / PER_TOKEN / n_K
+    """One budget's, whose loss with its intervals `fit.predict` has given."""
+    law, (at, of_law, of_run) = fit.law, loss
+    d, d_K = c / PER_TOKEN / n, c / PER_TOKEN / n_K
     with np.errstate(all="ignore"):
         here = predict_loss(law, samples, np.array([n]), np.array([d]))[:, 0]
         least = predict_loss(law, samples, n_K[:, None], d_K[:, None])[:, 0]
