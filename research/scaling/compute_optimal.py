@@ -43,11 +43,9 @@ def predict_loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) 
     columns = {"params": n, "tokens": d, "unique_tokens": d, GROUP: np.zeros(np.shape(n))}
     if np.ndim(n) == 1:
         return np.exp(law.evaluate(theta_KxP, law.prepare(columns))[0])
-    rows = [
-        np.exp(law.evaluate(theta[None], law.prepare({k: v[i] for k, v in columns.items()}))[0][0])
-        for i, theta in enumerate(theta_KxP)
-    ]
-    return np.array(rows).reshape(len(theta_KxP), n.shape[1])
+    flat = law.prepare({k: np.ravel(v) for k, v in columns.items()})
+    own = np.moveaxis(flat.reshape(*flat.shape[:-1], *np.shape(n)), -2, 0)
+    return np.exp(law.evaluate(theta_KxP, own)[0])
 
 
 def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> np.ndarray:
