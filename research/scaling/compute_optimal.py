@@ -43,6 +43,8 @@ def predict_loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) 
     columns = {"params": n, "tokens": d, "unique_tokens": d, GROUP: np.zeros(np.shape(n))}
     if np.ndim(n) == 1:
         return np.exp(law.evaluate(theta_KxP, law.prepare(columns))[0])
+    if not len(theta_KxP):
+        return np.empty(np.shape(n))
     flat = law.prepare({k: np.ravel(v) for k, v in columns.items()})
     own = np.moveaxis(flat.reshape(*flat.shape[:-1], *np.shape(n)), -2, 0)
     return np.exp(law.evaluate(theta_KxP, own)[0])
