@@ -1,4 +1,5 @@
-"""The promise of the README: a model is one file, one line and one config. Its code is run here."""
+"""What docs/extending.md promises: a model is one file, one line and one config. Its code is run
+here."""
 
 import json
 import re
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "README.md").read_text().partition("## Add your own model")[2]
+SECTION = (ROOT / "docs" / "extending.md").read_text()
 FAMILY, CONFIG = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)[:2]
 (LINE,) = re.findall(r"The row is `(.*?)`", SECTION)
 

@@ -131,7 +131,13 @@ def outcome(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("law", ["power", "chinchilla", "saturating", *laws.METHODS])
+@pytest.mark.parametrize(
+    "law",
+    [
+        pytest.param(law, marks=() if law in ("chinchilla", "optima") else pytest.mark.slow)
+        for law in ("power", "chinchilla", "saturating", *laws.METHODS)
+    ],
+)
 def test_every_pair_of_flags_works_or_is_rejected(law, outcome):
     point = POINTS.get(law, "E=1.8")
     flags = (*FLAGS, f"fix={point.partition(',')[0]}", f"init={point}", f"score={point}")
