@@ -169,6 +169,7 @@ def test_every_bad_point_of_a_sweep_is_reported():
         sweep_points(config, Module(), "lr")
 
 
+@pytest.mark.slow
 def test_a_run_repeats_from_its_own_config(tiny, tmp_path):
     path = tmp_path / "first.json"
     path.write_text(json.dumps(tiny()))

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = (sys.executable, "-W", "ignore", "-m", "tests.data.content_ids")
 HOSTS = {
     "forwards": {"PYTHONHASHSEED": "1", "TZ": "UTC", "OPENBLAS_CORETYPE": "Haswell"},
@@ -19,6 +21,7 @@ HOSTS = {
 }
 
 
+@pytest.mark.slow
 def test_digests_depend_on_content_alone(tmp_path):
     running = {
         order: subprocess.Popen(

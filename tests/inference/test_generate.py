@@ -266,6 +266,7 @@ def workdir(tiny, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_best_run_of_a_workdir_writes_on(workdir):
     rows = {r["run"]: r["loss"] for r in read_table(workdir)}
     best, worst = min(rows, key=rows.get), max(rows, key=rows.get)

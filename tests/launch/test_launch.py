@@ -236,9 +236,10 @@ def test_two_launches_at_once_share_a_sweep_and_train_each_run_once(corpus, tmp_
     assert "0 to go" in watched.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("executor", "number", "code"),
-    [pytest.param("inline", "INT", 130, marks=pytest.mark.slow), ("local", "TERM", 75)],
+    [("inline", "INT", 130), ("local", "TERM", 75)],
 )
 def test_a_launch_that_is_stopped_saves_and_can_be_resumed(
     executor, number, code, corpus, tmp_path

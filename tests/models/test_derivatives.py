@@ -227,6 +227,7 @@ def test_gradients_of_parts_add_up_in_float32(dtype):
     assert wrong > 2 * one + 16 * 2.0**-24 or dtype == "bfloat16"
 
 
+@pytest.mark.slow
 def test_group_normalization_far_from_zero():
     """Value and gradient, against float64; as E x² − (E x)² there would be neither."""
     from research.models.resnet import GROUP, GroupNorm

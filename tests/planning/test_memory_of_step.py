@@ -156,6 +156,7 @@ OTHERWISE = {
 EXECUTION = {key.rpartition(".")[2]: value for key, value in OTHERWISE.items()}
 
 
+@pytest.mark.slow
 def test_a_run_continues_as_it_was_first_launched(tiny, tmp_path):
     config = {"horizon.amount": 30.0, "loop.steps_per_dispatch": 5, "eval.examples": 8}
     one, other = make_run(tiny(config)), make_run(tiny(config | OTHERWISE))
@@ -234,7 +235,9 @@ def loss_and_gradient(model, chunk, batch):
     return jax.jit(recipe.gradient)(params, batch)
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "tied" else pytest.mark.slow) for n in HEADS]
+)
 @pytest.mark.parametrize("chunk", [8, 10])  # 2 x 16 tokens in 4 chunks; in 4, the last filled up
 def test_a_loss_in_chunks_is_the_same_loss(name, chunk):
     model, batch = HEADS[name], tokens()
@@ -320,6 +323,7 @@ def test_the_rule_leaves_small_vocabularies_whole(tiny):
 # Blocks that are worked out again.
 
 
+@pytest.mark.slow
 def test_remat_by_name_takes_less_memory_and_gives_the_same_losses(tiny):
     deep = {"model.depth": 6, "batch.size": 32}
     configs = [tiny(deep | {"model.remat": name}) for name in ("none", "dots", "full")]
@@ -365,6 +369,7 @@ def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
     assert np.abs(own[0] - seeing_all).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_model_is_the_same_by_any_implementation(tiny):
     (one, found), (other, others) = (
         losses(trainer(tiny({"model.attention": by, "model.kv_heads": 1}))) for by in ("own", "xla")

@@ -335,6 +335,7 @@ def test_a_torn_document_of_a_run_is_named(name, victim, tmp_path, seen):
     seen(1, f"{name}: refused by name; removed, the run ended as it should")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "R13",
     "a launch.json holds something else than it should",

@@ -224,6 +224,7 @@ def test_laws_of_size_and_tokens_are_asked_where_both_vary():
         averaging.candidates([{**row, "params": "large"} for row in rows], Options())
 
 
+@pytest.mark.slow
 def test_few_rows_do_not_choose_the_simplest_law():
     """A correction for few rows would leave the law of fewest parameters alone, with an interval
     that is too narrow."""
@@ -321,6 +322,7 @@ def multiplier(section):
     return section["groups"]["muon"]["compute_multiplier"]["interval"]
 
 
+@pytest.mark.slow
 def test_multipliers_are_less_certain_where_architectures_differ():
     quiet, scattered = (np.ptp(multiplier(compared(0, of_sizes))) for of_sizes in (0.0, 0.05))
     assert scattered > 2 * quiet

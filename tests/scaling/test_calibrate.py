@@ -128,6 +128,7 @@ def test_the_shape_of_a_table_is_its_runs_its_law_and_its_noise(shape):
         worlds.shape_of(rows[:4], {})
 
 
+@pytest.mark.slow
 def test_the_truth_lies_in_the_intervals_of_the_document_and_a_narrow_one_is_seen(
     shape, monkeypatch
 ):

@@ -150,7 +150,13 @@ def test_a_prediction_is_what_the_terms_add_up_to(name):
     assert not np.allclose(law.predict(other, columns), found, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(LAWS) - {"broken", "data_constrained"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "broken_size" else ())
+        for name in sorted(set(LAWS) - {"broken", "data_constrained"})
+    ],
+)
 def test_every_law_is_recovered_without_noise(name):
     law, _, columns = a_table(name)
     document = fit_law(name, as_rows(columns), bootstrap=0, objective="mse_log")
