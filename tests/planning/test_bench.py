@@ -104,6 +104,7 @@ def test_a_data_sheet_is_chosen_by_one_name_alone():
     assert len(set(kinds)) == len(kinds) >= len(hardware.MACHINES)
 
 
+@pytest.mark.slow
 def test_what_is_timed_is_the_mesh_that_train_uses(tiny, tmp_path, monkeypatch):
     """Each of the 4 parts of a batch of 8 has rows for 2 devices, the batch itself for 8."""
     monkeypatch.setattr(benchmark, "CPU_SIDES", (64,))
@@ -178,6 +179,7 @@ def launched(*argv):
     return subprocess.run(command, capture_output=True, text=True, env=one)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_line_of_json(tmp_path):
     changes = ["model.width=16", "model.hidden=32", "data.context=16", "eval.examples=8"]
     argv = ["--config=configs/lm_gpt2.py", *(f"--config.{change}" for change in changes)]

@@ -90,6 +90,7 @@ def test_another_batch_is_not(tiny, whole):
     assert not np.allclose(other[1], whole[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_parts_weigh_by_their_tokens_and_not_equally():
     """A mean of means would be another number where parts count differently."""
 
@@ -121,6 +122,7 @@ def test_every_device_has_its_share_of_each_part_already(tiny):
     assert not any(op in text for op in ("all-to-all", "collective-permute", "all-gather"))
 
 
+@pytest.mark.slow
 def test_parts_need_the_memory_of_one(tiny):
     config = {"batch.size": 64, "model.depth": 4}
     assert temporaries(tiny(config | {"batch.grad_accumulation": 8})) < 0.25 * temporaries(

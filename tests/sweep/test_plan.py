@@ -210,6 +210,7 @@ def command(corpus, tmp_path, *flags):
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_rejects_and_trims(corpus, tmp_path):
     done = command(corpus, tmp_path, "--max_flops=1.3e12")
     assert done.returncode == 2

@@ -42,6 +42,7 @@ def cells(tiny):
     return [named[0], *named]
 
 
+@pytest.mark.slow
 def test_the_planner_makes_one_run_of_every_config_and_inline_none(cells, tmp_path, resolved):
     points, _ = plan_sweep(cells, tmp_path, Limits())
     assert sorted(resolved) == ["cell-0", "cell-1", "cell-2"]

@@ -301,6 +301,7 @@ def test_a_comparison_takes_rows_apart_by_its_column_alone():
     assert any("groups of dtype may differ in optimizer too" in line for line in told)
 
 
+@pytest.mark.slow
 def test_a_switch_of_the_config_can_be_compared_and_is_named(tmp_path):
     rows = own(**{"model.qk_norm": True})
     found = analyze("chinchilla", rows, {"bootstrap": 0}, compare_by="model.qk_norm").document
@@ -326,6 +327,7 @@ def fit(path, out, *flags):
     return command.main([f"--runs={path}", "--law=chinchilla", f"--out={out}", *flags])
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_law_for_each_group(tmp_path, capsys):
     rows = [{**r, "optimizer": "muon" if i % 2 else "adam w/o decay"} for i, r in enumerate(grid())]
     path = write(tmp_path / "runs.json", rows)

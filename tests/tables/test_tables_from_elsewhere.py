@@ -537,6 +537,7 @@ def test_small_counts_are_taken_for_millions_and_billions():
     assert not any("millions" in w for w in warnings_of("chinchilla", as_rows()))
 
 
+@pytest.mark.slow
 def test_groups_are_reported_by_every_method():
     kinds = (("c4", 1.0), ("pile", 0.9))
     for law in ("isoflop", "envelope", "chinchilla"):
