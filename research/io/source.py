@@ -25,10 +25,6 @@ PACKAGES = ("research", "experiments")
 ROOMS = ("models", "data", "training", "parallel")  # these decide a result, with what they import
 IMPORT = re.compile(rb"^\s*(?:from\s+(research[\w.]*)\s+)?import\s+(\([^)]*\)|.*)", re.MULTILINE)
 LARGEST, DIGITS = 1 << 20, 12  # bytes of a file, characters of a digest
-NOT_USERS = tuple(  # sysconfig takes .1 ms to say, and thousands of modules are asked about
-    f"{folder}{os.sep}"
-    for folder in (sysconfig.get_path("stdlib"), *(ROOT / name for name in PACKAGES))
-)
 
 _config_files: dict[str, str] = {}
 
@@ -70,11 +66,18 @@ def _digest(raw: bytes) -> str:
     return files.digest(raw)[:DIGITS]
 
 
+@functools.cache  # sysconfig takes .1 ms to say, and thousands of modules are asked about
+def _not_users() -> tuple[str, ...]:
+    """Beginnings of the paths of Python's own files and the library's."""
+    folders = (sysconfig.get_path("stdlib"), *(ROOT / name for name in PACKAGES))
+    return tuple(f"{folder}{os.sep}" for folder in folders)
+
+
 def is_users(path: str) -> bool:
     """Whether a Python file is neither the library's nor one that is installed."""
     full = os.path.abspath(path)
     installed = "site-packages" in full or "dist-packages" in full or path.startswith("<")
-    return not (installed or full.startswith(NOT_USERS))
+    return not (installed or full.startswith(_not_users()))
 
 
 def note_config(path: str) -> None:
