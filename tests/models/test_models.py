@@ -189,6 +189,7 @@ def test_size_rule_meets_the_models_it_was_drawn_through():
     assert (llama["width"], llama["depth"], llama["heads"]) == (4096, 32, 32)
 
 
+@pytest.mark.slow
 def test_every_rung_is_a_valid_model_and_larger_than_the_one_below():
     inputs = jax.ShapeDtypeStruct((1, 16), jnp.int32)
     before = 0

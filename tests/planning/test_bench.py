@@ -36,6 +36,7 @@ def found(run):
         return benchmark.measure(run, blocks=2, seconds=1e-3)
 
 
+@pytest.mark.slow
 def test_figures_are_consistent(found, run):
     seconds = found["ms_per_step"] / 1e3
     assert found["tokens_per_step"] == run.batch * 32

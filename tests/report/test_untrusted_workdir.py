@@ -42,6 +42,7 @@ def verified_sweep(path, changes=()):
     return path
 
 
+@pytest.mark.slow
 def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(
         build, "_fit_surfaces", lambda rows, mix: {}

@@ -285,6 +285,7 @@ def only_run(workdir):
     return run
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_with_each_step_once(flow):
     workdir, _ = flow
     run = only_run(workdir)

@@ -134,7 +134,7 @@ def outcome(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "law",
     [
-        pytest.param(law, marks=() if law in ("chinchilla", "optima") else pytest.mark.slow)
+        pytest.param(law, marks=() if law in ("envelope", "optima") else pytest.mark.slow)
         for law in ("power", "chinchilla", "saturating", *laws.METHODS)
     ],
 )

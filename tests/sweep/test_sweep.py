@@ -205,6 +205,7 @@ def test_a_run_that_kills_its_process_comes_after_all_others(tiny, tmp_path, mon
     assert order[-1] == first
 
 
+@pytest.mark.slow
 def test_units_of_a_shape_that_is_compiled_come_first(tiny, tmp_path, monkeypatch):
     order, original = [], work_units.train_unit
 

@@ -31,7 +31,10 @@ def grid(**changed):
         ("chinchilla", grid(), ["--predict_flops=1e22", "--anytime", "--next_runs=1e21"]),
         pytest.param("overtraining", grid(), ["--multiverse"], marks=pytest.mark.slow),
         pytest.param("isoflop", iso_rows(), ["--multiverse"], marks=pytest.mark.slow),
-        ("power", rows_of(SIZES, np.full(12, 2.0)), ["--score=E=1,A=10,alpha=.3"]),
+        pytest.param(
+            *("power", rows_of(SIZES, np.full(12, 2.0)), ["--score=E=1,A=10,alpha=.3"]),
+            marks=pytest.mark.slow,
+        ),
         ("power", rows_of(SIZES, 0.1 + 1e-3 * SIZES**-0.3), ["--score=E=.2,A=.001,alpha=.3"]),
         pytest.param(
             *("chinchilla", two_recipes(noise=0.0), ["--compare=group"]), marks=pytest.mark.slow
@@ -59,6 +62,7 @@ def test_small_exponents_are_found(alpha, floor):
     assert near["objective"] > 1e-12
 
 
+@pytest.mark.slow
 def test_tokens_that_go_with_parameters_leave_no_optimum():
     rows = [{**row, "tokens": 20 * row["params"]} for row in grid()[::4]]
     rows = [{**r, "loss": loss_at(r["params"], r["tokens"])} for r in rows]

@@ -257,6 +257,7 @@ FIELDS = (61, 16, 32, 2, 4, 4, 48, "rms", "rotary", 1e4, "swiglu", False, False,
 FIELDS += ("float32", "own", "none", 1)
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_what_is_evaluated_kept_and_taken(tiny, tmp_path):
     plain, without = fit(tiny(), tmp_path / "plain")
     _, kept = stored_state.latest_intact(without)

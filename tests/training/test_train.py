@@ -51,7 +51,7 @@ def trained(config, dispatches, sizes=ONE, room=10):
     return jax.device_get(state), losses
 
 
-@pytest.mark.parametrize("sizes", [ONE, ONE | {"data": 2}])
+@pytest.mark.parametrize("sizes", [ONE, pytest.param(ONE | {"data": 2}, marks=pytest.mark.slow)])
 def test_any_split_into_dispatches_gives_the_same_bits(tiny, sizes):
     config = tiny(REAL)
     single, losses = trained(config, [1] * 20, sizes)
@@ -65,6 +65,7 @@ def test_any_split_into_dispatches_gives_the_same_bits(tiny, sizes):
     )
 
 
+@pytest.mark.slow
 def test_a_dispatch_of_one_step_programs_agrees_with_a_room_of_ten(tiny):
     """The room is another program, so equality is only to rounding."""
     _, ten = trained(tiny(REAL), [10], room=10)

@@ -109,7 +109,7 @@ def test_every_member_has_the_losses_that_it_has_alone(vmapped, tmp_path):
     assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-3
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_members_with_orders_of_their_own_have_their_own_batches(
     devices, tiny, tmp_path, monkeypatch
 ):
@@ -141,6 +141,7 @@ FACTOR = {
 SHORT = {"size": 2e4, "data.context": 16}
 
 
+@pytest.mark.slow
 def test_members_of_one_device_have_the_losses_that_they_have_alone(vmapped, tmp_path, monkeypatch):
     runs, _, _ = vmapped
     monkeypatch.setattr(vmapped_runs, "runs_mesh", lambda *_: on(1))
@@ -295,6 +296,7 @@ def test_a_diverging_member_changes_no_bit_of_the_others(vmapped, tiny, tmp_path
     assert [s for s, _ in curve(lost, tmp_path / "wild")] == [s for s, _ in curve(lost, tmp_path)]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(
     "R11",
     "a member diverges beside others on one device",
@@ -380,6 +382,7 @@ def test_vmapped_runs_resume_from_the_latest_common_checkpoint(vmapped, tmp_path
         assert without_clock(run, tmp_path) == without_clock(run, workdir)
 
 
+@pytest.mark.slow
 def test_vmapped_runs_of_which_one_lost_all_checkpoints_say_so(vmapped, tmp_path):
     runs, _, _ = vmapped
     with pytest.raises(Preempted):
