@@ -212,8 +212,7 @@ trainer.host_batches = slow
     "phase",
     [
         "training",
-        "evaluation",
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("start", "data wait")),
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("start", "data wait", "evaluation")),
     ],
 )
 def test_a_run_that_is_asked_to_stop_saves_whatever_it_does(phase, victim, tmp_path, seen):
@@ -259,7 +258,10 @@ def signalled(victim, tmp_path, number, *before):
     "as SIGTERM, exit code 75; SIGXCPU, which is repeated, never ends the process at once",
     "SIGHUP, SIGXCPU, SIGALRM, SIGUSR2 in training",
 )
-@pytest.mark.parametrize("why", OTHERS)
+@pytest.mark.parametrize(
+    "why",
+    [pytest.param(w, marks=() if w == "a lost terminal" else pytest.mark.slow) for w in OTHERS],
+)
 def test_whatever_asks_a_run_to_end_saves_it(why, victim, tmp_path, seen):
     child = signalled(victim, tmp_path, signal.Signals[OTHERS[why]])
     assert child.wait() == 75, child.said
@@ -270,6 +272,7 @@ def test_whatever_asks_a_run_to_end_saves_it(why, victim, tmp_path, seen):
     seen(1, f"{OTHERS[why]}: saved at step {saved}")
 
 
+@pytest.mark.slow
 def test_a_repeated_limit_of_cpu_time_leaves_time_to_save(victim, tmp_path):
     child = victim.start(tmp_path, PHASES["data wait"][0])
     assert child.until(lambda: "waiting" in child.said), child.said
@@ -280,6 +283,7 @@ def test_a_repeated_limit_of_cpu_time_leaves_time_to_save(victim, tmp_path):
     assert victim.assert_sound(tmp_path) >= 45
 
 
+@pytest.mark.slow
 def test_a_run_started_by_nohup_does_not_hear_that_the_terminal_is_lost(victim, tmp_path):
     ignores = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     child = signalled(victim, tmp_path, signal.SIGHUP, ignores)
