@@ -36,6 +36,12 @@ def embedding_lookup(table_VxD: Array, ids_M: Array) -> Array:
     return shard_rows(jnp.take(replicate(table_VxD, "tensor", None), ids_M, axis=0))
 
 
+def platform() -> str:
+    """Of the devices of the mesh in scope, which may be elsewhere; without one, of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def _constrain(x: Array, axes: tuple) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not set(ROWS) <= set(mesh.axis_names):

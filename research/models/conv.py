@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from research.models import custom_vjp
+from research.models import activation_sharding, custom_vjp
 
 Padding = Literal["SAME", "VALID"]
 
@@ -33,7 +33,7 @@ class Conv(nn.Module):
     def __call__(self, x_BxHxWxI: Array) -> Array:
         shape = (self.kernel, self.kernel, x_BxHxWxI.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
-        conv = im2col_conv if jax.default_backend() == "cpu" else xla_conv
+        conv = im2col_conv if activation_sharding.platform() == "cpu" else xla_conv
         y_BxHxWxO = conv(x_BxHxWxI, kernel, self.stride, self.padding)
         if not self.bias:
             return y_BxHxWxO

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from research.models import activation_sharding
+
 
 def materialize(x: Array) -> Array:
     """`x`, written to memory by XLA on CPU instead of being fused into its consumer.
@@ -20,7 +22,7 @@ def materialize(x: Array) -> Array:
     XLA folds a transpose into the matmul after it, and on CPU a matmul that contracts the first
     dimension of its left operand is slower. On accelerators it makes no difference.
     """
-    return jax.lax.optimization_barrier(x) if jax.default_backend() == "cpu" else x
+    return jax.lax.optimization_barrier(x) if activation_sharding.platform() == "cpu" else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

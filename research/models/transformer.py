@@ -20,9 +20,10 @@ SIZED = ("width", "depth", "heads", "kv_heads", "hidden")
 FIXABLE = ("depth",)  # may be given beside `size`
 DIVISIBILITY = (("heads", "width"), ("kv_heads", "heads"))
 SIZE_RULE = (
-    "width in steps of 8 (of 64 above 512); depth = round(2 (width/32)^0.57), at least 2, which "
-    "meets GPT-2 small (768, 12) and Llama 7B (4096, 32); head size = the even divisor of the "
-    "width nearest to 2.15 sqrt(width); feed-forward 4 x width, 8/3 x width for SwiGLU"
+    "width in steps of 8 (of 64 above 512, of 128 above 1024); depth = round(2 (width/32)^0.57), "
+    "at least 2, which meets GPT-2 small (768, 12) and Llama 7B (4096, 32); head size = the even "
+    "divisor of the width (above 512: 64 or 128) nearest to 2.15 sqrt(width); feed-forward 4 x "
+    "width, 8/3 x width for SwiGLU (above 512 in steps of 256)"
 )
 
 GROUPS = (
@@ -72,7 +73,7 @@ class TransformerConfig:
     bias: bool
     tie_embeddings: bool
     dtype: Literal["float32", "bfloat16"]
-    attention: Literal["auto", "own", "xla", "cudnn"]
+    attention: Literal["auto", "own", "xla", "cudnn", "splash"]
     remat: Literal["none", "dots", "full"]
     unroll: PositiveInt
 
@@ -218,15 +219,19 @@ class Attention(nn.Module):
 
 def check_platform(cfg: TransformerConfig, platform: str) -> None:
     """Raise ValueError if the platform does not support the model's attention implementation."""
-    attention.check(cfg.attention, cfg.dtype, cfg.head_size, platform)
+    if cfg.attention in ("cudnn", "splash"):
+        from research.models import attention_kernels as kernels
+
+        kernels.check(cfg.attention, cfg.dtype, cfg.head_size, cfg.context, platform)
 
 
 def nth_size(i: int, *, activation: str, **_: object) -> dict[str, int]:
     """The sized fields of the i-th smallest transformer, i ≥ 1, by SIZE_RULE."""
-    width = 8 * i if i <= 64 else 512 + 64 * (i - 64)
-    sizes = [k for k in range(2, width + 1, 2) if width % k == 0]
+    width = max(8 * min(i, 64), min(512 + 64 * (i - 64), 1024), 1024 + 128 * (i - 72))
+    sizes = [k for k in range(2, width + 1, 2) if width % k == 0] if width <= 512 else [64, 128]
     head_size = min(sizes, key=lambda k: abs(math.log(k / (2.15 * math.sqrt(width)))))
-    hidden = 8 * round(width / 3) if activation == "swiglu" else 4 * width
+    step = 8 if width <= 512 else 256
+    hidden = step * round(8 * width / 3 / step) if activation == "swiglu" else 4 * width
     return {
         "width": width,
         "depth": max(2, round(2 * (width / 32) ** 0.57)),
@@ -236,10 +241,11 @@ def nth_size(i: int, *, activation: str, **_: object) -> dict[str, int]:
     }
 
 
-def is_attention_map(cfg: TransformerConfig, shape: tuple[int, ...]) -> bool:
-    """Whether `shape` is that of the attention map, which a fused kernel never materializes."""
-    sizes = [size for size in shape if size > 1]
-    return len(shape) > 3 and sizes[-2:] == [cfg.context, cfg.context]
+def unwritten_map(cfg: TransformerConfig, platform: str) -> tuple[int, ...]:
+    """The sizes of a head's attention map where a kernel of the platform keeps it to itself."""
+    sizes = cfg.dtype, cfg.head_size, cfg.context, platform
+    fused = attention.choose_implementation(cfg.attention, *sizes) in ("cudnn", "splash")
+    return (cfg.context, cfg.context) if fused else ()
 
 
 def forward_flops(cfg: TransformerConfig) -> dict[str, int]:

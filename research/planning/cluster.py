@@ -78,7 +78,7 @@ def plan_for_mesh(
     mesh, parts = dict(mesh), run.execution.grad_accumulation
     device_mesh.check_rows(mesh, run.batch, parts)
     abstract = device_mesh.abstract_mesh(mesh)
-    kernels = list(jaxpr_liveness.list_kernels(memory.trace_step(run, abstract, machine.fused)))
+    kernels = list(jaxpr_liveness.list_kernels(memory.trace_step(run, abstract, machine.platform)))
     dtype = getattr(run.model.spec, "dtype", "float32")
     sharded, replicated = _parameter_bytes(run, mesh, 2 if dtype == "bfloat16" else 4)
     traffic = roofline.collective_traffic(kernels, mesh, sharded, replicated, parts)
@@ -88,13 +88,13 @@ def plan_for_mesh(
     flops = accounting.step_flops(run.model, run.batch)
     return Plan(
         mesh=mesh,
-        bytes=memory.estimate(run, abstract, machine.fused),
+        bytes=memory.estimate(run, abstract, machine.platform),
         available=hardware.USABLE * machine.memory,
         traffic=traffic,
         seconds=seconds,
         mfu=flops / (seconds.step * devices * machine.rate(dtype)),
         tokens_per_second=run.tokens_per_step / seconds.step,
-        alternatives=_alternatives(run, abstract, machine.fused) if alternatives else {},
+        alternatives=_alternatives(run, abstract, machine.platform) if alternatives else {},
     )
 
 
@@ -117,7 +117,7 @@ def _parameter_bytes(run: Run, mesh: Mapping[str, int], item: int) -> tuple[floa
     return sharded, replicated
 
 
-def _alternatives(run: Run, mesh: Any, fused: bool) -> dict[str, MemoryEstimate]:
+def _alternatives(run: Run, mesh: Any, platform: str) -> dict[str, MemoryEstimate]:
     """What it takes with another Execution, which does not change the result."""
     options: list[tuple[str, dict[str, Any]]] = []
     fields = registry.fields(*registry.table(*schema.PLUGS["model"])[run.facts["family"]])
@@ -126,7 +126,7 @@ def _alternatives(run: Run, mesh: Any, fused: bool) -> dict[str, MemoryEstimate]
     if hasattr(run.task, "chunk"):
         options += [("task.chunk=0", {"chunk": 0}), ("task.chunk=none", {"chunk": None})]
     return {
-        key: memory.estimate(with_execution(run, **changes), mesh, fused)
+        key: memory.estimate(with_execution(run, **changes), mesh, platform)
         for key, changes in options
     }
 

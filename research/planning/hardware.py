@@ -12,8 +12,8 @@ from research.errors import BadInput
 
 
 class Machine(NamedTuple):
-    """`fused`: attention is one kernel that never writes its map. `device_kinds`: what the driver,
-    and so jax's `device_kind`, calls exactly these cards. `sources` are document titles."""
+    """`platform` is jax's word. `device_kinds`: what the driver, and so jax's `device_kind`, calls
+    exactly these. `sources` are document titles."""
 
     rates: Mapping[str, float]
     memory: float
@@ -21,7 +21,7 @@ class Machine(NamedTuple):
     node: int
     within: float
     between: float
-    fused: bool
+    platform: str
     device_kinds: tuple[str, ...]
     sources: tuple[str, ...]
 
@@ -42,7 +42,7 @@ MACHINES: dict[str, Machine] = {
         node=8,
         within=450e9,
         between=50e9,
-        fused=True,
+        platform="gpu",
         device_kinds=("NVIDIA H100 80GB HBM3",),
         sources=(
             "NVIDIA H100 Tensor Core GPU Datasheet: SXM, BF16 1,979 and TF32 989 TFLOPS with "
@@ -57,7 +57,7 @@ MACHINES: dict[str, Machine] = {
         node=8,
         within=450e9,
         between=50e9,
-        fused=True,
+        platform="gpu",
         device_kinds=("NVIDIA H200",),
         sources=(
             "NVIDIA H200 Tensor Core GPU Datasheet: SXM, BF16 1,979 and TF32 989 TFLOPS with "
@@ -72,7 +72,7 @@ MACHINES: dict[str, Machine] = {
         node=8,
         within=300e9,
         between=25e9,
-        fused=True,
+        platform="gpu",
         device_kinds=("NVIDIA A100-SXM4-80GB",),
         sources=(
             "NVIDIA A100 80GB Tensor Core GPU Datasheet: SXM, BF16 312 and TF32 156 TFLOPS, 80 GB, "

@@ -8,7 +8,7 @@ that it would describe.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
@@ -39,6 +39,7 @@ REDUCTIONS = {
 }
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _LOOPS = frozenset(("scan", "while", "cond", "shard_map"))
+_KERNELS = frozenset(("pallas_call",))  # whose own program is of blocks and not of their operands
 
 
 class Value:
@@ -85,9 +86,9 @@ class Program:
     and `rows` among which examples are split.
 
     `layouts` says of the first inputs, and of the outputs of the same numbers, which dimension the
-    tensor axis splits and over how many devices they lie in all. Arrays for which `fused(shape)` is
-    true are never materialized. `names`, {size of a last dimension: kind}, tells kinds of memory
-    apart.
+    tensor axis splits and over how many devices they lie in all. Arrays whose last dimensions
+    are `unwritten` are in a kernel and never materialized. `names`, {size of a last dimension:
+    kind}, tells kinds of memory apart.
     """
 
     def __init__(
@@ -96,10 +97,10 @@ class Program:
         layouts: Sequence[tuple[int | None, int]],
         tensor: int,
         rows: int = 1,
-        fused: Callable[[tuple], bool] = lambda shape: False,
+        unwritten: tuple[int, ...] = (),
         names: Mapping[int, str] | None = None,
     ):
-        self.tensor, self.rows, self.fused = tensor, rows, fused
+        self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
         self.names = names or {}
         self.state_count = len(layouts)
         ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
@@ -129,7 +130,7 @@ class Program:
         for eqn in jaxpr.eqns:
             operands, name = [value(v) for v in eqn.invars], eqn.primitive.name
             inner = next((eqn.params[k] for k in _CALLS if k in eqn.params), None)
-            if inner is not None and name not in _LOOPS:
+            if inner is not None and name not in _LOOPS | _KERNELS:
                 inner = getattr(inner, "jaxpr", inner)
                 outs = self._inline(inner, operands, ops)
             else:
@@ -232,8 +233,10 @@ class Program:
 
     def bytes(self, value: Value) -> float:
         """On one device."""
-        if self.fused(value.shape):
-            return 0.0
+        if self.unwritten and len(value.shape) > 3:
+            sizes = [size for size in value.shape if size > 1]
+            if tuple(sizes[-len(self.unwritten) :]) == self.unwritten:
+                return 0.0
         ways = value.ways or (self.tensor if value.split is not None else 1)
         return value.size / ways
 

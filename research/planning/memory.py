@@ -12,7 +12,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import AbstractDevice, AbstractMesh, Mesh
 
 from research.errors import BadInput
 from research.io.humanize import format_bytes
@@ -59,13 +59,13 @@ class MemoryEstimate(NamedTuple):
         return ", ".join(f"{name} {format_bytes(value)}" for name, value in parts if value)
 
 
-def estimate(run: Run, mesh: AnyMesh, fused: bool = False) -> MemoryEstimate:
-    """What `run` takes on one device of `mesh`; with `fused` attention, whose map is never written.
+def estimate(run: Run, mesh: AnyMesh, platform: str = "cpu") -> MemoryEstimate:
+    """What `run` takes on one device of `mesh`, with the kernels that its model has on `platform`.
 
     Raises BadInput where the mesh does not divide a parameter.
     """
     fixed = MemoryEstimate(*resident(run, mesh))
-    parts = jaxpr_liveness.peak_bytes(trace_step(run, mesh, fused))
+    parts = jaxpr_liveness.peak_bytes(trace_step(run, mesh, platform))
     kinds = {k: parts.pop(k, 0.0) for k in ("gradients", "activations", "logits")}
     batch = fixed.batches / run.cadence.dispatch  # of one step, taken out of those of a dispatch
     return fixed._replace(**kinds, workspace=max(0.0, sum(parts.values())) + batch)
@@ -78,7 +78,7 @@ def check_fits(run: Run, mesh: Mesh) -> None:
     """
     available, needed = device_memory.available(), MemoryEstimate(*resident(run, mesh))
     if needed.total <= available:
-        needed = estimate(run, mesh, fused=mesh.devices.flat[0].platform == "gpu")
+        needed = estimate(run, mesh, mesh.devices.flat[0].platform)
     device = f"of each device, which has {format_bytes(available)}"
     count = run.cadence.dispatch
     if count > 1 and not run.cadence.paced and needed.batches > available / 4:
@@ -96,8 +96,9 @@ def check_fits(run: Run, mesh: Mesh) -> None:
         )
 
 
-def trace_step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.Program:
-    """The training step on one device of `mesh`."""
+def trace_step(run: Run, mesh: AnyMesh, platform: str = "cpu") -> jaxpr_sharding.Program:
+    """The training step on one device of `mesh`. It is traced without kernels, which tell nothing
+    of what is in them; what those of `platform` keep to themselves takes no bytes."""
     _, abstract = place_state(run, mesh)
     row_shards = device_mesh.batch_shards(mesh.shape)
     shard_rows = math.ceil(run.batch / row_shards)
@@ -107,9 +108,9 @@ def trace_step(run: Run, mesh: AnyMesh, fused: bool = False) -> jaxpr_sharding.P
     jaxpr = _step_jaxpr(step_spec(run), example_inputs(run.data), structure, shapes, tensor)
     layouts = [_layout(x) for x in jax.tree.leaves(abstract)]
     names = {run.model.spec.vocab: "logits"} if hasattr(run.model.spec, "vocab") else {}
-    is_map = getattr(run.model.family, "is_attention_map", None) if fused else None
-    in_kernel = functools.partial(is_map, run.model.spec) if is_map else lambda shape: False
-    return jaxpr_sharding.Program(jaxpr, layouts, tensor, row_shards, in_kernel, names)
+    unwritten = getattr(run.model.family, "unwritten_map", lambda spec, platform: ())
+    last = unwritten(run.model.spec, platform)
+    return jaxpr_sharding.Program(jaxpr, layouts, tensor, row_shards, last, names)
 
 
 @functools.lru_cache(maxsize=256)
@@ -120,7 +121,9 @@ def _step_jaxpr(
     init = functools.partial(init_from_params, optimizer=spec.optimizer)
     state = jax.eval_shape(init, spec.model.shapes(inputs), hyper=hyper)
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
+    cpu = AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
     mesh = device_mesh.abstract_mesh({"data": 1, "fsdp": 1, "tensor": tensor})
+    mesh = mesh.update(abstract_device=cpu)  # wherever it is traced
     return jax.make_jaxpr(device_mesh.with_mesh_names(mesh, spec.step))(state, batch, hyper)
 
 

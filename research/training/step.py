@@ -138,7 +138,7 @@ _ONCE = {"xla_backend_optimization_level": 0}
 @functools.lru_cache(maxsize=64)
 def init_program(spec: StepSpec, shardings: Placement) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
-    options = _ONCE if jax.default_backend() == "cpu" else None
+    options = _ONCE if shardings.mesh.devices.flat[0].platform == "cpu" else None
     init = device_mesh.with_mesh_names(shardings.mesh, spec.init)
     return jax.jit(init, out_shardings=shardings.tree, compiler_options=options)
 

@@ -2,17 +2,20 @@
 blocks worked out again, layers in a scan, donated states."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice
 
 from research import models
 from research.config import validation
 from research.errors import BadInput, Preempted
-from research.models import attention
+from research.models import attention, attention_kernels, custom_vjp
 from research.parallel import device_memory, device_mesh
+from research.planning import jaxpr_sharding
 from research.runs.directory import RunDirectory, read_launch
 from research.training import step
 from research.training.language_modeling import FEW, LOGITS, LanguageModeling
@@ -371,6 +374,64 @@ def test_attention_is_the_same_by_any_implementation(kv_heads, dtype):
     assert np.abs(own[0] - seeing_all).max() > 0.1
 
 
+@pytest.mark.parametrize(("kv_heads", "head_size"), [(2, 64), (1, 40)])
+def test_splash_attention_is_the_same(kv_heads, head_size):
+    """By XLA in place of a TPU; of heads that are filled up too, and of shared ones."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    q, g = (jax.random.normal(key, (2, 256, 2, head_size)) for key in keys[:2])
+    k, v = (jax.random.normal(key, (2, 256, kv_heads, head_size)) for key in keys[2:])
+    kernel = attention_kernels.splash
+
+    def found(function):
+        out, back = jax.vjp(function, q, k, v)
+        return out, back(g)
+
+    def by_kernel(q, k, v):
+        with mock.patch.object(
+            attention_kernels, "splash", functools.partial(kernel, interpret=True)
+        ):
+            return attention_kernels.causal_attention("splash", q, k, v)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        close(
+            jax.jit(lambda: found(by_kernel))(),
+            found(custom_vjp.causal_attention_vjp),
+            rtol=2e-5,
+            atol=2e-5,
+        )
+        wrong = functools.partial(kernel, scale=1.0, interpret=True)
+        first = custom_vjp.causal_attention_vjp(q, k, v)
+        assert np.abs(jax.jit(wrong)(q, k, v) - first).max() > 0.1
+
+
+def test_splash_attention_is_split_over_a_mesh():
+    """Over rows and heads, as an abstract mesh of TPUs is traced; XLA cannot split a kernel."""
+    mesh = device_mesh.abstract_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    tpu = AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")
+    mesh = mesh.update(abstract_device=tpu)
+    x = jax.ShapeDtypeStruct((8, 1024, 4, 64), jnp.bfloat16)
+    function = functools.partial(attention.causal_attention, "auto")
+    text = str(jax.make_jaxpr(device_mesh.with_mesh_names(mesh, function))(x, x, x))
+    assert "shard_map" in text
+    assert "bf16[2,2,1024,64]" in text  # rows and heads of one device
+    assert "1024,1024]" not in text.replace(" ", "")
+    own = functools.partial(attention.causal_attention, "own")
+    whole = str(jax.make_jaxpr(device_mesh.with_mesh_names(mesh, own))(x, x, x))
+    assert "1024,1024]" in whole.replace(" ", "")
+
+
+def test_a_kernel_tells_the_estimate_nothing():
+    """It is passed over and does not end a plan; what surrounds it is counted."""
+    x = jax.ShapeDtypeStruct((2, 256, 2, 64), jnp.float32)
+    kernel = functools.partial(attention_kernels.splash, scale=1.0)
+    jaxpr = jax.make_jaxpr(lambda q, k, v: kernel(q, k, v) + q)(x, x, x)
+    assert "pallas_call" in str(jaxpr)
+    program = jaxpr_sharding.Program(jaxpr, [], 1)
+    names = [op.name for op in program.level.ops]
+    assert "pallas_call" in names
+    assert names[-1] == "add"
+
+
 @pytest.mark.slow
 def test_a_model_is_the_same_by_any_implementation(tiny):
     (one, found), (other, others) = (
@@ -381,25 +442,30 @@ def test_a_model_is_the_same_by_any_implementation(tiny):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "head_size", "platform", "by"),
+    ("dtype", "head_size", "length", "platform", "by"),
     [
-        ("bfloat16", 64, "gpu", "cudnn"),
-        ("bfloat16", 64, "cpu", "own"),
-        ("bfloat16", 64, "tpu", "own"),
-        ("float32", 64, "gpu", "own"),
-        ("bfloat16", 60, "gpu", "own"),
-        ("bfloat16", 256, "gpu", "own"),
+        ("bfloat16", 64, 1024, "gpu", "cudnn"),
+        ("bfloat16", 64, 1024, "cpu", "own"),
+        ("bfloat16", 64, 1024, "tpu", "splash"),
+        ("float32", 64, 1024, "tpu", "splash"),
+        ("bfloat16", 64, 100, "tpu", "own"),
+        ("float32", 64, 1024, "gpu", "own"),
+        ("bfloat16", 60, 1024, "gpu", "cudnn"),  # filled up to 64
+        ("bfloat16", 256, 1024, "gpu", "own"),
+        ("bfloat16", 256, 1024, "tpu", "splash"),
     ],
 )
-def test_attention_is_chosen_by_what_cudnn_takes(dtype, head_size, platform, by):
-    assert attention.choose_implementation("auto", dtype, head_size, platform) == by
-    assert attention.choose_implementation("xla", dtype, head_size, platform) == "xla"
-    attention.check("auto", dtype, head_size, platform)
-    if by == "cudnn":
-        attention.check("cudnn", dtype, head_size, platform)
-    else:
-        with pytest.raises(ValueError, match=r"attention: cudnn .* expected auto, own or xla"):
-            attention.check("cudnn", dtype, head_size, platform)
+def test_attention_is_chosen_by_what_a_kernel_takes(dtype, head_size, length, platform, by):
+    asked = dtype, head_size, length, platform
+    assert attention.choose_implementation("auto", *asked) == by
+    assert attention.choose_implementation("xla", *asked) == "xla"
+    attention_kernels.check("auto", *asked)
+    for kernel in ("cudnn", "splash"):
+        if by == kernel:
+            attention_kernels.check(kernel, *asked)
+            continue
+        with pytest.raises(ValueError, match=rf"attention: {kernel} .* expected auto, own or xla"):
+            attention_kernels.check(kernel, *asked)
 
 
 def test_cudnn_where_it_cannot_be_is_rejected_before_a_compile(tiny):

@@ -1,0 +1,118 @@
+"""The platform is that of the mesh, wherever a program is traced; TPUs lie in the mesh as they are
+wired."""
+
+import logging
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from research.errors import BadInput
+from research.models import activation_sharding, conv, custom_vjp
+from research.parallel import device_mesh, tpu_mesh
+
+ONE = (1, 1, 1)
+
+
+def mesh_of(platform):
+    device = AbstractDevice(device_kind="any", num_cores=None, platform=platform)
+    axes = (AxisType.Auto,) * 3
+    return AbstractMesh(ONE, device_mesh.AXES, axis_types=axes, abstract_device=device)
+
+
+def traced(function, platform, *args):
+    return str(jax.make_jaxpr(device_mesh.with_mesh_names(mesh_of(platform), function))(*args))
+
+
+def test_barriers_are_written_for_cpu_alone():
+    x, w = jnp.ones((4, 8)), jnp.ones((8, 2))
+
+    def gradient(x, w):
+        return jax.grad(lambda x, w: custom_vjp.dense(x, w).sum(), (0, 1))(x, w)
+
+    assert "optimization_barrier" in traced(gradient, "cpu", x, w)
+    assert "optimization_barrier" not in traced(gradient, "gpu", x, w)
+    assert "optimization_barrier" not in traced(gradient, "tpu", x, w)
+
+
+def test_convolutions_are_those_of_the_platform():
+    layer = conv.Conv(3, 3)
+    x = jnp.ones((1, 8, 8, 2))
+    params = layer.init(jax.random.key(0), x)
+    assert "conv_general_dilated" in traced(layer.apply, "tpu", params, x)
+    assert "conv_general_dilated" not in traced(layer.apply, "cpu", params, x)
+
+
+def test_a_jitted_function_is_traced_again_for_another_platform():
+    """As the models' are: the mesh in scope is in the key of what jax has traced."""
+    seen = []
+
+    @jax.jit
+    def inner(x):
+        seen.append(activation_sharding.platform())
+        return x
+
+    for platform in ("gpu", "tpu", "gpu"):
+        traced(lambda x: inner(x), platform, jnp.ones(2))
+    assert seen == ["gpu", "tpu"]
+    assert activation_sharding.platform() == "cpu"
+
+
+def test_the_mesh_of_devices_has_their_platform():
+    mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
+    found = []
+    named = device_mesh.with_mesh_names(mesh, lambda: found.append(activation_sharding.platform()))
+    named()
+    assert found == ["cpu"]
+
+
+def tpus(shape, slices=1, kind="TPU v5"):
+    """Devices of `slices` tori of `shape`, numbered as the runtime does: x fastest."""
+    per = int(np.prod(shape))
+    return [
+        SimpleNamespace(
+            id=s * per + i,
+            platform="tpu",
+            device_kind=kind,
+            core_on_chip=0,
+            coords=tuple(int(c) for c in np.unravel_index(i, shape[::-1])[::-1]),
+            slice_index=s,
+            process_index=(s * per + i) // 4,
+        )
+        for s in range(slices)
+        for i in range(per)
+    ]
+
+
+def test_an_axis_of_the_mesh_is_one_of_the_torus():
+    grid = tpu_mesh.arrange(tpus((4, 4, 4)), (4, 16, 1))
+    for line in grid[:, :, 0].T:  # of the data axis: all in one line of the torus
+        same = [len({d.coords[axis] for d in line}) for axis in range(3)]
+        assert sorted(same) == [1, 1, 4]
+    assert {d.id for d in grid.flat} == set(range(64))
+    in_order = np.array(tpus((4, 4, 4))).reshape(4, 16, 1)
+    assert [d.id for d in grid.flat] != [d.id for d in in_order.flat]
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 16, 1), 0), ((1, 32, 1), 1), ((4, 4, 2), 0)])
+def test_slices_lie_along_the_outermost_axis_that_they_divide(shape, axis):
+    grid = tpu_mesh.arrange(tpus((4, 4, 1), slices=2), shape)
+    assert grid.shape == shape
+    halves = np.split(grid, 2, axis=axis)
+    assert [{d.slice_index for d in half.flat} for half in halves] == [{0}, {1}]
+
+
+def test_slices_that_no_axis_divides_are_refused():
+    with pytest.raises(BadInput, match=r"mesh: 2 slices; expected a multiple .* not 1 and 1"):
+        tpu_mesh.arrange(tpus((4, 4, 1), slices=2), (1, 1, 32))
+
+
+def test_half_a_torus_is_taken_in_order(caplog):
+    devices = tpus((4, 4, 1))[:3]
+    with caplog.at_level(logging.WARNING):
+        grid = tpu_mesh.arrange(devices, (3, 1, 1))
+    assert [d.id for d in grid.flat] == [0, 1, 2]
+    assert "in the order of their numbers" in caplog.text
