@@ -1,105 +1,125 @@
-"""Write the tables of docs/machines.md: 125M to 70B parameters on 8 to 4,096 devices.
+"""Write the table of docs/machines.md: what the machines' own compilers say of language models from
+125M to 70B parameters, beside the estimate.
 
-python -m tools.machines_table [--device=h100 --device=a100]
+python -m tools.machines_table [--row=h100:8]
 
-Takes minutes. For each cell the best of some meshes, and the least remat with which it fits; the
-batch is EACH sequences for each device.
+Needs the extras `cuda` and `tpu`, and takes a quarter of an hour: each row is one call of
+experiments.plan with --compile.
 """
 
 import argparse
-import copy
-import re
+import datetime
+import json
+import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from research.config import validation
-from research.config.loading import load_config, validated
 from research.io.text_table import format_table
-from research.planning import cluster, hardware
-from research.planning.cluster import Plan
-from research.planning.hardware import Machine
-from research.training.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
-SIZES = (125e6, 350e6, 1.3e9, 7e9, 13e9, 70e9)
-COUNTS = (8, 64, 512, 4096)
-EACH, VOCAB = 4, 32768
-# Of configs/lm_transformer.py; how long a run is decides nothing here, if it has a step.
-CONFIG = {"data.context": 2048, "model.dtype": "bfloat16"}
-CONFIG |= {"horizon.unit": "tokens_per_param", "horizon.amount": 20.0}
-HEADINGS = (
-    *("parameters", "devices", "data, fsdp, tensor", "remat", "GB", "fits", "step ≥", "MFU ≤"),
+BEGIN, END = "<!-- printed by `python -m tools.machines_table` -->", "<!-- end of the table -->"
+HEADINGS = ("target", "parameters", "batch, context", "data, fsdp, tensor", "remat")
+HEADINGS += ("GB", "live", "estimate", "fits", "step ≥", "MFU ≤", "received", "errors")
+
+
+class Row(NamedTuple):
+    target: str
+    size: float
+    batch: int
+    context: int
+    mesh: tuple[int, int, int]
+    remat: str
+
+    def command(self, *more: str) -> list[str]:
+        mesh = ",".join(f"{a}:{n}" for a, n in zip(("data", "fsdp", "tensor"), self.mesh))
+        flags = ["--config=configs/lm_transformer.py", "--vocab=32768", f"--mesh={mesh}", "--json"]
+        config = {
+            "size": self.size,
+            "data.context": self.context,
+            "batch.size": self.batch,
+            "model.remat": self.remat,
+            "model.dtype": "bfloat16",
+            "model.unroll": 1,
+            "horizon.unit": "steps",
+            "horizon.amount": 1000,
+            "loop.steps_per_dispatch": 4,
+        }
+        flags += [f"--config.{key}={value}" for key, value in config.items()]
+        return [sys.executable, "-m", "experiments.plan", *flags, *more]
+
+
+ROWS = (
+    Row("h100:8", 125e6, 32, 2048, (1, 8, 1), "none"),
+    Row("h100:8", 1.3e9, 32, 2048, (1, 8, 1), "none"),
+    Row("h100:8", 7e9, 32, 2048, (1, 8, 1), "dots"),
+    Row("h100:1x8x8", 7e9, 256, 2048, (1, 64, 1), "none"),
+    Row("h100:1x8x8", 7e9, 256, 2048, (1, 64, 1), "full"),
+    Row("h100:1x8x8", 13e9, 256, 2048, (1, 64, 1), "dots"),
+    Row("h100:1x8x8", 70e9, 256, 2048, (1, 64, 1), "full"),
+    Row("a100:8", 1.3e9, 32, 2048, (1, 8, 1), "none"),
+    Row("tpu:v6e:4x4", 1.3e9, 64, 2048, (1, 16, 1), "full"),
+    Row("tpu:v5p:4x4x4", 7e9, 128, 4096, (4, 16, 1), "full"),
+    Row("tpu:v5e:16x16", 8e9, 256, 2048, (1, 256, 1), "full"),
 )
+
+
+def planned(row: Row, *more: str) -> dict[str, Any]:
+    """What experiments.plan says of a row; also where it ends with an error of the program."""
+    done = subprocess.run(row.command(*more), capture_output=True, text=True)
+    if not done.stdout.startswith("{"):
+        raise SystemExit(f"{row.target}: {done.stderr.strip()}")
+    return json.loads(done.stdout)
+
+
+def cells(row: Row, plan: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a row; those of the compiler only where it was asked."""
+    found = plan.get("compiled")
+    total = found["bytes"]["total"] if found else plan["bytes"]["total"]
+    received = sum(c["received"] for c in found["collectives"]) if found else 0.0
+    return (
+        row.target,
+        f"{plan['params'] / 1e9:.3g}B",
+        f"{row.batch}, {row.context}",
+        ", ".join(map(str, row.mesh)),
+        row.remat,
+        f"{total / 1e9:.3g}" if found else "",
+        f"{found['live'] / 1e9:.3g}" if found else "",
+        f"{plan['bytes']['total'] / 1e9:.3g}",
+        "yes" if total <= plan["available"] else "no",
+        f"{plan['seconds']['step']:.3g}",
+        f"{plan['mfu']:.0%}",
+        f"{received / 1e9:.3g}" if found else "",
+        str(len(found["errors"])) if found else "",
+    )
+
+
+def with_table(page: str, table: str) -> str:
+    """The page with `table` between BEGIN and END."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise LookupError(f"no table between {BEGIN} and {END} in {PAGE}")
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", action="append", choices=hardware.MACHINES)
+    parser.add_argument("--row", help="print the rows of this target and write nothing")
     args = parser.parse_args()
-    config, _ = load_config("configs/lm_transformer.py")
-    config, problems = validation.override(config, CONFIG)
-    assert not problems, problems
-    for device in args.device or ("h100", "a100"):
-        table = machines_table(validated(config), hardware.machine_named(device))
-        PAGE.write_text(with_table(PAGE.read_text(), device, table))
+    rows, versions = [], {}
+    for row in ROWS:
+        if args.row in (None, row.target):
+            plan = planned(row, f"--compile={row.target}")
+            versions |= plan["compiled"]["versions"]
+            rows.append(cells(row, plan))
+            print(*rows[-1], *plan["compiled"]["errors"], sep=" | ", flush=True)
+    if args.row is None:
+        names = ", ".join(f"{name} {version}" for name, version in versions.items())
+        made = f"{datetime.date.today()}, by {names}"
+        table = f"{format_table(HEADINGS, rows, markdown=True)}\n\nCompiled on {made}."
+        PAGE.write_text(with_table(PAGE.read_text(), table))
     return 0
-
-
-def with_table(page: str, device: str, table: str) -> str:
-    """The page with `table` in place of that under the heading of `device`."""
-    pattern = rf"(?<=\n### {device.upper()}\n\n)(\|.*\n)+"
-    if not re.search(pattern, page):
-        raise LookupError(f"no table under '### {device.upper()}' in {PAGE}")
-    return re.sub(pattern, lambda _: table + "\n", page, count=1)
-
-
-def machines_table(config: Mapping[str, Any], machine: Machine) -> str:
-    """SIZES on COUNTS devices, as Markdown. The config says all but the size and the batch."""
-    rows = []
-    for size in SIZES:
-        for devices in COUNTS:
-            plan, run = best_plan(config, size, devices, machine)
-            rows.append((
-                f"{run.facts['params'] / 1e9:.3g}B",
-                f"{devices}",
-                ", ".join(str(n) for n in plan.mesh.values()),
-                str(run.execution.remat),
-                f"{plan.bytes.total / 1e9:.3g}",
-                "yes" if plan.fits else "no",
-                f"{plan.seconds.step:.3g}",
-                f"{plan.mfu:.0%}",
-            ))  # fmt: skip
-    return format_table(HEADINGS, rows, markdown=True)
-
-
-def best_plan(
-    config: Mapping[str, Any], size: float, devices: int, machine: Machine
-) -> tuple[Plan, Run]:
-    """The fastest plan with the least remat with which any fits, or that of the fewest bytes."""
-    config = copy.deepcopy(dict(config))
-    config["size"], config["batch"]["size"] = size, EACH * devices
-    run, tried = cluster.run_without_data(config, VOCAB), []
-    for remat in ("none", "dots", "full"):
-        run = cluster.with_execution(run, remat=remat)
-        meshes = promising_meshes(list(cluster.candidate_meshes(run, machine, devices)), machine)
-        tried += [(cluster.plan_for_mesh(run, machine, mesh), run) for mesh in meshes]
-        if fitting := [pair for pair in tried if pair[0].fits]:
-            return min(fitting, key=lambda pair: pair[0].seconds.step)
-    return min(tried, key=lambda pair: pair[0].bytes.total)
-
-
-def promising_meshes(meshes: list[dict[str, int]], machine: Machine) -> list[dict[str, int]]:
-    """For each tensor size the meshes whose fsdp axis is a node, 64 devices or the longest."""
-    longest: dict[int, int] = {}
-    for mesh in meshes:
-        longest[mesh["tensor"]] = max(longest.get(mesh["tensor"], 0), mesh["fsdp"])
-    return [
-        mesh
-        for mesh in meshes
-        if mesh["fsdp"] in (machine.node // mesh["tensor"], 64, longest[mesh["tensor"]])
-    ]
 
 
 if __name__ == "__main__":

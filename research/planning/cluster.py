@@ -98,11 +98,6 @@ def plan_for_mesh(
     )
 
 
-def unfused_dispatch_bytes(run: Run, mesh: Mapping[str, int]) -> float:
-    """Bytes of a dispatch where attention is no single kernel, as in what XLA compiles on CPU."""
-    return memory.estimate(run, device_mesh.abstract_mesh(mesh)).dispatch
-
-
 def _parameter_bytes(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, float]:
     """Bytes of one tensor slice of the parameters that the fsdp axis splits, in the type of `item`
     bytes that products are in; and, in float32, of all others."""
@@ -293,7 +288,7 @@ def format_plan(plan: Plan, run: Run, device: str, largest: tuple[int, dict] | N
         f"batch {run.batch}, in {run.execution.grad_accumulation} parts, "
         f"{run.tokens_per_step:,} {unit} a step",
         "",
-        "bytes on one device",
+        "bytes on one device, estimated to about 30 % (--compile asks the compiler)",
         *(f"  {name:<12}{amount}" for name, amount in rows),
         *(f"  with {key:<22}{size(b.total)}" for key, b in plan.alternatives.items()),
         "",

@@ -80,6 +80,50 @@ MACHINES: dict[str, Machine] = {
             "NVIDIA DGX A100 System User Guide: 8 GPUs, one 200 Gb/s ConnectX-6 port for each",
         ),
     ),
+    # A TPU's product of float32 is one pass in bfloat16 unless jax is told otherwise. `within`: all
+    # links of a chip at once, which only a mesh axis over the whole slice uses; `node` is a pod.
+    "v5e": Machine(
+        rates={"bfloat16": 197e12, "float32": 197e12},
+        memory=16e9,
+        bandwidth=819e9,
+        node=256,
+        within=200e9,
+        between=3.125e9,
+        platform="tpu",
+        device_kinds=("TPU v5 lite",),
+        sources=(
+            "Google Cloud, TPU v5e: 197 TFLOPS in bf16, 16 GB, 819 GB/s, ICI 400 GB/s (both "
+            "directions), pods of 256; a host of 8 chips has 2 x 100 Gb/s",
+        ),
+    ),
+    "v5p": Machine(
+        rates={"bfloat16": 459e12, "float32": 459e12},
+        memory=95e9,
+        bandwidth=2.765e12,
+        node=8960,
+        within=600e9,
+        between=6.25e9,
+        platform="tpu",
+        device_kinds=("TPU v5", "TPU v5p"),
+        sources=(
+            "Google Cloud, TPU v5p: 459 TFLOPS in bf16, 95 GB, 2,765 GB/s, ICI 1,200 GB/s (both "
+            "directions), pods of 8,960; 50 Gb/s of the data center's network for a chip",
+        ),
+    ),
+    "v6e": Machine(
+        rates={"bfloat16": 918e12, "float32": 918e12},
+        memory=32e9,
+        bandwidth=1.638e12,
+        node=256,
+        within=400e9,
+        between=12.5e9,
+        platform="tpu",
+        device_kinds=("TPU v6 lite", "TPU v6e"),
+        sources=(
+            "Google Cloud, TPU v6e: 918 TFLOPS in bf16, 32 GB, 1,638 GB/s, ICI 800 GB/s (both "
+            "directions), pods of 256; a host of 8 chips has 4 x 200 Gb/s",
+        ),
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from research.errors import BadInput
 from research.models import activation_sharding
 from research.parallel import device_mesh
 from research.params import leaves_by_path
-from research.planning import cluster, memory, xla_memory
+from research.planning import cluster, compiled, hlo, memory
 from research.training.make_run import make_run
 from research.training.trainer import place_state
 from tests.parallel.test_sharding import WIDE
@@ -44,7 +44,7 @@ class Program:
 
     def __init__(self, run, sizes):
         self.run, self.mesh = run, device_mesh.make_mesh(sizes, run.batch)
-        self.compiled = xla_memory.compile_dispatch(run, self.mesh)
+        self.compiled = compiled.compile_dispatch(run, self.mesh)
         self.collectives = []
         for line in self.compiled.as_text().splitlines():
             if found := COLLECTIVE.search(line):
@@ -160,10 +160,41 @@ def test_bytes_are_predicted_without_compiling(name, request):
     """What is compared: arguments + results + temporaries - those that share a place."""
     program = request.getfixturevalue(name)
     run, mesh = program.run, program.mesh
-    found = xla_memory.Reserved.from_compiled(program.compiled).peak
+    found = compiled.Reserved.from_compiled(program.compiled).peak
     assert memory.estimate(run, mesh).dispatch == pytest.approx(found, rel=0.1)
     wrong = device_mesh.abstract_mesh({"data": 2, "fsdp": 4, "tensor": 1})
     assert memory.estimate(run, wrong).dispatch != pytest.approx(found, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "all_axes"])
+def test_what_a_plan_says_of_a_program_is_in_it(name, request):
+    """Bytes by class, collectives of every block, and nothing that lies or moves unasked."""
+    program = request.getfixturevalue(name)
+    run, mesh = program.run, program.mesh
+    found = compiled.describe(program.compiled, run, mesh)
+    assert found["errors"] == []
+    held = compiled.Reserved.from_compiled(program.compiled)
+    assert found["bytes"]["total"] == held.peak
+    parts = {k: n for k, n in found["bytes"].items() if k != "total"}
+    assert sum(parts.values()) == pytest.approx(held.peak, rel=1e-3)
+    parameters = sum(n for path, (n, _) in program.arguments().items() if path.startswith("params"))
+    assert parts["parameters"] == parameters
+    kernels = [c for c in found["collectives"] if "mlp" in c["operation"]]
+    assert kernels
+    assert all(c["times"] % DEPTH == 0 for c in kernels)
+    assert {c["axes"] for c in kernels} <= {"fsdp", "tensor", "data,fsdp", "data"}
+    assert max(b["bytes"] for b in found["buffers"]) == found["buffers"][0]["bytes"]
+    # The twin: were the largest parameter smaller, what is gathered would be too much.
+    collectives = hlo.Program(program.compiled.as_text()).collectives(dict(mesh.shape))
+    assert compiled.unwanted(collectives, WIDTH)
+
+
+def test_a_state_that_lies_otherwise_is_told(fsdp):
+    """The twin of `errors` being empty: the same program, asked to lie as on another mesh."""
+    other = device_mesh.make_mesh({"data": 8, "fsdp": 1, "tensor": 1}, fsdp.run.batch)
+    found = compiled._misplaced(fsdp.compiled, fsdp.run, other)
+    assert any("blocks/mlp/up/kernel comes in as" in line for line in found)
+    assert compiled._misplaced(fsdp.compiled, fsdp.run, fsdp.mesh) == []
 
 
 def test_the_steps_of_a_recurrence_wait_for_nobody():

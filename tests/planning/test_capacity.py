@@ -12,7 +12,7 @@ from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.models import accounting
 from research.parallel import device_mesh
-from research.planning import cluster, hardware, jaxpr_liveness, memory, roofline, xla_memory
+from research.planning import cluster, hardware, jaxpr_liveness, memory, roofline
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
 
@@ -206,29 +206,6 @@ def test_no_mesh_for_a_batch_that_nothing_divides():
         cluster.best_mesh(run, H100, 16)
 
 
-# Compiled for simulated devices.
-
-
-SMALL = {"model__dtype": "float32", "model__depth": 4, "model__unroll": 1, "data__context": 64}
-
-
-@pytest.mark.slow
-def test_xla_reserves_what_is_planned():
-    """On more devices than are simulated: the data axis is shortened, with the batch."""
-    asked, sizes = config(**SMALL, batch__size=8192), mesh(data=1024, fsdp=2, tensor=2)
-    found = xla_memory.measure_reserved(asked, 256, sizes, most=8)
-    run = cluster.run_without_data(asked, 256)
-    planned = memory.estimate(run, device_mesh.abstract_mesh(sizes)).dispatch
-    assert planned == pytest.approx(found.peak, rel=0.1)
-    other = memory.estimate(run, device_mesh.abstract_mesh(mesh(data=2048, tensor=2))).dispatch
-    assert other != pytest.approx(found.peak, rel=0.1)
-
-
-def test_what_cannot_be_simulated_is_rejected():
-    with pytest.raises(BadInput, match="--exact: 1024 devices of fsdp and tensor, more than 512"):
-        xla_memory.measure_reserved(config(**SMALL), 256, mesh(fsdp=128, tensor=8))
-
-
 # The command.
 
 
@@ -259,8 +236,10 @@ def test_the_command_plans_without_the_data():
 
 def test_bad_input_ends_with_2():
     for flags, words in (
-        (["--device=b52"], "there is none for it; expected one of h100, h200, a100"),
+        (["--device=b52"], "there is none for it; expected one of h100, h200, a100, v5e"),
         (["--device=cpu"], "--device=cpu: a plan is a bound from data sheets"),
+        (["--compile=b52:8"], "--compile=b52:8: expected h100:8, h100:1x8x8"),
+        (["--compile=cpu:8", "--devices=8"], "names the devices; leave out --device, --devices"),
         (["--devices=0"], "--devices=0: expected at least 1"),
         (["--vocab=0"], "--vocab=0: expected at least 1"),
     ):

@@ -5,7 +5,7 @@ import pytest
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.parallel import device_mesh
-from research.planning import memory, xla_memory
+from research.planning import compiled, memory
 from research.training.make_run import make_run
 from tests.training.test_optimizers import NUMBERS
 
@@ -79,7 +79,7 @@ def test_bytes_are_those_that_xla_reserves(name, corpus, seen):
     assert not problems
     run = make_run(validated(config))
     mesh = device_mesh.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation)
-    found = xla_memory.Reserved.from_compiled(xla_memory.compile_dispatch(run, mesh)).peak
+    found = compiled.Reserved.from_compiled(compiled.compile_dispatch(run, mesh)).peak
     planned = memory.estimate(run, mesh).dispatch
     assert planned == pytest.approx(found, rel=CLOSE.get(name, 0.25))
     seen(1, f"{name} {planned / found - 1:+.1%}")

@@ -1,0 +1,268 @@
+"""Programs for machines that are not here: which there are, what is read from a program's text, and
+what the compilers of NVIDIA, Google and this CPU make of one."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from research.config import validation
+from research.config.loading import load_config, validated
+from research.errors import BadInput
+from research.models import attention, transformer
+from research.parallel import device_mesh
+from research.planning import cluster, compiled, hlo, targets
+
+MESH = {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+# Targets.
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr(targets, "_check_installed", lambda text, extra, *modules: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("h100:8", ("gpu", "h100", "1x1x8", 8)),
+        ("h100:64", ("gpu", "h100", "1x8x8", 64)),
+        ("a100:1x2x8", ("gpu", "a100", "1x2x8", 16)),
+        ("tpu:v5e:16x16", ("tpu", "v5e", "v5e:16x16", 256)),
+        ("tpu:v5p:4x4x4", ("tpu", "v5p", "v5p:4x4x4", 64)),
+        ("tpu:v6e:4x4", ("tpu", "v6e", "v6e:4x4", 16)),
+        ("cpu:8", ("cpu", "cpu", "", 8)),
+    ],
+)
+def test_targets(text, found, installed):
+    target = targets.parse_target(text)
+    assert (target.platform, target.device, target.topology, target.devices) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("h100", "h100:0", "h100:2x8", "b52:8", "tpu:8", "tpu:v5e:4", "tpu:v5p:4x4"),
+        *("tpu:v9:4x4", "cpu:2x2", "cpu:x", "tpu:h100:8", "tpu:v5e:v5e:4x4", ":8"),
+    ],
+)
+def test_what_is_no_target_is_rejected(text, installed):
+    with pytest.raises(BadInput, match=r"--compile=.*: expected h100:8, .* or cpu:8"):
+        targets.parse_target(text)
+
+
+def test_targets_that_no_host_or_machine_has(installed):
+    with pytest.raises(BadInput, match="12 devices; expected a multiple of 8"):
+        targets.parse_target("h100:12")
+    with pytest.raises(BadInput, match="at most 512 devices are simulated"):
+        targets.parse_target("cpu:1024")
+
+
+@pytest.mark.parametrize(("text", "extra"), [("h100:8", "cuda"), ("tpu:v5e:4x4", "tpu")])
+def test_a_compiler_that_is_not_installed_is_named(text, extra, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=rf"not installed; .*`pip install 'isoflop\[{extra}\]'`"):
+        targets.parse_target(text)
+
+
+# A program's text.
+
+TEXT = """
+HloModule jit_f
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%cond (p: (s32[], f32[16,8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(5)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%blocks (p: (s32[], f32[16,8])) -> (s32[], f32[16,8]) {
+  %g = ((bf16[4,8], bf16[2]), (bf16[16,8]{1,0:T(8,128)}, bf16[8])) all-gather-start(%w), @mlp
+  %gd = (bf16[16,8]{1,0}, bf16[8]{0}) all-gather-done(%g)
+  ROOT %big = f32[1024,1024]{1,0} dot(%gd, %gd), @attn
+}
+
+%step (p: (s32[])) -> (s32[]) {
+  %loop = (s32[], f32[16,8]) while(%t), condition=%cond, body=%blocks
+  %s = f32[2,8]{1,0} reduce-scatter(%h), replica_groups=GROUPS, to_apply=%add, dimensions={0}
+  %r = f32[] all-reduce(%l), replica_groups={}, to_apply=%add
+}
+
+%more (p: (s32[])) -> pred[] {
+  ROOT %and = pred[] and(%a, %b)
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %steps = (s32[]) while(%t), condition=%more, body=%step
+}
+"""
+TEXT = TEXT.replace(
+    "@mlp",
+    'replica_groups=GROUPS, metadata={op_name="jit(f)/while/body/blocks/(mlp/up:mlp/down)"}',
+)
+TEXT = TEXT.replace(
+    "@attn", 'metadata={op_name="jit(f)/while/body/closed_call/blocks/attn/dot_general"}'
+)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        "{{0,1,2,3},{4,5,6,7}}",
+        "[2,4]<=[8]",
+        "mesh['axis_0'=2,'axis_1'=4] {'axis_1'}",
+        "mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}",
+    ],
+)
+def test_collectives_are_counted_in_a_step(groups):
+    found = hlo.Program(TEXT.replace("GROUPS", groups)).collectives(MESH)
+    by_array = {c.array: c for c in found}
+    gathered = by_array["bf16[16,8]"]
+    assert gathered.times == 5  # by the loop's condition, as on TPUs
+    assert (gathered.kind, gathered.axes, gathered.ways) == ("all-gather", "fsdp", 4)
+    assert gathered.bytes == 16 * 8 * 2
+    assert gathered.received == 5 * 256 * 3 / 4
+    assert gathered.operation == "blocks"
+    scattered = by_array["4 x f32[2,8]"]
+    assert (scattered.times, scattered.bytes) == (1, 4 * 2 * 8 * 4)
+    assert by_array["f32[]"].kind == "all-reduce"
+
+
+def test_strided_groups_are_those_of_an_outer_axis():
+    for groups in ("{{0,4},{1,5},{2,6},{3,7}}", "[4,2]<=[2,4]T(1,0)"):
+        found = hlo.Program(TEXT.replace("GROUPS", groups)).collectives(MESH)
+        assert {c.axes for c in found if c.kind == "all-gather"} == {"data"}
+
+
+def test_the_largest_arrays_have_their_operation():
+    largest = hlo.Program(TEXT).largest()
+    assert largest[0] == hlo.Buffer(4 * 2**20, "f32[1024,1024]", "blocks/attn/dot_general")
+
+
+def test_a_compiled_program_is_read_as_it_is():
+    """Seven blocks, each of which gathers its kernel over fsdp."""
+    mesh = device_mesh.make_mesh(MESH, 8)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+
+    def blocks(x, w):
+        def body(x, w):
+            w = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, PartitionSpec()))
+            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), rows), None
+
+        return jax.lax.scan(body, x, w)[0]
+
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=rows)
+    w = jax.ShapeDtypeStruct((7, 32, 32), jnp.float32, sharding=split)
+    text = jax.jit(blocks, out_shardings=rows).lower(x, w).compile().as_text()
+    collectives = hlo.Program(text).collectives(MESH)
+    gathers = [c for c in collectives if c.kind == "all-gather"]
+    assert sum(c.times * c.bytes for c in gathers) == 7 * 32 * 32 * 4
+    assert {c.axes for c in gathers} == {"fsdp"}
+    assert compiled.unwanted(collectives, 32 * 32) == []
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    text = jax.jit(blocks, out_shardings=everywhere).lower(x, w).compile().as_text()
+    (line,) = compiled.unwanted(hlo.Program(text).collectives(MESH), 32 * 32)
+    assert "f32[64,32] is gathered over data,fsdp, 1 times a step" in line
+
+
+# What is kept.
+
+
+def planned_run(**changes):
+    config, _ = load_config("configs/lm_transformer.py")
+    changes = {"size": 1e5, "batch.size": 8, "data.context": 64, **changes}
+    changes |= {"horizon.unit": "steps", "horizon.amount": 4.0}
+    config, problems = validation.override(config, changes)
+    assert not problems
+    return validated(config), cluster.run_without_data(validated(config), 256)
+
+
+def test_a_program_is_compiled_once(monkeypatch, tmp_path):
+    asked, answer = [], {"bytes": {"total": 8}, "errors": [], "seconds": 1.0}
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiled, "_ask_child", lambda *args: asked.append(args) or answer)
+    config, run = planned_run()
+    target = targets.Target("cpu:8", "cpu", "cpu", "", 8)
+
+    def found(mesh=MESH, target=target, config=config):
+        return compiled.compile_for(config, 256, run, mesh, target)
+
+    assert not found()["cached"]
+    assert found()["cached"]
+    assert len(asked) == 1
+    assert not found(mesh=MESH | {"data": 1, "fsdp": 8})["cached"]
+    assert not found(target=target._replace(text="cpu:9", devices=9))["cached"]
+    assert not found(config=planned_run(**{"model.remat": "full"})[0])["cached"]
+    config["batch"] = {**config["batch"], "size": None}
+    with pytest.raises(BadInput, match=r"--compile: batch\.size is none"):
+        found()
+
+
+# The size rule and the kernels.
+
+
+def test_no_size_from_1e8_up_writes_its_attention_map():
+    """At 1,024 tokens, on GPUs and TPUs, by the size rule and in bfloat16."""
+    sizes = [transformer.nth_size(i, activation="swiglu") for i in range(50, 200)]
+    large = [s for s in sizes if 12 * s["depth"] * s["width"] ** 2 + 2 * 32768 * s["width"] > 1e8]
+    assert len(large) > 100
+    for size in large:
+        head = size["width"] // size["heads"]
+        assert head in (64, 128)
+        assert size["width"] % (64 if size["width"] <= 1024 else 128) == 0
+        assert size["hidden"] % 256 == 0
+        for platform, kernel in (("gpu", "cudnn"), ("tpu", "splash")):
+            chosen = attention.choose_implementation("auto", "bfloat16", head, 1024, platform)
+            assert chosen == kernel
+    assert transformer.nth_size(96, activation="swiglu")["width"] == 4096  # Llama 7B
+    assert transformer.nth_size(96, activation="swiglu")["hidden"] == 11008
+
+
+def test_sizes_up_to_a_width_of_512_are_what_they_were():
+    for i, expected in ((12, (96, 4, 4, 256)), (41, (328, 8, 4, 872)), (64, (512, 10, 8, 1368))):
+        size = transformer.nth_size(i, activation="swiglu")
+        assert tuple(size[k] for k in ("width", "depth", "heads", "hidden")) == expected
+
+
+# Compilers.
+
+COMPILERS = {"h100:8": "jax_plugins", "tpu:v5e:2x4": "libtpu", "cpu:8": None}
+FLAGS = (
+    *("--config=configs/lm_transformer.py", "--vocab=8192", "--mesh=fsdp:8", "--json"),
+    *("--config.size=1e8", "--config.data.context=1024", "--config.batch.size=8"),
+    *("--config.model.dtype=bfloat16", "--config.model.unroll=1", "--config.model.depth=2"),
+    *("--config.horizon.unit=steps", "--config.horizon.amount=4"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", list(COMPILERS))
+def test_a_program_for_a_machine_that_is_not_here(target, tmp_path, monkeypatch):
+    """Two blocks of the smallest size from 1e8 up: no map at all where there is a kernel."""
+    if (module := COMPILERS[target]) and not importlib.util.find_spec(module):
+        pytest.skip(f"no {module}: the extra with the compiler for {target} is not installed")
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path))
+    command = [sys.executable, "-m", "experiments.plan", f"--compile={target}", *FLAGS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["compiled"]
+    assert found["errors"] == []
+    total = found["bytes"]["total"]
+    assert sum(found["bytes"].values()) == pytest.approx(2 * total, rel=1e-3)
+    assert found["live"] <= total
+    assert 0.7 < found["estimated"] / total < 1.3
+    maps = [b["array"] for b in found["buffers"] if b["array"].endswith(",1024,1024]")]
+    assert bool(maps) == (target == "cpu:8")
+    assert {c["axes"] for c in found["collectives"] if c["bytes"] > 2**16} == {"fsdp"}
