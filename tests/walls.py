@@ -21,7 +21,7 @@ WALLS: dict[str, tuple[str, str]] = {
     "training": ("a config becomes a run, and a run is trained",
                  "models data parallel runs config io params errors "),
     "planning": ("memory, time and machines before anything is trained",
-                 "training models data.placeholder parallel config io errors"),
+                 "training models data.placeholder parallel config params io errors"),
     "launch": ("where workers run: here, local, Ray, Slurm", "config.process_flags io.host errors"),
     "tables": ("tables of runs as people have them, read and checked",
                "runs.table runs.settings io errors"),

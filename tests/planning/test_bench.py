@@ -80,7 +80,9 @@ def test_the_words_hold_the_figures(found):
         ("NVIDIA H100 PCIe", "gpu", "measured"),
         ("NVIDIA GH200 480GB", "gpu", "measured"),
         ("NVIDIA A100-SXM4-40GB", "gpu", "measured"),
-        ("TPU v5", "tpu", "measured"),
+        ("TPU v5 lite", "tpu", "data sheet"),
+        ("TPU v5", "tpu", "data sheet"),
+        ("TPU v4", "tpu", "measured"),
         ("cpu", "cpu", "measured"),
     ],
 )
