@@ -226,13 +226,14 @@ def format_compiled(found: Mapping[str, Any], available: float | None) -> str:
     sizes, total = found["bytes"], found["bytes"]["total"]
     fits = "" if available is None else f", {'fits' if total <= available else 'does NOT fit'} in "
     fits += "" if available is None else format_bytes(available)
-    off = found["estimated"] / total - 1
+    off = found["estimated"] / found["live"] - 1
     kept = ", kept from before" if found["cached"] else ""
     lines = [
         f"compiled for {found['target']} in {found['seconds']:.0f} s{kept}: bytes on one device",
         *(f"  {name:<12}{format_bytes(n)}" for name, n in sizes.items() if name != "total"),
-        f"  {'total':<12}{format_bytes(total)}{fits}; {format_bytes(found['live'])} live at the "
-        f"peak; estimated {format_bytes(found['estimated'])} ({off:+.0%})",
+        f"  {'total':<12}{format_bytes(total)}{fits}",
+        f"  {'live':<12}{format_bytes(found['live'])} at the peak; estimated "
+        f"{format_bytes(found['estimated'])} ({off:+.0%})",
         "",
         "received by one device in a step",
         *_collective_lines(found["collectives"]),
