@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     jax_settings.prepare()
     retry = args.retry_failed
     how = (args.grouping, retry, num_processes, args.accept_changes)
-    points, text = plan_sweep(configs, args.workdir, most, *how)
+    points, text, _ = plan_sweep(configs, args.workdir, most, *how)
     print(text)
     if args.plan:
         return 0

@@ -14,7 +14,7 @@ from research.config.schema import SECTIONS, schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("research", "experiments", "configs", "tools", "tests")
+FOLDERS = ("isoflop", "research", "experiments", "configs", "tools", "tests")
 OTHERS = [ROOT / name for name in ("Makefile", "pyproject.toml", ".github/workflows/ci.yml")]
 # What a reader is told to write, and what stands for any name.
 NEW = {"research/models/bigram.py", "configs/lm_bigram.py"}
@@ -60,6 +60,8 @@ def is_name(dotted):
 def is_member(module, name):
     """Whether `module.name` is what it looks like: true where no file has that name, and of keys of
     a config and names of files."""
+    if module == "isoflop":  # the package, and not the method of that name
+        return name in defined(ROOT / "isoflop" / "__init__.py")
     files = list((ROOT / "research").rglob(f"{module}.py"))
     key = any(path.startswith(f"{module}.") for path in SECTIONS)
     suffix = name in ("py", "json", "jsonl", "parquet", "csv", "html", "svg", "png")

@@ -195,7 +195,9 @@ def test_a_planted_violation_is_seen(module, source):
     assert list(violations(module, ast.parse(source)))
 
 
-@pytest.mark.parametrize("folder", ["research", "experiments", "configs", "tools", "tests"])
+@pytest.mark.parametrize(
+    "folder", ["isoflop", "research", "experiments", "configs", "tools", "tests"]
+)
 def test_nothing_in_the_project_runs_what_it_reads(folder):
     for path in sorted((ROOT / folder).rglob("*.py")):
         tree = ast.parse(path.read_text())

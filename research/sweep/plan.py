@@ -34,10 +34,11 @@ CELL_KEYS = ("size:", "horizon.amount:", "optim.warmup.amount:")
 
 
 class Plan(NamedTuple):
-    """The `points` to train, pending or not, and what there is to say of them."""
+    """The `points` to train, pending or not, what there is to say of them, and what they cost."""
 
     points: list[Point]
     text: str
+    rows: list[PlannedRun]
 
 
 def plan_sweep(
@@ -73,7 +74,7 @@ def plan_sweep(
         repeats=repeats,
         device_memory=device_memory.available(),
     )
-    return Plan(points, text)
+    return Plan(points, text, rows)
 
 
 def _unit_names(units: Sequence[WorkUnit]) -> dict[str, str]:

@@ -138,6 +138,7 @@ def test_the_package_has_every_folder_and_its_script():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert callable(pkgutil.resolve_name(project["project"]["scripts"]["isoflop"]))
     assert project["tool"]["setuptools"]["packages"]["find"]["include"] == [
+        "isoflop*",
         "research*",
         "experiments*",
     ]
@@ -148,7 +149,16 @@ def test_the_package_has_every_folder_and_its_script():
 @pytest.mark.slow
 def test_an_installed_copy_sweeps_with_workers_outside_a_checkout(elsewhere):
     place, source = elsewhere / "venv", elsewhere / "source"
-    listed = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "research"]
+    listed = [
+        "git",
+        "-C",
+        str(ROOT),
+        "ls-files",
+        "-co",
+        "--exclude-standard",
+        "research",
+        "isoflop",
+    ]
     names = subprocess.run(
         [*listed, "experiments", "pyproject.toml", "README.md", "LICENSE"],
         capture_output=True,
@@ -183,6 +193,11 @@ def test_an_installed_copy_sweeps_with_workers_outside_a_checkout(elsewhere):
         return done.stdout
 
     out = run("sweep", f"--config={config}", "--workdir=w", "--workers=2")
+    ask = "import isoflop; print(isoflop.load('w')['status'])"
+    asked = subprocess.run(
+        [place / "bin" / "python", "-P", "-c", ask], capture_output=True, text=True, cwd=elsewhere
+    )
+    assert "'done', 'done'" in asked.stdout, asked.stderr
     assert "trained 2 runs" in out
     assert "2 runs" in run("table", "--runs=w")
     assert "examples/s" in run("plan", f"--config={config}", "--devices=8")

@@ -44,7 +44,7 @@ def cells(tiny):
 
 @pytest.mark.slow
 def test_the_planner_makes_one_run_of_every_config_and_inline_none(cells, tmp_path, resolved):
-    points, _ = plan_sweep(cells, tmp_path, Limits())
+    points = plan_sweep(cells, tmp_path, Limits()).points
     assert sorted(resolved) == ["cell-0", "cell-1", "cell-2"]
     assert len(points) == 2, "the twin: configs that differ are runs of their own"
     resolved.clear()
@@ -53,7 +53,7 @@ def test_the_planner_makes_one_run_of_every_config_and_inline_none(cells, tmp_pa
 
 
 def test_a_worker_makes_each_run_once(cells, tmp_path, resolved):
-    points, _ = plan_sweep(cells, tmp_path, Limits())
+    points = plan_sweep(cells, tmp_path, Limits()).points
     file = write_points(points, tmp_path)
     resolved.clear()
     worker_command.work(argparse.Namespace(sweep=file, workdir=tmp_path), lambda: False)

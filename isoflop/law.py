@@ -1,0 +1,122 @@
+"""A law that was fitted to a table: what the document of `isoflop fit` says, and its figures."""
+
+import dataclasses
+import difflib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from isoflop.table import Table, rows_of
+from research import scaling
+from research.errors import BadInput
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PREDICTED = ("params", "tokens", "tokens_per_param", "loss", "interval", "run_interval")
+
+
+class Law:
+    """`document` is that of fit.json (docs/fitting.md lists its fields), `analysis` what it was
+    written from."""
+
+    def __init__(self, law: str, rows: Sequence[dict[str, Any]], options: Mapping[str, Any],
+                 analysis: scaling.Analysis):  # fmt: skip
+        self.name, self.analysis, self.document = law, analysis, analysis.document
+        self._rows, self._options = rows, dict(options)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The fitted parameters by name; of an average those of the law that stands for it, of
+        minima the constants of N*(C) and D*(C)."""
+        return dict(self.document["params"])
+
+    @property
+    def intervals(self) -> dict[str, list[float | None]]:
+        """Their 95 % intervals; None is an end that the data leave open."""
+        return dict(self.document["intervals"])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the data do not show."""
+        return list(self.document["warnings"])
+
+    def predict(
+        self,
+        flops: float | Sequence[float] | None = None,
+        **columns: float | Sequence[float],
+    ) -> Table:
+        """Predictions, a row each. For training budgets `flops`: the compute-optimal params and
+        tokens, and the loss with its `interval` (95 %, of the law) and `run_interval` (of one run).
+        Or for columns of the law, as params=1e9, tokens=2e10: the loss there. Raises BadInput for
+        what the law does not predict."""
+        if (flops is None) == (not columns):
+            raise BadInput("predict: expected budgets (flops=1e21), or columns of the law")
+        if flops is not None:
+            return self._at_budgets(_numbers(flops))
+        if self.analysis.fit is None or self.name == "auto":
+            raise BadInput(f"predict: {self.name} predicts budgets; give flops=…")
+        law = self.analysis.fit.law
+        if unknown := sorted(set(columns) ^ set(law.columns)):
+            raise BadInput(f"predict: {law.name} reads {', '.join(law.columns)}: see {unknown[0]}")
+        given = {name: _numbers(value) for name, value in columns.items()}
+        if len({len(values) for values in given.values()}) > 1:
+            raise BadInput("predict: the columns have different lengths")
+        found = zip(*self.analysis.fit.predict(given), strict=True)
+        rows = [
+            {**dict(zip(given, point, strict=True)), law.response: float(at),
+             "interval": of_law.tolist(), "run_interval": of_run.tolist()}
+            for point, (at, of_law, of_run) in zip(zip(*given.values(), strict=True), found,
+                                                   strict=True)
+        ]  # fmt: skip
+        return Table(rows, shown=list(rows[0]))
+
+    def _at_budgets(self, flops: list[float]) -> Table:
+        options = {**self._options, "predict_flops": flops}
+        found = scaling.analyze(self.name, self._rows, options, influence_too=False)
+        return Table(found.document["predictions"], shown=("flops", *PREDICTED))
+
+    def figures(self) -> "dict[str, Figure]":
+        """matplotlib figures by their names, to be changed and saved."""
+        from research.report import fit_figures
+
+        return fit_figures.draw_figures(self.analysis)
+
+    def plot(self, name: str | None = None) -> "Figure":
+        """One of `figures`, by default the first. Raises BadInput if there is none of that name."""
+        figures = self.figures()
+        if name is None and figures:
+            return next(iter(figures.values()))
+        if name not in figures:
+            raise BadInput(f"plot: no figure {name!r}; there are {', '.join(figures) or 'none'}")
+        return figures[name]
+
+    def to_json(self) -> str:
+        """The document, as fit.json holds it."""
+        return json.dumps(self.document, indent=2)
+
+    def __repr__(self) -> str:
+        from research.report import text
+
+        return text.fit_summary(self.document)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def _numbers(value: float | Sequence[float]) -> list[float]:
+    return [float(value)] if isinstance(value, int | float) else [float(x) for x in value]
+
+
+def fit(runs: Any, law: str, compare: str | None, options: Mapping[str, Any]) -> Law:
+    """See `isoflop.fit`."""
+    rows, known = rows_of(runs), [field.name for field in dataclasses.fields(scaling.Options)]
+    if unknown := [name for name in options if name not in known]:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+        raise BadInput(f"{unknown[0]}: no such option of a fit; {hint}")
+    for name in ("predict", "predict_flops"):
+        if isinstance(options.get(name), int | float):
+            options = {**options, name: [options[name]]}
+    return Law(law, rows, options, scaling.analyze(law, rows, options, compare))

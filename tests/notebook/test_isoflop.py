@@ -1,0 +1,151 @@
+"""The functions of the package `isoflop`: what the commands say, as tables, laws and models."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import isoflop
+from experiments import fit as command
+from tests.scaling.test_influence import grid
+from tests.scaling.test_scaling import noisy
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "notebook.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def law():
+    return isoflop.fit(grid(), "chinchilla", predict_flops=1e21)
+
+
+def test_a_law_is_what_the_command_writes(law, tmp_path):
+    (tmp_path / "runs.json").write_text(json.dumps(grid()))
+    flags = [f"--runs={tmp_path / 'runs.json'}", f"--out={tmp_path / 'out'}"]
+    command.main([*flags, "--law=chinchilla", "--predict_flops=1e21"])
+    written = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert json.loads(law.to_json())["params"] == written["params"]
+    assert law.parameters == written["params"]
+    assert law.intervals == written["intervals"]
+    assert law.parameters != isoflop.fit(grid()[1:], "chinchilla").parameters
+
+
+def test_predictions_are_rows(law):
+    (row,) = law.predict(flops=1e21)
+    assert row["loss"] == pytest.approx(law.document["predictions"][0]["loss"], rel=1e-9)
+    assert 6 * row["params"] * row["tokens"] == pytest.approx(1e21)
+    at = law.predict(params=[row["params"], 1e9], tokens=[row["tokens"], 1e9])
+    assert at[0]["loss"] == pytest.approx(row["loss"], rel=1e-9)
+    assert at[0]["interval"] == pytest.approx(row["interval"], rel=1e-6)
+    assert at[1]["loss"] != pytest.approx(row["loss"], rel=1e-3)
+    low, high = at[0]["run_interval"]
+    assert low <= at[0]["interval"][0] < at[0]["loss"] < at[0]["interval"][1] <= high
+
+
+def test_figures_can_be_changed(law, tmp_path):
+    figure = law.plot()
+    figure.axes[0].set_title("mine")
+    figure.savefig(tmp_path / "law.pdf")
+    assert (tmp_path / "law.pdf").read_bytes()[:4] == b"%PDF"
+    assert set(law.figures()) > {"residuals"}
+    with pytest.raises(isoflop.BadInput, match=r"no figure 'law'; there are .*residuals"):
+        law.plot("law")
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda law: law.predict(), "flops=1e21"),
+        (lambda law: law.predict(flops=1e21, params=1e9), "expected budgets"),
+        (lambda law: law.predict(params=1e9), "reads params, tokens"),
+        (lambda law: law.predict(params=[1e9, 2e9], tokens=1e9), "different lengths"),
+        (lambda law: isoflop.fit(grid(), holdot="largest"), "did you mean 'holdout'"),
+        (lambda law: isoflop.fit(grid(), "chinchila"), "expected one of auto"),
+        (lambda law: isoflop.fit(3), "int is no table"),
+        (lambda law: isoflop.load("nothing.csv"), "no such file"),
+        (lambda law: isoflop.plan(ROOT / "configs/sweeps/mlp_params.py", sizee=1), "sizee"),
+        (lambda law: law.predict(flops=1e21).curves(), "of no workdir"),
+    ],
+)
+def test_bad_input_is_refused_with_a_reason(ask, words, law):
+    with pytest.raises(isoflop.BadInput, match=words):
+        ask(law)
+
+
+def test_a_data_frame_is_a_table(law):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(grid())
+    frame["accuracy"] = np.nan  # missing, and no zero
+    assert isoflop.fit(frame, "chinchilla").parameters == law.parameters
+    frame["loss"] *= 1.1
+    assert isoflop.fit(frame, "chinchilla").parameters != law.parameters
+
+
+def test_a_table_is_rows_columns_and_what_is_shown(tmp_path):
+    rows = [{**r, "name": "<b>", "flops": 2e11, "secret": None} for r in noisy(0)]
+    (tmp_path / "runs.json").write_text(json.dumps(rows))
+    table = isoflop.load(tmp_path / "runs.json")
+    assert len(table) == len(rows)
+    assert table["loss"] == [r["loss"] for r in rows]
+    assert table[0]["loss"] == rows[0]["loss"]
+    assert [row["loss"] for row in table[2:4]] == [r["loss"] for r in rows[2:4]]
+    middle = sorted(r["params"] for r in rows)[len(rows) // 2]
+    small = table.where(f"params<{middle!r}")
+    assert 0 < len(small) < len(table)
+    assert max(small["params"]) < middle
+    assert "2e+11" in repr(table)
+    assert "200B" not in repr(table)
+    shown = isoflop.load(tmp_path / "runs.json", columns={"group": "name"})._repr_html_()
+    assert "&lt;b&gt;" in shown
+    assert "<b>" not in shown
+    with pytest.raises(KeyError, match="there are"):
+        table["los"]
+
+
+def test_nothing_of_jax_is_loaded_for_a_law(tmp_path):
+    (tmp_path / "runs.json").write_text(json.dumps(grid()))
+    code = (
+        "import sys, isoflop; assert 'numpy' not in sys.modules; "
+        "isoflop.fit('runs.json', 'chinchilla', bootstrap=0); assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True,
+                   env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+
+
+ASKED = """
+assert runs["status"] == ["done"] * len(runs)
+logits = model.logits("def ")
+assert logits.shape == (4, 256)
+assert (logits == model.logits(list(b"def "))).all()
+assert abs(logits - model.logits("abc ")).max() > 1e-3
+greedy = model.generate("def ", tokens=1, temperature=0.0)
+assert greedy == "def " + model.decode([int(logits[-1].argmax())])
+"""
+
+
+@pytest.mark.slow
+def test_the_page_can_be_followed(tiny, tmp_path):
+    """In a folder with the configs and a language model, block after block."""
+    from research.runs.directory import RunDirectory
+    from research.training.loop import train_run
+    from research.training.make_run import make_run
+
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    run = make_run(tiny())
+    with RunDirectory(tmp_path / "runs" / "demo", run.id) as directory:
+        train_run(run, directory)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "page.py").write_text("\n".join([*blocks, ASKED]))
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "page.py"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "def " in done.stdout
+    assert (tmp_path / "law.pdf").exists()
