@@ -20,8 +20,8 @@ from research.config import cli  # noqa: E402
 from research.errors import BadInput  # noqa: E402
 
 COMMANDS = (
-    *("train", "sweep", "fit", "report", "plan", "table", "verify"),
-    *("calibrate", "generate", "export", "bench", "worker"),
+    *("init", "train", "sweep", "fit", "report", "plan", "table", "verify"),
+    *("calibrate", "generate", "export", "bench", "doctor", "worker"),
 )
 
 

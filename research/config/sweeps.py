@@ -24,7 +24,7 @@ def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tu
             f"--sweep={sweep}: the config has no function {sweep}(), which must return a list of "
             f"overrides; it has {there}"
         )
-    out, errors = [], []
+    out, errors, wrong = [], [], []
     yielded = call_user_code(function, config)
     yielded = () if yielded is None else yielded
     if not isinstance(yielded, Iterable):
@@ -41,13 +41,24 @@ def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tu
             continue
         resolved, problems = validation.override(config, point)
         problems = problems or validation.problems(resolved)
-        errors += [f"{sweep}() point {index} {dict(point)}: {line}" for line in problems]
+        wrong += [(f"{index} {dict(point)}", line) for line in problems]
         out.append((dict(point), validation.coerce(resolved)))
-    if errors:
+    if errors := errors + [f"{sweep}() {line}" for line in problems_of_points(wrong)]:
         raise BadInput(*errors)
     if not out:
         raise BadInput(f"{sweep}() yields no points")
     return out
+
+
+def problems_of_points(found: Iterable[tuple[str, str]]) -> list[str]:
+    """(point, problem) pairs as lines: a problem that several points have is said once."""
+    points: dict[str, list[str]] = {}
+    for point, problem in found:
+        points.setdefault(problem, []).append(point)
+    return [
+        f"point {those[0]}{f' and {len(those) - 1} others' if len(those) > 1 else ''}: {problem}"
+        for problem, those in points.items()
+    ]
 
 
 def sweep_names(module: ModuleLike | None) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.config.loading import validated
+from research.config.sweeps import problems_of_points
 from research.errors import BadInput, Damaged, UnsafeFile
 from research.io import files, source
 from research.parallel import jax_settings
@@ -93,15 +94,15 @@ def locate_points(
     wrong with every point that could not be made into a run.
     """
     points: dict[str, Point] = {}
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for overrides, config, run, own_problems in resolved:
-        problems += [f"point {overrides}: {line}" for line in own_problems]
+        problems += [(str(overrides), line) for line in own_problems]
         if run is not None and run.id not in points:
             ignored = (ignored_failures or {}).get(run.id, 0)
             status = _read_status(RunDirectory(workdir, run.id), ignored)
             points[run.id] = Point(overrides, config, run, **status)
     if problems:
-        raise BadInput(*dict.fromkeys(problems))
+        raise BadInput(*problems_of_points(dict.fromkeys(problems)))
     facts = {key: point.run.facts for key, point in points.items()}
     rank = {key: (f.get("budget", f["flops"]), f["params"]) for key, f in facts.items()}
     return [points[key] for key in sorted(points, key=lambda key: rank[key])]

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from research.config.sweeps import problems_of_points
 from research.errors import BadInput, Damaged, Held, Lost, Preempted, UnsafeFile
 from research.parallel import distributed
 from research.planning import memory
@@ -49,17 +50,17 @@ class Assignment(NamedTuple):
 
 def check_points(points: Iterable[Point], workdir: str | Path) -> None:
     """Raise BadInput if the devices of this process cannot take one of the pending points."""
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     for point in (p for p in points if p.pending):
         try:
             if large := preflight(point.run, _directory(point, workdir)):
                 memory.check_fits(*large)
         except BadInput as error:
-            problems += [f"point {point.overrides}: {line}" for line in error.problems]
+            problems += [(str(point.overrides), line) for line in error.problems]
         except Damaged as error:  # this run fails, the others continue
             log.warning("%s", error)
     if problems:
-        raise BadInput(*problems)
+        raise BadInput(*problems_of_points(problems))
 
 
 def run_worker(

@@ -100,7 +100,7 @@ def test_the_poison_of_the_tests_above_works(poisoned):
     ("name", "words"),
     [
         ("trian", "trian: no such command; did you mean 'train'?"),
-        ("xyz", "expected one of train, "),
+        ("xyz", "expected one of init, train, "),
     ],
 )
 def test_an_unknown_command_is_exit_2(name, words, elsewhere):
@@ -141,6 +141,7 @@ def test_the_package_has_every_folder_and_its_script():
         "isoflop*",
         "research*",
         "experiments*",
+        "configs*",
     ]
     for folder in {path.parent for path in (ROOT / "research").rglob("*.py")}:
         assert (folder / "__init__.py").is_file(), folder  # or the search passes it over

@@ -1,0 +1,30 @@
+"""Write a config with a sweep for data of your own.
+
+  python -m experiments.init --out=DIR --data=corpus.txt
+  python -m experiments.init --out=DIR --data=table.csv --target=COLUMN
+  python -m experiments.init --out=DIR --data=FOLDER            (one folder for each class)
+
+Text (.txt, .jsonl, .bin) becomes an isoFLOP sweep of language models; a table or images become a
+sweep over model size. The file that is written, DIR/experiment.py, is yours to change.
+"""
+
+from collections.abc import Sequence
+
+from research.config import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--out", required=True, help="a folder, for experiment.py and its runs")
+    parser.add_argument("--data", required=True, help="a file, or a folder with one for each class")
+    parser.add_argument("--target", help="of a table: the column to be predicted")
+    args = parser.parse_args(argv)
+
+    from research.config import starter
+
+    print(starter.write(args.out, args.data, args.target))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
