@@ -76,18 +76,16 @@ def interval_end(value: float | None, spec: str = ".3g") -> str:
 
 
 def headline(document: Mapping[str, Any] | None) -> str:
-    """The result in a sentence: prediction against measurement of the largest size."""
-    if not document or not document["holdout"]:
+    """The result in a sentence: predictions against measurements of the largest runs, which were
+    held out, or within the table."""
+    if not document:
         return "Too few finished runs to fit a law and check it."
-    holdout, count = document["holdout"], document["n_points"]
-    row = holdout["rows"][-1]
+    if not (holdout := document["holdout"]):
+        return _extrapolation_sentence(document)
+    count, row = document["n_points"], holdout["rows"][-1]
     if len(holdout["rows"]) > 1 or document["response"] not in row:
-        what = "the budgets" if document["law"] == "isoflop" else "the runs"
-        return (
-            f"From {count} runs, {holdout['covered']} of {len(holdout['rows'])} of {what} that "
-            f"were held out lie inside their 95 % interval; mean absolute error "
-            f"{holdout['mean_absolute_error']:.2%}, bias {holdout['bias']:+.2%}."
-        )
+        what = "optimal sizes" if document["law"] == "isoflop" else "runs"
+        return f"From {count} runs: {_held_out_words(holdout, f'{what} that were held out')}."
     low, high = (interval_end(x, ".4g") for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
     noun, response = NOUNS.get(document["against"], document["against"]), document["response"]
@@ -96,6 +94,34 @@ def headline(document: Mapping[str, Any] | None) -> str:
         f"From {count} {runs}, the {response} at {quantity(row[document['against']])} {noun} "
         f"was predicted as {row[response]:.4g} (95 % interval {low} to {high}); measured: "
         f"{row['measured']:.4g}, {verdict} the interval, {abs(row['error']):.1%} off."
+    )
+
+
+def _held_out_words(holdout: Mapping[str, Any], what: str) -> str:
+    """How the predictions of several runs, `what` they are, compare with their measurements."""
+    half = holdout["half_width"]
+    width = "an end of it open" if half is None else f"±{half:.2%}"
+    return (
+        f"{holdout['covered']} of {len(holdout['rows'])} {what} lie inside their 95 % interval "
+        f"({width}); mean absolute error {holdout['mean_absolute_error']:.2%}, bias "
+        f"{holdout['bias']:+.2%}"
+    )
+
+
+def _extrapolation_sentence(document: Mapping[str, Any]) -> str:
+    """What the law made of the largest runs of the table from far smaller ones; "" where that was
+    not asked, and why where it could not be tried."""
+    trial = document.get("extrapolation")
+    if not trial:
+        return ""
+    if "why" in trial:
+        return f"No extrapolation could be tried within the table: {trial['why']}."
+    unit = NOUNS.get(trial["column"], trial["column"])
+    what = "optimal sizes" if document["law"] == "isoflop" else "runs"
+    what += f" at {trial['ratio']:.3g} times that"
+    return (
+        f"Tried within the table, from {trial['n_points']} runs up to {quantity(trial['largest'])} "
+        f"{unit}: {_held_out_words(trial, what)}."
     )
 
 
@@ -127,7 +153,8 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
         parts.append(f"{name} = {value:.4g} ({interval_end(low)} to {interval_end(high)})")
-    lines = [f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}"]
+    lines = [words] if (words := headline(document)) else []
+    lines.append(f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}")
     if (fall := document["fall"]) and fall["in_seed_sd"]:
         sd = document["seed_noise"]["sd"]
         nats = " nats" if "nats" in document["unit"] else ""
@@ -139,13 +166,13 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
         lines.append(laws_sentence(laws))
     predictions = document["predictions"][-1:] if brief else document["predictions"]
     lines += [_prediction_line(row, document) for row in predictions]
+    if "without_prior" in document:
+        lines += _prior_lines(document, brief)
     if scored := document.get("score"):
         lines.append(
             f"the given point: objective {scored['objective']:.6g}, {scored['above_optimum']:.3%} "
             f"above the optimum, R² {interval_end(scored['r2'], '.4f')}"
         )
-    if document["holdout"]:
-        lines.append(headline(document))
     lines += document.get("compare", {}).get("words", [])
     if plan := document.get("next_runs"):
         lines.append(
@@ -158,6 +185,20 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     if "multiverse" in document:
         lines.append(_multiverse_sentence(document["multiverse"]))
     return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
+
+
+def _prior_lines(document: Mapping[str, Any], brief: bool) -> list[str]:
+    """What the rows alone would have said, beside a prior."""
+    without = document["without_prior"]
+    parts = []
+    for name, (mean, sd) in document["options"]["prior"].items():
+        low, high = (interval_end(x) for x in without["intervals"][name])
+        parts.append(f"{name} = {without['params'][name]:.4g} ({low} to {high}), "
+                     f"with {mean:g} ± {sd:g} {document['params'][name]:.4g}")  # fmt: skip
+    rows = without["predictions"][-1:] if brief else without["predictions"]
+    rows = [{k: v for k, v in row.items() if k not in ("parts", "regret")} for row in rows]
+    own = [_prediction_line(row, document) for row in rows]
+    return [f"without the prior: {line}" for line in ["; ".join(parts), *own]]
 
 
 def laws_sentence(laws: Sequence[Mapping[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from research.scaling import (
     checks,
     compare,
     design,
+    extrapolation,
     fit_document,
     groups,
     influence,
@@ -22,6 +23,9 @@ from research.scaling.fit import FEW, Fit
 from research.scaling.laws import AUTO, METHODS, Law, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
 from research.tables import comparable, table, where
+
+NORMAL = 1.96  # standard deviations in half of a 95 % interval
+AGAINST_PRIOR = 2.0  # standard deviations between rows and a prior, from which that is told
 
 
 def fit_law(law: str | Law, rows: Sequence[table.Row], **options: Any) -> dict[str, Any]:
@@ -50,12 +54,12 @@ def analyze(
     multiverse_too: bool = False,
     next_budget: float | None = None,
     anytime: bool = False,
-    influence_too: bool = True,
+    checks_too: bool = True,
 ) -> Analysis:
     """`fit_law`, and where they are wanted the sections "compare" (groups by a column),
     "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so many FLOPs) and
-    "settling"; without `influence_too` minima are not located again without each budget. Raises
-    BadInput for what does not go together."""
+    "settling"; without `checks_too` minima are not located again without each budget, and nothing
+    is extrapolated within the table. Raises BadInput for what does not go together."""
     chosen = Options(**options)
     chosen.check()
     check_used(law if isinstance(law, str) else law.name, options)
@@ -67,7 +71,7 @@ def analyze(
         )
     rows, grouping = groups.grouped(rows, chosen)
     how = (chosen, grouping, compare_by)
-    named = None
+    named, extrapolate = None, None
     if isinstance(law, str) and law in METHODS:
         if compare_by:
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
@@ -76,14 +80,17 @@ def analyze(
         needed = minima_document.needed_columns(law)
         usable, told, mixed = _checked(rows, needed, "loss", *how, curves=law == "envelope")
         fit, sections = None, minima_document.fit_minima(law, rows, chosen)
-        if influence_too:
+        if checks_too:
             refit = functools.partial(minima_document.fit_minima, law)
             entries, decisive = influence.minima_influence(usable, chosen, sections, refit)
             sections["influence"] = entries
             sections["warnings"] = [*sections["warnings"], *decisive]
+            if law == "isoflop":
+                extrapolate = functools.partial(minima_document.extrapolate_minima, usable, chosen)
     else:
         # Of an average, the simplest law stands for what all of them need.
-        name = averaging.candidates(rows, chosen)[0] if law == AUTO else law
+        laws = averaging.candidates(rows, chosen) if law == AUTO else []
+        name = laws[0] if laws else law
         named = named_law(name, chosen.against) if isinstance(name, str) else name
         chosen.check_against(named)
         needed = [*named.columns, named.response]
@@ -95,14 +102,16 @@ def analyze(
                 "they do not move (--objective=mse_log lets them)"
             )
         if law == AUTO and not compare_by:
-            average = averaging.fit_average(rows, chosen)
+            average = averaging.fit_average(laws, rows, chosen)
             fit, sections = average.best, averaging.build_average(average, chosen)
+            extrapolate = functools.partial(averaging.extrapolate_average, average, chosen)
         elif compare_by:
             fit, section = compare.fit_groups(named, rows, chosen, compare_by)
             sections = {**fit_document.build_document(fit), "compare": section}
         else:
             fit = Fit(named, split_rows(named, rows, chosen), chosen)
             sections = fit_document.build_document(fit)
+            extrapolate = functools.partial(extrapolation.extrapolate_fit, fit)
         target = design.prediction_target(fit, chosen) if next_budget or anytime else {}
         if next_budget:
             sections["next_runs"] = design.propose_runs(fit, target, next_budget)
@@ -111,10 +120,41 @@ def analyze(
     if multiverse_too:
         name = named.name if named else str(law)
         sections["multiverse"] = multiverse.refit_universes(name, rows, chosen)
+    if chosen.prior:
+        plain = {name: value for name, value in options.items() if name != "prior"}
+        other = analyze(law, rows, plain, compare_by, checks_too=False).document
+        kept = ("params", "intervals", "predictions", "optimal")
+        sections["without_prior"] = {name: other[name] for name in kept}
+        told += _prior_warnings(chosen.prior, other)
+    sections["extrapolation"] = None
+    if checks_too and extrapolate and not chosen.holdout and chosen.bootstrap != 0:
+        try:
+            sections["extrapolation"] = extrapolate()
+        except BadInput as error:
+            sections["extrapolation"] = {"rows": [], "why": str(error)}
     sections["warnings"] = [*told, *sections["warnings"]]
     if mixed:
         sections["mixed"] = mixed
     return Analysis(_replace_non_finite(sections), fit, usable)
+
+
+def _prior_warnings(
+    prior: Mapping[str, tuple[float, float]], without: Mapping[str, Any]
+) -> list[str]:
+    """A warning where the rows alone speak against what was known."""
+    out = []
+    for name, (mean, sd) in prior.items():
+        value, (low, high) = without["params"][name], without["intervals"][name]
+        near = high if mean > value else low  # the end towards the prior
+        if near is None:
+            continue
+        off = abs(mean - value) / math.hypot(sd, (near - value) / NORMAL)
+        if off > AGAINST_PRIOR:
+            out.append(
+                f"the rows alone say {name} = {value:.4g}, {off:.1f} standard deviations from the "
+                f"prior {mean:g} ± {sd:g}: one of them is wrong, or the law"
+            )
+    return out
 
 
 def _has_outliers(law: Law, rows: Sequence[table.Row], options: Options) -> bool:
@@ -122,7 +162,7 @@ def _has_outliers(law: Law, rows: Sequence[table.Row], options: Options) -> bool
     them."""
     if options.objective is not None:
         return False
-    robust = replace(options, objective="huber_log", bootstrap=0, score={}, init={})
+    robust = replace(options, objective="huber_log", bootstrap=0, score={}, init={}, prior={})
     parts = split_rows(law, rows, robust)
     if len(parts.fitted) >= FEW:
         return False

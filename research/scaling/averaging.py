@@ -10,10 +10,10 @@ decade by DRIFT times as much, and with the root of the distance, as a random wa
 set by what public ladders showed at ten to a hundred times their compute (docs/reproductions.md).
 """
 
-import dataclasses
+import functools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,19 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import compute_optimal
-from research.scaling.effects import Effects, log_loss_slope
+from research.scaling.effects import log_loss_slope
+from research.scaling.extrapolation import (
+    TRIED,
+    effects_of,
+    find_trial,
+    fit_trial,
+    score_largest,
+    stretch,
+)
 from research.scaling.fit import Fit
 from research.scaling.fit_document import build_document
 from research.scaling.laws import Law, break_points, broken_size, named_law
-from research.scaling.options import Options, Split, filter_rows, split_rows
+from research.scaling.options import Options, filter_rows, split_rows
 from research.scaling.power_laws import NAMES
 from research.scaling.statistics import held_out_row, held_out_summary
 from research.tables import table
@@ -36,9 +44,6 @@ READ_ONE, READ_BOTH = ("params", "loss"), ("params", "tokens", "loss")
 DRAWS = 500  # of each law
 SPEAKS = 0.15  # weight of a law that may stand for all
 LEAST = 0.01  # weight, below which a law is told and not drawn
-LARGEST_SHARE = 0.1  # of the rows, at least, that the hold-out of a weight predicts
-EXTRAPOLATIONS = (3.0, 10.0)  # factors on compute over which a law is tried within the table
-MIN_LEFT = 4  # rows beyond its parameters from which a law is extrapolated
 WIDE = 0.2  # of a log loss: half an interval, from which on a prediction says little
 DRIFT = 6.0  # at a decade of compute beyond the table, in what a budget is off the law (sd)
 
@@ -62,6 +67,7 @@ class Average:
 
     members: list[Member]
     others: list[dict[str, Any]]
+    fits: list[Fit]  # of all candidates
 
     @property
     def best(self) -> Fit:
@@ -74,21 +80,55 @@ class Average:
         return np.array([m.weight for m in self.members])
 
 
-def fit_average(rows: Sequence[table.Row], options: Options) -> Average:
-    """The candidates fitted to the rows: laws of params and tokens where both vary, else of the
-    column `against`. Raises BadInput where none can be fitted."""
+def candidates(rows: Sequence[table.Row], options: Options) -> list[Law]:
+    """The laws that can be asked about these rows: those of params and tokens where most rows have
+    both, and both vary, each in its own way, with a break at each of a few sizes; else those of the
+    column `against`. Raises BadInput for a column that cannot be read."""
+    of_one = [named_law(name, options.against) for name in BY_ONE]
+    columns = {str(name) for row in rows for name in row}
+    if options.predict or options.against != "params" or not {*READ_BOTH} <= columns:
+        return of_one
+    of_size, both = (_fitted_rows(rows, needed, options) for needed in (READ_ONE, READ_BOTH))
+    if not both or len(both) < len(of_size) / 2 or compute_optimal.vary_together(both):
+        return of_one
+    if any(len({row[name] for row in both}) == 1 for name in ("params", "tokens")):
+        return of_one
+    out = [named_law(name) for name in BY_BOTH if name != "broken_size"]
+    if len(out) < len(BY_BOTH):
+        sizes = np.array([row["params"] for row in both])
+        out += [broken_size(float(at)) for at in break_points(sizes)]
+    return out
+
+
+def _fitted_rows(
+    rows: Sequence[table.Row], needed: Sequence[str], options: Options
+) -> list[table.Row]:
+    usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
+    return filter_rows(usable, dropped, options, needed[:-1], needed[-1])[0]
+
+
+def fit_average(laws: Sequence[Law], rows: Sequence[table.Row], options: Options) -> Average:
+    """The candidates fitted to the rows. Raises BadInput where none can be fitted."""
+
+    def fit(law: Law) -> Fit:
+        options.check_against(law)
+        return Fit(law, split_rows(law, rows, options), options)
+
+    return _weigh([(law.name, functools.partial(fit, law)) for law in laws], DRAWS)
+
+
+def _weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
+    """The laws (by name, and how each is fitted) that can be fitted, with their weights, and so
+    many draws of each."""
     fits, others = [], []
     errors: tuple[str, ...] = ()
-    for law in _laws(rows, options):
-        name = law.name
+    for name, make in laws:
         try:
-            options.check_against(law)
-            fit = Fit(law, split_rows(law, rows, options), options)
-            fits.append((fit, _aic(fit), _score_largest(fit)))
+            fit = make()
+            fits.append((fit, _aic(fit), score_largest(fit)))
         except BadInput as error:
-            others.append(
-                {"law": name, "weight": 0.0, "fitted": False, "reason": error.problems[0]}
-            )
+            reason = error.problems[0]
+            others.append({"law": name, "weight": 0.0, "fitted": False, "reason": reason})
             errors = errors or tuple(error.problems)
     if not fits:
         raise BadInput(*errors)
@@ -109,56 +149,27 @@ def fit_average(rows: Sequence[table.Row], options: Options) -> Average:
     members = []
     for (fit, aic, score), weight, keep in zip(fits, weights, kept, strict=True):
         if keep:
-            draws = fit.draws if fit.draws is not None else _draws(fit)
             share = float(weight / weights[kept].sum())
-            members.append(Member(fit, share, aic, score, draws, _stretch(fit)))
+            members.append(Member(fit, share, aic, score, _draws(fit, draws), stretch(fit)))
         else:
             reason = f"the rows speak against it: weight {weight:.1g}"
             others.append({"law": fit.law.name, "weight": float(weight), "reason": reason})
-    return Average(members, others)
+    return Average(members, others, [fit for fit, *_ in fits])
 
 
-def candidates(rows: Sequence[table.Row], options: Options) -> tuple[str, ...]:
-    """The names of the laws that can be asked about these rows: those of params and tokens where
-    most rows have both, and both vary, each in its own way. Raises BadInput for a column that
-    cannot be read."""
-    columns = {str(name) for row in rows for name in row}
-    if options.predict or options.against != "params" or not {*READ_BOTH} <= columns:
-        return BY_ONE
-    of_size, both = (_fitted_rows(rows, needed, options) for needed in (READ_ONE, READ_BOTH))
-    if not both or len(both) < len(of_size) / 2 or compute_optimal.vary_together(both):
-        return BY_ONE
-    varied = all(len({row[name] for row in both}) > 1 for name in ("params", "tokens"))
-    return BY_BOTH if varied else BY_ONE
-
-
-def _fitted_rows(
-    rows: Sequence[table.Row], needed: Sequence[str], options: Options
-) -> list[table.Row]:
-    usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
-    return filter_rows(usable, dropped, options, needed[:-1], needed[-1])[0]
-
-
-def _laws(rows: Sequence[table.Row], options: Options) -> list[Law]:
-    """The candidates, a break at each of a few sizes."""
-    names = candidates(rows, options)
-    laws = [named_law(name, options.against) for name in names if name != "broken_size"]
-    if len(laws) < len(names):
-        sizes = [row["params"] for row in _fitted_rows(rows, READ_BOTH, options)]
-        laws += [broken_size(float(at)) for at in break_points(np.array(sizes))]
-    return laws
-
-
-def _draws(fit: Fit) -> np.ndarray:
-    if fit.options.bootstrap == 0:
-        return fit.best[None]
-    return fit.simulate(DRAWS)
+def _draws(fit: Fit, k: int) -> np.ndarray:
+    if fit.draws is not None:
+        return fit.draws
+    return fit.best[None] if fit.options.bootstrap == 0 else fit.simulate(k)
 
 
 def _aic(fit: Fit) -> float:
     """Not corrected for few rows: with hardly more rows than parameters the correction would
     choose the simplest law whatever they say, and its interval is the narrowest."""
-    return _effects(fit).deviance + 2 * int((~fit.problem.fixed_mask).sum())
+    out = effects_of(fit).deviance + 2 * int((~fit.problem.fixed_mask).sum())
+    if prior := fit.problem.prior:
+        out += float(np.sum(prior.off(fit.law, fit.best[None])[0] ** 2))
+    return out
 
 
 def _rising(fit: Fit) -> str:
@@ -167,74 +178,10 @@ def _rising(fit: Fit) -> str:
     return f"{names[0]} is negative: its loss would rise with size or tokens" if names else ""
 
 
-def _effects(fit: Fit) -> Effects:
-    """The effects in the rows of a member. Raises BadInput where rows of one run err together."""
-    if fit.effects is None:
-        runs = len(set(fit.clusters))
-        raise BadInput(
-            f"{fit.problem.n} rows of {runs} runs: rows of one run err together, and an average is "
-            f"over laws of final losses; --last_rows fits the last of each run, "
-            f"--law={fit.law.name} all of them"
-        )
-    return fit.effects
-
-
-def _score_largest(fit: Fit) -> float | None:
-    """The log density of the mean error, in log loss, of the largest budgets, predicted from the
-    others: by the error of the parameters, and the noise. None where too few rows would be left."""
-    cost = _costs(fit)
-    limit = np.quantile(cost, 1 - LARGEST_SHARE, method="lower") / (1 + 0.05)
-    split = _extrapolate(fit, cost >= limit)
-    if split is None:
-        return None
-    errors, slopes, part = split
-    along = slopes.mean(1)
-    variance = float(along @ part.covariance @ along)
-    variance += _effects(part).run_noise ** 2 / len(errors)
-    return -0.5 * (float(errors.mean()) ** 2 / variance + math.log(variance))
-
-
-def _stretch(fit: Fit) -> float:
-    """How many times the errors of extrapolations within the table exceed their standard deviation
-    (root mean square, at least 1): what a wrong law, or noise that is not the same everywhere, has
-    cost already."""
-    cost, ratios = _costs(fit), []
-    for factor in EXTRAPOLATIONS:
-        split = _extrapolate(fit, cost > cost.max() / factor)
-        if split is None:
-            continue
-        errors, slopes, part = split
-        variance = np.einsum("pn,pq,qn->n", slopes, part.covariance, slopes)
-        variance += _effects(part).run_noise ** 2
-        ratios.append(float(np.mean(errors**2 / variance)))
-    return max(1.0, math.sqrt(float(np.mean(ratios)))) if ratios else 1.0
-
-
-def _costs(fit: Fit) -> np.ndarray:
-    return np.array([math.prod(row[c] for c in fit.law.columns[:2]) for row in fit.parts.fitted])
-
-
-def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fit] | None:
-    """Errors [h] in log loss of the held rows, predicted by the law fitted to the others, the
-    derivatives [P, h] of these predictions, and that fit; None where too few rows would be left."""
-    rows = fit.parts.fitted
-    rest = [row for row, out in zip(rows, held, strict=True) if not out]
-    distinct = len({tuple(row[c] for c in fit.law.columns) for row in rest})
-    if distinct < len(fit.law.parameters) + MIN_LEFT:
-        return None
-    parts = Split(rest, [row for row, out in zip(rows, held, strict=True) if out], [])
-    begun = dataclasses.replace(fit.options, bootstrap=0, init=fit.params)
-    part = Fit(fit.law, parts, begun, resample=False)
-    values = table.column_arrays(parts.held_out, fit.law.columns)
-    measured = np.log([row[fit.law.response] for row in parts.held_out])
-    log_loss, slopes, _ = fit.law.evaluate(part.best[None], fit.law.prepare(values))
-    return log_loss[0] - measured, slopes[0], part
-
-
 def build_average(average: Average, options: Options) -> dict[str, Any]:
     """The document of fit.json: that of `Average.best`, with averaged predictions."""
     predictions = _predictions(average, options)
-    document = build_document(average.best, predictions, _check_held_out(average, options))
+    document = build_document(average.best, predictions, _check_held_out(average, options.holdout))
     document["warnings"] += _wide_warnings(average.best.law.response, predictions)
     document |= {
         "law": "auto",
@@ -354,7 +301,7 @@ def _predict_loss(
     centers, laws, runs, spreads, drifts, of_floor = [], [], [], [], [], []
     arrays = {name: np.asarray(values, float) for name, values in columns.items()}
     for member in average.members:
-        law, effects = member.fit.law, _effects(member.fit)
+        law, effects = member.fit.law, effects_of(member.fit)
         x = law.prepare(arrays)
         centers.append(float(law.evaluate(member.fit.best[None], x)[0][0, 0]))
         drawn = law.evaluate(member.draws, x)[0]
@@ -442,7 +389,7 @@ def _optimal_power_laws(average: Average) -> dict[str, Any]:
     return out
 
 
-def _check_held_out(average: Average, options: Options) -> dict[str, Any] | None:
+def _check_held_out(average: Average, rule: str | None) -> dict[str, Any] | None:
     """What was predicted for the rows that were held out, beside what was measured."""
     law = average.best.law
     rows = []
@@ -450,4 +397,13 @@ def _check_held_out(average: Average, options: Options) -> dict[str, Any] | None
         predicted, _ = _predict_loss(average, {c: [row[c]] for c in law.columns})
         known = {name: row[name] for name in law.columns}
         rows.append(held_out_row(row["run"], known, predicted, law.response, row[law.response]))
-    return held_out_summary(options.holdout, rows) if rows else None
+    return held_out_summary(rule, rows) if rows else None
+
+
+def extrapolate_average(average: Average, options: Options) -> dict[str, Any]:
+    """The section "extrapolation": the largest runs, predicted by an average over the laws fitted
+    to far smaller ones. Raises BadInput, with the reason, where the table allows no trial."""
+    best = average.best
+    trial = find_trial(best.parts.fitted, best.law, options)
+    laws = [(fit.law.name, functools.partial(fit_trial, fit, trial)) for fit in average.fits]
+    return trial.section(_check_held_out(_weigh(laws, TRIED), trial.rule))

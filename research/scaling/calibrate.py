@@ -138,7 +138,7 @@ def _answers(method: str, rows: Sequence[table.Row], plan: Plan, number: int) ->
     flops = [k * plan.shape.largest_budget for k in FURTHER]
     try:
         document = analyze(
-            law, rows, {**options, "predict_flops": flops, "mix": True}, influence_too=False
+            law, rows, {**options, "predict_flops": flops, "mix": True}, checks_too=False
         ).document
     except BadInput:
         return {}

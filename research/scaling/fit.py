@@ -16,10 +16,11 @@ from research.errors import BadInput
 from research.scaling import uncertainty
 from research.scaling.effects import Effects, estimate_effects
 from research.scaling.laws import Law
-from research.scaling.optimize import Problem, minimize, multistart_minimize, starting_points
+from research.scaling.optimize import Prior, Problem, minimize, multistart_minimize, starting_points
 from research.scaling.options import Options, Split
 from research.tables import table
 
+ONE_SD = 0.6827  # the share of what is normal within one standard deviation
 FEW = 30  # clusters; below, a bootstrap of them is too coarse
 RESAMPLES = 1000
 AGREE = 1e-8  # relative: starts that end this near to the best have found the same minimum
@@ -41,12 +42,24 @@ def build_problem(law: Law, rows: Sequence[table.Row], options: Options) -> Prob
                    None if alone else clusters)  # fmt: skip
 
 
+def _build_prior(fit: "Fit", options: Options) -> Prior:
+    """The priors of the options beside the rows of a fit without them. What one standard deviation
+    is worth there is what the fit's own intervals say."""
+    at = np.array([fit.law.parameters.index(name) for name in options.prior])
+    mean, sd = np.array(list(options.prior.values()), float).T
+    rises = uncertainty.allowed_rises(fit.correlated, fit.best, np.eye(len(fit.best))[at], ONE_SD)
+    return Prior(at, mean, sd, 2 * rises)
+
+
 class Fit:
     """A law fitted to a split table: the optimum, resamples of it, and what follows from them."""
 
     def __init__(self, law: Law, parts: Split, options: Options, resample: bool = True):
         self.law, self.parts, self.options = law, parts, options
         self.problem = build_problem(law, parts.fitted, options)
+        if options.prior:
+            alone = Fit(law, parts, dataclasses.replace(options, prior={}), resample=False)
+            self.problem = dataclasses.replace(self.problem, prior=_build_prior(alone, options))
         self.columns = table.column_arrays(parts.fitted, law.columns)
         self.begun = self._starts()
         theta, self.values, gradients = multistart_minimize(self.problem, self.begun)
@@ -84,7 +97,8 @@ class Fit:
         """The parameters of the nested law, fitted to the same rows."""
         law = self.law.nested
         assert law
-        simple = dataclasses.replace(self.problem, law=law, x=law.prepare(self.columns), fixed=())
+        simple = dataclasses.replace(self.problem, law=law, x=law.prepare(self.columns), fixed=(),
+                                     prior=None)  # fmt: skip
         theta, values, _ = multistart_minimize(simple, starting_points(simple, self.columns))
         best = law.report(theta[int(np.argmin(values))])
         return {name: [float(v)] for name, v in zip(law.parameters, best, strict=True)}
@@ -115,7 +129,7 @@ class Fit:
         return uncertainty.run_noise(self.problem, self.best)
 
     @functools.cached_property
-    def _correlated(self) -> Problem:
+    def correlated(self) -> Problem:
         """The problem with the covariance of rows that share effects, for intervals."""
         if self.effects is None or not self.effects.shared:
             return self.problem
@@ -137,6 +151,11 @@ class Fit:
             of_rows = self.effects.covariance()
         out = np.zeros((len(free), len(free)))
         out[np.ix_(free, free)] = away @ of_rows @ away.T
+        if prior := problem.prior:
+            by = np.zeros((len(prior.at), len(free)))
+            by[np.arange(len(prior.at)), prior.at] = prior.off(self.law, self.best[None])[1][0]
+            known = np.linalg.solve(np.eye(len(by)) + by @ out @ by.T, by @ out)
+            out -= out @ by.T @ known
         return out
 
     @functools.cached_property
@@ -183,7 +202,7 @@ class Fit:
         points = self.law.prepare({k: np.asarray(v, float) for k, v in columns.items()})
         if self.draws is None:
             intervals = uncertainty.prediction_intervals(
-                self._correlated, self.best, self.value, self.rivals, points
+                self.correlated, self.best, self.value, self.rivals, points
             )
             return tuple(np.exp(part) for part in intervals)  # type: ignore[return-value]
         center = self.law.evaluate(self.best[None], points)[0][0]
@@ -204,7 +223,7 @@ class Fit:
         """The profile interval of every parameter, as reported: an open end of one that is
         positive is 0 or inf."""
         intervals = uncertainty.parameter_intervals(
-            self._correlated, self.best, self.value, self.rivals
+            self.correlated, self.best, self.value, self.rivals
         )
         out = []
         for name, (low, high) in zip(self.law.parameters, intervals, strict=True):

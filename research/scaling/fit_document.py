@@ -38,7 +38,7 @@ def build_document(
     rows, unless those of an average are given."""
     law, options = fit.law, fit.options
     if predictions is None:
-        predictions, holdout = _predictions(fit), _holdout(fit)
+        predictions, holdout = _predictions(fit), held_out_section(fit)
     agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
     document = {
         "law": law.name,
@@ -142,7 +142,7 @@ def _predictions(fit: Fit) -> list[dict[str, Any]]:
     return compute_optimal.predict_optima(fit, fit.options.predict_flops)
 
 
-def _holdout(fit: Fit) -> dict[str, Any] | None:
+def held_out_section(fit: Fit) -> dict[str, Any] | None:
     """What was predicted for the rows that were held out, beside what was measured."""
     if not fit.parts.held_out:
         return None

@@ -74,6 +74,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--predict", default="", help="values of the law's column to predict at: 1e6,1e7")
     flag("--predict_flops", default="", help="budgets to predict at: 1e21,1e22")
     flag("--fix", default="", help="parameters that are given and not fitted: alpha=0.35")
+    help_ = "what is known of parameters beside the rows, normal: E=1.6±0.1 (or 1.6+-0.1)"
+    flag("--prior", default="", help=help_)
     flag("--init", default="", help="the only start: every parameter, E=1.8,A=400,...")
     flag("--score", default="", help="a published point to compare: every parameter")
 
@@ -84,6 +86,7 @@ def parse_options(args: argparse.Namespace) -> dict[str, Any]:
     given["finished"] = parse_words(args.finished)
     given |= {name: _parse_numbers(name, getattr(args, name)) for name in LISTS}
     given |= {name: _parse_point(name, getattr(args, name)) for name in POINTS}
+    given["prior"] = _parse_prior(args.prior)
     return {name: value for name, value in given.items() if value not in (None, [], {})}
 
 
@@ -118,6 +121,17 @@ def _parse_point(flag: str, text: str) -> dict[str, float]:
             raise BadInput(f"--{flag}={name}={value}: expected a number") from error
         if not math.isfinite(out[name]):
             raise BadInput(f"--{flag}={name}={value}: expected a finite number")
+    return out
+
+
+def _parse_prior(text: str) -> dict[str, tuple[float, float]]:
+    out = {}
+    for name, value in _parse_pairs("prior", text).items():
+        mean, _, sd = value.replace("+-", "±").replace("+/-", "±").partition("±")
+        try:
+            out[name] = (float(mean), float(sd))
+        except ValueError as error:
+            raise BadInput(f"--prior={name}={value}: expected MEAN±SD, or MEAN+-SD") from error
     return out
 
 

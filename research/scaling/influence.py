@@ -132,7 +132,7 @@ def _robust_theta(fit: Fit) -> np.ndarray:
     problem = fit.problem
     if problem.objective == "huber_log":
         return fit.best
-    robust = dataclasses.replace(problem, objective="huber_log")
+    robust = dataclasses.replace(problem, objective="huber_log", prior=None)
     theta, values, _ = multistart_minimize(robust, np.concatenate([fit.best[None], fit.begun]))
     return theta[int(np.argmin(values))]
 

@@ -2,6 +2,7 @@
 optima that somebody else has located; the power laws through them, and the document of that.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import envelope, isoflop
+from research.scaling.extrapolation import nearest_trial
 from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
 from research.scaling.laws import power
@@ -37,7 +39,9 @@ def needed_columns(name: str) -> tuple[str, ...]:
 def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     """The document of fit.json for one of WAYS. Raises BadInput for fewer than two budgets whose
     minimum can be located, and for options that belong to a law."""
-    unfit = [k for k in ("fix", "init", "score", "starts", "predict") if getattr(options, k)]
+    unfit = [
+        k for k in ("fix", "prior", "init", "score", "starts", "predict") if getattr(options, k)
+    ]
     unfit += ["drop_top_loss"] if name == "optima" and options.drop_top_loss else []
     if unfit:
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
@@ -130,6 +134,20 @@ def _prediction(laws: PowerLaws, law: Mapping[str, Any] | None, c: float) -> dic
     optimum["interval"] = ends
     optimum["run_interval"] = of_loss["run_interval"] if known and of_loss else [None, None]
     return optimum
+
+
+def extrapolate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+    """The section "extrapolation": the optimal size of the largest budgets, by power laws through
+    the minima of far smaller ones. Raises BadInput, with the reason, where there are too few."""
+    plain = dataclasses.replace(options, where=None, drop_top_loss=0, predict_flops=[])
+    rows, _ = filter_rows([*rows], [], options, ("flops", "params"), "loss")
+    trial = nearest_trial(rows, ("flops", "params"), isoflop.MIN_SIZES, options.predict_flops)
+    least = min(row["flops"] for row in trial.parts.held_out)
+    plain = dataclasses.replace(plain, holdout=f"flops>={least!r}")
+    holdout = fit_minima("isoflop", trial.parts.usable, plain)["holdout"]
+    if holdout is None:
+        raise BadInput(f"the minimum of the largest budgets ({least:.4g} FLOPs) cannot be located")
+    return trial.section({**holdout, "rule": trial.rule})
 
 
 def _check_held_out(

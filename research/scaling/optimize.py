@@ -29,6 +29,40 @@ STUCK = 1e9  # damping at which not even a tiny step leads down
 
 
 @dataclass(frozen=True)
+class Prior:
+    """What is known of parameters beside the rows: they are normal, as they are reported. `mean`
+    [q] or, each fit its own, [K, q]; `scale` is by how much the objective rises for half of a
+    squared standard deviation."""
+
+    at: np.ndarray  # the numbers of the parameters [q]
+    mean: np.ndarray
+    sd: np.ndarray
+    scale: np.ndarray
+
+    def off(self, law: Law, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many standard deviations parameters are off [K, q], and the derivative of that by
+        the fitted ones."""
+        value = law.report(theta)[:, self.at]
+        logged = [law.parameters[i] in law.positive for i in self.at]
+        return (value - self.mean) / self.sd, np.where(logged, value, 1.0) / self.sd
+
+    def value(self, law: Law, theta: np.ndarray) -> np.ndarray:
+        """What is added to the objective [K]."""
+        return (self.scale * self.off(law, theta)[0] ** 2).sum(-1) / 2
+
+    def derivatives(self, law: Law, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is added to the gradient [K, q], and to the diagonals of both matrices."""
+        off, slope = self.off(law, theta)
+        logged = [law.parameters[i] in law.positive for i in self.at]
+        gauss = self.scale * slope**2
+        return (
+            self.scale * off * slope,
+            gauss,
+            gauss + np.where(logged, self.scale * off * slope, 0),
+        )
+
+
+@dataclass(frozen=True)
 class Problem:
     """Rows to fit: what `law.prepare` makes of them (or, [K, n, ...], each fit its own), the log of
     the response [n] or [K, n], weights [n] or [K, n], and the number of the cluster [n] that each
@@ -43,6 +77,7 @@ class Problem:
     fixed: tuple[str, ...] = ()  # parameters that are given and not fitted
     clusters: np.ndarray | None = None
     covariance: np.ndarray | None = None  # of the residuals [n, n], where rows share effects
+    prior: Prior | None = None
 
     @property
     def n(self) -> int:
@@ -70,8 +105,10 @@ class Problem:
         return log_prediction - self.log_y, derivative, share
 
     def value(self, theta: np.ndarray) -> np.ndarray:
-        """The objective [K]: the sum over rows of weight · ½r², or of Huber's loss of r."""
-        return self._loss(self.residuals(theta)[0])
+        """The objective [K]: the sum over rows of weight · ½r², or of Huber's loss of r; and what
+        a prior adds."""
+        loss = self._loss(self.residuals(theta)[0])
+        return loss + self.prior.value(self.law, theta) if self.prior else loss
 
     def _loss(self, r: np.ndarray) -> np.ndarray:
         size = np.abs(r)
@@ -107,7 +144,16 @@ class Problem:
             newton = (j * (curved - slope)[:, None]) @ transposed
             share *= slope
             newton += self._curvature(share)
-        return self._loss(r), gradient, gauss, newton
+        loss = self._loss(r)
+        if self.prior:
+            of_prior = self.prior.derivatives(self.law, theta)
+            newton = newton.copy() if newton is gauss else newton
+            loss = loss + self.prior.value(self.law, theta)
+            at = self.prior.at
+            gradient[:, at] += of_prior[0]
+            gauss[:, at, at] += of_prior[1]
+            newton[:, at, at] += of_prior[2]
+        return loss, gradient, gauss, newton
 
     def _curvature(self, pull_TxKxn: np.ndarray) -> np.ndarray:
         """Σ pull · x xᵀ over rows and terms [K, P, P]."""
@@ -119,12 +165,16 @@ class Problem:
 
     def take(self, fits: np.ndarray) -> "Problem":
         """The problem of these fits alone, where fits have rows, losses or weights of their own."""
+        prior = self.prior
+        if prior and prior.mean.ndim == 2:
+            prior = dataclasses.replace(prior, mean=prior.mean[fits])
         return dataclasses.replace(
             self,
             x=self.x if self.law.shared(self.x) else self.x[fits],
             log_y=self.log_y if self.log_y.ndim == 1 else self.log_y[fits],
             weights=self.weights if self.weights.ndim == 1 else self.weights[fits],
             covariance=None,
+            prior=prior,
         )
 
 

@@ -53,7 +53,8 @@ class Options:
     intervals (None: profile intervals, and resamples only where rows of one cluster err together;
     0: none at all).
     `fix`, `init` and `score` map parameters to reported values: not fitted, where the only start
-    is, and what to compare with the optimum. `starts` replaces the law's grid of starts. `method`
+    is, and what to compare with the optimum; `prior` maps them to mean and standard deviation of
+    what is known beside the rows. `starts` replaces the law's grid of starts. `method`
     and `noise` are for the law "isoflop". `finished` are further words for the state of a run that
     is done; `last_rows` fits the last row of each run alone; `far` allows targets however far
     beyond the table, `mix` one law for rows that are not comparable, `odd_units` FLOPs that look as
@@ -73,6 +74,7 @@ class Options:
     cluster: str = "run"
     seed: int = 0
     fix: Mapping[str, float] = field(default_factory=dict)
+    prior: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     init: Mapping[str, float] = field(default_factory=dict)
     score: Mapping[str, float] = field(default_factory=dict)
     starts: Mapping[str, Sequence[float]] = field(default_factory=dict)
@@ -114,8 +116,12 @@ class Options:
 
     def check_against(self, law: Law) -> None:
         """Raises BadInput for options that do not fit the law."""
-        problems = []
-        for flag in ("fix", "init", "score", "starts"):
+        problems = [
+            f"--prior={name}: --fix gives its value; give one of both"
+            for name in self.prior
+            if name in self.fix
+        ]
+        for flag in ("fix", "prior", "init", "score", "starts"):
             values = getattr(self, flag)
             if unknown := [name for name in values if name not in law.parameters]:
                 problems.append(
@@ -126,7 +132,8 @@ class Options:
             if flag in ("init", "score") and values and missing and not problems:
                 problems.append(f"--{flag}: no value for {missing[0]}; {law.name} needs every one")
             for name, value in values.items():
-                if words := _out_of_range(law, name, value if flag == "starts" else [value]):
+                given = {"starts": value, "prior": value[:1]} if flag in ("starts", "prior") else {}
+                if words := _out_of_range(law, name, given.get(flag, [value])):
                     problems.append(f"--{flag}={name}={words}")
         if len(law.columns) > 1 and self.predict:
             problems.append(
@@ -161,6 +168,14 @@ def _wrong_types(options: Options) -> list[str]:
     for name in ("predict", "predict_flops"):
         if not _are_numbers(value := getattr(options, name)):
             problems.append(f"--{name}={value!r}: expected a list of numbers")
+    for parameter, value in options.prior.items():
+        if not _are_numbers(value) or len(value) != 2:
+            problems.append(f"--prior={parameter}={value!r}: expected MEAN±SD")
+        elif not (math.isfinite(value[0]) and 0 < value[1] < math.inf):
+            problems.append(
+                f"--prior={parameter}={value[0]:g}±{value[1]:g}: expected a finite mean and a "
+                "standard deviation above 0"
+            )
     for name in ("fix", "init", "score", "starts"):
         for parameter, value in getattr(options, name).items():
             if name == "starts" and not (_are_numbers(value) and len(value)):

@@ -32,11 +32,16 @@ def held_out_row(
 
 
 def held_out_summary(rule: str | None, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The section "holdout" of rows with an "error" and whether they are "covered"."""
+    """The section "holdout" of rows with an "error" and whether they are "covered"; "half_width" is
+    the median of their intervals, relative (not finite where that is open)."""
     errors = np.array([row["error"] for row in rows])
+    ends = [row["run_interval"] for row in rows]
+    halves = [math.inf if None in pair or pair[0] <= 0 else math.log(pair[1] / pair[0]) / 2
+              for pair in ends]  # fmt: skip
     return {
         "rule": rule,
         "rows": rows,
+        "half_width": math.expm1(float(np.median(halves))),
         "mean_absolute_error": float(np.abs(errors).mean()),
         "bias": float(errors.mean()),
         "covered": sum(row["covered"] for row in rows),

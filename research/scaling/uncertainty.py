@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from research.scaling.effects import Effects
-from research.scaling.optimize import Problem, minimize
+from research.scaling.optimize import Prior, Problem, minimize
 from research.scaling.statistics import find_outliers
 
 PINNED = 20  # relative weight of a row that a fit passes through: off it by under 1 % of a width,
@@ -236,7 +236,9 @@ def bootstrap(
     names, member = np.unique(clusters, return_inverse=True)
     draws = np.random.default_rng(seed).integers(len(names), size=(k, len(names)))
     counts = np.stack([np.bincount(draw, minlength=len(names)) for draw in draws])
-    resampled = dataclasses.replace(problem, weights=problem.weights * counts[:, member])
+    weights = problem.weights * counts[:, member]
+    prior = _drawn_prior(problem.prior, problem.prior.mean, k, seed) if problem.prior else None
+    resampled = dataclasses.replace(problem, weights=weights, prior=prior)
     return minimize(resampled, np.repeat(best[None], k, 0))[0]
 
 
@@ -263,5 +265,14 @@ def parametric_bootstrap(
         y = np.log(np.maximum(np.exp(center) + noise, 1e-6 * math.exp(center.min())))
     else:
         y = center + shared + noise / np.sqrt(np.maximum(problem.weights, 1e-12))
-    simulated = dataclasses.replace(problem, log_y=y)
+    prior = problem.prior
+    if prior:  # the tables are of this law, and so is what is known of it beside them
+        prior = _drawn_prior(prior, problem.law.report(best)[prior.at], k, seed)
+    simulated = dataclasses.replace(problem, log_y=y, prior=prior)
     return minimize(simulated, np.repeat(best[None], k, 0))[0]
+
+
+def _drawn_prior(prior: Prior, center: np.ndarray, k: int, seed: int) -> Prior:
+    """A prior whose means [k, q] err as it says, for fits that are as uncertain as it is."""
+    noise = np.random.default_rng((seed, k)).standard_normal((k, len(center)))
+    return dataclasses.replace(prior, mean=center + prior.sd * noise)

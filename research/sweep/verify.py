@@ -107,7 +107,7 @@ def law(workdir: str | Path) -> tuple[Fit, str]:
     first = _newest_sweep(Path(workdir))["points"][0]["run"] if len(parts) > 1 else None
     names = [name for name, part in parts.items() if any(row["run"] == first for row in part)]
     name = names[0] if names else next(iter(parts))
-    fit = scaling.analyze("chinchilla", parts[name], {}).fit
+    fit = scaling.analyze("chinchilla", parts[name], {}, checks_too=False).fit
     assert fit
     return fit, name
 

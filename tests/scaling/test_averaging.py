@@ -172,6 +172,11 @@ def test_held_out_rows_are_predicted_by_the_average(few_laws):
     assert fit_law("auto", moved, holdout="params>3e9")["holdout"]["covered"] == 0
 
 
+def asked(rows, options=Options()):  # noqa: B008
+    """The names of the laws that are asked about rows, each once."""
+    return tuple(dict.fromkeys(law.name for law in averaging.candidates(rows, options)))
+
+
 def test_rows_of_one_column_are_averaged_over_laws_of_one():
     rows = [
         {"run": str(i), "params": n, "loss": 1.4 + 32 / n**0.4}
@@ -180,9 +185,9 @@ def test_rows_of_one_column_are_averaged_over_laws_of_one():
     document = fit_law("auto", rows, predict=[1e7])
     assert {law["law"] for law in document["laws"]} == {"power", "broken"}
     assert document["predictions"][0]["loss"] == pytest.approx(1.4 + 32 / 1e7**0.4, rel=0.01)
-    assert averaging.candidates(iso_rows(), Options()) == averaging.BY_BOTH
+    assert asked(iso_rows()) == averaging.BY_BOTH
     together = [{**r, "tokens": 20 * r["params"]} for r in iso_rows()]
-    assert averaging.candidates(together, Options()) == averaging.BY_ONE
+    assert asked(together) == averaging.BY_ONE
 
 
 def test_a_floor_that_is_given_is_not_uncertain(few_laws):
@@ -209,17 +214,17 @@ def test_rows_of_one_run_are_no_matter_for_an_average(few_laws):
 
 def test_laws_of_size_and_tokens_are_asked_where_both_vary():
     rows = iso_rows()
-    assert averaging.candidates(rows, Options()) == averaging.BY_BOTH
+    assert asked(rows) == averaging.BY_BOTH
     of_one_size = [{**row, "params": 1e8} for row in rows]
     alike = [{**row, "tokens": 20 * row["params"]} for row in rows]
     without = [{k: v for k, v in row.items() if k != "tokens"} for row in rows]
     for table in (of_one_size, alike, without):
-        assert averaging.candidates(table, Options()) == averaging.BY_ONE
+        assert asked(table) == averaging.BY_ONE
     # Rows that are not fitted do not decide.
     one_budget = Options(where="tokens==1e9")
     some = rows + [{**row, "tokens": 1e9} for row in rows]
-    assert averaging.candidates(some, one_budget) == averaging.BY_ONE
-    assert averaging.candidates(some, Options()) == averaging.BY_BOTH
+    assert asked(some, one_budget) == averaging.BY_ONE
+    assert asked(some) == averaging.BY_BOTH
     with pytest.raises(BadInput, match="params"):
         averaging.candidates([{**row, "params": "large"} for row in rows], Options())
 
@@ -237,7 +242,9 @@ def test_a_law_whose_loss_would_rise_has_no_weight(monkeypatch):
     monkeypatch.setattr(averaging, "BY_BOTH", ("chinchilla", "skaling"))
     rising = [{**row, "loss": 2 + 1e-3 * row["params"] ** 0.25 + 40 * row["tokens"] ** -0.2}
               for row in iso_rows()]  # fmt: skip
-    average = averaging.fit_average(iso_rows(), Options())
+    average = averaging.fit_average(
+        averaging.candidates(iso_rows(), Options()), iso_rows(), Options()
+    )
     assert not any(averaging._rising(member.fit) for member in average.members)
     # Where no law falls, the least wrong one answers, with a warning.
     document = fit_law("auto", rising)

@@ -18,6 +18,7 @@ from research.scaling import (
     analyze,
     design,
     envelope,
+    extrapolation,
     isoflop,
     laws,
     multiverse,
@@ -91,6 +92,7 @@ def hurried(monkeypatch):
     monkeypatch.setattr(uncertainty, "_bracket_ends", bracket)
     monkeypatch.setattr(multiverse, "OBJECTIVES", multiverse.OBJECTIVES[1:2])
     monkeypatch.setattr(design, "STAGES", 2)
+    monkeypatch.setattr(extrapolation, "TRIED", 20)
 
 
 @pytest.fixture
@@ -140,7 +142,8 @@ def outcome(tmp_path, monkeypatch):
 )
 def test_every_pair_of_flags_works_or_is_rejected(law, outcome):
     point = POINTS.get(law, "E=1.8")
-    flags = (*FLAGS, f"fix={point.partition(',')[0]}", f"init={point}", f"score={point}")
+    first = point.partition(",")[0]
+    flags = (*FLAGS, f"fix={first}", f"init={point}", f"score={point}", f"prior={first}±0.1")
     crashed, worked = [], 0
     for pair in itertools.combinations(flags, 2):
         if len({flag.partition("=")[0] for flag in pair}) < 2:

@@ -63,7 +63,7 @@ def iso_rows(noise=0.0, sizes=9, span=30.0, seed=0, budgets=BUDGETS, **changed):
 
 def quick(law, rows, **options):
     """The document without what each budget does to it, which is ten times the work."""
-    return analyze(law, rows, options, influence_too=False).document
+    return analyze(law, rows, options, checks_too=False).document
 
 
 def surface(noise, seed=0):

@@ -1,0 +1,197 @@
+"""What laws do beyond rows that they were fitted to, tried within a table.
+
+The nearest thing in a table to what is asked of it: its largest runs, predicted from runs that are
+smaller by the factor by which the target lies beyond the table (by FURTHER where there is none), or
+by one as near to that as leaves enough to fit. Runs in between are left out. The same, law by law
+and over fixed factors, weighs the laws of an average and stretches their errors.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from research.errors import BadInput
+from research.io.humanize import quantity
+from research.scaling.compute_optimal import PER_TOKEN, vary_together
+from research.scaling.effects import Effects
+from research.scaling.fit import Fit
+from research.scaling.fit_document import held_out_section
+from research.scaling.laws import Law
+from research.scaling.options import Options, Split
+from research.scaling.statistics import number_groups
+from research.tables import table
+
+LARGEST_SHARE = 0.1  # of the rows, at least, that are predicted from the others
+SAME_AMOUNT, AMOUNT_SPREAD = 0.05, 0.2  # relative: budgets this near to each other are one
+FURTHER = 10.0  # times the largest budget: what is asked where nothing is
+ENOUGH = 1 / 3  # of the rows, from which the largest are predicted at least
+MIN_LEFT = 4  # rows beyond its parameters from which a law of params and tokens is extrapolated
+MIN_AMOUNTS = 3  # budgets, and sizes, that it is fitted to
+LEAST_RATIO = 1.5  # of amounts, below which nothing is extrapolated
+FACTORS = (3.0, 10.0)  # on compute, over which a law is tried for what its errors are
+TRIED = 200  # draws of a law, for the intervals of a trial
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Rows to fit and far larger ones to predict; `column` is what they are larger in."""
+
+    parts: Split
+    column: str
+    limit: float  # the largest of the rows to fit
+    ratio: float  # of those to predict (geometric mean) to that
+
+    @property
+    def rule(self) -> str:
+        return f"the largest from {self.column} <= {self.limit:.4g}"
+
+    def section(self, holdout: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The section "extrapolation" of fit.json, of what was predicted and measured."""
+        return {
+            "column": self.column,
+            "n_points": len(self.parts.fitted),
+            "largest": self.limit,
+            "ratio": self.ratio,
+            **(holdout or {}),
+        }
+
+
+def find_trial(rows: Sequence[table.Row], law: Law, options: Options) -> Trial:
+    """The trial of a law that is nearest to what the options ask. Raises BadInput, with the reason,
+    where the table allows none."""
+    if law.response in law.columns or "loss" in law.columns:
+        raise BadInput(f"{law.name} predicts {law.response} from the loss: no run is the largest")
+    asked = [*options.predict, *options.predict_flops]
+    return nearest_trial(rows, law.columns, len(law.parameters), asked)
+
+
+def nearest_trial(
+    rows: Sequence[table.Row], columns: Sequence[str], parameters: int, asked: Sequence[float]
+) -> Trial:
+    """The trial of what reads `columns` and has so many parameters that is nearest to the amounts
+    that are asked. Raises BadInput as `find_trial` does."""
+    both = {"params", "tokens"} <= set(columns)
+    column = "flops" if both else columns[0]
+    amount = _amounts(rows, columns)
+    held, most = largest_rows(amount), amount.max()
+    at = math.exp(float(np.mean(np.log(amount[held]))))
+    wanted = max((x / most for x in asked if x > most), default=FURTHER)
+    needs = max(parameters + (MIN_LEFT if both else 1), math.ceil(ENOUGH * len(rows)))
+    numbers = number_groups(amount, SAME_AMOUNT, AMOUNT_SPREAD)
+    found: list[tuple[float, float, list[table.Row]]] = []
+    for limit in [float(amount[numbers == i].max()) for i in np.unique(numbers[~held])]:
+        some = [row for row, x in zip(rows, amount, strict=True) if x <= limit]
+        distinct = {tuple(row[c] for c in columns) for row in some}
+        enough = len(distinct) >= needs and LEAST_RATIO * limit <= at
+        if enough and len(columns) > 1:  # each of them has to vary
+            varied = [set(values) for values in zip(*distinct, strict=True)][:2]
+            varied.append(set(numbers[amount <= limit]))
+            enough = min(map(len, varied)) >= MIN_AMOUNTS and not (both and vary_together(some))
+        if enough:
+            found.append((abs(math.log(at / limit / wanted)), limit, some))
+    if not found:
+        more = f" of {MIN_AMOUNTS} budgets and sizes" if len(columns) > 1 else ""
+        raise BadInput(
+            f"the rows below the largest {column} ({quantity(most)}) are fewer than the {needs}"
+            f"{more} that a fit to them would need"
+        )
+    _, limit, some = min(found, key=lambda entry: entry[:2])
+    far = [row for row, out in zip(rows, held, strict=True) if out]
+    return Trial(Split(some, far, []), column, limit, at / limit)
+
+
+def fit_trial(fit: Fit, trial: Trial) -> Fit:
+    """The law of a fit, fitted to the rows of a trial from where it is. Raises BadInput for rows
+    that are too few for it."""
+    rows, needs = trial.parts.fitted, len(fit.law.parameters) + 1
+    if len({tuple(row[c] for c in fit.law.columns) for row in rows}) < needs:
+        raise BadInput(f"{len(rows)} rows; {fit.law.name} needs {needs}")
+    return _refit(fit, trial.parts, trial.rule)
+
+
+def extrapolate_fit(fit: Fit) -> dict[str, Any]:
+    """The section "extrapolation": the largest runs, predicted by the law fitted to far smaller
+    ones. Raises BadInput, with the reason, where the table allows no trial."""
+    trial = find_trial(fit.parts.fitted, fit.law, fit.options)
+    part = fit_trial(fit, trial)
+    part.draws = part.simulate(TRIED)
+    return trial.section(held_out_section(part))
+
+
+def _refit(fit: Fit, parts: Split, rule: str | None = None) -> Fit:
+    options = dataclasses.replace(
+        fit.options, objective=fit.problem.objective, bootstrap=None, init=fit.params, holdout=rule
+    )
+    return Fit(fit.law, parts, options, resample=False)
+
+
+def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fit] | None:
+    """Errors [h] in log loss of the held rows, predicted by the law fitted to the others, the
+    derivatives [P, h] of these predictions, and that fit; None where too few rows would be left."""
+    rows = fit.parts.fitted
+    rest, far = ([row for row, x in zip(rows, held, strict=True) if x == out] for out in (0, 1))
+    distinct = len({tuple(row[c] for c in fit.law.columns) for row in rest})
+    if distinct < len(fit.law.parameters) + MIN_LEFT:
+        return None
+    part = _refit(fit, Split(rest, far, []))
+    values = table.column_arrays(far, fit.law.columns)
+    measured = np.log([row[fit.law.response] for row in far])
+    log_loss, slopes, _ = fit.law.evaluate(part.best[None], fit.law.prepare(values))
+    return log_loss[0] - measured, slopes[0], part
+
+
+def score_largest(fit: Fit) -> float | None:
+    """The log density of the mean error, in log loss, of the largest budgets, predicted from the
+    others: by the error of the parameters, and the noise. None where too few rows would be left."""
+    split = _extrapolate(fit, largest_rows(_amounts(fit.parts.fitted, fit.law.columns)))
+    if split is None:
+        return None
+    errors, slopes, part = split
+    along = slopes.mean(1)
+    variance = float(along @ part.covariance @ along)
+    variance += effects_of(part).run_noise ** 2 / len(errors)
+    return -0.5 * (float(errors.mean()) ** 2 / variance + math.log(variance))
+
+
+def stretch(fit: Fit) -> float:
+    """How many times the errors of extrapolations within the table exceed their standard deviation
+    (root mean square, at least 1): what a wrong law, or noise that is not the same everywhere, has
+    cost already."""
+    amount, ratios = _amounts(fit.parts.fitted, fit.law.columns), []
+    for factor in FACTORS:
+        split = _extrapolate(fit, amount > amount.max() / factor)
+        if split is None:
+            continue
+        errors, slopes, part = split
+        variance = np.einsum("pn,pq,qn->n", slopes, part.covariance, slopes)
+        variance += effects_of(part).run_noise ** 2
+        ratios.append(float(np.mean(errors**2 / variance)))
+    return max(1.0, math.sqrt(float(np.mean(ratios)))) if ratios else 1.0
+
+
+def effects_of(fit: Fit) -> Effects:
+    """The effects in the rows of a fit. Raises BadInput where rows of one run err together."""
+    if fit.effects is None:
+        runs = len(set(fit.clusters))
+        raise BadInput(
+            f"{fit.problem.n} rows of {runs} runs: rows of one run err together, and an average is "
+            f"over laws of final losses; --last_rows fits the last of each run, "
+            f"--law={fit.law.name} all of them"
+        )
+    return fit.effects
+
+
+def _amounts(rows: Sequence[table.Row], columns: Sequence[str]) -> np.ndarray:
+    """What rows are large in [n]: compute, for laws of params and tokens."""
+    if {"params", "tokens"} <= set(columns):
+        return np.array([PER_TOKEN * row["params"] * row["tokens"] for row in rows])
+    return np.array([float(row[columns[0]]) for row in rows])
+
+
+def largest_rows(amount: np.ndarray) -> np.ndarray:
+    """Which rows [n] are the largest: LARGEST_SHARE of them, and those that are as large."""
+    return amount >= np.quantile(amount, 1 - LARGEST_SHARE, method="lower") / (1 + SAME_AMOUNT)
