@@ -32,6 +32,7 @@ from research.scaling.extrapolation import (
 )
 from research.scaling.fit import Fit
 from research.scaling.fit_document import build_document
+from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.laws import Law, break_points, broken_size, named_law
 from research.scaling.options import Options, filter_rows, split_rows
 from research.scaling.power_laws import NAMES
@@ -182,6 +183,7 @@ def build_average(average: Average, options: Options) -> dict[str, Any]:
     """The document of fit.json: that of `Average.best`, with averaged predictions."""
     predictions = _predictions(average, options)
     document = build_document(average.best, predictions, _check_held_out(average, options.holdout))
+    document["warnings"][:0] = misfit_warning(average.best, best_of_several=True)
     document["warnings"] += _wide_warnings(average.best.law.response, predictions)
     document |= {
         "law": "auto",

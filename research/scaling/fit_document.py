@@ -12,6 +12,7 @@ import numpy as np
 from research.io import files
 from research.scaling import compute_optimal, influence, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
+from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.statistics import held_out_row, held_out_summary, pooled_sd
 from research.tables import numbers, table
@@ -36,8 +37,9 @@ def build_document(
 ) -> dict[str, Any]:
     """The document of `fit.json`: with the predictions of the fit, and what it says of held-out
     rows, unless those of an average are given."""
-    law, options = fit.law, fit.options
+    law, options, told = fit.law, fit.options, []
     if predictions is None:
+        told = misfit_warning(fit)
         predictions, holdout = _predictions(fit), held_out_section(fit)
     agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
     document = {
@@ -74,7 +76,8 @@ def build_document(
         document["score"] = _score(fit)
     document["influence"], decisive = influence.influence_section(fit, predictions)
     document["warnings"] = (
-        _collinearity_warning(fit)
+        told
+        + _collinearity_warning(fit)
         + _unfinished_warning(fit)
         + _flops_convention_warning(fit)
         + decisive

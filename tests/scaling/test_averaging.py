@@ -375,3 +375,25 @@ def test_a_prediction_that_is_hardly_known_says_so():
     assert "±50%" in words
     assert "--law=isoflop" in words
     assert not averaging._wide_warnings("loss", [point(2.6, 3.4), point(None, 4.5)])
+
+
+def test_rows_that_no_law_describes_are_told_with_what_to_do(few_laws):
+    def told(law, rows):
+        return [w for w in fit_law(law, rows)["warnings"] if "beyond their noise (F test)" in w]
+
+    wavy = [{**row, "loss": row["loss"] * (1 + 0.04 * math.sin(math.log(row["params"])))}
+            for row in iso_rows()]  # fmt: skip
+    bent = iso_rows(interaction=2.0)
+    (words,) = told("auto", wavy)
+    assert words.startswith("no law here describes these rows: the best, ")
+    assert "--law=isoflop" in words
+    (words,) = told("chinchilla", bent)
+    assert words.startswith("chinchilla does not describe these rows: it is off by 2")
+    assert told("chinchilla", iso_rows()) == told("interaction", bent) == []
+    scattered = iso_rows(noise=0.02, of_sizes=0.05, of_valleys=0.1)
+    assert told("chinchilla", scattered) == []
+    rng = np.random.default_rng(0)
+    crashed = iso_rows()
+    for i in rng.choice(len(crashed), 4, replace=False):
+        crashed[i]["loss"] *= 1 + rng.uniform(0.1, 0.6)
+    assert told("chinchilla", crashed) == []
