@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         (only,) = parts.values()
         print(fit_part(args, only, options, sweep))
         return 0
-    print(printable(groups.told_of_split(rows, Options(**options))))
+    print(printable(groups.told_of_split(rows, Options(**options), args.law)))
     failures: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
         print(f"\n{printable(name)}:")

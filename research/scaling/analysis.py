@@ -78,7 +78,7 @@ def analyze(
         if next_budget or anytime:
             raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
         needed = minima_document.needed_columns(law)
-        usable, told, mixed = _checked(rows, needed, "loss", *how, curves=law == "envelope")
+        usable, told, mixed = _checked(rows, needed, "loss", law, *how)
         fit, sections = None, minima_document.fit_minima(law, rows, chosen)
         if checks_too:
             refit = functools.partial(minima_document.fit_minima, law)
@@ -94,7 +94,7 @@ def analyze(
         named = named_law(name, chosen.against) if isinstance(name, str) else name
         chosen.check_against(named)
         needed = [*named.columns, named.response]
-        usable, told, mixed = _checked(rows, needed, named.response, *how)
+        usable, told, mixed = _checked(rows, needed, named.response, named.name, *how)
         if _has_outliers(named, rows, chosen):
             chosen = replace(chosen, objective="huber_log")
             told.append(
@@ -174,14 +174,13 @@ def _checked(
     rows: Sequence[table.Row],
     needed: Sequence[str],
     response: str,
+    law: str,
     options: Options,
     grouping: comparable.Grouping,
     compare_by: str | None,
-    curves: bool = False,
 ) -> tuple[list[table.Row], list[str], dict[str, dict[str, int]]]:
-    """The rows that can be used, what there is to say of the table before it is fitted (`curves`:
-    see checks.check_table), and in which columns rows are mixed that are not comparable. Raises
-    BadInput for what cannot be right."""
+    """The rows that can be used, what there is to say of them before they are fitted, and in which
+    columns they are mixed that are not comparable. Raises BadInput for what cannot be right."""
     usable, dropped = table.usable_rows(rows, needed, options.where, options.finished)
     # Of its highest losses a table is checked as well.
     usable, _ = filter_rows(
@@ -190,8 +189,8 @@ def _checked(
     keep = where.match_where(rows, options.where) if options.where else [True] * len(rows)
     met = [row for row, k in zip(rows, keep) if k]
     told = table.notes_of(rows) + checks.check_some_flops(met, needed)
-    told += checks.check_table(usable, needed, options, bool(compare_by), curves)
-    of_groups, mixed = groups.check(usable, grouping, options.mix, compare_by)
+    told += checks.check_table(usable, needed, options, law, bool(compare_by))
+    of_groups, mixed = groups.check(usable, grouping, law, options.mix, compare_by)
     return usable, of_groups + told, mixed
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling.options import Options
+from research.scaling.options import Options, compare_flag
 from research.tables import comparable, states
 from research.tables.columns import COUNTS, Row
 from research.tables.curves import curve_warning
@@ -47,19 +47,18 @@ MOST_KINDS, LEAST_ROWS = 12, 3  # of a column of words that may be a recipe
 
 
 def check_table(
-    rows: Sequence[Row], needed: Sequence[str], options: Options, groups: bool, curves: bool
+    rows: Sequence[Row], needed: Sequence[str], options: Options, law: str, groups: bool
 ) -> list[str]:
-    """Warnings about the usable rows that a law of the columns `needed` is fitted to; `groups` and
-    `curves`: it tells groups apart, is meant for curves. Raises BadInput for what cannot be
-    right."""
+    """Warnings about the usable rows that `law`, of the columns `needed`, is fitted to; `groups`:
+    it tells groups apart. Raises BadInput for what cannot be right."""
     warnings = _check_flops(rows, options)
     if not any(comparable.OWN in row for row in rows):
         warnings += _small_counts(rows, needed)
     warnings += _check_targets(rows, needed, options)
     warnings += _copies(rows, needed)
     if not groups:
-        warnings += _mixed_recipes(rows)
-    return warnings + ([] if curves else curve_warning(rows))
+        warnings += _mixed_recipes(rows, law)
+    return warnings + ([] if law == "envelope" else curve_warning(rows))
 
 
 def _check_flops(rows: Sequence[Row], options: Options) -> list[str]:
@@ -221,7 +220,7 @@ def _copies(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
     ]
 
 
-def _mixed_recipes(rows: Sequence[Row]) -> list[str]:
+def _mixed_recipes(rows: Sequence[Row], law: str) -> list[str]:
     """A warning where rows differ in a column of few words, each of several rows."""
     out, own = [], any(comparable.OWN in row for row in rows)
     for name in dict.fromkeys(str(k) for row in rows for k in row):
@@ -243,6 +242,6 @@ def _mixed_recipes(rows: Sequence[Row]) -> list[str]:
         out.append(
             f"rows of {len(words)} values of {name!r} ({shown}) are fitted together; "
             f"--where='\"{name}\"==…' takes one, --columns='group={name}' gives each a law, "
-            f"--compare='{name}' compares them"
+            f"{compare_flag(law)}='{name}' compares them"
         )
     return out

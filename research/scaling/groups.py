@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from research.errors import BadInput
-from research.scaling.options import Options
+from research.scaling.options import Options, compare_flag
 from research.tables import states, where
 from research.tables.columns import GROUP_LABEL, Row
 from research.tables.comparable import (
@@ -37,7 +37,7 @@ def grouped(rows: Sequence[Row], options: Options) -> tuple[Table, Grouping]:
 
 
 def check(
-    rows: Sequence[Row], grouping: Grouping, mix: bool, compare_by: str | None
+    rows: Sequence[Row], grouping: Grouping, law: str, mix: bool, compare_by: str | None
 ) -> tuple[list[str], dict[str, dict[str, int]]]:
     """What there is to say of the groups of usable rows that are to share a law, and in which
     columns they were mixed. Raises BadInput for groups that are not to: unless `mix`, they may
@@ -56,7 +56,7 @@ def check(
         if mixed and not mix:
             raise BadInput(
                 f"--compare={compare_by}: rows of {compare_by} {shorten(mixed[0])} are not "
-                f"comparable with each other; the table differs in {words}: {_ways(grouping)}"
+                f"comparable with each other; the table differs in {words}: {_ways(grouping, law)}"
             )
         others = [name for name in grouping.columns if name not in (compare_by, "group")]
         out = list(grouping.notes)
@@ -69,7 +69,7 @@ def check(
     elif not mix:
         raise BadInput(
             f"rows of {len(labels)} groups are not comparable, and share no law: {words}; "
-            f"{_ways(grouping)}"
+            f"{_ways(grouping, law)}"
         )
     mixed_in = {name: dict(values) for name, values in grouping.counts.items()}
     return [
@@ -78,14 +78,15 @@ def check(
     ], mixed_in
 
 
-def _ways(grouping: Grouping) -> str:
+def _ways(grouping: Grouping, law: str) -> str:
     """The flags that take one group, compare them, or mix them."""
     name, values = next(iter(grouping.counts.items()))
     value = shorten(max(values, key=lambda v: values[v]))
     column = name if PLAIN.fullmatch(name) else f'"{name}"'
     quoted = value if PLAIN.fullmatch(value) else f'"{value}"'
     condition = f"{column}!=none" if value == A_NUMBER else f"{column}=={quoted}"
-    return f"--where='{condition}' takes one, --compare={name} compares, --mix fits all together"
+    compares = f"{compare_flag(law)}={name}"
+    return f"--where='{condition}' takes one, {compares} compares, --mix fits all together"
 
 
 def split(rows: Sequence[Row], options: Options) -> dict[str, Table]:
@@ -110,13 +111,13 @@ def split(rows: Sequence[Row], options: Options) -> dict[str, Table]:
     return out
 
 
-def told_of_split(rows: Sequence[Row], options: Options) -> str:
+def told_of_split(rows: Sequence[Row], options: Options, law: str) -> str:
     """Why a table has several laws, and what else could be asked for."""
     _, grouping = grouped(rows, options)
     count = len({*grouping.labels})
     return (
         f"rows of {count} groups are not comparable, and have a law each: {grouping.words()}; "
-        f"{_ways(grouping)}"
+        f"{_ways(grouping, law)}"
     )
 
 

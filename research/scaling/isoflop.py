@@ -299,7 +299,9 @@ def drop_outliers(
     """The rows without those far above the valley of their own budget, and those with the reason.
 
     A run that crashed or was cut off has a loss that is too high, and the minimum of a smooth curve
-    would follow it. Studentized deleted residuals about a cubic, one row after another.
+    would follow it. Studentized deleted residuals about a cubic, one row after another:
+    statistics.find_outliers, whose scale is a median, has no say over so few (of seven rows with
+    three degrees of freedom, 2,000 standard deviations off).
     """
     kept, dropped = [], []
     for group in _groups(rows, "flops", SAME_BUDGET, BUDGET_SPREAD):

@@ -21,6 +21,11 @@ NOT_FOR = {
 }
 
 
+def compare_flag(law: str) -> str:
+    """The flag that compares groups, with a law that has them where `law` (a name) has none."""
+    return "--law=chinchilla --compare" if law in METHODS else "--compare"
+
+
 def check_used(law: str, given: Mapping[str, object]) -> None:
     """Raise BadInput for options that are given and that a law or method does not use."""
     asked = {name for name, value in given.items() if value is not None}

@@ -49,8 +49,15 @@ def held_out_summary(rule: str | None, rows: Sequence[Mapping[str, Any]]) -> dic
 
 
 def pooled_sd(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
-    """The standard deviation within groups of replicates, and its degrees of freedom."""
+    """The standard deviation within groups of replicates, and its degrees of freedom. What lies far
+    off the median of its group is no noise of a seed: a run that diverged, or one of another kind;
+    of two that differ so much neither is kept."""
     several = [np.array(g) for g in groups if len(g) > 1]
+    if several:
+        off = [g - np.median(g) for g in several]
+        outliers = find_outliers(np.concatenate(off), len(several))[1]
+        parts = np.split(~outliers, np.cumsum([len(g) for g in several])[:-1])
+        several = [g[kept] for g, kept in zip(several, parts, strict=True) if kept.sum() > 1]
     freedom = sum(len(g) - 1 for g in several)
     squares = sum(float(((g - g.mean()) ** 2).sum()) for g in several)
     return math.sqrt(squares / freedom) if freedom else 0.0, freedom

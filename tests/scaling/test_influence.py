@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 import pytest
 
+from research.errors import BadInput
 from research.scaling import (
     Fit,
     Options,
+    analyze,
     fit_law,
     influence,
     minima_document,
@@ -17,7 +20,7 @@ from research.scaling import (
     uncertainty,
     worlds,
 )
-from research.scaling.statistics import find_outliers, number_groups, robust_scale
+from research.scaling.statistics import find_outliers, number_groups, pooled_sd, robust_scale
 
 TRUTH = worlds.CHINCHILLA
 KEYS = {"run", "robust_sd_off", "outlier", "without", "half_widths_moved", "decides"}
@@ -238,3 +241,34 @@ def test_the_noise_of_a_run_counts_weights():
     assert uncertainty.run_noise(heavy, fit.best) == pytest.approx(
         uncertainty.run_noise(fit.problem, fit.best)
     )
+
+
+def test_outliers_are_no_noise_of_a_seed():
+    rng = np.random.default_rng(0)
+    groups = [list(2.0 + 0.01 * rng.standard_normal(3)) for _ in range(8)]
+    clean, freedom = pooled_sd(groups)
+    diverged = [[*groups[0][:2], 5.0], *groups[1:]]
+    found, left = pooled_sd(diverged)
+    assert found == pytest.approx(clean, rel=0.3)
+    assert (freedom, left) == (16, 15)
+    assert pooled_sd([[groups[0][0], 5.0], *groups[1:]])[1] == 14  # which of two is not known
+    loud = [[2.0, 2.3, 1.9], [3.0, 3.2, 2.9], [1.0, 1.2, 0.9]]
+    assert pooled_sd(loud) == pytest.approx(
+        (np.sqrt(np.mean([np.var(g, ddof=1) for g in loud])), 6)
+    )
+    assert pooled_sd([[1.0, 9.0]])[0] == pytest.approx(8 / np.sqrt(2))
+    assert pooled_sd([[1.0]]) == (0.0, 0)
+
+
+@pytest.mark.parametrize("law", ["isoflop", "chinchilla"])
+def test_what_is_advised_for_groups_is_not_refused(law):
+    rows = [{**row, "flops": 6 * row["params"] * row["tokens"]} for row in grid()]
+    rows = [{**row, "optimizer": "muon" if i % 2 else "adamw"} for i, row in enumerate(rows)]
+    with pytest.raises(BadInput) as refused:
+        fit_law(law, rows)
+    advice = re.findall(r"(?:--law=(\w+) )?--compare=(\w+)", str(refused.value))
+    assert len(advice) == 1
+    ((other, column),) = advice
+    assert bool(other) == (law == "isoflop")
+    found = analyze(other or law, rows, {"bootstrap": 0}, compare_by=column)
+    assert found.document["compare"]["column"] == "optimizer"
