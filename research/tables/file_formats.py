@@ -12,13 +12,14 @@ from research.io import arrow, files
 from research.tables import delimited_text
 
 LARGEST = 1 << 25  # bytes; it is read into Python's own objects
+GZIPPED = b"\x1f\x8b"
 DEEPEST = 8  # objects in each other, which become names such as config.model.depth
 ELSEWHERE = {
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet; save it as CSV"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".joblib"), "a pickle, which can run code"),
     **dict.fromkeys((".npy", ".npz", ".mat"), "arrays without column names; write them as CSV"),
     **dict.fromkeys((".feather", ".arrow", ".h5", ".hdf5"), "write it as parquet or CSV"),
-    ".zip": "an archive; unpack it",
+    **dict.fromkeys((".zip", ".bz2", ".xz", ".zst", ".7z", ".tar"), "an archive; unpack it"),
     ".db": "a database; an MLflow store is read as --runs=mlflow:PATH",
     ".wandb": "a record of W&B; its folder is read as --runs=wandb:FOLDER",
 }
@@ -49,6 +50,7 @@ def read_table_file(path: Path, what: str) -> TableFile:
         raw = files.read(path, LARGEST)
     except OSError as error:
         raise BadInput(f"{what}: {error.strerror}") from error
+    packed |= raw.startswith(GZIPPED)  # what was loaded may have lost its .gz
     return reader(_unpacked(raw, what) if packed else raw, what)
 
 
@@ -159,6 +161,7 @@ READERS: dict[str, Callable[[bytes, str], TableFile]] = {
     ".tsv": _delimited("\t"),
     ".tab": _delimited("\t"),
     ".txt": _delimited(""),
+    ".dat": _delimited(""),
     ".psv": _delimited("|"),
     ".md": _delimited("|"),
     ".json": _json,

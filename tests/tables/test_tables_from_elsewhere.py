@@ -257,6 +257,9 @@ def formats():
     yield "table.md", "".join(f"| {' | '.join(x)} |\n" for x in
                               [["params", "tokens", "loss"], ["---:"] * 3, *LINES])  # fmt: skip
     yield "t.csv.gz", gzip.compress(plain.encode(), mtime=0)
+    yield "packed.csv", gzip.compress(plain.encode(), mtime=0)
+    yield "T.TXT", plain
+    yield "t.dat", plain.replace(",", " ")
     yield "utf16.csv", as_csv(LINES, separator="\t").encode("utf-16")
     yield "no-mark.csv", plain.encode("utf-16-le")
     yield "mark.csv", plain.encode("utf-8-sig")
@@ -326,6 +329,7 @@ def test_nested_records_are_columns_by_joined_names(tmp_path):
     ("name", "content", "words"),
     [
         ("t.xlsx", "PK", "a spreadsheet; save it as CSV"),
+        ("t.csv.bz2", "x", "an archive; unpack it"),
         ("t.pkl", "x", "a pickle, which can run code"),
         ("t.csv.gz", b"no gzip", "not a gzipped file"),
         ("t.csv.gz", gzip.compress(b"a,b\n1,2\n" * 99, mtime=0)[:-9], "cut off"),
