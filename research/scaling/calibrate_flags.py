@@ -2,12 +2,16 @@
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
 from research.errors import BadInput
 from research.io import host
-from research.scaling import calibrate, flags, worlds
+from research.scaling import flags
 from research.scaling.options import Options, check_used
 from research.tables import table
+
+if TYPE_CHECKING:
+    from research.scaling import calibrate
 
 OF_A_TABLE = ("where", "finished", "last_rows", "mix", "odd_units")  # what is read, as in a fit
 OF_A_FIT = ("objective", "huber_delta", "cluster", "bootstrap")
@@ -32,8 +36,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--processes", type=int, help="by default one for each core")
 
 
-def parse_plan(args: argparse.Namespace) -> tuple[calibrate.Plan, int]:
+def parse_plan(args: argparse.Namespace) -> "tuple[calibrate.Plan, int]":
     """What is to be measured, and by how many processes. Raises BadInput."""
+    from research.scaling import calibrate, worlds  # which no help needs
+
     _check(args)
     fits = {name: getattr(args, name) for name in OF_A_FIT if getattr(args, name) is not None}
     Options(**fits).check()
