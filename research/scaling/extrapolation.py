@@ -30,9 +30,10 @@ SAME_AMOUNT, AMOUNT_SPREAD = 0.05, 0.2  # relative: budgets this near to each ot
 FURTHER = 10.0  # times the largest budget: what is asked where nothing is
 ENOUGH = 1 / 3  # of the rows, from which the largest are predicted at least
 MIN_LEFT = 4  # rows beyond its parameters from which a law of params and tokens is extrapolated
-MIN_AMOUNTS = 3  # budgets, and sizes, that it is fitted to
+MIN_BUDGETS, MIN_SIZES = 2, 3  # that it is fitted to, and as many numbers of tokens
 LEAST_RATIO = 1.5  # of amounts, below which nothing is extrapolated
 FACTORS = (3.0, 10.0)  # on compute, over which a law is tried for what its errors are
+COUNTS = ("params", "tokens")
 TRIED = 200  # draws of a law, for the intervals of a trial
 
 
@@ -70,14 +71,20 @@ def find_trial(rows: Sequence[table.Row], law: Law, options: Options) -> Trial:
 
 
 def nearest_trial(
-    rows: Sequence[table.Row], columns: Sequence[str], parameters: int, asked: Sequence[float]
+    rows: Sequence[table.Row],
+    columns: Sequence[str],
+    parameters: int,
+    asked: Sequence[float],
+    budgets: int = MIN_BUDGETS,
 ) -> Trial:
-    """The trial of what reads `columns` and has so many parameters that is nearest to the amounts
-    that are asked. Raises BadInput as `find_trial` does."""
+    """The trial of what reads `columns`, has so many parameters and needs so many budgets that is
+    nearest to the amounts that are asked. Raises BadInput as `find_trial` does."""
     both = {"params", "tokens"} <= set(columns)
     column = "flops" if both else columns[0]
-    amount = _amounts(rows, columns)
-    held, most = largest_rows(amount), amount.max()
+    amount, most = _amounts(rows, columns), max(_amounts(rows, columns))
+    if both and all(isinstance(row.get("flops"), int | float) and row["flops"] > 0 for row in rows):
+        amount = _amounts(rows, ("flops",))  # runs of one budget are so by its own FLOPs
+    held = largest_rows(amount)
     at = math.exp(float(np.mean(np.log(amount[held]))))
     wanted = max((x / most for x in asked if x > most), default=FURTHER)
     needs = max(parameters + (MIN_LEFT if both else 1), math.ceil(ENOUGH * len(rows)))
@@ -88,16 +95,16 @@ def nearest_trial(
         distinct = {tuple(row[c] for c in columns) for row in some}
         enough = len(distinct) >= needs and LEAST_RATIO * limit <= at
         if enough and len(columns) > 1:  # each of them has to vary
-            varied = [set(values) for values in zip(*distinct, strict=True)][:2]
-            varied.append(set(numbers[amount <= limit]))
-            enough = min(map(len, varied)) >= MIN_AMOUNTS and not (both and vary_together(some))
+            varied = [len({row[c] for row in some}) for c in COUNTS if c in columns]
+            enough = min(varied) >= MIN_SIZES and not (both and vary_together(some))
+            enough &= len(set(numbers[amount <= limit])) >= budgets
         if enough:
             found.append((abs(math.log(at / limit / wanted)), limit, some))
     if not found:
-        more = f" of {MIN_AMOUNTS} budgets and sizes" if len(columns) > 1 else ""
+        more = f" of {budgets} budgets and {MIN_SIZES} sizes" if len(columns) > 1 else ""
         raise BadInput(
-            f"the rows below the largest {column} ({quantity(most)}) are fewer than the {needs}"
-            f"{more} that a fit to them would need"
+            f"the rows below the largest {column} ({quantity(amount.max())}) are fewer than the "
+            f"{needs}{more} that a fit to them would need"
         )
     _, limit, some = min(found, key=lambda entry: entry[:2])
     far = [row for row, out in zip(rows, held, strict=True) if out]
@@ -118,7 +125,8 @@ def extrapolate_fit(fit: Fit) -> dict[str, Any]:
     ones. Raises BadInput, with the reason, where the table allows no trial."""
     trial = find_trial(fit.parts.fitted, fit.law, fit.options)
     part = fit_trial(fit, trial)
-    part.draws = part.simulate(TRIED)
+    if part.enough:  # profiles of many runs about many rows would take longer than the fit
+        part.draws = part.simulate(TRIED)
     return trial.section(held_out_section(part))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from research.errors import BadInput
 from research.scaling import uncertainty
@@ -208,7 +209,8 @@ class Fit:
         center = self.law.evaluate(self.best[None], points)[0][0]
         logs = self.law.evaluate(self.draws, points)[0]
         ends = np.quantile(logs, [0.025, 0.975], axis=0).T
-        spread = 1.96 * uncertainty.run_noise(self.problem, self.best)
+        spread = stdtrit(max(self.problem.freedom, 1), 0.975)
+        spread *= uncertainty.run_noise(self.problem, self.best)
         if self.problem.objective == "mse":
             spread = (spread / np.exp(center))[:, None]
         one = center[:, None] + np.array([-1, 1]) * np.hypot(np.abs(ends - center[:, None]), spread)

@@ -28,6 +28,7 @@ WAYS = {
     "optima": envelope.fit_given_optima,
 }
 MIN_FOR_LOSS = 5  # minima, from which on a law of three parameters says how it is uncertain
+MIN_BUDGETS = 3  # two draw a line that no other is compared with
 TOO_WIDE = 2.0  # factor between the ends of an interval of a loss, from which it says nothing
 
 
@@ -141,7 +142,9 @@ def extrapolate_minima(rows: Sequence[table.Row], options: Options) -> dict[str,
     the minima of far smaller ones. Raises BadInput, with the reason, where there are too few."""
     plain = dataclasses.replace(options, where=None, drop_top_loss=0, predict_flops=[])
     rows, _ = filter_rows([*rows], [], options, ("flops", "params"), "loss")
-    trial = nearest_trial(rows, ("flops", "params"), isoflop.MIN_SIZES, options.predict_flops)
+    trial = nearest_trial(
+        rows, ("flops", "params"), isoflop.MIN_SIZES, options.predict_flops, MIN_BUDGETS
+    )
     least = min(row["flops"] for row in trial.parts.held_out)
     plain = dataclasses.replace(plain, holdout=f"flops>={least!r}")
     holdout = fit_minima("isoflop", trial.parts.usable, plain)["holdout"]

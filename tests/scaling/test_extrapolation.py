@@ -41,9 +41,20 @@ def test_ten_times_the_table_is_asked_where_nothing_is():
     assert trial_of(rows, 3 * FLOPS.max()).ratio < trial_of(rows).ratio
 
 
+def test_runs_of_one_budget_are_those_of_its_own_flops():
+    uneven = [
+        {**row, "tokens": row["tokens"] * (1 + 3 * (i % 2))} for i, row in enumerate(iso_rows())
+    ]
+    own = [{**row, "flops": float(c)} for row, c in zip(uneven, FLOPS)]
+    top = [row["run"] for row, c in zip(uneven, FLOPS) if FLOPS.max() / 1.1 < c]
+    assert [row["run"] for row in trial_of(own).parts.held_out] == top
+    assert trial_of(own).ratio == pytest.approx(9, rel=0.01)
+    assert [row["run"] for row in trial_of(uneven).parts.held_out] != top
+
+
 def test_a_table_that_is_too_small_for_a_trial_says_why():
-    largest = [row for row, c in zip(iso_rows(), FLOPS) if c > FLOPS.max() / 10]
-    with pytest.raises(BadInput, match="of 3 budgets and sizes"):
+    largest = [row for row, c in zip(iso_rows(), FLOPS) if c > FLOPS.max() / 4]
+    with pytest.raises(BadInput, match="of 2 budgets and 3 sizes"):
         trial_of(largest)
     together = [{**row, "tokens": 20 * row["params"]} for row in iso_rows()]
     with pytest.raises(BadInput, match="below the largest"):
