@@ -74,7 +74,7 @@ class Law:
 
     def _at_budgets(self, flops: list[float]) -> Table:
         options = {**self._options, "predict_flops": flops}
-        found = scaling.analyze(self.name, self._rows, options, influence_too=False)
+        found = scaling.analyze(self.name, self._rows, options, checks_too=False)
         return Table(found.document["predictions"], shown=("flops", *PREDICTED))
 
     def figures(self) -> "dict[str, Figure]":
