@@ -42,7 +42,15 @@ def get_config():
             # What a mesh does not divide is an error, or lies whole on every device ("replicate").
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": None, "batch": 250, "every": 125},  # none: all held-out images
-            "save": {"every": 0, "keep": 1, "on_error": "stop"},  # or "continue"
+            # Every so many steps, and minutes; the `keep` latest are kept, and the best by a metric
+            # of the evaluations ("loss"). What the disk refuses ends the run ("continue": not).
+            "save": {
+                "every": 0,
+                "every_minutes": None,
+                "keep": 1,
+                "best": None,
+                "on_error": "stop",
+            },
             "log": {"every": 25, "trackers": []},
             "loop": {"steps_per_dispatch": "auto"},
         }

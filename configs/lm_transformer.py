@@ -69,7 +69,15 @@ def get_config():
             # What a mesh does not divide is an error, or lies whole on every device ("replicate").
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
             "eval": {"examples": 1024, "batch": 64, "every": 200},
-            "save": {"every": 500, "keep": 2, "on_error": "stop"},  # or "continue"
+            # Every so many steps, and minutes; the `keep` latest are kept, and the best by a metric
+            # of the evaluations ("loss"). What the disk refuses ends the run ("continue": not).
+            "save": {
+                "every": 500,
+                "every_minutes": None,
+                "keep": 2,
+                "best": None,
+                "on_error": "stop",
+            },
             "log": {"every": 10, "trackers": []},
             "loop": {"steps_per_dispatch": "auto"},  # or a number; about a second of them
         }

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
     parser.add_argument("--workers", type=int, help="how many (default: as many as fit)")
     process_flags.add_flags(parser, member=False)
+    stop_signal.add_flag(parser)
     parser.add_argument(
         "--executor_options", default="", metavar="KEY=VALUE,...", help=launch.OPTIONS_HELP
     )
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     how = (args.executor, args.workers, executor_options, num_processes, args.grouping)
     options = choose_executor(LaunchOptions(*how), points, args.workdir)
     orderly = options.executor != "inline" or num_processes > 1
-    with stop_signal.StopSignal(orderly=orderly) as stop, watchdog.watching():
+    with stop_signal.StopSignal(orderly, args.end) as stop, watchdog.watching():
         outcome = launch_sweep(points, args.workdir, stop, options)
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")

@@ -22,6 +22,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.config_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
     process_flags.add_flags(parser)
+    stop_signal.add_flag(parser)
     parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
     parser.add_argument(
         "--resume", action="store_true", help="only resume; refuse to start a new run"
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         raise BadInput(f"--profile={args.profile}: expected a number of steps, of at least 1")
     config, place, launcher = validated(config), process_flags.distributed_options(args), orphaned()
     count = 1 if place is not None else process_flags.process_count(args)
-    with stop_signal.StopSignal(orderly=count > 1) as stop:
+    with stop_signal.StopSignal(orderly=count > 1, end=args.end) as stop:
         if count > 1:
             from research.launch import process_group
 

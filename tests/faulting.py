@@ -15,7 +15,7 @@ import numpy as np
 from research.io import files
 from research.parallel import device_mesh
 from research.params import leaves_by_path
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, restoring
 from research.runs.manifest import find_damage
 from research.training.make_run import make_run
 from research.training.trainer import Trainer
@@ -129,7 +129,7 @@ def saved_bits(run, abstract, steps=None):
     for step in listed:
         assert find_damage(run / "checkpoints" / str(step)) is None, step
     chosen = listed if steps is None else listed[:steps]
-    return {k: bits(checkpoint.restore(run / "checkpoints" / str(k), abstract)) for k in chosen}
+    return {k: bits(restoring.restore(run / "checkpoints" / str(k), abstract)) for k in chosen}
 
 
 class Victim:

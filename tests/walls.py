@@ -40,6 +40,7 @@ NO_JAX = (
         "runs.directory",
         "runs.table",
         "runs.metrics_log",
+        "runs.row_checks",
         "runs.schema",
         "runs.settings",
         "runs.lease",

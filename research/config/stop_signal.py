@@ -1,11 +1,13 @@
-"""Signals that ask a process to save and stop."""
+"""Signals that ask a process to save and stop, and a limit of time that does."""
 
+import argparse
 import contextlib
+import math
 import os
 import signal
 import time
 
-from research.errors import HUNG, PREEMPTED, Preempted
+from research.errors import HUNG, PREEMPTED, BadInput, Preempted
 from research.io import terminal
 
 # Of schedulers, a terminal that is lost, limits of time; `timeout -s` may send any of them.
@@ -13,18 +15,32 @@ NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALR
 ECHO = 2.0  # seconds within which a repeated signal counts as the same one
 
 
+def add_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag of the limit, which is the time at which it is over."""
+    help_ = "save and end with code 75 after so many minutes, compilation included"
+    how = {"type": _from_now, "default": math.inf, "dest": "end", "metavar": "M"}
+    parser.add_argument("--max_minutes", help=help_, **how)
+
+
+def _from_now(minutes: str) -> float:
+    if not float(minutes) > 0:
+        raise BadInput(f"--max_minutes={minutes}: expected a number above 0")
+    return time.monotonic() + 60 * float(minutes)
+
+
 class StopSignal:
-    """Calling it returns whether one of the signals NAMES was received. Ctrl-C after that ends
-    the process: immediately, or if `orderly` by KeyboardInterrupt, so that contexts are closed. So
-    does any of the signals ECHO seconds or more after the first; within ECHO seconds it counts as
-    the same one, because a scheduler signals every process, and those signal their children; so
-    does SIGXCPU at any time, which is repeated. Output that nobody reads is done without.
+    """Calling it returns whether one of the signals NAMES was received, or the time `end` is over.
+    Ctrl-C after a signal ends the process: immediately, or if `orderly` by KeyboardInterrupt, so
+    that contexts are closed. So does any of the signals ECHO seconds or more after the first;
+    within ECHO seconds it counts as the same one, because a scheduler signals every process, and
+    those signal their children; so does SIGXCPU at any time, which is repeated. Output that nobody
+    reads is done without.
 
     As a context it turns Preempted into KeyboardInterrupt where Ctrl-C was the cause.
     """
 
-    def __init__(self, orderly: bool = False):
-        self.number, self.orderly, self.came = 0, orderly, 0.0
+    def __init__(self, orderly: bool = False, end: float = math.inf):
+        self.number, self.orderly, self.came, self.end = 0, orderly, 0.0, end
         terminal.outlive_reader()
         for number in (signal.Signals[name] for name in NAMES):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # by nohup
@@ -48,7 +64,7 @@ class StopSignal:
                     )
 
     def __call__(self) -> bool:
-        return self.number != 0
+        return self.number != 0 or time.monotonic() > self.end
 
     def passed(self, code: int) -> int:
         """`code`, the exit code of processes that this one asked to stop. Raises KeyboardInterrupt

@@ -66,7 +66,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
     if "model.name" not in wrong:
         model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
         out += [*_size(right, model), *_divides(right, model)]
-    return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right)]
+    return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right), *_best(right)]
 
 
 def coerce(config: dict) -> dict:
@@ -235,6 +235,11 @@ def _mesh(flat: Mapping[str, object]) -> Iterator[str]:
             yield f"{path}: {value} devices; expected at least 1, or -1 for all that are left"
     if sum(value == -1 for value in axes.values()) > 1:
         yield "mesh: more than one axis is -1; only one can take the devices that are left"
+
+
+def _best(flat: Mapping[str, object]) -> Iterator[str]:
+    if flat.get("save.best") is not None and flat.get("eval.every") == 0:
+        yield f"save.best: {flat['save.best']!r}, but eval.every = 0 evaluates only the end"
 
 
 def _warmup(flat: Mapping[str, object]) -> Iterator[str]:

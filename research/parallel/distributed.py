@@ -5,17 +5,13 @@ All of them run the same program over the devices of all. `broadcast`, `any_proc
 same order, or the run hangs. Only process 0 writes; what it decides (which step to restore, a file
 name, the next run to train) is broadcast. What any process may be the first to see (a signal to
 stop) takes effect in all of them at the same step. A process that fails alone exits at once,
-without waiting for the others; they notice within SILENCE seconds and exit too.
+without waiting for the others; they notice within joining.SILENCE seconds and exit too.
 """
 
-import atexit
 import contextlib
 import functools
 import itertools
 import json
-import logging
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,10 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research import errors
-from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
-from research.io import terminal
+from research.errors import BadInput, IsoflopError, Lost
 
-SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
 PATIENCE = 30.0  # seconds in which processes that all failed alike wait for each other
 
 _barriers = itertools.count()
@@ -55,31 +49,10 @@ def join_processes(place: Mapping[str, Any] | None) -> Iterator[None]:
     if place is None:
         yield
         return
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
-    try:
-        jax.distributed.initialize(**place, heartbeat_timeout_seconds=SILENCE)
-    except ValueError as error:
-        raise BadInput(f"--coordinator_address: no cluster tells it here: {error}") from error
-    except RuntimeError as error:
-        raise Lost(f"the processes of this run do not find each other: {error}") from error
-    _redirect_stdout(is_primary())
-    try:
+    from research.parallel import joining  # which one process does not need
+
+    with joining.joined(place):
         yield
-    except (Preempted, Diverged):  # which all of them raise
-        jax.distributed.shutdown()
-        raise
-    except BaseException as error:
-        raised = error
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raised = Lost(f"process {jax.process_index()} of {process_count()}: {error}")
-        # Registered last, so called first: jax would wait for the others, and they for this one.
-        atexit.register(_exit_now, _exit_code(raised))
-        if raised is error:
-            raise
-        raise raised from error
-    else:
-        jax.distributed.shutdown()
 
 
 def broadcast(decide: Callable[[], Any]) -> Any:
@@ -174,28 +147,3 @@ def _start_any(flag: bool) -> jax.Array:
     flags = np.full(jax.device_count(), flag, np.int32)
     with jax.transfer_guard("allow"):  # make_array_from_callback counts as implicit
         return maximum(jax.make_array_from_callback(flags.shape, split, lambda at: flags[at]))
-
-
-def _redirect_stdout(prints: bool) -> None:
-    """Silence file descriptor 1, on which gloo writes a line per device; sys.stdout still reaches
-    the terminal in the process that `prints`."""
-    sys.stdout.flush()
-    shown, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    sys.stdout = terminal.opened(shown if prints else devnull, sys.stdout)
-    if not prints:
-        logging.getLogger("research").setLevel(logging.ERROR)
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, IsoflopError):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return IO_ERROR if isinstance(error, OSError) else UNFINISHED
-
-
-def _exit_now(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -63,9 +63,11 @@ class TimedLoop:
     """
 
     def __init__(self, run: Run, mesh: Mesh, heldout: int = 1):
-        every = run.cadence._replace(eval=0, save=0)
+        every = run.cadence._replace(eval=0)
         heldout = min(run.eval_examples, heldout)
-        self.run = dataclasses.replace(run, cadence=every, eval_examples=heldout, start=None)
+        saving = run.saving._replace(every=0)
+        changes = {"saving": saving, "eval_examples": heldout, "start": None}
+        self.run = dataclasses.replace(run, cadence=every, **changes)
         self.trainer = Trainer(self.run, mesh)
         self.room, self.dispatch, self._seen = every.dispatch, 0, 0
         self.step, self.state = 0, self.trainer.init()
@@ -137,6 +139,9 @@ class _ClockRecorder(DeferredMetrics):
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         pass
 
+    def improved(self, step: int) -> bool:
+        return False
+
 
 class _NoCheckpoints:
     """Takes the place of a checkpoint policy: the loop resumes from `state`."""
@@ -148,6 +153,9 @@ class _NoCheckpoints:
 
     def restore(self) -> tuple[int, Any]:
         return self.restored
+
+    def due(self, step: int) -> bool:
+        return False
 
     def save(self, step: int, state: Any, must: bool) -> None:
         pass

@@ -4,6 +4,7 @@ checkpoints/<step>/state/         as orbax writes it
 checkpoints/<step>/manifest.json  what must be in it, see manifest.py
 saved                             exists once there was a checkpoint: if all of them are gone, the
                                   run is not silently trained from the start
+best.json                         the step that best.py keeps
 
 A step exists once its directory has its final name, which is one rename after everything in it is
 written. orbax checks neither digests (one flipped bit in array data restores silently) nor dtypes
@@ -21,27 +22,26 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
+from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile
 from research.io import files
 from research.parallel import distributed
 from research.params import leaves_by_path
 from research.runs.manifest import (
     digest_state,
     find_damage,
-    read_manifest,
     write_manifest,
 )
 
 log = logging.getLogger(__name__)
 
-SAVED = "saved"  # see above
+SAVED, BEST = "saved", "best.json"  # see above
 STEP = re.compile("0|[1-9][0-9]{0,17}")
 
 
@@ -68,12 +68,12 @@ def save(
     temporary = root / f".saving-{step}-{distributed.broadcast(lambda: secrets.token_hex(4))}"
     final, state = root / str(step), _replicated_to_host(state)
     try:
-        with _checkpointer() as writer:  # returns when all processes have written
+        with checkpointer() as writer:  # returns when all processes have written
             writer.save(temporary / "state", args=orbax().args.StandardSave(state))
         content = digest_state(state)
         if not distributed.is_primary():
             return
-        write_manifest(temporary, step, _shapes_and_dtypes(state), content)
+        write_manifest(temporary, step, shapes_and_dtypes(state), content)
         files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
         check_lease()
         os.rename(temporary, final)
@@ -111,10 +111,24 @@ def check_disk_space(directory: Path, abstract: Any, members: int = 1) -> None:
 
 
 def prune(directory: Path, keep: int, pinned: Collection[int] = ()) -> None:
-    """Delete all checkpoints but the latest `keep` and those of `pinned`, which do not count."""
-    root = _checkpoint_root(directory)
+    """Delete all checkpoints but the latest `keep` and those of `pinned`, which do not count, nor
+    does that of best.json."""
+    root, best = _checkpoint_root(directory), read_best(directory)
+    pinned = {*pinned, *([best["step"]] if best else [])}
     for old in [step for step in _list_steps(root) if step not in pinned][keep:]:
         _delete_step(root / str(old))
+
+
+def read_best(directory: Path) -> dict[str, Any] | None:
+    """best.json, None if there is none or it is not as it was written."""
+    if not (directory / BEST).exists():
+        return None
+    with contextlib.suppress(BadInput):
+        best = files.read_json(directory / BEST, follow=False)
+        if type(best.get("step")) is int and isinstance(best.get("value"), float):
+            return best
+    log.warning("%s: not as it was written; the best is found anew", directory / BEST)
+    return None
 
 
 def restore_latest(directory: Path, abstract: Any) -> tuple[int, Any] | None:
@@ -133,9 +147,11 @@ def restore_latest_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[A
     intact checkpoint."""
     directories = [directory for directory, _ in runs]
     while (step := distributed.broadcast(lambda: latest_common_step(directories))) is not None:
+        from research.runs import restoring  # which a new run does not need
+
         paths = {_checkpoint_root(path) / str(step): abstract for path, abstract in runs}
         try:
-            return step, [restore(path, abstract) for path, abstract in paths.items()]
+            return step, [restoring.restore(path, abstract) for path, abstract in paths.items()]
         except IsoflopError:
             if not any_damaged(*paths):
                 raise
@@ -186,48 +202,6 @@ def saved_steps(directory: Path) -> list[int]:
     return _list_steps(root) if root.is_dir() and not root.is_symlink() else []
 
 
-def restore(path: Path, abstract: Any) -> Any:
-    """The whole state of a checkpoint, sharded as `abstract`. Raises BadInput if it holds other
-    shapes or dtypes, Damaged if orbax cannot read it."""
-    expected, stored = _shapes_and_dtypes(abstract), read_manifest(path)["leaves"]
-    if expected != stored:
-        differing = sorted(
-            k for k in expected.keys() | stored.keys() if expected.get(k) != stored.get(k)
-        )
-        lines = [f"{k}: holds {stored.get(k)}, expected {expected.get(k)}" for k in differing[:5]]
-        raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
-    checked_tree(path, stored)
-    with _checkpointer() as reader, orbax_errors(path):
-        return reader.restore(path / "state", args=orbax().args.StandardRestore(abstract))
-
-
-def checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
-    """The metadata of the arrays, from orbax, as the tree of the state. Raises UnsafeFile if they
-    are not of the shapes and dtypes that the manifest says."""
-    with orbax().PyTreeCheckpointer() as reader, orbax_errors(path):
-        metadata = reader.metadata(path / "state").item_metadata
-        tree = metadata.tree if metadata else {}
-        stored = leaves_by_path(tree)
-    if stored.keys() != leaves.keys():
-        raise UnsafeFile(f"{path}: holds other arrays than its manifest says")
-    for leaf, known in leaves.items():
-        array = stored[leaf]
-        if [list(getattr(array, "shape", "?")), str(getattr(array, "dtype", ""))] != known:
-            raise UnsafeFile(f"{path}: {leaf} is not the array that the manifest says")
-    return tree
-
-
-@contextlib.contextmanager
-def orbax_errors(path: Path) -> Iterator[None]:
-    """Turn what orbax and tensorstore raise on files that are not a checkpoint into Damaged."""
-    try:
-        yield
-    except (IsoflopError, MemoryError):
-        raise
-    except Exception as error:  # orbax raises no narrower type
-        raise Damaged(f"{path}: orbax cannot read it: {first_line(error)}") from error
-
-
 def _replicated_to_host(state: Any) -> Any:
     """`state` with its replicated arrays on the host: orbax would slice them by device, with a
     program compiled for every shape."""
@@ -237,7 +211,7 @@ def _replicated_to_host(state: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x) if replicated(x) else x, state)
 
 
-def _checkpointer() -> Any:
+def checkpointer() -> Any:
     ocp = orbax()
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
@@ -261,7 +235,7 @@ def _list_steps(root: Path) -> list[int]:
     return sorted((int(p.name) for p in root.iterdir() if STEP.fullmatch(p.name)), reverse=True)
 
 
-def _shapes_and_dtypes(state: Any) -> dict[str, list]:
+def shapes_and_dtypes(state: Any) -> dict[str, list]:
     return {path: [list(x.shape), str(x.dtype)] for path, x in leaves_by_path(state).items()}
 
 

@@ -8,6 +8,7 @@ WORKDIR/runs/<id>/
     launch.json      what the first launch knew: the model, sizes and rules, the code and settings,
                      and the devices and mesh, which decide the last bits and are used again
     continued.json   see made_by.py
+    best.json        see best.py
     shared_prefix.json  the run that trained the first steps, and how many
     tokenizer.json   of text that is not read as bytes
     lease/           who holds it; see lease.py
@@ -31,7 +32,6 @@ from typing import IO, Any
 from research.errors import BadInput, Damaged, StorageError, UnsafeFile
 from research.io import files, host
 from research.runs import lease, metrics_log
-from research.runs.schema import launch_problem, row_problem
 
 log = logging.getLogger(__name__)
 WRITTEN_BELOW = (  # a workdir, not merely replaced
@@ -186,8 +186,12 @@ class RunDirectory:
         last checkpoint is then evaluated again."""
         path = self.path / "result.json"
         try:
-            result = read_run_file(path) if path.exists() else None
-            if result is None or (result.get("status") in ENDED and not row_problem(result)):
+            if not path.exists():
+                return None
+            from research.runs.row_checks import row_problem  # which a new run does not need
+
+            result = read_run_file(path)
+            if result.get("status") in ENDED and not row_problem(result):
                 return result
             log.warning("%s: not the result of a run; its last checkpoint is evaluated again", path)
         except Damaged as error:
@@ -207,6 +211,8 @@ def read_launch(run: Path) -> dict[str, Any] | None:
     path = run / "launch.json"
     if not path.exists():
         return None
+    from research.runs.row_checks import launch_problem  # as above
+
     launch = read_run_file(path)
     if problem := launch_problem(launch):
         raise Damaged(f"{path}: {problem}; {REMEDY[path.name]}")

@@ -54,7 +54,8 @@ class Column:
     """A column of the table of runs: a number that is shown everywhere, unless it says otherwise.
 
     `heading` is that on the page ("" is the name), `format` one of FORMATS, `shown` some of PLACES.
-    `noun` names it in a sentence, `axis` in a figure. Raises ValueError for anything else.
+    `noun` names it in a sentence, `axis` in a figure; `better` is "low" or "high" where one of them
+    is. Raises ValueError for anything else.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Column:
     shown: tuple[str, ...] = PLACES
     noun: str = ""
     axis: str = ""
+    better: str = ""
 
     def __post_init__(self) -> None:
         name = self.name
@@ -79,6 +81,8 @@ class Column:
                     f"{name}: {field} is {words!r:.50}, expected at most {LONGEST_NAME} characters "
                     "of plain text"
                 )
+        if self.better not in ("", "low", "high"):
+            raise ValueError(f"{name}: better is {self.better!r:.50}, expected low or high")
         if self.format not in FORMATS:
             raise ValueError(
                 f"{name}: format is {self.format!r:.50}, expected one of {', '.join(FORMATS[1:])}"
@@ -129,7 +133,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("steps", format=",d", shown=("table",)),
     Column("lr", format=".3g", shown=TABLE, heading="learning rate"),
     Column("seed", format="d", shown=TABLE),
-    Column("loss", axis="held-out loss"),
+    Column("loss", axis="held-out loss", better="low"),
     Column("closed_form_loss", shown=("line", "page"), heading="closed form"),
     Column("train_loss", shown=TABLE, heading="training loss"),
     Column("seconds", format=".0f", shown=TABLE),
@@ -141,6 +145,7 @@ COLUMNS: tuple[Column, ...] = (
             *("flops_exact_causal", "budget", "shared_tokens", "shared_flops", "epochs", "batch"),
             *("context", "warmup_steps", "head_share", "attention_share", "closed_form_distance"),
             *("device_seconds", "devices", "cores", "steps_per_dispatch"),
+            *("best_step", "best_value"),
         )
     ),
     *(
@@ -156,9 +161,7 @@ COLUMNS: tuple[Column, ...] = (
 )  # fmt: skip
 AXES = {column.name: column.axis for column in COLUMNS if column.axis}
 NOUNS = {column.name: column.noun for column in COLUMNS if column.noun}
-STATUS = ("done", "diverged", "failed", "unfinished")
 _NAMES = frozenset(column.name for column in COLUMNS) | {"metrics"}
-_OF_CLASSES = ("class_names", "class_precision", "class_recall", "class_f1")
 
 
 def declaration(metrics: Sequence[Column]) -> list[dict[str, Any]]:
@@ -220,7 +223,7 @@ def task_metrics(rows: Sequence[Row]) -> tuple[Column, ...]:
     """The metrics that tasks declare; the first row that declares one says how it is shown."""
     metrics: dict[str, Column] = {}
     for row in rows:
-        with contextlib.suppress(ValueError):  # of a table from elsewhere; see also row_problem
+        with contextlib.suppress(ValueError):  # of a table from elsewhere; see also row_checks
             for column in declared_metrics(row):
                 metrics.setdefault(column.name, column)
     return tuple(metrics.values())
@@ -235,63 +238,3 @@ def scores(row: Row) -> list[str]:
 def is_number(value: object) -> bool:
     """Whether it is a number that a float can hold."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) <= sys.float_info.max)
-
-
-def row_problem(row: Mapping[str, Any]) -> str | None:
-    """What a row holds that it may not, in words; None if nothing."""
-    if row["status"] not in STATUS:
-        return f"status is {row['status']!r:.50}, expected one of {', '.join(STATUS)}"
-    try:
-        metrics = declared_metrics(row)
-    except ValueError as error:
-        return f"metrics: {error}"
-    for column in (*COLUMNS, *metrics):
-        kind, words = KINDS[column.kind]
-        value = row.get(column.name)
-        if value is None:
-            continue
-        if not isinstance(value, kind) or (column.kind == "number" and not is_number(value)):
-            return f"{column.name} is {value!r:.50}, expected {words}"
-    if row["status"] == "done" and row.get("loss") is None:
-        return "is done and has no loss"
-    if row.get("confusion") and not _of_classes(row):
-        return "the confusion of its classes is not a square of counts with a name for each"
-    return None
-
-
-def launch_problem(launch: Mapping[str, Any]) -> str | None:
-    """What a launch.json holds that it may not, in words; None if nothing."""
-    mesh, names = launch.get("mesh"), launch.get("members", [])
-    if not isinstance(mesh, dict) or mesh.keys() != {"data", "fsdp", "tensor"} or not _counts(mesh):
-        return f"mesh is {mesh!r:.50}, expected how many devices data, fsdp and tensor have"
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return f"members is {names!r:.50}, expected a list of runs"
-    many = launch.get("members_mesh")
-    if many is not None and not (isinstance(many, dict) and "runs" in many and _counts(many)):
-        return f"members_mesh is {many!r:.50}, expected how many devices runs has"
-    for name in ("execution", "facts", "model", "versions", "jax_config"):
-        if not isinstance(launch.get(name, {}), dict):
-            return f"{name} is {launch[name]!r:.50}, expected an object"
-    return None
-
-
-def _counts(numbers: Mapping[str, Any]) -> bool:
-    return all(type(n) is int and n >= 1 for n in numbers.values())
-
-
-def _of_classes(row: Mapping[str, Any]) -> bool:
-    lists: list[Any] = [row.get(name) for name in ("confusion", *_OF_CLASSES)]
-    accuracy = row.get("accuracy")
-    if not all(isinstance(values, list) for values in lists):
-        return False
-    if not isinstance(accuracy, int | float) or not 0 <= accuracy <= 1:
-        return False
-    counts, names, *class_scores = lists
-    square = all(
-        isinstance(line, list)
-        and len(line) == len(names)
-        and all(isinstance(count, int) for count in line)
-        for line in counts
-    )
-    numbers = all(is_number(x) for values in class_scores for x in values)
-    return square and numbers and len({len(values) for values in lists}) == 1

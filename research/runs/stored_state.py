@@ -11,7 +11,7 @@ import numpy as np
 from research.errors import BadInput, Damaged
 from research.io import files
 from research.params import key_path, leaves_by_path, nest
-from research.runs import checkpoint
+from research.runs import checkpoint, restoring
 from research.runs.manifest import array_digests, find_damage, read_manifest
 
 
@@ -38,14 +38,14 @@ def read_arrays(path: Path, part: str) -> dict:
     UnsafeFile where there is no checkpoint, Damaged where its arrays are not those of the
     manifest."""
     manifest = read_manifest(path)
-    tree = checkpoint.checked_tree(path, manifest["leaves"])
+    tree = restoring.checked_tree(path, manifest["leaves"])
     selected = {f"{part}/{leaf}" for leaf in select_part(manifest["leaves"], part)}
     ocp = checkpoint.orbax()
     item = jax.tree_util.tree_map_with_path(
         lambda key, x: x if key_path(key) in selected else ocp.PLACEHOLDER, tree
     )
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
-    with ocp.PyTreeCheckpointer() as reader, checkpoint.orbax_errors(path):
+    with ocp.PyTreeCheckpointer() as reader, restoring.orbax_errors(path):
         args = ocp.args.PyTreeRestore(item, restore_args=restore_args)
         restored = leaves_by_path(reader.restore(path / "state", args=args))
     leaves = {leaf: restored[leaf] for leaf in selected}

@@ -14,7 +14,7 @@ from research.errors import BadInput, Damaged, StorageError, UnsafeFile
 from research.io import files
 from research.runs import lease, metrics_log
 from research.runs.directory import failed_attempts, read_run_file
-from research.runs.schema import row_problem
+from research.runs.row_checks import row_problem
 from research.runs.settings import settings_columns
 
 # What a row is read from.

@@ -185,7 +185,7 @@ def train_unit(
     if distributed.is_primary() and all(
         result["status"] != "failed" for result in results.values()
     ):
-        runs, keep = directories[0].path.parent, unit.points[0].run.keep
+        runs, keep = directories[0].path.parent, unit.points[0].run.saving.keep
         sources = {name for choices in unit.prefixes.values() for name, _ in choices}
         for path in (runs / name for name in sources):
             if (path / "result.json").exists():  # nobody writes there
@@ -362,8 +362,7 @@ def _program(run: Run) -> Hashable:
         run.eval_examples,
         run.eval_batch,
         run.cadence,
-        run.keep,
-        run.on_save_error,
+        run.saving,
         run.trackers,
     )
     numbers = jax.tree.structure(run.hyper)

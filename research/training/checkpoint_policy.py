@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -11,14 +12,36 @@ from research.params import all_finite
 from research.runs import checkpoint, metrics_log
 from research.training import shared_prefix
 from research.training.recorder import Recorder
-from research.training.run import Run
+from research.training.run import Run, Saving
 from research.training.shared_prefix import SharedPrefix
 from research.training.step import TrainState
 
 log = logging.getLogger(__name__)
 
 
-class CheckpointPolicy:
+class DueSaves:
+    """When a state is saved: after `kept_steps`, every so many steps, and by time."""
+
+    def __init__(self, saving: Saving, kept_steps: Collection[int] = ()):
+        self.saving, self.kept_steps, self.last = saving, kept_steps, time.monotonic()
+        self._late = distributed.any_process_delayed(self._is_late)
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to save the state after `step`."""
+        every, minutes = self.saving.every, self.saving.every_minutes
+        late = minutes is not None and self._late()
+        return late or (every > 0 and step % every == 0)
+
+    def _is_late(self) -> bool:
+        """Once for each time that it is, since several processes hear of it a call later."""
+        assert self.saving.every_minutes is not None
+        late = time.monotonic() - self.last > 60 * self.saving.every_minutes
+        if late:
+            self.last = time.monotonic()
+        return late
+
+
+class CheckpointPolicy(DueSaves):
     """Where the states of a run are kept and found again. It keeps those after `kept_steps` beyond
     `keep`, and where it has none of its own it begins from one of `prefixes`."""
 
@@ -29,8 +52,9 @@ class CheckpointPolicy:
         prefixes: Sequence[SharedPrefix] = (),
         kept_steps: Collection[int] = (),
     ):
+        super().__init__(trainer.run.saving, kept_steps)
         self.trainer, self.recorder, self.prefixes = trainer, recorder, prefixes
-        self.directory, self.kept_steps = recorder.directory, kept_steps
+        self.directory = recorder.directory
 
     def restore(self) -> tuple[int, TrainState]:
         """The step and state to resume from."""
@@ -64,11 +88,14 @@ class CheckpointPolicy:
         """Save a state that is finite, or raise Diverged. If the disk refuses one that `must` not
         be saved, the run may continue without."""
         check_finite(step, state)
-        run, directory = self.trainer.run, self.directory
+        run, directory, recorder = self.trainer.run, self.directory, self.recorder
         directory.sync()
         with tolerate_refused_save(run, must):
-            keep, check = run.keep, directory.check_lease
-            checkpoint.save(directory.path, step, state, keep, check, self.kept_steps)
+            pinned = {*self.kept_steps, *([step] if recorder.improved(step) else [])}
+            check, keep = directory.check_lease, self.saving.keep
+            checkpoint.save(directory.path, step, state, keep, check, pinned)
+            recorder.saved(step)
+        self.last = time.monotonic()
 
 
 def check_finite(step: int, state: TrainState) -> None:
@@ -86,6 +113,6 @@ def tolerate_refused_save(run: Run, must: bool) -> Iterator[None]:
     except Held:
         raise
     except StorageError as error:
-        if must or run.on_save_error == "stop":
+        if must or run.saving.on_error == "stop":
             raise
         log.warning("%s; run %s continues without it", error, run.id)

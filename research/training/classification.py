@@ -23,10 +23,10 @@ class Classification(Task):
     targets: ClassVar[str] = "classes"
     unit: ClassVar[str] = "nats per example"
     METRICS: ClassVar[tuple[Column, ...]] = (
-        Column("accuracy"),
-        Column("macro_precision", heading="precision", shown=("page",)),
-        Column("macro_recall", heading="recall", shown=("page",)),
-        Column("macro_f1", heading="F1"),
+        Column("accuracy", better="high"),
+        Column("macro_precision", heading="precision", shown=("page",), better="high"),
+        Column("macro_recall", heading="recall", shown=("page",), better="high"),
+        Column("macro_f1", heading="F1", better="high"),
     )
 
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:

@@ -38,8 +38,13 @@ class LanguageModeling(Task):
     targets: ClassVar[str] = "tokens"
     unit: ClassVar[str] = "nats per token"
     METRICS: ClassVar[tuple[Column, ...]] = (
-        Column("perplexity", shown=()),
-        Column("bits_per_byte", heading="bits/byte", shown=("line", "table", "page")),
+        Column("perplexity", shown=(), better="low"),
+        Column(
+            "bits_per_byte",
+            heading="bits/byte",
+            shown=("line", "table", "page"),
+            better="low",
+        ),
     )
 
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:

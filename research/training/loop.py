@@ -46,6 +46,7 @@ class LoopRecorder(Protocol):
     def push(self, step: int, n: int, metrics: dict[str, Any]) -> None: ...
     def settle(self) -> None: ...
     def evaluation(self, step: int, metrics: Any) -> None: ...
+    def improved(self, step: int) -> bool: ...
 
 
 class LoopCheckpoints(Protocol):
@@ -55,6 +56,7 @@ class LoopCheckpoints(Protocol):
     def kept_steps(self) -> Collection[int]: ...
 
     def restore(self) -> tuple[int, Any]: ...
+    def due(self, step: int) -> bool: ...
     def save(self, step: int, state: Any, must: bool, /) -> None: ...
 
 
@@ -188,7 +190,7 @@ def run_loop(
                 except Stopped:  # the next launch evaluates this state
                     stopped = True
             leaving = stopped or (step > first and stop_asked())
-            due = cadence.save and step > first and step % cadence.save == 0
+            due = step > first and (policy.due(step) or recorder.improved(step))
             if due or leaving or step in policy.kept_steps:
                 settle()
                 save(must=leaving)
@@ -214,7 +216,7 @@ def run_loop(
 
 def _steps_to_next(step: int, run: Run, kept_steps: Collection[int]) -> int:
     """Steps to the next evaluation, save or end of the run."""
-    every = (run.cadence.eval, run.cadence.save)
+    every = (run.cadence.eval, run.saving.every)
     ends = [k - step % k for k in every if k]
     ends += [kept_step - step for kept_step in kept_steps if kept_step > step]
     return min([run.steps - step, *ends])

@@ -28,7 +28,7 @@ from research.training.tasks import TASKS, Task, task_class
 
 if TYPE_CHECKING:
     from research.training.fine_tuning import StartingPoint
-from research.training.run import Cadence, Run, example_inputs, identity
+from research.training.run import Cadence, Run, Saving, example_inputs, identity
 
 # Of one dispatch, where the config leaves them free: enough to make the host's part small, few
 # enough to be held twice and sent in no time.
@@ -71,6 +71,10 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     resolved = _resolved(config, model, steps, lr, warmup)
     optimizer, schedule, hyper = _traced(resolved)
     _check_tables(model, inputs, optimizer, hyper)
+    if config["save"]["best"] is not None:
+        from research.runs import best  # which few runs need
+
+        best.direction(config["save"]["best"], task.METRICS)
     rules = [size_rule, batch_rule, horizon_rule, lr_rule]
     rules.append(task.describe_rule(model, batch // parts * dataset.tokens_per_example))
     facts = _facts(config, dataset, task, start, rules)
@@ -96,8 +100,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         eval_examples=examples,
         eval_batch=config["eval"]["batch"],
         cadence=_cadence(config, batch, dataset),
-        keep=config["save"]["keep"],
-        on_save_error=config["save"]["on_error"],
+        saving=Saving(**config["save"]),
         trackers=tuple(config["log"]["trackers"]),
         start=start,
         facts=facts,
@@ -112,9 +115,8 @@ def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:
 
 
 def _cadence(config: dict, batch: int, dataset: Dataset) -> Cadence:
-    evaluate, save, log = (config[section]["every"] for section in ("eval", "save", "log"))
     dispatch, paced = _dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
-    return Cadence(evaluate, save, log, dispatch, paced)
+    return Cadence(config["eval"]["every"], config["log"]["every"], dispatch, paced)
 
 
 def _dispatch(requested: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:

@@ -80,7 +80,11 @@ class Recorder(DeferredMetrics):
         earlier = (r.get("seconds", 0.0) for r in metrics_log.read_records(directory.path))
         self.before = max(earlier, default=0.0)
         self.started, self.members = time.monotonic(), members
-        self.loss, self.reached = math.nan, 0
+        self.loss, self.reached, self.best = math.nan, 0, None
+        if (metric := run.saving.best) is not None:
+            from research.runs.best import Best  # which few runs need
+
+            self.best = Best(directory, metric, run.task.METRICS)
         self._continued = directory.path / CONTINUED
         self.skips, self._skipped = 0, 0  # in all; in a row
 
@@ -93,6 +97,8 @@ class Recorder(DeferredMetrics):
         """Steps from `step` on are done, perhaps again."""
         self.reached = step
         self.directory.append(resume=step)
+        if self.best:
+            self.best.resume(step)
         if self.directory.writes and (step or self._continued.exists()):
             from research.runs import made_by  # which a new run does not need
 
@@ -103,6 +109,17 @@ class Recorder(DeferredMetrics):
             raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
         logged = ("loss", *(column.name for column in self.run.task.METRICS))
         self._append(step, **{k: float(metrics[k]) for k in logged if k in metrics})
+        if self.best:
+            self.best.evaluated(step, metrics)
+
+    def improved(self, step: int) -> bool:
+        """Whether the evaluation of the state after `step` was the best, so that it is saved."""
+        return bool(self.best and self.best.found and self.best.found[0] == step)
+
+    def saved(self, step: int) -> None:
+        """The state after `step` is saved."""
+        if self.best:
+            self.best.saved(step)
 
     def write(self, first: int, n: int, metrics: Mapping[str, Any]) -> None:
         for i in range(n):
@@ -138,6 +155,7 @@ class Recorder(DeferredMetrics):
             **self.run.facts,
             **metrics,
             "metrics": self.metrics,
+            **(self.best.summary() if self.best else {}),
             **shared_prefix.spent_costs(self.run, self.directory, self.reached),
             "steps_per_dispatch": self.dispatch,
             **({"skipped_steps": self.skips} if self.run.hyper.skip is not None else {}),

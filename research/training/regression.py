@@ -21,9 +21,9 @@ class Regression(Task):
     targets: ClassVar[str] = "numbers"
     unit: ClassVar[str] = "mean squared error"
     METRICS: ClassVar[tuple[Column, ...]] = (
-        Column("mse", heading="MSE", format=".4g", shown=("page",)),
-        Column("mae", heading="MAE", format=".4g", shown=("line", "page")),
-        Column("r2", heading="R²"),
+        Column("mse", heading="MSE", format=".4g", shown=("page",), better="low"),
+        Column("mae", heading="MAE", format=".4g", shown=("line", "page"), better="low"),
+        Column("r2", heading="R²", better="high"),
     )
 
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:

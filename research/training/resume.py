@@ -51,33 +51,14 @@ def check_stored(path: Path, stored: Mapping[str, Any], run: Run) -> None:
         raise BadInput(f"{path}: of another run than {run.id}, or altered", *differing[:SHOWN])
 
 
-def similar_runs(workdir: str | Path, run: Run) -> list[tuple[str, list[str]]]:
-    """(id, differences) of the unfinished runs at `workdir`, the nearest first."""
-    sharing = []
-    for path in (Path(workdir) / "runs").glob("*/config.json"):
-        if path.parent.name != run.id and not (path.parent / "result.json").exists():
-            try:
-                differing = differences(run.config, files.read_json(path))
-            except (BadInput, AttributeError, KeyError, TypeError):
-                continue
-            sharing.append((path.parent.name, differing or ["data: another content"]))
-    return sorted(sharing, key=lambda pair: (len(pair[1]), pair[0]))
-
-
 def report_similar_runs(workdir: str | Path, run: Run, must: bool) -> None:
-    """Log how a run that is new at `workdir` differs from the nearest unfinished one, or raise
-    BadInput with that if it `must` exist already."""
-    if (Path(workdir) / "runs" / run.id).exists():
-        return
-    near = similar_runs(workdir, run)
-    if must and not near:
-        raise BadInput(f"--resume: no unfinished run at {workdir}")
-    if near:
-        name, lines = near[0]
-        lines = lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if lines[SHOWN:] else [])
-        if must:
-            raise BadInput(f"--resume: this config is run {run.id}, not {name}:", *lines)
-        log.info("a new run; %s, which is not done, differs in: %s", name, "; ".join(lines))
+    """Say how a run that is new at `workdir` differs from those that are there, or raise BadInput
+    with that if it `must` exist already."""
+    there = [path.name for path in (Path(workdir) / "runs").glob("*")]
+    if run.id not in there and (there or must):
+        from research.training import similar_runs  # which a new workdir does not need
+
+        similar_runs.report(workdir, run, must)
 
 
 def as_first_launched(

@@ -25,10 +25,19 @@ class Cadence(NamedTuple):
     """How often, in steps; 0 is never. None of it changes what is computed."""
 
     eval: int
-    save: int
     log: int
     dispatch: int  # the most steps in one dispatch
     paced: bool  # whether their number is chosen by the time that they take
+
+
+class Saving(NamedTuple):
+    """The section `save` of a config: nothing of it changes what is computed."""
+
+    every: int  # steps; 0 is never
+    every_minutes: float | None
+    keep: int
+    best: str | None  # the metric by which one more is kept
+    on_error: str
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,7 @@ class Run:
     eval_examples: int
     eval_batch: int
     cadence: Cadence
-    keep: int
-    on_save_error: str
+    saving: Saving
     trackers: tuple[str, ...]
     start: "StartingPoint | None"
     facts: dict

@@ -15,7 +15,6 @@ from jax.sharding import AbstractMesh, Mesh
 from research.errors import BadInput
 from research.models import Model
 from research.parallel import device_memory, device_mesh, distributed, sharding
-from research.runs import checkpoint
 from research.training.optimizers import Optimizer
 from research.training.run import Run, example_inputs
 from research.training.step import (
@@ -80,7 +79,9 @@ class Trainer:
         if start is None:
             return state
         if start.what == "state":
-            return checkpoint.restore(start.path, self.abstract)
+            from research.runs import restoring  # as below
+
+            return restoring.restore(start.path, self.abstract)
         from research.training import fine_tuning  # which few runs need
 
         params = fine_tuning.take_parameters(start, self.abstract.params, state.params)

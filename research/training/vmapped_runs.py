@@ -26,7 +26,11 @@ from research.errors import Diverged, Held, StorageError
 from research.parallel import device_mesh, jax_settings
 from research.runs import checkpoint, made_by, trackers
 from research.runs.directory import RunDirectory, read_launch
-from research.training.checkpoint_policy import check_finite, tolerate_refused_save
+from research.training.checkpoint_policy import (
+    DueSaves,
+    check_finite,
+    tolerate_refused_save,
+)
 from research.training.loop import run_loop
 from research.training.other_execution import with_stored_execution
 from research.training.recorder import DeferredMetrics, Recorder
@@ -194,6 +198,9 @@ class VmappedRecorder(DeferredMetrics):
     def evaluation(self, step: int, metrics: Sequence[Mapping[str, Any]]) -> None:
         self.for_each_live(lambda k, r: r.evaluation(step, metrics[k]))
 
+    def improved(self, step: int) -> bool:
+        return any(recorder.improved(step) for recorder in self.live.values())
+
     def finish(self, slot: int, status: str, reason: str, metrics: Mapping[str, Any]) -> None:
         """End a member. Its seconds are its share of theirs together, and `members` says whose."""
         recorder = self.live.pop(slot)
@@ -218,12 +225,11 @@ class VmappedRecorder(DeferredMetrics):
             raise Diverged("every one of the vmapped runs has diverged")
 
 
-class VmappedCheckpoints:
+class VmappedCheckpoints(DueSaves):
     """As checkpoint_policy.CheckpointPolicy: every member's states lie in its own directory."""
 
-    kept_steps = ()
-
     def __init__(self, trainer: VmappedTrainer, recorder: VmappedRecorder):
+        super().__init__(trainer.runs[0].saving)
         self.trainer, self.recorder = trainer, recorder
 
     @property
@@ -256,14 +262,17 @@ class VmappedCheckpoints:
 
     def save(self, step: int, members: VmappedState, must: bool = True) -> None:
         """Save every member and only then forget older steps: all always have one in common."""
-        host, keep = jax.device_get(members), self.trainer.runs[0].keep
+        host, keep = jax.device_get(members), self.saving.keep
         states = {slot: self.trainer.member(host, slot) for slot in self.recorder.live}
         self.recorder.for_each_live(lambda slot, _: check_finite(step, states[slot]))
         with tolerate_refused_save(self.trainer.runs[0], must):
             for slot, recorder in self.recorder.live.items():
                 directory = recorder.directory
                 directory.sync()
-                checkpoint.save(directory.path, step, states[slot], keep + 1, directory.check_lease)
+                pinned = [step] if recorder.improved(step) else []
+                check = directory.check_lease
+                checkpoint.save(directory.path, step, states[slot], keep + 1, check, pinned)
+                recorder.saved(step)
             for recorder in self.recorder.live.values():
                 checkpoint.prune(recorder.directory.path, keep)
 

@@ -17,7 +17,7 @@ import numpy as np
 from research.errors import IsoflopError
 from research.io import files
 from research.parallel import distributed
-from research.runs import checkpoint, made_by, metrics_log, stored_state
+from research.runs import checkpoint, made_by, metrics_log, restoring, stored_state
 from research.runs.directory import RunDirectory, read_launch
 from research.training.run import Run
 from research.training.shared_prefix import FILE, SharedPrefix, forget
@@ -68,7 +68,7 @@ def start_from_prefix(
     prefix = prefixes[index]
     path = prefix.path / "checkpoints" / name
     try:
-        state = checkpoint.restore(path, abstract)
+        state = restoring.restore(path, abstract)
     except IsoflopError:
         if not checkpoint.any_damaged(path):
             raise

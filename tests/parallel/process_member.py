@@ -21,7 +21,7 @@ args = parser.parse_args()
 
 from research.parallel import distributed  # noqa: E402
 from research.params import leaves_by_path  # noqa: E402
-from research.runs import checkpoint  # noqa: E402
+from research.runs import restoring  # noqa: E402
 from research.runs.directory import ReadOnlyRunDirectory, RunDirectory  # noqa: E402
 from research.training.loop import train_run  # noqa: E402
 from research.training.make_run import make_run  # noqa: E402
@@ -30,7 +30,7 @@ from research.training.trainer import Trainer, run_mesh  # noqa: E402
 
 def restored_and_next(run, trainer, path):
     """The state of a checkpoint, whole, and the losses of the steps after it."""
-    state = checkpoint.restore(Path(path), trainer.abstract)
+    state = restoring.restore(Path(path), trainer.abstract)
     whole, step = distributed.gather(state), int(distributed.gather(state.step))
     n = run.steps - step
     _, metrics = trainer.steps(state, trainer.batches(step, n, n), n)

@@ -24,7 +24,7 @@ from research.launch import process_group, slots
 from research.launch.process_group import divide_slot, exit_code_of_group, member_flags
 from research.parallel import device_mesh
 from research.params import leaves_by_path
-from research.runs import checkpoint, metrics_log, stored_state
+from research.runs import checkpoint, metrics_log, restoring, stored_state
 from research.runs.directory import RunDirectory
 from research.runs.manifest import array_digests, read_manifest
 from research.runs.table import read_row, read_table
@@ -96,7 +96,7 @@ def losses(path, key="train_loss"):
 
 
 def state(both, path, step):
-    return checkpoint.restore(path / "checkpoints" / str(step), both.trainer.abstract)
+    return restoring.restore(path / "checkpoints" / str(step), both.trainer.abstract)
 
 
 def flat(tree):

@@ -14,7 +14,7 @@ import pytest
 
 from research.errors import Damaged, StorageError
 from research.io import files
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, restoring
 from research.runs.directory import CONTINUED, RunDirectory, read_launch
 from research.runs.table import read_table
 from research.training import shared_prefix
@@ -116,7 +116,7 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
     harm, victim, whole, tmp_path, seen, monkeypatch
 ):
     runs = [shutil.copytree(whole, tmp_path / name) for name in ("one", "other")]
-    looked = checkpoint.checked_tree
+    looked = restoring.checked_tree
 
     def harmed(path, leaves):
         looked(path, leaves)
@@ -124,7 +124,7 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
             for file in every_file(path / "state"):
                 os.truncate(file, file.stat().st_size // 2) if harm == "cut" else file.unlink()
 
-    monkeypatch.setattr(checkpoint, "checked_tree", harmed)
+    monkeypatch.setattr(restoring, "checked_tree", harmed)
     step, states = checkpoint.restore_latest_common([(run, victim.abstract) for run in runs])
     assert step == 10
     assert all(bits(state) == victim.bits[10] for state in states)

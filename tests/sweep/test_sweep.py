@@ -4,10 +4,12 @@ import argparse
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
 from experiments import train as train_command
+from research.config.stop_signal import StopSignal
 from research.errors import BadInput, Preempted
 from research.runs import metrics_log
 from research.runs.directory import RunDirectory, read_run_file
@@ -44,6 +46,15 @@ def test_a_launch_that_trains_nothing_still_says_what_the_sweep_is_now(tiny, tmp
         assert launch(resolve_points(some, tmp_path), tmp_path).trained == 0
         own, others = split_by_sweep(tmp_path, read_table(tmp_path))
         assert (len(own), len(others)) == (len(some), len(configs) - len(some))
+
+
+def test_a_sweep_whose_time_is_over_is_stopped_and_resumable(tiny, tmp_path):
+    ended = StopSignal(end=time.monotonic() - 1)
+    with pytest.raises(Preempted, match="3 units left"), ended:
+        launch_sweep(resolve_points(points(tiny, *SEEDS), tmp_path), tmp_path, ended)
+    later = StopSignal(end=time.monotonic() + 3600)
+    made = resolve_points(points(tiny, *SEEDS), tmp_path)
+    assert launch_sweep(made, tmp_path, later).trained == 3
 
 
 def test_a_second_launch_trains_nothing(tiny, tmp_path):

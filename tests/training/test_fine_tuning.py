@@ -14,7 +14,7 @@ from research.inference.load import open_run
 from research.io.files import digested
 from research.parallel import device_mesh
 from research.params import leaves_by_path
-from research.runs import checkpoint, metrics_log, stored_state
+from research.runs import checkpoint, metrics_log, restoring, stored_state
 from research.runs.directory import RunDirectory
 from research.runs.manifest import read_manifest
 from research.training import fine_tuning
@@ -95,7 +95,7 @@ def test_one_bit_of_the_parent_makes_other_children(tiny, source, tmp_path, part
     step, path = stored_state.latest_intact(source)
     altered = shutil.copytree(source, tmp_path / "altered")
     shutil.rmtree(altered / "checkpoints")
-    state = jax.device_get(checkpoint.restore(path, trainer.abstract))
+    state = jax.device_get(restoring.restore(path, trainer.abstract))
     checkpoint.save(altered, step, state, keep=1)
     assert start_digest(altered, "state") == start_digest(source, "state")
     shutil.rmtree(altered / "checkpoints")

@@ -14,7 +14,7 @@ import pytest
 from experiments import table as experiments_table
 from research.report import build
 from research.report import text as summary
-from research.runs import schema
+from research.runs import row_checks, schema
 from research.runs.schema import Column
 from research.runs.table import read_table, write_table
 from research.training.tasks import TASKS, task_class
@@ -160,8 +160,8 @@ GOOD = {"name": "gain", "heading": SCRIPT, "format": ".2f", "shown": ["summary",
 )
 def test_an_invalid_declaration_makes_its_run_a_failed_one(metrics, tmp_path, capsys):
     row = {"status": "done", "loss": 1.0, "gain": 0.5}
-    assert schema.row_problem(row | {"metrics": [GOOD]}) is None  # the twin
-    assert (problem := schema.row_problem(row | {"metrics": metrics}))
+    assert row_checks.row_problem(row | {"metrics": [GOOD]}) is None  # the twin
+    assert (problem := row_checks.row_problem(row | {"metrics": metrics}))
     assert problem.startswith("metrics: ")
     workdir(tmp_path, [noisy(0)[0] | row | {"metrics": metrics}])
     (damaged,) = read_table(tmp_path)
@@ -186,7 +186,7 @@ def test_a_declaration_from_elsewhere_is_text_on_the_page(tmp_path):
     assert "<script>planted" not in page
     assert "gain" in summary.text_summary(result)
     wrong = {"status": "done", "loss": 1.0, "gain": "much", "metrics": [GOOD]}
-    assert schema.row_problem(wrong) == "gain is 'much', expected a number"
+    assert row_checks.row_problem(wrong) == "gain is 'much', expected a number"
 
 
 def test_every_declaration_of_a_task_reads_back_as_itself():

@@ -9,7 +9,7 @@ import pytest
 
 from research.errors import Preempted
 from research.parallel import device_mesh
-from research.runs import checkpoint, metrics_log
+from research.runs import checkpoint, metrics_log, restoring
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.training import schedules, shared_prefix, wsd_branching
@@ -135,13 +135,13 @@ def test_without_a_usable_prefix_a_run_is_trained_from_scratch(
     if harm == "missing":
         shutil.rmtree(place / "checkpoints" / str(steps))
     elif harm == "meanwhile":  # after it was looked at
-        looked = checkpoint.checked_tree
+        looked = restoring.checked_tree
 
         def harmed(path, leaves):
             looked(path, leaves)
             shutil.rmtree(path / "state")
 
-        monkeypatch.setattr(checkpoint, "checked_tree", harmed)
+        monkeypatch.setattr(restoring, "checked_tree", harmed)
     elif harm == "damaged":
         files = (place / "checkpoints" / str(steps)).rglob("d/*")
         victim = max(files, key=lambda p: p.stat().st_size)
