@@ -52,6 +52,13 @@ def get_config():
                 "on_error": "stop",
             },
             "log": {"every": 25, "trackers": []},
-            "loop": {"steps_per_dispatch": "auto"},
+            # Steps that are sent at once: a number, or as many as take about a second. What takes
+            # more than 10 times its median and more than `hang_seconds` ends the process, as does
+            # what is done for the first time, and may compile. None: nothing does.
+            "loop": {
+                "steps_per_dispatch": "auto",
+                "hang_seconds": 60.0,
+                "hang_first_seconds": 3600.0,
+            },
         }
     )

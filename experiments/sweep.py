@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--executor_options", default="", metavar="KEY=VALUE,...", help=launch.OPTIONS_HELP
     )
+    help_ = "options of Slurm's sbatch, as in --sbatch='--qos=high --constraint=a100'; repeatable"
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help=help_)
     parser.add_argument("--retry_failed", action="store_true", help="also retry failed runs")
     parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
     parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
@@ -49,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     args, config, module = cli.parse_config(parser, argv)
     most = limits.parse_limits(args)
     num_processes = process_flags.process_count(args)
-    executor_options = launch.parse_options(args.executor, args.executor_options, args.workers)
+    given = args.executor, args.executor_options, args.workers, args.sbatch
+    executor_options = launch.parse_options(*given)
     configs = sweep_points(config, module, args.sweep)
 
     from research.parallel import jax_settings

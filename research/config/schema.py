@@ -56,6 +56,8 @@ SECTIONS: dict[str, Field] = {
     "log.every": Field("PositiveInt"),
     "log.trackers": Field("str", many=True, choices=_TRACKERS),
     "loop.steps_per_dispatch": Field("PositiveInt", word="auto"),
+    "loop.hang_seconds": Field("Positive", optional=True),
+    "loop.hang_first_seconds": Field("Positive", optional=True),
 }
 PLUGS = {
     "model": ("models/__init__.py", "MODELS"),

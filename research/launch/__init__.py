@@ -3,9 +3,10 @@ workers find out themselves what there is to do and record what is done (see swe
 signals and exit codes pass between them and the launcher."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from research.errors import BadInput
+from research.errors import BadInput, ErrorCollector
 from research.launch import inline, local, ray, slurm
 from research.launch.job import Job
 
@@ -24,10 +25,18 @@ AUTO = "auto"  # inline, or local where that is expected to end sooner
 CHOICES = (AUTO, *EXECUTORS)
 
 
-def parse_options(executor: str, text: str, workers: int | None) -> dict[str, str | int | float]:
-    """The options of `executor` in KEY=VALUE,KEY=VALUE. Raises BadInput listing every problem."""
+def parse_options(
+    executor: str, text: str, workers: int | None, sbatch: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The options of `executor` in KEY=VALUE,KEY=VALUE, and those that it hands on to `sbatch`.
+    Raises BadInput listing every problem."""
     accepted = _accepted_options(executor)
-    problems, out = [], {}
+    collect = ErrorCollector()
+    problems, out = collect.problems, {}
+    if sbatch and executor != "slurm":
+        problems.append(f"--sbatch: needs --executor=slurm, not {executor}")
+    elif sbatch:
+        out["sbatch"] = collect(slurm.parse_sbatch, sbatch)
     if workers is not None and workers < 1:
         problems.append(f"--workers: {workers}; expected at least 1")
     for part in filter(None, text.split(",")):
@@ -56,7 +65,8 @@ def _accepted_options(executor: str) -> dict[str, type]:
     if executor == AUTO:
         return {}
     parameters = inspect.signature(EXECUTORS[executor]).parameters.values()
-    return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    options = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+    return {name: kind for name, kind in options.items() if kind in _EXPECTED}
 
 
 def _parse_value(kind: type, text: str) -> str | int | float:

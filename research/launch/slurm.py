@@ -8,13 +8,15 @@ none is read that somebody else has laid there.
 import contextlib
 import importlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from research.config import process_flags
@@ -23,6 +25,20 @@ from research.launch import process_group
 from research.launch.job import Job, RestartPolicy, start_process
 
 POLL = 2.0  # seconds between questions to the controller
+# Options of sbatch that are ours, and what to give in their place ("": nothing).
+OURS = {
+    "partition": "partition=NAME",
+    "account": "account=NAME",
+    "time": "timeout=MINUTES",
+    "mem": "memory=GB",
+    "nodes": "nodes=N",
+    "cpus-per-task": "cpus=N",
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task"), "gpus=N"),
+    **dict.fromkeys(("ntasks", "ntasks-per-node"), "--num_processes=N"),
+    "array": "--workers=N and array_limit=N",
+    **dict.fromkeys(("job-name", "output", "error", "open-mode", "signal", "input"), ""),
+    **dict.fromkeys(("chdir", "wrap", "parsable", "wait", "test-only", "no-requeue"), ""),
+}
 
 
 class Task:
@@ -60,6 +76,32 @@ class Task:
         return importlib.import_module("submitit.helpers").DelayedSubmission(Task(*self.arguments))
 
 
+def parse_sbatch(texts: Sequence[str]) -> dict[str, Any]:
+    """{option: value, or True where it takes none} of texts such as "--qos=high --exclusive".
+    Raises BadInput listing every problem."""
+    problems, out = [], {}
+    for text in texts:
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            problems.append(f"--sbatch={text}: {error}")
+            continue
+        for word in words:
+            name, equals, value = word.removeprefix("--").partition("=")
+            if not word.startswith("--") or not name.replace("-", "").isalnum():
+                problems.append(f"--sbatch: {word!r}; expected --NAME=VALUE or --NAME, written out")
+            elif name in OURS:
+                instead = f"; give {OURS[name]}" if OURS[name] else ""
+                problems.append(f"--sbatch: --{name} is set by the launcher{instead}")
+            elif equals and not (value.isprintable() and value and not set(value) & set(" '\"#")):
+                problems.append(f"--sbatch: --{name}={value!r}; expected a value without spaces")
+            else:
+                out[name] = value if equals else True
+    if problems:
+        raise BadInput(*problems)
+    return out
+
+
 def run(
     job: Job,
     *,
@@ -70,12 +112,15 @@ def run(
     memory: float = 0.0,
     account: str = "",
     nodes: int = 1,
+    array_limit: int = 0,
+    sbatch: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[int]:
     """Submit the workers as one array, submit again those that die, and return their exit codes.
 
     `timeout` is in minutes, `memory` in GB on each node (0: what the partition gives); `cpus` and
     `gpus` are those of one process, and the processes of a worker are divided over `nodes`. Without
-    `job.workers` there is one. When stopped, jobs that wait are canceled and those that run get
+    `job.workers` there is one; at most `array_limit` run at a time (0: all), with the options
+    `sbatch` beside ours. When stopped, jobs that wait are canceled and those that run get
     SIGTERM. Raises BadInput if submitit or Slurm is missing, or Slurm refuses.
     """
     if nodes < 1 or job.num_processes % nodes:
@@ -85,6 +130,7 @@ def run(
         )
     executor, per_node = _executor(job.logs), job.num_processes // nodes
     optional = {"slurm_partition": partition, "mem_gb": memory, "slurm_account": account}
+    optional |= {"slurm_array_parallelism": array_limit, "slurm_additional_parameters": sbatch}
     executor.update_parameters(
         name="isoflop",
         timeout_min=timeout,

@@ -161,7 +161,7 @@ def run_loop(
     the loop puts and gets explicitly. A `profile` (profiling.Profile) traces some of them."""
     cadence, stop_asked = run.cadence, distributed.any_process_delayed(stop)
     sizer = DispatchSizer(cadence.dispatch, cadence.paced)
-    watchdog.start_run()
+    watchdog.start_run(run.hang_limits)
     with watchdog.doing("start"):
         step, state = policy.restore()
     first, stopped = step, False

@@ -4,6 +4,7 @@ config."""
 import contextlib
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         eval_batch=config["eval"]["batch"],
         cadence=_cadence(config, batch, dataset),
         saving=Saving(**config["save"]),
+        hang_limits=_hang_limits(config["loop"]),
         trackers=tuple(config["log"]["trackers"]),
         start=start,
         facts=facts,
@@ -117,6 +119,11 @@ def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:
 def _cadence(config: dict, batch: int, dataset: Dataset) -> Cadence:
     dispatch, paced = _dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
     return Cadence(config["eval"]["every"], config["log"]["every"], dispatch, paced)
+
+
+def _hang_limits(loop: Mapping[str, Any]) -> tuple[float, float]:
+    least, first = loop["hang_seconds"], loop["hang_first_seconds"]
+    return math.inf if least is None else least, math.inf if first is None else first
 
 
 def _dispatch(requested: int | str, batch: int, dataset: Dataset) -> tuple[int, bool]:

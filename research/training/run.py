@@ -67,6 +67,7 @@ class Run:
     eval_batch: int
     cadence: Cadence
     saving: Saving
+    hang_limits: tuple[float, float]  # seconds: at least, and of what is done for the first time
     trackers: tuple[str, ...]
     start: "StartingPoint | None"
     facts: dict

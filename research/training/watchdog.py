@@ -7,6 +7,7 @@ it (a notebook, a debugger) nothing is watched.
 
 import contextlib
 import faulthandler
+import math
 import os
 import statistics
 import sys
@@ -18,8 +19,7 @@ from dataclasses import dataclass
 
 from research.errors import HUNG
 
-LEAST, TIMES = 60.0, 10  # seconds; or so many times the median of what is done, if that is more
-FIRST = 3600.0  # seconds of what is done for the first time, and perhaps compiles
+TIMES = 10  # the median of what was done, if that is more than the least limit
 POLL = 1.0
 KEPT = 64  # durations of each kind
 
@@ -41,6 +41,7 @@ class Watchdog:
 
     def __init__(self) -> None:
         self.past: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self.least = self.first = math.inf
         self.work: _Work | None = None
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -48,7 +49,7 @@ class Watchdog:
     def limit(self, kind: str) -> float:
         """Seconds after which work of a kind counts as hung."""
         past = self.past.get(kind)
-        return max(LEAST, TIMES * statistics.median(list(past))) if past else FIRST
+        return max(self.least, TIMES * statistics.median(list(past))) if past else self.first
 
     @contextlib.contextmanager
     def doing(self, kind: str) -> Iterator[None]:
@@ -91,11 +92,13 @@ def watching() -> Iterator[None]:
         _active = None
 
 
-def start_run() -> None:
+def start_run(limits: tuple[float, float]) -> None:
     """Another run begins: what is done for the first time may compile again, and how long the last
-    run took says nothing."""
+    run took says nothing. `limits` are the least seconds after which it hangs, and those for what
+    is done for the first time."""
     if _active:
         _active.past.clear()
+        _active.least, _active.first = limits
 
 
 def doing(kind: str) -> contextlib.AbstractContextManager[None]:

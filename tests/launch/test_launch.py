@@ -180,7 +180,7 @@ def test_options_are_read_by_the_parameters_of_the_executor():
     assert launch.parse_options("local", "", None) == {}
     with pytest.raises(BadInput) as error:
         launch.parse_options("slurm", "partitoin=gpu,timeout=1h,cpus=-1,gpus", 0)
-    known = "partition, timeout, cpus, gpus, memory, account, nodes"
+    known = "partition, timeout, cpus, gpus, memory, account, nodes, array_limit"
     assert error.value.problems == (
         "--workers: 0; expected at least 1",
         f"--executor_options: partitoin: no option of slurm; expected one of {known}",
@@ -190,6 +190,47 @@ def test_options_are_read_by_the_parameters_of_the_executor():
     )
     with pytest.raises(BadInput, match="no option of inline; expected none"):
         launch.parse_options("inline", "cpus=1", None)
+
+
+def test_options_of_sbatch_are_handed_on_unless_they_are_ours():
+    texts = ["--qos=high --constraint=a100|h100", "--exclusive", "--gres=gpu:a100:2"]
+    read = launch.parse_options("slurm", "cpus=2", None, texts)["sbatch"]
+    assert read == {
+        "qos": "high",
+        "constraint": "a100|h100",
+        "exclusive": True,
+        "gres": "gpu:a100:2",
+    }
+    wrong = ["--partition=gpu", "-q high", "--output=x", "--comment='two\nlines'", "--qos='"]
+    with pytest.raises(BadInput) as error:
+        launch.parse_options("slurm", "", None, wrong)
+    assert error.value.problems == (
+        "--sbatch: --partition is set by the launcher; give partition=NAME",
+        "--sbatch: '-q'; expected --NAME=VALUE or --NAME, written out",
+        "--sbatch: 'high'; expected --NAME=VALUE or --NAME, written out",
+        "--sbatch: --output is set by the launcher",
+        "--sbatch: --comment='two\\nlines'; expected a value without spaces",
+        "--sbatch=--qos=': No closing quotation",
+    )
+    with pytest.raises(BadInput, match="--sbatch: needs --executor=slurm, not local"):
+        launch.parse_options("local", "", None, ["--qos=high"])
+
+
+SBATCH = "#!/bin/sh\nfor last; do :; done\ncp $last {folder}/seen\nexit 1\n"
+
+
+def test_sbatch_gets_the_options(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for name in ("sbatch", "srun", "squeue", "scancel"):
+        (tmp_path / name).write_text(SBATCH.format(folder=tmp_path))
+        (tmp_path / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    more = {"sbatch": {"qos": "high", "exclusive": True}, "array_limit": 3, "timeout": 7}
+    with pytest.raises(BadInput, match="the jobs were refused"):
+        launch.EXECUTORS["slurm"](job(tmp_path, *python(""), workers=5), **more)
+    lines = (tmp_path / "seen").read_text().splitlines()
+    for line in ("--qos=high", "--exclusive", "--array=0-4%3", "--time=7"):
+        assert f"#SBATCH {line}" in lines
 
 
 @pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])

@@ -1,5 +1,6 @@
 """Processes that are killed, stopped, hung or started twice lose nothing and believe nothing."""
 
+import math
 import random
 import signal
 import subprocess
@@ -383,10 +384,11 @@ def slow(run, step, *rest):
 train.host_batches = slow
 """
 
+SOON = ["--config.loop.hang_seconds=1.5"]
 HUNG = """
 import time
 from research.training import trainer, watchdog
-watchdog.LEAST, watchdog.TIMES, watchdog.POLL = 1.5, 1, 0.1
+watchdog.TIMES, watchdog.POLL = 1, 0.1
 real = trainer.host_batches
 def stuck_for_ever(run, step, *rest):
     if step == 60:
@@ -400,10 +402,10 @@ trainer.host_batches = stuck_for_ever
     "R21",
     "a hang",
     "no step for max(60 s, 10 x the median): stacks dumped, exit code 77; the run continues",
-    "the data of a step never come; the limit is lowered to 1.5 s",
+    "the data of a step never come; `loop.hang_seconds` is 1.5",
 )
 def test_a_run_that_hangs_dumps_its_stacks_and_ends(victim, tmp_path, seen):
-    child = victim.start(tmp_path, HUNG)
+    child = victim.start(tmp_path, HUNG, flags=SOON)
     assert child.wait() == 77, child.said
     assert "no end of a dispatch" in child.said
     assert "in stuck_for_ever" in child.said
@@ -420,7 +422,7 @@ def test_a_run_that_hangs_dumps_its_stacks_and_ends(victim, tmp_path, seen):
 )
 @pytest.mark.slow
 def test_a_process_that_slept_did_not_hang(victim, tmp_path, seen):
-    child = victim.start(tmp_path, HUNG.replace("600", "0"))
+    child = victim.start(tmp_path, HUNG.replace("600", "0"), flags=SOON)
     assert child.until(lambda: victim.path(tmp_path).joinpath("checkpoints/10").exists())
     child.signal(signal.SIGSTOP)
     time.sleep(3)
@@ -444,25 +446,33 @@ train.Trainer.evaluate = evaluate
 
 def test_another_run_may_compile_again(tiny, tmp_path):
     """What the last run took says nothing of a larger one, whose first dispatch compiles."""
-    run = make_run(tiny())
+    run = make_run(tiny({"loop.hang_seconds": 70.0, "loop.hang_first_seconds": None}))
     with watchdog.watching(), RunDirectory(tmp_path, run.id) as directory:
         dog = watchdog._active
         dog.past["dispatch"].extend([0.01] * 5)
-        assert dog.limit("dispatch") == watchdog.LEAST
+        dog.least = 60.0
+        assert dog.limit("dispatch") == 60.0
+        dog.past["dispatch"].extend([9.0] * 9)
+        assert dog.limit("dispatch") == 90.0
+        dog.past["dispatch"].append(0.01)
         train_run(run, directory)
         assert 0.01 not in dog.past["dispatch"]
         assert dog.past.keys() >= {"start", "dispatch", "evaluation", "checkpoint"}
-        watchdog.start_run()
-        assert dog.limit("dispatch") == watchdog.FIRST
+        dog.past["dispatch"].clear()
+        assert dog.limit("dispatch") == math.inf, "none watches nothing"
+        dog.past["dispatch"].append(0.01)
+        assert dog.limit("dispatch") == 70.0
+        watchdog.start_run((60.0, 3600.0))
+        assert dog.limit("dispatch") == 3600.0
 
 
 def test_only_the_watched_time_of_the_work_itself_counts(monkeypatch):
     barked = threading.Event()
     monkeypatch.setattr(watchdog, "_exit_hung", lambda *_: barked.set())
     monkeypatch.setattr(watchdog, "POLL", 0.01)
-    monkeypatch.setattr(watchdog, "LEAST", 1.0)
     monkeypatch.setattr(watchdog, "TIMES", 1)
     with watchdog.watching():
+        watchdog._active.least = 1.0
         watchdog._active.past |= {"work": deque([0.0]), "all of it": deque([0.0])}
         with watchdog.doing("all of it"):  # whose own time the work in it is not
             for _ in range(5):
