@@ -10,6 +10,7 @@ K times with --coordinator_address=HOST:PORT --num_processes=K --process_id=I, o
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from research.config import cli, process_flags, stop_signal
@@ -55,7 +56,6 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     from research.parallel import distributed
     from research.runs import lease
     from research.runs.directory import ReadOnlyRunDirectory, RunDirectory
-    from research.training import resume
     from research.training.loop import preflight, train_run
     from research.training.make_run import make_run
     from research.training.progress import Progress
@@ -70,7 +70,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
     distributed.broadcast(directory.check_not_held)
-    distributed.broadcast(lambda: resume.report_similar_runs(args.workdir, run, args.resume))
+    distributed.broadcast(lambda: report_similar_runs(args.workdir, run, args.resume))
     if (large := preflight(run, directory)) and not args.force:
         from research.planning import memory  # which traces a step
 
@@ -81,6 +81,16 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     print(result_line(result))
     print(directory.path)
     return 0
+
+
+def report_similar_runs(workdir: str, run: Any, must: bool) -> None:
+    """Say how a run that is new at `workdir` differs from those that are there, or raise BadInput
+    with that if it `must` exist already."""
+    there = [path.name for path in (Path(workdir) / "runs").glob("*")]
+    if run.id not in there and (there or must):
+        from research.training import similar_runs  # which a new workdir does not need
+
+        similar_runs.report(workdir, run, must)
 
 
 def result_line(result: Mapping[str, Any]) -> str:

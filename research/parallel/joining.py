@@ -12,7 +12,6 @@ import jax
 
 from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
 from research.io import terminal
-from research.parallel.distributed import is_primary, process_count
 
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
 
@@ -28,7 +27,7 @@ def joined(place: Mapping[str, Any]) -> Iterator[None]:
         raise BadInput(f"--coordinator_address: no cluster tells it here: {error}") from error
     except RuntimeError as error:
         raise Lost(f"the processes of this run do not find each other: {error}") from error
-    _redirect_stdout(is_primary())
+    _redirect_stdout(jax.process_index() == 0)
     try:
         yield
     except (Preempted, Diverged):  # which all of them raise
@@ -37,7 +36,7 @@ def joined(place: Mapping[str, Any]) -> Iterator[None]:
     except BaseException as error:
         raised = error
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raised = Lost(f"process {jax.process_index()} of {process_count()}: {error}")
+            raised = Lost(f"process {jax.process_index()} of {jax.process_count()}: {error}")
         # Registered last, so called first: jax would wait for the others, and they for this one.
         atexit.register(_exit_now, _exit_code(raised))
         if raised is error:

@@ -32,7 +32,7 @@ import numpy as np
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile
 from research.io import files
 from research.parallel import distributed
-from research.params import leaves_by_path
+from research.runs import orbax_io
 from research.runs.manifest import (
     digest_state,
     find_damage,
@@ -68,12 +68,12 @@ def save(
     temporary = root / f".saving-{step}-{distributed.broadcast(lambda: secrets.token_hex(4))}"
     final, state = root / str(step), _replicated_to_host(state)
     try:
-        with checkpointer() as writer:  # returns when all processes have written
-            writer.save(temporary / "state", args=orbax().args.StandardSave(state))
+        with orbax_io.checkpointer() as writer:  # returns when all processes have written
+            writer.save(temporary / "state", args=orbax_io.orbax().args.StandardSave(state))
         content = digest_state(state)
         if not distributed.is_primary():
             return
-        write_manifest(temporary, step, shapes_and_dtypes(state), content)
+        write_manifest(temporary, step, orbax_io.shapes_and_dtypes(state), content)
         files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
         check_lease()
         os.rename(temporary, final)
@@ -211,18 +211,6 @@ def _replicated_to_host(state: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x) if replicated(x) else x, state)
 
 
-def checkpointer() -> Any:
-    ocp = orbax()
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
-
-
-def orbax() -> Any:
-    """orbax, imported on first use: it takes half a second, in which a new run trains already."""
-    import orbax.checkpoint
-
-    return orbax.checkpoint
-
-
 def _checkpoint_root(directory: Path) -> Path:
     """The directory of the checkpoints, as an absolute path, which orbax requires. Raises
     UnsafeFile if it is a link: `prune` could delete another run's checkpoints."""
@@ -233,10 +221,6 @@ def _checkpoint_root(directory: Path) -> Path:
 
 def _list_steps(root: Path) -> list[int]:
     return sorted((int(p.name) for p in root.iterdir() if STEP.fullmatch(p.name)), reverse=True)
-
-
-def shapes_and_dtypes(state: Any) -> dict[str, list]:
-    return {path: [list(x.shape), str(x.dtype)] for path, x in leaves_by_path(state).items()}
 
 
 def _quarantine(directory: Path, path: Path) -> Path:

@@ -7,14 +7,14 @@ from typing import Any
 
 from research.errors import BadInput, Damaged, IsoflopError, UnsafeFile, first_line
 from research.params import leaves_by_path
-from research.runs import checkpoint
+from research.runs import orbax_io
 from research.runs.manifest import read_manifest
 
 
 def restore(path: Path, abstract: Any) -> Any:
     """The whole state of a checkpoint, sharded as `abstract`. Raises BadInput if it holds other
     shapes or dtypes, Damaged if orbax cannot read it."""
-    expected, stored = checkpoint.shapes_and_dtypes(abstract), read_manifest(path)["leaves"]
+    expected, stored = orbax_io.shapes_and_dtypes(abstract), read_manifest(path)["leaves"]
     if expected != stored:
         differing = sorted(
             k for k in expected.keys() | stored.keys() if expected.get(k) != stored.get(k)
@@ -22,16 +22,14 @@ def restore(path: Path, abstract: Any) -> Any:
         lines = [f"{k}: holds {stored.get(k)}, expected {expected.get(k)}" for k in differing[:5]]
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
     checked_tree(path, stored)
-    with checkpoint.checkpointer() as reader, orbax_errors(path):
-        return reader.restore(
-            path / "state", args=checkpoint.orbax().args.StandardRestore(abstract)
-        )
+    with orbax_io.checkpointer() as reader, orbax_errors(path):
+        return reader.restore(path / "state", args=orbax_io.orbax().args.StandardRestore(abstract))
 
 
 def checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:
     """The metadata of the arrays, from orbax, as the tree of the state. Raises UnsafeFile if they
     are not of the shapes and dtypes that the manifest says."""
-    with checkpoint.orbax().PyTreeCheckpointer() as reader, orbax_errors(path):
+    with orbax_io.orbax().PyTreeCheckpointer() as reader, orbax_errors(path):
         metadata = reader.metadata(path / "state").item_metadata
         tree = metadata.tree if metadata else {}
         stored = leaves_by_path(tree)

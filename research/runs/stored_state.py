@@ -11,7 +11,7 @@ import numpy as np
 from research.errors import BadInput, Damaged
 from research.io import files
 from research.params import key_path, leaves_by_path, nest
-from research.runs import checkpoint, restoring
+from research.runs import checkpoint, orbax_io, restoring
 from research.runs.manifest import array_digests, find_damage, read_manifest
 
 
@@ -40,7 +40,7 @@ def read_arrays(path: Path, part: str) -> dict:
     manifest = read_manifest(path)
     tree = restoring.checked_tree(path, manifest["leaves"])
     selected = {f"{part}/{leaf}" for leaf in select_part(manifest["leaves"], part)}
-    ocp = checkpoint.orbax()
+    ocp = orbax_io.orbax()
     item = jax.tree_util.tree_map_with_path(
         lambda key, x: x if key_path(key) in selected else ocp.PLACEHOLDER, tree
     )

@@ -51,16 +51,6 @@ def check_stored(path: Path, stored: Mapping[str, Any], run: Run) -> None:
         raise BadInput(f"{path}: of another run than {run.id}, or altered", *differing[:SHOWN])
 
 
-def report_similar_runs(workdir: str | Path, run: Run, must: bool) -> None:
-    """Say how a run that is new at `workdir` differs from those that are there, or raise BadInput
-    with that if it `must` exist already."""
-    there = [path.name for path in (Path(workdir) / "runs").glob("*")]
-    if run.id not in there and (there or must):
-        from research.training import similar_runs  # which a new workdir does not need
-
-        similar_runs.report(workdir, run, must)
-
-
 def as_first_launched(
     run: Run,
     directory: RunDirectory,

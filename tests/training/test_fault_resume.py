@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.train import report_similar_runs
 from research.config import schema, validation
 from research.config.loading import validated
 from research.errors import BadInput
@@ -268,10 +269,10 @@ def test_an_altered_config_of_a_run_is_rejected_by_its_fields(victim, begun, see
 def test_a_new_run_beside_an_unfinished_one_is_reported(victim, tiny, begun, caplog):
     made = make_run(tiny({"optim.lr": 0.3}))
     with caplog.at_level("INFO"):
-        resume.report_similar_runs(begun, made, must=False)
+        report_similar_runs(begun, made, must=False)
     assert "a new run" in caplog.text
     with pytest.raises(BadInput, match="no unfinished run"):
-        resume.report_similar_runs(begun / "nothing", made, must=True)
+        report_similar_runs(begun / "nothing", made, must=True)
 
 
 CLOCK = """
