@@ -49,6 +49,7 @@ def get_config():
                 "every_minutes": None,
                 "keep": 1,
                 "best": None,
+                "asynchronous": False,  # whether training goes on while a state is written
                 "on_error": "stop",
             },
             "log": {"every": 25, "trackers": []},

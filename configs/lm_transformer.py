@@ -76,6 +76,7 @@ def get_config():
                 "every_minutes": None,
                 "keep": 2,
                 "best": None,
+                "asynchronous": False,  # whether training goes on while a state is written
                 "on_error": "stop",
             },
             "log": {"every": 10, "trackers": []},

@@ -52,6 +52,7 @@ SECTIONS: dict[str, Field] = {
     "save.every_minutes": Field("Positive", optional=True),
     "save.keep": Field("PositiveInt"),
     "save.best": Field("str", optional=True),
+    "save.asynchronous": Field("bool"),
     "save.on_error": Field("str", choices=("stop", "continue")),
     "log.every": Field("PositiveInt"),
     "log.trackers": Field("str", many=True, choices=_TRACKERS),

@@ -22,7 +22,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,32 +60,51 @@ def save(
     over. An intact checkpoint of that step is kept as it is: it holds the same. Raises StorageError
     when the disk refuses; earlier checkpoints are untouched, and the unfinished one is removed.
     """
+    if not (temporary := begin(directory, step)):
+        return
+    state = _replicated_to_host(state)
+    with writing(temporary, step, check_lease):
+        try:
+            with orbax_io.checkpointer() as writer:  # returns when all processes have written
+                writer.save(temporary / "state", args=orbax_io.orbax().args.StandardSave(state))
+            commit(temporary, step, state, check_lease)
+        finally:
+            remove_unfinished(temporary)
+    prune(directory, keep, pinned)
+
+
+def begin(directory: Path, step: int) -> Path | None:
+    """Where `step` is written until it has its name; None if it is there and intact."""
     root = _checkpoint_root(directory)
     if distributed.broadcast(lambda: (root / str(step)).exists() and _is_intact(directory, step)):
         _mark_saved(directory)
-        return
+        return None
     # A random name, or a process that was taken over could remove what its successor is writing.
-    temporary = root / f".saving-{step}-{distributed.broadcast(lambda: secrets.token_hex(4))}"
-    final, state = root / str(step), _replicated_to_host(state)
+    return root / f".saving-{step}-{distributed.broadcast(lambda: secrets.token_hex(4))}"
+
+
+def commit(temporary: Path, step: int, state: Any, check_lease: Callable[[], None]) -> None:
+    """Give what orbax has written of `state` its name, durably."""
+    content = digest_state(state)
+    if not distributed.is_primary():
+        return
+    write_manifest(temporary, step, orbax_io.shapes_and_dtypes(state), content)
+    files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
+    check_lease()
+    os.rename(temporary, temporary.with_name(str(step)))
+    files.sync(temporary.parent)
+    _mark_saved(temporary.parent.parent)
+
+
+@contextlib.contextmanager
+def writing(temporary: Path, step: int, check_lease: Callable[[], None]) -> Iterator[None]:
+    """Turn what the disk refuses into StorageError."""
     try:
-        with orbax_io.checkpointer() as writer:  # returns when all processes have written
-            writer.save(temporary / "state", args=orbax_io.orbax().args.StandardSave(state))
-        content = digest_state(state)
-        if not distributed.is_primary():
-            return
-        write_manifest(temporary, step, orbax_io.shapes_and_dtypes(state), content)
-        files.sync_tree(temporary)  # orbax does so with its arrays, but not with all that it writes
-        check_lease()
-        os.rename(temporary, final)
-        files.sync(root)
-        _mark_saved(directory)
+        yield
     except (OSError, ValueError) as error:
         check_lease()  # if taken over, the successor removes the unfinished checkpoint
+        final = temporary.with_name(str(step))
         raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
-    finally:
-        if distributed.is_primary():
-            _remove_unfinished(temporary)
-    prune(directory, keep, pinned)
 
 
 def _mark_saved(directory: Path) -> None:
@@ -242,10 +261,10 @@ def _delete_step(path: Path) -> None:
     _remove(doomed)
 
 
-def _remove_unfinished(path: Path) -> None:
+def remove_unfinished(path: Path) -> None:
     """Remove an unfinished checkpoint. The threads of a failed save may still write into it for a
     moment; what is left then is removed by the next launch."""
-    for _ in range(20):
+    for _ in range(20 if distributed.is_primary() else 0):
         _remove(path)
         if not os.path.lexists(path):
             return

@@ -32,6 +32,9 @@ class DueSaves:
         late = minutes is not None and self._late()
         return late or (every > 0 and step % every == 0)
 
+    def close(self) -> None:
+        """Nothing is saved any more."""
+
     def _is_late(self) -> bool:
         """Once for each time that it is, since several processes hear of it a call later."""
         assert self.saving.every_minutes is not None

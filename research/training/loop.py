@@ -124,8 +124,11 @@ def train_run(
         from research.training import profiling
 
         profile = profiling.Profile(directory.path / "profile", profile_steps)
+    policy_type = CheckpointPolicy
+    if run.saving.asynchronous and distributed.process_count() == 1:
+        from research.training.asynchronous_saves import AsynchronousCheckpoints as policy_type
+    policy = policy_type(trainer, recorder, prefixes, kept_steps)
     try:
-        policy = CheckpointPolicy(trainer, recorder, prefixes, kept_steps)
         metrics, state = run_loop(run, trainer, recorder, policy, stop, profile)
         metrics |= trainer.against_closed_form(state.eval_params)
         return recorder.finish("done", "", trainer.mesh.size, **metrics)
@@ -133,6 +136,7 @@ def train_run(
         recorder.finish("diverged", str(error), trainer.mesh.size)
         raise Diverged(f"{directory.path}: {error}") from error
     finally:
+        policy.close()
         recorder.shown.close()
 
 

@@ -37,6 +37,7 @@ class Saving(NamedTuple):
     every_minutes: float | None
     keep: int
     best: str | None  # the metric by which one more is kept
+    asynchronous: bool  # whether training goes on while a state is written
     on_error: str
 
 

@@ -52,8 +52,8 @@ class Watchdog:
         return max(self.least, TIMES * statistics.median(list(past))) if past else self.first
 
     @contextlib.contextmanager
-    def doing(self, kind: str) -> Iterator[None]:
-        before, began = self.work, time.monotonic()
+    def doing(self, kind: str, began: float | None = None) -> Iterator[None]:
+        before, began = self.work, began or time.monotonic()
         self.work = _Work(kind)
         try:
             yield
@@ -101,6 +101,7 @@ def start_run(limits: tuple[float, float]) -> None:
         _active.least, _active.first = limits
 
 
-def doing(kind: str) -> contextlib.AbstractContextManager[None]:
-    """The context of one piece of work, of a kind that is done again and again."""
-    return _active.doing(kind) if _active else contextlib.nullcontext()
+def doing(kind: str, began: float | None = None) -> contextlib.AbstractContextManager[None]:
+    """The context of one piece of work, of a kind that is done again and again; it may have begun
+    before."""
+    return _active.doing(kind, began) if _active else contextlib.nullcontext()

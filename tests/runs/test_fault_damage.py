@@ -14,7 +14,7 @@ import pytest
 
 from research.errors import Damaged, StorageError
 from research.io import files
-from research.runs import checkpoint, metrics_log, restoring
+from research.runs import checkpoint, metrics_log, orbax_io, restoring
 from research.runs.directory import CONTINUED, RunDirectory, read_launch
 from research.runs.table import read_table
 from research.training import shared_prefix
@@ -170,7 +170,7 @@ def test_what_cannot_be_read_though_it_is_whole_ends_the_run(victim, whole, tmp_
         def restore(self, *args, **kwargs):
             raise Exception("no such driver")
 
-    monkeypatch.setattr(checkpoint, "_checkpointer", lambda: contextlib.nullcontext(Broken()))
+    monkeypatch.setattr(orbax_io, "checkpointer", lambda: contextlib.nullcontext(Broken()))
     with pytest.raises(Damaged, match="orbax cannot read it: no such driver"):
         checkpoint.restore_latest(run, victim.abstract)
     assert checkpoint.saved_steps(run) == [20, 10], "and moves nothing"

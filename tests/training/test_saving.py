@@ -3,13 +3,16 @@ that may only take so long."""
 
 import json
 import logging
+import random
+import time
 
 import pytest
 
 from research.config import stop_signal
-from research.errors import BadInput
+from research.errors import BadInput, StorageError
 from research.runs import best, checkpoint, metrics_log
 from research.runs.directory import RunDirectory
+from research.runs.manifest import read_manifest
 from research.training import checkpoint_policy
 from research.training.checkpoint_policy import DueSaves
 from research.training.loop import train_run
@@ -17,7 +20,7 @@ from research.training.make_run import make_run
 from research.training.run import Saving
 from research.training.tasks import TASKS, task_class
 
-SAVING = Saving(every=0, every_minutes=None, keep=1, best=None, on_error="stop")
+SAVING = Saving(every=0, every_minutes=None, keep=1, best=None, asynchronous=False, on_error="stop")
 EVERY_STEP = {"eval.every": 2, "save.keep": 1, "save.best": "loss"}
 WORSE = {"optim.lr": 30.0, "optim.schedule.name": "constant", "optim.clip": None}
 
@@ -192,3 +195,83 @@ def test_a_limit_stops_like_a_signal(monkeypatch):
     assert not stop()
     now[0] = 101.0
     assert stop()
+
+
+# While training goes on.
+
+AHEAD = {"save.every": 2, "save.keep": 9, "save.asynchronous": True, "loop.steps_per_dispatch": 2}
+
+
+def trained(config, workdir):
+    run = make_run(config)
+    with RunDirectory(workdir, run.id) as directory:
+        train_run(run, directory)
+    return directory.path
+
+
+def test_states_written_while_training_goes_on_are_the_same(tiny, tmp_path):
+    ahead = trained(tiny(AHEAD), tmp_path / "a")
+    whole = trained(tiny(AHEAD | {"save.asynchronous": False}), tmp_path / "b")
+    assert checkpoint.saved_steps(ahead) == checkpoint.saved_steps(whole) == [12, 10, 8, 6, 4, 2]
+    for step in checkpoint.saved_steps(ahead):
+        digests = (read_manifest(p / "checkpoints" / str(step))["content"] for p in (ahead, whole))
+        assert next(digests) == next(digests), step
+    assert not list(ahead.rglob(".saving-*"))
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """A function: the steps whose commit, on whatever thread, the disk refuses."""
+    real, refused = checkpoint.commit, set()
+
+    def commit(temporary, step, *rest):
+        if step in refused:
+            raise OSError(28, "No space left on device")
+        real(temporary, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "commit", commit)
+    return refused.update
+
+
+@pytest.mark.fault(
+    "R24",
+    "the disk refuses a checkpoint that is written while training goes on",
+    "told at the next save: the run ends with code 74, or goes on where `save.on_error` says so",
+    "ENOSPC at the commit, on orbax's thread",
+)
+def test_a_refusal_on_the_other_thread_is_told(tiny, tmp_path, refusing, caplog, seen):
+    refusing([4])
+    with pytest.raises(StorageError, match="4: the checkpoint cannot be written: .*No space left"):
+        trained(tiny(AHEAD), tmp_path / "a")
+    (run,) = (tmp_path / "a" / "runs").iterdir()
+    assert checkpoint.saved_steps(run) == [2]
+    assert not list(run.rglob(".saving-*"))
+    run = trained(tiny(AHEAD | {"save.on_error": "continue"}), tmp_path / "b")
+    assert checkpoint.saved_steps(run) == [12, 10, 8, 6, 2]
+    assert "continues without it" in caplog.text
+    refusing([12])
+    with pytest.raises(StorageError, match="12: the checkpoint cannot be written"):
+        trained(tiny(AHEAD | {"save.on_error": "continue"}), tmp_path / "c")  # the last one must
+    seen(3, "told three times, nothing half-written")
+
+
+@pytest.mark.fault(
+    "R24",
+    "SIGKILL while a checkpoint is written beside the training",
+    "as without: every listed step whole, each record once, the same bits at the end",
+    "SIGKILL at random moments of a run with `save.asynchronous`",
+)
+@pytest.mark.parametrize("trials", [2, pytest.param(40, marks=pytest.mark.slow)])
+def test_a_run_that_saves_ahead_may_be_killed(trials, victim, tmp_path, seen):
+    rng, saved, flags = random.Random(trials), 0, ["--config.save.asynchronous=true"]
+    for trial in range(trials):
+        workdir = tmp_path / str(trial // 4)
+        child, run = victim.start(workdir, flags=flags), victim.path(workdir)
+        child.until(lambda run=run: (run / "metrics.jsonl").exists())
+        end = time.monotonic() + rng.uniform(0, 1.5)
+        child.until(lambda end=end: time.monotonic() > end)
+        child.signal(9)
+        child.wait()
+        saved += victim.assert_sound(workdir) > 0
+    victim.assert_ends_whole(workdir, flags=flags)
+    seen(trials, f"{trials} of {trials} sound, {saved} with steps saved")
