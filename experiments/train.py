@@ -10,7 +10,6 @@ K times with --coordinator_address=HOST:PORT --num_processes=K --process_id=I, o
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from research.config import cli, process_flags, stop_signal
@@ -70,7 +69,10 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
         print(f"run {run.id} is {result['status']} already: {directory.path}")
         return DIVERGED if result["status"] == "diverged" else 0
     distributed.broadcast(directory.check_not_held)
-    distributed.broadcast(lambda: report_similar_runs(args.workdir, run, args.resume))
+    if distributed.broadcast(lambda: args.resume or directory.beside_others):
+        from research.training import similar_runs
+
+        distributed.broadcast(lambda: similar_runs.report(args.workdir, run, args.resume))
     if (large := preflight(run, directory)) and not args.force:
         from research.planning import memory  # which traces a step
 
@@ -81,16 +83,6 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     print(result_line(result))
     print(directory.path)
     return 0
-
-
-def report_similar_runs(workdir: str, run: Any, must: bool) -> None:
-    """Say how a run that is new at `workdir` differs from those that are there, or raise BadInput
-    with that if it `must` exist already."""
-    there = [path.name for path in (Path(workdir) / "runs").glob("*")]
-    if run.id not in there and (there or must):
-        from research.training import similar_runs  # which a new workdir does not need
-
-        similar_runs.report(workdir, run, must)
 
 
 def result_line(result: Mapping[str, Any]) -> str:

@@ -103,6 +103,12 @@ class RunDirectory:
             raise
         return self
 
+    @property
+    def beside_others(self) -> bool:
+        """Whether it is not there, and other runs of the workdir are."""
+        there = [path.name for path in self.path.parent.glob("*")]
+        return bool(there) and self.path.name not in there
+
     def check_not_held(self) -> None:
         """Raise Held if a process of this host is known to hold it; entering checks again."""
         holder = None

@@ -27,6 +27,8 @@ def similar_runs(workdir: str | Path, run: Run) -> list[tuple[str, list[str]]]:
 def report(workdir: str | Path, run: Run, must: bool) -> None:
     """Log how a run that is new at `workdir` differs from the nearest unfinished one, or raise
     BadInput with that if it `must` exist already."""
+    if (Path(workdir) / "runs" / run.id).exists():
+        return
     near = similar_runs(workdir, run)
     if must and not near:
         raise BadInput(f"--resume: no unfinished run at {workdir}")

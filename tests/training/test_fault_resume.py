@@ -11,14 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.train import report_similar_runs
 from research.config import schema, validation
 from research.config.loading import validated
 from research.errors import BadInput
 from research.parallel import device_mesh
 from research.runs import checkpoint
 from research.runs.schema import EXECUTION_KEYS, NOT_IN_ID, PATH_KEYS
-from research.training import execution, resume, run
+from research.training import execution, resume, run, similar_runs
 from research.training.make_run import make_run
 from research.training.trainer import Trainer, host_batches
 from tests.faulting import bits
@@ -124,11 +123,16 @@ OTHER = {  # another valid value of each key
     "eval.batch": 4,
     "eval.every": 3,
     "save.every": 5,
+    "save.every_minutes": 1.0,
     "save.keep": 3,
+    "save.best": "loss",
+    "save.asynchronous": True,
     "save.on_error": "continue",
     "log.every": 3,
     "log.trackers": ["tensorboard"],
     "loop.steps_per_dispatch": 3,
+    "loop.hang_seconds": 3.0,
+    "loop.hang_first_seconds": None,
     "mesh.data": 2,
     "mesh.fsdp": 2,
     "mesh.tensor": 2,
@@ -269,10 +273,10 @@ def test_an_altered_config_of_a_run_is_rejected_by_its_fields(victim, begun, see
 def test_a_new_run_beside_an_unfinished_one_is_reported(victim, tiny, begun, caplog):
     made = make_run(tiny({"optim.lr": 0.3}))
     with caplog.at_level("INFO"):
-        report_similar_runs(begun, made, must=False)
+        similar_runs.report(begun, made, must=False)
     assert "a new run" in caplog.text
     with pytest.raises(BadInput, match="no unfinished run"):
-        report_similar_runs(begun / "nothing", made, must=True)
+        similar_runs.report(begun / "nothing", made, must=True)
 
 
 CLOCK = """

@@ -237,11 +237,11 @@ def refusing(monkeypatch):
     "R24",
     "the disk refuses a checkpoint that is written while training goes on",
     "told at the next save: the run ends with code 74, or goes on where `save.on_error` says so",
-    "ENOSPC at the commit, on orbax's thread",
+    "ENOSPC at the commit, beside the training",
 )
 def test_a_refusal_on_the_other_thread_is_told(tiny, tmp_path, refusing, caplog, seen):
     refusing([4])
-    with pytest.raises(StorageError, match="4: the checkpoint cannot be written: .*No space left"):
+    with pytest.raises(StorageError, match=r"4: the checkpoint cannot be written: .*No space left"):
         trained(tiny(AHEAD), tmp_path / "a")
     (run,) = (tmp_path / "a" / "runs").iterdir()
     assert checkpoint.saved_steps(run) == [2]
