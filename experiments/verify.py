@@ -10,7 +10,7 @@ trained. Launch the same command again to resume after an interruption.
 import math
 from collections.abc import Sequence
 
-from research.config import cli, stop_signal
+from research.config import cli, process_flags, stop_signal
 from research.errors import BadInput
 
 
@@ -18,6 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="the workdir of a sweep over both")
     parser.add_argument("--flops", type=float, help="the budget 6 N D of the larger run")
+    parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
     args = parser.parse_args(argv)
     if args.flops is not None and not 0 < args.flops < math.inf:
         raise BadInput(f"--flops={args.flops}: expected a number above 0")
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     prediction, config = verify.predict(args.runs, args.flops)
     print(text.prediction_sentence(prediction), flush=True)
     with stop_signal.StopSignal() as stop:
-        measurement = verify.measure(args.runs, prediction, config, stop)
+        measurement = verify.measure(args.runs, prediction, config, stop, args.accept_changes)
     print(text.verification_sentence(measurement))
     written = build.write_report(args.runs)["files"]
     print(f"{args.runs}/verify/verify.json")

@@ -81,17 +81,34 @@ def read_records(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def read_tail(run: str | os.PathLike[str], size: int = 1 << 14) -> list[dict[str, Any]]:
     """The latest records of a run, from the last `size` bytes; only those of its last launch if it
     began within them. Damaged lines are skipped silently."""
+    out: list[dict[str, Any]] = []
+    for record in _last_records(run, size)[0]:
+        out = [] if "resume" in record else [*out, record]
+    return out
+
+
+def read_seconds(run: str | os.PathLike[str]) -> float:
+    """The seconds of the latest record that has them, 0 if none has. They only grow, so the file is
+    read from its end, as far as it takes."""
+    size, whole = 1 << 14, False
+    while not whole:
+        records, whole = _last_records(run, size)
+        if seconds := [record["seconds"] for record in records if "seconds" in record]:
+            return max(seconds)
+        size *= 8
+    return 0.0
+
+
+def _last_records(run: str | os.PathLike[str], size: int) -> tuple[list[dict[str, Any]], bool]:
+    """The intact records in the last `size` bytes, and whether that is all of the file."""
     try:
         with files.open_regular_file(Path(run) / "metrics.jsonl", follow=False) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
             lines = file.read().splitlines()[bool(start) :]
     except (FileNotFoundError, UnsafeFile):
-        return []
-    out: list[dict[str, Any]] = []
-    for record in filter(None, map(_record, lines)):
-        out = [] if "resume" in record else [*out, record]
-    return out
+        return [], True
+    return [record for record in map(_record, lines) if record], start == 0
 
 
 def _records(path: Path) -> Iterator[dict[str, Any] | None]:

@@ -19,7 +19,7 @@ from research.runs.table import read_row
 from research.scaling import Fit, compute_optimal, groups
 from research.scaling.fit import finite_ends
 from research.sweep.launcher import launch_sweep
-from research.sweep.points import resolve_points
+from research.sweep.points import accepting_changes, resolve_points
 from research.tables import table
 from research.training.make_run import make_run
 
@@ -76,12 +76,18 @@ def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], d
 
 
 def measure(
-    workdir: str | Path, prediction: Mapping[str, Any], config: dict, stop: Callable[[], bool]
+    workdir: str | Path,
+    prediction: Mapping[str, Any],
+    config: dict,
+    stop: Callable[[], bool],
+    accept_changes: bool = False,
 ) -> dict[str, Any]:
-    """Train the run of a prediction, unless that was done, and write what it measured beside it.
+    """Train the run of a prediction, unless that was done, and write what it measured beside it;
+    with `accept_changes` also where other code began it.
     Raises as sweep.launch, and BadInput if the run did not come to its end."""
     folder = Path(workdir) / "verify"
     points = resolve_points([({}, config)], folder)
+    points = accepting_changes(points) if accept_changes else points
     outcome = launch_sweep(points, folder, stop)
     if outcome.missing:
         (reason,) = outcome.missing.values()

@@ -77,8 +77,7 @@ class Recorder(DeferredMetrics):
         name, place = f"{run.facts['name']} {run.id}", (directory.path, directory.workdir)
         shown = run.trackers if directory.writes else ()
         self.shown = trackers.open_trackers(shown, run.id, name, run.config, *place)
-        earlier = (r.get("seconds", 0.0) for r in metrics_log.read_records(directory.path))
-        self.before = max(earlier, default=0.0)
+        self.before = metrics_log.read_seconds(directory.path)
         self.started, self.members = time.monotonic(), members
         self.loss, self.reached, self.best = math.nan, 0, None
         if (metric := run.saving.best) is not None:

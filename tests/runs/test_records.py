@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import shutil
 
 import pyarrow.parquet
@@ -201,3 +202,34 @@ def test_a_card_is_written_once(tmp_path):
         write_data_card(tmp_path, "0123456789abcdef", lambda: calls.append(1) or {"a": 1})
     assert len(calls) == 1
     assert json.loads((tmp_path / "data" / "0123456789ab.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_seconds_are_read_from_the_end_as_from_the_whole(seed, tmp_path):
+    """However long the lines are, and whichever of the last are torn, altered or of a resume."""
+    rng, lines = random.Random(seed), []
+    for step in range(rng.choice([0, 1, 3, 40, 3000])):
+        padding = {"name": "x" * rng.choice([0, 10, 3000])} if rng.random() < 0.05 else {}
+        lines.append(
+            metrics_log.encode_record(
+                {"step": step, "loss": 1.0, "seconds": float(step), **padding}
+            )
+        )
+    for _ in range(rng.choice([0, 1, 400])):
+        lines.append(metrics_log.encode_record({"resume": len(lines)}))
+    if lines and seed % 2:
+        lines[-1] = lines[-1][: rng.randrange(len(lines[-1]))]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    expected = max((r.get("seconds", 0.0) for r in metrics_log.read_records(tmp_path)), default=0.0)
+    assert metrics_log.read_seconds(tmp_path) == expected
+
+
+def test_a_launch_reads_no_more_than_the_end(tmp_path, monkeypatch):
+    lines = (metrics_log.encode_record({"step": k, "seconds": float(k)}) for k in range(20_000))
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    read, real = [], metrics_log._record
+    monkeypatch.setattr(metrics_log, "_record", lambda raw: read.append(raw) or real(raw))
+    assert metrics_log.read_seconds(tmp_path) == 19_999.0
+    assert len(read) < 400
+    assert len(metrics_log.read_records(tmp_path)) == 20_000
+    assert len(read) > 20_000, "the twin: the whole"
