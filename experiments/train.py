@@ -24,14 +24,12 @@ def main(argv: Sequence[str]) -> int:
     process_flags.add_flags(parser)
     stop_signal.add_flag(parser)
     parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
-    parser.add_argument(
-        "--resume", action="store_true", help="only resume; refuse to start a new run"
-    )
+    help_ = "only resume; refuse to start a new run"
+    parser.add_argument("--resume", action="store_true", help=help_)
     help_ = "trace this many steps, after compilation, into the run's profile/"
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=help_)
-    parser.add_argument(
-        "--force", action="store_true", help="train even if memory is predicted not to suffice"
-    )
+    help_ = "train even if memory is predicted not to suffice"
+    parser.add_argument("--force", action="store_true", help=help_)
     args, config, _ = cli.parse_config(parser, argv)
     if args.profile < 0:
         raise BadInput(f"--profile={args.profile}: expected a number of steps, of at least 1")
@@ -46,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         from research.parallel import distributed, jax_settings
         from research.training import watchdog  # jax from here on
 
-        jax_settings.prepare()
+        jax_settings.prepare(alone=place is None)
         with distributed.join_processes(place), watchdog.watching():
             return train_one(config, args, lambda: stop() or launcher())
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from research.parallel import distributed, jax_settings
     from research.training import watchdog  # jax from here on
 
-    jax_settings.prepare()
+    jax_settings.prepare(alone=place is None)
     with distributed.join_processes(place), watchdog.watching():
         work(args, lambda: stop() or launcher_gone())
     return 0

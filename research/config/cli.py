@@ -11,6 +11,7 @@ All that can be known without jax or the data is reported together, before jax i
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from research.errors import IO_ERROR, BadInput, IsoflopError
 from research.io import files, terminal
 
 PROGRAM = "isoflop"  # the console script
+REMOTE = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
 MAX_MESSAGES = 100  # errors printed of one config
 
 
@@ -64,6 +66,13 @@ class _Parser(argparse.ArgumentParser):
         empty = [a for a in self._actions if getattr(parsed, a.dest, None) == "" != a.default]
         if empty:
             raise BadInput(*(f"{a.option_strings[-1]}: is empty; expected a value" for a in empty))
+        for name in ("workdir", "runs", "out"):
+            if REMOTE.match(str(getattr(parsed, name, ""))):
+                raise BadInput(
+                    f"--{name}={getattr(parsed, name)}: object storage cannot rename, link or "
+                    "append; expected a folder, of which a copy may be sent there "
+                    "(docs/reliability.md)"
+                )
         return parsed, rest
 
 

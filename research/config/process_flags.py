@@ -5,7 +5,7 @@ from typing import Any
 
 from research.errors import BadInput
 
-AUTO = "auto"
+AUTO = "auto"  # as cluster_place reads it
 HELP = {
     "num_processes": "how many processes are one run; without the flags below they start here",
     "coordinator_address": "HOST:PORT of process 0, for a process of several that another program "
@@ -41,29 +41,10 @@ def distributed_options(args: argparse.Namespace) -> dict[str, Any] | None:
 
     Raises BadInput listing all errors.
     """
-    k, i, address = process_count(args), args.process_id, args.coordinator_address
-    if address is None:
-        if i is not None:
-            raise BadInput("--process_id: needs --coordinator_address=HOST:PORT of process 0")
+    if args.coordinator_address is None and args.process_id is None:
+        process_count(args)
         return None
-    if address == AUTO:
-        if i is not None or args.num_processes is not None:
-            raise BadInput(
-                f"--coordinator_address={AUTO}: the cluster says how many processes there are and "
-                "which this is; expected neither --num_processes nor --process_id"
-            )
-        return {}
-    problems = []
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
-        problems.append(f"--coordinator_address: {address!r}; expected HOST:PORT, or {AUTO}")
-    if args.num_processes is None:
-        problems.append("--coordinator_address: needs --num_processes, how many there are")
-    if i is None or not 0 <= i < k:
-        problems.append(f"--process_id: {i}; expected 0 to {k - 1}, another for each process")
-    if problems:
-        raise BadInput(*problems)
-    bind = {"coordinator_bind_address": address} if host in ("127.0.0.1", "localhost") else {}
-    options = {"coordinator_address": address, "num_processes": k, "process_id": i, **bind}
-    # Everything is given; jax would otherwise take the GPU from a cluster it runs in by chance.
-    return options | {"cluster_detection_method": "deactivate"}
+    from research.config import cluster_place  # which one process does not need
+
+    given = args.coordinator_address, args.num_processes, args.process_id
+    return cluster_place.options(process_count(args), *given)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from research.errors import BadInput
+from research.errors import BadInput, first_line
 from research.io import host
 
 AXES = ("data", "fsdp", "tensor")
@@ -24,6 +24,16 @@ def use_all_cpu_cores() -> None:
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices == -1:  # type: ignore[attr-defined]
         jax.config.update("jax_num_cpu_devices", host.cores())
+
+
+def check_devices() -> None:
+    """Raise BadInput if jax finds no device of the platform that the environment asks for."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        why = f": {first_line(error)}" if str(error) else ""
+        raise BadInput(f"JAX_PLATFORMS={asked}: jax finds no such device here{why}") from error
 
 
 def make_mesh(

@@ -33,12 +33,15 @@ FREE = (
 VARIABLES = ("NVIDIA_TF32_OVERRIDE", "LIBTPU_INIT_ARGS")  # which other libraries obey
 
 
-def prepare() -> None:
-    """What a command that trains does before the first use of jax."""
+def prepare(alone: bool = True) -> None:
+    """What a command that trains does before the first use of jax. Raises BadInput if there are no
+    devices, which a process that is not `alone` may not look for yet."""
     source.library()  # as it is now: what is edited later is not what is loaded here
     fix()
     device_mesh.use_all_cpu_cores()
     compile_cache.enable_compile_cache()
+    if alone:
+        device_mesh.check_devices()
 
 
 def fix() -> None:

@@ -12,6 +12,7 @@ import jax
 
 from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
 from research.io import terminal
+from research.parallel import device_mesh
 
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
 
@@ -27,6 +28,7 @@ def joined(place: Mapping[str, Any]) -> Iterator[None]:
         raise BadInput(f"--coordinator_address: no cluster tells it here: {error}") from error
     except RuntimeError as error:
         raise Lost(f"the processes of this run do not find each other: {error}") from error
+    device_mesh.check_devices()
     _redirect_stdout(jax.process_index() == 0)
     try:
         yield

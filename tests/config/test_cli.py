@@ -214,3 +214,14 @@ def test_a_config_that_does_not_parse_is_reported_with_its_line(tmp_path):
     done = call(*TRAIN, f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 2
     assert "broken.py:2: invalid syntax" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["gs://bucket/work", "s3://b", "az+x://b/c"])
+@pytest.mark.parametrize("name", ["workdir", "runs", "out"])
+def test_object_storage_is_rejected_in_words(place, name):
+    parser = cli.parser("")
+    parser.add_argument(f"--{name}")
+    with pytest.raises(BadInput, match=f"--{name}=.*: object storage cannot rename"):
+        parser.parse_args([f"--{name}={place}"])
+    for there in ("mlflow:sqlite:///m.db", "wandb:folder", "/a/b", "a//b"):
+        assert getattr(parser.parse_args([f"--{name}={there}"]), name) == there

@@ -223,3 +223,18 @@ def test_a_dimension_that_does_not_divide_names_its_leaf(tiny):
 )
 def test_a_free_data_axis_takes_the_devices_that_divide_the_batch(batch, used):
     assert device_mesh.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, batch).size == used
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("no backend 'tpuu'\nmore")])
+def test_devices_that_are_not_here_are_bad_input(error, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    device_mesh.check_devices()  # the twin: those of this process are there
+
+    def none():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", none)
+    with pytest.raises(BadInput) as raised:
+        device_mesh.check_devices()
+    assert str(raised.value).startswith("JAX_PLATFORMS=cuda: jax finds no such device here")
+    assert len(str(raised.value).splitlines()) == 1

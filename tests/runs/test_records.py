@@ -207,16 +207,12 @@ def test_a_card_is_written_once(tmp_path):
 @pytest.mark.parametrize("seed", range(20))
 def test_seconds_are_read_from_the_end_as_from_the_whole(seed, tmp_path):
     """However long the lines are, and whichever of the last are torn, altered or of a resume."""
-    rng, lines = random.Random(seed), []
+    rng, lines, line = random.Random(seed), [], metrics_log.encode_record
     for step in range(rng.choice([0, 1, 3, 40, 3000])):
         padding = {"name": "x" * rng.choice([0, 10, 3000])} if rng.random() < 0.05 else {}
-        lines.append(
-            metrics_log.encode_record(
-                {"step": step, "loss": 1.0, "seconds": float(step), **padding}
-            )
-        )
+        lines.append(line({"step": step, "loss": 1.0, "seconds": float(step), **padding}))
     for _ in range(rng.choice([0, 1, 400])):
-        lines.append(metrics_log.encode_record({"resume": len(lines)}))
+        lines.append(line({"resume": len(lines)}))
     if lines and seed % 2:
         lines[-1] = lines[-1][: rng.randrange(len(lines[-1]))]
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))

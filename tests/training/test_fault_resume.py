@@ -175,7 +175,7 @@ BY_DATA = ("model.name", "data.name", "task.name")  # what names other data or a
     "each key of a config changed once",
 )
 def test_every_key_is_of_the_meaning_of_a_run_or_known_not_to_be(tiny, seen):
-    config = tiny({"horizon.unit": "tokens", "horizon.amount": 3072.0})
+    config = tiny({"horizon.unit": "tokens", "horizon.amount": 3072.0, "eval.every": 4})
     here = make_run(config)
     classes = {"meaning": [], "allowed": []}
     known = [k for k in schema.schema(config) if not any(k.startswith(e) for e in ELSEWHERE)]
