@@ -1,6 +1,7 @@
 """Fit and draw a sweep again from its records: report.html, fit.json, figures. Needs no model.
 
 python -m experiments.report --runs=DIR
+python -m experiments.report --runs=DIR --where='tag==baseline' --out=OUT     (DIR is only read)
 """
 
 from collections.abc import Sequence
@@ -17,13 +18,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--mix", action="store_true", help=help_)
     help_ = "also runs that are no points of the sweep as it was launched last"
     parser.add_argument("--all_runs", action="store_true", help=help_)
+    parser.add_argument("--where", help="comparisons that runs must meet, all of them: params>1e5")
+    parser.add_argument("--out", help="where the report is written (default: the workdir)")
     args = parser.parse_args(argv)
 
     from research.report import build, text
     from research.runs.table import write_table
 
-    result = build.write_report(args.runs, args.against, True, args.mix, args.all_runs)
-    write_table(args.runs)
+    chosen = args.mix, args.all_runs, args.where
+    result = build.write_report(args.runs, args.against, True, *chosen, out=args.out)
+    write_table(args.runs, args.out)
     print(text.text_summary(result))
     return 0
 

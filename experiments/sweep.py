@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     help_ = "options of Slurm's sbatch, as in --sbatch='--qos=high --constraint=a100'; repeatable"
     parser.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help=help_)
     parser.add_argument("--retry_failed", action="store_true", help="also retry failed runs")
-    parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
+    process_flags.add_run_flags(parser)
     parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="watch a running sweep")
     args, config, module = cli.parse_config(parser, argv)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
     jax_settings.prepare()
     retry = args.retry_failed
-    how = (args.grouping, retry, num_processes, args.accept_changes)
+    how = (args.grouping, retry, num_processes, args.accept_changes, process_flags.labels(args))
     points, text, _ = plan_sweep(configs, args.workdir, most, *how)
     print(text)
     if args.plan:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="the run is written to WORKDIR/runs/<id>")
     process_flags.add_flags(parser)
     stop_signal.add_flag(parser)
-    parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
+    process_flags.add_run_flags(parser)
     help_ = "only resume; refuse to start a new run"
     parser.add_argument("--resume", action="store_true", help=help_)
     help_ = "trace this many steps, after compilation, into the run's profile/"
@@ -60,7 +60,7 @@ def train_one(config: Mapping[str, Any], args: argparse.Namespace, stop: Any) ->
     run = make_run(config)
     directory_type = RunDirectory if distributed.is_primary() else ReadOnlyRunDirectory
     directory = directory_type(args.workdir, run.id, patience=2 * lease.TIMEOUT)
-    directory.accept_changes = args.accept_changes
+    directory.accept_changes, directory.labels = args.accept_changes, process_flags.labels(args)
     for rule in run.facts["rules"].splitlines():
         print(rule)
     if result := distributed.broadcast(lambda: directory.result):

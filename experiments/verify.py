@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="the workdir of a sweep over both")
     parser.add_argument("--flops", type=float, help="the budget 6 N D of the larger run")
-    parser.add_argument("--accept_changes", action="store_true", help=process_flags.ACCEPT_HELP)
+    process_flags.add_run_flags(parser)
     args = parser.parse_args(argv)
     if args.flops is not None and not 0 < args.flops < math.inf:
         raise BadInput(f"--flops={args.flops}: expected a number above 0")
@@ -30,8 +30,9 @@ def main(argv: Sequence[str]) -> int:
     jax_settings.prepare()
     prediction, config = verify.predict(args.runs, args.flops)
     print(text.prediction_sentence(prediction), flush=True)
+    how = args.accept_changes, process_flags.labels(args)
     with stop_signal.StopSignal() as stop:
-        measurement = verify.measure(args.runs, prediction, config, stop, args.accept_changes)
+        measurement = verify.measure(args.runs, prediction, config, stop, *how)
     print(text.verification_sentence(measurement))
     written = build.write_report(args.runs)["files"]
     print(f"{args.runs}/verify/verify.json")

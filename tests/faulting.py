@@ -16,7 +16,7 @@ from research.io import files
 from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log, restoring
-from research.runs.manifest import find_damage
+from research.runs.manifest_check import find_damage
 from research.training.make_run import make_run
 from research.training.trainer import Trainer
 

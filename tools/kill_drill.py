@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from research.runs import checkpoint, lease, metrics_log, stored_state
-from research.runs.manifest import find_damage
+from research.runs.manifest_check import find_damage
 from research.runs.table import read_row, read_table
 
 POINTS = 12

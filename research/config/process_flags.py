@@ -1,9 +1,10 @@
 """Flags of a command that is one of several processes joined by jax.distributed."""
 
 import argparse
+import re
 from typing import Any
 
-from research.errors import BadInput
+from research.errors import BadInput, printable
 
 AUTO = "auto"  # as cluster_place reads it
 HELP = {
@@ -14,7 +15,23 @@ HELP = {
 }
 
 
-ACCEPT_HELP = "continue runs that other code or settings began, and record that"
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of what a command that trains records of its runs."""
+    help_ = "continue runs that other code or settings began, and record that"
+    parser.add_argument("--accept_changes", action="store_true", help=help_)
+    parser.add_argument("--tag", type=_word, metavar="WORD", help="for the table's column `tag`")
+    parser.add_argument("--note", type=printable, metavar="TEXT", help="for its column `note`")
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.+-]{0,39}", text):
+        raise BadInput(f"--tag={text:.60}: expected a word of at most 40 letters, digits, _.+-")
+    return text
+
+
+def labels(args: argparse.Namespace) -> dict[str, str]:
+    """The tag and the note that were given."""
+    return {k: getattr(args, k) for k in ("tag", "note") if getattr(args, k) is not None}
 
 
 def add_flags(parser: argparse.ArgumentParser, member: bool = True) -> None:

@@ -20,6 +20,7 @@ from research.runs.table import others_note, read_table, split_by_sweep
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
 from research.tables.comparable import Grouping, group_rows
+from research.tables.where import match_where
 
 Row = dict[str, Any]
 
@@ -30,20 +31,31 @@ def write_report(
     every_way: bool = False,
     mix: bool = False,
     all_runs: bool = False,
+    where: str | None = None,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/.
+    """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/ there, or in
+    `out`, where `workdir` is only read.
 
     Runs that are not comparable (see tables.comparable) are groups, with a law and a
     fit-GROUP.json each, unless `mix`. Runs that are no points of the sweep as it was launched last
-    are left out, unless `all_runs`. `against` is by default the first column in which the runs
-    differ. With `every_way`, the law of a single group is fitted again under every convention.
+    are left out, unless `all_runs`, and those that do not meet `where`. `against` is by default the
+    first column in which the runs differ. With `every_way`, the law of a single group is fitted again
+    under every convention.
     Returns {"rows", "against", "fits": {group: {"rows", "document" (None if there are too few
     runs), "why" not}}, "cards", "files", "surfaces": {group: {law: analysis}}, "compared",
     "notes"}. Raises BadInput when `workdir` holds no runs.
     """
     workdir = Path(workdir)
-    check_workdir(workdir)
+    out = files.make_directory(out) if out else workdir
+    check_workdir(out)
     rows, notes = _runs_of_sweep(workdir, all_runs)
+    if where:
+        met = match_where(rows, where)
+        notes.append(f"--where={where}: {int(met.sum())} of {len(rows)} runs")
+        rows = [row for row, keep in zip(rows, met, strict=True) if keep]
+        if not rows:
+            raise BadInput(f"--where={where}: no run meets it")
     against = against or text.varying_column(rows)
     rows, grouping = _group(rows)
     groups = {"": rows} if mix and grouping.several else text.rows_by_group(rows)
@@ -65,18 +77,18 @@ def write_report(
     if verified := _read_verification(workdir):
         figures |= _verification_figure(rows, verified)
     drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
-    written = {"report": workdir / "report.html"}
+    written = {"report": out / "report.html"}
     for name, drawing in drawings.items():
-        written[f"{name}.png"], written[f"{name}.svg"] = drawing.save(workdir / "figures" / name)
+        written[f"{name}.png"], written[f"{name}.svg"] = drawing.save(out / "figures" / name)
     for name, fit in fits.items():
         if fit["document"]:
             stem = "fit" if len(fits) == 1 else f"fit-{html.slug(name)}"
-            written[stem] = write_document(workdir, fit["document"], stem)
+            written[stem] = write_document(out, fit["document"], stem)
     others = [("compare", compared)] if compared else []
     for group, analyses in surfaces.items():
         others += [(html.figure_name(surfaces, group, law), a) for law, a in analyses.items()]
     for name, analysis in others:
-        written[f"fit-{name}"] = write_document(workdir, analysis.document, f"fit-{name}")
+        written[f"fit-{name}"] = write_document(out, analysis.document, f"fit-{name}")
     places = sorted((workdir / "data").glob("*.json"))
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}

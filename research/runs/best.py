@@ -70,7 +70,7 @@ class Best:
 
     def summary(self) -> dict[str, Any]:
         """What the result of a run says of it."""
-        return {} if self.step is None else {"best_step": self.step, "best_value": self.value}
+        return {} if self.step is None else {"best_step": self.step, "best_score": self.value}
 
     def _is_saved(self, step: int) -> bool:
         return step in checkpoint.saved_steps(self.directory.path)

@@ -35,7 +35,6 @@ from research.parallel import distributed
 from research.runs import orbax_io
 from research.runs.manifest import (
     digest_state,
-    find_damage,
     write_manifest,
 )
 
@@ -180,6 +179,8 @@ def restore_latest_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[A
 def any_damaged(*paths: Path) -> bool:
     """Whether one of these checkpoints, which were intact and could not be read, is damaged now, so
     that an earlier one may be tried. False with several processes, which would have to agree."""
+    from research.runs.manifest_check import find_damage  # as above
+
     return distributed.process_count() == 1 and any(map(find_damage, paths))
 
 
@@ -208,6 +209,8 @@ def latest_common_step(directories: Sequence[Path]) -> int | None:
 
 def _is_intact(directory: Path, step: int) -> bool:
     """Whether a checkpoint is as it was written; if not, it is moved to quarantine."""
+    from research.runs.manifest_check import find_damage  # which a new run does not need
+
     path = directory / "checkpoints" / str(step)
     damage = find_damage(path)
     if damage:

@@ -67,6 +67,7 @@ class RunDirectory:
 
     writes = True
     accept_changes = False  # whether other code may continue the run (see made_by)
+    labels: Mapping[str, str] = {}  # the tag and the note of this launch
 
     def __init__(self, workdir: str | os.PathLike[str], run_id: str, patience: float = 0.0):
         if not RUN.fullmatch(run_id):

@@ -1,6 +1,6 @@
 """Who holds a run. Each acquisition is a numbered file with a heartbeat; the highest number holds.
 
-lease/<n>.json  {"token", "host", "boot", "pid", "born", "beat", "deaths", "released"}
+lease/<n>.json  {"token", "host", "boot", "pid", "born", "folder", "beat", "deaths", "released"}
 
 A file lock (see directory.py) excludes the processes of one host and is released the moment its
 holder dies, but on many file systems other hosts do not see it. Between hosts these files decide. A
@@ -23,7 +23,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Holder:
     number: int
     content: Mapping[str, Any]
     silent: float
+    copied: bool = False  # it holds another folder, of which this one is a copy
 
     @property
     def deaths(self) -> int:
@@ -63,7 +64,7 @@ class Holder:
         if self.content.get("released"):
             return 0
         deaths = self.content.get("deaths", 0)
-        return (deaths if isinstance(deaths, int) else 0) + (not self.alive)
+        return (deaths if isinstance(deaths, int) else 0) + (not self.alive and not self.copied)
 
     @property
     def on_this_host(self) -> bool:
@@ -72,7 +73,7 @@ class Holder:
 
     @property
     def alive(self) -> bool:
-        if self.content.get("released"):
+        if self.content.get("released") or self.copied:
             return False
         if self.on_this_host:
             pid = self.content.get("pid")
@@ -105,7 +106,19 @@ def read_holder(folder: Path) -> Holder | None:
     except (ValueError, RecursionError):
         content = None
     fields = content if isinstance(content, dict) else {}
-    return Holder(max(numbers), fields, clock() - before[1])
+    holder = Holder(max(numbers), fields, clock() - before[1])
+    return replace(holder, copied=holder.on_this_host and _is_copy(folder, fields.get("folder")))
+
+
+def _is_copy(folder: Path, held: Any) -> bool:
+    """Whether what is `held` is another folder than this: by both its path and its number, since a
+    folder may be moved or mounted again, and some file systems number anew."""
+    known = isinstance(held, list) and len(held) == 2
+    return known and all(a != b for a, b in zip(_place(folder), held, strict=True))
+
+
+def _place(folder: Path) -> list[object]:
+    return [os.path.realpath(folder), folder.stat().st_ino]
 
 
 class Lease:
@@ -114,7 +127,7 @@ class Lease:
     def __init__(self, folder: Path, number: int, deaths: int):
         self.folder, self.number = folder, number
         self.path = folder / f"{number}.json"
-        me = {"pid": os.getpid(), "born": _start_time(os.getpid())}
+        me = {"pid": os.getpid(), "born": _start_time(os.getpid()), "folder": _place(folder)}
         self.content = {"token": secrets.token_hex(8), **_host_identity(), **me, "deaths": deaths}
         self.content |= {"beat": 0, "released": False}
         self._seen_at = _clock_with_sleep()

@@ -8,7 +8,6 @@ into them. `content` is of the values of the arrays, so that equal states have e
 whenever, wherever and by however many processes they were saved.
 """
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -19,15 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.errors import BadInput, StorageError
 from research.io import files
 from research.parallel import distributed
 from research.params import leaves_by_path
 
 NAME = "manifest.json"
 LARGEST_MANIFEST = 64 << 20  # bytes
-# A file is missing, or something else is there.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def write_manifest(
@@ -36,51 +32,7 @@ def write_manifest(
     """Describe the checkpoint whose files are in `folder`: `leaves` holds shapes and dtypes,
     `content` the digests of the arrays."""
     listed = {"step": step, "leaves": dict(leaves), "content": dict(content)}
-    files.write_json(folder / NAME, files.digested({**listed, "files": _file_digests(folder)}))
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """{"step", "leaves": {path: [shape, dtype]}, "content": {path: SHA-256}, "files"} of a
-    checkpoint. Raises BadInput."""
-    manifest = files.read_json(path / NAME, LARGEST_MANIFEST, follow=False)
-    leaves, listed = manifest.get("leaves"), manifest.get("files")
-    if not isinstance(leaves, dict) or not isinstance(listed, dict):
-        raise BadInput(f"{path}: its manifest lists no leaves or no files")
-    for leaf, known in leaves.items():
-        if not (
-            isinstance(known, list)
-            and [type(part) for part in known] == [list, str]
-            and all(type(n) is int and n >= 0 for n in known[0])
-        ):
-            raise BadInput(f"{path}: its manifest says of {leaf} {known!r:.50}, no shape and dtype")
-    content = manifest.get("content")
-    if not isinstance(content, dict) or content.keys() != leaves.keys():
-        raise BadInput(f"{path}: its manifest does not hold one digest for each leaf")
-    return manifest
-
-
-def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. Raises StorageError where the disk cannot be read
-    now: an intact checkpoint must not be given up for that."""
-    try:
-        files.check_plain(path)
-        manifest = read_manifest(path)
-        if not files.as_digested(manifest):
-            return f"{NAME} is not as it was written"
-        listed, actual = manifest["files"], _file_digests(path)
-    except (BadInput, KeyError, OSError, ValueError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if isinstance(cause, OSError) and cause.errno not in MISSING:
-            raise StorageError(
-                f"{path}: cannot be read now: {cause.strerror}; nothing was moved, launch again. "
-                f"If that stays so, move it out of {path.parent}: the step before it is used then"
-            ) from error
-        return f"cannot be verified ({error})"
-    actual.pop(NAME)
-    if actual == listed:
-        return None
-    names = sorted(k for k in actual.keys() | listed.keys() if actual.get(k) != listed.get(k))
-    return f"{len(names)} files are not as they were written, the first is {names[0]}"
+    files.write_json(folder / NAME, files.digested({**listed, "files": file_digests(folder)}))
 
 
 def array_digest(array: np.ndarray) -> str:
@@ -126,7 +78,7 @@ def _host_array(x: Any) -> np.ndarray:
     return out
 
 
-def _file_digests(folder: Path) -> dict[str, list]:
+def file_digests(folder: Path) -> dict[str, list]:
     """{relative path: [bytes, SHA-256]}. Raises UnsafeFile on anything but regular files."""
     listed = sorted(files.walk(folder))
     return {name: [stat.st_size, files.digest_file(folder / name)] for name, stat in listed}

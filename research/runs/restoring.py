@@ -8,7 +8,7 @@ from typing import Any
 from research.errors import BadInput, Damaged, IsoflopError, UnsafeFile, first_line
 from research.params import leaves_by_path
 from research.runs import orbax_io
-from research.runs.manifest import read_manifest
+from research.runs.manifest_check import read_manifest
 
 
 def restore(path: Path, abstract: Any) -> Any:

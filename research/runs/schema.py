@@ -137,6 +137,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("closed_form_loss", shown=("line", "page"), heading="closed form"),
     Column("train_loss", shown=TABLE, heading="training loss"),
     Column("seconds", format=".0f", shown=TABLE),
+    Column("tag", "text", format="", shown=TABLE),
+    Column("note", "text", format="", shown=PAGE),
     Column("reason", "text", format="", shown=("table",)),
     *(
         Column(name, shown=())
@@ -145,7 +147,7 @@ COLUMNS: tuple[Column, ...] = (
             *("flops_exact_causal", "budget", "shared_tokens", "shared_flops", "epochs", "batch"),
             *("context", "warmup_steps", "head_share", "attention_share", "closed_form_distance"),
             *("device_seconds", "devices", "cores", "steps_per_dispatch"),
-            *("best_step", "best_value"),
+            *("best_step", "best_score"),
         )
     ),
     *(

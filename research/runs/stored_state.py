@@ -12,7 +12,8 @@ from research.errors import BadInput, Damaged
 from research.io import files
 from research.params import key_path, leaves_by_path, nest
 from research.runs import checkpoint, orbax_io, restoring
-from research.runs.manifest import array_digests, find_damage, read_manifest
+from research.runs.manifest import array_digests
+from research.runs.manifest_check import find_damage, read_manifest
 
 
 def latest_intact(directory: Path, step: int | None = None) -> tuple[int, Path]:

@@ -19,10 +19,11 @@ from research.runs.settings import settings_columns
 
 # What a row is read from.
 SOURCES = ("config.json", "launch.json", "result.json", "attempts", "lease")
-CACHE_VERSION = 6  # increased when the same files give another row
+CACHE_VERSION = 7  # increased when the same files give another row
 MADE_BY = (  # of launch.json, while there is no result
     *("code", "commit", "source", "diff", "versions", "jax_config", "platform", "device_kind"),
 )
+LABELS = ("tag", "note")  # of launch.json, unless the result has others
 LARGEST_CACHE = LARGEST_SWEEP = 1 << 28  # bytes
 WORTH_CACHING = 64  # runs read from their files, below which the cache is not rewritten
 
@@ -71,6 +72,7 @@ def _row(path: Path) -> dict[str, Any]:
     facts = launch.get("facts", {})
     made_by = {name: launch[name] for name in MADE_BY if name in launch}
     out |= facts if isinstance(facts, dict) else {}
+    out |= {name: launch[name] for name in LABELS if name in launch}
     out |= result or made_by
     out |= _settings(out)
     out = settings | out | {"run": path.name}
@@ -155,8 +157,11 @@ def others_note(others: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
-    """Write table.parquet and table.csv, one row per run; nested values as JSON text."""
+def write_table(
+    workdir: str | os.PathLike[str], out: str | os.PathLike[str] | None = None
+) -> list[Path]:
+    """Write table.parquet and table.csv, one row per run, there or in `out`; nested values as JSON
+    text."""
     import pyarrow
     import pyarrow.parquet
 
@@ -173,7 +178,8 @@ def write_table(workdir: str | os.PathLike[str]) -> list[Path]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(files.cell, columns))
     writer.writerows([[files.cell(r.get(c)) for c in columns] for r in rows])
-    paths = [Path(workdir) / "table.parquet", Path(workdir) / "table.csv"]
+    folder = Path(out or workdir)
+    paths = [folder / "table.parquet", folder / "table.csv"]
     files.write_atomic(paths[0], parquet.getvalue())
     files.write_atomic(paths[1], text.getvalue())
     return paths

@@ -2,8 +2,9 @@
 resolved, priced and held to the limits, and the plan says what is trained together and what it
 costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from research.config import schema
@@ -17,8 +18,8 @@ from research.sweep.plan_text import plan_text
 from research.sweep.points import (
     Point,
     ResolvedConfig,
-    accepting_changes,
     describe_changes,
+    launched_with,
     locate_points,
     resolve_configs,
     retry_failed,
@@ -49,10 +50,11 @@ def plan_sweep(
     retry: bool = False,
     num_processes: int = 1,
     accept_changes: bool = False,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """The plan of (overrides, checked config) pairs for workers of `num_processes` processes each;
     with `retry`, runs that failed are pending again; with `accept_changes`, runs that other code
-    began are continued.
+    began are continued. `labels` are recorded of them.
 
     Trains nothing; every distinct config is made into a run once. Raises BadInput for points that
     cannot be run, and for more than the limits allow.
@@ -60,7 +62,7 @@ def plan_sweep(
     cells, dropped = drop_cells(resolve_configs(configs))
     points = locate_points(cells, workdir)
     points = retry_failed(points) if retry else points
-    points = accepting_changes(points) if accept_changes else points
+    points = launched_with(points, accept_changes, labels)
     rows = price_points(points, limits.calibrate, needs_seconds=limits.max_hours is not None)
     rows, trimmed = apply_limits(rows, limits)
     ids, repeats = {row.run for row in rows}, len(cells) - len(points)

@@ -36,7 +36,7 @@ class Point:
     """One point of a sweep: its overrides, its checked config, its run and the run's status.
     `failures` counts failed attempts; it is pending unless they exceed `ignored_failures`. `deaths`
     counts the latest consecutive attempts whose process died. With `accept_changes` other code may
-    continue it."""
+    continue it; `labels` are recorded of it."""
 
     overrides: dict
     config: dict
@@ -46,6 +46,7 @@ class Point:
     ignored_failures: int = 0
     deaths: int = 0
     accept_changes: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pending(self) -> bool:
@@ -139,9 +140,11 @@ def retry_failed(points: Iterable[Point]) -> list[Point]:
     return [replace(p, ignored_failures=p.failures) for p in points]
 
 
-def accepting_changes(points: Iterable[Point]) -> list[Point]:
-    """The points, which other code than what began them may continue."""
-    return [replace(p, accept_changes=True) for p in points]
+def launched_with(
+    points: Iterable[Point], accept_changes: bool, labels: Mapping[str, str]
+) -> list[Point]:
+    """The points, whether other code than what began them may continue them, and with labels."""
+    return [replace(p, accept_changes=accept_changes, labels=labels) for p in points]
 
 
 def describe_changes(points: Iterable[Point], workdir: str | Path) -> list[str]:
@@ -215,7 +218,9 @@ def write_points(points: Sequence[Point], workdir: str | Path, grouping: str = "
         for p in points
     ]
     accept = any(p.accept_changes for p in points)
-    return SweepFile(tuple(entries), grouping, source.config_files(), accept).write(workdir)
+    labels = points[0].labels if points else {}
+    sweep = SweepFile(tuple(entries), grouping, source.config_files(), accept, labels)
+    return sweep.write(workdir)
 
 
 def read_points(path: str | Path, workdir: str | Path) -> tuple[list[Point], str]:
@@ -235,4 +240,4 @@ def read_points(path: str | Path, workdir: str | Path) -> tuple[list[Point], str
             f"another run now, {new[0].run.id}; launch the sweep again"
         )
     source.set_config_files(sweep.config_files)
-    return accepting_changes(points) if sweep.accept_changes else points, sweep.grouping
+    return launched_with(points, sweep.accept_changes, sweep.labels), sweep.grouping

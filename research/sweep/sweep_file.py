@@ -35,12 +35,13 @@ class SweepPoint:
 @dataclass(frozen=True)
 class SweepFile:
     """The points of a launch, which of them are trained together (one of GROUPING), the digests of
-    the config file and what it imported, and whether other code may continue runs."""
+    the config file and what it imported, whether other code may continue runs, and labels."""
 
     points: tuple[SweepPoint, ...]
     grouping: str = "auto"
     config_files: Mapping[str, str] = field(default_factory=dict)
     accept_changes: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, workdir: str | Path) -> Path:
         """Write the file, if it is not there, and return its path: equal sweeps are one file. The
@@ -63,7 +64,7 @@ def read_sweep_file(path: str | Path, follow: bool = True) -> SweepFile:
     try:
         points = tuple(SweepPoint(**point) for point in content["points"])
         more = content.get("config_files", {}), content.get("accept_changes") is True
-        sweep = SweepFile(points, content["grouping"], *more)
+        sweep = SweepFile(points, content["grouping"], *more, content.get("labels", {}))
         facts = [point.facts[name] for point in points for name in FACTS]
     except (KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a sweep of this version ({error})") from error
@@ -74,6 +75,8 @@ def read_sweep_file(path: str | Path, follow: bool = True) -> SweepFile:
     noted = sweep.config_files
     if not isinstance(noted, dict) or not all(isinstance(x, str) for x in noted.values()):
         raise BadInput(f"{path}: not a sweep of this version (config_files are no digests)")
+    if not isinstance(sweep.labels, dict) or not {*sweep.labels} <= {"tag", "note"}:
+        raise BadInput(f"{path}: not a sweep of this version (labels are no tag and note)")
     for name in (str(point.run) for point in points):
         if not RUN.fullmatch(name):
             raise BadInput(f"{path}: {name!r:.50} is not the id of a run")

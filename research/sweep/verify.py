@@ -8,6 +8,7 @@ WORKDIR/verify/runs/<id>/        the run
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from research import scaling
@@ -19,7 +20,7 @@ from research.runs.table import read_row
 from research.scaling import Fit, compute_optimal, groups
 from research.scaling.fit import finite_ends
 from research.sweep.launcher import launch_sweep
-from research.sweep.points import accepting_changes, resolve_points
+from research.sweep.points import launched_with, resolve_points
 from research.tables import table
 from research.training.make_run import make_run
 
@@ -81,13 +82,14 @@ def measure(
     config: dict,
     stop: Callable[[], bool],
     accept_changes: bool = False,
+    labels: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Train the run of a prediction, unless that was done, and write what it measured beside it;
     with `accept_changes` also where other code began it.
     Raises as sweep.launch, and BadInput if the run did not come to its end."""
     folder = Path(workdir) / "verify"
     points = resolve_points([({}, config)], folder)
-    points = accepting_changes(points) if accept_changes else points
+    points = launched_with(points, accept_changes, labels)
     outcome = launch_sweep(points, folder, stop)
     if outcome.missing:
         (reason,) = outcome.missing.values()

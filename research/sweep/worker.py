@@ -153,7 +153,7 @@ def _directory(
     point: Point, workdir: str | Path, kind: type[RunDirectory] = RunDirectory
 ) -> RunDirectory:
     out = kind(workdir, point.run.id)
-    out.accept_changes = point.accept_changes
+    out.accept_changes, out.labels = point.accept_changes, point.labels
     return out
 
 

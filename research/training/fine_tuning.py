@@ -18,7 +18,7 @@ from research.io import files
 from research.models import Model
 from research.params import leaves_by_path, match_path, nest
 from research.runs import stored_state
-from research.runs.manifest import read_manifest
+from research.runs.manifest_check import read_manifest
 
 LARGEST_TOKENIZER = 64 << 20  # bytes
 NEW_GROUP = "head"  # the parameter group that may differ: it belongs to the task

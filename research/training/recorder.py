@@ -67,7 +67,7 @@ class Recorder(DeferredMetrics):
         resume.check_stored(directory.path / "config.json", stored, run)
         self.made_by = jax_settings.describe()
         known = {"facts": run.facts, **self.made_by, "model": run.model.described()}
-        known |= {"trained_on": ancestry.record(run, directory)}
+        known |= {"trained_on": ancestry.record(run, directory), **directory.labels}
         begun = checkpoint.saved_steps(directory.path)  # else nothing decides the last bits yet
         (directory.write_once if begun else directory.write)("launch.json", {**launch, **known})
         if directory.writes:
@@ -164,6 +164,7 @@ class Recorder(DeferredMetrics):
             "devices": devices,
             "data_digest": self.run.data.digest,
             **self.made_by,
+            **self.directory.labels,
         }
         if self._continued.exists():
             from research.runs import made_by

@@ -71,7 +71,7 @@ def good(opener):
 def relisted(step):
     """Whoever made the checkpoint could write the manifest, too."""
     listed = files.read_json(step / "manifest.json")
-    listed["files"] = manifest._file_digests(step)
+    listed["files"] = manifest.file_digests(step)
     listed["files"].pop("manifest.json")
     (step / "manifest.json").write_text(json.dumps(files.digested(listed)))
 

@@ -26,7 +26,8 @@ from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log, restoring, stored_state
 from research.runs.directory import RunDirectory
-from research.runs.manifest import array_digests, read_manifest
+from research.runs.manifest import array_digests
+from research.runs.manifest_check import read_manifest
 from research.runs.table import read_row, read_table
 from research.sweep import work_units
 from research.training.loop import train_run

@@ -335,3 +335,25 @@ def test_a_script_in_a_record_does_not_run(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "</script><script>document" not in page
     assert html.escape(evil) in page
+
+
+def test_a_report_of_some_runs_is_written_elsewhere(tmp_path):
+    rows = [{**row, "tag": "old" if row["run"] == "r0" else "base"} for row in noisy(0)]
+    place = workdir(tmp_path / "w", rows)
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in place.rglob("*")}
+    result = build.write_report(place, where="tag==base", out=tmp_path / "out")
+    table.write_table(place, tmp_path / "out")
+    assert before == {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in place.rglob("*")}
+    there = {p.name for p in (tmp_path / "out").iterdir()}
+    assert there >= {"report.html", "fit.json", "figures", "table.csv", "table.parquet"}
+    assert [row["run"] for row in rows if row["tag"] == "base"] == [
+        row["run"] for row in result["rows"]
+    ]
+    words = f"--where=tag==base: {len(rows) - 1} of {len(rows)} runs"
+    assert words in result["notes"]
+    assert words in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(BadInput, match="--where=tag==none: no run meets it"):
+        build.write_report(place, where="tag==none")
+    assert not (place / "report.html").exists()
+    build.write_report(place)
+    assert (place / "report.html").exists(), "the twin: without, it lies in the workdir"

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.errors import BadInput, Damaged, StorageError
 from research.parallel import device_mesh, sharding
 from research.runs import checkpoint, stored_state
-from research.runs.manifest import find_damage, read_manifest
+from research.runs.manifest_check import find_damage, read_manifest
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1}
 

@@ -201,7 +201,7 @@ def test_what_is_still_written_is_removed_too(tmp_path, monkeypatch):
 
     folder.mkdir()
     monkeypatch.setattr(checkpoint, "_remove", removed)
-    checkpoint._remove_unfinished(folder)
+    checkpoint.remove_unfinished(folder)
     assert not folder.exists()
     assert len(tries) == 3
 

@@ -3,10 +3,12 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,3 +294,38 @@ def test_a_number_that_was_surpassed_meanwhile_is_not_won(tmp_path):
     plant(tmp_path, number=3)
     assert not lease.Lease(tmp_path, 2, 0).claim()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3.json"]
+
+
+@pytest.mark.fault(
+    "R24",
+    "a workdir is copied while it is trained",
+    "the copy is nobody's and can be resumed at once; the original stays held, wherever it is moved",
+    "a held folder copied, then moved; one whose numbers changed under the same name",
+)
+def test_a_copy_of_a_held_folder_is_nobodys(tmp_path, seen):
+    held = lease.acquire(tmp_path / "run" / "lease")
+    with pytest.raises(Held):
+        lease.acquire(tmp_path / "run" / "lease")
+    copy = Path(shutil.copytree(tmp_path / "run", tmp_path / "copy")) / "lease"
+    holder = lease.read_holder(copy)
+    assert holder.copied
+    assert not holder.alive
+    assert holder.deaths == 0, "nobody died"
+    lease.acquire(copy).release()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(Held):
+        lease.acquire(tmp_path / "moved" / "lease")
+    (tmp_path / "moved").rename(tmp_path / "run")
+    held.check_now()
+    held.release()
+    born = lease._start_time(os.getpid())
+    again = tmp_path / "numbered anew"
+    mine = {**lease._host_identity(), "pid": os.getpid(), "born": born}
+    plant(again, **mine, folder=[os.path.realpath(again), 1])
+    with pytest.raises(Held):  # by its name, on a file system that numbers anew
+        lease.acquire(again)
+    for odd in (None, "x", [1], [1, 2, 3]):
+        plant(again, 2, **mine, folder=odd)
+        with pytest.raises(Held):
+            lease.acquire(again)
+    seen(2, "the copy taken at once, the others respected")

@@ -1,6 +1,7 @@
 """A sweep trains what is missing, survives what fails, and tells."""
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from experiments import train as train_command
+from research.config import cli, process_flags
 from research.config.stop_signal import StopSignal
 from research.errors import BadInput, Preempted
 from research.runs import metrics_log
@@ -18,11 +20,14 @@ from research.sweep import work_units, worker
 from research.sweep.launcher import launch_sweep
 from research.sweep.points import (
     describe_status,
+    launched_with,
     read_points,
     resolve_points,
     retry_failed,
     write_points,
 )
+from research.tables.replicates import settings
+from research.tables.where import match_where
 from research.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
@@ -338,3 +343,32 @@ def test_a_damaged_result_is_recomputed_from_the_last_checkpoint(tiny, tmp_path)
     assert after["loss"] == before["loss"]
     lines = metrics_log.read_records(path.parent)
     assert [r["step"] for r in lines] == sorted({r["step"] for r in lines}), "steps were redone"
+
+
+def test_a_tag_and_a_note_reach_the_table(tiny, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tiny()))
+    flags = [f"--config={path}", f"--workdir={tmp_path}", "--tag=base-1", "--note=a first try"]
+    assert train_command.main(flags) == 0
+    labels = {"tag": "second"}
+    made = launched_with(resolve_points(points(tiny, {"seed": 1}), tmp_path), False, labels)
+    assert read_points(write_points(made, tmp_path), tmp_path)[0][0].labels == labels
+    launch(made, tmp_path)
+    launch(resolve_points(points(tiny, {"seed": 2}), tmp_path), tmp_path)
+    rows = {row["seed"]: row for row in read_table(tmp_path)}
+    assert [rows[seed].get("tag") for seed in range(3)] == ["base-1", "second", None]
+    assert rows[0]["note"] == "a first try"
+    launched = read_run_file(tmp_path / "runs" / rows[0]["run"] / "launch.json")
+    assert (launched["tag"], launched["note"]) == ("base-1", "a first try")
+    keep = match_where(list(rows.values()), "tag in (base-1, second)")
+    assert keep.tolist() == [True, True, False]
+    assert not ({"tag", "note"} & set(settings(list(rows.values())))), "no settings of a run"
+
+
+@pytest.mark.parametrize("tag", ["two words", "", "-x", "a,b", "x" * 41, "a=b"])
+def test_a_tag_that_is_no_word_is_rejected(tag):
+    parser = cli.parser("")
+    process_flags.add_run_flags(parser)
+    with pytest.raises(BadInput, match="--tag"):
+        parser.parse_args([f"--tag={tag}"])
+    assert process_flags.labels(parser.parse_args(["--tag=v1.2+b"])) == {"tag": "v1.2+b"}

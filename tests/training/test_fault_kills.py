@@ -14,7 +14,7 @@ import pytest
 from research.errors import IO_ERROR
 from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
-from research.runs.manifest import find_damage
+from research.runs.manifest_check import find_damage
 from research.training import watchdog
 from research.training.loop import train_run
 from research.training.make_run import make_run

@@ -16,7 +16,7 @@ from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log, restoring, stored_state
 from research.runs.directory import RunDirectory
-from research.runs.manifest import read_manifest
+from research.runs.manifest_check import read_manifest
 from research.training import fine_tuning
 from research.training.loop import train_run
 from research.training.make_run import make_run

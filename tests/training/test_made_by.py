@@ -23,8 +23,8 @@ from research.runs.table import read_table, write_table
 from research.sweep.limits import Limits
 from research.sweep.plan import plan_sweep
 from research.sweep.points import (
-    accepting_changes,
     describe_changes,
+    launched_with,
     read_points,
     resolve_points,
     write_points,
@@ -258,7 +258,7 @@ def test_a_sweep_is_refused_by_name_and_its_workers_know_what_was_accepted(
     with pytest.raises(BadInput, match=f"code: {STEP} changed") as caught:
         check_points(points, begun.workdir)
     assert all(line.startswith("point {}: ") for line in caught.value.problems)
-    asked = accepting_changes(points)
+    asked = launched_with(points, True, {})
     check_points(asked, begun.workdir)
     for given, accepted in ((points, False), (asked, True)):
         again, _ = read_points(write_points(given, tmp_path), tmp_path)

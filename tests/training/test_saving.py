@@ -12,7 +12,7 @@ from research.config import stop_signal
 from research.errors import BadInput, StorageError
 from research.runs import best, checkpoint, metrics_log
 from research.runs.directory import RunDirectory
-from research.runs.manifest import read_manifest
+from research.runs.manifest_check import read_manifest
 from research.training import checkpoint_policy
 from research.training.checkpoint_policy import DueSaves
 from research.training.loop import train_run
@@ -88,7 +88,7 @@ def test_the_best_is_the_extreme_of_its_direction(metric, values, step, held):
         kept.evaluated(at, {"loss": 0.0, "accuracy": 0.0, metric: value})
         saved(held, at)
         kept.saved(at)
-    assert kept.summary() == {"best_step": step, "best_value": values[step - 1]}
+    assert kept.summary() == {"best_step": step, "best_score": values[step - 1]}
     again = best.Best(held, metric, task_class("classification").METRICS)
     again.resume(3)
     assert again.summary() == kept.summary()
@@ -137,7 +137,7 @@ def test_a_run_keeps_its_best_state(tiny, tmp_path):
     least = min(losses, key=losses.__getitem__)
     assert least < run.steps, "the twin: the best is not the last"
     assert result["best_step"] == least
-    assert result["best_value"] == losses[least]
+    assert result["best_score"] == losses[least]
     assert checkpoint.saved_steps(directory.path) == [run.steps, least]
 
 

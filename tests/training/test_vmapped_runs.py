@@ -18,7 +18,7 @@ from research.inference.load import open_run
 from research.parallel import device_mesh
 from research.runs import checkpoint, metrics_log, stored_state
 from research.runs.directory import RunDirectory
-from research.runs.manifest import read_manifest
+from research.runs.manifest_check import read_manifest
 from research.training import vmapped_runs
 from research.training.loop import train_run
 from research.training.make_run import make_run
