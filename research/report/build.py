@@ -40,8 +40,8 @@ def write_report(
     Runs that are not comparable (see tables.comparable) are groups, with a law and a
     fit-GROUP.json each, unless `mix`. Runs that are no points of the sweep as it was launched last
     are left out, unless `all_runs`, and those that do not meet `where`. `against` is by default the
-    first column in which the runs differ. With `every_way`, the law of a single group is fitted again
-    under every convention.
+    first column in which the runs differ. With `every_way`, the law of a single group is fitted
+    again under every convention.
     Returns {"rows", "against", "fits": {group: {"rows", "document" (None if there are too few
     runs), "why" not}}, "cards", "files", "surfaces": {group: {law: analysis}}, "compared",
     "notes"}. Raises BadInput when `workdir` holds no runs.

@@ -16,6 +16,7 @@ from research.io.humanize import quantity
 from research.report import build, sweep_figures, text
 from research.runs import schema
 from research.runs.directory import RunDirectory
+from research.runs.table import write_table
 from research.training.tasks import task_class
 from tests.scaling.test_minima import BUDGETS, iso_rows
 from tests.scaling.test_scaling import noisy
@@ -342,7 +343,7 @@ def test_a_report_of_some_runs_is_written_elsewhere(tmp_path):
     place = workdir(tmp_path / "w", rows)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in place.rglob("*")}
     result = build.write_report(place, where="tag==base", out=tmp_path / "out")
-    table.write_table(place, tmp_path / "out")
+    write_table(place, tmp_path / "out")
     assert before == {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in place.rglob("*")}
     there = {p.name for p in (tmp_path / "out").iterdir()}
     assert there >= {"report.html", "fit.json", "figures", "table.csv", "table.parquet"}
