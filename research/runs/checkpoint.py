@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile
+from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
 from research.io import files
 from research.parallel import distributed
 from research.runs import orbax_io
@@ -102,8 +102,10 @@ def writing(temporary: Path, step: int, check_lease: Callable[[], None]) -> Iter
         yield
     except (OSError, ValueError) as error:
         check_lease()  # if taken over, the successor removes the unfinished checkpoint
-        final = temporary.with_name(str(step))
-        raise StorageError(f"{final}: the checkpoint cannot be written: {error}") from error
+        final, text = temporary.with_name(str(step)), first_line(error)[:300]
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # of kilobytes of tensorstore's
+            text = os.strerror(int(code[1]))
+        raise StorageError(f"{final}: the checkpoint cannot be written: {text}") from error
 
 
 def _mark_saved(directory: Path) -> None:

@@ -205,3 +205,21 @@ def test_the_manifest_lists_leaves_and_files(run):
     manifest = json.loads((run / "checkpoints" / "20" / "manifest.json").read_text())
     assert manifest["leaves"]["params/w/kernel"] == [[256, 128], "float32"]
     assert manifest["step"] == 20
+
+
+LONG = """FAILED_PRECONDITION: Error writing "step/0" in OCDBT database at "{0}": Error writing "{0}":
+Failed to open: "{0}.__lock": Read-only file system [os_error_code='30']; {1}"""
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (ValueError(LONG.format("/some/where" * 9, "more\n" * 900)), "Read-only file system"),
+    (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+    (ValueError("x" * 5000), "x" * 300),
+])  # fmt: skip
+def test_what_the_disk_refuses_is_told_in_a_line(error, words, tmp_path):
+    with (
+        pytest.raises(StorageError) as raised,
+        checkpoint.writing(tmp_path / ".saving-7-ab", 7, lambda: None),
+    ):
+        raise error
+    assert str(raised.value) == f"{tmp_path}/7: the checkpoint cannot be written: {words}"
