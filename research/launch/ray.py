@@ -20,6 +20,9 @@ from research.launch import process_group
 from research.launch.job import Job, RestartPolicy, start_process
 
 POLL = 1.0  # seconds between questions to the actors
+# Ray would kill what an actor started when the launcher is gone: a worker sees that itself (by its
+# parent), saves and ends.
+OUTLIVE = {"RAY_kill_child_processes_on_worker_exit": "false"}
 
 
 class ProcessActor:
@@ -179,6 +182,7 @@ def _watch(ray: Any, job: Job, start: Callable[[int], ActorGroup], workers: int)
 
 
 def _connect(address: str) -> Any:
+    os.environ.update(OUTLIVE)  # of a cluster that starts here
     if not address:  # on the loopback, where no other host reaches it
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
@@ -190,7 +194,8 @@ def _connect(address: str) -> Any:
     # Workers find the code where the launcher found it.
     paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
     handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own, which ends the process
-    settings = {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}, "log_to_driver": False}
+    variables = {"PYTHONPATH": paths, **OUTLIVE}
+    settings = {"runtime_env": {"env_vars": variables}, "log_to_driver": False}
     if not address:
         settings |= {"include_dashboard": False}
     try:

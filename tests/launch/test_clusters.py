@@ -65,6 +65,28 @@ def test_ray_trains_a_sweep_although_a_worker_is_killed(ray, corpus, tmp_path):
     all_done(tmp_path / "w", killed)
 
 
+@pytest.mark.fault(
+    "R24",
+    "the launcher of Ray's workers is killed",
+    "they save and end; the next launch continues from there",
+    "SIGKILL of the launcher once a checkpoint is there",
+)
+def test_ray_workers_save_when_their_launcher_is_killed(ray, corpus, tmp_path, seen):
+    config = sweep_file(tmp_path / "s.py", corpus, steps=20_000.0, widths=(16,), seeds=1)
+    process = start(config, tmp_path / "w", "--executor=ray", "--workers=1")
+    assert wait_for(lambda: runs_with_checkpoint(tmp_path / "w"), process)
+    (run,) = (tmp_path / "w" / "runs").iterdir()
+    holder = lease.read_holder(run / "lease")
+    process.kill()
+    wait_for_output(process)
+    end = time.monotonic() + 60
+    while os.path.exists(f"/proc/{holder.content['pid']}"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    stopped(tmp_path / "w")
+    seen(1, "saved where it was stopped, and let go")
+
+
 def test_ray_trains_runs_of_two_processes_although_one_is_killed(ray, corpus, tmp_path):
     config = sweep_file(tmp_path / "s.py", corpus, steps=200.0, widths=(16,), seeds=2)
     process = start(config, tmp_path / "w", "--executor=ray", "--num_processes=2")

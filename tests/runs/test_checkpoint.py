@@ -208,7 +208,7 @@ def test_the_manifest_lists_leaves_and_files(run):
 
 
 LONG = """FAILED_PRECONDITION: Error writing "step/0" in OCDBT database at "{0}": Error writing "{0}":
-Failed to open: "{0}.__lock": Read-only file system [os_error_code='30']; {1}"""
+Failed to open "{0}": Read-only file system [os_error_code='30']; {1}"""
 
 
 @pytest.mark.parametrize(("error", "words"), [
