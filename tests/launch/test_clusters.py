@@ -74,7 +74,7 @@ def test_ray_trains_a_sweep_although_a_worker_is_killed(ray, corpus, tmp_path):
 def test_ray_workers_save_when_their_launcher_is_killed(ray, corpus, tmp_path, seen):
     config = sweep_file(tmp_path / "s.py", corpus, steps=20_000.0, widths=(16,), seeds=1)
     process = start(config, tmp_path / "w", "--executor=ray", "--workers=1")
-    assert wait_for(lambda: runs_with_checkpoint(tmp_path / "w"), process)
+    wait_for(lambda: runs_with_checkpoint(tmp_path / "w", 10), process)
     (run,) = (tmp_path / "w" / "runs").iterdir()
     holder = lease.read_holder(run / "lease")
     process.kill()

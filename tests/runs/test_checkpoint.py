@@ -207,7 +207,7 @@ def test_the_manifest_lists_leaves_and_files(run):
     assert manifest["step"] == 20
 
 
-LONG = """FAILED_PRECONDITION: Error writing "step/0" in OCDBT database at "{0}": Error writing "{0}":
+LONG = """FAILED_PRECONDITION: Error writing "step/0" in OCDBT at "{0}": Error writing "{0}":
 Failed to open "{0}": Read-only file system [os_error_code='30']; {1}"""
 
 
