@@ -50,12 +50,12 @@ with RunDirectory(sys.argv[1], "r0") as run:
 """
 
 
-def plant(folder, number=1, **changes):
+def plant(place, number=1, **changes):
     """A lease as another process would have written it; by default of another host."""
-    folder.mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     content = {"token": "t", "host": "elsewhere", "boot": "b", "pid": 1, "born": "1", "beat": 0}
     content |= {"deaths": 0, "released": False, **changes}
-    (folder / f"{number}.json").write_text(json.dumps(content))
+    (place / f"{number}.json").write_text(json.dumps(content))
 
 
 def dead_pid():
