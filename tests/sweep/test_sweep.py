@@ -318,7 +318,14 @@ def test_a_run_that_somebody_tampered_with_is_a_row_and_the_others_continue(harm
     "content", ['{"status": "do', '{"status": 5}', '{"status": "failed"}', "[]"]
 )
 def test_train_makes_a_damaged_result_anew(content, tiny, tmp_path, capsys):
-    flags = {"resume": False, "force": False, "profile": 0, "accept_changes": False}
+    flags = {
+        "resume": False,
+        "force": False,
+        "profile": 0,
+        "accept_changes": False,
+        "tag": None,
+        "note": None,
+    }
     args = argparse.Namespace(workdir=tmp_path, **flags)
     assert train_command.train_one(tiny(), args, lambda: False) == 0
     (path,) = tmp_path.glob("runs/*/result.json")
