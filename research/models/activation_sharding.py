@@ -24,16 +24,15 @@ def shard_rows(x: Array, *rest: object) -> Array:
     return _constrain(x, (ROWS, *rest))
 
 
-def replicate(x: Array, *axes: object) -> Array:
-    """A parameter replicated except along `axes` (a mesh axis or None per dimension): what the fsdp
-    axis splits is gathered here, once, and not at every use."""
-    return _constrain(x, axes)
+def embedding_lookup(table_VxD: Array, ids_M: Array, dtype: str = "float32") -> Array:
+    """The embeddings [M, D] of the ids `ids_M`, in `dtype`. A table that is split is gathered: if
+    its width lay on the same axis as the rows, every row would be moved to every device."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if sizes.get("fsdp", 1) * sizes.get("tensor", 1) == 1:
+        return shard_rows(jnp.take(table_VxD, ids_M, axis=0).astype(dtype))
+    from research.models import parameter_sharding
 
-
-def embedding_lookup(table_VxD: Array, ids_M: Array) -> Array:
-    """The embeddings [M, D] of the ids `ids_M`. The table is first gathered over fsdp: if its width
-    were split over the same axis as the rows, every row would be moved to every device."""
-    return shard_rows(jnp.take(replicate(table_VxD, "tensor", None), ids_M, axis=0))
+    return shard_rows(parameter_sharding.lookup(table_VxD, ids_M, dtype, len(table_VxD)))
 
 
 def platform() -> str:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from research.config.types import PositiveInt, UnrolledLayers
-from research.models import activation_sharding, layers, recurrence
+from research.models import activation_sharding, layers, parameter_sharding, recurrence
 
 SIZED = ("width", "depth")
 FIXABLE = ("depth",)  # may be given beside `size`
@@ -126,7 +126,7 @@ class Recurrence(nn.Module):
         cfg, (B, D) = self.cfg, h_BxD.shape
         u_DxE = self.param("kernel", _orthogonal_gates, (D, 3 * D)).astype(cfg.dtype)
         # Replicated, like the gates: sharded, every time step would communicate the state.
-        u_DxE = activation_sharding.replicate(u_DxE, None, None)
+        u_DxE = parameter_sharding.gather(u_DxE, (None, None), ("fsdp", "tensor"))
         c_D = self.param("bias", nn.initializers.zeros, (D,))
 
         x_TxBxE = x_MxE.reshape(B, -1, 3 * D).swapaxes(0, 1)

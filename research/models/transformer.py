@@ -135,8 +135,9 @@ class Transformer(nn.Module):
         """Hidden states [B·T, D] of tokens [B, T] at positions from `offset`, and the updated
         cache. `cache` None: there are no earlier tokens and no cache."""
         B, T = tokens_BxT.shape
-        x_MxD = activation_sharding.embedding_lookup(self.embed.embedding, tokens_BxT.reshape(-1))
-        angles = None
+        dtype = self.cfg.dtype if self.cfg.positions == "rotary" else "float32"
+        ids_M, table_VxD = tokens_BxT.reshape(-1), self.embed.embedding
+        x_MxD, angles = activation_sharding.embedding_lookup(table_VxD, ids_M, dtype), None
         if self.cfg.positions == "rotary":
             angles = layers.rotary_angles(T, self.cfg.head_size, self.cfg.rotary_theta, offset)
         else:

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from research.errors import BadInput
-from research.models import activation_sharding, conv, custom_vjp
+from research.models import activation_sharding, conv, custom_vjp, parameter_sharding
 from research.parallel import device_mesh, tpu_mesh
 
 ONE = (1, 1, 1)
@@ -67,6 +67,37 @@ def test_the_mesh_of_devices_has_their_platform():
     named = device_mesh.with_mesh_names(mesh, lambda: found.append(activation_sharding.platform()))
     named()
     assert found == ["cpu"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_of_a_lookup_is_that_of_take(dtype):
+    """In half precision too: it is added up in float32, whatever the rows are in."""
+    table = jax.random.normal(jax.random.key(0), (5, 4))
+    ids = jnp.array([1, 3, 1, 1, 0])
+    g = jax.random.normal(jax.random.key(1), (5, 4))
+
+    def gradient(lookup):
+        return jax.grad(lambda t: (lookup(t).astype(jnp.float32) * g).sum())(table)
+
+    found = gradient(lambda t: parameter_sharding.lookup(t, ids, dtype, 5))
+    after = gradient(lambda t: jnp.take(t, ids, axis=0).astype(dtype))
+    np.testing.assert_array_equal(found, after)
+    rounded = gradient(lambda t: jnp.take(t.astype(dtype), ids, axis=0))
+    assert np.array_equal(found, rounded) == (dtype == "float32")
+
+
+def test_what_does_not_divide_is_on_every_device():
+    mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
+    axes = ((None, None), ("fsdp", "tensor"))
+
+    def text(shape):
+        function = device_mesh.with_mesh_names(
+            mesh, jax.grad(lambda x: parameter_sharding.gather(x, *axes).sum())
+        )
+        return str(jax.make_jaxpr(function)(jnp.ones(shape)))
+
+    assert "P('fsdp', 'tensor')" in text((4, 4))
+    assert "P('fsdp', None)" in text((4, 3))
 
 
 def tpus(shape, slices=1, kind="TPU v5"):

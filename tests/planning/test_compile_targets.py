@@ -241,8 +241,8 @@ def test_sizes_up_to_a_width_of_512_are_what_they_were():
 COMPILERS = {"h100:8": "jax_plugins", "tpu:v5e:2x4": "libtpu", "cpu:8": None}
 FLAGS = (
     *("--config=configs/lm_transformer.py", "--vocab=8192", "--mesh=fsdp:8", "--json"),
-    *("--config.size=1e8", "--config.data.context=1024", "--config.batch.size=8"),
-    *("--config.model.dtype=bfloat16", "--config.model.unroll=1", "--config.model.depth=2"),
+    *("--config.size=1e8", "--config.data.context=1024", "--config.batch.size=32"),
+    *("--config.model.dtype=bfloat16", "--config.model.unroll=1"),
     *("--config.horizon.unit=steps", "--config.horizon.amount=4"),
 )
 
@@ -250,7 +250,8 @@ FLAGS = (
 @pytest.mark.slow
 @pytest.mark.parametrize("target", list(COMPILERS))
 def test_a_program_for_a_machine_that_is_not_here(target, tmp_path, monkeypatch):
-    """Two blocks of the smallest size from 1e8 up: no map at all where there is a kernel."""
+    """The smallest size from 1e8 up: no map of the attention where there is a kernel, and the
+    gradient of the embedding is summed in full on no device (XLA for CPU has no such sums)."""
     if (module := COMPILERS[target]) and not importlib.util.find_spec(module):
         pytest.skip(f"no {module}: the extra with the compiler for {target} is not installed")
     monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path))
@@ -262,7 +263,10 @@ def test_a_program_for_a_machine_that_is_not_here(target, tmp_path, monkeypatch)
     total = found["bytes"]["total"]
     assert sum(found["bytes"].values()) == pytest.approx(2 * total, rel=1e-3)
     assert found["live"] <= total
-    assert 0.7 < found["estimated"] / found["live"] < 1.3
+    used = total if target == "cpu:8" else found["live"]
+    assert 0.7 < found["estimated"] / used < 1.3
     maps = [b["array"] for b in found["buffers"] if b["array"].endswith(",1024,1024]")]
     assert bool(maps) == (target == "cpu:8")
+    sums = [c for c in found["collectives"] if c["kind"] == "all-reduce" and c["bytes"] > 2**20]
+    assert bool(sums) == (target == "cpu:8")
     assert {c["axes"] for c in found["collectives"] if c["bytes"] > 2**16} == {"fsdp"}
