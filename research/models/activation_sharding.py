@@ -6,6 +6,8 @@ every device computes all rows. So each family constrains the activations betwee
 on the devices that hold their examples.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -25,14 +27,26 @@ def shard_rows(x: Array, *rest: object) -> Array:
 
 
 def embedding_lookup(table_VxD: Array, ids_M: Array, dtype: str = "float32") -> Array:
-    """The embeddings [M, D] of the ids `ids_M`, in `dtype`. A table that is split is gathered: if
-    its width lay on the same axis as the rows, every row would be moved to every device."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    if sizes.get("fsdp", 1) * sizes.get("tensor", 1) == 1:
+    """The embeddings [M, D] of the ids `ids_M`, in `dtype`."""
+    if not _parameters_are_split():
         return shard_rows(jnp.take(table_VxD, ids_M, axis=0).astype(dtype))
     from research.models import parameter_sharding
 
     return shard_rows(parameter_sharding.lookup(table_VxD, ids_M, dtype, len(table_VxD)))
+
+
+def gather_head(spec: Any, w: Array) -> Array:
+    """What `unembed` reads, gathered where fsdp splits it: once for all chunks of a batch."""
+    if not _parameters_are_split():
+        return w
+    from research.models import parameter_sharding
+
+    return parameter_sharding.head(w, getattr(spec, "dtype", "float32"), spec.vocab)
+
+
+def _parameters_are_split() -> bool:
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return sizes.get("fsdp", 1) * sizes.get("tensor", 1) > 1
 
 
 def platform() -> str:

@@ -5,15 +5,13 @@ from jax import Array
 from research.models import activation_sharding, custom_vjp
 
 
-def choose_implementation(
-    choice: str, dtype: str, head_size: int, length: int, platform: str
-) -> str:
+def choose_implementation(choice: str, dtype: str, head_size: int, T: int, platform: str) -> str:
     """See attention_kernels, which a CPU needs for no choice but "xla"."""
     if choice == "own" or (platform == "cpu" and choice != "xla"):
         return "own"
     from research.models import attention_kernels as kernels
 
-    return kernels.choose_implementation(choice, dtype, head_size, length, platform)
+    return kernels.choose_implementation(choice, dtype, head_size, T, platform)
 
 
 def causal_attention(choice: str, q_BxTxHxK: Array, k_BxTxGxK: Array, v_BxTxGxK: Array) -> Array:

@@ -27,10 +27,19 @@ gather.defvjp(
 )
 
 
+def head(w: Array, dtype: str, V: int) -> Array:
+    """A matrix with a dimension of the vocabulary `V`, which the tensor axis splits, gathered over
+    fsdp in the `dtype` of its product; anything else as it is."""
+    if w.ndim != 2 or w.shape.count(V) != 1:
+        return w
+    return _constrain(w.astype(dtype), tuple("tensor" if n == V else None for n in w.shape))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def lookup(table_VxD: Array, ids_M: Array, dtype: str, V: int) -> Array:
-    """The rows [M, D] of a table of `V`, in `dtype`, in which it is gathered; its gradient is added
-    up in float32."""
+    """The rows [M, D] of a table of `V`, in `dtype`, in which it is gathered: if its width lay on
+    the same axis as the rows, every row would be moved to every device. Its gradient is added up in
+    float32."""
     del V
     return jnp.take(_constrain(table_VxD.astype(dtype), ("tensor", None)), ids_M, axis=0)
 

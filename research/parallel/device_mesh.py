@@ -63,12 +63,11 @@ def make_mesh(
             f"do not have; expected a multiple of --num_processes = {len(members)}"
         )
     # The default axis type is Explicit, under which an embedding lookup does not even trace.
-    sizes_in_order = [shape[axis] for axis in AXES]
-    grid = np.array(devices).reshape(sizes_in_order)
+    grid = np.array(devices).reshape([shape[axis] for axis in AXES])
     if devices[0].platform == "tpu":
         from research.parallel import tpu_mesh
 
-        grid = tpu_mesh.arrange(devices, sizes_in_order)
+        grid = tpu_mesh.arrange(devices, grid.shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -43,7 +43,7 @@ from research.errors import BadInput
 from research.io import host, source
 from research.io.text_table import format_table
 from research.models import accounting
-from research.planning import hardware
+from research.planning import compiled, hardware
 from research.training.loop import TIMED_STEPS, run_loop
 from research.training.recorder import DeferredMetrics
 from research.training.run import Run
@@ -111,9 +111,8 @@ class TimedLoop:
         if peaks := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
             return float(max(peaks))
         batches = self.trainer.batches(self.step, 1, self.room)
-        memory: Any = self.trainer.lower(batches).compile().memory_analysis()
-        buffers = memory.argument_size_in_bytes + memory.output_size_in_bytes
-        return float(buffers + memory.temp_size_in_bytes - memory.alias_size_in_bytes)
+        program = compiled.lower_dispatch(self.trainer.run, self.trainer.mesh, batches).compile()
+        return float(compiled.Reserved.from_compiled(program).peak)
 
 
 class _FullRoomTrainer:

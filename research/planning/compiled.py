@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.errors import BadInput, StorageError, first_line
@@ -26,7 +27,8 @@ from research.params import key_path, leaves_by_path, match_path
 from research.planning import cluster, hlo, memory, targets
 from research.planning.targets import Target
 from research.training.run import Run
-from research.training.trainer import Trainer, example, place_state, resident
+from research.training.step import dispatch_program
+from research.training.trainer import check_model, example, place_state, resident, step_spec
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "nvidia-cudnn-cu12")
 PACKAGES += ("nvidia-cudnn-cu13",)
@@ -58,13 +60,27 @@ class Reserved(NamedTuple):
 
 def compile_dispatch(run: Run, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Any:
     """The compiled dispatch of a run on a mesh, whose devices may be elsewhere."""
-    trainer, room = Trainer(run, mesh), run.cadence.dispatch
+    check_model(run, mesh)
     split = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
     batches = {
-        name: jax.ShapeDtypeStruct((room, run.batch, *x.shape[1:]), x.dtype, sharding=split)
+        name: jax.ShapeDtypeStruct(
+            (run.cadence.dispatch, run.batch, *x.shape[1:]), x.dtype, sharding=split
+        )
         for name, x in example(run).items()
     }
-    return trainer.lower(batches).compile(dict(options) if options else None)
+    lowered = lower_dispatch(run, mesh, batches)
+    return lowered.compile(dict(options) if options else None)
+
+
+def lower_dispatch(run: Run, mesh: Mesh, batches: Mapping[str, Any]) -> Any:
+    """The program of `Trainer.steps` for abstract batches, to be compiled."""
+    everywhere = sharding.replicated(mesh)
+    number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
+    hyper = jax.tree.map(lambda x: number, run.hyper)
+    steps = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
+    shardings, abstract = place_state(run, mesh)
+    program = dispatch_program(step_spec(run, mesh), shardings)
+    return program.lower(abstract, batches, hyper, steps)
 
 
 def describe(compiled: Any, run: Run, mesh: Mesh) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jax import Array
 
 from research.config.types import NonNegativeInt
 from research.data import Dataset
-from research.models import Model
+from research.models import Model, activation_sharding
 from research.runs.schema import Column
 from research.training.losses import chunked_cross_entropy, cross_entropy
 from research.training.tasks import Task
@@ -70,7 +70,8 @@ class LanguageModeling(Task):
         # The head's parameters, which only `unembed` knows, become arguments.
         unembed, head = jax.closure_convert(functools.partial(model.unembed, params), x_NxMxD[0])
         chunks = x_NxMxD, _split(batch["targets"], N), weight_NxM
-        return chunked_cross_entropy(unembed, *chunks, *head), jnp.float32(B * T)
+        gather = functools.partial(activation_sharding.gather_head, model.spec)
+        return chunked_cross_entropy((gather, unembed), *chunks, *head), jnp.float32(B * T)
 
     def describe_rule(self, model: Model, tokens: int) -> str:
         chunk = self.chunk_by_rule(model.spec.vocab)

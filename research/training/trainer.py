@@ -63,12 +63,9 @@ class Trainer:
         self.inputs = example_inputs(run.data)
         self.shardings, self.abstract = place_state(run, mesh)
         self._everywhere = sharding.replicated(mesh)
+        self.hyper = jax.device_put(run.hyper, self._everywhere)
         self._dispatch = dispatch_program(self.spec, self.shardings)
         self._rows = sharding.own_rows(mesh, run.batch)
-
-    @functools.cached_property
-    def hyper(self) -> Hyper:
-        return jax.device_put(self.run.hyper, self._everywhere)
 
     def init(self) -> TrainState:
         """The first state, made where it lies: no device ever holds what it does not own."""
@@ -97,12 +94,6 @@ class Trainer:
         """`n` updates in one dispatch; returns at once. `state` is donated."""
         count = jax.device_put(np.int32(n), self._everywhere)
         return self._dispatch(state, batches, self.hyper, count)
-
-    def lower(self, batches: dict) -> Any:
-        """The program of `steps` for abstract batches, to be compiled; nothing is allocated, and
-        the devices of the mesh need not be here."""
-        hyper = abstract_hyper(jax.tree.structure(self.run.hyper))
-        return self._dispatch.lower(self.abstract, batches, hyper, np.int32(0))
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never_stop) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size. Raises

@@ -42,7 +42,7 @@ def chunked(op, x_NxMxD, w_DxV):
     """The chunked loss as a function of what it is differentiated for."""
     N, M, _ = x_NxMxD.shape
     target = np.random.default_rng(9).integers(w_DxV.shape[1], size=(N, M))
-    return op(unembed, x_NxMxD, target, jnp.ones((N, M), w_DxV.dtype), w_DxV)
+    return op((jnp.asarray, unembed), x_NxMxD, target, jnp.ones((N, M), w_DxV.dtype), w_DxV)
 
 
 def with_static(*static):

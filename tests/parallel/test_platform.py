@@ -86,6 +86,24 @@ def test_the_gradient_of_a_lookup_is_that_of_take(dtype):
     assert np.array_equal(found, rounded) == (dtype == "float32")
 
 
+def test_a_head_is_gathered_in_the_type_of_its_product():
+    """What is no matrix over the vocabulary, or could be so in two ways, is left as it is."""
+    mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
+
+    def text(*shape):
+        function = device_mesh.with_mesh_names(
+            mesh, lambda w: parameter_sharding.head(w, "bfloat16", 8)
+        )
+        return str(jax.make_jaxpr(function)(jnp.ones(shape)))
+
+    assert "P(None, 'tensor')" in text(4, 8)
+    assert "P('tensor', None)" in text(8, 4)
+    assert "bf16[8,4]" in text(8, 4)
+    for shape in ((8, 8), (4, 4), (8,)):
+        assert "sharding_constraint" not in text(*shape)
+        assert "bf16" not in text(*shape)
+
+
 def test_what_does_not_divide_is_on_every_device():
     mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
     axes = ((None, None), ("fsdp", "tensor"))

@@ -242,7 +242,7 @@ COMPILERS = {"h100:8": "jax_plugins", "tpu:v5e:2x4": "libtpu", "cpu:8": None}
 FLAGS = (
     *("--config=configs/lm_transformer.py", "--vocab=8192", "--mesh=fsdp:8", "--json"),
     *("--config.size=1e8", "--config.data.context=1024", "--config.batch.size=32"),
-    *("--config.model.dtype=bfloat16", "--config.model.unroll=1"),
+    *("--config.model.dtype=bfloat16", "--config.model.unroll=1", "--config.task.chunk=1024"),
     *("--config.horizon.unit=steps", "--config.horizon.amount=4"),
 )
 
@@ -256,6 +256,8 @@ def test_a_program_for_a_machine_that_is_not_here(target, tmp_path, monkeypatch)
         pytest.skip(f"no {module}: the extra with the compiler for {target} is not installed")
     monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path))
     command = [sys.executable, "-m", "experiments.plan", f"--compile={target}", *FLAGS]
+    if target == "cpu:8":  # where XLA widens what is in half precision
+        command += ["--config.model.dtype=float32", "--config.batch.size=8"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["compiled"]
@@ -269,4 +271,11 @@ def test_a_program_for_a_machine_that_is_not_here(target, tmp_path, monkeypatch)
     assert bool(maps) == (target == "cpu:8")
     sums = [c for c in found["collectives"] if c["kind"] == "all-reduce" and c["bytes"] > 2**20]
     assert bool(sums) == (target == "cpu:8")
+    if target == "h100:8":  # embedding and head, once for four chunks; gradients of each chunk
+        of_vocab = [c for c in found["collectives"] if "8192" in c["array"]]
+        times = dict.fromkeys(("all-gather", "reduce-scatter"), 0)
+        for one in of_vocab:
+            if one["kind"] in times:
+                times[one["kind"]] += one["times"]
+        assert times == {"all-gather": 2, "reduce-scatter": 4}
     assert {c["axes"] for c in found["collectives"] if c["bytes"] > 2**16} == {"fsdp"}
