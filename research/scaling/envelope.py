@@ -13,19 +13,19 @@ from research.scaling import power_laws
 from research.scaling.fit import RESAMPLES, cluster_names
 from research.scaling.options import Options
 from research.scaling.power_laws import PowerLaws
+from research.scaling.statistics import SAME_BUDGET
 from research.tables import table
 
 NEEDED = ("flops", "params", "tokens", "loss")
-SAME = 0.05  # relative: FLOPs this near to each other are one budget
 
 
 def lower_hull(log_c: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
     """The numbers of the points on the lower convex hull, from the cheapest to the least loss."""
     order = np.lexsort((log_loss, log_c))
-    # The least loss for at most SAME more: runs of one budget are never equal to the last FLOP, and
-    # the cheapest by a hair would be on any hull.
+    # The least loss for at most SAME_BUDGET more: runs of one budget are never equal to the last
+    # FLOP, and the cheapest by a hair would be on any hull.
     least = np.minimum.accumulate(log_loss[order])
-    within = np.searchsorted(log_c[order], log_c[order] + np.log1p(SAME), side="right") - 1
+    within = np.searchsorted(log_c[order], log_c[order] + np.log1p(SAME_BUDGET), side="right") - 1
     order = order[log_loss[order] <= least[within]]
     out: list[int] = []
     for i in order:

@@ -22,11 +22,10 @@ from research.scaling.fit import Fit
 from research.scaling.fit_document import held_out_section
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
-from research.scaling.statistics import number_groups
+from research.scaling.statistics import SAME_BUDGET, number_budgets
 from research.tables import table
 
 LARGEST_SHARE = 0.1  # of the rows, at least, that are predicted from the others
-SAME_AMOUNT, AMOUNT_SPREAD = 0.05, 0.2  # relative: budgets this near to each other are one
 FURTHER = 10.0  # times the largest budget: what is asked where nothing is
 ENOUGH = 1 / 3  # of the rows, from which the largest are predicted at least
 MIN_LEFT = 4  # rows beyond its parameters from which a law of params and tokens is extrapolated
@@ -88,7 +87,7 @@ def nearest_trial(
     at = math.exp(float(np.mean(np.log(amount[held]))))
     wanted = max((x / most for x in asked if x > most), default=FURTHER)
     needs = max(parameters + (MIN_LEFT if both else 1), math.ceil(ENOUGH * len(rows)))
-    numbers = number_groups(amount, SAME_AMOUNT, AMOUNT_SPREAD)
+    numbers = number_budgets(amount)
     found: list[tuple[float, float, list[table.Row]]] = []
     for limit in [float(amount[numbers == i].max()) for i in np.unique(numbers[~held])]:
         some = [row for row, x in zip(rows, amount, strict=True) if x <= limit]
@@ -202,4 +201,4 @@ def _amounts(rows: Sequence[table.Row], columns: Sequence[str]) -> np.ndarray:
 
 def largest_rows(amount: np.ndarray) -> np.ndarray:
     """Which rows [n] are the largest: LARGEST_SHARE of them, and those that are as large."""
-    return amount >= np.quantile(amount, 1 - LARGEST_SHARE, method="lower") / (1 + SAME_AMOUNT)
+    return amount >= np.quantile(amount, 1 - LARGEST_SHARE, method="lower") / (1 + SAME_BUDGET)

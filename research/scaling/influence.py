@@ -18,11 +18,11 @@ import numpy as np
 
 from research.errors import BadInput
 from research.io.humanize import quantity
-from research.scaling import compute_optimal, envelope
+from research.scaling import compute_optimal
 from research.scaling.fit import Fit
 from research.scaling.optimize import minimize, multistart_minimize
 from research.scaling.options import Options, Split, hold_out_rows
-from research.scaling.statistics import find_outliers, number_groups
+from research.scaling.statistics import find_outliers, number_budgets
 from research.tables import table
 
 EXACT = 60  # rows, below which each is left out in turn
@@ -307,7 +307,7 @@ def _groups(rows: Sequence[table.Row], document: Mapping[str, Any]) -> list[tupl
     """The name and the rows of what is left out together: a budget; or a run on the envelope, or
     an optimum that was given."""
     if document["law"] == "isoflop":
-        numbers = number_groups([row["flops"] for row in rows], envelope.SAME)
+        numbers = number_budgets([row["flops"] for row in rows])
         members = [np.flatnonzero(numbers == i).tolist() for i in range(numbers.max() + 1)]
         return [(f"budget {rows[group[0]]['flops']:.4g}", group) for group in members]
     runs = dict.fromkeys(str(minimum["run"]) for minimum in document["minima"])

@@ -24,12 +24,10 @@ from research.scaling import power_laws
 from research.scaling.fit import RESAMPLES
 from research.scaling.options import Options
 from research.scaling.power_laws import PowerLaws
-from research.scaling.statistics import number_groups, pooled_sd
+from research.scaling.statistics import SAME_BUDGET, number_budgets, number_groups, pooled_sd
 from research.tables import table
 from research.tables.replicates import replicate_groups
 
-SAME_BUDGET = 0.05  # relative: FLOPs this near to each other are one budget
-BUDGET_SPREAD = 0.2  # relative: FLOPs of one budget are not further apart than this
 SAME_SIZE = 0.05  # relative: sizes this near to each other are one
 MIN_SIZES = 4  # of a budget
 POINTS = 25  # at which an interpolation is evaluated, between two sizes
@@ -125,9 +123,9 @@ class Minima:
 def group_by_budget(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str]]]:
     """The budgets with enough sizes, and the others with the reason."""
     out, dropped = [], []
-    for group in _groups(rows, "flops", SAME_BUDGET, BUDGET_SPREAD):
+    for group in _budgets(rows):
         flops = math.exp(_mean_log(group, "flops"))
-        sizes = list(_groups(group, "params", SAME_SIZE, SAME_SIZE))
+        sizes = list(_sizes(group))
         if len(sizes) < MIN_SIZES:
             reason = f"{len(sizes)} sizes at this budget; at least {MIN_SIZES} are needed"
             dropped.append({"run": f"budget {flops:.4g}", "reason": reason})
@@ -141,12 +139,21 @@ def group_by_budget(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[
     return out, dropped
 
 
+def _budgets(rows: Iterable[table.Row]) -> Iterable[list[table.Row]]:
+    """The rows of each budget."""
+    return _groups(rows, "flops", number_budgets)
+
+
+def _sizes(rows: Iterable[table.Row]) -> Iterable[list[table.Row]]:
+    """The rows of each size, of which nearly equal ones are one."""
+    return _groups(rows, "params", lambda values: number_groups(values, SAME_SIZE, SAME_SIZE))
+
+
 def _groups(
-    rows: Iterable[table.Row], column: str, gap: float, spread: float
+    rows: Iterable[table.Row], column: str, number: Callable[[list[float]], np.ndarray]
 ) -> Iterable[list[table.Row]]:
-    """Rows whose values follow each other within `gap`, and lie within `spread` of the first."""
     rows = sorted(rows, key=lambda row: row[column])
-    numbers = number_groups([row[column] for row in rows], gap, spread)
+    numbers = number([row[column] for row in rows])
     for _, group in itertools.groupby(zip(numbers, rows, strict=True), key=lambda pair: pair[0]):
         yield [row for _, row in group]
 
@@ -285,8 +292,8 @@ def _warnings(
 def _merged_sizes(rows: Sequence[table.Row]) -> list[str]:
     """Of every budget, the sizes that differ and are counted as one."""
     out = []
-    for group in _groups(rows, "flops", SAME_BUDGET, BUDGET_SPREAD):
-        for size in _groups(group, "params", SAME_SIZE, SAME_SIZE):
+    for group in _budgets(rows):
+        for size in _sizes(group):
             counts = sorted({row["params"] for row in size})
             if len(counts) > 1:
                 out.append(f"{counts[0]:,.9g} and {counts[-1]:,.9g} at {size[0]['flops']:.4g}")
@@ -304,7 +311,7 @@ def drop_outliers(
     three degrees of freedom, 2,000 standard deviations off).
     """
     kept, dropped = [], []
-    for group in _groups(rows, "flops", SAME_BUDGET, BUDGET_SPREAD):
+    for group in _budgets(rows):
         while (worst := _worst_outlier(group)) is not None:
             index, sds, above = worst
             reason = (

@@ -8,6 +8,8 @@ import numpy as np
 
 MEDIAN_OF_NORMAL = 0.6745  # of the size of what is normal with a standard deviation of one
 EFFICIENCY = 0.37  # of a scale from the median, beside one from squares, for normal noise
+SAME_BUDGET = 0.05  # relative: FLOPs this near to each other are one budget
+BUDGET_SPREAD = 0.2  # relative: FLOPs of one budget are not further apart than this
 FALSE_ALARM = 0.001  # share of tables of normal noise in which a row is taken for an outlier
 
 
@@ -83,6 +85,12 @@ def find_outliers(residuals: np.ndarray, parameters: int) -> tuple[np.ndarray, n
     limit = stdtrit(max(1.0, EFFICIENCY * freedom), 1 - FALSE_ALARM / 2 / len(residuals))
     off = residuals / scale
     return off, np.abs(off) > limit
+
+
+def number_budgets(flops: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The number [n] of the budget of each run, by its FLOPs (or another amount), from the least
+    on."""
+    return number_groups(flops, SAME_BUDGET, BUDGET_SPREAD)
 
 
 def number_groups(

@@ -14,8 +14,7 @@ import numpy as np
 from research.scaling import uncertainty
 from research.scaling.analysis import analyze
 from research.scaling.compute_optimal import PER_TOKEN, SPAN
-from research.scaling.envelope import SAME
-from research.scaling.statistics import number_groups
+from research.scaling.statistics import number_budgets
 from research.tables import table
 from research.tables.columns import COUNTS
 
@@ -110,7 +109,7 @@ class Simulator:
     def exponent(self) -> float:
         """The slope of log N* over the budgets of the table, each counted once."""
         log_c = np.log([row["flops"] for row in self.shape.rows])
-        numbers = number_groups([row["flops"] for row in self.shape.rows], SAME)
+        numbers = number_budgets([row["flops"] for row in self.shape.rows])
         log_c = np.array([log_c[numbers == i].mean() for i in range(numbers.max() + 1)])
         if len(log_c) < 2:
             log_c = log_c[-1] + np.array([-0.1, 0.0])
@@ -121,7 +120,7 @@ class Simulator:
         """The rows of one simulated table. All worlds share the noise of a number."""
         rng, rows = np.random.default_rng([seed, number]), self.shape.rows
         sizes, of_size = np.unique([row["params"] for row in rows], return_inverse=True)
-        of_budget = number_groups([row["flops"] for row in rows], SAME)
+        of_budget = number_budgets([row["flops"] for row in rows])
         noise = self.shape.noise * rng.standard_normal(len(rows))
         efficiency = self.shape.scatter * rng.standard_normal(len(sizes))
         moved = TILT * rng.standard_normal(of_budget.max() + 1)
