@@ -22,7 +22,7 @@ from research.scaling import (
 from research.scaling.fit import FEW, Fit
 from research.scaling.laws import AUTO, METHODS, Law, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
-from research.tables import comparable, table, where
+from research.tables import comparable, sampling, table, where
 
 NORMAL = 1.96  # standard deviations in half of a 95 % interval
 AGAINST_PRIOR = 2.0  # standard deviations between rows and a prior, from which that is told
@@ -69,6 +69,9 @@ def analyze(
             f"--{flag}: is for one law, and --compare={compare_by} fits several groups; fit one of "
             f"them with --where={compare_by}==NAME"
         )
+    few = (chosen.sample, chosen.seed, chosen.where, chosen.last_rows)
+    most = math.inf if law in METHODS else sampling.MOST_ROWS  # these take no long
+    rows, sampled = sampling.sample_rows(rows, *few, most)
     rows, grouping = groups.grouped(rows, chosen)
     how = (chosen, grouping, compare_by)
     named, extrapolate = None, None
@@ -135,6 +138,10 @@ def analyze(
     sections["warnings"] = [*told, *sections["warnings"]]
     if mixed:
         sections["mixed"] = mixed
+    if sampled:
+        sections["sample"] = sampled
+        of = f"{sampled['rows']:,} of {sampled['of']:,} rows"
+        sections["warnings"].insert(0, f"fitted to a sample of {of} (--sample, --seed)")
     return Analysis(_replace_non_finite(sections), fit, usable)
 
 

@@ -19,6 +19,7 @@ FLAGS = {
     "best_of": {"help": "cell: of rows equal in what the law reads, fit that of least loss"},
     "holdout": {"help": "predict these rows and do not fit them: largest, or comparisons"},
     "drop_top_loss": {"type": int, "metavar": "K", "help": "leave out the K highest losses"},
+    "sample": {"type": int, "metavar": "N", "help": "fit N rows that cover sizes and lengths"},
     "bootstrap": {"type": int, "metavar": "K", "help": "resamples for the intervals (0: none)"},
     "cluster": {"help": "the column of what is resampled as a whole (run)"},
     "seed": {"type": int, "help": "of resamples and draws (0)"},

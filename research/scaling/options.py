@@ -10,7 +10,7 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling.laws import AGAINST, AUTO, METHODS, METHODS_OF_MINIMA, Law
 from research.scaling.optimize import OBJECTIVES
-from research.tables import curves, replicates, table, where
+from research.tables import curves, replicates, sampling, table, where
 
 # What not every law uses; the others refuse it.
 ONLY_FOR = {"against": (AUTO, *AGAINST), "method": ("isoflop",), "noise": ("isoflop",)}
@@ -57,6 +57,7 @@ class Options:
     of least loss is fitted. `bootstrap` counts resamples by `cluster` whose quantiles are the
     intervals (None: profile intervals, and resamples only where rows of one cluster err together;
     0: none at all).
+    `sample` fits at most so many rows, chosen by `seed` to cover sizes and lengths as all do.
     `fix`, `init` and `score` map parameters to reported values: not fitted, where the only start
     is, and what to compare with the optimum; `prior` maps them to mean and standard deviation of
     what is known beside the rows. `starts` replaces the law's grid of starts. `method`
@@ -72,6 +73,7 @@ class Options:
     where: str | None = None
     best_of: str | None = None
     drop_top_loss: int = 0
+    sample: int | None = None
     holdout: str | None = None
     predict: Sequence[float] = ()
     predict_flops: Sequence[float] = ()
@@ -104,6 +106,8 @@ class Options:
         for name in ("drop_top_loss", "bootstrap", "seed"):
             if (getattr(self, name) or 0) < 0:
                 problems.append(f"--{name}={getattr(self, name)}: expected 0 or more")
+        if self.sample is not None and not 1 <= self.sample <= sampling.MOST_ROWS:
+            problems.append(f"--sample={self.sample}: expected 1 to {sampling.MOST_ROWS} rows")
         if self.best_of not in (None, "cell"):
             problems.append(f"--best_of={self.best_of}: expected cell")
         if self.method not in METHODS_OF_MINIMA:
@@ -164,7 +168,7 @@ class Options:
 def _wrong_types(options: Options) -> list[str]:
     """Values that are no numbers, or no collections of them, where those are expected."""
     problems = []
-    for name in ("huber_delta", "noise", "drop_top_loss", "bootstrap", "seed"):
+    for name in ("huber_delta", "noise", "drop_top_loss", "sample", "bootstrap", "seed"):
         value = getattr(options, name)
         whole = name not in ("huber_delta", "noise")
         if value is not None and not isinstance(value, Integral if whole else Real):
