@@ -22,13 +22,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", help="where the report is written (default: the workdir)")
     args = parser.parse_args(argv)
 
-    from research.report import build, text
+    from research.report import reuse
     from research.runs.table import write_table
 
-    chosen = args.mix, args.all_runs, args.where
-    result = build.write_report(args.runs, args.against, True, *chosen, out=args.out)
+    how = {"mix": args.mix, "all_runs": args.all_runs, "where": args.where}
+    words = reuse.written_report(args.runs, args.out, against=args.against, every_way=True, **how)
     write_table(args.runs, args.out)
-    print(text.text_summary(result))
+    print(words)
     return 0
 
 

@@ -79,12 +79,9 @@ def main(argv: Sequence[str]) -> int:
     took = f"trained {outcome.trained} runs in {time.monotonic() - started:.0f} s"
     print(took if outcome.trained else "nothing to train")
     write_table(args.workdir)
-    from research.report import build
-    from research.report.text import (
-        text_summary,  # matplotlib and scipy, which a plan does not need
-    )
+    from research.report import reuse
 
-    print(text_summary(build.write_report(args.workdir, every_way=True)))
+    print(reuse.written_report(args.workdir, every_way=True))
     for run_id, reason in outcome.missing.items():
         print(f"missing: run {run_id}: {reason}")
     return UNFINISHED if outcome.missing else 0
