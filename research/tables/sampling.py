@@ -12,7 +12,7 @@ from research.tables.columns import Row
 from research.tables.numbers import parse_number
 
 MOST_ROWS = 10_000  # beyond which intervals and checks of a fit take very long
-ENOUGH = 2_000
+ENOUGH = 500  # of which the default fit took 50 s of a core
 STRATA = 32  # of sizes; within each, rows are taken evenly by length
 SIZES, LENGTHS = ("params", "size"), ("tokens", "flops", "steps")
 

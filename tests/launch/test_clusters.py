@@ -66,7 +66,7 @@ def test_ray_trains_a_sweep_although_a_worker_is_killed(ray, corpus, tmp_path):
 
 
 @pytest.mark.fault(
-    "R24",
+    "R28",
     "the launcher of Ray's workers is killed",
     "they save and end; the next launch continues from there",
     "SIGKILL of the launcher once a checkpoint is there",

@@ -297,7 +297,7 @@ def test_a_number_that_was_surpassed_meanwhile_is_not_won(tmp_path):
 
 
 @pytest.mark.fault(
-    "R24",
+    "R27",
     "a workdir is copied while it is trained",
     "the copy is nobody's and can be resumed at once; the original stays held, also when moved",
     "a held folder copied, then moved; one whose numbers changed under the same name",

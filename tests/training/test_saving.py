@@ -160,7 +160,7 @@ def test_a_run_whose_time_is_over_saves_and_continues(victim, tmp_path, seen):
 
 
 @pytest.mark.fault(
-    "R24",
+    "R25",
     "SIGKILL of a run that keeps its best state and saves by time",
     "the best state that was found is there, with what undisturbed runs know; the same bits",
     "killed after a save, then launched to its end",
@@ -234,7 +234,7 @@ def refusing(monkeypatch):
 
 
 @pytest.mark.fault(
-    "R24",
+    "R26",
     "the disk refuses a checkpoint that is written while training goes on",
     "told at the next save: the run ends with code 74, or goes on where `save.on_error` says so",
     "ENOSPC at the commit, beside the training",
@@ -256,7 +256,7 @@ def test_a_refusal_on_the_other_thread_is_told(tiny, tmp_path, refusing, caplog,
 
 
 @pytest.mark.fault(
-    "R24",
+    "R26",
     "SIGKILL while a checkpoint is written beside the training",
     "as without: every listed step whole, each record once, the same bits at the end",
     "SIGKILL at random moments of a run with `save.asynchronous`",
