@@ -70,7 +70,8 @@ def analyze(
             f"them with --where={compare_by}==NAME"
         )
     few = (chosen.sample, chosen.seed, chosen.where, chosen.last_rows)
-    most = math.inf if law in METHODS else sampling.MOST_ROWS  # these take no long
+    most = sampling.MOST_OF_AVERAGE if law == AUTO else sampling.MOST_ROWS
+    most = math.inf if law in METHODS else most  # these take no long
     rows, sampled = sampling.sample_rows(rows, *few, most)
     rows, grouping = groups.grouped(rows, chosen)
     how = (chosen, grouping, compare_by)

@@ -12,7 +12,8 @@ from research.tables.columns import Row
 from research.tables.numbers import parse_number
 
 MOST_ROWS = 10_000  # beyond which intervals and checks of a fit take very long
-ENOUGH = 500  # of which the default fit took 50 s of a core
+MOST_OF_AVERAGE = 1_000  # of a fit of several laws, which took 65 s of a core
+ENOUGH = 500  # rows, where no number is given
 STRATA = 32  # of sizes; within each, rows are taken evenly by length
 SIZES, LENGTHS = ("params", "size"), ("tokens", "flops", "steps")
 
@@ -37,9 +38,12 @@ def sample_rows(
     if len(met) <= (count or most):
         return rows, None
     if count is None:
+        average = most < MOST_ROWS
+        what = "several laws are fitted" if average else "a law is fitted"
+        other = f", --law=chinchilla up to {MOST_ROWS:,} of them" if average else ""
         raise BadInput(
-            f"{len(met):,} rows: a law is fitted to at most {most:,}; --sample={ENOUGH} fits "
-            "a sample of them that covers sizes and lengths alike, --where or --last_rows fewer"
+            f"{len(met):,} rows: {what} to at most {most:,}; --sample={ENOUGH} fits a sample of "
+            f"them that covers sizes and lengths alike, --where or --last_rows fewer{other}"
         )
     ordered = sorted(met, key=_order(met))
     start = np.random.default_rng(seed).uniform()

@@ -70,6 +70,9 @@ def test_too_many_rows_are_rejected_with_advice(many):
         scaling.analyze("chinchilla", many, {})
     with pytest.raises(BadInput, match=r"--sample=10001: expected 1 to 10000 rows"):
         scaling.analyze("chinchilla", many, {"sample": 10_001})
+    words = r"1,200 rows: several laws .*at most 1,000; .*--law=chinchilla up to 10,000"
+    with pytest.raises(BadInput, match=words):
+        scaling.analyze("auto", many[:1200], {})
     few = {"where": "params<1.02e6", "bootstrap": 0}
     document = scaling.analyze("chinchilla", many, few, checks_too=False).document
     assert "sample" not in document, "the twin: those that are fitted are few"
