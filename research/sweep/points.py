@@ -144,7 +144,7 @@ def launched_with(
     points: Iterable[Point], accept_changes: bool, labels: Mapping[str, str]
 ) -> list[Point]:
     """The points, whether other code than what began them may continue them, and with labels."""
-    return [replace(p, accept_changes=accept_changes, labels=labels) for p in points]
+    return [replace(p, accept_changes=accept_changes, labels=dict(labels)) for p in points]
 
 
 def describe_changes(points: Iterable[Point], workdir: str | Path) -> list[str]:

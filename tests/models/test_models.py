@@ -184,7 +184,7 @@ def test_first_loss_is_near_that_of_a_uniform_guess():
 def test_size_rule_meets_the_models_it_was_drawn_through():
     from research.models.transformer import nth_size
 
-    gpt2, llama = (nth_size(i, activation="gelu") for i in (64 + 4, 64 + 56))
+    gpt2, llama = (nth_size(i, activation="gelu") for i in (64 + 4, 72 + 24))
     assert (gpt2["width"], gpt2["depth"], gpt2["heads"]) == (768, 12, 12)
     assert (llama["width"], llama["depth"], llama["heads"]) == (4096, 32, 32)
 
