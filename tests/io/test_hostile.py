@@ -54,7 +54,10 @@ def test_there_are_many():
     assert len(payloads.PAYLOADS) >= 100
 
 
-@pytest.mark.parametrize("name", payloads.GOOD)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "run" else ()) for n in payloads.GOOD],
+)
 def test_a_good_file_is_opened(ends, name):
     """The twin of all the others: its opener opens."""
     assert ends[0][f"good {name}"]["end"] == "harmless", ends[0][f"good {name}"]["message"]

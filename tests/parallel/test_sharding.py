@@ -27,7 +27,7 @@ MESHES = {
     "fsdp 8": {"data": 1, "fsdp": 8, "tensor": 1},
     "data 2, fsdp 2, tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-OFTEN = ("fsdp 8", "data 2, fsdp 2, tensor 2")
+OFTEN = ("data 2, fsdp 2, tensor 2",)
 WIDE = {"model.width": 32, "model.heads": 4, "model.kv_heads": 4, "model.hidden": 64}
 
 

@@ -58,6 +58,7 @@ def test_figures_are_consistent(found, run):
     assert found["steps_timed"] % (found["blocks"] * 3) == 0
 
 
+@pytest.mark.slow
 def test_the_words_hold_the_figures(found):
     told = benchmark.format_measurement(found)
     assert f"{found['ms_per_step']:.3g} ms" in told

@@ -562,7 +562,8 @@ def test_the_program_is_as_large_for_any_depth(tiny):
     assert unrolled > 1.3 * few
 
 
-@pytest.mark.parametrize("sizes", [ONE, pytest.param(ALL, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [ONE, ALL])
 def test_a_donated_state_is_overwritten(sizes, tiny):
     made, program = compiled(tiny(), sizes)
     analysis = program.memory_analysis()

@@ -363,7 +363,8 @@ def replayed(disk, folder, keep):
     "the records of all steps before a checkpoint are on the disk before it is written",
     "what of metrics.jsonl was synced, at every save of one run and of vmapped runs",
 )
-@pytest.mark.parametrize("grouped", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("grouped", [False, True])
 def test_records_are_on_the_disk_before_the_checkpoint_after_them(
     grouped, tiny, tmp_path, monkeypatch, seen
 ):

@@ -298,6 +298,7 @@ def test_mlflow_has_one_run_with_each_step_once(flow):
     assert "optim" not in run.data.params
 
 
+@pytest.mark.slow
 def test_mlflow_ends_with_the_result(flow):
     run = only_run(flow[0])
     assert run.info.status == "FINISHED"

@@ -130,6 +130,7 @@ def weights(document):
     return out
 
 
+@pytest.mark.slow
 def test_the_law_that_made_the_rows_weighs_most_and_predicts(plain):
     document = fit_law("auto", iso_rows(interaction=2.0), predict_flops=[1e22])
     assert weights(document)["chinchilla"] < 0.05
@@ -377,6 +378,7 @@ def test_a_prediction_that_is_hardly_known_says_so():
     assert not averaging._wide_warnings("loss", [point(2.6, 3.4), point(None, 4.5)])
 
 
+@pytest.mark.slow
 def test_rows_that_no_law_describes_are_told_with_what_to_do(few_laws):
     def told(law, rows):
         return [w for w in fit_law(law, rows)["warnings"] if "beyond their noise (F test)" in w]

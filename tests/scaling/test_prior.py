@@ -117,7 +117,9 @@ def test_a_prior_that_cannot_be_is_refused(law, prior, words):
         fit_law("chinchilla", rows, prior={"E": (1.6, 0.1)}, fix={"E": 1.6})
 
 
-@pytest.mark.parametrize("sign", ["±", "+-", "+/-"])
+@pytest.mark.parametrize(
+    "sign", ["+-", *(pytest.param(s, marks=pytest.mark.slow) for s in ("±", "+/-"))]
+)
 def test_the_flag_takes_several(sign, tmp_path, capsys):
     lines = [f"{row['params']},{row['tokens']},{row['loss']}" for row in iso_rows()]
     (tmp_path / "runs.csv").write_text("\n".join(["params,tokens,loss", *lines]))

@@ -314,6 +314,7 @@ def test_a_run_of_a_unit_that_fails_is_recorded_and_the_others_continue(
     assert_same(points, tmp_path, alone_workdir)
 
 
+@pytest.mark.slow
 def test_vmapped_runs_are_trained_and_their_rows_are_there(tiny, tmp_path):
     points = located(tiny, [{"seed": 0}, {"seed": 1}, {"optim.lr": 1e30}], tmp_path)
     (unit,) = make_units(points, tmp_path, "force")

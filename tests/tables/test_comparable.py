@@ -283,6 +283,7 @@ def test_a_column_of_clusters_parts_nothing():
         analyze("chinchilla", rows, {})
 
 
+@pytest.mark.slow
 def test_a_comparison_takes_rows_apart_by_its_column_alone():
     by_optimizer = renamed(two_recipes(), group="optimizer")
     found = analyze("chinchilla", by_optimizer, {}, compare_by="optimizer").document

@@ -192,6 +192,7 @@ def told(path):
     return skipped, [r["train_loss"] for step, r in steps.items() if step not in skipped]
 
 
+@pytest.mark.slow
 def test_vmapped_runs_skip_spikes_independently(tmp_path, spiked):
     """Two spikes for both, and targets of 0: one for the member that has learned others."""
     spiked({45: 1e6, 60: np.inf, 90: 0.0})

@@ -285,6 +285,7 @@ def test_workers_record_the_config_file_of_their_launcher(tiny, tmp_path):
     assert source.config_files() == {"mine.py": "0" * 12}
 
 
+@pytest.mark.slow
 def test_vmapped_runs_are_compared_as_well(tiny, tmp_path, edit):
     runs = [make_run(tiny(SAVING | {"seed": seed})) for seed in (0, 1)]
     ids = [run.id for run in runs]

@@ -4,7 +4,6 @@ import gzip
 import json
 
 import jax
-import numpy as np
 import pytest
 
 from research.runs.directory import RunDirectory
@@ -47,7 +46,7 @@ def test_a_transfer_that_the_loop_does_not_make_itself_is_an_error(tiny, tmp_pat
     run, original = make_run(tiny(STEPS)), Trainer.steps
 
     def steps(self, state, batches, n):
-        host = {name: np.asarray(x) for name, x in batches.items()}  # from numpy: implicit
+        host = {name: jax.device_get(x) for name, x in batches.items()}  # to be put implicitly
         return original(self, state, host, n)
 
     monkeypatch.setattr(Trainer, "steps", steps)

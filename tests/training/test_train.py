@@ -91,6 +91,7 @@ def test_a_dispatch_takes_a_second_or_all_that_fits(seconds, most, chosen, monke
     assert DispatchSizer(most, False).steps == most
 
 
+@pytest.mark.slow
 def test_a_chosen_number_of_steps_is_recorded_and_changes_nothing(tiny, tmp_path):
     def ended(name, steps):
         config = tiny(

@@ -109,7 +109,8 @@ def test_every_member_has_the_losses_that_it_has_alone(vmapped, tmp_path):
     assert min(abs(a - b) for i, a in enumerate(losses) for b in losses[:i]) > 1e-3
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
 def test_members_with_orders_of_their_own_have_their_own_batches(
     devices, tiny, tmp_path, monkeypatch
 ):
