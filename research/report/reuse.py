@@ -72,7 +72,7 @@ def _made_from(workdir: Path) -> str:
         for path in sorted((workdir / folder).glob("*.json")):
             records[str(path.relative_to(workdir))] = files.digest_file(path)
     versions = {name: _version(name) for name in PACKAGES}
-    code = source.describe()["source"]
+    code = files.digest_of(source.library().files)  # without asking git
     return files.digest_of({"records": records, "versions": versions, "code": code,
                             "python": sys.version})  # fmt: skip
 

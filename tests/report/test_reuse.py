@@ -103,7 +103,7 @@ def test_other_code_and_other_questions_make_it_again(swept, monkeypatch, tmp_pa
     assert report(out=tmp_path / "o")[1] == 1
     assert (tmp_path / "o" / "report.html").exists()
     assert report()[1] == 1  # the question before has overwritten the page
-    monkeypatch.setattr(source, "describe", lambda: {"source": "0" * 12})
+    monkeypatch.setattr(source, "library", lambda: source.Library({"a.py": "0" * 12}, frozenset()))
     assert report()[1] == 1
 
 
