@@ -9,7 +9,6 @@ model with the lowest loss. For a run on token ids (a .bin), prompt and text are
 
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         bad.append("expected --runs=DIR or --export=DIR")
     if bad:
         raise BadInput(*bad)
-    path = chosen(args) if args.runs else args.export
+    path = chosen(args.runs, args.run) if args.runs else args.export
     key = encryption.load_key(args.key_file) if args.key_file else None
 
     from research.data import tokenizers
@@ -74,13 +73,14 @@ def sanitize_for_terminal(text: str | bytes) -> str:
     return printable(text, keep="\n\t") if sys.stdout.isatty() else text
 
 
-def chosen(args: Namespace) -> Path:
-    """The run's directory. Raises BadInput when there is none, or it is no language model."""
-    path = Path(args.runs)
-    if args.run or not (path / "config.json").is_file():
-        rows = [r for r in read_table(path) if args.run in (None, r["run"])]
+def chosen(runs: str, run: str | None = None) -> Path:
+    """The directory of a language model: `runs` itself, or of a workdir `run`, else the best.
+    Raises BadInput when there is none, or it is no language model."""
+    path = Path(runs)
+    if run or not (path / "config.json").is_file():
+        rows = [r for r in read_table(path) if run in (None, r["run"])]
         if (name := run_table.best_run(rows, "language_modeling")) is None:
-            raise BadInput(f"{path}: no language model among its runs ({args.run or 'any'})")
+            raise BadInput(f"{path}: no language model among its runs ({run or 'any'})")
         path = path / "runs" / name
         print(f"run {name} of {len(rows)}", file=sys.stderr)
     if (task := read_row(path).get("task")) != "language_modeling":

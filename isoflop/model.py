@@ -2,18 +2,16 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import generate as command
 from research.data import tokenizers
 from research.errors import BadInput
 from research.inference import generate
 from research.inference.load import OpenedRun, open_run
 from research.parallel import jax_settings
-from research.report import run_table
-from research.runs.table import read_row, read_table
 
 
 class LanguageModel:
@@ -75,12 +73,4 @@ class LanguageModel:
 def load(run: str | os.PathLike[str]) -> LanguageModel:
     """See `isoflop.load_model`."""
     jax_settings.fix()
-    path = Path(run)
-    if not (path / "config.json").is_file():
-        name = run_table.best_run(read_table(path), "language_modeling")
-        if name is None:
-            raise BadInput(f"{path}: no language model among its runs")
-        path = path / "runs" / name
-    if (task := read_row(path).get("task")) != "language_modeling":
-        raise BadInput(f"{path}: its task is {task}; expected language_modeling")
-    return LanguageModel(open_run(path))
+    return LanguageModel(open_run(command.chosen(os.fspath(run))))
