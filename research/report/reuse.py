@@ -59,14 +59,14 @@ def _memory(asked: str) -> Path:
 
 def _made_from(workdir: Path) -> str:
     """A digest of all that decides a report: the library, what draws, and the records. Records of
-    runs count by size and time, which every write changes."""
+    runs count by size and times: that of the inode nobody can set back."""
     records: dict[str, Any] = {}
     for folder, names, found in os.walk(workdir / "runs"):
         names[:] = [name for name in names if name != "checkpoints"]
         for name in found:
             status = os.lstat(os.path.join(folder, name))
             records[os.path.relpath(os.path.join(folder, name), workdir)] = [
-                *(status.st_size, status.st_mtime_ns, status.st_ino)
+                *(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
             ]
     for folder in READ:
         for path in sorted((workdir / folder).glob("*.json")):

@@ -63,7 +63,17 @@ def other_result(place):
     files.write_json(path, files.digested({**result, "loss": result["loss"] * 1.01}))
 
 
+def disguised(place):
+    """Written in place, of the same size and with the time it had."""
+    path = place / "runs" / "r3" / "metrics.jsonl"
+    status = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"3.0", b"2.0", 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+
+
 CHANGES = {
+    "a record in place": disguised,
     "a record": lambda place: append(place / "runs" / "r3" / "metrics.jsonl"),
     "a result": other_result,
     "a run is removed": lambda place: os.rename(place / "runs" / "r8", place / "gone"),
