@@ -208,6 +208,7 @@ def test_an_installed_copy_sweeps_with_workers_outside_a_checkout(elsewhere):
     assert all('"commit": ""' in text and '"isoflop": "0.1.0"' in text for text in records)
 
 
+@pytest.mark.slow
 def test_make_setup_installs_the_command(elsewhere, tmp_path):
     lock, folder = tmp_path / "none.lock", tmp_path / "made"
     lock.write_text("")

@@ -282,6 +282,7 @@ def test_the_best_run_of_a_workdir_writes_on(workdir):
     assert other.stdout != done.stdout
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_library_does(workdir):
     from research.inference.load import open_run
 

@@ -198,6 +198,7 @@ def test_what_the_first_launch_decided_is_told_once(tiny, tmp_path, caplog):
     assert len(told) == 1
 
 
+@pytest.mark.slow
 def test_a_launch_that_left_nothing_binds_nobody(tiny, tmp_path, monkeypatch):
     one, other = make_run(tiny()), make_run(tiny(OTHERWISE))
 

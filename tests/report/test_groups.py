@@ -61,6 +61,7 @@ def test_runs_are_mixed_where_that_is_asked_for_and_the_page_says_so(tmp_path):
     assert "--mix" not in page_of(tmp_path / "alike")
 
 
+@pytest.mark.slow
 def test_runs_that_are_no_points_of_the_sweep_are_left_out_and_told(tmp_path):
     rows = own(data_digest="b" * 64)
     workdir(tmp_path, rows)

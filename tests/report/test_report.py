@@ -338,6 +338,7 @@ def test_a_script_in_a_record_does_not_run(tmp_path):
     assert html.escape(evil) in page
 
 
+@pytest.mark.slow
 def test_a_report_of_some_runs_is_written_elsewhere(tmp_path):
     rows = [{**row, "tag": "old" if row["run"] == "r0" else "base"} for row in noisy(0)]
     place = workdir(tmp_path / "w", rows)

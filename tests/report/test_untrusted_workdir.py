@@ -93,6 +93,7 @@ def test_a_malformed_verification_record_is_reported(changes, tmp_path):
     assert "Measured: 2.33" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_no_file_and_no_text_of_a_workdir_is_embedded_as_it_is(tmp_path):
     texts = ("group", "commit", "code", "device_kind", "loss_unit", "flops_convention", "rules")
     texts += ("family", "continued")
