@@ -7,6 +7,7 @@
 Laws: power and broken (against one column), chinchilla, kaplan, data_constrained, overtraining,
 saturating (accuracy from loss); isoflop and envelope find compute-optimal sizes without a law.
 Rows that are not comparable (see docs/fitting.md) are groups, and have a law each in OUT/GROUP.
+With --gate the exit code says whether one group needs less compute than another: 0, or 1.
 The objective is the sum over rows of Huber's loss, or half the square, of residuals in log loss.
 """
 
@@ -46,14 +47,15 @@ def main(argv: Sequence[str]) -> int:
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
     if len(parts) == 1:
         (only,) = parts.values()
-        print(fit_part(args, only, options, sweep))
-        return 0
+        words, passed = fit_part(args, only, options, sweep)
+        print(words)
+        return 0 if passed else 1
     print(printable(groups.told_of_split(rows, Options(**options), args.law)))
     failures: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
         print(f"\n{printable(name)}:")
         try:
-            print(fit_part(args, part, options, sweep, groups.folder(name, parts)))
+            print(fit_part(args, part, options, sweep, groups.folder(name, parts))[0])
         except BadInput as error:
             print(f"no law: {error}")
             failures[name] = tuple(error.problems)
@@ -68,15 +70,23 @@ def fit_part(
     options: dict[str, Any],
     sweep: str | None,
     folder: str = "",
-) -> str:
+) -> tuple[str, bool]:
     """Fit rows that share a law and write what was found, in a folder of --out where there are
-    several laws; returns it in words, with what was written. Raises BadInput."""
+    several laws; returns it in words, with what was written, and whether the --gate, if there is
+    one, is passed. Raises BadInput."""
     from research import scaling
     from research.report import fit_figures, text
     from research.scaling import fit_document, flags
 
     analysis = scaling.analyze(
-        args.law, rows, options, args.compare, args.multiverse, args.next_runs, args.anytime
+        args.law,
+        rows,
+        options,
+        args.compare,
+        args.multiverse,
+        args.next_runs,
+        args.anytime,
+        gate=args.gate,
     )
     figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
@@ -86,7 +96,8 @@ def fit_part(
         config = flags.render_sweep_config(sweep, analysis.document)
         files.write_atomic(out / "next.py", config.encode())
         written.append(out / "next.py")
-    return "\n".join([words, *map(str, (path, *written))])
+    passed = analysis.document.get("compare", {}).get("gate", {}).get("passed", True)
+    return "\n".join([words, *map(str, (path, *written))]), passed
 
 
 if __name__ == "__main__":

@@ -55,14 +55,18 @@ def analyze(
     next_budget: float | None = None,
     anytime: bool = False,
     checks_too: bool = True,
+    gate: str | None = None,
 ) -> Analysis:
-    """`fit_law`, and where they are wanted the sections "compare" (groups by a column),
-    "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so many FLOPs) and
-    "settling"; without `checks_too` minima are not located again without each budget, and nothing
-    is extrapolated within the table. Raises BadInput for what does not go together."""
+    """`fit_law`, and where they are wanted the sections "compare" (groups by a column, and whether
+    one passes the `gate`), "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so
+    many FLOPs) and "settling"; without `checks_too` minima are not located again without each
+    budget, and nothing is extrapolated within the table. Raises BadInput for what does not go
+    together."""
     chosen = Options(**options)
     chosen.check()
     check_used(law if isinstance(law, str) else law.name, options)
+    if gate and not compare_by:
+        raise BadInput(f"--gate={gate}: of two groups; add --compare=COLUMN, which tells them")
     if compare_by and (next_budget or anytime or multiverse_too):
         flag = "multiverse" if multiverse_too else "next_runs" if next_budget else "anytime"
         raise BadInput(
@@ -110,7 +114,7 @@ def analyze(
             fit, sections = average.best, averaging.build_average(average, chosen)
             extrapolate = functools.partial(averaging.extrapolate_average, average, chosen)
         elif compare_by:
-            fit, section = compare.fit_groups(named, rows, chosen, compare_by)
+            fit, section = compare.fit_groups(named, rows, chosen, compare_by, gate)
             sections = {**fit_document.build_document(fit), "compare": section}
         else:
             fit = Fit(named, split_rows(named, rows, chosen), chosen)

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.special import fdtrc
 
 from research.errors import BadInput
+from research.scaling import gate as gates
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Columns, Law, Params
 from research.scaling.options import Options, Split, split_rows
@@ -24,10 +25,11 @@ LEVEL = 0.05  # of the test
 
 
 def fit_groups(
-    law: Law, rows: Sequence[table.Row], options: Options, column: str
+    law: Law, rows: Sequence[table.Row], options: Options, column: str, gate: str | None = None
 ) -> tuple[Fit, dict[str, Any]]:
     """The fit of the shared law, whose own parameters are the reference group's, and the section of
-    the document that compares the groups. The first group by name is the reference.
+    the document that compares the groups. The first group by name is the reference, or that of the
+    `gate` (see gates.parse_gate), which is then decided.
 
     Raises BadInput for fewer than two groups, and for a group that is too small.
     """
@@ -49,6 +51,9 @@ def fit_groups(
     names = sorted({group_value(row, column) for row in rows})
     if len(names) < 2:
         raise BadInput(f"--compare={column}: every row is {names[0]!r}; two groups are needed")
+    asked = gates.parse_gate(gate, names) if gate else None
+    if asked:
+        names.sort(key=lambda name: name != asked.reference)
     numbered = table.with_rows(
         rows, [{**row, GROUP: 1.0 + names.index(group_value(row, column))} for row in rows]
     )
@@ -87,7 +92,11 @@ def fit_groups(
     section = {"column": column, "reference": names[0], "groups": groups, "test": test}
     one = law.columns[0] if len(law.columns) == 1 else "flops"
     section["of"] = {"flops": "compute", "params": "parameters"}.get(one, one)
-    return fit, {**section, "words": comparison_sentences(section)}
+    section["words"] = comparison_sentences(section)
+    if asked:
+        section["gate"] = gates.decide(asked, law, section, own, fit)
+        section["words"].insert(0, section["gate"]["words"])
+    return fit, section
 
 
 def rescaled_columns(law: Law) -> list[str]:
