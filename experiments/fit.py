@@ -47,15 +47,13 @@ def main(argv: Sequence[str]) -> int:
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
     if len(parts) == 1:
         (only,) = parts.values()
-        words, passed = fit_part(args, only, options, sweep)
-        print(words)
-        return 0 if passed else 1
+        return 0 if fit_part(args, only, options, sweep) else 1
     print(printable(groups.told_of_split(rows, Options(**options), args.law)))
     failures: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
         print(f"\n{printable(name)}:")
         try:
-            print(fit_part(args, part, options, sweep, groups.folder(name, parts))[0])
+            fit_part(args, part, options, sweep, groups.folder(name, parts))
         except BadInput as error:
             print(f"no law: {error}")
             failures[name] = tuple(error.problems)
@@ -70,24 +68,15 @@ def fit_part(
     options: dict[str, Any],
     sweep: str | None,
     folder: str = "",
-) -> tuple[str, bool]:
-    """Fit rows that share a law and write what was found, in a folder of --out where there are
-    several laws; returns it in words, with what was written, and whether the --gate, if there is
-    one, is passed. Raises BadInput."""
+) -> bool:
+    """Fit rows that share a law, write what was found, in a folder of --out where there are several
+    laws, and say it; returns whether the --gate, if there is one, is passed. Raises BadInput."""
     from research import scaling
     from research.report import fit_figures, text
     from research.scaling import fit_document, flags
 
-    analysis = scaling.analyze(
-        args.law,
-        rows,
-        options,
-        args.compare,
-        args.multiverse,
-        args.next_runs,
-        args.anytime,
-        gate=args.gate,
-    )
+    more = {"next_budget": args.next_runs, "anytime": args.anytime, "gate": args.gate}
+    analysis = scaling.analyze(args.law, rows, options, args.compare, args.multiverse, **more)
     figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
     path = fit_document.write_document(out, analysis.document)
@@ -96,8 +85,8 @@ def fit_part(
         config = flags.render_sweep_config(sweep, analysis.document)
         files.write_atomic(out / "next.py", config.encode())
         written.append(out / "next.py")
-    passed = analysis.document.get("compare", {}).get("gate", {}).get("passed", True)
-    return "\n".join([words, *map(str, (path, *written))]), passed
+    print("\n".join([words, *map(str, (path, *written))]))
+    return analysis.document.get("compare", {}).get("gate", {}).get("passed", True)
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ def test_configs_import_little(path):
 ENTRIES = [p for p in sorted((ROOT / "experiments").glob("*.py")) if p.name != "__init__.py"]
 
 
-HELP_COMPUTES = ("calibrate", "fit")  # whose flags are those of a room that computes
+HELP_COMPUTES = ("calibrate",)  # whose flags are those of a room that computes
 
 
 def loaded_by(code):
@@ -266,7 +266,7 @@ def test_help_loads_little(path, brought):
     )
     assert "research.config.cli" in loaded
     computes = path.stem in HELP_COMPUTES
-    assert not too_much(loaded, 60 if computes else 40, brought if computes else frozenset())
+    assert not too_much(loaded, 40, brought if computes else frozenset())
 
 
 @pytest.mark.parametrize("name", ["jax", "matplotlib", "scipy.stats", "scipy.optimize", "pyarrow"])

@@ -1,10 +1,25 @@
-"""From a table of runs to a law, with honest uncertainty. Reads tables; knows no model."""
+"""From a table of runs to a law, with honest uncertainty. Reads tables; knows no model.
 
-from research.scaling.analysis import Analysis, analyze, fit_law
-from research.scaling.fit import Fit
-from research.scaling.fit_document import loss_unit
-from research.scaling.laws import LAWS, Law, named_law
-from research.scaling.options import Options, split_rows
+The names here are loaded when they are first used: a command's --help asks for none of them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from research.scaling.analysis import Analysis, analyze, fit_law
+    from research.scaling.fit import Fit
+    from research.scaling.fit_document import loss_unit
+    from research.scaling.laws import LAWS, Law, named_law
+    from research.scaling.options import Options, split_rows
+
+_HOME = {
+    **dict.fromkeys(("Analysis", "analyze", "fit_law"), "analysis"),
+    "Fit": "fit",
+    "loss_unit": "fit_document",
+    **dict.fromkeys(("LAWS", "Law", "named_law"), "laws"),
+    **dict.fromkeys(("Options", "split_rows"), "options"),
+}
 
 __all__ = [
     "LAWS",
@@ -18,3 +33,9 @@ __all__ = [
     "named_law",
     "split_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -72,7 +72,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--multiverse", action="store_true", help="refit under every convention; the spread")
     for name, kind in FLAGS.items():
         flag(f"--{name}", **kind)
-    help_ = "with --compare: exit code 0 if B needs less compute than A there (95 %), else 1"
+    help_ = "with --compare: exit code 0 if B needs less compute than A there, else 1"
     flag("--gate", metavar="B>A@FLOPS", help=help_)
     flag("--predict", default="", help="values of the law's column to predict at: 1e6,1e7")
     flag("--predict_flops", default="", help="budgets to predict at: 1e21,1e22")
