@@ -2,6 +2,7 @@
 
   python -m experiments.export --run=WORKDIR/runs/<id> --out=DIR
   python -m experiments.export --run=… --out=DIR --sign=private.pem --encrypt --key_file=FILE
+  python -m experiments.export --run=… --out=DIR --format=hf     (for Hugging Face transformers)
   python -m experiments.export --check=DIR --verify=public.pem --key_file=FILE
   python -m experiments.export --export=DIR --out=OTHER --key_file=FILE     (decrypted)
 
@@ -20,8 +21,9 @@ from research.io import encryption
 UNUSED = {  # flags that would be passed over
     "run": ("verify",),
     "export": ("step",),
-    "check": ("step", "sign", "encrypt"),
+    "check": ("step", "sign", "encrypt", "format"),
 }
+FORMATS = ("isoflop", "hf")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--export", metavar="DIR", help="an export to write again, e.g. decrypted")
     parser.add_argument("--check", metavar="DIR", help="an export to verify")
     parser.add_argument("--out", metavar="DIR", help="a new folder")
+    words = "hf: a folder that Hugging Face transformers opens; or isoflop, as without it"
+    parser.add_argument("--format", choices=FORMATS, help=words)
     parser.add_argument("--sign", metavar="FILE", help="sign with this private key (P-256, PEM)")
     parser.add_argument("--verify", metavar="FILE", help="require a signature by this public key")
     parser.add_argument("--encrypt", action="store_true", help="encrypt the export")
@@ -42,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
     values = ((flag, getattr(args, flag)) for flag in UNUSED[sources[0]])
     if unused := [flag for flag, value in values if value is not None and value is not False]:
         raise BadInput(*(f"--{flag}: of no use with --{sources[0]}" for flag in unused))
+    if args.format == "hf" and args.encrypt:
+        raise BadInput("--encrypt: of no use with --format=hf, which is for others to open")
     if args.run and args.key_file and not args.encrypt:
         raise BadInput("--key_file: of what is encrypted; expected --encrypt too")
     key = encryption.load_key(args.key_file) if args.encrypt or args.key_file else None
@@ -53,7 +59,9 @@ def main(argv: Sequence[str]) -> int:
     else:
         model = export.read(args.export or args.check, key, args.verify)
     written = f"{args.check}: as it was written"
-    if args.out:
+    if args.out and args.format == "hf":
+        written = export.write_hf(model, args.out, args.sign)
+    elif args.out:
         written = export.write(model, args.out, key if args.encrypt else None, args.sign)
     print(format_summary(model.about), written, sep="\n")
     return 0

@@ -4,7 +4,8 @@ python -m experiments.generate --runs=DIR --prompt="def " --tokens=200 --tempera
 
 DIR is a run, WORKDIR/runs/<id>, or a WORKDIR: of its runs, --run=ID is taken, else the language
 model with the lowest loss. For a run on token ids (a .bin), prompt and text are ids. Instead of
---runs, --export=DIR takes what experiments.export wrote, with its --key_file and --verify.
+--runs, --export=DIR takes what experiments.export wrote, with its --key_file and --verify, and
+--export=hf:FOLDER a model in the layout of Hugging Face transformers.
 """
 
 import sys

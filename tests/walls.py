@@ -30,8 +30,8 @@ WALLS: dict[str, tuple[str, str]] = {
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
               "training planning launch runs scaling tables parallel config io errors"),
     "inference": ("a trained model, used and handed on",
-                  "training.fine_tuning models data.tokenizers runs config.stored_model io params "
-                  "errors"),
+                  "training.fine_tuning training.pretrained models data.tokenizers data.subwords "
+                  "runs config.stored_model io params errors"),
 }  # fmt: skip
 NO_JAX = (
     *("errors", "io", "config", "data", "launch", "tables", "scaling", "report", "sweep.watch"),
@@ -68,7 +68,10 @@ INSIDE = {
     "training.horizon": "",
 }
 # What of config/ a module of training may import besides its types: only these read a config.
-READ_CONFIG = ("training.make_run", "training.resume", "training.horizon", "training.fine_tuning")
+READ_CONFIG = (
+    *("training.make_run", "training.resume", "training.horizon", "training.fine_tuning"),
+    "training.pretrained",
+)
 SLACK = 1.15  # what the table permits, over what the code uses
 
 PAGE = Path(__file__).parents[1] / "CONTRIBUTING.md"

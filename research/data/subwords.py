@@ -293,3 +293,21 @@ def train_bpe(vocab: int, texts: Sequence[str]) -> str:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer.to_str()
+
+
+def bytes_json() -> str:
+    """Our bytes as a tokenizer.json: the ids of other programs that read it are the bytes."""
+    vocab = dict(sorted(_byte_of().items(), key=lambda item: item[1]))
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    level |= {"use_regex": False}
+    rest = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    made = {"version": "1.0", **rest, "added_tokens": [], "pre_tokenizer": level, "decoder": level}
+    return files.indented({**made, "model": {"type": "BPE", "vocab": vocab, "merges": []}})
+
+
+def is_bytes(text: str) -> bool:
+    """Whether a tokenizer.json is that of `bytes_json`."""
+    try:
+        return json.loads(text) == json.loads(bytes_json())
+    except (ValueError, RecursionError):
+        return False

@@ -6,6 +6,8 @@ DIR/manifest.json       what they are and where they come from; size and SHA-256
 DIR/tokenizer.json      of text that is not read as bytes
 DIR/model.sig           of all of these: an OpenSSF model signature, by a key of one's own
 
+Or as `transformers` opens it (see model_folder), signed where wanted.
+
 In an encrypted export each file but the signature, the manifest too, ends in .sealed (see
 research/io/encryption.py).
 The signature is of the files as they lie there, so that it is verified without the other key.
@@ -18,7 +20,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,13 @@ import numpy as np
 from research import models
 from research.config import stored_model
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
+from research.inference import model_folder
 from research.inference.load import OpenedRun
-from research.io import encryption, files, host
+from research.io import encryption, files, host, safetensors_files
 from research.params import leaves_by_path, nest
 from research.runs import metrics_log, stored_state
 from research.runs.table import read_row
-from research.training import fine_tuning
+from research.training import fine_tuning, pretrained
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,6 @@ KINDS: dict[str, Any] = {  # of what a manifest says, as far as it is used
     "loss": int | float | None,
 }
 LARGEST_KEY = 1 << 16
-EXTRA = "pip install 'isoflop[export]'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +103,44 @@ def write(
 
     Raises BadInput where `out` exists or a key is none, StorageError when the disk refuses.
     """
-    safetensors, out = _safetensors(), Path(os.path.abspath(out))
-    if out.exists() or out.is_symlink():
-        raise BadInput(f"--out={out}: is there already; an export is a new folder")
-    leaves = {path: np.ascontiguousarray(leaf) for path, leaf in export.leaves.items()}
-    content = {WEIGHTS: safetensors.save(leaves, {"format": FORMAT})}
+    out = _new(out)
+    content = {WEIGHTS: safetensors_files.save(export.leaves, {"format": FORMAT})}
     if export.tokenizer:
         content[TOKENIZER] = export.tokenizer.encode()
     content[MANIFEST] = _manifest(export, content)
+    return _place(out, content.items(), key, sign)
+
+
+def write_hf(
+    export: Export,
+    out: str | Path,
+    sign: str | None = None,
+    largest: int = safetensors_files.LARGEST_PART,
+) -> Path:
+    """Write `export` to the new folder `out` as `transformers` opens it, with at most `largest`
+    bytes of parameters in a file. Raises as `write`, and BadInput where none of its classes
+    computes the model."""
+    out = _new(out)
+    content = model_folder.members(export.about, export.leaves, export.tokenizer, largest)
+    return _place(out, content, None, sign)
+
+
+def _new(out: str | Path) -> Path:
+    out = Path(os.path.abspath(out))
+    if out.exists() or out.is_symlink():
+        raise BadInput(f"--out={out}: is there already; an export is a new folder")
+    return out
+
+
+def _place(
+    out: Path, content: Iterable[tuple[str, bytes]], key: bytes | None, sign: str | None
+) -> Path:
+    """Make the folder `out` of files of this content, which may be made one at a time."""
     temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir(mode=0o700)
-        for name, raw in content.items():
+        for name, raw in content:
             _write(temporary / (name + SEALED if key else name), raw, name, key)
         if sign:
             _sign(temporary, sign)
@@ -148,7 +175,10 @@ def read(folder: str | Path, key: bytes | None = None, verify: str | None = None
 
 
 def open_export(path: str | Path, key: bytes | None = None, verify: str | None = None) -> OpenedRun:
-    """An export ready for use, as `load.open_run` opens a run. Raises as `read` does."""
+    """An export ready for use, as `load.open_run` opens a run; or `hf:FOLDER`, one as transformers
+    writes it. Raises as `read` does."""
+    if folder := pretrained.folder_of(str(path)):
+        return _open_hf(folder)
     export = read(path, key, verify)
     about = export.about
     if problems := stored_model.model_problems(about["model"]):
@@ -159,6 +189,14 @@ def open_export(path: str | Path, key: bytes | None = None, verify: str | None =
     except (TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{path}: not a model of this version") from error
     return OpenedRun(Path(path), about["step"], model, params, export.tokenizer, about["config"])
+
+
+def _open_hf(folder: str) -> OpenedRun:
+    found = pretrained.read(folder)
+    model = models.build(**found.model)
+    params = nest(pretrained.fitted(found, model))
+    data = {} if found.tokenizer is not None else {"path": "unknown.bin"}
+    return OpenedRun(found.folder, 0, model, params, found.tokenizer or "", {"data": data})
 
 
 def _manifest(export: Export, content: Mapping[str, bytes]) -> bytes:
@@ -230,28 +268,19 @@ def _check_manifest(folder: Path, about: dict[str, Any], text: bytes) -> None:
 
 
 def _leaves(folder: Path, shapes: Mapping[str, Any], raw: bytes) -> dict[str, np.ndarray]:
-    try:
-        leaves = _safetensors().load(raw)
-    except Exception as error:  # of a library in another language
-        raise Damaged(f"{folder}: {WEIGHTS}: {first_line(error)}") from error
+    leaves = safetensors_files.load(raw, f"{folder}: {WEIGHTS}")
     if {k: [list(x.shape), str(x.dtype)] for k, x in leaves.items()} != shapes:
         raise Damaged(f"{folder}: {WEIGHTS} holds other arrays than the manifest says")
     return leaves
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise BadInput(f"an export needs the package safetensors; {EXTRA}") from error
-    return safetensors.numpy
 
 
 def _model_signing() -> Any:
     try:
         import model_signing
     except ImportError as error:
-        raise BadInput(f"signatures need the package model-signing; {EXTRA}") from error
+        raise BadInput(
+            f"signatures need the package model-signing; {safetensors_files.EXTRA}"
+        ) from error
     return model_signing
 
 

@@ -3,9 +3,10 @@ from its whole state; and opening a run to use what it learned. Other runs are n
 
 import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from research.models import Model
 from research.params import leaves_by_path, match_path, nest
 from research.runs import stored_state
 from research.runs.manifest_check import read_manifest
+from research.training import pretrained
 
 LARGEST_TOKENIZER = 64 << 20  # bytes
 NEW_GROUP = "head"  # the parameter group that may differ: it belongs to the task
@@ -27,7 +29,8 @@ NEW_GROUP = "head"  # the parameter group that may differ: it belongs to the tas
 @dataclass(frozen=True)
 class StartingPoint:
     """A checkpoint at `path` of `run` to start from: `digest` names its content, `what` is "params"
-    or "state". `taken` pairs the paths of parameters here and there."""
+    or "state". `shapes` are those of its parameters, which `read` reads, by path; `pairs` has the
+    paths of those that are taken, here and there. A model from elsewhere is at step 0."""
 
     run: Path
     path: Path
@@ -37,11 +40,13 @@ class StartingPoint:
     digest: str
     part: str
     tokenizer: str
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False, compare=False)
+    read: Callable[[], dict[str, Any]] = field(repr=False, compare=False)
     pairs: tuple[tuple[str, str], ...] = ()
     rule: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name} {self.run.name}, step {self.step}"
+        return f"{self.name} {self.run.name}" + (f", step {self.step}" if self.step else "")
 
 
 @contextlib.contextmanager
@@ -60,7 +65,10 @@ def starting_point(
     """What a run of so many `steps` starts from, by the section `init` of its config. Raises
     BadInput where it cannot."""
     with _prefix_errors():
-        start = locate_checkpoint(init["run"], init["step"], init["what"])
+        if folder := pretrained.folder_of(init["run"]):
+            start = _from_elsewhere(folder, init, model, dataset.tokenizer)
+        else:
+            start = locate_checkpoint(init["run"], init["step"], init["what"])
     if "vocab" in dataset.facts and start.tokenizer != dataset.tokenizer:
         raise BadInput(
             f"data.tokenizer: not that of init.run; expected "
@@ -79,6 +87,7 @@ def locate_checkpoint(run: str, step: int | None, what: str) -> StartingPoint:
     manifest = read_manifest(path)
     averaged = any(leaf.startswith("average/") for leaf in manifest["leaves"])
     part = "average" if averaged else "params"
+    leaves = stored_state.select_part(manifest["leaves"], part)
     return StartingPoint(
         run=directory,
         path=path,
@@ -88,6 +97,36 @@ def locate_checkpoint(run: str, step: int | None, what: str) -> StartingPoint:
         digest=stored_state.content_digest(path, "" if what == "state" else part),
         part=part,
         tokenizer=_read_tokenizer(directory),
+        shapes={leaf: tuple(shape) for leaf, (shape, _) in leaves.items()},
+        read=functools.partial(_read_checkpoint, path, part),
+    )
+
+
+def _read_checkpoint(path: Path, part: str) -> dict[str, Any]:
+    return leaves_by_path(stored_state.read_arrays(path, part))
+
+
+def _from_elsewhere(
+    folder: str, init: Mapping[str, Any], model: Model, tokenizer: str
+) -> StartingPoint:
+    """A model in the layout of transformers, which has parameters alone. One without a tokenizer is
+    taken with ours, `tokenizer`: nothing else can be known."""
+    if init["what"] != "params" or init["step"] is not None:
+        given = f"init.what is {init['what']}" if init["step"] is None else "init.step is given"
+        raise BadInput(f"{init['run']}: {given}; expected params and no step: it has no others")
+    found = pretrained.read(folder)
+    leaves = pretrained.fitted(found, model)
+    return StartingPoint(
+        run=found.folder,
+        path=found.folder,
+        name="hf",
+        step=0,
+        what="params",
+        digest=found.digest,
+        part="params",
+        tokenizer=tokenizer if found.tokenizer is None else found.tokenizer,
+        shapes={path: leaf.shape for path, leaf in leaves.items()},
+        read=lambda: leaves,
     )
 
 
@@ -100,11 +139,7 @@ def match_parameters(start: StartingPoint, model: Model, inputs: Any) -> Startin
     """
     if start.what == "state":
         return dataclasses.replace(start, rule=f"resumes from {start}")
-    there = {
-        leaf.removeprefix(f"{start.part}/"): tuple(shape)
-        for leaf, (shape, _) in read_manifest(start.path)["leaves"].items()
-        if leaf.startswith(f"{start.part}/")
-    }
+    there = start.shapes
     pairs, new, problems = [], [], []
     for path, leaf in leaves_by_path(model.shapes(inputs)).items():
         source = next((p for p in there if path == p or path.endswith(f"/{p}")), None)
@@ -126,7 +161,7 @@ def match_parameters(start: StartingPoint, model: Model, inputs: Any) -> Startin
 
 def take_parameters(start: StartingPoint, abstract: dict, params: dict) -> dict:
     """`params`, those that `start` provides replaced by its own and sharded as in `abstract`."""
-    source = leaves_by_path(stored_state.read_arrays(start.path, start.part))
+    source = start.read()
     places = leaves_by_path(abstract)
     leaves = leaves_by_path(params)
     for here, there in start.pairs:
@@ -137,7 +172,9 @@ def take_parameters(start: StartingPoint, abstract: dict, params: dict) -> dict:
 def model_shape(run: str, family: str) -> dict[str, Any]:
     """The fields of the model of `run`. Raises BadInput if it is of another family."""
     with _prefix_errors():
-        fields = dict(read_model_fields(find_run_directory(run)))
+        folder = pretrained.folder_of(run)
+        fields = pretrained.read_fields(folder) if folder else None
+        fields = dict(fields or read_model_fields(find_run_directory(run)))
     if (name := fields.pop("name")) != family:
         raise BadInput(f"init.run: {run} is a {name}, but model.name is {family}")
     return fields

@@ -170,6 +170,12 @@ def exported(path):
     export.open_export(path, bytes(32) if "sealed" in "".join(os.listdir(path)) else None)
 
 
+def theirs(path):
+    from research.inference import export
+
+    export.open_export(f"hf:{path}")
+
+
 def careless(path):
     """What none of the others may do, each to be seen."""
     import pickle
@@ -231,7 +237,7 @@ def opened(opener, path):
 
 
 OPENERS = {f.__name__: f for f in (run, hold, results, config, sweep, table, rows, text, tokenizer,
-                                   images, folder, exported, careless)}  # fmt: skip
+                                   images, folder, exported, theirs, careless)}  # fmt: skip
 
 if __name__ == "__main__":
     sys.addaudithook(hook)

@@ -266,6 +266,72 @@ def _(place):
     return folder
 
 
+# Folders of Hugging Face transformers.
+
+
+@good("theirs")
+def _(place):
+    from research.inference import export
+
+    return export.write_hf(export.from_run(str(place.run)), place.folder / "hf")
+
+
+def changed(name, change):
+    @payload("theirs", name)
+    def _(place):
+        folder = GOOD["theirs"](place)
+        change(place, folder)
+        return folder
+
+
+def claiming(**said):
+    """A config.json that says so."""
+
+    def change(_, folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | said))
+
+    return change
+
+
+def other(name, content):
+    return lambda place, folder: (folder / name).write_bytes(content(place))
+
+
+def named_outside(place, folder):
+    (place.outside / "x.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    where = {"weight_map": {"a": f"../../outside/{place.outside.name}/x.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(where))
+
+
+def led_outside(place, folder):
+    shutil.move(folder / "model.safetensors", place.outside / "weights")
+    (folder / "model.safetensors").symlink_to(place.outside / "weights")
+
+
+def piped(_, folder):
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
+def pickled(place, folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(evil(place))
+
+
+changed("their weights are a pickle", other("model.safetensors", evil))
+changed("their weights are a pickle by its name", pickled)
+changed("their weights are a pipe", piped)
+changed("their weights are a link", led_outside)
+changed("their parts are elsewhere", named_outside)
+changed("their config is deep", other("config.json", lambda _: deep().encode()))
+changed("their config is of code", claiming(auto_map={"AutoModel": "evil.py"}, model_type="evil"))
+changed("their config has a billion blocks", claiming(num_hidden_layers=10**9))
+changed("their config has wide blocks", claiming(hidden_size=2**60, intermediate_size=-1))
+changed("their config has lists for numbers", claiming(num_attention_heads=[1], vocab_size={}))
+changed("their tokenizer is a pickle", other("tokenizer.json", evil))
+
+
 # Images.
 
 

@@ -1,0 +1,145 @@
+"""A model in a folder as Hugging Face `transformers` writes it, as what a run starts from
+(`init.run=hf:FOLDER`) or as a model to use."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.config import stored_model
+from research.data import subwords
+from research.errors import BadInput
+from research.io import files, safetensors_files
+from research.models import Model, huggingface
+from research.runs.manifest import array_digests
+
+PREFIX = "hf:"
+LARGEST_CONFIG, LARGEST_TOKENIZER = 1 << 20, 64 << 20  # bytes
+# Fields that decide what the same arrays compute, or their shapes in a way that one understands.
+COMPARED = (
+    *("width", "depth", "heads", "kv_heads", "hidden", "norm", "positions", "activation"),
+    *("qk_norm", "tie_embeddings", "vocab"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model from elsewhere: its fields (Model.described), its parameters by path, in float32, the
+    JSON of its tokenizer ("": bytes; None: it has none) and a digest of the parameters."""
+
+    folder: Path
+    model: Mapping[str, Any]
+    leaves: Mapping[str, np.ndarray]
+    tokenizer: str | None
+    digest: str
+
+
+def folder_of(run: str) -> str:
+    """The folder that `hf:FOLDER` names; "" where it is no such name."""
+    return run.removeprefix(PREFIX) if run.startswith(PREFIX) else ""
+
+
+def read_fields(folder: str) -> dict[str, Any]:
+    """The fields of a model, of its config.json. Raises BadInput for a model that this family does
+    not compute."""
+    return _described(folder)[1]
+
+
+def read(folder: str) -> Pretrained:
+    """The model of a folder; the one read last is remembered while its files are as they were.
+    Raises BadInput, UnsafeFile and Damaged, by the file that is wrong."""
+    _check_folder(folder)
+    try:
+        status = [entry.stat() for entry in sorted(os.scandir(folder), key=lambda e: e.name)]
+    except OSError as error:  # a link that leads nowhere, too
+        raise BadInput(f"{error.filename}: {error.strerror}") from error
+    return _read(folder, tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in status))
+
+
+@functools.lru_cache(maxsize=1)  # every run of a sweep asks
+def _read(folder: str, stamp: tuple) -> Pretrained:
+    del stamp
+    place = Path(folder)
+    config, model = _described(folder)
+    arrays = safetensors_files.load_folder(place)
+    try:
+        leaves = huggingface.from_tensors(config, model, arrays)
+    except BadInput as error:
+        raise _prefixed(place, error) from error
+    biases = [path for path in leaves if path.endswith("/bias")]
+    if not any(leaves[path].any() for path in biases):
+        model |= {"bias": False}  # one of zeros computes what none does
+        leaves = {path: leaf for path, leaf in leaves.items() if path not in biases}
+    digests = array_digests(leaves)
+    digest = files.digest_of(
+        {k: [list(x.shape), str(x.dtype), digests[k]] for k, x in leaves.items()}
+    )
+    tokenizer = None
+    if (place / "tokenizer.json").exists():
+        raw = safetensors_files.member(place, "tokenizer.json", LARGEST_TOKENIZER)
+        text = raw.decode("utf-8", "replace")
+        tokenizer = "" if subwords.is_bytes(text) else text
+    return Pretrained(place, model, leaves, tokenizer, digest)
+
+
+def _described(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    _check_folder(folder)
+    place = Path(folder)
+    path = place / "config.json"
+    config = files.parse(safetensors_files.member(place, "config.json", LARGEST_CONFIG), path)
+    try:
+        model = huggingface.fields(config)
+    except BadInput as error:
+        raise _prefixed(path, error) from error
+    if problems := stored_model.model_problems(model):
+        raise BadInput(*(f"{path}: {problem}" for problem in problems))
+    return config, model
+
+
+def _check_folder(folder: str) -> None:
+    if not os.path.isdir(folder):
+        raise BadInput(
+            f"{folder}: no such folder; expected one with config.json and model.safetensors, such "
+            "as `hf download NAME --local-dir FOLDER` makes"
+        )
+
+
+def _prefixed(path: Path, error: BadInput) -> BadInput:
+    return BadInput(*(f"{path}: {line}" for line in error.problems))
+
+
+def fitted(found: Pretrained, model: Model) -> dict[str, np.ndarray]:
+    """The parameters of `found` for `model`, which computes the same with them: its biases of zero
+    where it alone has biases, and as many learned positions as it has. Raises BadInput where a
+    field of `model` says something else."""
+    spec, theirs = model.spec, found.model
+    compared = [k for k in COMPARED if k != "tie_embeddings" or not model.classes]
+    if theirs["positions"] == "rotary":
+        compared.append("rotary_theta")
+    problems = [
+        f"{'data.vocab' if k == 'vocab' else f'model.{k}'}: {getattr(spec, k)}, but "
+        f"{PREFIX}{found.folder} has {theirs[k]}"
+        for k in compared
+        if getattr(spec, k) != theirs[k]
+    ]
+    if theirs["bias"] and not spec.bias:
+        problems.append(f"model.bias: false, but {PREFIX}{found.folder} has biases")
+    learned = theirs["positions"] == "learned"
+    if learned and spec.context > theirs["context"]:
+        problems.append(
+            f"data.context: {spec.context}, but {PREFIX}{found.folder} has {theirs['context']} "
+            "learned positions"
+        )
+    if problems:
+        raise BadInput(*problems)
+    leaves = dict(found.leaves)
+    if learned:
+        leaves["position/embedding"] = leaves["position/embedding"][: spec.context]
+    if spec.bias:
+        for path in huggingface.bias_paths(leaves):
+            leaves.setdefault(path, huggingface.zero_bias(leaves, path))
+    return leaves
