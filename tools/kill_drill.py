@@ -4,7 +4,9 @@ it is done, and compare every run with an undisturbed sweep's: each trained once
   python -m tools.kill_drill --repeats=20
   python -m tools.kill_drill --hours=2         sweep after sweep, with all that FAULTS can do
 
-With --hours a disk of its own is filled now and then, where `unshare` may mount one (Linux).
+With --hours a disk of its own is filled now and then, where `unshare` may mount one (Linux), is
+launched on as one without locks or without syncs of directories, and the text and the code are
+edited: a copy of the library trains.
 """
 
 import argparse
@@ -30,6 +32,28 @@ from research.runs.table import read_row, read_table
 
 POINTS = 12
 DISK = 384  # MB of the disk that is filled
+ROOT = Path(__file__).parents[1]
+EDITED = "research/models/layers.py"  # which every run imports
+REFUSED = "--accept_changes"  # what the reason of a run says that other code began
+# Python loads it in every process of a launch: what the disk at hand cannot be made to do.
+POOR_DISK = """
+import errno, fcntl, os, stat
+
+def flock(*_):
+    raise OSError(errno.ENOLCK, "no locks available")
+
+def fsync(descriptor, whole=os.fsync):
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        raise OSError(errno.EINVAL, "invalid argument")
+    whole(descriptor)
+
+lacks = os.environ.get("DRILL_DISK_LACKS", "").split()
+if "locks" in lacks:
+    fcntl.flock = flock
+if "syncs" in lacks:
+    os.fsync = fsync
+"""
+DISKS = ("", "locks", "syncs", "locks syncs")  # what they lack
 SWEEP = """
 from configs import lm_transformer
 from research.config import grid
@@ -38,6 +62,7 @@ def get_config():
     config = lm_transformer.get_config()
     config.size = None
     config.model.update(width=16, depth=2, heads=2, kv_heads=2, hidden=32)
+    config.data.path = {text!r}
     config.data.context = 32
     config.batch.size = 8
     config.horizon.update(unit="steps", amount={steps})
@@ -56,12 +81,32 @@ def sweep(config):
 """
 
 
-def start(config: Path, workdir: Path, workers: int) -> subprocess.Popen:
+def start(
+    config: Path, workdir: Path, workers: int, lacks: str = "", accept: bool = False
+) -> subprocess.Popen:
+    """A launch of the sweep by the copy of the code beside `config`, on a disk that `lacks` what it
+    says; with `accept` also of runs that other code began."""
     argv = [sys.executable, "-m", "experiments.sweep", f"--config={config}"]
     argv += [f"--workdir={workdir}", "--executor=local", f"--workers={workers}"]
-    argv += ["--grouping=force"]
+    argv += ["--grouping=force", *(["--accept_changes"] if accept else [])]
+    code = config.parent / "code"
+    env = {**os.environ, "PYTHONPATH": str(code), "DRILL_DISK_LACKS": lacks}
     with open(config.parent / f"{workdir.name}.log", "ab") as log:
-        return subprocess.Popen(argv, stdout=log, stderr=log)
+        return subprocess.Popen(argv, stdout=log, stderr=log, cwd=code, env=env)
+
+
+def write_drill(folder: Path, steps: int) -> Path:
+    """The config of the drill, with its text and the code that trains it beside it."""
+    for name in ("research", "experiments", "configs"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / "code" / name, ignore=ignore)
+    (folder / "code" / "sitecustomize.py").write_text(POOR_DISK)
+    words = random.Random(0).choices([f"w{k:x}" for k in range(999)], k=100_000)
+    text = folder / "text.txt"
+    text.write_text("\n".join(" ".join(words[k : k + 10]) for k in range(0, len(words), 10)))
+    config = folder / "drill.py"
+    config.write_text(SWEEP.format(steps=float(steps), text=str(text)))
+    return config
 
 
 def lease_holder_pids(workdir: Path) -> list[int]:
@@ -73,8 +118,8 @@ def lease_holder_pids(workdir: Path) -> list[int]:
 class Sweep:
     """A sweep that is being disturbed. Each fault is a method that answers whether it could be."""
 
-    def __init__(self, process: subprocess.Popen, workdir: Path, rng: random.Random):
-        self.process, self.workdir, self.rng = process, workdir, rng
+    def __init__(self, process: subprocess.Popen, workdir: Path, config: Path, rng: random.Random):
+        self.process, self.workdir, self.config, self.rng = process, workdir, config, rng
 
     def kill_worker(self) -> bool:
         """SIGKILL a worker."""
@@ -88,6 +133,22 @@ class Sweep:
     def terminate_launcher(self) -> bool:
         """SIGTERM the launcher: all is saved."""
         self.process.terminate()
+        return True
+
+    def hang_up_launcher(self) -> bool:
+        """SIGHUP the launcher, as a terminal does that is lost: all is saved."""
+        self.process.send_signal(signal.SIGHUP)
+        return True
+
+    def edit_text(self) -> bool:
+        """The text is another for a while: who resumes meanwhile has another run before it."""
+        if not lease_holder_pids(self.workdir):  # else the launcher may be planning by it
+            return False
+        path = self.config.parent / "text.txt"
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b"w1 ", b"w2 "))
+        time.sleep(self.rng.uniform(1, 8))
+        path.write_bytes(raw)
         return True
 
     def pause_worker(self) -> bool:
@@ -175,12 +236,16 @@ KILLS = {"kill_worker": 12, "kill_launcher": 5}  # and how often, at most, in on
 FAULTS = {
     **KILLS,
     "terminate_launcher": 3,
+    "hang_up_launcher": 2,
     "pause_worker": 4,
     "flip_bit": 4,
     "cut_file": 4,
     "cut_last_record": 3,
     "fill_disk": 4,
+    "edit_text": 3,
 }
+STOP = ("kill_launcher", "terminate_launcher", "hang_up_launcher")
+EDITS = 2  # of the code, in one sweep
 
 
 def run_disturbed(
@@ -189,23 +254,52 @@ def run_disturbed(
     """Launch and disturb until a launch ends the sweep, or, undisturbed, leaves some of it undone;
     how often each fault was."""
     done: Counter = Counter()
+    accept = False
     while True:
         before = done.total()
-        process = start(config, workdir, workers)
-        sweep, launched = Sweep(process, workdir, rng), time.monotonic()
+        if most is FAULTS and done["edit_code"] < EDITS and before and rng.random() < 0.3:
+            done["edit_code"] += launch_edited(config, workdir, workers)
+        lacks = rng.choice(DISKS) if most is FAULTS else ""
+        done[f"disk without {lacks.replace(' ', ' and ')}"] += bool(lacks)
+        disturbed = done.total()
+        process = start(config, workdir, workers, lacks, accept)
+        sweep, launched = Sweep(process, workdir, config, rng), time.monotonic()
         while process.poll() is None:
             time.sleep(rng.uniform(0.5, 4))
             left = [name for name in most if done[name] < most[name]]
             if time.monotonic() - launched < 8:  # a launcher should come to something
-                left = [
-                    name for name in left if name not in ("kill_launcher", "terminate_launcher")
-                ]
+                left = [name for name in left if name not in STOP]
             if left and rng.random() < 0.6 and process.poll() is None:
                 name = rng.choice(left)
                 done[name] += getattr(sweep, name)()
         code = process.wait()
-        if code == 0 or (code == 1 and done.total() == before):
+        if code == 0:
             return done
+        if code == 1 and done.total() == disturbed:
+            # What edited code began is refused by the code as it is, until that is accepted.
+            if accept or not any(REFUSED in (r["reason"] or "") for r in read_table(workdir)):
+                return done
+            accept = True
+
+
+def launch_edited(config: Path, workdir: Path, workers: int) -> bool:
+    """A launch by edited code for a while, which must leave alone every run that has begun."""
+    path = config.parent / "code" / EDITED
+    runs = [p.parent for p in workdir.glob("runs/*/metrics.jsonl")]
+    held = {run: (run / "metrics.jsonl").read_bytes() for run in runs}
+    raw = path.read_bytes()
+    path.write_bytes(raw + b"\n# edited\n")
+    try:
+        process = start(config, workdir, workers)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        process.terminate()
+        process.wait()
+    finally:
+        path.write_bytes(raw)
+    if changed := [run.name for run in held if (run / "metrics.jsonl").read_bytes() != held[run]]:
+        raise SystemExit(f"edited code went on with {', '.join(changed)}: {workdir}")
+    return True
 
 
 def metrics_and_state(run: Path) -> tuple[list[dict], dict[str, Any]]:
@@ -269,8 +363,7 @@ def main() -> int:
     failed, count, faults = 0, 0, Counter()
     until = time.monotonic() + 3600 * (args.hours or 0)
     with tempfile.TemporaryDirectory() as folder:
-        config, disk = Path(folder) / "drill.py", Path(args.disk or folder)
-        config.write_text(SWEEP.format(steps=float(steps)))
+        config, disk = write_drill(Path(folder), steps), Path(args.disk or folder)
         whole = Path(folder) / "whole"
         if code := start(config, whole, args.workers).wait():
             print((Path(folder) / "whole.log").read_text())
