@@ -5,9 +5,9 @@
   python -m experiments.fit --runs=runs.csv --law=isoflop --method=parabola --out=OUT
 
 Laws: power and broken (against one column), chinchilla, kaplan, data_constrained, overtraining,
-saturating (accuracy from loss); isoflop and envelope find compute-optimal sizes without a law.
+saturating (accuracy from loss), recipe (of a sweep over learning rates; writes recipe.json);
+isoflop and envelope find compute-optimal sizes without a law.
 Rows that are not comparable (see docs/fitting.md) are groups, and have a law each in OUT/GROUP.
-With --gate the exit code says whether one group needs less compute than another: 0, or 1.
 The objective is the sum over rows of Huber's loss, or half the square, of residuals in log loss.
 """
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma, args.all_runs)
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
     if len(parts) == 1:
-        (only,) = parts.values()
+        only = parts.popitem()[1]
         return 0 if fit_part(args, only, options, sweep) else 1
     print(printable(groups.told_of_split(rows, Options(**options), args.law)))
     failures: dict[str, tuple[str, ...]] = {}
@@ -69,23 +69,24 @@ def fit_part(
     sweep: str | None,
     folder: str = "",
 ) -> bool:
-    """Fit rows that share a law, write what was found, in a folder of --out where there are several
-    laws, and say it; returns whether the --gate, if there is one, is passed. Raises BadInput."""
+    """Fit rows that share a law, write and say what was found; whether the --gate is passed."""
     from research import scaling
     from research.report import fit_figures, text
     from research.scaling import fit_document, flags
 
-    more = {"next_budget": args.next_runs, "anytime": args.anytime, "gate": args.gate}
-    analysis = scaling.analyze(args.law, rows, options, args.compare, args.multiverse, **more)
+    more = args.compare, args.multiverse, args.next_runs, args.anytime
+    analysis = scaling.analyze(args.law, rows, options, *more, gate=args.gate)
     figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
     path = fit_document.write_document(out, analysis.document)
     written = fit_figures.save_figures(figures, out)
+    if recipe := analysis.document.get("recipe"):
+        written.append(fit_document.write_document(out, recipe, "recipe"))
     if sweep:
         config = flags.render_sweep_config(sweep, analysis.document)
         files.write_atomic(out / "next.py", config.encode())
         written.append(out / "next.py")
-    print("\n".join([words, *map(str, (path, *written))]))
+    print("\n".join([words, str(path), *map(str, written)]))
     return analysis.document.get("compare", {}).get("gate", {}).get("passed", True)
 
 

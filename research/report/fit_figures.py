@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from research.report import decision_figures, style
+from research.report import decision_figures, recipe_figures, style
 from research.report.style import BLUE, GRAY, GREEN, ORANGE, STYLE
 from research.runs.schema import AXES
 from research.scaling import Analysis, Fit, compute_optimal, uncertainty
@@ -40,6 +40,8 @@ def draw_figures(analysis: Analysis) -> dict[str, Figure]:
         out["frontier"] = decision_figures.frontier(
             [p for p in document["predictions"] if p.get("params")], document
         )
+    if "recipe" in document:
+        out |= recipe_figures.draw_recipe(fit, document)
     out["residuals"] = residual_panels(fit)
     if len(fit.samples) > 50 and (spread := parameter_pairs(fit)):
         out["pairs"] = spread

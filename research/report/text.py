@@ -174,6 +174,7 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
             f"above the optimum, R² {interval_end(scored['r2'], '.4f')}"
         )
     lines += document.get("compare", {}).get("words", [])
+    lines += document.get("recipe", {}).get("words", [])
     if plan := document.get("next_runs"):
         lines.append(
             f"{len(plan['runs'])} runs of {plan['spent']:.3g} FLOPs in all would narrow the "

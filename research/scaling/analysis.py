@@ -18,9 +18,10 @@ from research.scaling import (
     influence,
     minima_document,
     multiverse,
+    recipes,
 )
 from research.scaling.fit import FEW, Fit
-from research.scaling.laws import AUTO, METHODS, Law, named_law
+from research.scaling.laws import AUTO, METHODS, RECIPE, Law, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
 from research.tables import comparable, sampling, table, where
 
@@ -97,9 +98,13 @@ def analyze(
                 extrapolate = functools.partial(minima_document.extrapolate_minima, usable, chosen)
     else:
         # Of an average, the simplest law stands for what all of them need.
-        laws = averaging.candidates(rows, chosen) if law == AUTO else []
+        laws, far = averaging.candidates(rows, chosen) if law == AUTO else [], []
         name = laws[0] if laws else law
-        named = named_law(name, chosen.against) if isinstance(name, str) else name
+        if name == RECIPE:
+            recipes.check(compare_by, next_budget, anytime, multiverse_too)
+            rows, named, far = recipes.prepare(rows, chosen)
+        else:
+            named = named_law(name, chosen.against) if isinstance(name, str) else name
         chosen.check_against(named)
         needed = [*named.columns, named.response]
         usable, told, mixed = _checked(rows, needed, named.response, named.name, *how)
@@ -120,6 +125,10 @@ def analyze(
             fit = Fit(named, split_rows(named, rows, chosen), chosen)
             sections = fit_document.build_document(fit)
             extrapolate = functools.partial(extrapolation.extrapolate_fit, fit)
+        if isinstance(named, recipes.RecipeLaw):
+            assert fit
+            extrapolate = None
+            sections |= recipes.sections(named, fit, chosen, far, sections)
         target = design.prediction_target(fit, chosen) if next_budget or anytime else {}
         if next_budget:
             sections["next_runs"] = design.propose_runs(fit, target, next_budget)

@@ -29,7 +29,9 @@ FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is reported
 def has_optimum(law: Law) -> bool:
     """Whether the law can say what is optimal: it reads parameters and tokens (and perhaps unique
     tokens, which are then all fresh)."""
-    return law.response == "loss" and {"params", "tokens"} <= set(law.columns)
+    reads = set(law.columns)
+    known = {"params", "tokens", "unique_tokens", GROUP}
+    return law.response == "loss" and {"params", "tokens"} <= reads <= known
 
 
 def vary_together(rows: Sequence[Row]) -> bool:

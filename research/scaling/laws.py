@@ -430,6 +430,7 @@ LAWS: dict[str, Callable[..., Law]] = {
     "saturating": saturating,
 }
 AUTO = "auto"  # an average over laws
+RECIPE = "recipe"  # of learning rate and batch too; its columns are those that vary in a table
 AGAINST = ("power", "broken")
 METHODS_OF_MINIMA = ("akima", "parabola")  # of locating one
 METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of the loss
@@ -437,5 +438,7 @@ METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of th
 
 def named_law(name: str, against: str = "params") -> Law:
     if name not in LAWS:
-        raise BadInput(f"--law={name}: expected one of {', '.join([AUTO, *LAWS, *METHODS])}")
+        raise BadInput(
+            f"--law={name}: expected one of {', '.join([AUTO, *LAWS, RECIPE, *METHODS])}"
+        )
     return LAWS[name](against) if name in AGAINST else LAWS[name]()
