@@ -6,7 +6,7 @@ RUNS ?= runs/demo
 FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-verify bench bench-peers bench-sweep bench-engine bench-gpu test test-slow \
+.PHONY: help setup setup-dev demo demo-verify demo-ladder bench bench-peers bench-sweep bench-engine bench-gpu test test-slow \
 	faults soak check format lock clean
 
 help:  ## list the targets
@@ -31,8 +31,11 @@ setup-dev: setup  ## the same, with what tests and checks need
 demo: setup  ## an isoFLOP sweep of language models on real text: U-curves, L(N, D), the report
 	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_isoflop.py --workdir=$(RUNS) $(FLAGS)
 
-demo-verify: demo  ## train a run ten times larger than the demo's, against its prediction
-	@$(PY) -m experiments.verify --runs=$(RUNS)
+demo-verify: demo  ## predict runs of 3 and 10 times the demo's largest budget, then train them
+	@$(PY) -m experiments.verify --runs=$(RUNS) --rungs=3,10
+
+demo-ladder: demo  ## the same up to 100 times: hours on two cores
+	@$(PY) -m experiments.verify --runs=$(RUNS) --rungs=3,10,33,100
 
 bench: setup  ## how fast the shipped cases train here
 	@$(PY) -m experiments.bench

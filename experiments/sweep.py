@@ -35,24 +35,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="runs, table and report are written here")
     parser.add_argument("--sweep", default="sweep", help="the config's function to use")
     limits.add_flags(parser)
-    parser.add_argument("--executor", choices=launch.CHOICES, default="auto")
-    parser.add_argument("--workers", type=int, help="how many (default: as many as fit)")
-    process_flags.add_flags(parser, member=False)
+    launch.add_flags(parser)
     stop_signal.add_flag(parser)
-    parser.add_argument(
-        "--executor_options", default="", metavar="KEY=VALUE,...", help=launch.OPTIONS_HELP
-    )
-    help_ = "options of Slurm's sbatch, as in --sbatch='--qos=high --constraint=a100'; repeatable"
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTIONS", help=help_)
     parser.add_argument("--retry_failed", action="store_true", help="also retry failed runs")
     process_flags.add_run_flags(parser)
     parser.add_argument("--grouping", default="auto", help=sweep_file.GROUPING_HELP)
     parser.add_argument("--watch", action=Watch, metavar="DIR", help="watch a running sweep")
     args, config, module = cli.parse_config(parser, argv)
     most = limits.parse_limits(args)
-    num_processes = process_flags.process_count(args)
-    given = args.executor, args.executor_options, args.workers, args.sbatch
-    executor_options = launch.parse_options(*given)
+    how = launch.parse_flags(args)
+    num_processes = how[-1]
     configs = sweep_points(config, module, args.sweep)
 
     from research.parallel import jax_settings
@@ -64,15 +56,14 @@ def main(argv: Sequence[str]) -> int:
 
     jax_settings.prepare()
     retry = args.retry_failed
-    how = (args.grouping, retry, num_processes, args.accept_changes, process_flags.labels(args))
-    points, text, _ = plan_sweep(configs, args.workdir, most, *how)
+    plan = (args.grouping, retry, num_processes, args.accept_changes, process_flags.labels(args))
+    points, text, _ = plan_sweep(configs, args.workdir, most, *plan)
     print(text)
     if args.plan:
         return 0
     print(describe_status(points))
     started = time.monotonic()
-    how = (args.executor, args.workers, executor_options, num_processes, args.grouping)
-    options = choose_executor(LaunchOptions(*how), points, args.workdir)
+    options = choose_executor(LaunchOptions(*how, args.grouping), points, args.workdir)
     orderly = options.executor != "inline" or num_processes > 1
     with stop_signal.StopSignal(orderly, args.end) as stop, watchdog.watching():
         outcome = launch_sweep(points, args.workdir, stop, options)

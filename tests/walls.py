@@ -38,6 +38,7 @@ NO_JAX = (
     *("sweep.limits", "sweep.plan_text", "sweep.sweep_file"),
     *(
         "runs.directory",
+        "runs.ladder",
         "runs.table",
         "runs.metrics_log",
         "runs.row_checks",

@@ -2,15 +2,17 @@
 workers find out themselves what there is to do and record what is done (see sweep.worker), so only
 signals and exit codes pass between them and the launcher."""
 
+import argparse
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from research.config import process_flags
 from research.errors import BadInput, ErrorCollector
 from research.launch import inline, local, ray, slurm
 from research.launch.job import Job
 
-__all__ = ["AUTO", "CHOICES", "EXECUTORS", "OPTIONS_HELP", "Job", "parse_options"]
+__all__ = ["AUTO", "EXECUTORS", "Job", "add_flags", "parse_flags", "parse_options"]
 
 # Each is run(job, **options) -> the exit codes of its workers; its keyword-only parameters are the
 # options that it takes.
@@ -79,3 +81,22 @@ def _parse_value(kind: type, text: str) -> str | int | float:
 OPTIONS_HELP = "; ".join(
     f"{name}: {', '.join(_accepted_options(name))}" for name in EXECUTORS if _accepted_options(name)
 )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a command that has runs trained by workers."""
+    flag = parser.add_argument
+    flag("--executor", choices=CHOICES, default=AUTO)
+    flag("--workers", type=int, help="how many (default: as many as fit)")
+    process_flags.add_flags(parser, member=False)
+    flag("--executor_options", default="", metavar="KEY=VALUE,...", help=OPTIONS_HELP)
+    help_ = "options of Slurm's sbatch, as in --sbatch='--qos=high --constraint=a100'; repeatable"
+    flag("--sbatch", action="append", default=[], metavar="OPTIONS", help=help_)
+
+
+def parse_flags(args: argparse.Namespace) -> tuple[str, int | None, dict[str, Any], int]:
+    """The executor, the number of workers, the executor's options and the processes of a worker.
+    Raises BadInput listing every problem."""
+    count = process_flags.process_count(args)
+    options = parse_options(args.executor, args.executor_options, args.workers, args.sbatch)
+    return args.executor, args.workers, options, count

@@ -3,10 +3,9 @@
 Reads records only, so any machine can draw it again.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from research.io import files
 from research.report import decision_figures, fit_figures, html, style, sweep_figures, text
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
+from research.runs.ladder import read_ladder, read_registrations
 from research.runs.table import others_note, read_table, split_by_sweep
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
@@ -74,8 +74,9 @@ def write_report(
             for kind, figure in fit_figures.draw_figures(analysis).items():
                 if kind not in figures:  # the multiverse is there already
                     figures[f"{html.figure_name(surfaces, group, law)}_{kind}"] = figure
-    if verified := _read_verification(workdir):
-        figures |= _verification_figure(rows, verified)
+    registrations, rungs = read_registrations(workdir), read_ladder(workdir)
+    if registrations:
+        figures["ladder"] = decision_figures.ladder(*[*registrations.items()][-1], rungs)
     drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
     written = {"report": out / "report.html"}
     for name, drawing in drawings.items():
@@ -92,48 +93,11 @@ def write_report(
     places = sorted((workdir / "data").glob("*.json"))
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
-    result |= {"surfaces": surfaces, "compared": compared, "verified": verified}
+    result |= {"surfaces": surfaces, "compared": compared}
+    result |= {"registrations": registrations, "rungs": rungs}
     result["notes"] = [*notes, *grouping.notes]
     files.write_atomic(written["report"], html.render_page(result, drawings))
     return result
-
-
-def _read_verification(workdir: Path) -> dict[str, Any] | None:
-    """What experiments.verify wrote, None if it was not run. Raises BadInput for anything else."""
-    path = workdir / "verify" / "verify.json"
-    if not path.exists():
-        return None
-    document = files.read_json(path, follow=False)
-    amounts = [
-        document.get(k) for k in ("params", "tokens", "budget", "loss", "measured", "n_points")
-    ]
-    ends = document.get("run_interval")
-    if (
-        not all(_is_amount(amount) and amount > 0 for amount in amounts)
-        or not _is_amount(document.get("error"))
-        or not isinstance(ends, list)
-        or len(ends) != 2
-        or not all(end is None or _is_amount(end) for end in ends)
-        or not (ends[0] or 0.0) <= document["loss"] <= (ends[1] or math.inf)
-        or not isinstance(document.get("covered"), bool)
-    ):
-        raise BadInput(f"{path}: not what experiments.verify writes; remove it")
-    return document
-
-
-def _is_amount(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _verification_figure(rows: Sequence[Row], verified: Mapping[str, Any]) -> dict[str, Any]:
-    """The figure of a prediction and its measurement; {} where the runs left give no law."""
-    done = [row for row in rows if row["status"] == "done"]
-    try:
-        fit = scaling.analyze("chinchilla", done, {}, checks_too=False).fit
-    except BadInput:
-        return {}
-    assert fit
-    return {"verify": decision_figures.verification(fit, verified, scaling.loss_unit(done))}
 
 
 def _runs_of_sweep(workdir: Path, all_runs: bool) -> tuple[list[Row], list[str]]:

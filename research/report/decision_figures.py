@@ -219,34 +219,63 @@ def multiverse_spread(section: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def verification(fit: Fit, measured: Mapping[str, Any], unit: str) -> Figure:
-    """Loss against FLOPs 6 N D: the sweep's runs, the least loss that the law allows with its 95 %
-    band, and the larger run as it was predicted and as it was measured."""
-    rows = fit.parts.fitted
-    x = np.array([compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows])
-    at = compute_optimal.PER_TOKEN * measured["params"] * measured["tokens"]
-    grid = np.geomspace(x.min(), at * 1.5, 24)
-    n = compute_optimal.optimal_params(fit.law, fit.best[None], grid)[0]
-    least, band, _ = fit.predict({"params": n, "tokens": grid / compute_optimal.PER_TOKEN / n})
-    band = np.clip(band, 0.5 * least.min(), 2 * least.max())
-    low, high = measured["run_interval"]
+def ladder(
+    name: str, registration: Mapping[str, Any], rungs: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """Left, loss against FLOPs 6 N D: the runs that were fitted, the least loss of a budget as it
+    was registered with its 95 % band, and the rungs as predicted and as measured. Right, how far
+    each is off its prediction, within its intervals. Rungs of other
+    registrations are gray."""
+    line = registration["line"]
+    budgets = [point["budget"] for point in line]
+    shown = [rung["loss"] for rung in registration["rungs"]] + [row["loss"] for row in line]
+    low, high = (
+        [min(max(p["interval"][i] or limit, 0.5 * min(shown)), 2 * max(shown)) for p in line]
+        for i, limit in enumerate((0.0, math.inf))
+    )
+    rows = registration["rows"]
+    x = [compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 4.4))
-        axes = figure.subplots()
-        axes.scatter(x, [row["loss"] for row in rows], s=26, color=BLUE, label="runs, fitted")
-        axes.plot(grid, least, color=GREEN, lw=1.8, label="least loss of a budget, by the law")
-        axes.fill_between(
-            grid, band[:, 0], band[:, 1], color=GREEN, alpha=0.15, lw=0, label="its 95 % band"
-        )
-        span = [[0.0 if end is None else abs(measured["loss"] - end)] for end in (low, high)]
-        axes.errorbar(at * 1.08, measured["loss"], np.array(span), fmt="D", ms=5, color=ORANGE,
-                      mfc="white", capsize=4, lw=1.4,
-                      label="predicted, 95 % interval of a run")  # fmt: skip
-        axes.scatter(at, measured["measured"], s=90, marker="*", color=ORANGE, zorder=5,
-                     label="measured afterwards")  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
-        axes.set_ylabel(f"held-out loss ({unit})")
-        style.log_ticks(axes.xaxis)
-        style.plain_ticks(axes.yaxis)
-        axes.legend(fontsize=9)
+        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+        left.scatter(x, [row["loss"] for row in rows], s=22, color=BLUE, label="runs, fitted")
+        left.plot(budgets, [p["loss"] for p in line], color=GREEN, lw=1.6,
+                  label="least loss of a budget, registered")  # fmt: skip
+        left.fill_between(budgets, low, high, color=GREEN, alpha=0.15, lw=0, label="95 % band")
+        for rung in rungs:
+            _draw_rung(left, right, rung, ORANGE if rung["registration"] == name else GRAY)
+        left.plot([], [], "D", color=ORANGE, mfc="white", ms=5, label="predicted, 95 % of a run")
+        left.plot([], [], "*", color=ORANGE, ms=10, label="measured afterwards")
+        right.axhline(0, color=GREEN, lw=1.2)
+        right.plot([], [], color=ORANGE, lw=4.0, label="95 % interval of the law")
+        right.plot([], [], "_-", color=ORANGE, lw=1.2, ms=12, label="of a run")
+        right.legend(fontsize=8, loc="upper left")
+        left.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
+        left.set_ylabel(f"held-out loss ({style.plain_label(registration['unit'])})")
+        right.set(xscale="log", xlabel="times the largest budget of the sweep")
+        right.set_ylabel("measured over predicted, %")
+        ratios = sorted({rung["ratio"] for rung in rungs})
+        right.set_xticks(ratios, [f"{ratio:.3g}" for ratio in ratios])
+        right.set_xticks([], minor=True)
+        right.set_xlim(ratios[0] / 1.6, ratios[-1] * 1.6)
+        style.log_ticks(left.xaxis)
+        style.plain_ticks(left.yaxis)
+        left.legend(fontsize=8)
     return figure
+
+
+def _draw_rung(left: Any, right: Any, rung: Mapping[str, Any], color: str) -> None:
+    at, center = compute_optimal.PER_TOKEN * rung["params"] * rung["tokens"], rung["predicted"]
+    for name, width in (("run_interval", 1.2), ("interval", 4.0)):
+        # An open end is drawn as far as a half, or twice, what was predicted.
+        ends = [x or f * center for x, f in zip(rung[name], (0.5, 2.0), strict=True)]
+        off = [100 * (end / center - 1) for end in ends]
+        marker = "_" if name == "run_interval" else ""
+        right.plot([rung["ratio"]] * 2, off, marker=marker, ms=12, color=color, lw=width)
+        if name == "run_interval":
+            left.plot([at] * 2, ends, color=color, lw=width)
+    left.plot(at, center, "D", color=color, mfc="white", ms=5, zorder=4)
+    if rung["measured"] is not None:
+        left.plot(at, rung["measured"], "*", color=color, ms=10, zorder=5)
+        off = 100 * (rung["measured"] / center - 1)
+        right.plot(rung["ratio"], off, "*", color=color, ms=11, zorder=5)

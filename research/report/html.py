@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research import scaling
-from research.report import interactive, provenance, text
+from research.report import interactive, ladder_text, provenance, text
 from research.report.style import Drawing
 from research.report.text import interval_end
 from research.runs.schema import NOUNS, shown_columns
@@ -78,10 +78,12 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
     if "loss" in svgs:
         noun = NOUNS.get(against, against)
         parts += [f"<h2>Loss against {_escape(noun)}</h2>", _figure_element(svgs["loss"])]
-    if analysis := result.get("verified"):
-        words = f"{text.prediction_sentence(analysis)} {text.verification_sentence(analysis)}"
-        parts += ["<h2>Verified optimum</h2>", f"<p>{_escape(words)}</p>"]
-        parts += [_figure_element(svgs["verify"])] if "verify" in svgs else []
+    if rungs := result["rungs"]:
+        told = ladder_text.sentences(rungs)
+        told += [ladder_text.registration_line(*each) for each in result["registrations"].items()]
+        parts += ["<h2>Larger runs, predicted and measured</h2>"]
+        parts += [_html_table(ladder_text.HEADINGS, ladder_text.table_rows(rungs), text=0)]
+        parts += [_figure_element(svgs["ladder"]), *(f"<p>{_escape(line)}.</p>" for line in told)]
     if explorer := _explorer(result):
         parts += ["<h2>Explore the fit</h2>", explorer]
     for group, analyses in result["surfaces"].items():

@@ -125,27 +125,6 @@ def _extrapolation_sentence(document: Mapping[str, Any]) -> str:
     )
 
 
-def prediction_sentence(prediction: Mapping[str, Any]) -> str:
-    """What the law says of a larger run, before that is trained."""
-    low, high = (interval_end(x, ".4g") for x in prediction["run_interval"])
-    of = f" of {prediction['group']}" if prediction.get("group") else ""
-    return (
-        f"From {prediction['n_points']} runs{of}, a run of {quantity(prediction['params'])} "
-        f"parameters and {quantity(prediction['tokens'])} tokens "
-        f"({prediction['budget']:.3g} FLOPs) is predicted to have a loss of "
-        f"{prediction['loss']:.4g} (95 % interval {low} to {high})."
-    )
-
-
-def verification_sentence(measurement: Mapping[str, Any]) -> str:
-    """The same after it was trained."""
-    verdict = "inside" if measurement["covered"] else "outside"
-    return (
-        f"Measured: {measurement['measured']:.4g}, {verdict} the interval; the prediction was off "
-        f"by {abs(measurement['error']):.2%}."
-    )
-
-
 def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
     """A fit as text: the law, the fall of the loss, prediction against measurement, warnings.
     `brief` has only the last prediction."""

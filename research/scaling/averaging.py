@@ -230,7 +230,7 @@ def _predictions(average: Average, options: Options) -> list[dict[str, Any]]:
     if len(laws[0].columns) == 1:
         column = laws[0].columns[0]
         points = [*options.predict, *options.predict_flops]
-        return [{column: float(x), **_predict_loss(average, {column: [x]})[0]} for x in points]
+        return [{column: float(x), **predict_loss(average, {column: [x]})[0]} for x in points]
     return [_optimum(average, c) for c in options.predict_flops]
 
 
@@ -250,17 +250,25 @@ def _wide_warnings(response: str, predictions: Sequence[Mapping[str, Any]]) -> l
     return []
 
 
-def _optimum(average: Average, c: float) -> dict[str, Any]:
-    best = [compute_optimal.optimal_params(m.fit.law, m.fit.best[None], [c])[0, 0]
+def optimal_size(average: Average, c: float) -> tuple[float, list[float]]:
+    """The size of least loss at a budget, averaged in its logarithm, and that of every member; NaN
+    where a law has none, and of the average where no law has."""
+    best = [float(compute_optimal.optimal_params(m.fit.law, m.fit.best[None], [c])[0, 0])
             for m in average.members]  # fmt: skip
     there = np.isfinite(best)
     if not there.any():
+        return math.nan, best
+    logs = np.log(np.where(there, best, 1.0))
+    return math.exp(float(np.average(logs, weights=average.weights * there))), best
+
+
+def _optimum(average: Average, c: float) -> dict[str, Any]:
+    n, best = optimal_size(average, c)
+    if not math.isfinite(n):
         return {"flops": float(c), "params": None, "tokens": None, "loss": None}
-    weights = average.weights * there
-    n = math.exp(float(np.average(np.log(np.where(there, best, 1.0)), weights=weights)))
     d = c / compute_optimal.PER_TOKEN / n
     point = {"params": [n], "tokens": [d]}
-    predicted, losses = _predict_loss(average, point)
+    predicted, losses = predict_loss(average, point)
     sizes = [compute_optimal.optimal_params(m.fit.law, m.draws, [c])[:, 0]
              for m in average.members]  # fmt: skip
     sizes = [at * (drawn / at) ** m.stretch if np.isfinite(at) else drawn
@@ -295,7 +303,7 @@ def _optimum(average: Average, c: float) -> dict[str, Any]:
     }
 
 
-def _predict_loss(
+def predict_loss(
     average: Average, columns: Mapping[str, Sequence[float]]
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """The averaged prediction at one point, its intervals and their parts; and the draws [k, 1] of
@@ -396,7 +404,7 @@ def _check_held_out(average: Average, rule: str | None) -> dict[str, Any] | None
     law = average.best.law
     rows = []
     for row in average.best.parts.held_out:
-        predicted, _ = _predict_loss(average, {c: [row[c]] for c in law.columns})
+        predicted, _ = predict_loss(average, {c: [row[c]] for c in law.columns})
         known = {name: row[name] for name in law.columns}
         rows.append(held_out_row(row["run"], known, predicted, law.response, row[law.response]))
     return held_out_summary(rule, rows) if rows else None

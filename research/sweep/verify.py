@@ -1,123 +1,201 @@
-"""A prediction put to the test: what the law of a sweep says of a larger run, and what that run
-then measures.
-
-WORKDIR/verify/prediction.json   written before the run is trained, and not changed afterwards
-WORKDIR/verify/verify.json       the same with what was measured
-WORKDIR/verify/runs/<id>/        the run
+"""Predictions put to the test: what the laws of a sweep say of larger runs, and what these measure.
+A ladder has rungs, each a multiple of the sweep's largest budget; all are registered before any is
+trained (research/runs/ladder.py).
 """
 
-from collections.abc import Callable, Mapping
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from research import scaling
 from research.config import validation
 from research.config.loading import validated
 from research.errors import BadInput
-from research.io import files
-from research.runs.table import read_row
-from research.scaling import Fit, compute_optimal, groups
-from research.scaling.fit import finite_ends
-from research.sweep.launcher import launch_sweep
-from research.sweep.points import launched_with, resolve_points
+from research.io import files, source
+from research.runs import ladder
+from research.runs.directory import check_workdir
+from research.scaling import groups
+from research.scaling.compute_optimal import PER_TOKEN
+from research.scaling.laws import AUTO
+from research.scaling.rungs import Forecaster, make_forecaster
+from research.sweep.launcher import LaunchOptions, launch_sweep
+from research.sweep.points import Outcome, Point, resolve_points
 from research.tables import table
 from research.training.make_run import make_run
 
-FACTOR = 10.0  # times the largest budget of the sweep
-MISSED = 0.01  # relative: how far another prediction may be from what is asked for, in FLOPs
+RATIO = 10.0  # of a budget to the largest of the sweep, where none is asked for
+SAME = 0.01  # relative: how near budgets, or ratios, are one rung
+FURTHEST = 1e6  # a ratio beyond which no law means anything
+FACTS = ("params", "tokens", "flops", "steps", "epochs")
 
 
-def predict(workdir: str | Path, flops: float | None) -> tuple[dict[str, Any], dict]:
-    """(the prediction of a run of `flops` FLOPs 6 N D, by default FACTOR times the largest of the
-    sweep in `workdir`, at the size that is best for it; the config of that run). It is written
-    once, and afterwards read.
+@dataclass(frozen=True)
+class Asked:
+    """The rungs that are asked for: as ratios to the largest budget of the sweep, or one as a
+    budget 6 N D. `law` None is whatever was registered, else the average. `again` registers what
+    was registered before once more, by what the sweep says now."""
 
-    Raises BadInput where no law can be fitted, or another prediction was made before.
+    ratios: Sequence[float] = ()
+    flops: float | None = None
+    law: str | None = None
+    again: bool = False
+
+
+def register(workdir: str | Path, asked: Asked) -> Path | None:
+    """Write down what is predicted of the rungs that are asked for and were not registered, in a
+    file of its own, which is returned; None where there are no others.
+
+    Raises BadInput where no law can be fitted, or a rung is none of the sweep's.
     """
-    path = Path(workdir) / "verify" / "prediction.json"
-    if path.exists():
-        prediction = files.read_json(path)
-        if flops and abs(prediction["budget"] / flops - 1) > MISSED:
+    workdir = Path(workdir)
+    check_workdir(workdir)
+    known = ladder.read_registrations(workdir)
+    wanted = list(asked.ratios)
+    if not (wanted or asked.flops):
+        if known and asked.law is None and not asked.again:
+            return None
+        last = list(known.values())[-1:]
+        wanted = [rung["ratio"] for each in last for rung in each["rungs"]] or [RATIO]
+    if not asked.again:
+        wanted = [x for x in wanted if not _registered(known, asked.law, "ratio", x)]
+        there = asked.flops and _registered(known, asked.law, "budget", asked.flops)
+        if not wanted and (there or not asked.flops):
+            return None
+    forecaster, group = fit_laws(workdir, asked.law or AUTO)
+    most = forecaster.largest_budget
+    if asked.flops:
+        wanted = [asked.flops / most]
+        if wanted[0] <= 1:
             raise BadInput(
-                f"--flops={flops:g}: {path} holds a prediction for {prediction['budget']:.4g}; "
-                f"remove {path.parent} to make another"
+                f"--flops={asked.flops:g}: expected more than the largest budget of the sweep, "
+                f"{most:.4g} (6 N D)"
             )
-        return prediction, prediction["config"]
-    fit, group = law(workdir)
-    budget = flops or FACTOR * compute_optimal.largest_budget(fit.parts.fitted)
-    best = compute_optimal.optimal_params(fit.law, fit.best[None], [budget])[0, 0]
-    if compute_optimal.vary_together(fit.parts.fitted) or not 0 < best < float("inf"):
-        raise BadInput(f"--runs={workdir}: its law has no optimal size at {budget:g} FLOPs")
-    config = _config(Path(workdir), float(best), budget / compute_optimal.PER_TOKEN / best)
-    size = make_run(config).facts["params"]  # the nearest that can be built
-    config = _config(Path(workdir), float(best), budget / compute_optimal.PER_TOKEN / size)
+        if wanted[0] > FURTHEST:
+            raise BadInput(f"--flops={asked.flops:g}: {wanted[0]:.3g} times the sweep's largest")
+    rungs = [_predict_rung(workdir, forecaster, ratio) for ratio in sorted(wanted)]
+    document = {
+        **forecaster.describe(),
+        "group": group,
+        "rungs": rungs,
+        "line": forecaster.line(1.5 * rungs[-1]["budget"]),
+        "code": source.describe(),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return _write(workdir / ladder.FOLDER, document)
+
+
+def _registered(
+    known: Mapping[str, Mapping[str, Any]], law: str | None, name: str, value: float
+) -> bool:
+    """Whether a rung was registered, by this law or, where None is asked for, by any."""
+    return any(
+        abs(rung[name] / value - 1) <= SAME
+        for each in known.values()
+        if law in (None, each["law"])
+        for rung in each["rungs"]
+    )
+
+
+def _write(folder: Path, document: Mapping[str, Any]) -> Path:
+    """Write a registration under the first name that is free. Who registers at the same time gets
+    the next one."""
+    files.make_directory(folder)
+    with open(folder / ".lock", "a") as file:
+        files.lock(file)
+        number = 1
+        while (path := folder / ladder.registration_name(number)).exists():
+            number += 1
+        files.write_json(path, files.digested(document))
+    return path
+
+
+def _predict_rung(workdir: Path, forecaster: Forecaster, ratio: float) -> dict[str, Any]:
+    """What is predicted of the nearest run to the optimum of a budget that can be built."""
+    budget = ratio * forecaster.largest_budget
+    best = forecaster.optimal_size(budget)
+    size = make_run(_config(workdir, best, budget / PER_TOKEN / best)).facts["params"]
+    config = _config(workdir, best, budget / PER_TOKEN / size)
     run = make_run(config)
-    facts = {k: run.facts[k] for k in ("params", "tokens", "flops", "steps", "epochs")}
-    point = {name: [float(facts[name])] for name in ("params", "tokens")}
-    loss, of_law, of_run = (part[0] for part in fit.predict(point))
-    prediction = {
+    facts = {name: run.facts[name] for name in FACTS}
+    (point,) = resolve_points([({}, config)], workdir / ladder.FOLDER)
+    return {
+        "ratio": float(ratio),
         "budget": float(budget),
         "optimal_params": float(best),
         **facts,
-        "loss": float(loss),
-        "interval": finite_ends(of_law),
-        "run_interval": finite_ends(of_run),
-        "unit": scaling.loss_unit(fit.parts.usable),
-        "formula": fit.law.formula,
-        "law": fit.params,
-        "group": group,
-        "n_points": len(fit.parts.fitted),
+        **forecaster.predict(facts["params"], facts["tokens"]),
         "run": run.id,
+        "found": point.status,  # "new", unless this run was begun before it was registered here
         "config": config,
     }
-    files.make_directory(path.parent)
-    files.write_json(path, prediction)
-    return prediction, config
 
 
-def measure(
+def rung_points(workdir: str | Path, asked: Asked) -> list[Point]:
+    """The runs of the rungs that are asked for (all that are registered, where none is), smallest
+    first. Raises BadInput where the data are not what they were at registration."""
+    folder = Path(workdir) / ladder.FOLDER
+    points = [
+        _point(folder, name, rung)
+        for name, registration in ladder.read_registrations(workdir).items()
+        for rung in registration["rungs"]
+        if _is_asked(rung, asked)
+    ]
+    points = list({point.run.id: point for point in points}.values())
+    return sorted(points, key=lambda point: point.run.facts["flops"])
+
+
+def train(
     workdir: str | Path,
-    prediction: Mapping[str, Any],
-    config: dict,
+    points: Sequence[Point],
     stop: Callable[[], bool],
-    accept_changes: bool = False,
-    labels: Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """Train the run of a prediction, unless that was done, and write what it measured beside it;
-    with `accept_changes` also where other code began it.
-    Raises as sweep.launch, and BadInput if the run did not come to its end."""
-    folder = Path(workdir) / "verify"
-    points = resolve_points([({}, config)], folder)
-    points = launched_with(points, accept_changes, labels)
-    outcome = launch_sweep(points, folder, stop)
-    if outcome.missing:
-        (reason,) = outcome.missing.values()
-        raise BadInput(f"{folder}: run {prediction['run']} is not done: {reason}")
-    row = read_row(folder / "runs" / points[0].run.id)
-    low, high = prediction["run_interval"]
-    above = low is None or low <= row["loss"]
-    measurement = {
-        **prediction,
-        "measured": row["loss"],
-        "error": prediction["loss"] / row["loss"] - 1,
-        "covered": above and (high is None or row["loss"] <= high),
-        "seconds": row["seconds"],
-    }
-    files.write_json(folder / "verify.json", measurement)
-    return measurement
+    options: LaunchOptions | None = None,
+) -> Outcome:
+    """Train the runs of rungs, and write WORKDIR/verify/ladder.json. Raises as sweep.launch."""
+    try:
+        return launch_sweep(points, Path(workdir) / ladder.FOLDER, stop, options)
+    finally:
+        write_ladder(workdir)
 
 
-def law(workdir: str | Path) -> tuple[Fit, str]:
-    """L(N, D) of the finished runs of the sweep that are comparable with its first point, and the
+def _is_asked(rung: Mapping[str, Any], asked: Asked) -> bool:
+    if asked.flops:
+        return abs(rung["budget"] / asked.flops - 1) <= SAME
+    return not asked.ratios or any(abs(rung["ratio"] / x - 1) <= SAME for x in asked.ratios)
+
+
+def _point(folder: Path, name: str, rung: Mapping[str, Any]) -> Point:
+    (point,) = resolve_points([({}, validated(dict(rung["config"])))], folder)
+    if point.run.id != rung["run"]:
+        raise BadInput(
+            f"{folder / name}: the run of {rung['ratio']:g} times was registered as {rung['run']} "
+            f"and would be {point.run.id} now: the data changed since; bring them back, or "
+            "register once more with --new_registration"
+        )
+    return point
+
+
+def write_ladder(workdir: str | Path) -> list[dict[str, Any]]:
+    """Write WORKDIR/verify/ladder.json; returns its rungs."""
+    rungs = ladder.read_ladder(workdir)
+    files.write_json(Path(workdir) / ladder.FOLDER / "ladder.json", {"rungs": rungs})
+    return rungs
+
+
+def fit_laws(workdir: str | Path, law: str) -> tuple[Forecaster, str]:
+    """The laws of the finished runs of the sweep that are comparable with its first point, and the
     name of their group ("" where all are). Raises BadInput if there are too few."""
-    parts = groups.split(table.read_runs(workdir), scaling.Options())
+    rows = table.read_runs(workdir)
+    if not any(row["status"] == "done" for row in rows):
+        raise BadInput(
+            f"--runs={workdir}: none of its {len(rows)} runs is finished; launch it again"
+        )
+    parts = groups.split(rows, scaling.Options())
     first = _newest_sweep(Path(workdir))["points"][0]["run"] if len(parts) > 1 else None
     names = [name for name, part in parts.items() if any(row["run"] == first for row in part)]
     name = names[0] if names else next(iter(parts))
-    fit = scaling.analyze("chinchilla", parts[name], {}, checks_too=False).fit
-    assert fit
-    return fit, name
+    return make_forecaster(law, parts[name]), name
 
 
 def _config(workdir: Path, size: float, tokens: float) -> dict:

@@ -10,26 +10,50 @@ import pytest
 from research.errors import BadInput
 from research.io import files
 from research.report import build, html
+from research.runs.directory import RunDirectory
 from tests.report.test_report import workdir
 from tests.scaling.test_scaling import noisy
 
 SCRIPT = "<script>planted()</script>"
 SVG = f'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg">{SCRIPT}</svg>'
-VERIFIED = {
+RUNG = {
+    "ratio": 10.0,
+    "budget": 4.8e12,
     "params": 200_000,
     "tokens": 4_000_000,
-    "budget": 4.8e12,
+    "epochs": 0.5,
     "loss": 2.31,
-    "measured": 2.33,
-    "error": -0.0086,
+    "interval": [2.25, 2.37],
     "run_interval": [2.2, 2.4],
-    "covered": True,
-    "n_points": 12,
+    "parts": {"noise": 0.01, "parameters": 0.02, "law": 0.01, "floor": 0.005},
+    "slope": -0.05,
+    "run": "larger",
+    "found": "new",
+    "config": {},
+}
+REGISTRATION = {
+    "rungs": [RUNG],
+    "rows": [{"run": "r", "params": 1e4, "tokens": 1e5, "loss": 3.0}],
+    "line": [{"budget": c, "loss": 3.0 / c**0.01, "interval": [2.0, None]} for c in (6e9, 7e12)],
+    "law": "auto",
+    "laws": [{"law": "chinchilla", "weight": 1.0}],
+    "fit": "ab" * 32,
+    "table": "cd" * 32,
+    "group": "",
     "unit": "nats per token",
+    "n_points": 12,
+    "time": "2026-01-01T00:00:00+00:00",
+    "code": {"commit": "0123456789abcdef"},
 }
 
 
-def verified_sweep(path, changes=()):
+def write_registration(path, changes=(), of_rung=()):
+    files.make_directory(path / "verify")
+    document = REGISTRATION | {"rungs": [RUNG | dict(of_rung)]} | dict(changes)
+    files.write_json(path / "verify" / "registration.json", files.digested(document))
+
+
+def verified_sweep(path):
     """The records of a sweep over sizes and tokens, and what experiments.verify left beside it."""
     rows = [
         {"run": f"r{i}{k}", "params": int(n), "tokens": int(k * n), "flops": 7 * k * n * n,
@@ -37,8 +61,11 @@ def verified_sweep(path, changes=()):
         for i, n in enumerate(np.geomspace(1e4, 1e5, 4)) for k in (2, 10, 50)
     ]  # fmt: skip
     workdir(path, rows)
-    files.make_directory(path / "verify")
-    files.write_json(path / "verify" / "verify.json", VERIFIED | dict(changes))
+    write_registration(path)
+    with RunDirectory(path / "verify", "larger") as directory:
+        directory.write_once("config.json", {})
+        facts = {"params": 200_000, "tokens": 4_000_000, "loss": 2.33}
+        directory.write_result({"status": "done", "reason": "", **facts})
     return path
 
 
@@ -49,48 +76,64 @@ def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
     )  # slow, and not asked about here
     verified_sweep(tmp_path)
     files.make_directory(tmp_path / "figures")
-    svg = tmp_path / "figures" / "verify.svg"
+    svg = tmp_path / "figures" / "ladder.svg"
     svg.write_text(SVG)
     build.write_report(tmp_path)
     page, drawn = (tmp_path / "report.html").read_text(), svg.read_text()
     assert "planted" not in page
     assert "planted" not in drawn
-    assert "Measured: 2.33, inside the interval" in page
+    assert "1 of 1 rungs measured lie inside the interval that was registered" in page
+    assert ">2.33<" in page
     assert drawn[drawn.index("<svg") :] in page
     svg.unlink()
     build.write_report(tmp_path)
     assert svg.read_text() == drawn
-    files.write_json(tmp_path / "verify" / "verify.json", VERIFIED | {"run_interval": [None, 2.4]})
+    write_registration(tmp_path, of_rung={"run_interval": [None, 2.32]})
     build.write_report(tmp_path)
-    assert "95 % interval open to 2.4" in (tmp_path / "report.html").read_text()
+    assert "open to 2.32" in (tmp_path / "report.html").read_text()
+    assert "0 of 1 rungs measured lie inside" in (tmp_path / "report.html").read_text()
     assert svg.read_text() != drawn
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("of_rung", "changes"),
     [
-        {"params": 0},
-        {"tokens": "many"},
-        {"measured": True},
-        {"n_points": SCRIPT},
-        {"error": None},
-        {"covered": 1},
-        {"run_interval": None},
-        {"run_interval": [2.2]},
-        {"run_interval": [2.2, SCRIPT]},
-        {"run_interval": [2.35, 2.4]},
+        ({"params": 0}, {}),
+        ({"tokens": "many"}, {}),
+        ({"loss": True}, {}),
+        ({"ratio": -3.0}, {}),
+        ({"slope": 0.05}, {}),
+        ({"found": 1}, {}),
+        ({"run": "../elsewhere"}, {}),
+        ({"parts": {"noise": 0.1}}, {}),
+        ({"run_interval": None}, {}),
+        ({"run_interval": [2.2]}, {}),
+        ({"run_interval": [2.2, SCRIPT]}, {}),
+        ({"run_interval": [2.35, 2.4]}, {}),
+        ({}, {"n_points": SCRIPT}),
+        ({}, {"rows": []}),
+        ({}, {"line": [{"budget": 1.0}]}),
+        ({}, {"time": None}),
+        ({}, {"code": "x"}),
+        ({}, {"laws": [1]}),
+        ({}, {"laws": [{"law": "chinchilla", "weight": SCRIPT}]}),
     ],
 )
-def test_a_malformed_verification_record_is_reported(changes, tmp_path):
+def test_a_malformed_registration_is_reported(of_rung, changes, tmp_path):
     workdir(tmp_path, noisy(0)[:2])
-    files.make_directory(tmp_path / "verify")
-    path = tmp_path / "verify" / "verify.json"
-    files.write_json(path, VERIFIED | changes)
-    with pytest.raises(BadInput, match=r"verify\.json: not what experiments.verify writes"):
+    write_registration(tmp_path, changes, of_rung)
+    with pytest.raises(BadInput, match=r"registration\.json: not what isoflop verify writes"):
         build.write_report(tmp_path)
-    files.write_json(path, VERIFIED)
-    assert build.write_report(tmp_path)["verified"] == VERIFIED  # without a figure: too few runs
-    assert "Measured: 2.33" in (tmp_path / "report.html").read_text()
+    write_registration(tmp_path)
+    (rung,) = build.write_report(tmp_path)["rungs"]
+    assert rung["measured"] is None
+    page = (tmp_path / "report.html").read_text()
+    assert "not trained" in page
+    with RunDirectory(tmp_path / "verify", "larger") as directory:
+        directory.write_once("config.json", {})
+        directory.write_result({"status": "diverged", "reason": "loss is nan"})
+    build.write_report(tmp_path)
+    assert "diverged: loss is nan" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -112,13 +155,14 @@ def test_no_file_and_no_text_of_a_workdir_is_embedded_as_it_is(tmp_path):
     for folder in ("figures", "data", "verify"):
         files.make_directory(tmp_path / folder)
     figures = build.write_report(tmp_path)["files"]
-    planted = {name.partition(".")[0] for name in figures if name.endswith("g")} | {"verify"}
+    planted = {name.partition(".")[0] for name in figures if name.endswith("g")} | {"ladder"}
     for name in planted | {"chinchilla_contours"}:
         (tmp_path / "figures" / f"{name}.svg").write_text(SVG)
         (tmp_path / "figures" / f"{name}.png").write_text(SVG)
     files.write_json(tmp_path / "data" / "card.json", {SCRIPT: SCRIPT, "text": [SCRIPT, {"a": 1}]})
-    words = dict.fromkeys(("unit", "formula", "run", "optimal_params", "law", SCRIPT), SCRIPT)
-    files.write_json(tmp_path / "verify" / "verify.json", VERIFIED | words)
+    words = dict.fromkeys(("unit", "law", "group", "time", "fit", "table", SCRIPT), SCRIPT)
+    words |= {"code": {"commit": SCRIPT}, "laws": [{"law": SCRIPT, "weight": 1.0}]}
+    write_registration(tmp_path, words, {"optimal_params": SCRIPT})
     build.write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "&lt;script&gt;planted()" in page

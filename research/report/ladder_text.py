@@ -1,0 +1,105 @@
+"""What was registered of larger runs and what they measured, in words, for terminal and page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.io.humanize import quantity
+from research.io.text_table import format_table
+from research.report.text import interval_end
+
+HEADINGS = ("times", "parameters", "tokens", "predicted", "95 % of a run", "measured", "error",
+            "compute", "inside", "of it E", "law", "registered in")  # fmt: skip
+LEFT = ("inside", "law", "registered in")
+
+
+def registered(workdir: str | Path, path: Path | None) -> str:
+    """What a command that registers has done."""
+    if path is None:
+        return f"{workdir}/verify: these rungs are registered, and stay as they are"
+    return f"{path}: registered before any of its rungs is trained; it is not changed any more"
+
+
+def measured(rungs: Sequence[Mapping[str, Any]]) -> str:
+    """The ladder as a table, and what there is to say of it."""
+    table = format_table(HEADINGS, table_rows(rungs), left=LEFT, right=HEADINGS[:9])
+    return "\n".join(["", table, *sentences(rungs)])
+
+
+def table_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            f"{rung['ratio']:.4g}",
+            quantity(rung["params"]),
+            quantity(rung["tokens"]),
+            f"{rung['predicted']:.4g}",
+            " to ".join(interval_end(end, ".4g") for end in rung["run_interval"])
+            + f" (±{half_width(rung):.2%})",
+            *_outcome(rung),
+            f"±{rung['parts']['floor']:.2%}",
+            rung["law"],
+            rung["registration"],
+        ]
+        for rung in rungs
+    ]
+
+
+def half_width(rung: Mapping[str, Any]) -> float:
+    """Of the interval of a run, relative; not finite where an end is open."""
+    low, high = rung["run_interval"]
+    return math.inf if low is None or high is None or low <= 0 else math.sqrt(high / low) - 1
+
+
+def _outcome(rung: Mapping[str, Any]) -> list[str]:
+    """Measured, error, compute and verdict of a rung."""
+    if rung["measured"] is None:
+        words = "not trained" if rung["status"] in ("new", "unfinished") else rung["status"]
+        return [words, "", "", ""]
+    return [
+        f"{rung['measured']:.4g}",
+        f"{rung['error']:+.2%}",
+        f"{rung['compute']:.3g}x",
+        "yes" if rung["covered"] else "no",
+    ]
+
+
+def sentences(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The verdict, and what a reader of the table has to know."""
+    done = [rung for rung in rungs if rung["measured"] is not None]
+    out = []
+    if done:
+        inside = sum(rung["covered"] for rung in done)
+        worst = max(done, key=lambda rung: abs(rung["error"]))
+        out.append(
+            f"{inside} of {len(done)} rungs measured lie inside the interval that was registered; "
+            f"the largest error is {abs(worst['error']):.2%}, at {worst['ratio']:.4g} times"
+        )
+    for rung in rungs:
+        name = f"the rung of {rung['ratio']:.4g} times ({rung['registration']})"
+        if rung["found"] not in ("new", "unfinished"):
+            out.append(f"{name} had been trained before it was registered there: no prediction")
+        if rung["measured"] is None and rung["status"] in ("failed", "diverged"):
+            out.append(f"{name} {rung['status']}: {rung['reason']}")
+        if rung.get("epochs", 0) > 1:
+            out.append(
+                f"{name} sees its corpus {rung['epochs']:.3g} times, which the law takes for fresh"
+            )
+    return out
+
+
+def registration_line(name: str, registration: Mapping[str, Any]) -> str:
+    """When a registration was made, from what and by which code."""
+    weights: dict[str, float] = {}
+    for law in registration["laws"]:
+        weights[str(law.get("law"))] = weights.get(str(law.get("law")), 0.0) + law.get("weight", 0)
+    words = ", ".join(f"{law} {weight:.0%}" for law, weight in weights.items())
+    of = f" of {registration['group']}" if registration["group"] else ""
+    code = registration["code"]
+    commit = str(code.get("commit") or code.get("source") or "unknown")
+    return (
+        f"{name}: {registration['time']}, from {registration['n_points']} runs{of} by "
+        f"{registration['law']} ({words}); table {str(registration.get('table'))[:12]}, fit "
+        f"{str(registration.get('fit'))[:12]}, code {commit[:12]}; its digest "
+        f"{registration['digest'][:12]}"
+    )
