@@ -4,9 +4,11 @@ python -m experiments.report --runs=DIR
 python -m experiments.report --runs=DIR --where='tag==baseline' --out=OUT     (DIR is only read)
 """
 
+import math
 from collections.abc import Sequence
 
 from research.config import cli
+from research.errors import BadInput
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,13 +21,19 @@ def main(argv: Sequence[str]) -> int:
     help_ = "also runs that are no points of the sweep as it was launched last"
     parser.add_argument("--all_runs", action="store_true", help=help_)
     parser.add_argument("--where", help="comparisons that runs must meet, all of them: params>1e5")
+    help_ = "also show optima that count so many tokens of inference"
+    parser.add_argument("--inference_tokens", type=float, metavar="T", help=help_)
     parser.add_argument("--out", help="where the report is written (default: the workdir)")
     args = parser.parse_args(argv)
 
     from research.report import reuse
     from research.runs.table import write_table
 
+    served = args.inference_tokens
+    if served is not None and not 0 < served < math.inf:
+        raise BadInput(f"--inference_tokens={served}: expected a number above 0")
     how = {"mix": args.mix, "all_runs": args.all_runs, "where": args.where}
+    how |= {"inference_tokens": served} if served else {}
     words = reuse.written_report(args.runs, args.out, against=args.against, every_way=True, **how)
     write_table(args.runs, args.out)
     print(words)

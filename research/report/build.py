@@ -33,6 +33,7 @@ def write_report(
     all_runs: bool = False,
     where: str | None = None,
     out: str | Path | None = None,
+    inference_tokens: float | None = None,
 ) -> dict[str, Any]:
     """Fit and draw what is in `workdir`, and write report.html, fit.json and figures/ there, or in
     `out`, where `workdir` is only read.
@@ -41,7 +42,7 @@ def write_report(
     fit-GROUP.json each, unless `mix`. Runs that are no points of the sweep as it was launched last
     are left out, unless `all_runs`, and those that do not meet `where`. `against` is by default the
     first column in which the runs differ. With `every_way`, the law of a single group is fitted
-    again under every convention.
+    again under every convention. Optima also count `inference_tokens`, where that is given.
     Returns {"rows", "against", "fits": {group: {"rows", "document" (None if there are too few
     runs), "why" not}}, "cards", "files", "surfaces": {group: {law: analysis}}, "compared",
     "notes"}. Raises BadInput when `workdir` holds no runs.
@@ -59,7 +60,9 @@ def write_report(
     against = against or text.varying_column(rows)
     rows, grouping = _group(rows)
     groups = {"": rows} if mix and grouping.several else text.rows_by_group(rows)
-    surfaces = {name: _fit_surfaces(members, mix) for name, members in groups.items()}
+    surfaces = {
+        name: _fit_surfaces(members, mix, inference_tokens) for name, members in groups.items()
+    }
     fits = {name: _fit_group(m, against, mix, surfaces[name]) for name, m in groups.items()}
     compared = _compare_groups(fits, surfaces, against) if grouping.measured_alike else None
     if len(groups) > 1:
@@ -157,8 +160,11 @@ def _compare_groups(
         return None  # too few runs for so many parameters
 
 
-def _fit_surfaces(rows: Sequence[Row], mix: bool) -> dict[str, scaling.Analysis]:
-    """The law of parameters and tokens, and isoFLOP minima, where a group's runs vary both."""
+def _fit_surfaces(
+    rows: Sequence[Row], mix: bool, served: float | None
+) -> dict[str, scaling.Analysis]:
+    """The law of parameters and tokens, and isoFLOP minima, where a group's runs vary both; of the
+    law also the optima that count `served` tokens of inference."""
     done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
     done = [row for row in done if row.get("params") and row.get("flops")]
     if len({row["tokens"] for row in done}) < 3 or len({row["params"] for row in done}) < 3:
@@ -166,7 +172,9 @@ def _fit_surfaces(rows: Sequence[Row], mix: bool) -> dict[str, scaling.Analysis]
     budgets = np.geomspace(min(r["flops"] for r in done), 30 * max(r["flops"] for r in done), 25)
     out = {}
     for law in ("chinchilla", "isoflop", "envelope"):
-        options = {"predict_flops": budgets.tolist(), "mix": mix}
+        options: dict[str, Any] = {"predict_flops": budgets.tolist(), "mix": mix}
+        if law == "chinchilla" and served:
+            options["inference_tokens"] = served
         try:
             out[law] = scaling.analyze(law, done, options)
         except BadInput:

@@ -146,9 +146,7 @@ def _explorer(result: Mapping[str, Any]) -> str:
     unit = scaling.loss_unit(result["rows"])
     done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
     for analysis in next(iter(surfaces.values())).values() if len(fits) == 1 else ():
-        return interactive.render_charts(
-            interactive.budget_chart(done, analysis.document["predictions"], unit)
-        )
+        return interactive.render_charts(interactive.budget_chart(done, analysis.document, unit))
     first = next(iter(fits.values()))
     if len(fits) > 1 or not first["analysis"]:
         return ""

@@ -64,14 +64,22 @@ def column_chart(
 
 
 def budget_chart(
-    rows: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]], unit: str
+    rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any], unit: str
 ) -> dict[str, Any]:
-    """Runs and the compute-optimal loss by budget, and a slider for the budget: N*, D*, loss."""
-    points = []
-    for i, p in enumerate(p for p in predictions if p.get("params")):
+    """Runs and the compute-optimal loss by budget, and a slider for the budget: N*, D*, loss; and
+    the optimum that counts inference, where the document of the fit has it."""
+    points, section = [], document.get("inference") or {"tokens": 0.0, "optima": []}
+    used = {row["flops"]: row["same_loss"] for row in section["optima"]}
+    for i, p in enumerate(p for p in document["predictions"] if p.get("params")):
         words = f"budget C: {p['flops']:.3g} FLOPs"
         for name, key in (("N*", "params"), ("D*", "tokens"), ("D*/N*", "tokens_per_param")):
             words += f"\n{name} {quantity(p[key])} ({_quantity_interval(p['intervals'][key])})"
+        if cheap := used.get(p["flops"]):
+            words += (
+                f"\nas good, with {quantity(section['tokens'])} tokens of inference: N "
+                f"{quantity(cheap['params'])} ({_quantity_interval(cheap['intervals']['params'])})"
+                f", D {quantity(cheap['tokens'])}"
+            )
         point = {"step": i, "x": p["flops"]}
         if p["loss"] is not None:
             low, high = p["intervals"]["loss"]

@@ -154,6 +154,9 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
         )
     lines += document.get("compare", {}).get("words", [])
     lines += document.get("recipe", {}).get("words", [])
+    if section := document.get("inference"):
+        optima = section["optima"][-1:] if brief else section["optima"]
+        lines += [line for row in optima for line in _lifetime_lines(row, section["tokens"])]
     if plan := document.get("next_runs"):
         lines.append(
             f"{len(plan['runs'])} runs of {plan['spent']:.3g} FLOPs in all would narrow the "
@@ -241,6 +244,31 @@ def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str
     if (most := row.get("regret", {}).get("quantile_95")) is not None:
         words += f"; this choice costs at most {most:.2g} of loss (95 %)"
     return words
+
+
+def _lifetime_lines(row: Mapping[str, Any], served: float) -> list[str]:
+    """The optimum of a budget where a model is also used."""
+    words = f"with {quantity(served)} tokens of inference"
+    if not row["same_loss"] or not row["same_total"]:
+        return [f"{words}: the law has no optimum for {row['flops']:.3g} FLOPs"]
+
+    def size(at: Mapping[str, Any]) -> str:
+        n, d = (
+            f"{quantity(at[k])} ({' to '.join('open' if x is None else quantity(x) for x in ends)})"
+            for k, ends in ((k, at["intervals"][k]) for k in ("params", "tokens"))
+        )
+        return f"{n} parameters, {d} tokens"
+
+    cheap, best = row["same_loss"], row["same_total"]
+    saved = " to ".join("open" if x is None else f"{x:.1%}" for x in cheap["intervals"]["saved"])
+    low, high = (interval_end(x, ".4g") for x in best["interval"])
+    return [
+        f"{words}, the cheapest that is as good as the best for {row['flops']:.3g} FLOPs of "
+        f"training: {size(cheap)}; {cheap['total_flops']:.3g} FLOPs in all, {cheap['saved']:.1%} "
+        f"({saved}) less than with that",
+        f"{words} and {row['flops']:.3g} FLOPs in all: {size(best)}, loss {best['loss']:.4g} "
+        f"({low} to {high})",
+    ]
 
 
 def expected_exponent_sentence(

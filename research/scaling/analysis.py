@@ -16,6 +16,7 @@ from research.scaling import (
     fit_document,
     groups,
     influence,
+    lifetime,
     minima_document,
     multiverse,
     recipes,
@@ -80,7 +81,7 @@ def analyze(
     rows, sampled = sampling.sample_rows(rows, *few, most)
     rows, grouping = groups.grouped(rows, chosen)
     how = (chosen, grouping, compare_by)
-    named, extrapolate = None, None
+    named, extrapolate, average = None, None, None
     if isinstance(law, str) and law in METHODS:
         if compare_by:
             raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
@@ -129,11 +130,7 @@ def analyze(
             assert fit
             extrapolate = None
             sections |= recipes.sections(named, fit, chosen, far, sections)
-        target = design.prediction_target(fit, chosen) if next_budget or anytime else {}
-        if next_budget:
-            sections["next_runs"] = design.propose_runs(fit, target, next_budget)
-        if anytime:
-            sections["settling"] = design.settling_stages(fit.law, fit.parts, chosen, target)
+        sections |= _ask_further(fit, average, laws, chosen, next_budget, anytime)
     if multiverse_too:
         name = named.name if named else str(law)
         sections["multiverse"] = multiverse.refit_universes(name, rows, chosen)
@@ -157,6 +154,35 @@ def analyze(
         of = f"{sampled['rows']:,} of {sampled['of']:,} rows"
         sections["warnings"].insert(0, f"fitted to a sample of {of} (--sample, --seed)")
     return Analysis(_replace_non_finite(sections), fit, usable)
+
+
+def _ask_further(
+    fit: Fit,
+    average: averaging.Average | None,
+    laws: Sequence[Law],
+    options: Options,
+    next_budget: float | None,
+    anytime: bool,
+) -> dict[str, Any]:
+    """The sections "next_runs", "settling" and "inference", of those that are wanted: averaged over
+    `laws` where the predictions are."""
+    out: dict[str, Any] = {}
+    if next_budget or anytime:
+        weighted = average.weighted if average else [(fit, 1.0)]
+        target = design.prediction_target(weighted, options)
+        if next_budget:
+            out["next_runs"] = design.propose_runs(weighted, target, next_budget)
+        if anytime:
+            predict = (
+                averaging.settle_average(laws, options, target)
+                if average
+                else design.settle_law(fit.law, options, target)
+            )
+            out["settling"] = design.settling_stages(fit.law, fit.parts, options, target, predict)
+    if options.inference_tokens:
+        of = average or averaging.average_of(fit)
+        out["inference"] = lifetime.lifetime_optima(of, options)
+    return out
 
 
 def _prior_warnings(

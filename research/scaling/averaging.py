@@ -10,6 +10,7 @@ decade by DRIFT times as much, and with the root of the distance, as a random wa
 set by what public ladders showed at ten to a hundred times their compute (docs/reproductions.md).
 """
 
+import dataclasses
 import functools
 import math
 from collections import Counter
@@ -34,7 +35,7 @@ from research.scaling.fit import Fit
 from research.scaling.fit_document import build_document
 from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.laws import Law, break_points, broken_size, named_law
-from research.scaling.options import Options, filter_rows, split_rows
+from research.scaling.options import Options, Split, filter_rows, split_rows
 from research.scaling.power_laws import NAMES
 from research.scaling.statistics import held_out_row, held_out_summary
 from research.tables import table
@@ -75,6 +76,12 @@ class Average:
         """The simplest law of some weight, whose parameters stand for the average."""
         heaviest = max(self.members, key=lambda m: m.weight)
         return next((m for m in self.members if m.weight >= SPEAKS), heaviest).fit
+
+    @property
+    def weighted(self) -> list[tuple[Fit, float]]:
+        """The fits with their weights, `best` first."""
+        pairs = [(m.fit, m.weight) for m in self.members]
+        return sorted(pairs, key=lambda pair: pair[0] is not self.best)
 
     @property
     def weights(self) -> np.ndarray:
@@ -118,6 +125,29 @@ def fit_average(laws: Sequence[Law], rows: Sequence[table.Row], options: Options
     return _weigh([(law.name, functools.partial(fit, law)) for law in laws], DRAWS)
 
 
+def average_of(fit: Fit) -> Average:
+    """The average that one law is, for what asks of averages alone."""
+    return _weigh([(fit.law.name, lambda: fit)], DRAWS)
+
+
+def settle_average(
+    laws: Sequence[Law], options: Options, target: Mapping[str, float]
+) -> Callable[[Sequence[table.Row]], tuple[float, list[float | None], float]]:
+    """What the average of laws, fitted to some rows, predicts at the target: as design.Settle."""
+    quick = dataclasses.replace(options, bootstrap=None, holdout=None)
+    there = {k: [v] for k, v in target.items()}
+
+    def predict(rows: Sequence[table.Row]) -> tuple[float, list[float | None], float]:
+        parts = Split([*rows], [], [])
+        makers = [(law.name, functools.partial(Fit, law, parts, quick)) for law in laws]
+        average = _weigh(makers, TRIED)
+        found = predict_loss(average, there)[0]
+        noise = float(average.weights @ [m.fit.run_noise for m in average.members])
+        return found[average.best.law.response], found["interval"], noise
+
+    return predict
+
+
 def _weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
     """The laws (by name, and how each is fitted) that can be fitted, with their weights, and so
     many draws of each."""
@@ -139,6 +169,8 @@ def _weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average
             if reason:
                 others.append({"law": fit.law.name, "weight": 0.0, "reason": reason})
         fits = [entry for entry, reason in zip(fits, rising, strict=True) if not reason]
+        if not fits:
+            raise BadInput(*(f"{entry['law']}: {entry['reason']}" for entry in others))
     if any(score is None for *_, score in fits):  # to be weighed alike or not at all
         fits = [(fit, aic, None) for fit, aic, _ in fits]
     # One kind of law is one candidate, at however many sizes its exponent may change.
@@ -206,13 +238,13 @@ def build_average(average: Average, options: Options) -> dict[str, Any]:
     return document
 
 
-def _mixture(average: Average, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def mixture(average: Average, values: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """All draws of all members [K] (or [K, m]), and their weights [K]."""
     weights = [np.full(len(v), m.weight / len(v)) for m, v in zip(average.members, values)]
     return np.concatenate(values), np.concatenate(weights)
 
 
-def _interval(values: np.ndarray, weights: np.ndarray) -> list[float | None]:
+def interval(values: np.ndarray, weights: np.ndarray) -> list[float | None]:
     """The weighted 2.5 and 97.5 % quantiles; open where draws have no finite value, or there is but
     one."""
     finite = np.isfinite(values)
@@ -281,8 +313,8 @@ def _optimum(average: Average, c: float) -> dict[str, Any]:
                 member.fit.law, member.draws, size[:, None], tokens[:, None]
             )[:, 0]
         regret.append(np.maximum(np.exp(here[:, 0]) - least, 0))
-    drawn, mass = _mixture(average, sizes)
-    cost, of_cost = _mixture(average, regret)
+    drawn, mass = mixture(average, sizes)
+    cost, of_cost = mixture(average, regret)
     known = np.isfinite(cost)
     wasted = _quantiles(cost[known], of_cost[known], [0.5, 0.95]) if known.any() else [None, None]
     tokens = c / compute_optimal.PER_TOKEN / drawn
@@ -293,9 +325,9 @@ def _optimum(average: Average, c: float) -> dict[str, Any]:
         "tokens_per_param": d / n,
         **predicted,
         "intervals": {
-            "params": _interval(drawn, mass),
-            "tokens": _interval(tokens, mass),
-            "tokens_per_param": _interval(tokens / drawn, mass),
+            "params": interval(drawn, mass),
+            "tokens": interval(tokens, mass),
+            "tokens_per_param": interval(tokens / drawn, mass),
             "loss": predicted["interval"],
             "run": predicted["run_interval"],
         },
@@ -333,7 +365,7 @@ def predict_loss(
     away = float(weights @ np.square(drifts))
     within = np.array([float(np.var(drawn)) for drawn in laws])
     within = np.maximum(within - np.square(drifts), 0)
-    ends = _interval(*_mixture(average, [np.exp(drawn[:, 0]) for drawn in laws]))
+    ends = interval(*mixture(average, [np.exp(drawn[:, 0]) for drawn in laws]))
     parts = {
         "noise": float(np.sqrt(weights @ np.square(spreads))),
         "parameters": float(np.sqrt(weights @ within)),
@@ -344,7 +376,7 @@ def predict_loss(
     return {
         response: math.exp(center),
         "interval": ends,
-        "run_interval": _interval(*_mixture(average, [np.exp(run) for run in runs])),
+        "run_interval": interval(*mixture(average, [np.exp(run) for run in runs])),
         "parts": {name: 1.96 * value for name, value in parts.items()},
     }, laws
 
@@ -386,10 +418,10 @@ def _optimal_power_laws(average: Average) -> dict[str, Any]:
     if not there.any():
         return dict.fromkeys(NAMES) | {"intervals": {}}
     center = np.average(np.array(centers)[there], axis=0, weights=average.weights[there])
-    drawn, mass = _mixture(average, draws)
+    drawn, mass = mixture(average, draws)
     out: dict[str, Any] = {"intervals": {}}
     for i, name in enumerate(NAMES):
-        ends = _interval(drawn[:, i], mass)
+        ends = interval(drawn[:, i], mass)
         value = float(center[i])
         if name.endswith("coefficient"):
             value = math.exp(value)

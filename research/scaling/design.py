@@ -5,11 +5,13 @@ prediction at the runs made and s the noise of a run, their covariance S is s² 
 where rows of one size or budget err together; that of the log prediction at a target with
 derivative g is v = g^T S g. One more run with derivative j
 takes (g^T S j)² / (s² + j^T S j) away from v (the c-optimal design of Elfving 1952, made greedily).
+Of several laws these variances count by the laws' weights: a run is worth what it tells whichever
+of them holds.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,11 @@ from research.scaling import compute_optimal
 from research.scaling.fit import ROUNDING, Fit, finite_ends
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
+from research.tables.table import Row
+
+Weighted = Sequence[tuple[Fit, float]]  # fits of laws, the simplest first, with their weights
+# From rows to the loss at a target, the interval of that, and the noise of a run.
+Settle = Callable[[Sequence[Row]], tuple[float, list[float | None], float]]
 
 MOST = 12  # runs of a proposal
 REACH = 3.0  # times the largest size and tokens of the table: how far proposals go
@@ -26,9 +33,10 @@ ENOUGH = 0.1  # of the noise of a run: a stage that narrows the interval by less
 STAGES = 8
 
 
-def propose_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[str, Any]:
+def propose_runs(laws: Weighted, target: Mapping[str, float], budget: float) -> dict[str, Any]:
     """The runs of at most `budget` FLOPs in all that narrow the prediction at `target` (the columns
-    of the law) most. Raises BadInput if no run is that cheap."""
+    of the laws) most. Raises BadInput if no run is that cheap."""
+    fit = laws[0][0]
     candidates = _candidates(fit)
     cost = _cost(fit, candidates)
     affordable = cost <= budget
@@ -37,11 +45,8 @@ def propose_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[s
             f"--next_runs={budget:g}: the cheapest run that would tell anything costs "
             f"{cost.min():.3g} FLOPs"
         )
-    noise = max(fit.run_noise, ROUNDING)  # of a law without any
-    plans = [
-        _choose_greedily(fit, target, candidates, cost, budget, noise, by_cost)
-        for by_cost in (True, False)
-    ]
+    beliefs = [_belief(each, weight, target, candidates) for each, weight in laws]
+    plans = [_choose_greedily(beliefs, cost, budget, by_cost) for by_cost in (True, False)]
     chosen, before, after = min(plans, key=lambda plan: plan[2])
     names = fit.law.columns
     rows = [
@@ -55,7 +60,8 @@ def propose_runs(fit: Fit, target: Mapping[str, float], budget: float) -> dict[s
         "runs": rows,
         "half_width_before": 1.96 * math.sqrt(before),
         "half_width_after": 1.96 * math.sqrt(after),
-        "what": "half-widths of the 95 % interval of the law's log loss at the target",
+        "what": "half-widths of the 95 % interval of the law's log loss at the target, without the "
+        "choice of the law",
     }
 
 
@@ -95,16 +101,39 @@ def _cost(fit: Fit, candidates: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.exp(start + slope * np.log(candidates[name]))
 
 
-def _choose_greedily(
-    fit: Fit,
-    target: Mapping[str, float],
-    candidates: Mapping[str, np.ndarray],
-    cost: np.ndarray,
-    budget: float,
-    noise: float,
-    by_cost: bool,
-) -> tuple[list[int], float, float]:
-    """(chosen candidates, variance at the target before, and after)."""
+@dataclasses.dataclass(frozen=True)
+class _Belief:
+    """What one law says near its optimum: derivatives of the log prediction by its free parameters
+    at the target [P] and at the candidates [P, m], the parameters' covariance, a run's noise."""
+
+    weight: float
+    target: np.ndarray
+    candidates: np.ndarray
+    covariance: np.ndarray
+    noise: float
+
+    @property
+    def variance(self) -> float:
+        return self.weight * float(self.target @ self.covariance @ self.target)
+
+    def gains(self) -> np.ndarray:
+        """By how much each candidate would lower the variance [m]."""
+        sj_PxM = self.covariance @ self.candidates
+        told = self.noise**2 + (self.candidates * sj_PxM).sum(0)
+        return self.weight * (self.target @ sj_PxM) ** 2 / told
+
+    def after(self, i: int) -> "_Belief":
+        """The belief after a run of candidate i."""
+        j = self.candidates[:, i]
+        s = self.covariance @ j
+        left = self.covariance - np.outer(s, s) / (self.noise**2 + j @ s)
+        return dataclasses.replace(self, covariance=left)
+
+
+def _belief(
+    fit: Fit, weight: float, target: Mapping[str, float], candidates: Mapping[str, np.ndarray]
+) -> _Belief:
+    noise = max(fit.run_noise, ROUNDING)  # of a law without any
     free = ~fit.problem.fixed_mask
     jacobian = fit.problem.residuals(fit.best[None])[1][0][free]
     prior = jacobian @ (fit.problem.weights[:, None] * jacobian.T)
@@ -117,20 +146,24 @@ def _choose_greedily(
         covariance = covariance + away @ shared @ away.T
     there = {k: np.array([v]) for k, v in target.items()}
     g = _derivative(fit, there)[free][:, 0]
-    j_PxM = _derivative(fit, candidates)[free]
-    before, left, chosen = float(g @ covariance @ g), budget, []
+    return _Belief(weight, g, _derivative(fit, candidates)[free], covariance, noise)
+
+
+def _choose_greedily(
+    beliefs: Sequence[_Belief], cost: np.ndarray, budget: float, by_cost: bool
+) -> tuple[list[int], float, float]:
+    """(chosen candidates, variance at the target before, and after)."""
+    before, left, chosen = sum(belief.variance for belief in beliefs), budget, []
     while len(chosen) < MOST:
-        sj_PxM = covariance @ j_PxM
-        gain = (g @ sj_PxM) ** 2 / (noise**2 + (j_PxM * sj_PxM).sum(0))
+        gain = np.sum([belief.gains() for belief in beliefs], axis=0)
         score = np.where(cost <= left, gain / cost if by_cost else gain, -1.0)
         best = int(np.argmax(score))
         if score[best] <= 0:
             break
         chosen.append(best)
         left -= cost[best]
-        s = covariance @ j_PxM[:, best]
-        covariance = covariance - np.outer(s, s) / (noise**2 + j_PxM[:, best] @ s)
-    return chosen, before, float(g @ covariance @ g)
+        beliefs = [belief.after(best) for belief in beliefs]
+    return chosen, before, sum(belief.variance for belief in beliefs)
 
 
 def _derivative(fit: Fit, columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -138,18 +171,23 @@ def _derivative(fit: Fit, columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return fit.law.evaluate(fit.best[None], fit.law.prepare(columns))[1][0]
 
 
-def prediction_target(fit: Fit, options: Options) -> dict[str, float]:
+def prediction_target(laws: Weighted, options: Options) -> dict[str, float]:
     """Where the prediction is wanted: the optimum of the first budget, or a value of the column;
     ten times the largest of the table where none is given."""
+    fit = laws[0][0]
     law = fit.law
     if compute_optimal.has_optimum(law):
         most = compute_optimal.largest_budget(fit.parts.usable)
         c = next(iter(options.predict_flops), 10 * most)
-        n = float(compute_optimal.optimal_params(law, fit.best[None], [c])[0, 0])
+        sizes = [compute_optimal.optimal_params(each.law, each.best[None], [c])[0, 0]
+                 for each, _ in laws]  # fmt: skip
         if compute_optimal.vary_together(fit.parts.fitted):
             raise BadInput("params and tokens vary together in this table: no optimum to aim at")
-        if not math.isfinite(n):
+        there = np.isfinite(sizes)
+        if not there.any():
             raise BadInput(f"the law has no optimum at {c:g} FLOPs to aim at")
+        weights = np.array([weight for _, weight in laws])[there]
+        n = math.exp(float(np.average(np.log(np.array(sizes)[there]), weights=weights)))
         d = c / compute_optimal.PER_TOKEN / n
         every = {"params": n, "tokens": d, "unique_tokens": d}
         return {name: every.get(name, 0.0) for name in law.columns}
@@ -158,9 +196,24 @@ def prediction_target(fit: Fit, options: Options) -> dict[str, float]:
     return {column: next(iter([*options.predict, *options.predict_flops]), 10 * most)}
 
 
-def settling_stages(law: Law, parts: Split, options: Options, target: Mapping[str, float]) -> dict:
+def settle_law(law: Law, options: Options, target: Mapping[str, float]) -> Settle:
+    """What one law, fitted to some rows, predicts at the target."""
+    quick = dataclasses.replace(options, bootstrap=0, holdout=None)
+    there = {k: [v] for k, v in target.items()}
+
+    def predict(rows: Sequence[Row]) -> tuple[float, list[float | None], float]:
+        fit = Fit(law, Split([*rows], [], []), quick, resample=False)
+        loss, interval, _ = fit.predict(there)
+        return float(loss[0]), finite_ends(interval[0]), fit.run_noise
+
+    return predict
+
+
+def settling_stages(
+    law: Law, parts: Split, options: Options, target: Mapping[str, float], predict: Settle
+) -> dict[str, Any]:
     """How the prediction at `target` settled as FLOPs were spent, cheapest runs first, and whether
-    the last stage still changed it."""
+    the last stage still changed it; of an average, `law` is the simplest."""
     if not all(_run_flops(row) for row in parts.usable):
         raise BadInput("--anytime: rows without 'flops' cannot be ordered by what they cost")
     rows = sorted(parts.usable, key=_run_flops)
@@ -168,24 +221,22 @@ def settling_stages(law: Law, parts: Split, options: Options, target: Mapping[st
     counts = np.unique(np.linspace(min(needs, len(rows)), len(rows), STAGES).astype(int))
     # Steps that a run has from another one are paid for once.
     spent = np.cumsum([row.get("flops_spent") or _run_flops(row) for row in rows])
-    quick = dataclasses.replace(options, bootstrap=0, holdout=None)
     stages = []
     for count in counts:
         some = sorted(rows[:count], key=lambda row: (*(row[c] for c in law.columns), row["run"]))
         if len({tuple(row[c] for c in law.columns) for row in some}) < needs - 1:
             continue
         try:
-            fit = Fit(law, Split(some, [], []), quick, resample=False)
+            loss, interval, noise = predict(some)
         except BadInput:
             continue
-        loss, interval, _ = fit.predict({k: [v] for k, v in target.items()})
         stages.append(
             {
                 "runs": int(count),
                 "flops_spent": float(spent[count - 1]),
-                "loss": float(loss[0]),
-                "interval": finite_ends(interval[0]),
-                "noise": fit.run_noise,
+                "loss": loss,
+                "interval": interval,
+                "noise": noise,
             }
         )
     return {"target": dict(target), "stages": stages, "suggestion": _suggestion(stages)}

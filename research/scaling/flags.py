@@ -24,6 +24,11 @@ FLAGS = {
     "cluster": {"help": "the column of what is resampled as a whole (run)"},
     "seed": {"type": int, "help": "of resamples and draws (0)"},
     "method": {"help": "akima (default) or parabola, for --law=isoflop"},
+    "inference_tokens": {
+        "type": float,
+        "metavar": "T",
+        "help": "optima that count T tokens of inference, 2 N FLOPs each",
+    },
     "finished": {"help": "further words for the state of a run that is done"},
     "last_rows": {
         "action": "store_true",

@@ -15,6 +15,7 @@ from research.tables import curves, replicates, sampling, table, where
 # What not every law uses; the others refuse it.
 ONLY_FOR = {"against": (AUTO, *AGAINST), "method": ("isoflop",), "noise": ("isoflop",)}
 NOT_FOR = {
+    "inference_tokens": METHODS,
     **dict.fromkeys(("objective", "huber_delta"), METHODS),
     "cluster": ("isoflop", "optima", AUTO),
     "holdout": ("envelope", "optima"),
@@ -53,8 +54,9 @@ class Options:
     rows without outliers, else huber_log, which these do not move. `holdout` is "largest"
     (the rows with the largest value of the law's column) or comparisons; those rows are predicted
     and not fitted. `predict` are values of the column `against` and `predict_flops` budgets to
-    predict at. `best_of` is "cell" where of the rows that are equal in what the law reads the one
-    of least loss is fitted. `bootstrap` counts resamples by `cluster` whose quantiles are the
+    predict at; with `inference_tokens` their optima count these too. `best_of` is "cell" where of
+    the rows that are equal in what the law reads the one of least loss is fitted. `bootstrap`
+    counts resamples by `cluster` whose quantiles are the
     intervals (None: profile intervals, and resamples only where rows of one cluster err together;
     0: none at all).
     `sample` fits at most so many rows, chosen by `seed` to cover sizes and lengths as all do.
@@ -77,6 +79,7 @@ class Options:
     holdout: str | None = None
     predict: Sequence[float] = ()
     predict_flops: Sequence[float] = ()
+    inference_tokens: float | None = None
     bootstrap: int | None = None
     cluster: str = "run"
     seed: int = 0
@@ -118,8 +121,10 @@ class Options:
         for name in ("predict", "predict_flops"):
             if bad := [x for x in getattr(self, name) if not 0 < x < math.inf]:
                 problems.append(f"--{name}: {bad[0]:g}; expected numbers above 0")
-        if self.noise is not None and not 0 < self.noise < math.inf:
-            problems.append(f"--noise={self.noise}: expected a number above 0")
+        for name in ("noise", "inference_tokens"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                problems.append(f"--{name}={value}: expected a number above 0")
         if problems:
             raise BadInput(*problems)
 
@@ -168,9 +173,17 @@ class Options:
 def _wrong_types(options: Options) -> list[str]:
     """Values that are no numbers, or no collections of them, where those are expected."""
     problems = []
-    for name in ("huber_delta", "noise", "drop_top_loss", "sample", "bootstrap", "seed"):
+    for name in (
+        "huber_delta",
+        "noise",
+        "inference_tokens",
+        "drop_top_loss",
+        "sample",
+        "bootstrap",
+        "seed",
+    ):
         value = getattr(options, name)
-        whole = name not in ("huber_delta", "noise")
+        whole = name not in ("huber_delta", "noise", "inference_tokens")
         if value is not None and not isinstance(value, Integral if whole else Real):
             expected = "a whole number" if whole else "a number"
             problems.append(f"--{name}={value!r}: expected {expected}")

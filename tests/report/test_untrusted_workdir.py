@@ -72,7 +72,7 @@ def verified_sweep(path):
 @pytest.mark.slow
 def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        build, "_fit_surfaces", lambda rows, mix: {}
+        build, "_fit_surfaces", lambda rows, mix, served: {}
     )  # slow, and not asked about here
     verified_sweep(tmp_path)
     files.make_directory(tmp_path / "figures")

@@ -10,6 +10,7 @@ from research.report import text
 from research.scaling import (
     Fit,
     Options,
+    analyze,
     averaging,
     compare,
     compute_optimal,
@@ -351,13 +352,48 @@ def test_proposals_know_that_rows_of_one_size_err_together():
     for of_sizes in (0.0, 0.05):
         fit = fitted(iso_rows(of_sizes=of_sizes))
         target = {"params": 3e10, "tokens": 6e11}
-        plan = design.propose_runs(fit, target, 1e22)
+        plan = design.propose_runs([(fit, 1.0)], target, 1e22)
         _, interval, _ = fit.predict({k: [v] for k, v in target.items()})
         half = float(np.diff(np.log(interval[0]))[0]) / 2
         assert plan["half_width_before"] == pytest.approx(half, rel=0.35)
         assert plan["half_width_after"] < plan["half_width_before"]
         halves.append(half)
     assert halves[1] > 2 * halves[0]
+
+
+def test_proposals_are_averaged_over_laws():
+    average = averaging.fit_average(
+        [named_law(name) for name in ("chinchilla", "interaction")], iso_rows()[::2], Options()
+    )
+    options = Options(predict_flops=[1e23])
+    both, alone = average.weighted, [[(fit, 1.0)] for fit, _ in average.weighted]
+    assert both[0][0] is average.best
+    assert len(both) == 2
+    target = design.prediction_target(both, options)
+    sizes = [design.prediction_target(one, options)["params"] for one in alone]
+    assert min(sizes) < target["params"] < max(sizes)
+    plan = design.propose_runs(both, target, 1e21)
+    plans = [design.propose_runs(one, target, 1e21) for one in alone]
+    weights = [weight for _, weight in both]
+    before = np.average([one["half_width_before"] ** 2 for one in plans], weights=weights)
+    assert plan["half_width_before"] ** 2 == pytest.approx(before)
+    least = np.average([one["half_width_after"] ** 2 for one in plans], weights=weights)
+    assert least <= plan["half_width_after"] ** 2 * 1.05  # each alone is free to choose its own
+    assert plan["half_width_after"] < plan["half_width_before"]
+
+
+@pytest.mark.slow
+def test_stages_are_averaged_over_laws():
+    rows = [{**row, "flops": 6 * row["params"] * row["tokens"]} for row in iso_rows()[::3]]
+    options = {"predict_flops": [1e22]}
+    found = analyze("auto", rows, options, anytime=True, checks_too=False).document
+    last = found["settling"]["stages"][-1]
+    (whole,) = found["predictions"]
+    assert last["runs"] == len(rows)
+    assert last["loss"] == pytest.approx(whole["loss"], rel=2e-3)
+    one = analyze("chinchilla", rows, options, anytime=True, checks_too=False).document
+    assert one["settling"]["stages"][-1]["loss"] != last["loss"]
+    assert np.ptp(last["interval"]) > 0.8 * np.ptp(one["settling"]["stages"][-1]["interval"])
 
 
 def test_a_stage_that_leaves_the_interval_before_it_is_no_reason_to_stop():

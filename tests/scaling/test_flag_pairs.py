@@ -32,7 +32,7 @@ FLAGS = (
     *("next_config=configs/lm_transformer.py", "against=unique_tokens", "objective=mse"),
     *("huber_delta=0.01", "where=group==muon", "holdout=largest", "drop_top_loss=2"),
     *("bootstrap=0", "bootstrap=5", "cluster=group", "seed=1", "method=parabola", "noise=0.01"),
-    *("mix", "compare=group", "predict=1e10", "predict_flops=1e21"),
+    *("inference_tokens=1e12", "mix", "compare=group", "predict=1e10", "predict_flops=1e21"),
 )
 SECTIONS = ("holdout", "predictions", "compare", "settling", "multiverse")  # have figures
 POINTS = {
