@@ -32,6 +32,9 @@ def get_config():
                 "warmup": {"unit": "fraction", "amount": 0.05},
                 "lr": 2e-3,
                 "lr_rule": "constant",
+                # The base shape at which these numbers hold, and the rule by which they follow a
+                # model\'s own: "mup", "complete_p", or "spectral" for Muon.
+                "transfer": {"rule": "none", "width": None, "depth": None, "head_size": None},
                 "clip": None,
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
                 "skip": None,  # or standard deviations that a loss may exceed its mean

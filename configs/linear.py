@@ -33,6 +33,9 @@ def get_config():
                 "warmup": {"unit": "steps", "amount": 0.0},
                 "lr": 0.1,
                 "lr_rule": "constant",
+                # The base shape at which these numbers hold, and the rule by which they follow a
+                # model\'s own: "mup", "complete_p", or "spectral" for Muon.
+                "transfer": {"rule": "none", "width": None, "depth": None, "head_size": None},
                 "clip": None,
                 "ema": None,
                 "skip": None,  # or standard deviations that a loss may exceed its mean

@@ -58,6 +58,9 @@ def get_config():
                 "warmup": {"unit": "fraction", "amount": 0.1},
                 "lr": 0.2,  # divided by the width
                 "lr_rule": "inverse_width",
+                # The base shape at which these numbers hold, and the rule by which they follow a
+                # model\'s own: "mup", "complete_p", or "spectral" for Muon.
+                "transfer": {"rule": "none", "width": None, "depth": None, "head_size": None},
                 "clip": 1.0,  # of the global gradient norm
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
                 "skip": None,  # or standard deviations that a loss may exceed its mean

@@ -51,22 +51,24 @@ NO_JAX = (
 )
 # Inside training: module -> the modules of training that it may import, where that is few.
 INSIDE = {
-    "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks",
+    "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks transfer",
     "training.gradient_accumulation": "",
     "training.trainer": "run step optimizers fine_tuning closed_form",
     "training.make_run": "run execution horizon fine_tuning heldout_check optimizers schedules "
-    "step tasks",
-    "training.run": "execution fine_tuning optimizers schedules step tasks",
+    "step tasks transfer",
+    "training.run": "execution fine_tuning optimizers schedules step tasks transfer",
     "training.losses": "",
     "training.schedules": "",
     "training.optimizers": "schedules",
     "training.muon": "optimizers",
+    "training.transfer": "muon optimizers",
     "training.tasks": "",
     "training.language_modeling": "losses tasks",
     "training.classification": "losses tasks",
     "training.regression": "tasks",
     "training.execution": "",
-    "training.horizon": "",
+    "training.horizon": "horizon_rules",
+    "training.horizon_rules": "horizon",
 }
 # What of config/ a module of training may import besides its types: only these read a config.
 READ_CONFIG = (

@@ -65,7 +65,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
     right = {path: value for path, value in flat.items() if path not in wrong}
     if "model.name" not in wrong:
         model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
-        out += [*_size(right, model), *_divides(right, model)]
+        out += [*_size(right, model), *_divides(right, model), *_transfer(right, model)]
     return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right), *_best(right)]
 
 
@@ -218,6 +218,13 @@ def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
         a, b = flat.get(f"model.{small}"), flat.get(f"model.{large}")
         if isinstance(a, int) and isinstance(b, int) and b % a:
             yield f"model.{small}: {a} does not divide model.{large} = {b}"
+
+
+def _transfer(flat: Mapping[str, object], model: Path) -> Iterator[str]:
+    if flat.get("optim.transfer.rule", "none") != "none":
+        from research.config import transfer  # which few configs need
+
+        yield from transfer.problems(flat, registry.literal(model, "TRANSFER"))  # type: ignore[arg-type]
 
 
 def _divides_batch(flat: Mapping[str, object]) -> Iterator[str]:

@@ -29,6 +29,13 @@ SHARDING = (
     (r"(conv\d+|dense0)/bias", ("tensor",)),
     ("head/bias", ()),
 )
+TRANSFER = (  # the roles of training.transfer
+    ("conv0/kernel", "input"),
+    (r"(conv[1-9]\d*|dense0)/kernel", "hidden"),
+    (r"(conv\d+|dense0)/bias", "vector"),
+    ("head/kernel", "output"),
+    ("head/bias", "output_vector"),
+)
 SMALLEST = 6  # pixels: the target for the shorter side of the last stage
 
 

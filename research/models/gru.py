@@ -43,6 +43,12 @@ SHARDING = (
     ("(input|recurrent)/bias", ("tensor",)),  # E; D
     ("head/kernel", ("fsdp", "tensor")),  # D, V
 )
+TRANSFER = (  # the roles of training.transfer
+    ("embed/embedding", "scaled_embedding"),
+    ("(input|recurrent)/kernel", "hidden"),
+    ("(input|recurrent)/bias", "vector"),
+    ("head/kernel", "output"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,13 @@ SHARDING = (
     ("head/kernel", ("tensor", None)),  # W, K
     ("head/bias", ()),
 )
+TRANSFER = (  # the roles of training.transfer
+    ("hidden0/kernel", "input"),
+    (r"hidden[1-9]\d*/kernel", "hidden"),
+    (r"hidden\d+/bias", "vector"),
+    ("head/kernel", "output"),
+    ("head/bias", "output_vector"),
+)
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "tanh": jnp.tanh, "linear": lambda x: x}
 
 

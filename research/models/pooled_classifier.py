@@ -6,6 +6,7 @@ from jax import Array
 
 POOLED_GROUPS = (("classifier/(kernel|bias)", "head"),)
 POOLED_SHARDING = (("classifier/(kernel|bias)", ()),)
+POOLED_TRANSFER = (("classifier/kernel", "output"), ("classifier/bias", "output_vector"))
 
 
 class Pooled(nn.Module):

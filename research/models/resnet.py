@@ -35,6 +35,13 @@ SHARDING = (
     ("head/kernel", ("tensor", None)),  # C, K: the classes are few
     ("head/bias", ()),
 )
+TRANSFER = (  # the roles of training.transfer
+    ("stem/conv/kernel", "input"),
+    (r"block\d+/conv(1|2|_skip)/kernel", "hidden"),
+    (r"norm\d*/(scale|bias)", "vector"),
+    ("head/kernel", "output"),
+    ("head/bias", "output_vector"),
+)
 STAGES = 3
 GROUP = 4  # channels per normalization group; divides every width of the size rule
 

@@ -45,6 +45,19 @@ SHARDING = (
     ("(query|key|value|up|gate)/bias", ("tensor",)),
     (r"((out|down)/bias|\w*norm/(scale|bias))", ()),
 )
+TRANSFER = (  # the roles of training.transfer
+    ("(embed|position)/embedding", "embedding"),
+    ("attn/query/kernel", "query"),
+    ("(attn/(key|value)|mlp/(up|gate))/kernel", "hidden"),
+    ("(attn/out|mlp/down)/kernel", "branch"),
+    ("attn/query/bias", "query_vector"),
+    (r"((key|value|up|gate)/bias|(attn|mlp)_norm/(scale|bias))", "vector"),
+    ("(out|down)/bias", "branch_vector"),
+    ("query_norm/scale", "query_gain"),
+    ("key_norm/scale", "key_gain"),
+    ("final_norm/(scale|bias)", "final_vector"),
+    ("head/kernel", "output"),
+)
 
 # Fields that a mesh axis must divide, so that no attention head is split across devices.
 MESH_DIVIDES = {"tensor": ("heads", "kv_heads")}

@@ -366,7 +366,7 @@ def _program(run: Run) -> Hashable:
         run.trackers,
     )
     numbers = jax.tree.structure(run.hyper)
-    program = run.model, run.task, run.optimizer, run.schedule, run.execution
+    program = run.model, run.task, run.optimizer, run.schedule, run.execution, run.transfer
     return program, numbers, content, records
 
 

@@ -3,7 +3,6 @@
 Every rule is put into words that are printed and stored with the run.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from research.config import schema
 from research.errors import BadInput
 from research.models import Model, accounting
 
-REFERENCE_TOKENS = 1e6  # at which batch.rule = sqrt_tokens gives batch.size itself
 TOLERANCE = 0.01  # by how much whole steps may miss a horizon without a word
 
 
@@ -34,34 +32,13 @@ def per_example(model: Model, counts: Mapping, tokens: int, n: int) -> dict[str,
 
 
 def batch_size(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> tuple[int, str]:
-    """Examples in a batch, and the rule in words ("" where the size is simply given).
-
-    "sqrt_tokens": the batch that is best for a run grows about as the square root of its tokens,
-    whatever the model's size (exponents of 0.38 to 0.5: Zhang et al. 2024, "How does critical batch
-    size scale in pre-training?"; Bergsma et al. 2025, "Power lines"). `per` is of `per_example`.
-    """
+    """Examples in a batch, and the rule in words ("" where the size is simply given). `per` is of
+    `per_example`."""
     if rule == "constant":
         return size, ""
-    if horizon["unit"] == "steps":
-        raise BadInput(
-            "batch.rule: sqrt_tokens, but horizon.unit is steps, which fix no tokens until the "
-            "batch is known; expected constant, or a horizon of another unit"
-        )
-    examples = horizon["amount"] / per[horizon["unit"]]
-    tokens = examples * per["tokens"]
-    if not 0 < tokens < 2**63:
-        raise BadInput(
-            f"horizon.amount: {horizon['amount']:g} {horizon['unit']} are {tokens:.3g} tokens; "
-            "expected fewer than 2^63, and some"
-        )
-    power = 2 ** max(0, round(math.log2(size * math.sqrt(tokens / REFERENCE_TOKENS))))
-    while power > 1 and abs(max(1, round(examples / power)) * power / examples - 1) > TOLERANCE:
-        power //= 2
-    return power, (
-        f"batch = {size} sqrt(tokens / {REFERENCE_TOKENS:g}), to a power of 2, halved until whole "
-        f"steps are within {TOLERANCE:.0%} of the horizon; the learning rate does not follow it\n"
-        f"{tokens:.4g} tokens: batch {power}"
-    )
+    from research.training import horizon_rules  # which few runs need
+
+    return horizon_rules.batch_size(rule, size, horizon, per)
 
 
 def training_steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, str]:
@@ -93,11 +70,15 @@ def isoflop_budget(horizon: Mapping, examples: int, per: Mapping[str, float]) ->
     return {"budget": amount, "budget_convention": name, "budget_away": away}
 
 
-def peak_learning_rate(rule: str, lr: float, model: Model) -> tuple[float, str]:
-    """The peak rate of this model, and the rule in words (and, on a second line, its outcome)."""
-    if rule == "constant":
+def peak_learning_rate(optim: Mapping, model: Model) -> tuple[float, str]:
+    """The peak rate of this model by the section `optim`, and the rule in words (and, on a second
+    line, its outcome). With a rule of transfer it is that of the base shape."""
+    lr, transfer = optim["lr"], optim["transfer"]
+    if optim["lr_rule"] == "constant":
         return lr, f"learning rate = {lr:.4g}, whatever the size"
-    width = getattr(model.spec, "width", None)
+    width, of = getattr(model.spec, "width", None), "width"
     if width is None:
         raise BadInput("optim.lr_rule: inverse_width needs a model with a width")
-    return lr / width, f"learning rate = {lr:g} / width\nwidth {width}: {lr / width:.4g}"
+    if transfer["rule"] != "none":
+        width, of = transfer["width"], "base width"
+    return lr / width, f"learning rate = {lr:g} / {of}\n{of} {width}: {lr / width:.4g}"

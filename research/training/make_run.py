@@ -29,6 +29,7 @@ from research.training.tasks import TASKS, Task, task_class
 
 if TYPE_CHECKING:
     from research.training.fine_tuning import StartingPoint
+    from research.training.transfer import Transfer
 from research.training.run import Cadence, Run, Saving, example_inputs, identity
 
 # Of one dispatch, where the config leaves them free: enough to make the host's part small, few
@@ -63,9 +64,10 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     collect(_check_counts, dataset, batch, parts, examples)
     steps, horizon_rule = collect(horizon.training_steps, config["horizon"], batch, per) or (0, "")
     optim, per_step = config["optim"], batch * dataset.tokens_per_example
-    rated = collect(horizon.peak_learning_rate, optim["lr_rule"], optim["lr"], model)
+    rated = collect(horizon.peak_learning_rate, optim, model)
     lr, lr_rule = rated or (0.0, "")
     warmup = collect(_warmup, optim, steps, per_step) if steps else 0
+    transfer, transfer_words = collect(_transfer, optim, model, inputs) or (None, "")
     start = collect(_starting_point, config, dataset, model, inputs, steps)
     collect.raise_errors()
     assert warmup is not None
@@ -76,7 +78,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         from research.runs import best  # which few runs need
 
         best.direction(config["save"]["best"], task.METRICS)
-    rules = [size_rule, batch_rule, horizon_rule, lr_rule]
+    rules = [size_rule, batch_rule, horizon_rule, lr_rule, transfer_words]
     rules.append(task.describe_rule(model, batch // parts * dataset.tokens_per_example))
     facts = _facts(config, dataset, task, start, rules)
     facts |= counts | _amounts(model, dataset, counts, steps, batch)
@@ -91,6 +93,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         optimizer=optimizer,
         schedule=schedule,
         hyper=hyper,
+        transfer=transfer,
         seed=config["seed"],
         data_seed=config["data"]["seed"],
         batch=batch,
@@ -223,6 +226,16 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)
     fixed = "".join(f"; {k} held at {fields[k]}" for k in family.SIZED if k in fields)
     return model, f"size rule: {family.SIZE_RULE}{fixed}\nsize {config['size']:g}: {filled}"
+
+
+def _transfer(optim: dict, model: Model, inputs: Any) -> "tuple[Transfer | None, str]":
+    """How the numbers follow the model's shape, and that in words."""
+    if optim["transfer"]["rule"] == "none":
+        optim["transfer"] = dict.fromkeys(optim["transfer"]) | {"rule": "none"}
+        return None, ""
+    from research.training.transfer import transfer_rule  # which few runs need
+
+    return transfer_rule(optim["transfer"], model, inputs, optim["optimizer"]["name"])
 
 
 def _starting_point(

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import optax
 
-from research.config.types import NonNegative, OpenUnit, Positive, UnitInterval
+from research.config.types import NonNegative, Positive, UnitInterval
 from research.errors import ErrorCollector
 from research.params import PathTable, key_path, match_path
 from research.training.schedules import Choice
@@ -55,13 +55,6 @@ def promoting(inner: optax.GradientTransformation) -> optax.GradientTransformati
     return optax.GradientTransformation(inner.init, update)
 
 
-def sgd(
-    *, momentum: UnitInterval, nesterov: bool, weight_decay: NonNegative
-) -> optax.GradientTransformation:
-    """Momentum m ← βm + g (Sutskever et al. 2013), and decoupled weight decay, matrices only."""
-    return optax.chain(optax.trace(momentum, nesterov=nesterov), decayed(weight_decay))
-
-
 def adam(*, b1: UnitInterval, b2: UnitInterval, eps: Positive) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015)."""
     return promoting(optax.scale_by_adam(b1=b1, b2=b2, eps=eps))
@@ -74,44 +67,13 @@ def adamw(
     return optax.chain(adam(b1=b1, b2=b2, eps=eps), decayed(weight_decay))
 
 
-def lion(
-    *, b1: UnitInterval, b2: UnitInterval, weight_decay: NonNegative
-) -> optax.GradientTransformation:
-    """The sign of a momentum (Chen et al. 2023), and decoupled weight decay, matrices only."""
-    return optax.chain(optax.scale_by_lion(b1=b1, b2=b2), decayed(weight_decay))
-
-
-def adafactor(
-    *,
-    decay_rate: OpenUnit,
-    clip_threshold: Positive,
-    scale_by_params: bool,
-    momentum: UnitInterval | None,
-    weight_decay: NonNegative,
-) -> optax.GradientTransformation:
-    """Adam with second moments by rows and columns (Shazeer & Stern 2018).
-
-    Only the two largest dimensions of a leaf are factored, and only if both are at least 128; small
-    models keep whole moments. β₂ at step t is 1 - t^-decay_rate. The update's RMS is clipped, then
-    times the parameter's RMS (at least 1e-3) if asked; a scanned kernel is one block for both.
-    Without `momentum` no memory is held for it. Weight decay is decoupled, matrices only.
-    """
-    return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=decay_rate),
-        optax.clip_by_block_rms(clip_threshold),
-        optax.scale_by_param_block_rms() if scale_by_params else optax.identity(),
-        optax.identity() if momentum is None else optax.ema(momentum, debias=False),
-        decayed(weight_decay),
-    )
-
-
 # What is imported when a run asks for it.
 OPTIMIZERS = {
-    "sgd": "research.training.optimizers:sgd",
+    "sgd": "research.training.momentum:sgd",
     "adam": "research.training.optimizers:adam",
     "adamw": "research.training.optimizers:adamw",
-    "lion": "research.training.optimizers:lion",
-    "adafactor": "research.training.optimizers:adafactor",
+    "lion": "research.training.momentum:lion",
+    "adafactor": "research.training.adafactor:adafactor",
     "muon": "research.training.muon:muon",
 }
 

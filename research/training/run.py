@@ -19,6 +19,7 @@ from research.training.tasks import Task
 
 if TYPE_CHECKING:
     from research.training.fine_tuning import StartingPoint
+    from research.training.transfer import Transfer
 
 
 class Cadence(NamedTuple):
@@ -57,6 +58,7 @@ class Run:
     optimizer: Optimizer
     schedule: Choice
     hyper: Hyper
+    transfer: "Transfer | None"
     seed: int
     data_seed: int
     batch: int
@@ -96,6 +98,8 @@ def identity_config(resolved: Mapping[str, Any]) -> dict:
         (out[section] if section else out).pop(key, None)
     for key in PATH_KEYS:
         out["data"].pop(key, None)
+    if out["optim"].get("transfer", {}).get("rule") == "none":  # as before there were any
+        out["optim"].pop("transfer")
     out.pop("init", None)
     return out
 

@@ -4,7 +4,7 @@ config, a file or a run."""
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from research.training import schedules
 from research.training.gradient_accumulation import mean_loss_and_gradient
 from research.training.optimizers import Optimizer
 from research.training.tasks import Task
+
+if TYPE_CHECKING:
+    from research.training.transfer import Transfer
 
 
 class Hyper(NamedTuple):
@@ -60,9 +63,13 @@ class StepSpec(NamedTuple):
     optimizer: Optimizer
     schedule: schedules.Choice
     grad_accumulation: int = 1
+    transfer: "Transfer | None" = None
 
     def init(self, key: Array, inputs: Array, hyper: Hyper) -> TrainState:
-        return init_from_params(self.model.init(key, inputs), self.optimizer, hyper)
+        params = self.model.init(key, inputs)
+        if self.transfer is not None:
+            params = self.transfer.initial(params)
+        return init_from_params(params, self.optimizer, hyper)
 
     def gradient(self, params: dict, batch: Mapping[str, Array]) -> tuple[Array, dict]:
         """The mean loss of a batch, in nats per token or per example, and its gradient."""
@@ -72,10 +79,12 @@ class StepSpec(NamedTuple):
     def step(
         self, state: TrainState, batch: Mapping[str, Array], hyper: Hyper
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One update. The metrics are of the state before it."""
+        """One update. The metrics are of the state before it, the norm is that which is clipped."""
         loss, grads = self.gradient(state.params, batch)
+        if self.transfer is not None:
+            grads = self.transfer.gradient(grads)
         norm = optax.tree.norm(grads)
-        updates, opt_state = update_rule(self.optimizer, hyper).update(
+        updates, opt_state = update_rule(self.optimizer, hyper, self.transfer).update(
             grads, state.opt_state, state.params, loss=loss, norm=norm
         )
         lr = schedules.learning_rate(
@@ -93,9 +102,13 @@ class StepSpec(NamedTuple):
         return new, metrics
 
 
-def update_rule(optimizer: Optimizer, hyper: Hyper) -> optax.GradientTransformationExtraArgs:
+def update_rule(
+    optimizer: Optimizer, hyper: Hyper, transfer: "Transfer | None" = None
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer, of a clipped gradient where asked, which skips spikes where asked."""
     rule = optimizer.transform(hyper.optimizer)
+    if transfer is not None:
+        rule = transfer.around(rule)
     if hyper.clip is not None:
         rule = optax.chain(optax.clip_by_global_norm(hyper.clip), rule)
     if hyper.skip is not None:

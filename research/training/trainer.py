@@ -134,7 +134,7 @@ def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
     rows are the whole batch."""
     ways = device_mesh.batch_shards(mesh.shape) if mesh else 1
     task, parts = run.task.for_devices(run.model, ways), run.execution.grad_accumulation
-    return StepSpec(run.model, task, run.optimizer, run.schedule, parts)
+    return StepSpec(run.model, task, run.optimizer, run.schedule, parts, run.transfer)
 
 
 def run_mesh(run: Run, devices: Sequence[Any] | None = None) -> Mesh:

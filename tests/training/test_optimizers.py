@@ -14,6 +14,7 @@ from research.config import grid
 from research.errors import BadInput
 from research.models import accounting, transformer
 from research.params import flatten_dict, leaves_by_path
+from research.training import adafactor as own_adafactor
 from research.training import muon, schedules
 from research.training import optimizers as optim
 from research.training.make_run import make_run
@@ -271,7 +272,7 @@ def test_adafactor_without_momentum_keeps_none_and_factors_the_rest():
     assert_equal(found, ours("adafactor")[0](numbers | {"momentum": 0.0}))
 
     def size(momentum):
-        made = optim.adafactor(**numbers | {"momentum": momentum})
+        made = own_adafactor.adafactor(**numbers | {"momentum": momentum})
         return sum(x.size for x in jax.tree.leaves(jax.eval_shape(made.init, PARAMS)))
 
     own_size = sum(x.size for x in jax.tree.leaves(PARAMS))
