@@ -54,8 +54,8 @@ INSIDE = {
     "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks transfer",
     "training.gradient_accumulation": "",
     "training.trainer": "run step optimizers fine_tuning closed_form",
-    "training.make_run": "run execution horizon fine_tuning heldout_check optimizers schedules "
-    "step tasks transfer",
+    "training.make_run": "run execution horizon horizon_rules fine_tuning heldout_check "
+    "optimizers schedules step tasks transfer",
     "training.run": "execution fine_tuning optimizers schedules step tasks transfer",
     "training.losses": "",
     "training.schedules": "",
@@ -67,7 +67,7 @@ INSIDE = {
     "training.classification": "losses tasks",
     "training.regression": "tasks",
     "training.execution": "",
-    "training.horizon": "horizon_rules",
+    "training.horizon": "",
     "training.horizon_rules": "horizon",
 }
 # What of config/ a module of training may import besides its types: only these read a config.

@@ -31,16 +31,6 @@ def per_example(model: Model, counts: Mapping, tokens: int, n: int) -> dict[str,
     }
 
 
-def batch_size(rule: str, size: int, horizon: Mapping, per: Mapping[str, float]) -> tuple[int, str]:
-    """Examples in a batch, and the rule in words ("" where the size is simply given). `per` is of
-    `per_example`."""
-    if rule == "constant":
-        return size, ""
-    from research.training import horizon_rules  # which few runs need
-
-    return horizon_rules.batch_size(rule, size, horizon, per)
-
-
 def training_steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tuple[int, str]:
     """Training steps for a horizon {"unit", "amount"}, to the nearest whole step; and in words,
     with what rounding changes if that is more than TOLERANCE. Raises BadInput for less than half a

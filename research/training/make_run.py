@@ -57,8 +57,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     with _prefix_errors("model.name", config["model"]["name"]):
         counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
-    rule, size = config["batch"]["rule"], config["batch"]["size"]
-    batch, batch_rule = horizon.batch_size(rule, size or len(dataset.train), config["horizon"], per)
+    batch, batch_rule = _batch(config, dataset, per)
     config["batch"] |= {"size": batch, "rule": "constant"}
     parts = config["batch"]["grad_accumulation"]
     collect(_check_counts, dataset, batch, parts, examples)
@@ -111,6 +110,16 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         facts=facts,
         config=resolved,
     )
+
+
+def _batch(config: dict, dataset: Dataset, per: Mapping[str, float]) -> tuple[int, str]:
+    """Examples in a batch, and the rule in words."""
+    rule, size = config["batch"]["rule"], config["batch"]["size"] or len(dataset.train)
+    if rule == "constant":
+        return size, ""
+    from research.training import horizon_rules  # which few runs need
+
+    return horizon_rules.batch_size(rule, size, config["horizon"], per)
 
 
 def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:

@@ -98,8 +98,8 @@ def identity_config(resolved: Mapping[str, Any]) -> dict:
         (out[section] if section else out).pop(key, None)
     for key in PATH_KEYS:
         out["data"].pop(key, None)
-    if out["optim"].get("transfer", {}).get("rule") == "none":  # as before there were any
-        out["optim"].pop("transfer")
+    if "transfer" in out["optim"] and out["optim"]["transfer"]["rule"] == "none":
+        del out["optim"]["transfer"]  # as in runs before there were rules
     out.pop("init", None)
     return out
 

@@ -206,7 +206,8 @@ def _matrices(shapes: dict) -> set[str]:
     """The paths of what Muon orthogonalizes."""
     from research.training import muon
 
-    return {path for path, dims in leaves_by_path(muon.matrix_dims(shapes)).items() if dims}
+    taken = jax.tree.map(lambda _, dims: dims is not None, shapes, muon.matrix_dims(shapes))
+    return {path for path, matrix in leaves_by_path(taken).items() if matrix}
 
 
 def _table(model: Model) -> PathTable[str]:

@@ -14,6 +14,7 @@ from research.errors import BadInput
 from research.models import accounting
 from research.models.sizing import model_at_size
 from research.training import horizon as ladder
+from research.training import horizon_rules, make_run
 from research.training.language_modeling import LanguageModeling
 from tests.models.test_models import SMALL, VARIANTS
 
@@ -181,14 +182,15 @@ def test_every_unit_of_a_horizon_is_solved_and_flops_are_counted_by_its_name():
 @pytest.mark.parametrize("tokens", [1e3, 3e4, 1e6, 2.3e6, 1e8])
 def test_the_batch_grows_with_the_root_of_the_tokens_and_keeps_the_horizon(tokens):
     horizon = {"unit": "tokens", "amount": tokens}
-    size, words = ladder.batch_size("sqrt_tokens", 8, horizon, PER)
+    size, words = horizon_rules.batch_size("sqrt_tokens", 8, horizon, PER)
     steps, told = ladder.training_steps(horizon, size, PER)
     assert size & (size - 1) == 0
     assert size <= max(1, 8 * (tokens / 1e6) ** 0.5 * 2**0.5)
     assert f"batch {size}" in words
     assert steps * size * 16 == pytest.approx(tokens, rel=0.01)
     assert "whole steps" not in told
-    assert ladder.batch_size("constant", 8, horizon, PER) == (8, "")
+    given = {"batch": {"rule": "constant", "size": 8}, "horizon": horizon}
+    assert make_run._batch(given, None, PER) == (8, "")
 
 
 def test_a_batch_that_is_given_may_miss_the_horizon_and_says_so():
@@ -198,7 +200,7 @@ def test_a_batch_that_is_given_may_miss_the_horizon_and_says_so():
 
 def test_the_rule_for_the_batch_needs_tokens():
     with pytest.raises(BadInput, match="another unit"):
-        ladder.batch_size("sqrt_tokens", 8, {"unit": "steps", "amount": 10}, PER)
+        horizon_rules.batch_size("sqrt_tokens", 8, {"unit": "steps", "amount": 10}, PER)
 
 
 def test_shares_are_of_the_exact_flops():
