@@ -130,6 +130,14 @@ def test_rates_boundaries_decay_and_length_recompile_nothing(tiny, compiles):
     assert len(compiles) == before
     trained(tiny({"model.hidden": 44}), [4])  # the twin: a shape does recompile
     assert len(compiles) > before
+    moved = {"optim.transfer.rule": "complete_p", "optim.transfer.width": 8}
+    moved |= {"optim.transfer.depth": 1, "optim.transfer.head_size": 4, **shape}
+    before = len(compiles)
+    trained(tiny(moved), [4])
+    assert len(compiles) > before  # a rule of transfer is another program
+    before = len(compiles)
+    trained(tiny(moved | {"optim.lr": 0.7, "optim.optimizer.eps": 1e-6}), [4])
+    assert len(compiles) == before
 
 
 def test_the_state_is_donated(tiny):

@@ -171,6 +171,10 @@ def slow(*values):
     [
         ("linear", {}),
         ("mlp_teacher", {"size": 2e3, "batch.size": 32}),
+        (
+            "mlp_teacher",
+            {"batch.size": 32, "optim.transfer.rule": "mup", "optim.transfer.width": 8},
+        ),
         slow("cnn_digits", {"model.width": 4, "batch.size": 8}),
         slow("resnet_digits", {"model.width": 4, "batch.size": 8}),
         slow("lm_gru", SHORT),
