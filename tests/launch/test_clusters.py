@@ -263,6 +263,33 @@ def test_slurm_jobs_of_two_processes_are_stopped_and_saved(slurm, corpus, tmp_pa
     stopped(tmp_path / "w")
 
 
+def test_slurm_jobs_have_what_sbatch_was_asked_for(slurm, corpus, tmp_path):
+    config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=1)
+    asked = "--sbatch=--comment=scaling --nice=50"
+    process = start(config, tmp_path / "w", "--executor=slurm", "--workers=1", OPTIONS, asked)
+    wait_for(lambda: runs_with_checkpoint(tmp_path / "w", 10), process)
+    (job,) = jobs()
+    told = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    process.send_signal(signal.SIGINT)
+    assert wait_for_output(process)[0] == 130
+    for fact in ("Comment=scaling", "Nice=50"):
+        assert fact in told.split()
+    stopped(tmp_path / "w")
+
+
+@pytest.mark.parametrize("executor", ["local", "ray", "slurm"])
+def test_a_limit_of_time_is_kept_by_every_executor(request, executor, corpus, tmp_path):
+    if executor != "local":
+        request.getfixturevalue(executor)
+    config = sweep_file(tmp_path / "s.py", corpus, steps=1e6, widths=(16,), seeds=2)
+    options = [OPTIONS] if executor == "slurm" else []
+    flags = [f"--executor={executor}", "--workers=2", "--max_minutes=1", *options]
+    process = start(config, tmp_path / "w", *flags)
+    code, out = wait_for_output(process)
+    assert code == 75, out
+    stopped(tmp_path / "w")
+
+
 def jobs():
     return subprocess.run(
         ["squeue", "-h", "-o", "%i"], capture_output=True, text=True

@@ -211,6 +211,28 @@ def test_a_signal_to_one_process_saves_all_and_one_process_continues(corpus, tmp
     assert "Gloo" not in out
 
 
+@pytest.mark.slow
+def test_two_processes_save_by_minutes_and_keep_the_best_across_a_stop(corpus, tmp_path):
+    config, workdir = sweep_file(tmp_path / "s.py", corpus, steps=160.0), tmp_path / "w"
+    flags = ["--num_processes=2", "--config.optim.lr=2.0", "--config.eval.every=8"]
+    flags += ["--config.save.every=0", "--config.save.every_minutes=0.02", "--config.save.keep=1"]
+    flags += ["--config.save.best=loss"]
+    process = trained(config, workdir, *flags)
+    wait_for(lambda: runs_with_checkpoint(workdir, 30), process)
+    (run,) = workdir.glob("runs/*")
+    os.kill(member(process, 1), signal.SIGTERM)
+    assert wait_for_output(process)[0] == PREEMPTED
+    code, out = wait_for_output(trained(config, workdir, *flags))
+    assert code == DONE, out
+    evaluated = {r["step"]: r["loss"] for r in metrics_log.read_records(run) if "loss" in r}
+    best = min(evaluated, key=lambda step: evaluated[step])
+    (row,) = read_table(workdir)
+    assert (row["best_step"], row["best_score"]) == (best, evaluated[best])
+    assert best in checkpoint.saved_steps(run)
+    assert len(checkpoint.saved_steps(run)) <= 2
+    assert len(set(evaluated.values())) > 10  # or any step were the best
+
+
 @pytest.mark.fault(
     "R12",
     "one of the processes of a run is killed",
