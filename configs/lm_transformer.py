@@ -71,7 +71,15 @@ def get_config():
             "horizon": {"unit": "tokens", "amount": 8e5},
             # What a mesh does not divide is an error, or lies whole on every device ("replicate").
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "indivisible": "error"},
-            "eval": {"examples": 1024, "batch": 64, "every": 200},
+            # `sets`: others that are evaluated too, [{"name": "val", "path": "val.bin"}], each in a
+            # column loss/NAME; `headline`: the one that the run is measured by.
+            "eval": {
+                "examples": 1024,
+                "batch": 64,
+                "every": 200,
+                "sets": None,
+                "headline": None,
+            },
             # Every so many steps, and minutes; the `keep` latest are kept, and the best by a metric
             # of the evaluations ("loss"). What the disk refuses ends the run ("continue": not).
             "save": {

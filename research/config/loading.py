@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import os
 import sys
 import traceback
@@ -80,6 +81,8 @@ def parse_value(text: str, field: registry.Field) -> object:
     kind = field.type
     if text.lower() in ("none", "null") and (field.optional or kind != "str"):
         return None
+    if kind == "EvalSets":
+        return json.loads(text)
     if field.many:
         one = dataclasses.replace(field, many=False)
         return [parse_value(part, one) for part in text.split(",") if part]

@@ -19,14 +19,15 @@ ROOT = Path(__file__).parents[1]
 @dataclass(frozen=True)
 class Field:
     """A keyword of a plug: its type ("int", "float", "str", "bool", ...), `optional` if None is
-    allowed, the `choices` of a Literal, whether it takes `many` values of its type, as a list, and
-    a `word` that may stand for a number."""
+    allowed, the `choices` of a Literal, whether it takes `many` values of its type, as a list, a
+    `word` that may stand for a number, and whether a config may be without it (`absent`: none)."""
 
     type: str
     optional: bool = False
     choices: tuple = ()
     many: bool = False
     word: str | None = None
+    absent: bool = False
 
 
 @functools.cache

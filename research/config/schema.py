@@ -52,6 +52,8 @@ SECTIONS: dict[str, Field] = {
     "eval.examples": Field("PositiveInt", optional=True),
     "eval.batch": Field("PositiveInt"),
     "eval.every": Field("NonNegativeInt"),
+    "eval.sets": Field("EvalSets", optional=True, absent=True),  # see eval_sets
+    "eval.headline": Field("str", optional=True, absent=True),
     "save.every": Field("NonNegativeInt"),
     "save.every_minutes": Field("Positive", optional=True),
     "save.keep": Field("PositiveInt"),
@@ -64,6 +66,7 @@ SECTIONS: dict[str, Field] = {
     "loop.hang_seconds": Field("Positive", optional=True),
     "loop.hang_first_seconds": Field("Positive", optional=True),
 }
+SETS = 'a list of objects like {"name": "val", "path": "val.txt"}'
 PLUGS = {
     "model": ("models/__init__.py", "MODELS"),
     "data": ("data/__init__.py", "DATASETS"),
@@ -115,7 +118,8 @@ def expected(field: Field) -> str:
     elif field.type in RANGES:
         words = RANGES[field.type][-1]
     else:
-        words = {"str": "text", "bool": "true or false"}.get(field.type, f"a {field.type}")
+        words = {"str": "text", "bool": "true or false", "EvalSets": SETS}
+        words = words.get(field.type, f"a {field.type}")
     words = f"a list, each {words}" if field.many else words
     words = f"{words}, or {field.word}" if field.word else words
     return f"{words}, or none" if field.optional else words

@@ -59,13 +59,17 @@ def problems(config: Mapping[str, object]) -> list[str]:
     for path, field in known.items():
         if path in flat:
             out += value_problems(path, flat[path], field)
-        else:
+        elif not field.absent:
             out.append(f"{path}: missing; expected {expected(field)}")
     wrong = {line.partition(":")[0] for line in out}
     right = {path: value for path, value in flat.items() if path not in wrong}
     if "model.name" not in wrong:
         model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
         out += [*_size(right, model), *_divides(right, model), *_transfer(right, model)]
+    if right.get("eval.headline") is not None and "eval.sets" not in wrong:
+        from research.config import eval_sets  # which few configs have
+
+        out += eval_sets.headline_problems(right)
     return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right), *_best(right)]
 
 
@@ -133,6 +137,11 @@ def value_problems(path: str, value: object, field: Field) -> Iterator[str]:
     if (value is None and field.optional) or (value is not None and value == field.word):
         return
     hint = f"; expected {expected(field)}"
+    if field.type == "EvalSets":
+        from research.config import eval_sets  # as above
+
+        yield from eval_sets.set_problems(path, value, hint)
+        return
     if field.many:
         if not isinstance(value, list | tuple):
             yield f"{path}: {format_value(value)} is {_describe_type(value)}{hint}"

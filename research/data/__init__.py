@@ -36,8 +36,9 @@ class Dataset:
     one example adds to the horizon (1 where it is no text). `mixture` holds (length, weight) of the
     parts of `train` that are drawn by weight. `count_bytes` (inputs, targets) is how many bytes of
     text the targets are, where that is known. `contents` (part, classes) are the hashes of what
-    "train" or "heldout" holds (see data.contents). `card` is what a report says about the data,
-    computed once per workdir since it may take seconds."""
+    "train" or "heldout" holds (see data.contents). `load_set` (path, the section `data`) reads
+    another file as this set is read; text needs none (see evaluation_files). `card` is what a
+    report says about the data, computed once per workdir since it may take seconds."""
 
     train: Split
     heldout: Split
@@ -51,6 +52,7 @@ class Dataset:
     mixture: tuple[tuple[int, float], ...] = ()
     count_bytes: Callable[[np.ndarray, np.ndarray], int] | None = None
     contents: Callable[[str, int], np.ndarray] | None = None
+    load_set: Callable[[str, Mapping[str, Any]], Split] | None = None
     tokenizer: str = ""  # its JSON, to be kept with the run
 
     def batch(

@@ -5,9 +5,9 @@ Dimensions: N images, B batch, H height, W width, C channels.
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -104,6 +104,7 @@ def load(
         *(array.tobytes() for array in (mean_C, scale_C)),
         repr((H, W, C, shift, flip)).encode(),
     )
+    whole = Images(pixels, labels, train, mean_C, scale_C, shift, flip)
     card = {
         "source": image_files.SOURCES.get(path, path),
         "digest": digest,
@@ -114,7 +115,7 @@ def load(
         "augmentation": f"shift by up to {shift} pixels" + (", flip" if flip else ""),
     }
     return {
-        "train": Images(pixels, labels, train, mean_C, scale_C, shift, flip),
+        "train": whole,
         "heldout": Images(pixels, labels, evaluated, mean_C, scale_C),
         "targets": "classes",
         "facts": {
@@ -124,11 +125,27 @@ def load(
             "features": H * W * C,
         },
         "digest": digest,
+        "load_set": functools.partial(load_set, like=whole, names=names),
         "unique_tokens": len(train),
         "notes": {"class_names": list(names)},
         "contents": functools.partial(_contents, keys, {"train": train, "heldout": evaluated}),
         "card": lambda: dict(card),
     }
+
+
+def load_set(path: str, data: Mapping[str, Any], like: Images, names: Sequence[str]) -> Images:
+    """All images of another source, its test part too, scaled and numbered as those of `like`.
+    Raises BadInput."""
+    source = image_files.read(path)
+    pixels, _ = _read_pixels(path, source.parts, data["resize"])
+    own, of = _number_classes(path, [part.labels for part in source.parts], source.names)
+    if unknown := [name for name in of if name not in names]:
+        raise BadInput(f"data.path: {path} has a class {unknown[0]!r:.50} of no training image")
+    if pixels.shape[1:] != like.pixels.shape[1:]:
+        sides = map(image_files.describe_sides, (pixels.shape, like.pixels.shape))
+        raise BadInput(f"data.path: {path}: images are {', expected '.join(sides)}")
+    numbers = np.array([names.index(name) for name in of], own.dtype)[own]
+    return Images(pixels, numbers, np.arange(len(own)), like.mean_C, like.scale_C)
 
 
 def _contents(

@@ -1,6 +1,7 @@
 """Tabular data: regression or classification from numeric columns."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +79,41 @@ def _load(
     return made | {"contents": functools.partial(_contents, keys, heldout_mask)}
 
 
+def load_set(
+    path: str, data: Mapping[str, Any], columns: tuple[str, ...], names: Sequence[str]
+) -> Arrays:
+    """All rows of another table, as the data set of the options `data` reads its own: the same
+    `columns` and classes, standardized with its training rows. Raises BadInput as `load`."""
+    target, kind = tuple(data["target"]), data["kind"]
+    table, heldout = _diabetes() if path == "diabetes" else _read(path), data["heldout"]
+    _select_columns(path, table, target, columns, kind)
+    if kind == "classes":
+        x, labels_ = _matrix(path, table, columns), _labels(path, table, target[0])
+        number = {name: i for i, name in enumerate(names)}
+        if unknown := [label for label in map(str, labels_) if label not in number]:
+            raise BadInput(f"data.target: {path} has a class {unknown[0]!r:.50} of no training row")
+        y = np.array([number[str(label)] for label in labels_], np.int32)
+    else:
+        both = _matrix(path, table, (*columns, *target))
+        x, y = both[:, : len(columns)], both[:, len(columns) :]
+    if data["standardize"]:
+        own = _diabetes() if data["path"] == "diabetes" else _read(data["path"])
+        x_own = _matrix(data["path"], own, columns)
+        y_own = _classes(data["path"], own, target[0])[0] if names else (
+            _matrix(data["path"], own, target)
+        )  # fmt: skip
+        mask = np.array([is_heldout(key, heldout) for key in _row_hashes(x_own, y_own)])
+        x = _standardized_as(x, x_own[~mask])
+        y = y if names else _standardized_as(y, y_own[~mask])
+    return Arrays(x.astype(np.float32), y if names else y.astype(np.float32))
+
+
+def _standardized_as(values: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """`values` on the scale that `_standardize` gives the rows `train`."""
+    scale = train.std(axis=0)
+    return (values - train.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+
+
 def _contents(keys: list[bytes], heldout_mask: np.ndarray, part: str, classes: int) -> np.ndarray:
     from research.data.contents import of_digests
 
@@ -110,6 +146,7 @@ def _dataset(
         "targets": "classes" if names else "numbers",
         "facts": facts | ({"classes": len(names)} if names else {}),
         "digest": digest,
+        "load_set": functools.partial(load_set, columns=columns, names=names),
         "unique_tokens": int((~heldout_mask).sum()),
         "notes": {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in notes.items()},
         "card": lambda: card,
@@ -223,9 +260,14 @@ def _number(value: object) -> bool:
     return True
 
 
-def _classes(path: str, table: Any, name: str) -> tuple[np.ndarray, list[str]]:
+def _labels(path: str, table: Any, name: str) -> list[Any]:
     values = labels.stripped(path, f"column {name!r}", table.column(name).to_pylist())
     _check_complete(path, name, np.array([v is None or v != v for v in values]))
+    return values
+
+
+def _classes(path: str, table: Any, name: str) -> tuple[np.ndarray, list[str]]:
+    values = _labels(path, table, name)
     try:
         names = sorted(set(values))
     except TypeError:
@@ -252,7 +294,5 @@ def _row_hashes(x: np.ndarray, y: np.ndarray) -> list[bytes]:
 
 def _standardize(values: np.ndarray, heldout_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(values − mean) / std, both over the training rows, and the std (1 for a constant column)."""
-    train = values[~heldout_mask]
-    scale = train.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    return (values - train.mean(axis=0)) / scale, scale
+    scale = values[~heldout_mask].std(axis=0)
+    return _standardized_as(values, values[~heldout_mask]), np.where(scale > 0, scale, 1.0)

@@ -55,7 +55,7 @@ def load(
     *,
     path: str,
     context: PositiveInt,
-    heldout: OpenUnit,
+    heldout: OpenUnit | None,
     tokenizer: str,
     field: str,
     vocab: PositiveInt | None,
@@ -67,6 +67,7 @@ def load(
     a `.jsonl` (each line's `field` is a document) or a `.bin` of token ids (uint16, or uint32 when
     `vocab` > 65,536). Exact duplicates are dropped; about a fraction `heldout` of the documents,
     selected by content hash, is held out; of a `.bin`, which has no document boundaries, the tail.
+    none: nothing is, and a set of `eval.sets` is evaluated in its place.
 
     `tokenizer` is "bytes", "bpe" (`vocab` tokens, trained on the training documents only) or the
     path of a `tokenizer.json`. Except for bytes, token ids are cached on disk and memory-mapped.
@@ -75,18 +76,18 @@ def load(
     position; "replace" substitutes U+FFFD, counted in the data card.
     """
     stamps = (stamp(path), tokenizers.stamp(tokenizer))
-    tokens = _tokens(path, field, heldout, tokenizer, vocab, undecodable, stamps)
+    tokens = _tokens(path, field, heldout or 0.0, tokenizer, vocab, undecodable, stamps)
     return {
-        **windows(path, tokens, context),
+        **windows(path, tokens, context, heldout is not None),
         "card": functools.partial(_card, path, tokenizer, tokens),
     }
 
 
-def windows(path: str, tokens: Tokens, context: int) -> dict[str, object]:
-    """The fields of a `Dataset` that its tokens determine. Raises BadInput if either split has
-    fewer than `context` + 1 tokens."""
+def windows(path: str, tokens: Tokens, context: int, split: bool = True) -> dict[str, object]:
+    """The fields of a `Dataset` that its tokens determine. Raises BadInput if either split (of one
+    that is not `split` the first) has fewer than `context` + 1 tokens."""
     for name, ids in (("training", tokens.train), ("held-out", tokens.heldout)):
-        if len(ids) <= context:
+        if len(ids) <= context and (split or name == "training"):
             raise BadInput(
                 f"data.path: {path}: {len(ids)} {name} tokens; "
                 f"data.context = {context} needs at least {context + 1}"
@@ -208,7 +209,7 @@ def _balanced_blocks(raw: bytes, heldout: float) -> list[bytes]:
     """The largest blocks of `raw` of which hashes hold out about the share `heldout`, or the ones
     that come nearest to it: of a few large blocks they may take none, or twice too many."""
     size, best, least = BLOCK, _blocks(raw, BLOCK), math.inf
-    while size >= SMALLEST and len(raw) < SMALL:
+    while heldout and size >= SMALLEST and len(raw) < SMALL:
         blocks = _blocks(raw, size)
         train, held = (sum(map(len, part)) for part in split(blocks, heldout))
         share = held / max(1, train + held)

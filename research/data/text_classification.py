@@ -3,10 +3,10 @@
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -99,9 +99,32 @@ def load(
         "unique_tokens": len(used),
         "notes": {"class_names": list(names)},
         "tokenizer": reader.json,
+        "load_set": functools.partial(load_set, names=names, reader=reader),
         "contents": functools.partial(_contents, {"train": used, "heldout": heldout_part}, pad),
         "card": functools.partial(_card, path, tokenizer, loaded),
     }
+
+
+def load_set(
+    path: str, data: Mapping[str, Any], names: Sequence[str], reader: Tokenizer
+) -> Examples:
+    """All documents of another source, as the data set of the options `data` cuts and numbers its
+    own; those of classes that are not among its `data.classes` are left out. Raises BadInput."""
+    documents, _ = _documents(path, data["field"], data["label_field"], 0.0, data["undecodable"])
+    labeled = list(documents)
+    known = [(label, document) for label, document in labeled if label in names and document]
+    if data["classes"] is None and len(known) < len(labeled):
+        unknown = next(label for label, _ in labeled if label not in names)
+        raise BadInput(f"data.path: {path} has a class {unknown!r:.50} of no training document")
+    every = reader.encode_each([document for _, document in known])
+    rows = [
+        (b"", names.index(label), window)
+        for (label, _), ids in zip(known, every)
+        for window in _windows(ids, data["context"], reader)
+    ]
+    if not rows:
+        raise BadInput(f"data.path: {path}: no document of the classes {', '.join(names)}")
+    return _examples(rows)
 
 
 def _contents(parts: Mapping[str, Examples], pad: int, part: str, classes: int) -> np.ndarray:

@@ -43,7 +43,7 @@ def members(
 
 def _tokenizer(about: Mapping[str, Any], text: str) -> dict[str, str]:
     """Bytes are ids below 256; ids of anything else have words that nothing here tells."""
-    model, path = about["model"], str(about["config"].get("data", {}).get("path", ""))
+    model, path = about["model"], str(_setting(about, "data", "path"))
     if not text and (path.endswith(".bin") or model["vocab"] != 256):
         return {}
     said: dict[str, Any] = {
@@ -62,8 +62,7 @@ def _tokenizer(about: Mapping[str, Any], text: str) -> dict[str, str]:
 
 def card(about: Mapping[str, Any], architecture: str) -> str:
     """The model card: facts of the run alone."""
-    config, model = about["config"], about["model"]
-    data = config.get("data", {})
+    model = about["model"]
     loss, unit = about.get("loss"), about.get("loss_unit") or "nats per token"
     facts = {
         "class": architecture,
@@ -74,10 +73,10 @@ def card(about: Mapping[str, Any], architecture: str) -> str:
         "step": f"{about['step']:,}",
         "weights": "moving average" if about["weights"] == "average" else "as trained",
         "computed in training in": model["dtype"],
-        "data set": f"{data.get('name', 'unknown')}, digest {about.get('data_digest')}",
+        "data set": f"{_setting(about, 'data', 'name')}, digest {about.get('data_digest')}",
         "tokenizer": about.get("tokenizer_digest"),
-        "optimizer": config.get("optim", {}).get("optimizer", {}).get("name"),
-        "seed": config.get("seed"),
+        "optimizer": _setting(about, "optim", "optimizer", "name"),
+        "seed": _setting(about, "seed"),
         "commit": about.get("commit"),
         "versions": ", ".join(f"{k} {v}" for k, v in (about.get("versions") or {}).items()),
     }
@@ -91,6 +90,14 @@ def card(about: Mapping[str, Any], architecture: str) -> str:
         "```",
     ]
     return "\n".join([*head, "", *title, "| | |", "|---|---|", *rows, "", *how, ""])
+
+
+def _setting(about: Mapping[str, Any], *keys: str) -> object:
+    """A key of the run's config, which may come from elsewhere; None where it has none."""
+    value: Any = about["config"]
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _cell(value: object) -> str:

@@ -15,7 +15,7 @@ from research.errors import BadInput
 
 EPSILON = 1e-5  # of every norm of ours (custom_vjp.normalize)
 HEAD = "lm_head.weight"
-# Buffers in older files, which follow from the config.
+# Buffers in older files, which follow from config.json.
 BUFFERS = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 EXPECTED = (
     "expected a language model of norm rms, positions rotary, activation swiglu (Llama; with "
@@ -166,9 +166,9 @@ def config_json(model: Mapping[str, Any], end: int | None) -> dict[str, Any]:
 def to_tensors(model: Mapping[str, Any], leaves: Leaves) -> dict[str, np.ndarray]:
     """The parameters of a model by the names of its class. Raises BadInput where one that is not
     zero has no place there."""
-    config = config_json(model, None)
+    described = config_json(model, None)
     out, placed = {}, set()
-    for row in _rows(config, model["depth"]):
+    for row in _rows(described, model["depth"]):
         placed.update(row.paths)
         parts = [_leaf(leaves, path) for path in row.paths]
         parts = parts if row.block is None else [part[row.block] for part in parts]
@@ -176,22 +176,22 @@ def to_tensors(model: Mapping[str, Any], leaves: Leaves) -> dict[str, np.ndarray
         out[row.name] = np.ascontiguousarray(whole.T if row.turned else whole)
     for path in sorted(leaves.keys() - placed):
         if leaves[path].any():
-            name = LAYOUTS[config["model_type"]].architecture
+            name = LAYOUTS[described["model_type"]].architecture
             raise BadInput(f"parameter {path} is not zero, and {name} has no place for it")
     return out
 
 
-def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def fields(described: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the model that a config.json describes. Raises BadInput for what this family
     does not compute; whether the values are those of a model is still to be checked."""
-    name = config.get("model_type")
+    name = described.get("model_type")
     layout = LAYOUTS.get(name) if isinstance(name, str) else None
     if layout is None:
         raise BadInput(f"model_type is {name!r:.50}; expected {' or '.join(LAYOUTS)}")
-    sizes = {ours: config.get(theirs) for ours, theirs in layout.sizes.items()}
+    sizes = {ours: described.get(theirs) for ours, theirs in layout.sizes.items()}
     if odd := [key for key in sizes if sizes[key] is not None and type(sizes[key]) is not int]:
         key = layout.sizes[odd[0]]
-        raise BadInput(f"{key} is {config[key]!r:.50}; expected a whole number")
+        raise BadInput(f"{key} is {described[key]!r:.50}; expected a whole number")
     width, heads = sizes["width"] or 0, sizes["heads"] or 1
     sizes["hidden"] = sizes["hidden"] or (4 * width if name == "gpt2" else None)
     sizes["kv_heads"] = sizes.get("kv_heads") or heads
@@ -199,20 +199,20 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if name != "gpt2":
         usual = width // heads
         computed["head_dim"] = usual, (128 if name == "qwen3" else usual)
-        if isinstance(kinds := config.get("layer_types"), list):
+        if isinstance(kinds := described.get("layer_types"), list):
             computed["layer_types"] = ["full_attention"] * len(kinds), None
     problems = [
-        f"{key} is {config.get(key, default)!r:.80}; expected {value!r:.80}"
+        f"{key} is {described.get(key, default)!r:.80}; expected {value!r:.80}"
         for key, (value, default) in computed.items()
-        if config.get(key, default) not in ((value, None) if key == "head_dim" else (value,))
+        if described.get(key, default) not in ((value, None) if key == "head_dim" else (value,))
     ]
     flags = ("tie_word_embeddings", *filter(None, layout.biased.values()))
     problems += [
-        f"{key} is {config[key]!r:.50}; expected true or false"
+        f"{key} is {described[key]!r:.50}; expected true or false"
         for key in flags
-        if not isinstance(config.get(key, False), bool)
+        if not isinstance(described.get(key, False), bool)
     ]
-    theta = 1e4 if name == "gpt2" else _theta(config, problems)
+    theta = 1e4 if name == "gpt2" else _theta(described, problems)
     if problems:
         raise BadInput(*(f"{problem}, all that is computed here" for problem in problems))
     return {
@@ -220,8 +220,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         **sizes,
         **layout.means,
         "rotary_theta": theta,
-        "bias": any(not key or config.get(key, False) for key in layout.biased.values()),
-        "tie_embeddings": config.get("tie_word_embeddings", name == "gpt2"),
+        "bias": any(not key or described.get(key, False) for key in layout.biased.values()),
+        "tie_embeddings": described.get("tie_word_embeddings", name == "gpt2"),
         "dtype": "float32",
         "attention": "auto",
         "remat": "none",
@@ -230,14 +230,14 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_tensors(
-    config: Mapping[str, Any], model: Mapping[str, Any], found: Leaves
+    described: Mapping[str, Any], model: Mapping[str, Any], found: Leaves
 ) -> dict[str, np.ndarray]:
     """The parameters of ours, by path, of tensors by their names; `model` is what `fields` made of
-    `config`. Raises BadInput for a tensor that is missing, too many or of an odd shape."""
-    layout = LAYOUTS[config["model_type"]]
+    `described`. Raises BadInput for a tensor that is missing, too many or of an odd shape."""
+    layout = LAYOUTS[described["model_type"]]
     left = {name.removeprefix(layout.prefix): tensor for name, tensor in found.items()}
     parts: dict[str, list[np.ndarray]] = {}
-    for row in _rows({**config, "tie_word_embeddings": model["tie_embeddings"]}, model["depth"]):
+    for row in _rows({**described, "tie_word_embeddings": model["tie_embeddings"]}, model["depth"]):
         tensor = left.pop(row.name.removeprefix(layout.prefix), None)
         if tensor is None:
             raise BadInput(f"has no tensor {row.name}")
@@ -285,9 +285,9 @@ class _Row(NamedTuple):
     rank: int
 
 
-def _rows(config: Mapping[str, Any], depth: int) -> Iterator[_Row]:
-    layout = LAYOUTS[config["model_type"]]
-    has = [part for part, key in layout.biased.items() if not key or config.get(key)]
+def _rows(described: Mapping[str, Any], depth: int) -> Iterator[_Row]:
+    layout = LAYOUTS[described["model_type"]]
+    has = [part for part, key in layout.biased.items() if not key or described.get(key)]
     for ours, theirs in layout.modules:
         norm, embedding = ours.endswith("norm"), ours in ("embed", "position")
         leaf = "scale" if norm else "embedding" if embedding else "kernel"
@@ -301,7 +301,7 @@ def _rows(config: Mapping[str, Any], depth: int) -> Iterator[_Row]:
             if biased:
                 paths = [f"{module}/bias" for module in ours.split()]
                 yield _Row(f"{name}.bias", paths, block, False, 1)
-    if not config["tie_word_embeddings"]:
+    if not described["tie_word_embeddings"]:
         yield _Row(HEAD, ["head/kernel"], None, True, 2)
 
 
@@ -311,20 +311,20 @@ def _leaf(leaves: Leaves, path: str) -> np.ndarray:
     return leaves[path]
 
 
-def _theta(config: Mapping[str, Any], problems: list[str]) -> float:
+def _theta(described: Mapping[str, Any], problems: list[str]) -> float:
     """The base of the rotary angles; what scales them is added to `problems`."""
-    rope = config.get("rope_parameters") or {}
-    scaled = config.get("rope_scaling")
+    rope = described.get("rope_parameters") or {}
+    scaled = described.get("rope_scaling")
     rope = rope if isinstance(rope, Mapping) else {"rope_type": rope}
     kinds = {key: rope[key] for key in rope if key != "rope_theta"}
     if kinds and kinds not in ({"rope_type": "default"}, {"type": "default"}):
         problems.append(f"rope_parameters is {dict(rope)!r:.80}; expected rope_type default")
     if scaled not in (None, {"rope_type": "default"}, rope):
         problems.append(f"rope_scaling is {scaled!r:.80}; expected none")
-    if config.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append(f"partial_rotary_factor is {config['partial_rotary_factor']!r:.50}; "
+    if described.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append(f"partial_rotary_factor is {described['partial_rotary_factor']!r:.50}; "
                         "expected 1")  # fmt: skip
-    theta = rope.get("rope_theta", config.get("rope_theta", 1e4))
+    theta = rope.get("rope_theta", described.get("rope_theta", 1e4))
     if type(theta) not in (int, float) or not 0 < theta < math.inf:
         problems.append(f"rope_theta is {theta!r:.50}; expected a number above 0")
     return theta

@@ -66,7 +66,7 @@ class TimedLoop:
         every = run.cadence._replace(eval=0)
         heldout = min(run.eval_examples, heldout)
         saving = run.saving._replace(every=0)
-        changes = {"saving": saving, "eval_examples": heldout, "start": None}
+        changes = {"saving": saving, "eval_examples": heldout, "start": None, "sets": ()}
         self.run = dataclasses.replace(run, cadence=every, **changes)
         self.trainer = Trainer(self.run, mesh)
         self.room, self.dispatch, self._seen = every.dispatch, 0, 0

@@ -66,7 +66,7 @@ def predict(runs: Sequence[Run]) -> list[Cost]:
             continue
         program, seconds, compiling = program_key(run, mesh), None, 0.0
         if sample := _interpolate(load_samples(_calibration_key(run, mesh)), run):
-            evaluated = _evaluation_count(run) * run.eval_examples
+            evaluated = _evaluation_count(run) * run.evaluated
             seconds = run.steps * sample.step + evaluated * sample.example
             compiling = sample.compiling
         costs.append(Cost(seconds, compiling, program, memory_by_program[program]))

@@ -214,7 +214,8 @@ def _sweep_figures(
         series = {n: text.score_statistics(f["rows"], against, name) for n, f in fits.items()}
         if any(series.values()):
             label = f"held-out {style.plain_label(metric.axis or metric.title)}"
-            out[f"metric_{name}"] = sweep_figures.score_curves(series, against, label)
+            figure = sweep_figures.score_curves(series, against, label)
+            out[text.figure_name(metric)] = figure
     if best := html.best_classifier(done):
         out["confusion"] = sweep_figures.confusion_matrix(best["confusion"], best["class_names"])
     curves = [(row, metrics_log.read_records(workdir / "runs" / row["run"])) for row in rows]

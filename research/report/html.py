@@ -93,7 +93,7 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
             parts.append(f"<pre>{_escape(text.fit_summary(analysis.document, brief=True))}</pre>")
             parts += [_figure_element(x) for key, x in svgs.items() if key.startswith(f"{stem}_")]
     for metric in text.page_metrics(rows):
-        if figure := svgs.get(f"metric_{metric.name}"):
+        if figure := svgs.get(text.figure_name(metric)):
             parts += [f"<h2>Held-out {_escape(metric.title)}</h2>", _figure_element(figure)]
     if several and (side := text.comparison_table(rows, against)):
         parts += ["<h2>Groups compared</h2>", _html_table(side[0], side[1:])]

@@ -65,6 +65,11 @@ def score_statistics(
     ]
 
 
+def figure_name(metric: Column) -> str:
+    """The name of the figure of a metric, which is a file's, too: one of a set is loss/NAME."""
+    return f"metric_{metric.name.replace('/', '_')}"
+
+
 def page_metrics(rows: Sequence[Row]) -> list[Column]:
     """The metrics that the tasks of the runs show on the page: each has a figure there."""
     return [column for column in task_metrics(rows) if "page" in column.shown]

@@ -42,7 +42,7 @@ NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", 
 # Keys of `data` that the digest of the data stands for (see data.Dataset).
 PATH_KEYS = ("path", "paths", "tokenizer", "undecodable")
 MOST_METRICS, LONGEST_NAME, LARGEST_DECLARATION = 32, 40, 1 << 14
-NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+NAME = re.compile(r"[A-Za-z]\w*(/[A-Za-z][\w.-]*)?", re.ASCII)  # loss/NAME: of a set of eval.sets
 
 
 def _is_plain(words: object) -> bool:

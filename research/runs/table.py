@@ -119,7 +119,8 @@ def read_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             scaled = {k: v * part for k, v in run.items() if k.startswith("flops") and part < 1
                       and isinstance(v, int | float)}  # fmt: skip
             unique = min(run.get("unique_tokens", record["tokens"]), record["tokens"])
-            here = {k: record[k] for k in ("loss", "tokens")} | {"steps": record["step"]}
+            here = {k: v for k, v in record.items() if k not in ("step", "seconds")}
+            here["steps"] = record["step"]
             here |= {"unique_tokens": unique, "part_of_run": part, "status": "done"}
             if "shared_flops" in run:
                 here["flops_spent"] = run["flops"] * part - run["shared_flops"]

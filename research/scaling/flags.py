@@ -65,6 +65,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--law", default="auto", help="auto averages over laws; or one by its name")
     flag("--columns", default="", help="rename columns: params=N,loss=val loss,tokens=D (B)*1e9")
+    help_ = "the column that the law is of, in place of loss: loss/NAME of a set of eval.sets"
+    flag("--response", metavar="COLUMN", help=help_)
     help_ = "1,5 is one and a half (--no-decimal_comma: 1,500 is a thousand and a half)"
     flag("--decimal_comma", action=argparse.BooleanOptionalAction, help=help_)
     flag(
@@ -103,7 +105,10 @@ def parse_words(text: str | None) -> list[str]:
 
 
 def parse_columns(args: argparse.Namespace) -> dict[str, str]:
-    return _parse_pairs("columns", args.columns)
+    columns, response = _parse_pairs("columns", args.columns), getattr(args, "response", None)
+    if response and "loss" in columns:
+        raise BadInput(f"--response={response}: --columns names the loss, too; give one of them")
+    return columns | ({"loss": response} if response else {})
 
 
 def parse_truth(args: argparse.Namespace) -> dict[str, float]:

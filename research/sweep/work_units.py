@@ -360,6 +360,7 @@ def _program(run: Run) -> Hashable:
     content = (run.examples, run.batch, tuple(run.mesh.items()))
     records = (
         run.eval_examples,
+        tuple((one.name, one.examples) for one in run.sets),
         run.eval_batch,
         run.cadence,
         run.saving,

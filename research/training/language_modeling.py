@@ -17,7 +17,7 @@ from research.config.types import NonNegativeInt
 from research.data import Dataset
 from research.models import Model, activation_sharding
 from research.runs.schema import Column
-from research.training.losses import chunked_cross_entropy, cross_entropy
+from research.training.losses import cross_entropy
 from research.training.tasks import Task
 
 # Logits of a chunk on one device, where the task may choose: 256 MiB in float32. In a chunk of few
@@ -65,6 +65,8 @@ class LanguageModeling(Task):
         B, T = batch["targets"].shape
         if (N := self._chunks(model, B, T)) == 1:
             return super().loss(model, params, batch)
+        from research.training.chunked_losses import chunked_cross_entropy  # of large vocabularies
+
         x_NxMxD = _split(model.apply(params, batch["inputs"]).reshape(B, T, -1), N)
         weight_NxM = _split(jnp.ones((B, T), jnp.float32), N)  # 0 where a chunk is filled up
         # The head's parameters, which only `unembed` knows, become arguments.

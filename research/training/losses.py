@@ -1,6 +1,4 @@
-"""Cross-entropy, whole or in chunks that never hold all logits."""
-
-import functools
+"""Cross-entropy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,51 +9,3 @@ def cross_entropy(logits_MxV: Array, target_M: Array) -> Array:
     """−log softmax(logits)[target], [M]."""
     chosen_M = jnp.take_along_axis(logits_MxV, target_M[:, None], axis=-1)[:, 0]
     return jax.nn.logsumexp(logits_MxV, axis=-1) - chosen_M
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def chunked_cross_entropy(
-    how: tuple, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
-) -> Array:
-    """Σ weight · nats over N chunks of M tokens, of which one has its logits in memory at a time.
-    `how` is (gather, unembed): of a head gathered once, `unembed(x_MxD, *head)` are logits [M, V].
-
-    The gradient is worked out where the logits are: with y the one-hot targets,
-
-        dlogits = weight (softmax(logits) − y);  dx, dhead by the chain rule of `unembed`
-
-    of each chunk as soon as it is there, times the gradient of the sum, which is one number. So
-    nothing as large as the logits is kept for the way back, and no product is computed twice, as it
-    is with jax.checkpoint: that took 1.2 to 1.9 times as long.
-    """
-    return _chunked_forward(how, x_NxMxD, target_NxM, weight_NxM, *head)[0]
-
-
-def _chunked_forward(
-    how: tuple, x_NxMxD: Array, target_NxM: Array, weight_NxM: Array, *head: Array
-) -> tuple[Array, tuple]:
-    def add(sums: tuple, chunk: tuple) -> tuple[tuple, Array]:
-        x_MxD, target_M, weight_M = chunk
-
-        def weighted(x_MxD: Array, *head: Array) -> Array:
-            return (weight_M * cross_entropy(unembed(x_MxD, *head), target_M)).sum()
-
-        total, back = jax.vjp(weighted, x_MxD, *ready)
-        dx_MxD, *dhead = back(jnp.ones_like(total))
-        return jax.tree.map(lambda s, d: s + d.astype(s.dtype), sums, (total, dhead)), dx_MxD
-
-    gather, unembed = how
-    ready = [gather(w) for w in head]
-    zero = jnp.zeros((), weight_NxM.dtype), [jnp.zeros_like(w) for w in head]
-    (total, dhead), dx_NxMxD = jax.lax.scan(add, zero, (x_NxMxD, target_NxM, weight_NxM))
-    return total, (dx_NxMxD, dhead)
-
-
-def _chunked_backward(how: tuple, residuals: tuple, d: Array) -> tuple:
-    del how
-    dx_NxMxD, dhead = residuals
-    wide_NxMxD = d * dx_NxMxD.astype(d.dtype)
-    return wide_NxMxD.astype(dx_NxMxD.dtype), None, None, *(d * w for w in dhead)
-
-
-chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)

@@ -17,7 +17,6 @@ from research.data import Dataset
 from research.errors import BadInput, ErrorCollector
 from research.io import files
 from research.models import Model, accounting
-from research.models.sizing import model_at_size
 from research.parallel import device_mesh, sharding
 from research.runs.schema import PATH_KEYS
 from research.training import horizon
@@ -46,7 +45,14 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     """
     config = copy.deepcopy(dict(config))
     options = {key: value for key, value in config["data"].items() if key != "seed"}
-    dataset = dataset or data.load(**options)
+    loaded = None
+    if dataset is None:
+        dataset = data.load(**options)
+        if config["eval"].get("sets") is not None:
+            from research.training import evaluation_sets  # which few runs need
+
+            loaded = evaluation_sets.load(config["eval"], config["data"], dataset)
+            dataset, config["eval"] = loaded.data, loaded.section
     collect, inputs = ErrorCollector(), example_inputs(dataset)
     task, sized = collect(_task, config, dataset), collect(_model, config, dataset, inputs)
     collect.raise_errors()
@@ -54,6 +60,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     assert sized
     model, size_rule = sized
     examples = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
+    config["eval"] = {k: v for k, v in config["eval"].items() if v is not None}  # none is no key
     with _prefix_errors("model.name", config["model"]["name"]):
         counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
@@ -73,17 +80,14 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     resolved = _resolved(config, model, steps, lr, warmup)
     optimizer, schedule, hyper = _traced(resolved)
     _check_tables(model, inputs, optimizer, hyper)
-    if config["save"]["best"] is not None:
-        from research.runs import best  # which few runs need
-
-        best.direction(config["save"]["best"], task.METRICS)
     rules = [size_rule, batch_rule, horizon_rule, lr_rule, transfer_words]
     rules.append(task.describe_rule(model, batch // parts * dataset.tokens_per_example))
+    rules += [loaded.rule] if loaded else []
     facts = _facts(config, dataset, task, start, rules)
     facts |= counts | _amounts(model, dataset, counts, steps, batch)
     facts |= horizon.isoflop_budget(config["horizon"], steps * batch, per)
-    facts |= {"lr": lr, "warmup_steps": warmup}
-    return Run(
+    facts |= {"lr": lr, "warmup_steps": warmup, **(loaded.facts if loaded else {})}
+    run = Run(
         id=identity(resolved, dataset.digest, start),
         model=model,
         task=task,
@@ -109,7 +113,13 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         start=start,
         facts=facts,
         config=resolved,
+        sets=loaded.others if loaded else (),
     )
+    if run.saving.best is not None:
+        from research.runs import best  # which few runs need
+
+        best.direction(run.saving.best, run.columns)
+    return run
 
 
 def _batch(config: dict, dataset: Dataset, per: Mapping[str, float]) -> tuple[int, str]:
@@ -155,6 +165,11 @@ def _check_counts(dataset: Dataset, batch: int, parts: int, examples: int) -> No
         )
     if len(dataset.train) < batch:
         problems.append(f"batch.size: {batch}, but only {len(dataset.train)} training examples")
+    if not len(dataset.heldout):
+        problems.append(
+            "data.heldout: none holds nothing out; expected a share of the data, or eval.headline, "
+            "one of eval.sets"
+        )
     if len(dataset.heldout) < examples:
         problems.append(
             f"eval.examples: {examples}, but there are {len(dataset.heldout)} held-out examples; "
@@ -228,6 +243,8 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     try:
         if config["size"] is None:
             return models.build(name, **fields), "size given by its fields"
+        from research.models.sizing import model_at_size  # which runs of given fields do not need
+
         fields = models.without_sized(name, fields)
         model = model_at_size(config["size"], name, fields, inputs)
     except ValueError as error:  # what a family says of its own numbers

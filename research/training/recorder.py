@@ -62,7 +62,7 @@ class Recorder(DeferredMetrics):
     ):
         super().__init__()
         self.run, self.directory, self.on_steps = run, directory, on_steps
-        self.metrics = schema.declaration(run.task.METRICS)
+        self.metrics = schema.declaration(run.columns)
         stored = directory.write_once("config.json", run.config)
         resume.check_stored(directory.path / "config.json", stored, run)
         self.made_by = jax_settings.describe()
@@ -83,7 +83,7 @@ class Recorder(DeferredMetrics):
         if (metric := run.saving.best) is not None:
             from research.runs.best import Best  # which few runs need
 
-            self.best = Best(directory, metric, run.task.METRICS)
+            self.best = Best(directory, metric, run.columns)
         self._continued = directory.path / CONTINUED
         self.skips, self._skipped = 0, 0  # in all; in a row
 
@@ -106,7 +106,7 @@ class Recorder(DeferredMetrics):
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         if not math.isfinite(metrics["loss"]):
             raise Diverged(f"held-out loss {metrics['loss']} after step {step}")
-        logged = ("loss", *(column.name for column in self.run.task.METRICS))
+        logged = ("loss", *(column.name for column in self.run.columns))
         self._append(step, **{k: float(metrics[k]) for k in logged if k in metrics})
         if self.best:
             self.best.evaluated(step, metrics)

@@ -10,7 +10,7 @@ import numpy as np
 from research.data import Dataset
 from research.io import files
 from research.models import Model
-from research.runs.schema import NOT_IN_ID, PATH_KEYS
+from research.runs.schema import NOT_IN_ID, PATH_KEYS, Column
 from research.training.execution import Execution
 from research.training.optimizers import Optimizer
 from research.training.schedules import Choice
@@ -18,6 +18,7 @@ from research.training.step import Hyper
 from research.training.tasks import Task
 
 if TYPE_CHECKING:
+    from research.training.evaluation_sets import EvalSet
     from research.training.fine_tuning import StartingPoint
     from research.training.transfer import Transfer
 
@@ -75,6 +76,21 @@ class Run:
     start: "StartingPoint | None"
     facts: dict
     config: dict
+    sets: "tuple[EvalSet, ...]" = ()  # that are evaluated beside what `data` holds out
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of what it measures beside its loss."""
+        if "sets" not in self.config["eval"]:
+            return self.task.METRICS
+        from research.training import evaluation_sets  # which few runs need
+
+        return *self.task.METRICS, *evaluation_sets.columns(self)
+
+    @property
+    def evaluated(self) -> int:
+        """Examples of an evaluation."""
+        return self.eval_examples + sum(one.examples for one in self.sets)
 
     @property
     def tokens_per_step(self) -> int:
@@ -100,6 +116,8 @@ def identity_config(resolved: Mapping[str, Any]) -> dict:
         out["data"].pop(key, None)
     if "transfer" in out["optim"] and out["optim"]["transfer"]["rule"] == "none":
         del out["optim"]["transfer"]  # as in runs before there were rules
+    if sets := out["eval"].get("sets"):  # by their digests
+        out["eval"]["sets"] = [{k: one[k] for k in one if k != "path"} for one in sets]
     out.pop("init", None)
     return out
 

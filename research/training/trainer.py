@@ -96,13 +96,22 @@ class Trainer:
         return self._dispatch(state, batches, self.hyper, count)
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never_stop) -> dict[str, Any]:
-        """The task's metrics on the fixed held-out set, the same examples for every size. Raises
-        Stopped, see `wait_for`."""
-        held, examined = self._heldout
-        sums = eval_program(self.spec, self.mesh)(params, *held)
-        sums = distributed.gather(wait_for(sums, stop))
-        sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
-        return self.run.task.metrics(sums, {**self.run.data.notes, **examined})
+        """The task's metrics on the fixed held-out set, the same examples for every size, and on
+        the run's other sets. Raises Stopped, see `wait_for`."""
+
+        def measure(run: Run, placed: tuple) -> dict[str, Any]:
+            held, examined = placed
+            sums = eval_program(self.spec, self.mesh)(params, *held)
+            sums = distributed.gather(wait_for(sums, stop))
+            sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
+            return run.task.metrics(sums, {**run.data.notes, **examined})
+
+        metrics = measure(self.run, self._heldout)
+        if "sets" not in self.run.config["eval"]:
+            return metrics
+        from research.training import evaluation_sets  # which few runs need
+
+        return evaluation_sets.with_sets(self.run, metrics, measure, self._place, self)
 
     def against_closed_form(self, params: dict) -> dict[str, float]:
         """Where the family knows the best parameters, what `closed_form.compare` says of these."""
@@ -114,9 +123,12 @@ class Trainer:
 
     @functools.cached_property
     def _heldout(self) -> tuple[tuple[dict[str, Array], Array], dict[str, Any]]:
-        rows = host_heldout(self.run, device_mesh.batch_shards(self.mesh.shape))
+        return self._place(self.run)
+
+    def _place(self, run: Run) -> tuple[tuple[dict[str, Array], Array], dict[str, Any]]:
+        rows = host_heldout(run, device_mesh.batch_shards(self.mesh.shape))
         put = sharding.put_rows(rows, self.mesh, rows["weights"].shape[1], stacked=True)
-        return (put, put.pop("weights")), examine(self.run, rows)
+        return (put, put.pop("weights")), examine(run, rows)
 
 
 def check_model(run: Run, mesh: Mesh) -> None:
@@ -195,7 +207,7 @@ def resident(run: Run, mesh: AnyMesh) -> Resident:
     ways = device_mesh.batch_shards(mesh.shape)
     each = sum(x.nbytes for x in example(run).values())
     batches = run.cadence.dispatch * math.ceil(run.batch / ways) * each
-    heldout = math.ceil(run.eval_examples / ways) * (each + 4)
+    heldout = math.ceil(run.evaluated / ways) * (each + 4)
     optimizer = device_memory.bytes_per_device(abstract) - parameters
     return Resident(parameters, optimizer, batches, batches + heldout)
 

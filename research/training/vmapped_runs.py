@@ -123,7 +123,6 @@ class VmappedTrainer:
         self._dispatch = vmapped_dispatch_program(spec, mesh, self.shared)
         self._eval = vmapped_eval_program(spec, mesh)
         self._held: tuple | None = None
-        self._examined: dict[str, Any] = {}
 
     def init(self) -> VmappedState:
         """The first states, bit for bit those that the members have alone."""
@@ -160,20 +159,31 @@ class VmappedTrainer:
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never_stop) -> list[dict[str, Any]]:
         """The task's metrics of every slot, for parameters [K, ...]. Raises trainer.Stopped."""
-        if self._held is None:
-            rows = host_heldout(self.runs[0], 1)
-            put = jax.device_put(rows, NamedSharding(self.mesh, P()))
-            self._held = put, put.pop("weights")
-            self._examined = examine(self.runs[0], rows)
-        sums = jax.device_get(wait_for(self._eval(params, *self._held), stop))
-        sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
-        return [
-            run.task.metrics(
-                {k: total[slot] for k, total in sums.items()},
-                {**run.data.notes, **self._examined},
-            )
-            for slot, run in enumerate(self.runs)
-        ]
+
+        def measure(one: Run, placed: tuple) -> list[dict[str, Any]]:
+            held, examined = placed
+            sums = jax.device_get(wait_for(self._eval(params, *held), stop))
+            sums = {name: np.asarray(total, np.float64) for name, total in sums.items()}
+            return [
+                one.task.metrics(
+                    {k: total[slot] for k, total in sums.items()}, {**one.data.notes, **examined}
+                )
+                for slot in range(len(self.runs))
+            ]
+
+        first = self.runs[0]
+        self._held = self._held or self._place(first)
+        metrics = measure(first, self._held)
+        if "sets" not in first.config["eval"]:
+            return metrics
+        from research.training import evaluation_sets  # which few runs need
+
+        return evaluation_sets.with_sets_each(first, metrics, measure, self._place, self)
+
+    def _place(self, run: Run) -> tuple[tuple, dict[str, Any]]:
+        rows = host_heldout(run, 1)
+        put = jax.device_put(rows, NamedSharding(self.mesh, P()))
+        return (put, put.pop("weights")), examine(run, rows)
 
     def _spread(self, trees: Sequence[Any]) -> Any:
         """Trees of one structure, stacked, and split over the devices."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from research.models import custom_vjp, recurrence
-from research.training import losses
+from research.training import chunked_losses
 from research.training.gradient_accumulation import mean_loss_and_gradient
 
 # Half a unit in the last place, relative to a number: what rounding to the dtype costs.
@@ -112,7 +112,7 @@ OPS = {
         },
     ),
     "chunked cross-entropy": (
-        losses.chunked_cross_entropy,
+        chunked_losses.chunked_cross_entropy,
         chunked,
         (1,),
         {

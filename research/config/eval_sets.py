@@ -1,0 +1,50 @@
+"""`eval.sets` of a config: named sets that are evaluated beside what is held out.
+
+Each is {"name": NAME, "path": FILE}, perhaps with "examples", how many of it (none: as
+eval.examples says, else all), and in a resolved config with the "digest" of its content. NAME
+becomes a column, loss/NAME; that of what is held out is loss/heldout.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+HELDOUT = "heldout"  # the name of what the data set itself holds out
+MOST_SETS = 8
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,19}")
+KEYS = ("name", "path", "examples", "digest")
+
+
+def set_problems(path: str, value: object, hint: str) -> Iterator[str]:
+    """What is wrong with a list of sets."""
+    if not isinstance(value, list | tuple) or not all(isinstance(one, Mapping) for one in value):
+        yield f"{path}: {value!r:.60} is no list of objects{hint}"
+        return
+    if not 0 < len(value) <= MOST_SETS:
+        yield f"{path}: {len(value)} sets; expected 1 to {MOST_SETS}, or none"
+    names = [str(one.get("name")) for one in value]
+    for one, name in zip(value, names):
+        where = f"{path}: {name:.30}"
+        for key in [key for key in one if key not in KEYS]:
+            yield f"{where}: has a key {key!r:.30}; expected name, path and perhaps examples"
+        if not isinstance(one.get("name"), str) or not NAME.fullmatch(name) or name == HELDOUT:
+            yield (
+                f"{path}: {one.get('name')!r:.60} names a set; expected a letter, then at most 19 "
+                f"letters, digits, _ . or -, and not {HELDOUT}"
+            )
+        if names.count(name) > 1:
+            yield f"{where}: is the name of two sets"
+        if not isinstance(file := one.get("path"), str) or not file or "\0" in file:
+            yield f"{where}: path is {file!r:.60}; expected a file"
+        examples = one.get("examples")
+        if examples is not None and (type(examples) is not int or not 0 < examples < 2**31):
+            yield f"{where}: examples is {examples!r:.30}; expected a whole number of at least 1"
+        if not isinstance(one.get("digest", ""), str):
+            yield f"{where}: digest is {one['digest']!r:.30}; expected text, or leave it out"
+
+
+def headline_problems(flat: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with `eval.headline`, the set whose metrics are those of a run."""
+    sets, headline = flat.get("eval.sets"), flat.get("eval.headline")
+    names = [HELDOUT, *(str(one["name"]) for one in sets or ())]  # type: ignore[union-attr, index]
+    if headline is not None and headline not in names:
+        yield f"eval.headline: {headline!r:.60}; expected one of {', '.join(names)}, or none"
