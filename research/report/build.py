@@ -17,6 +17,7 @@ from research.runs import metrics_log
 from research.runs.directory import check_workdir
 from research.runs.ladder import read_ladder, read_registrations
 from research.runs.table import others_note, read_table, split_by_sweep
+from research.scaling import collapse
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
 from research.tables.comparable import Grouping, group_rows
@@ -67,7 +68,10 @@ def write_report(
     compared = _compare_groups(fits, surfaces, against) if grouping.measured_alike else None
     if len(groups) > 1:
         notes.append(told_of_groups(len(groups), grouping, bool(compared)))
-    figures = _sweep_figures(workdir, rows, fits, against)
+    records = {row["run"]: metrics_log.read_records(workdir / "runs" / row["run"]) for row in rows}
+    figures = _sweep_figures(rows, records, fits, against)
+    if bundle := _bundle(fits, records):
+        figures["collapse"] = sweep_figures.collapse_curves(bundle)
     if compared:
         figures["compare"] = fit_figures.draw_figures(compared)["compare"]
     if every_way and len(fits) == 1:
@@ -97,6 +101,7 @@ def write_report(
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
     result |= {"surfaces": surfaces, "compared": compared}
+    result["collapse"] = bundle and bundle.section()
     result |= {"registrations": registrations, "rungs": rungs}
     result["notes"] = [*notes, *grouping.notes]
     files.write_atomic(written["report"], html.render_page(result, drawings))
@@ -199,8 +204,26 @@ def _multiverse_figure(mix: bool, fit: Mapping[str, Any]) -> dict[str, Any]:
     return {"multiverse": decision_figures.multiverse_spread(document["multiverse"])}
 
 
+def _bundle(
+    fits: Mapping[str, Mapping], records: Mapping[str, list[Row]]
+) -> collapse.Bundle | None:
+    """The normalized training curves of a sweep whose runs share a law and a schedule; None where
+    they do not, or the records are too few."""
+    (fit, *others) = fits.values()
+    if others or not fit["document"]:
+        return None
+    try:
+        curves = collapse.make_curves(fit["rows"], lambda run: records[run])
+        return collapse.make_bundle(curves, fit["document"]["params"].get("E", 0.0))
+    except BadInput:
+        return None
+
+
 def _sweep_figures(
-    workdir: Path, rows: Sequence[Row], fits: Mapping[str, Mapping], against: str
+    rows: Sequence[Row],
+    records: Mapping[str, list[Row]],
+    fits: Mapping[str, Mapping],
+    against: str,
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
     done = [row for row in rows if row["status"] == "done"]
@@ -218,8 +241,7 @@ def _sweep_figures(
             out[text.figure_name(metric)] = figure
     if best := html.best_classifier(done):
         out["confusion"] = sweep_figures.confusion_matrix(best["confusion"], best["class_names"])
-    curves = [(row, metrics_log.read_records(workdir / "runs" / row["run"])) for row in rows]
-    curves = [(row, metrics) for row, metrics in curves if metrics]
+    curves = [(row, records[row["run"]]) for row in rows if records[row["run"]]]
     if curves:
         out["curves"] = sweep_figures.learning_curves(curves, unit, against)
     if first["analysis"] and not others:

@@ -123,12 +123,16 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         ]
     still = (
         ("curves", "Learning curves"),
+        ("collapse", "Learning curves, normalized"),
         ("residuals", "Residuals"),
         ("multiverse", "Multiverse analysis"),
     )
     for figure, heading in still:
         if figure in svgs:
             parts += [f"<h2>{heading}</h2>", _figure_element(svgs[figure])]
+            if figure == "collapse":
+                words = text.collapse_sentences(result["collapse"])
+                parts += [f"<p>{_escape(line)}.</p>" for line in words]
     parts += ["<h2>Data</h2>", *(_data_card(card) for card in result["cards"])]
     parts += ["<h2>Provenance</h2>", _provenance(fits)]
     return (

@@ -12,9 +12,11 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from research.io.humanize import quantity
 from research.report.style import (
     GRAY,
     MARKERS,
+    ORANGE,
     SERIES,
     STYLE,
     held_out_runs,
@@ -24,6 +26,7 @@ from research.report.style import (
     plain_ticks,
 )
 from research.runs.schema import AXES
+from research.scaling.collapse import BEGIN, SHARES, Bundle
 
 
 def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
@@ -60,6 +63,49 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
         log_loss_axis(axes, np.concatenate(every))
         log_ticks(axes.xaxis)
         axes.legend(loc="upper right", fontsize=9)
+    return figure
+
+
+def collapse_curves(bundle: Bundle) -> Figure:
+    """Left, the normalized training curves of all runs by size, and what they share; right, how far
+    each is off that, with the band of what noise of batches and spread allow; runs that leave the
+    bundle are orange."""
+    sizes = [curve.params or 1.0 for curve in bundle.curves]
+    norm, colors = (
+        LogNorm(min(sizes), max(*sizes, 1.01 * min(sizes))),
+        matplotlib.colormaps["viridis"],
+    )
+    leaving = {entry["run"]: entry for entry in bundle.leaving()}
+    allowed = 100 * np.hypot(np.nanmedian(bundle.errors, 0) / bundle.middle, bundle.spread)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.9), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for curve, size, y, off in zip(
+            bundle.curves, sizes, bundle.normalized, 100 * bundle.off, strict=True
+        ):
+            out = curve.run in leaving
+            look: dict[str, Any] = {"color": ORANGE if out else colors(norm(size))}
+            look |= {"lw": 1.6 if out else 0.9, "zorder": 4 if out else 2}
+            label = f"{plain_label(curve.run)}: {quantity(size)} parameters" if out else None
+            left.plot(SHARES, y, label=label, **look)
+            right.plot(SHARES, off, **look)
+        left.plot(
+            SHARES, bundle.middle, "--", color="black", lw=1.6, label="what they share", zorder=5
+        )
+        for sign in (-2, 2):
+            right.plot(SHARES, sign * allowed, "--", color="black", lw=1.0, zorder=5)
+        left.set(yscale="log", ylabel=f"(L(t) - E) / (L(T) - E), E = {bundle.floor:.3g}")
+        right.set_ylabel("off what they share, %")
+        late = SHARES >= BEGIN
+        reach = 1.15 * np.nanmax(np.abs(100 * bundle.off[:, late]))
+        right.set_ylim(-reach, reach)
+        for axes in (left, right):
+            axes.set_xlabel("share of training")
+        plain_ticks(left.yaxis)
+        left.legend(fontsize=8)
+        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=right)
+        bar.set_label(AXES["params"])
+        log_ticks(bar.ax.yaxis)
     return figure
 
 

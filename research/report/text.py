@@ -292,6 +292,21 @@ def expected_exponent_sentence(
     )
 
 
+def collapse_sentences(section: Mapping[str, Any]) -> list[str]:
+    """How near the normalized training curves of a sweep are to one, and which runs are not."""
+    out = [
+        f"The normalized training curves of {section['runs']} runs are {section['all']:.1%} off "
+        "what they share (root mean square, from a tenth of training on); the noise of batches "
+        f"alone would give {section['noise']:.1%}, so {section['spread']:.1%} is theirs. Sizes "
+        "whose learning rate and batch are right fall on one curve (Qiu et al. 2025)"
+    ]
+    return out + [
+        f"Run {entry['run']} ({quantity(entry['params'])} parameters) leaves it at "
+        f"{entry['share']:.0%} of its training, by {entry['off']:+.1%} at most"
+        for entry in section["leaving"]
+    ]
+
+
 def comparison_table(rows: Sequence[Row], against: str) -> list[list[str]]:
     """Groups side by side: a header, and a row for each score at each value of `against`, of the
     runs of the most tokens there."""
@@ -331,6 +346,9 @@ def text_summary(result: Mapping[str, Any]) -> str:
             words := expected_exponent_sentence(result["cards"], fit["document"])
         ):
             lines.append(words)
+    for entry in result["collapse"]["leaving"] if result["collapse"] else ():
+        lines.append(f"run {entry['run']} leaves the curve that the others share at "
+                     f"{entry['share']:.0%} of its training, by {entry['off']:+.1%}")  # fmt: skip
     if compared := result["compared"]:
         lines += ["", *compared.document["compare"]["words"]]
     if side := comparison_table(rows, result["against"]) if several else []:

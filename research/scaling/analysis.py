@@ -109,7 +109,7 @@ def analyze(
         chosen.check_against(named)
         needed = [*named.columns, named.response]
         usable, told, mixed = _checked(rows, needed, named.response, named.name, *how)
-        if _has_outliers(named, rows, chosen):
+        if has_outliers(named, rows, chosen):
             chosen = replace(chosen, objective="huber_log")
             told.append(
                 "rows far off the law that the others show: it is fitted by Huber's loss, which "
@@ -204,7 +204,7 @@ def _prior_warnings(
     return out
 
 
-def _has_outliers(law: Law, rows: Sequence[table.Row], options: Options) -> bool:
+def has_outliers(law: Law, rows: Sequence[table.Row], options: Options) -> bool:
     """Whether rows lie so far off that least squares, the default for a few rows, would follow
     them."""
     if options.objective is not None:

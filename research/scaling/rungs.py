@@ -13,7 +13,7 @@ import numpy as np
 from research.errors import BadInput
 from research.io import files
 from research.scaling import averaging, compute_optimal
-from research.scaling.analysis import _has_outliers
+from research.scaling.analysis import has_outliers
 from research.scaling.averaging import Average
 from research.scaling.compute_optimal import PER_TOKEN, has_optimum, largest_budget
 from research.scaling.fit_document import loss_unit
@@ -121,6 +121,6 @@ def make_forecaster(law: str, rows: Sequence[Row]) -> Forecaster:
             f"--law={law}: sizes and tokens of these runs do not vary each in its own way, so "
             "there is no optimal size; a ladder needs a sweep over both"
         )
-    if _has_outliers(laws[0], rows, options):
+    if has_outliers(laws[0], rows, options):
         options = dataclasses.replace(options, objective="huber_log")
     return Forecaster(averaging.fit_average(laws, rows, options), law)

@@ -1,0 +1,213 @@
+"""Training curves of a sweep, normalized so that they fall on one where all is tuned alike.
+
+Of a run that ends at a loss L(T), (L(t) - E) / (L(T) - E) against the share of training t / T is
+the same at every size, if learning rate, batch and schedule follow the size as they should (Qiu et
+al. 2025, arXiv:2507.02119). How far the curves of a sweep are apart says how well they do, a run
+that leaves the bundle is one to look at, and the bundle forecasts the curve of a larger run from
+its last loss. E is that of the law; L(T) is the held-out loss, which is known better than the last
+losses of batches, and what a law predicts.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from research.errors import BadInput
+from research.scaling.statistics import MEDIAN_OF_NORMAL
+from research.tables.table import Row
+
+SHARES = np.arange(1, 101) / 100
+BEGIN = 0.1  # share of training from which curves are compared: before it they warm up
+WIDTH = 0.25  # of the smoothing kernel, in the logarithm of the share
+LEAST = 4  # records within it
+ENOUGH = 0.5  # of the shares, at which a curve has to be known
+FEWEST = 4  # curves of a bundle
+MEDIAN_OF_SQUARES = 0.8  # root of the median to the mean, of squares of a few deviations
+LEAVES = 3.0  # standard deviations off the bundle
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of batches [n] at shares [n] of the training of a run, and its held-out loss."""
+
+    run: str
+    share: np.ndarray
+    loss: np.ndarray
+    final: float
+    params: float
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Normalized curves [r, m] at SHARES (NaN where a run has too few records), their standard
+    errors by the noise of batches, the curve [m] that they share with its own, and by how much
+    curves differ from it beside noise, relative."""
+
+    floor: float
+    curves: Sequence[Curve]
+    normalized: np.ndarray
+    errors: np.ndarray
+    middle: np.ndarray
+    middle_error: np.ndarray
+    spread: float
+
+    @property
+    def known(self) -> np.ndarray:
+        """Where the shared curve is known [m]."""
+        return np.isfinite(self.middle)
+
+    @property
+    def off(self) -> np.ndarray:
+        """How far each curve is off the shared one, relative [r, m]."""
+        return self.normalized / self.middle - 1
+
+    def forecast(
+        self, predicted: float, run_interval: Sequence[float | None]
+    ) -> dict[str, list[float]] | None:
+        """Losses of batches on the way of a run to a `predicted` loss, with their standard
+        deviations (without the noise of batches); None where its interval is open."""
+        low, high = run_interval
+        if low is None or high is None or low <= 0 or predicted <= self.floor:
+            return None
+        final = predicted * math.log(high / low) / (2 * 1.96)
+        g = self.middle[self.known]
+        own = (predicted - self.floor) * np.hypot(g * self.spread, self.middle_error[self.known])
+        return {
+            "share": SHARES[self.known].tolist(),
+            "loss": (self.floor + (predicted - self.floor) * g).tolist(),
+            "sd": np.hypot(own, g * final).tolist(),
+        }
+
+    @property
+    def late(self) -> np.ndarray:
+        """Where curves are compared [m]."""
+        return self.known & (SHARES >= BEGIN)
+
+    @property
+    def left(self) -> np.ndarray:
+        """Which curves [r] are further off the shared one than noise and spread allow."""
+        noise = np.nanmean((self.errors / self.middle)[:, self.late] ** 2, axis=1)
+        return np.nanmean(self.off[:, self.late] ** 2, axis=1) > LEAVES**2 * (
+            noise + self.spread**2
+        )
+
+    def leaving(self) -> list[dict[str, Any]]:
+        """The runs that leave the bundle: from which share on, and by how much at most."""
+        allowed = np.hypot(self.errors / self.middle, self.spread)[:, self.late]
+        off, shares, out = self.off[:, self.late], SHARES[self.late], []
+        for curve, from_it, limit, left in zip(self.curves, off, allowed, self.left, strict=True):
+            if left:
+                worst = int(np.nanargmax(np.abs(from_it)))
+                within = np.flatnonzero(~(np.abs(from_it) > LEAVES * limit)[:worst])
+                at = min(worst, int(within[-1]) + 1) if len(within) else 0
+                out.append({"run": curve.run, "params": curve.params,
+                            "share": float(shares[at]), "off": float(from_it[worst])})  # fmt: skip
+        return out
+
+    def section(self) -> dict[str, Any]:
+        """What there is to say of the bundle: "spread" beside the noise, and the root mean squares
+        of "all" and of what "noise" alone would give, relative."""
+        late = self.late
+        return {
+            "runs": len(self.curves),
+            "floor": self.floor,
+            "spread": self.spread,
+            "all": _root_mean_square(self.off[:, late]),
+            "noise": _root_mean_square((self.errors / self.middle)[:, late]),
+            "leaving": self.leaving(),
+        }
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.nanmean(values**2)))
+
+
+def make_curves(
+    rows: Sequence[Row], read: Callable[[str], Sequence[Mapping[str, Any]]]
+) -> list[Curve]:
+    """The training curves of finished runs; `read` gives the records of one by its name. Raises
+    BadInput where their schedules differ in more than their length."""
+    done = [row for row in rows if row.get("status") == "done" and row.get("steps")]
+    names = sorted({name for row in done for name in row if name.startswith("optim.schedule.")})
+    for name in names:
+        if len(found := {str(row.get(name)) for row in done}) > 1:
+            raise BadInput(f"the schedules differ: {name} is {' or '.join(sorted(found))}")
+    out = []
+    for row in done:
+        records = [record for record in read(str(row["run"])) if "train_loss" in record]
+        share = np.array([(record["step"] + 1) / row["steps"] for record in records])
+        loss = np.array([record["train_loss"] for record in records])
+        final, params = float(row["loss"]), float(row.get("params") or 0.0)
+        out.append(Curve(str(row["run"]), share, loss, final, params))
+    return out
+
+
+def make_bundle(curves: Sequence[Curve], floor: float) -> Bundle:
+    """Raises BadInput where too few curves can be compared."""
+    late = SHARES >= BEGIN
+    pairs = [(curve, _smooth(curve)) for curve in curves if curve.final > floor]
+    pairs = [(c, both) for c, both in pairs if np.isfinite(both[0][late]).mean() > ENOUGH]
+    if len(pairs) < FEWEST:
+        raise BadInput(
+            f"{len(pairs)} training curves with records enough, of {FEWEST} that a comparison needs"
+        )
+    curves, smoothed = [curve for curve, _ in pairs], [both for _, both in pairs]
+    scale = np.array([curve.final - floor for curve in curves])[:, None]
+    normalized = (np.array([value for value, _ in smoothed]) - floor) / scale
+    errors = np.array([error for _, error in smoothed]) / scale
+    enough = np.isfinite(normalized).sum(0) >= FEWEST
+    normalized = np.where(enough & (normalized > 0), normalized, math.nan)
+    # Those that leave it are no part of what the others share: first by what half of them show.
+    middle = np.where(enough, np.nanmedian(np.where(enough, normalized, 1.0), axis=0), math.nan)
+    bundle = Bundle(floor, curves, normalized, errors, middle, middle, 0.0)
+    bundle = replace(bundle, spread=_spread(bundle, np.median) / MEDIAN_OF_SQUARES)
+    for _ in range(2):
+        keep = ~bundle.left
+        middle, own = _middle(normalized[keep], errors[keep], bundle.spread)
+        bundle = replace(bundle, middle=middle, middle_error=own)
+        bundle = replace(bundle, spread=_spread(bundle, np.mean, keep))
+    return bundle
+
+
+def _spread(
+    bundle: Bundle, average: Callable[..., Any], keep: np.ndarray | slice = slice(None)
+) -> float:
+    """By how much curves are apart beside their noise, of an average over them of squares."""
+    squares = bundle.off[:, bundle.late] ** 2 - (bundle.errors / bundle.middle)[:, bundle.late] ** 2
+    return math.sqrt(max(float(average(np.nanmean(squares, axis=1)[keep])), 0.0))
+
+
+def _middle(
+    normalized: np.ndarray, errors: np.ndarray, spread: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of normalized curves [m], each weighed by what it is certain of, and its error."""
+    there = np.isfinite(normalized)
+    enough = there.sum(0) >= FEWEST
+    variance = errors**2 + (spread * np.where(there, normalized, 1.0)) ** 2
+    weights = np.where(there, 1 / np.where(there, variance, 1.0), 0.0)
+    total = np.where(enough, weights.sum(0), math.nan)
+    mean = (weights * np.where(there, normalized, 0.0)).sum(0) / total
+    return mean, np.sqrt(1 / total)
+
+
+def _smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """The losses of a curve at SHARES, by lines through its records near them, and their standard
+    errors; NaN where there are fewer than LEAST."""
+    steps = np.diff(curve.loss) / math.sqrt(2)  # the fall from one record to the next is small
+    noise = float(np.median(np.abs(steps))) / MEDIAN_OF_NORMAL
+    at = np.log(curve.share)
+    value, error = np.full((2, len(SHARES)), math.nan)
+    for i, share in enumerate(SHARES):
+        x = at - math.log(share)
+        w = np.maximum(0.0, 1 - (x / WIDTH) ** 2)
+        if (w > 0).sum() < LEAST:
+            continue
+        m0, m1, m2 = w.sum(), w @ x, w @ x**2
+        if not (determinant := m0 * m2 - m1 * m1) > 1e-12 * m0 * m0:
+            continue
+        line = w * (m2 - m1 * x) / determinant
+        value[i], error[i] = line @ curve.loss, noise * float(np.sqrt(line @ line))
+    return value, error

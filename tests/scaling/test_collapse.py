@@ -1,0 +1,114 @@
+"""Training curves fall on one where they should, a run that leaves them is named, and what they
+share forecasts a larger run."""
+
+import math
+
+import numpy as np
+import pytest
+
+from research.errors import BadInput
+from research.report import sweep_figures, text
+from research.scaling import collapse
+from research.scaling.collapse import SHARES, Curve, make_bundle, make_curves
+
+E = 1.5
+
+
+def shape(share):
+    """What all curves share: a power of the share, and the end of a schedule."""
+    return share**-0.3 * (1 - 0.1 * share**4) / 0.9
+
+
+def curve(i, noise=0.03, amplitude=None, records=300, changed=lambda share: 1.0, offset=0.0):
+    rng = np.random.default_rng(i)
+    share = (np.arange(records) + 1) / records
+    amplitude = amplitude or 2.0 * 0.8**i
+    loss = E + offset + amplitude * shape(share) * changed(share)
+    loss = loss + noise * rng.standard_normal(records)
+    return Curve(f"r{i}", share, loss, E + amplitude, 1e4 * 2.0**i)
+
+
+def test_curves_of_one_shape_fall_on_it():
+    bundle = make_bundle([curve(i) for i in range(8)], E)
+    late = SHARES >= 0.1
+    assert bundle.middle[late] == pytest.approx(shape(SHARES[late]), rel=0.02)
+    section = bundle.section()
+    assert section["leaving"] == []
+    assert section["spread"] < 0.01
+    assert section["all"] == pytest.approx(section["noise"], rel=0.35)
+    # The same curves less E alone, as if there were no floor, are apart.
+    apart = make_bundle([curve(i) for i in range(8)], 0.0).section()
+    assert apart["spread"] > 5 * max(section["spread"], 0.005)
+
+
+def test_a_spread_beside_the_noise_is_measured():
+    curves = [curve(i, changed=lambda u, i=i: 1 + 0.05 * (-1) ** i * np.sin(3 * u))
+              for i in range(12)]  # fmt: skip
+    wanted = 0.05 * math.sqrt(np.mean(np.sin(3 * SHARES[9:]) ** 2))
+    assert make_bundle(curves, E).spread == pytest.approx(wanted, rel=0.25)
+
+
+def test_a_run_that_leaves_the_bundle_is_named_with_where():
+    late = [curve(i, changed=lambda u, i=i: 1 + (0.4 * np.maximum(u - 0.5, 0) if i == 5 else 0 * u))
+            for i in range(10)]  # fmt: skip
+    bundle = make_bundle(late, E)
+    (left,) = bundle.section()["leaving"]
+    assert left["run"] == "r5"
+    assert 0.45 < left["share"] < 0.7
+    assert left["off"] == pytest.approx(0.2, abs=0.06)
+    assert bundle.spread < 0.015  # it is no part of what the others share
+    words = " ".join(text.collapse_sentences(bundle.section()))
+    assert "Run r5 (320k parameters) leaves it at" in words
+    lines = [line.get_label() for line in sweep_figures.collapse_curves(bundle).axes[0].lines]
+    assert "r5: 320k parameters" in lines
+
+
+def test_a_forecast_holds_the_curve_of_a_larger_run():
+    bundle = make_bundle([curve(i) for i in range(8)], E)
+    final = E + 0.25
+    forecast = bundle.forecast(final, [0.98 * final, 1.02 * final])
+    share, loss, sd = (np.array(forecast[name]) for name in ("share", "loss", "sd"))
+    truth = E + 0.25 * shape(share)
+    inside = share >= 0.1
+    assert (np.abs(loss - truth) < 2 * sd)[inside].all()
+    assert loss[inside] == pytest.approx(truth[inside], rel=0.01)
+    assert sd[-1] == pytest.approx(final * math.log(1.02 / 0.98) / 3.92 * loss[-1] / final, rel=0.3)
+    wider = bundle.forecast(final, [0.9 * final, 1.1 * final])
+    assert (np.array(wider["sd"]) > 2 * sd).all()
+    assert bundle.forecast(final, [None, 2.0]) is None
+    assert bundle.forecast(E - 0.1, [1.3, 1.5]) is None
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        [],
+        [curve(i) for i in range(3)],
+        [curve(i, records=5) for i in range(8)],
+        [curve(i, amplitude=-0.5) for i in range(8)],
+    ],
+)
+def test_too_few_curves_are_no_bundle(curves):
+    with pytest.raises(BadInput, match="training curves with records enough"):
+        make_bundle(curves, E)
+
+
+def test_curves_are_read_from_records_of_one_schedule():
+    rows = [{"run": f"r{i}", "status": "done", "steps": 100, "loss": 3.0, "params": 1e4,
+             "optim.schedule.name": "cosine"} for i in range(4)]  # fmt: skip
+    records = [{"step": k, "train_loss": 4.0 - k / 100} for k in range(0, 100, 10)]
+    records += [{"step": 100, "loss": 3.0}]
+    (one, *_) = make_curves([*rows, {"run": "bad", "status": "failed"}], lambda run: records)
+    assert one.share == pytest.approx((np.arange(0, 100, 10) + 1) / 100)
+    assert one.final == 3.0
+    rows[1]["optim.schedule.name"] = "wsd"
+    with pytest.raises(BadInput, match=r"optim\.schedule\.name is cosine or wsd"):
+        make_curves(rows, lambda run: records)
+
+
+def test_smoothing_is_exact_for_lines_in_the_logarithm():
+    share = (np.arange(200) + 1) / 200
+    value, error = collapse._smooth(Curve("r", share, 3.0 - np.log(share), 3.0, 1.0))
+    there = np.isfinite(value)
+    assert value[there] == pytest.approx(3.0 - np.log(SHARES[there]))
+    assert (error[there] < 0.05).all()
