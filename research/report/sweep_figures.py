@@ -76,7 +76,8 @@ def collapse_curves(bundle: Bundle) -> Figure:
         matplotlib.colormaps["viridis"],
     )
     leaving = {entry["run"]: entry for entry in bundle.leaving()}
-    allowed = 100 * np.hypot(np.nanmedian(bundle.errors, 0) / bundle.middle, bundle.spread)
+    noise = np.nanmedian(bundle.errors[:, bundle.known], 0) / bundle.middle[bundle.known]
+    allowed = 100 * np.hypot(noise, bundle.spread)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.9), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -92,8 +93,8 @@ def collapse_curves(bundle: Bundle) -> Figure:
         left.plot(
             SHARES, bundle.middle, "--", color="black", lw=1.6, label="what they share", zorder=5
         )
-        for sign in (-2, 2):
-            right.plot(SHARES, sign * allowed, "--", color="black", lw=1.0, zorder=5)
+        for sign, label in ((-2, None), (2, "2 sd of noise and spread")):
+            right.plot(SHARES[bundle.known], sign * allowed, label=label, "--", color="black", lw=1.0, zorder=5)
         left.set(yscale="log", ylabel=f"(L(t) - E) / (L(T) - E), E = {bundle.floor:.3g}")
         right.set_ylabel("off what they share, %")
         late = SHARES >= BEGIN
@@ -103,6 +104,7 @@ def collapse_curves(bundle: Bundle) -> Figure:
             axes.set_xlabel("share of training")
         plain_ticks(left.yaxis)
         left.legend(fontsize=8)
+        right.legend(fontsize=8, loc="lower left")
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=right)
         bar.set_label(AXES["params"])
         log_ticks(bar.ax.yaxis)
