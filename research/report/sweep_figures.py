@@ -94,7 +94,8 @@ def collapse_curves(bundle: Bundle) -> Figure:
             SHARES, bundle.middle, "--", color="black", lw=1.6, label="what they share", zorder=5
         )
         for sign, label in ((-2, None), (2, "2 sd of noise and spread")):
-            right.plot(SHARES[bundle.known], sign * allowed, label=label, "--", color="black", lw=1.0, zorder=5)
+            at = SHARES[bundle.known]
+            right.plot(at, sign * allowed, "--", color="black", lw=1.0, zorder=5, label=label)
         left.set(yscale="log", ylabel=f"(L(t) - E) / (L(T) - E), E = {bundle.floor:.3g}")
         right.set_ylabel("off what they share, %")
         late = SHARES >= BEGIN
