@@ -64,6 +64,8 @@ def get_config():
                 "clip": 1.0,  # of the global gradient norm
                 "ema": None,  # decay of a moving average of the parameters, which is evaluated
                 "skip": None,  # or standard deviations that a loss may exceed its mean
+                # By path: [["blocks/.*", {"lr": 0.1}], ["embed/.*", "frozen"]].
+                "paths": None,
             },
             # Another run to start from: its "params", its whole "state", or its "shape" alone,
             # which is new parameters in a model of the same fields.

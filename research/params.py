@@ -4,7 +4,8 @@ to say something about them, a table of patterns on the tail of their path.
 A path is the keys from the root joined by "/", such as `blocks/attn/query/kernel`. A table is a
 sequence of (pattern, value); a pattern is a regular expression that must match up to the end of the
 path. Exactly one row must match: a parameter that nobody thought of, or two rows that both claim
-it, are errors rather than a silent default. Sharding, groups and weight decay all use this.
+it, are errors rather than a silent default. Sharding, groups and weight decay all use this; what a
+config says of some parameters alone (optim.paths) leaves the others as they are.
 """
 
 import re
@@ -21,13 +22,18 @@ T = TypeVar("T")
 PathTable = Sequence[tuple[str, T]]
 
 
+def matching_rows(table: PathTable[T], path: str) -> list[tuple[str, T]]:
+    """The rows of `table` whose pattern matches the tail of `path`."""
+    return [(p, value) for p, value in table if re.search(rf"(?:^|/)(?:{p})$", path)]
+
+
 def match_path(table: PathTable[T], path: str, what: str = "rule") -> T:
     """The value of the only row of `table` whose pattern matches the tail of `path`.
 
     Raises BadInput, naming the table and the remedy, unless exactly one row matches: an incomplete
     family is reported before anything is compiled.
     """
-    hits = [(p, value) for p, value in table if re.search(rf"(?:^|/)(?:{p})$", path)]
+    hits = matching_rows(table, path)
     if len(hits) != 1:
         matches, advice = "none", "add a row for it"
         if hits:

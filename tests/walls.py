@@ -55,7 +55,7 @@ INSIDE = {
     "training.gradient_accumulation": "",
     "training.trainer": "run step optimizers fine_tuning closed_form evaluation_sets",
     "training.make_run": "run execution horizon horizon_rules fine_tuning heldout_check "
-    "evaluation_sets optimizers schedules step tasks transfer",
+    "evaluation_sets optim_paths optimizers schedules step tasks transfer",
     "training.run": "execution evaluation_sets fine_tuning optimizers schedules step tasks "
     "transfer",
     "training.evaluation_sets": "",
@@ -65,6 +65,7 @@ INSIDE = {
     "training.optimizers": "schedules",
     "training.muon": "optimizers",
     "training.transfer": "muon optimizers",
+    "training.optim_paths": "transfer",
     "training.tasks": "",
     "training.language_modeling": "losses chunked_losses tasks",
     "training.classification": "losses tasks",

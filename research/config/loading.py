@@ -81,7 +81,7 @@ def parse_value(text: str, field: registry.Field) -> object:
     kind = field.type
     if text.lower() in ("none", "null") and (field.optional or kind != "str"):
         return None
-    if kind == "EvalSets":
+    if kind in schema.JSON:
         return json.loads(text)
     if field.many:
         one = dataclasses.replace(field, many=False)

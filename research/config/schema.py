@@ -38,6 +38,7 @@ SECTIONS: dict[str, Field] = {
     "optim.transfer.width": Field("PositiveInt", optional=True),
     "optim.transfer.depth": Field("PositiveInt", optional=True),
     "optim.transfer.head_size": Field("PositiveInt", optional=True),
+    "optim.paths": Field("PathRules", optional=True, absent=True),
     "optim.warmup.unit": Field("str", choices=_WARMUP_UNITS),
     "optim.warmup.amount": Field("NonNegative"),
     "init.run": Field("str", optional=True),
@@ -52,7 +53,7 @@ SECTIONS: dict[str, Field] = {
     "eval.examples": Field("PositiveInt", optional=True),
     "eval.batch": Field("PositiveInt"),
     "eval.every": Field("NonNegativeInt"),
-    "eval.sets": Field("EvalSets", optional=True, absent=True),  # see eval_sets
+    "eval.sets": Field("EvalSets", optional=True, absent=True),  # see json_values
     "eval.headline": Field("str", optional=True, absent=True),
     "save.every": Field("NonNegativeInt"),
     "save.every_minutes": Field("Positive", optional=True),
@@ -66,7 +67,10 @@ SECTIONS: dict[str, Field] = {
     "loop.hang_seconds": Field("Positive", optional=True),
     "loop.hang_first_seconds": Field("Positive", optional=True),
 }
-SETS = 'a list of objects like {"name": "val", "path": "val.txt"}'
+JSON = {  # values that are nested, on the command line as JSON
+    "EvalSets": 'a list of objects like {"name": "val", "path": "val.txt"}',
+    "PathRules": 'a list of pairs like ["blocks/.*", {"lr": 0.1}] or ["embed/.*", "frozen"]',
+}
 PLUGS = {
     "model": ("models/__init__.py", "MODELS"),
     "data": ("data/__init__.py", "DATASETS"),
@@ -118,8 +122,7 @@ def expected(field: Field) -> str:
     elif field.type in RANGES:
         words = RANGES[field.type][-1]
     else:
-        words = {"str": "text", "bool": "true or false", "EvalSets": SETS}
-        words = words.get(field.type, f"a {field.type}")
+        words = {"str": "text", "bool": "true or false", **JSON}.get(field.type, f"a {field.type}")
     words = f"a list, each {words}" if field.many else words
     words = f"{words}, or {field.word}" if field.word else words
     return f"{words}, or none" if field.optional else words

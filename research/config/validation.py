@@ -12,7 +12,7 @@ from pathlib import Path
 
 from research.config import registry
 from research.config.registry import Field
-from research.config.schema import PLUGS, expected, flatten, schema
+from research.config.schema import JSON, PLUGS, expected, flatten, schema
 from research.config.types import RANGES
 
 # What these sections hold of fractions is traced, and so a float32 to the program.
@@ -67,9 +67,9 @@ def problems(config: Mapping[str, object]) -> list[str]:
         model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
         out += [*_size(right, model), *_divides(right, model), *_transfer(right, model)]
     if right.get("eval.headline") is not None and "eval.sets" not in wrong:
-        from research.config import eval_sets  # which few configs have
+        from research.config import json_values  # which few configs have
 
-        out += eval_sets.headline_problems(right)
+        out += json_values.headline_problems(right)
     return [*out, *_divides_batch(right), *_mesh(right), *_warmup(right), *_best(right)]
 
 
@@ -137,10 +137,10 @@ def value_problems(path: str, value: object, field: Field) -> Iterator[str]:
     if (value is None and field.optional) or (value is not None and value == field.word):
         return
     hint = f"; expected {expected(field)}"
-    if field.type == "EvalSets":
-        from research.config import eval_sets  # as above
+    if field.type in JSON:
+        from research.config import json_values  # as above
 
-        yield from eval_sets.set_problems(path, value, hint)
+        yield from json_values.PROBLEMS[field.type](path, value, hint)
         return
     if field.many:
         if not isinstance(value, list | tuple):

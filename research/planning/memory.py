@@ -118,7 +118,7 @@ def _step_jaxpr(
     spec: StepSpec, inputs: Any, hyper_structure: Any, shapes: tuple, tensor: int
 ) -> Any:
     hyper = abstract_hyper(hyper_structure)
-    init = functools.partial(init_from_params, optimizer=spec.optimizer)
+    init = functools.partial(init_from_params, optimizer=spec.optimizer, transfer=spec.transfer)
     state = jax.eval_shape(init, spec.model.shapes(inputs), hyper=hyper)
     batch = {name: jax.ShapeDtypeStruct(shape, kind) for name, shape, kind in shapes}
     cpu = AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")

@@ -255,13 +255,22 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
 
 
 def _transfer(optim: dict, model: Model, inputs: Any) -> "tuple[Transfer | None, str]":
-    """How the numbers follow the model's shape, and that in words."""
+    """How the optimizer's numbers follow the model's shape and paths, and that in words."""
+    transfer, words, paths = None, "", optim.pop("paths", None)
     if optim["transfer"]["rule"] == "none":
         optim["transfer"] = dict.fromkeys(optim["transfer"]) | {"rule": "none"}
-        return None, ""
-    from research.training.transfer import transfer_rule  # which few runs need
+    else:
+        from research.training.transfer import transfer_rule  # which few runs need
 
-    return transfer_rule(optim["transfer"], model, inputs, optim["optimizer"]["name"])
+        name = optim["optimizer"]["name"]
+        transfer, words = transfer_rule(optim["transfer"], model, inputs, name)
+    if paths is None:
+        return transfer, words
+    from research.training.optim_paths import with_paths  # as above
+
+    optim["paths"] = paths
+    transfer, more = with_paths(paths, transfer, model, inputs)
+    return transfer, "\n".join(filter(None, [words, more]))
 
 
 def _starting_point(

@@ -69,11 +69,14 @@ class StepSpec(NamedTuple):
         params = self.model.init(key, inputs)
         if self.transfer is not None:
             params = self.transfer.initial(params)
-        return init_from_params(params, self.optimizer, hyper)
+        return init_from_params(params, self.optimizer, hyper, self.transfer)
 
     def gradient(self, params: dict, batch: Mapping[str, Array]) -> tuple[Array, dict]:
         """The mean loss of a batch, in nats per token or per example, and its gradient."""
-        summed_loss = functools.partial(self.task.loss, self.model)
+        summed_loss, transfer = functools.partial(self.task.loss, self.model), self.transfer
+        if transfer is not None and transfer.frozen:
+            whole = summed_loss
+            summed_loss = lambda params, batch: whole(transfer.held(params), batch)  # noqa: E731
         return mean_loss_and_gradient(summed_loss, params, batch, self.grad_accumulation)
 
     def step(
@@ -118,10 +121,13 @@ def update_rule(
     return optax.with_extra_args_support(rule)
 
 
-def init_from_params(params: dict, optimizer: Optimizer, hyper: Hyper) -> TrainState:
+def init_from_params(
+    params: dict, optimizer: Optimizer, hyper: Hyper, transfer: "Transfer | None" = None
+) -> TrainState:
     """The state before the first update of `params`."""
     average = None if hyper.ema is None else jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, update_rule(optimizer, hyper).init(params), average)
+    opt_state = update_rule(optimizer, hyper, transfer).init(params)
+    return TrainState(jnp.int32(0), params, opt_state, average)
 
 
 def _moving_average(average: dict, params: dict, step: Array, decay: Array) -> dict:

@@ -159,7 +159,8 @@ def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
     """Where every leaf of the state of `run` lies on `mesh`, and the abstract state laid out so.
     Allocates nothing. Raises BadInput where the mesh does not divide a parameter, or a field."""
     inputs, hyper = example_inputs(run.data), jax.tree.structure(run.hyper)
-    placed = _place_state(run.model, run.optimizer, hyper, inputs, mesh, run.replicate_indivisible)
+    of_run = run.model, run.optimizer, run.transfer
+    placed = _place_state(*of_run, hyper, inputs, mesh, run.replicate_indivisible)
     split = getattr(run.model.family, "MESH_DIVIDES", {})
     sharding.check_fields(run.model.spec, split, mesh.shape)
     return placed
@@ -169,12 +170,13 @@ def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
 def _place_state(
     model: Model,
     optimizer: Optimizer,
+    transfer: Any,
     hyper_structure: Any,
     inputs: Any,
     mesh: Any,
     replicate: bool,
 ) -> tuple[Placement, TrainState]:
-    init = functools.partial(init_from_params, optimizer=optimizer)
+    init = functools.partial(init_from_params, optimizer=optimizer, transfer=transfer)
     abstract = jax.eval_shape(init, model.shapes(inputs), hyper=abstract_hyper(hyper_structure))
     tree = sharding.state_shardings(abstract, model.sharding, mesh, replicate)
     laid_out = jax.tree.map(

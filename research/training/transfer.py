@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import Array
 
@@ -109,6 +110,12 @@ class Transfer(NamedTuple):
     that are 1 multiply nothing, so at the base shape the program is that of the rule "none"."""
 
     factors: tuple[tuple[str, Factors], ...]
+    frozen: frozenset[str] = frozenset()  # what is not trained (see optim_paths)
+
+    def held(self, params: dict) -> dict:
+        """The parameters to differentiate by: no gradient is worked out of those that are
+        frozen."""
+        return self._where_frozen(params, jax.lax.stop_gradient)
 
     def initial(self, params: dict) -> dict:
         """The parameters as stored, of those that a family draws."""
@@ -122,13 +129,23 @@ class Transfer(NamedTuple):
         """From gradients of w to updates of w', by an `optimizer` of w. Its epsilon is the same for
         all, so the gradient is divided instead, to which Adam is otherwise blind."""
 
+        if self.frozen:  # which have no state
+            optimizer = optax.masked(optimizer, self._trained)
+
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
             updates = self._times(updates, lambda f: 1 / f.eps)
             params = self._times(params, lambda f: f.decay / f.forward)
             updates, state = optimizer.update(updates, state, params)
+            updates = self._where_frozen(updates, jnp.zeros_like)
             return self._times(updates, lambda f: f.forward * f.lr), state
 
         return optax.GradientTransformation(optimizer.init, update)
+
+    def _trained(self, tree: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda at, _: key_path(at) not in self.frozen, tree)
+
+    def _where_frozen(self, tree: Any, change: Callable[[Array], Array]) -> Any:
+        return jax.tree.map(lambda x, on: x if on else change(x), tree, self._trained(tree))
 
     def _times(self, tree: Any, factor: Callable[[Factors], float]) -> Any:
         known = dict(self.factors)

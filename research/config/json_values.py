@@ -1,10 +1,15 @@
-"""`eval.sets` of a config: named sets that are evaluated beside what is held out.
+"""Values of a config that are nested: `eval.sets` and `optim.paths`.
 
-Each is {"name": NAME, "path": FILE}, perhaps with "examples", how many of it (none: as
-eval.examples says, else all), and in a resolved config with the "digest" of its content. NAME
-becomes a column, loss/NAME; that of what is held out is loss/heldout.
+A set that is evaluated beside what is held out is {"name": NAME, "path": FILE}, perhaps with
+"examples", how many of it (none: as eval.examples says, else all), and in a resolved config with
+the "digest" of its content. NAME becomes a column, loss/NAME; that of what is held out is
+loss/heldout.
+
+A rule by path is [PATTERN, "frozen"], or [PATTERN, {"lr": FACTOR, "decay": FACTOR}], for the
+parameters whose path ends as the regular expression says (see research/params.py).
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -48,3 +53,33 @@ def headline_problems(flat: Mapping[str, object]) -> Iterator[str]:
     names = [HELDOUT, *(str(one["name"]) for one in sets or ())]  # type: ignore[union-attr, index]
     if headline is not None and headline not in names:
         yield f"eval.headline: {headline!r:.60}; expected one of {', '.join(names)}, or none"
+
+
+def path_problems(path: str, value: object, hint: str) -> Iterator[str]:
+    """What is wrong with a list of rules by path."""
+    pairs = isinstance(value, list | tuple) and len(value) and all(map(_is_pair, value))
+    if not pairs:
+        yield f"{path}: {value!r:.60} is no list of pairs{hint}"
+        return
+    for pattern, rule in value:  # type: ignore[union-attr]
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            yield f"{path}: {pattern!r:.60} is no regular expression: {error}"
+        if rule == "frozen":
+            continue
+        if not isinstance(rule, Mapping) or not rule or not rule.keys() <= {"lr", "decay"}:
+            yield f"{path}: {pattern!r:.60}: {rule!r:.60}; expected frozen, or factors lr, decay"
+            continue
+        for key, factor in rule.items():
+            number = type(factor) in (int, float) and 0 <= factor < math.inf
+            if not number or (key == "lr" and factor == 0):
+                words = "frozen, or a factor above 0" if key == "lr" else "a factor of at least 0"
+                yield f"{path}: {pattern!r:.60}: {key} is {factor!r:.30}; expected {words}"
+
+
+def _is_pair(entry: object) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)
+
+
+PROBLEMS = {"EvalSets": set_problems, "PathRules": path_problems}
