@@ -256,7 +256,7 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
 
 def _transfer(optim: dict, model: Model, inputs: Any) -> "tuple[Transfer | None, str]":
     """How the optimizer's numbers follow the model's shape and paths, and that in words."""
-    transfer, words, paths = None, "", optim.pop("paths", None)
+    transfer, words, paths = None, "", optim.get("paths")
     if optim["transfer"]["rule"] == "none":
         optim["transfer"] = dict.fromkeys(optim["transfer"]) | {"rule": "none"}
     else:
@@ -265,10 +265,11 @@ def _transfer(optim: dict, model: Model, inputs: Any) -> "tuple[Transfer | None,
         name = optim["optimizer"]["name"]
         transfer, words = transfer_rule(optim["transfer"], model, inputs, name)
     if paths is None:
+        if "paths" in optim:
+            del optim["paths"]  # none is no key
         return transfer, words
     from research.training.optim_paths import with_paths  # as above
 
-    optim["paths"] = paths
     transfer, more = with_paths(paths, transfer, model, inputs)
     return transfer, "\n".join(filter(None, [words, more]))
 
