@@ -265,8 +265,7 @@ def _transfer(optim: dict, model: Model, inputs: Any) -> "tuple[Transfer | None,
         name = optim["optimizer"]["name"]
         transfer, words = transfer_rule(optim["transfer"], model, inputs, name)
     if paths is None:
-        if "paths" in optim:
-            del optim["paths"]  # none is no key
+        optim.pop("paths", None)  # none is no key
         return transfer, words
     from research.training.optim_paths import with_paths  # as above
 

@@ -261,8 +261,9 @@ def defaults_of_readers(tree):
 
 
 # Where a key may be absent: not every schedule decays, not all data lie at one path, and what is
-# read of another's run may be anything.
+# read of another's run may be anything. What is none in a new config is no key of a resolved one.
 ABSENT = {
+    "optim.pop('paths', None)",
     "optim['schedule'].get('decay', 0.0)",
     "data.get('path', '')",
     "files.read_json(directory / 'config.json', follow=False).get('name', 'run')",
