@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--law", help="auto averages over laws (default); or one by its name")
     help_ = "register the rungs once more, by what the sweep says now, in a file of its own"
     parser.add_argument("--new_registration", action="store_true", help=help_)
+    help_ = "stop, and save, where a run leaves the training curve that was forecast"
+    parser.add_argument("--stop_off_track", action="store_true", help=help_)
     launch.add_flags(parser)
     stop_signal.add_flag(parser)
     process_flags.add_run_flags(parser)
@@ -73,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     options = choose_executor(LaunchOptions(*how), points, f"{args.runs}/verify")
     orderly = options.executor != "inline" or options.num_processes > 1
     with stop_signal.StopSignal(orderly, args.end) as stop, watchdog.watching():
-        outcome = verify.train(args.runs, points, stop, options)
+        outcome = verify.train(args.runs, points, stop, options, args.stop_off_track)
     print(ladder_text.measured(read_ladder(args.runs)))
     print(f"{args.runs}/verify/ladder.json")
     try:

@@ -39,6 +39,7 @@ NO_JAX = (
     *(
         "runs.directory",
         "runs.ladder",
+        "runs.tracking",
         "runs.table",
         "runs.metrics_log",
         "runs.row_checks",

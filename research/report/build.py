@@ -15,7 +15,7 @@ from research.io import files
 from research.report import decision_figures, fit_figures, html, style, sweep_figures, text
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
-from research.runs.ladder import read_ladder, read_registrations
+from research.runs.ladder import FOLDER, read_ladder, read_registrations
 from research.runs.table import others_note, read_table, split_by_sweep
 from research.scaling import collapse
 from research.scaling.fit_document import write_document
@@ -84,6 +84,7 @@ def write_report(
     registrations, rungs = read_registrations(workdir), read_ladder(workdir)
     if registrations:
         figures["ladder"] = decision_figures.ladder(*[*registrations.items()][-1], rungs)
+        figures |= _forecast_figure(workdir, registrations)
     drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
     written = {"report": out / "report.html"}
     for name, drawing in drawings.items():
@@ -217,6 +218,20 @@ def _bundle(
         return collapse.make_bundle(curves, fit["document"]["params"].get("E", 0.0))
     except BadInput:
         return None
+
+
+def _forecast_figure(
+    workdir: Path, registrations: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The figure of curves that were forecast, of the runs that have begun; {} without any."""
+    rungs = [rung for each in registrations.values() for rung in each["rungs"] if rung.get("curve")]
+    runs = workdir / FOLDER / "runs"
+    records = {rung["run"]: metrics_log.read_records(runs / rung["run"]) for rung in rungs}
+    rungs = [rung for rung in rungs if records[rung["run"]]]
+    if not rungs:
+        return {}
+    unit = next(iter(registrations.values()))["unit"]
+    return {"forecasts": sweep_figures.forecast_curves(rungs, records, unit)}
 
 
 def _sweep_figures(

@@ -83,7 +83,8 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         told += [ladder_text.registration_line(*each) for each in result["registrations"].items()]
         parts += ["<h2>Larger runs, predicted and measured</h2>"]
         parts += [_html_table(ladder_text.HEADINGS, ladder_text.table_rows(rungs), text=0)]
-        parts += [_figure_element(svgs["ladder"]), *(f"<p>{_escape(line)}.</p>" for line in told)]
+        parts += [_figure_element(svgs[name]) for name in ("ladder", "forecasts") if name in svgs]
+        parts += [f"<p>{_escape(line)}.</p>" for line in told]
     if explorer := _explorer(result):
         parts += ["<h2>Explore the fit</h2>", explorer]
     for group, analyses in result["surfaces"].items():

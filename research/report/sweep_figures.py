@@ -26,7 +26,7 @@ from research.report.style import (
     plain_ticks,
 )
 from research.runs.schema import AXES
-from research.scaling.collapse import BEGIN, SHARES, Bundle
+from research.scaling import collapse
 
 
 def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
@@ -66,7 +66,7 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
     return figure
 
 
-def collapse_curves(bundle: Bundle) -> Figure:
+def collapse_curves(bundle: collapse.Bundle) -> Figure:
     """Left, the normalized training curves of all runs by size, and what they share; right, how far
     each is off that, with the band of what noise of batches and spread allow; runs that leave the
     bundle are orange."""
@@ -88,17 +88,16 @@ def collapse_curves(bundle: Bundle) -> Figure:
             look: dict[str, Any] = {"color": ORANGE if out else colors(norm(size))}
             look |= {"lw": 1.6 if out else 0.9, "zorder": 4 if out else 2}
             label = f"{plain_label(curve.run)}: {quantity(size)} parameters" if out else None
-            left.plot(SHARES, y, label=label, **look)
-            right.plot(SHARES, off, **look)
-        left.plot(
-            SHARES, bundle.middle, "--", color="black", lw=1.6, label="what they share", zorder=5
-        )
+            left.plot(collapse.SHARES, y, label=label, **look)
+            right.plot(collapse.SHARES, off, **look)
+        middle = bundle.middle
+        left.plot(collapse.SHARES, middle, "k--", lw=1.6, label="what they share", zorder=5)
         for sign, label in ((-2, None), (2, "2 sd of noise and spread")):
-            at = SHARES[bundle.known]
+            at = collapse.SHARES[bundle.known]
             right.plot(at, sign * allowed, "--", color="black", lw=1.0, zorder=5, label=label)
         left.set(yscale="log", ylabel=f"(L(t) - E) / (L(T) - E), E = {bundle.floor:.3g}")
         right.set_ylabel("off what they share, %")
-        late = SHARES >= BEGIN
+        late = collapse.SHARES >= collapse.BEGIN
         reach = 1.15 * np.nanmax(np.abs(100 * bundle.off[:, late]))
         right.set_ylim(-reach, reach)
         for axes in (left, right):
@@ -109,6 +108,42 @@ def collapse_curves(bundle: Bundle) -> Figure:
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=right)
         bar.set_label(AXES["params"])
         log_ticks(bar.ax.yaxis)
+    return figure
+
+
+def forecast_curves(
+    rungs: Sequence[Mapping[str, Any]],
+    records: Mapping[str, Sequence[Mapping[str, Any]]],
+    unit: str,
+) -> Figure:
+    """The training curve of every rung as it was forecast, with two standard deviations, and as its
+    records are, smoothed with the standard error of that."""
+    with matplotlib.rc_context(STYLE):
+        columns = min(len(rungs), 4)
+        lines = -(-len(rungs) // columns)
+        figure = Figure(figsize=(1.2 + 2.9 * columns, 3.2 * lines), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(lines, columns, sharex=True, squeeze=False)).ravel()
+        for axes, rung in zip(panels, rungs, strict=False):
+            share, loss, sd = (np.array(rung["curve"][name]) for name in ("share", "loss", "sd"))
+            axes.fill_between(share, loss - 2 * sd, loss + 2 * sd, color=GRAY, alpha=0.25, lw=0)
+            axes.plot(share, loss, color=GRAY, lw=1.4, label="forecast, 2 sd")
+            seen = [record for record in records[rung["run"]] if "train_loss" in record]
+            if seen:
+                at = np.array([(record["step"] + 1) / rung["steps"] for record in seen])
+                values = np.array([record["train_loss"] for record in seen])
+                curve = collapse.Curve(rung["run"], at, values, 0.0, rung["params"])
+                value, error = collapse.smooth(curve)
+                band = {"color": ORANGE, "alpha": 0.25, "lw": 0}
+                axes.fill_between(collapse.SHARES, value - 2 * error, value + 2 * error, **band)
+                axes.plot(collapse.SHARES, value, color=ORANGE, lw=1.4, label="measured, smoothed")
+            axes.set_title(f"{rung['ratio']:.3g} times", fontsize=10)
+            late = share >= collapse.BEGIN / 2
+            axes.set_ylim(0.9 * (loss - 2 * sd)[late].min(), 1.1 * (loss + 2 * sd)[late].max())
+            axes.set_xlabel("share of training")
+        for axes in panels[len(rungs) :]:
+            axes.set_visible(False)
+        panels[0].set_ylabel(f"loss of batches ({plain_label(unit)})")
+        panels[0].legend(fontsize=8)
     return figure
 
 

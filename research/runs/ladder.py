@@ -71,18 +71,35 @@ def _is_rung(rung: Mapping[str, Any]) -> bool:
     parts = rung.get("parts")
     return (
         _are_positive(rung, AMOUNTS)
+        and isinstance(rung.get("steps"), int)
+        and rung["steps"] > 0
         and isinstance(run := rung.get("run"), str)
         and bool(RUN.fullmatch(run))
         and isinstance(rung.get("config"), dict)
         and isinstance(rung.get("found"), str)
         and _is_number(rung.get("slope"))
         and rung["slope"] < 0
+        and _is_curve(rung.get("curve"))
         and isinstance(parts, dict)
         and all(_is_number(parts.get(name)) for name in PARTS)
         and all(
             is_interval(rung.get(k)) and _holds(rung[k], rung["loss"])
             for k in ("interval", "run_interval")
         )
+    )
+
+
+def _is_curve(curve: object) -> bool:
+    """Whether it is a forecast, or there is none."""
+    if curve is None:
+        return True
+    if not isinstance(curve, dict):
+        return False
+    values = [curve.get(name) for name in ("share", "loss", "sd")]
+    return (
+        all(isinstance(v, list) and v and len(v) == len(values[0] or ()) for v in values)
+        and all(_is_number(x) and x > 0 for v in values for x in v or ())
+        and curve["share"] == sorted(set(curve["share"]))
     )
 
 
@@ -105,6 +122,20 @@ def _holds(ends: list[float | None], value: float) -> bool:
     return (low is None or low <= value) and (high is None or value <= high)
 
 
+def read_forecasts(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The forecast training curves of runs, by their ids, where `folder` is that of a ladder; of a
+    run that was registered more than once, the first."""
+    folder = Path(folder).resolve()
+    if folder.name != FOLDER:
+        return {}
+    out: dict[str, dict[str, Any]] = {}
+    for registration in read_registrations(folder.parent).values():
+        for rung in registration["rungs"]:
+            if rung.get("curve"):
+                out.setdefault(rung["run"], rung["curve"])
+    return out
+
+
 def read_ladder(workdir: str | Path) -> list[dict[str, Any]]:
     """Every rung that was registered, smallest first, with what its run measured: read from the
     run, so that nothing is believed but the registration and the run.
@@ -119,7 +150,7 @@ def read_ladder(workdir: str | Path) -> list[dict[str, Any]]:
             path = Path(workdir) / FOLDER / "runs" / rung["run"]
             row: dict[str, Any] = {"status": "new", "reason": ""}
             row |= read_row(path) if path.exists() else {}
-            known = {k: v for k, v in rung.items() if k not in ("loss", "config")}
+            known = {k: v for k, v in rung.items() if k not in ("loss", "config", "curve")}
             entry = {**known, "predicted": rung["loss"], "registration": name,
                      "law": registration["law"], "status": row["status"],
                      "reason": row.get("reason", "")}  # fmt: skip

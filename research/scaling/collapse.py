@@ -148,7 +148,7 @@ def make_curves(
 def make_bundle(curves: Sequence[Curve], floor: float) -> Bundle:
     """Raises BadInput where too few curves can be compared."""
     late = SHARES >= BEGIN
-    pairs = [(curve, _smooth(curve)) for curve in curves if curve.final > floor]
+    pairs = [(curve, smooth(curve)) for curve in curves if curve.final > floor]
     pairs = [(c, both) for c, both in pairs if np.isfinite(both[0][late]).mean() > ENOUGH]
     if len(pairs) < FEWEST:
         raise BadInput(
@@ -193,7 +193,7 @@ def _middle(
     return mean, np.sqrt(1 / total)
 
 
-def _smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+def smooth(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     """The losses of a curve at SHARES, by lines through its records near them, and their standard
     errors; NaN where there are fewer than LEAST."""
     steps = np.diff(curve.loss) / math.sqrt(2)  # the fall from one record to the next is small

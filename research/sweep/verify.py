@@ -4,6 +4,7 @@ trained (research/runs/ladder.py).
 """
 
 import datetime
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 from research import scaling
 from research.config import validation
 from research.config.loading import validated
-from research.errors import BadInput
+from research.errors import BadInput, Preempted
 from research.io import files, source
-from research.runs import ladder
+from research.runs import ladder, metrics_log, tracking
 from research.runs.directory import check_workdir
-from research.scaling import groups
+from research.scaling import collapse, groups
 from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.laws import AUTO
 from research.scaling.rungs import Forecaster, make_forecaster
@@ -75,8 +76,14 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
         if wanted[0] > FURTHEST:
             raise BadInput(f"--flops={asked.flops:g}: {wanted[0]:.3g} times the sweep's largest")
     rungs = [_predict_rung(workdir, forecaster, ratio) for ratio in sorted(wanted)]
+    bundle = _bundle(workdir, forecaster)
+    if isinstance(bundle, collapse.Bundle):
+        for rung in rungs:
+            rung["curve"] = bundle.forecast(rung["loss"], rung["run_interval"])
+        bundle = bundle.section()
     document = {
         **forecaster.describe(),
+        "collapse": bundle,
         "group": group,
         "rungs": rungs,
         "line": forecaster.line(1.5 * rungs[-1]["budget"]),
@@ -84,6 +91,18 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return _write(workdir / ladder.FOLDER, document)
+
+
+def _bundle(workdir: Path, forecaster: Forecaster) -> collapse.Bundle | dict[str, Any]:
+    """The training curves of the runs that the laws were fitted to, or why they forecast none."""
+    floor = forecaster.average.best.params.get("E", 0.0)
+    try:
+        curves = collapse.make_curves(
+            forecaster.rows, lambda run: metrics_log.read_records(workdir / "runs" / run)
+        )
+        return collapse.make_bundle(curves, floor)
+    except BadInput as error:
+        return {"why": str(error)}
 
 
 def _registered(
@@ -151,12 +170,49 @@ def train(
     points: Sequence[Point],
     stop: Callable[[], bool],
     options: LaunchOptions | None = None,
+    stop_off_track: bool = False,
 ) -> Outcome:
-    """Train the runs of rungs, and write WORKDIR/verify/ladder.json. Raises as sweep.launch."""
+    """Train the runs of rungs, and write WORKDIR/verify/ladder.json. Raises as sweep.launch, and
+    with `stop_off_track` Preempted where a run is off the curve that was forecast."""
+    folder = Path(workdir) / ladder.FOLDER
+    watched = StopOffTrack(folder, points, stop)
     try:
-        return launch_sweep(points, Path(workdir) / ladder.FOLDER, stop, options)
+        return launch_sweep(points, folder, watched if stop_off_track else stop, options)
+    except Preempted as error:
+        raise Preempted(watched.why) if watched.why else error  # noqa: B904, by one and the same
     finally:
         write_ladder(workdir)
+
+
+class StopOffTrack:
+    """Calling it returns whether to stop: because `stop` says so, or a run of the points is above
+    its forecast, by LIMIT standard deviations at LOOKS looks in a row; `why` then says which."""
+
+    LOOKS, SECONDS = 3, 5.0
+
+    def __init__(self, folder: Path, points: Sequence[Point], stop: Callable[[], bool]):
+        self.runs, self.stop, self.why, self._next = folder / "runs", stop, "", 0.0
+        self.steps = {point.run.id: point.run.facts["steps"] for point in points if point.pending}
+        self.forecasts = ladder.read_forecasts(folder)
+        self.looks: dict[str, list[float]] = {}
+
+    def __call__(self) -> bool:
+        if not self.why and time.monotonic() >= self._next:
+            self._next = time.monotonic() + self.SECONDS
+            for run, steps in self.steps.items():
+                self._look(run, steps)
+        return bool(self.why) or self.stop()
+
+    def _look(self, run: str, steps: int) -> None:
+        records = metrics_log.read_tail(self.runs / run)
+        found = tracking.track(self.forecasts.get(run), records, steps)
+        if not (found and found.off and found.sds > 0):
+            self.looks.pop(run, None)
+            return
+        seen = self.looks.setdefault(run, [])
+        seen += [] if found.share in seen else [found.share]
+        if len(seen) >= self.LOOKS:
+            self.why = f"run {run} is {found}; launch again without --stop_off_track to go on"
 
 
 def _is_asked(rung: Mapping[str, Any], asked: Asked) -> bool:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from research.errors import BadInput, printable
 from research.io.humanize import format_duration
-from research.runs import lease, metrics_log
+from research.runs import ladder, lease, metrics_log, tracking
 from research.runs.settings import (
     MOST_SETTINGS,
     settings_columns,
@@ -39,7 +39,8 @@ ORDER = ("running", "failed", "diverged", "stopped", "waiting", "done")
 @dataclass(frozen=True)
 class RunStatus:
     """One run as it stands. `rate` is in tokens (or examples) per second, `where` names its holder
-    or says why it is not done; `settings` are those that vary over the runs."""
+    or says why it is not done; `settings` are those that vary over the runs; `track` compares it
+    with its forecast, where it has one."""
 
     run: str
     facts: Mapping[str, Any]
@@ -49,6 +50,7 @@ class RunStatus:
     rate: float = 0.0
     where: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
+    track: str = ""
 
     @property
     def spent(self) -> float:
@@ -114,6 +116,7 @@ class SweepMonitor:
             for run, config in configs.items()
         }
         self._ended: dict[str, RunStatus] = {}
+        self.forecasts = ladder.read_forecasts(workdir)
 
     def rows(self) -> list[RunStatus]:
         out = []
@@ -138,7 +141,9 @@ class SweepMonitor:
         loss = losses[-1]["train_loss"] if losses else None
         if running and last:
             where = f"{last.content.get('host')} {last.content.get('pid')}"
-            return RunStatus(run, facts, "running", step, loss, _rate(losses), where)
+            track = tracking.track(self.forecasts.get(run), losses, facts["steps"])
+            status = RunStatus(run, facts, "running", step, loss, _rate(losses), where)
+            return replace(status, track=str(track or ""))
         row = read_row(path)
         if row["status"] == "unfinished":
             status = "stopped" if last else "waiting"
@@ -224,7 +229,7 @@ def status_table(rows: list[RunStatus], height: int = 40) -> Group:
             "" if row.loss is None else f"{row.loss:.4f}",
             f"{row.rate:,.0f}" if row.rate else "",
             _seconds_left(row.seconds_left) if row.status == "running" else "",
-            Text(row.where),
+            Text(f"{row.track}; {row.where}" if row.track else row.where),
         )
     rest = f"; {len(rows) - room} more runs" if len(rows) > room else ""
     return Group(out, Text(_format_totals(total(rows)) + rest))
@@ -237,7 +242,8 @@ def format_line(rows: list[RunStatus]) -> str:
         if row.status == "running":
             loss = "" if row.loss is None else f" loss {row.loss:.3f}"
             rate = f" {row.rate:,.0f} tokens/s" if row.rate else ""
-            at.append(f"{row.run} step {row.step:,}/{row.facts['steps']:,}{loss}{rate}")
+            track = f" {row.track}" if row.track else ""
+            at.append(f"{row.run} step {row.step:,}/{row.facts['steps']:,}{loss}{rate}{track}")
     return "; ".join([_format_totals(total(rows)), *at])
 
 

@@ -21,7 +21,9 @@ RUNG = {
     "budget": 4.8e12,
     "params": 200_000,
     "tokens": 4_000_000,
+    "steps": 100,
     "epochs": 0.5,
+    "curve": {"share": [0.1, 1.0], "loss": [3.0, 2.3], "sd": [0.1, 0.05]},
     "loss": 2.31,
     "interval": [2.25, 2.37],
     "run_interval": [2.2, 2.4],
@@ -64,6 +66,8 @@ def verified_sweep(path):
     write_registration(path)
     with RunDirectory(path / "verify", "larger") as directory:
         directory.write_once("config.json", {})
+        for step in range(0, 100, 10):
+            directory.append(step=step, tokens=step, train_loss=3.0 - step / 150)
         facts = {"params": 200_000, "tokens": 4_000_000, "loss": 2.33}
         directory.write_result({"status": "done", "reason": "", **facts})
     return path
@@ -84,6 +88,8 @@ def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
     assert "planted" not in drawn
     assert "1 of 1 rungs measured lie inside the interval that was registered" in page
     assert ">2.33<" in page
+    forecasts = (tmp_path / "figures" / "forecasts.svg").read_text()
+    assert forecasts[forecasts.index("<svg") :] in page
     assert drawn[drawn.index("<svg") :] in page
     svg.unlink()
     build.write_report(tmp_path)
@@ -104,6 +110,10 @@ def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
         ({"ratio": -3.0}, {}),
         ({"slope": 0.05}, {}),
         ({"found": 1}, {}),
+        ({"steps": 0.5}, {}),
+        ({"curve": [1.0]}, {}),
+        ({"curve": {"share": [0.1], "loss": [3.0, 2.3], "sd": [0.1]}}, {}),
+        ({"curve": {"share": [1.0, 0.1], "loss": [3.0, 2.3], "sd": [0.1, 0.1]}}, {}),
         ({"run": "../elsewhere"}, {}),
         ({"parts": {"noise": 0.1}}, {}),
         ({"run_interval": None}, {}),

@@ -9,7 +9,7 @@ import pytest
 from research.errors import BadInput
 from research.report import sweep_figures, text
 from research.scaling import collapse
-from research.scaling.collapse import SHARES, Curve, make_bundle, make_curves
+from research.scaling.collapse import Curve, make_bundle, make_curves
 
 E = 1.5
 
@@ -30,8 +30,8 @@ def curve(i, noise=0.03, amplitude=None, records=300, changed=lambda share: 1.0,
 
 def test_curves_of_one_shape_fall_on_it():
     bundle = make_bundle([curve(i) for i in range(8)], E)
-    late = SHARES >= 0.1
-    assert bundle.middle[late] == pytest.approx(shape(SHARES[late]), rel=0.02)
+    late = collapse.SHARES >= 0.1
+    assert bundle.middle[late] == pytest.approx(shape(collapse.SHARES[late]), rel=0.02)
     section = bundle.section()
     assert section["leaving"] == []
     assert section["spread"] < 0.01
@@ -44,7 +44,7 @@ def test_curves_of_one_shape_fall_on_it():
 def test_a_spread_beside_the_noise_is_measured():
     curves = [curve(i, changed=lambda u, i=i: 1 + 0.05 * (-1) ** i * np.sin(3 * u))
               for i in range(12)]  # fmt: skip
-    wanted = 0.05 * math.sqrt(np.mean(np.sin(3 * SHARES[9:]) ** 2))
+    wanted = 0.05 * math.sqrt(np.mean(np.sin(3 * collapse.SHARES[9:]) ** 2))
     assert make_bundle(curves, E).spread == pytest.approx(wanted, rel=0.25)
 
 
@@ -108,7 +108,7 @@ def test_curves_are_read_from_records_of_one_schedule():
 
 def test_smoothing_is_exact_for_lines_in_the_logarithm():
     share = (np.arange(200) + 1) / 200
-    value, error = collapse._smooth(Curve("r", share, 3.0 - np.log(share), 3.0, 1.0))
+    value, error = collapse.smooth(Curve("r", share, 3.0 - np.log(share), 3.0, 1.0))
     there = np.isfinite(value)
-    assert value[there] == pytest.approx(3.0 - np.log(SHARES[there]))
+    assert value[there] == pytest.approx(3.0 - np.log(collapse.SHARES[there]))
     assert (error[there] < 0.05).all()

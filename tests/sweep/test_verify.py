@@ -136,6 +136,56 @@ def test_a_rung_is_compared_with_its_run(swept):
     assert "had been trained before" in ladder_text.measured(ladder.read_ladder(swept))
 
 
+@pytest.fixture
+def curved(swept):
+    """The same with training curves, which all have one shape."""
+    for i, path in enumerate(sorted((swept / "runs").iterdir())):
+        row, rng = read_row(path), np.random.default_rng(i)
+        (path / "result.json").unlink()
+        with RunDirectory(swept, path.name) as directory:
+            for step in range(0, 1000, 10):
+                shape = ((step + 1) / 1000) ** -0.2
+                loss = 2.0 + (row["loss"] - 2.0) * shape + 0.02 * rng.standard_normal()
+                directory.append(step=step, tokens=step, train_loss=loss)
+            result = {k: row[k] for k in ("params", "tokens", "flops", "optimizer", "loss")}
+            directory.write_result({"status": "done", "reason": "", "steps": 1000, **result})
+    return swept
+
+
+def test_the_curve_of_a_rung_is_forecast_and_watched(curved):
+    made = registered(curved, 3.0, law="chinchilla")
+    (rung,) = made["rungs"]
+    assert made["collapse"]["runs"] == 12
+    assert made["collapse"]["spread"] < 0.2
+    share, loss = (np.array(rung["curve"][name]) for name in ("share", "loss"))
+    assert made["collapse"]["floor"] == made["laws"][0]["params"]["E"]
+    late = share > 0.1
+    wanted = 2.0 + (rung["loss"] - 2.0) * share**-0.2
+    assert loss[late] == pytest.approx(wanted[late], rel=0.05)
+    assert ladder.read_forecasts(curved / "verify") == {rung["run"]: rung["curve"]}
+    assert ladder.read_forecasts(curved) == {}
+    (point,) = verify.rung_points(curved, Asked())
+    for off in (0.0, 10.0):
+        stop = verify.StopOffTrack(curved / "verify", [point], lambda: False)
+        with RunDirectory(curved / "verify", rung["run"]) as directory:
+            (directory.path / "metrics.jsonl").unlink(missing_ok=True)
+            for step in range(0, rung["steps"] // 2, 3):
+                value = float(np.interp((step + 1) / rung["steps"], share, loss)) + off
+                directory.append(step=step, tokens=step, train_loss=value)
+                stop._next = 0.0
+                stop()
+        assert stop() == bool(off)
+    assert f"run {rung['run']} is off track at " in stop.why
+    assert " sd above" in stop.why
+    assert verify.StopOffTrack(curved / "verify", [point], lambda: True)()
+
+
+def test_without_records_there_is_no_forecast(swept):
+    made = registered(swept, 3.0)
+    assert "curve" not in made["rungs"][0]
+    assert "training curves" in made["collapse"]["why"]
+
+
 def test_a_registration_that_was_edited_is_refused(swept):
     made = registered(swept, 3.0)
     path = swept / "verify" / "registration.json"

@@ -153,6 +153,33 @@ def test_a_holder_elsewhere_runs_while_it_beats(sweep, monkeypatch):
     assert status() == "stopped"
 
 
+def test_a_run_of_a_ladder_is_shown_beside_its_forecast(tmp_path, monkeypatch):
+    folder, steps = tmp_path / "verify", 400
+    curve = {"share": [0.01, 1.0], "loss": [5.0, 1.0], "sd": [0.1, 0.1]}
+    monkeypatch.setattr(watch.ladder, "read_forecasts", lambda at: {"above": curve, "on": curve})
+    facts = FACTS | {"steps": steps}
+    runs = {"above": 1.0, "on": 0.0, "other": 1.0}
+    SweepFile(tuple(SweepPoint(run, {}, {}, facts) for run in runs)).write(folder)
+    held = {name: RunDirectory(folder, name) for name in runs}
+    for name, more in runs.items():
+        held[name].__enter__()
+        for step in range(steps // 2):
+            loss = 5.0 - step / 100 + more + 0.001 * (-1) ** step
+            held[name].append(step=step, tokens=step, train_loss=loss, seconds=step)
+    rows = {row.run: row for row in view(folder).monitor.rows()}
+    assert rows["above"].track.startswith("off track at 50%: ")
+    assert rows["above"].track.endswith(" sd above")
+    assert rows["on"].track.startswith("on track at 50%: ")
+    assert rows["other"].track == ""
+    line = watch.format_line(list(rows.values()))
+    assert f"tokens/s {rows['above'].track}" in line
+    console = Console(file=io.StringIO(), width=220)
+    console.print(watch.status_table(list(rows.values())))
+    assert rows["above"].track in console.file.getvalue()
+    for directory in held.values():
+        directory.__exit__()
+
+
 def test_settings_that_vary_are_columns(tmp_path):
     def shown(*norms):
         points = tuple(
