@@ -36,6 +36,10 @@ def get_config():
                 # The base shape at which these numbers hold, and the rule by which they follow a
                 # model\'s own: "mup", "complete_p", or "spectral" for Muon.
                 "transfer": {"rule": "none", "width": None, "depth": None, "head_size": None},
+                # The run at which these numbers hold, and the rule by which they follow tokens and
+                # batch: "power_lines", "complete_p", "marin" or "token_horizon".
+                "horizon_rule": {"rule": "none", "tokens": None, "batch": None},
+                "recipe": None,  # the file that the rules "fitted" of learning rate and batch read
                 "clip": None,
                 "ema": None,
                 "skip": None,  # or standard deviations that a loss may exceed its mean

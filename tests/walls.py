@@ -77,7 +77,7 @@ INSIDE = {
 }
 # What of config/ a module of training may import besides its types: only these read a config.
 READ_CONFIG = (
-    *("training.make_run", "training.resume", "training.horizon", "training.fine_tuning"),
+    *("training.make_run", "training.resume", "training.horizon_rules", "training.fine_tuning"),
     "training.pretrained",
 )
 SLACK = 1.15  # what the table permits, over what the code uses

@@ -21,6 +21,9 @@ FLOPS_UNITS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_cau
 _UNITS = ("steps", "tokens", "examples", "tokens_per_param", "epochs", *FLOPS_UNITS)
 _WARMUP_UNITS = ("fraction", "steps", "tokens")
 _TRACKERS = tuple(registry.table("runs/trackers.py", "TRACKERS"))
+_BATCH_RULES = ("constant", "sqrt_tokens", "power_lines", "step_law", "deepseek", "fitted")
+_RATE_RULES = ("constant", "inverse_width", "step_law", "deepseek", "fitted")
+_HORIZON_RULES = ("none", "power_lines", "complete_p", "marin", "token_horizon")
 SECTIONS: dict[str, Field] = {
     "name": Field("str"),
     "seed": Field("Seed"),
@@ -28,9 +31,13 @@ SECTIONS: dict[str, Field] = {
     "data.seed": Field("NonNegativeInt"),  # of the order of the training examples
     "batch.size": Field("PositiveInt", optional=True),
     "batch.grad_accumulation": Field("PositiveInt"),
-    "batch.rule": Field("str", choices=("constant", "sqrt_tokens")),
+    "batch.rule": Field("str", choices=_BATCH_RULES),
     "optim.lr": Field("Positive"),
-    "optim.lr_rule": Field("str", choices=("constant", "inverse_width")),
+    "optim.lr_rule": Field("str", choices=_RATE_RULES),
+    "optim.horizon_rule.rule": Field("str", choices=_HORIZON_RULES),
+    "optim.horizon_rule.tokens": Field("Positive", optional=True),
+    "optim.horizon_rule.batch": Field("PositiveInt", optional=True),
+    "optim.recipe": Field("str", optional=True),
     "optim.clip": Field("Positive", optional=True),
     "optim.ema": Field("OpenUnit", optional=True),
     "optim.skip": Field("Positive", optional=True),

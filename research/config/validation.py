@@ -20,6 +20,8 @@ _TRACED = ("optim.", "model.")
 _SMALLEST = 2.0**-126  # of float32, below which a CPU takes a number for 0
 LONGEST = 4096  # characters of a text, as of a path
 _NO_TEXT = re.compile("[\\0-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+PLAIN = {"optim.transfer.rule": "none", "optim.horizon_rule.rule": "none"}
+PLAIN |= {"optim.lr_rule": "constant", "batch.rule": "constant"}  # rules that need no check
 _words = reprlib.Repr()
 _words.maxstring = _words.maxother = _words.maxlong = 60
 
@@ -65,7 +67,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
     right = {path: value for path, value in flat.items() if path not in wrong}
     if "model.name" not in wrong:
         model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
-        out += [*_size(right, model), *_divides(right, model), *_transfer(right, model)]
+        out += [*_size(right, model), *_divides(right, model), *_rules(right, model)]
     if right.get("eval.headline") is not None and "eval.sets" not in wrong:
         from research.config import json_values  # which few configs have
 
@@ -94,24 +96,9 @@ def coerce(config: dict) -> dict:
 
 
 def _unknown(path: str, known: Mapping[str, Field]) -> str:
-    if inside := [key for key in known if key.startswith(f"{path}.")]:
-        return f"{path}: is a section; expected its keys, such as {inside[0]}"
-    close = _nearest(path[:100], list(known))
-    hint = f"; did you mean {close!r}?" if close else ""
-    plain = path.isascii() and path.isprintable() and 0 < len(path) <= 100
-    return f"{path if plain else format_value(path)}: no such key{hint}"
+    from research.config import suggestions  # which few configs need
 
-
-def _nearest(path: str, known: list[str]) -> str | None:
-    """The key that was meant: of the same section, by the same name in another, or as a whole."""
-    section, _, last = path.rpartition(".")
-    names = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    if close := difflib.get_close_matches(last, names, n=1):
-        return names[close[0]]
-    same = [key for key in known if key.rpartition(".")[2] == last]
-    if not same and not names:
-        same = difflib.get_close_matches(path, known, n=1, cutoff=0.75)
-    return next(iter(difflib.get_close_matches(path, same, n=1, cutoff=0.0)), None)
+    return suggestions.unknown_key(path, known, format_value(path))
 
 
 def _dotted(config: Mapping[str, object], prefix: str = "") -> Iterator[str]:
@@ -229,11 +216,12 @@ def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
             yield f"model.{small}: {a} does not divide model.{large} = {b}"
 
 
-def _transfer(flat: Mapping[str, object], model: Path) -> Iterator[str]:
-    if flat.get("optim.transfer.rule", "none") != "none":
-        from research.config import transfer  # which few configs need
+def _rules(flat: Mapping[str, object], model: Path) -> Iterator[str]:
+    """Of rules by which numbers follow the model's shape and the run's length."""
+    if any(flat.get(path, plain) not in (plain, "inverse_width") for path, plain in PLAIN.items()):
+        from research.config import scaling_rules  # which few configs need
 
-        yield from transfer.problems(flat, registry.literal(model, "TRANSFER"))  # type: ignore[arg-type]
+        yield from scaling_rules.problems(flat, registry.literal(model, "TRANSFER"))  # type: ignore[arg-type]
 
 
 def _divides_batch(flat: Mapping[str, object]) -> Iterator[str]:

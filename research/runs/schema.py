@@ -38,7 +38,10 @@ EXECUTION_KEYS = (
     *("batch.grad_accumulation", "task.chunk", "model.attention", "model.remat", "model.unroll"),
 )
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
-NOT_IN_ID = ("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *EXECUTION_KEYS)
+NOT_IN_ID = (
+    *("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *EXECUTION_KEYS),
+    *("optim.horizon_rule", "optim.recipe"),  # which resolve to numbers
+)
 # Keys of `data` that the digest of the data stands for (see data.Dataset).
 PATH_KEYS = ("path", "paths", "tokenizer", "undecodable")
 MOST_METRICS, LONGEST_NAME, LARGEST_DECLARATION = 32, 40, 1 << 14

@@ -7,7 +7,7 @@ the run, B tokens of a batch. A run counts by where it lies on the parabola of i
 rate at the edge of those that were tried is no minimum here, only a slope, and no winner of a noisy
 sweep is taken for one. What does not vary in the table is left out of the law.
 
-The outcome is a recipe, which `optim.batch_rule = fitted` of a config reads. Published rules are
+The outcome is a recipe, which `optim.lr_rule = fitted` of a config reads. Published rules are
 scored beside it on the largest cells of the table, from constants fitted to the others.
 """
 

@@ -79,6 +79,11 @@ def law_warnings(facts: Sequence[Facts]) -> list[str]:
             f"{len(repeated)} of {count} runs see more tokens than there are unique ones (up to "
             f"{max(repeated):.2g} epochs); repeated tokens teach less"
         )
+    if outside := [f for f in facts if "\noutside the recipe" in f["rules"]]:
+        out.append(
+            f"{len(outside)} of {count} runs lie outside what their recipe was fitted to: "
+            + outside[-1]["rules"].partition("outside the recipe: ")[2].partition("\n")[0]
+        )
     errors = [abs(f.get("budget_away", 0)) for f in facts]
     if large := [error for error in errors if error > MAX_BUDGET_ERROR]:
         out.append(

@@ -4,12 +4,11 @@ Every rule is put into words that are printed and stored with the run.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from research.config import schema
 from research.errors import BadInput
 from research.models import Model, accounting
 
+OF_WIDTH = ("constant", "inverse_width")  # rules of the learning rate that know no length
 TOLERANCE = 0.01  # by how much whole steps may miss a horizon without a word
 
 
@@ -47,17 +46,6 @@ def training_steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tu
     away = count / steps - 1
     rounding = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
     return count, f"{count:,} steps of {each} for {amount:g} {unit}{rounding}"
-
-
-def isoflop_budget(horizon: Mapping, examples: int, per: Mapping[str, float]) -> dict[str, Any]:
-    """Of an isoFLOP cell: the FLOPs that it was given, by which convention, and by what part whole
-    steps miss them. {} for a horizon of another unit."""
-    unit, amount = horizon["unit"], horizon["amount"]
-    if unit not in schema.FLOPS_UNITS:
-        return {}
-    name = accounting.FLOPS_CONVENTION if unit == "flops" else unit.removeprefix("flops_")
-    away = examples * per[unit] / amount - 1
-    return {"budget": amount, "budget_convention": name, "budget_away": away}
 
 
 def peak_learning_rate(optim: Mapping, model: Model) -> tuple[float, str]:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from research import data, models
-from research.config import registry, validation
+from research.config import registry, schema, validation
 from research.data import Dataset
 from research.errors import BadInput, ErrorCollector
 from research.io import files
@@ -34,6 +34,7 @@ from research.training.run import Cadence, Run, Saving, example_inputs, identity
 # Of one dispatch, where the config leaves them free: enough to make the host's part small, few
 # enough to be held twice and sent in no time.
 MOST_STEPS, MOST_BYTES = 50, 2**22
+_Of = tuple[Model, Mapping[str, Any], Mapping[str, float]]  # what horizon_rules.point takes
 
 
 def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
@@ -64,13 +65,13 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     with _prefix_errors("model.name", config["model"]["name"]):
         counts = accounting.params(model, inputs)
     per = horizon.per_example(model, counts, dataset.tokens_per_example, len(dataset.train))
-    batch, batch_rule = _batch(config, dataset, per)
+    batch, batch_rule = _batch(config, dataset, (model, counts, per))
     config["batch"] |= {"size": batch, "rule": "constant"}
     parts = config["batch"]["grad_accumulation"]
     collect(_check_counts, dataset, batch, parts, examples)
     steps, horizon_rule = collect(horizon.training_steps, config["horizon"], batch, per) or (0, "")
     optim, per_step = config["optim"], batch * dataset.tokens_per_example
-    rated = collect(horizon.peak_learning_rate, optim, model)
+    rated = collect(_peak_rate, optim, batch, steps, (model, counts, per))
     lr, lr_rule = rated or (0.0, "")
     warmup = collect(_warmup, optim, steps, per_step) if steps else 0
     transfer, transfer_words = collect(_transfer, optim, model, inputs) or (None, "")
@@ -85,7 +86,10 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     rules += [loaded.rule] if loaded else []
     facts = _facts(config, dataset, task, start, rules)
     facts |= counts | _amounts(model, dataset, counts, steps, batch)
-    facts |= horizon.isoflop_budget(config["horizon"], steps * batch, per)
+    if config["horizon"]["unit"] in schema.FLOPS_UNITS:
+        from research.training import horizon_rules  # which few runs need
+
+        facts |= horizon_rules.isoflop_budget(config["horizon"], steps * batch, per)
     facts |= {"lr": lr, "warmup_steps": warmup, **(loaded.facts if loaded else {})}
     run = Run(
         id=identity(resolved, dataset.digest, start),
@@ -122,14 +126,24 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     return run
 
 
-def _batch(config: dict, dataset: Dataset, per: Mapping[str, float]) -> tuple[int, str]:
+def _batch(config: dict, dataset: Dataset, of: _Of) -> tuple[int, str]:
     """Examples in a batch, and the rule in words."""
-    rule, size = config["batch"]["rule"], config["batch"]["size"] or len(dataset.train)
-    if rule == "constant":
-        return size, ""
-    from research.training import horizon_rules  # which few runs need
+    batch, length = config["batch"], config["horizon"]
+    if batch["rule"] == "constant":
+        return batch["size"] or len(dataset.train), ""
+    from research.training import horizon_rules as rules  # which few runs need
 
-    return horizon_rules.batch_size(rule, size, config["horizon"], per)
+    run = rules.point(*of, rules.examples(batch["rule"], length, of[-1]))
+    return rules.batch_size(batch, config["optim"]["recipe"], length, run)
+
+
+def _peak_rate(optim: dict, batch: int, steps: int, of: _Of) -> tuple[float, str]:
+    """The peak rate, and the rules in words; what else follows the length of the run is set."""
+    if optim["horizon_rule"]["rule"] == "none" and optim["lr_rule"] in horizon.OF_WIDTH:
+        return horizon.peak_learning_rate(optim, of[0])
+    from research.training import horizon_rules as rules  # which few runs need
+
+    return rules.apply(optim, of[0], rules.point(*of, max(steps, 1) * batch), batch)
 
 
 def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:

@@ -167,7 +167,7 @@ def test_every_unit_of_a_horizon_is_solved_and_flops_are_counted_by_its_name():
         spent = accounting.flops(model, counts, steps * 16, steps)
         spent["flops"] = spent["flops_exact_full"]
         assert spent[unit] == pytest.approx(1e9, rel=0.01)
-        cell = ladder.isoflop_budget({"unit": unit, "amount": 1e9}, steps, per)
+        cell = horizon_rules.isoflop_budget({"unit": unit, "amount": 1e9}, steps, per)
         assert cell["budget_away"] == pytest.approx(spent[unit] / 1e9 - 1, abs=1e-12)
         assert cell["budget_convention"] == (
             unit.removeprefix("flops_") if "_" in unit else "exact_full"
@@ -176,13 +176,20 @@ def test_every_unit_of_a_horizon_is_solved_and_flops_are_counted_by_its_name():
         ladder.training_steps({"unit": u, "amount": 1e9}, 1, per)[0] for u in schema.FLOPS_UNITS
     }
     assert len(steps) == len(schema.FLOPS_UNITS)  # the conventions do differ
-    assert ladder.isoflop_budget({"unit": "tokens", "amount": 1e9}, 10, per) == {}
+    assert horizon_rules.isoflop_budget({"unit": "tokens", "amount": 1e9}, 10, per) == {}
+
+
+def ruled(horizon):
+    tokens = horizon_rules.examples("sqrt_tokens", horizon, PER) * PER["tokens"]
+    run = horizon_rules.Point(1e6, 1e6, tokens, 1e12, PER["tokens"])
+    batch = {"rule": "sqrt_tokens", "size": 8}
+    return horizon_rules.batch_size(batch, None, horizon, run)
 
 
 @pytest.mark.parametrize("tokens", [1e3, 3e4, 1e6, 2.3e6, 1e8])
 def test_the_batch_grows_with_the_root_of_the_tokens_and_keeps_the_horizon(tokens):
     horizon = {"unit": "tokens", "amount": tokens}
-    size, words = horizon_rules.batch_size("sqrt_tokens", 8, horizon, PER)
+    size, words = ruled(horizon)
     steps, told = ladder.training_steps(horizon, size, PER)
     assert size & (size - 1) == 0
     assert size <= max(1, 8 * (tokens / 1e6) ** 0.5 * 2**0.5)
@@ -190,7 +197,7 @@ def test_the_batch_grows_with_the_root_of_the_tokens_and_keeps_the_horizon(token
     assert steps * size * 16 == pytest.approx(tokens, rel=0.01)
     assert "whole steps" not in told
     given = {"batch": {"rule": "constant", "size": 8}, "horizon": horizon}
-    assert make_run._batch(given, None, PER) == (8, "")
+    assert make_run._batch(given, None, ()) == (8, "")
 
 
 def test_a_batch_that_is_given_may_miss_the_horizon_and_says_so():
@@ -200,7 +207,7 @@ def test_a_batch_that_is_given_may_miss_the_horizon_and_says_so():
 
 def test_the_rule_for_the_batch_needs_tokens():
     with pytest.raises(BadInput, match="another unit"):
-        horizon_rules.batch_size("sqrt_tokens", 8, {"unit": "steps", "amount": 10}, PER)
+        ruled({"unit": "steps", "amount": 10})
 
 
 def test_shares_are_of_the_exact_flops():
