@@ -39,7 +39,7 @@ def point(
 
 
 def examples(rule: str, horizon: Mapping, per: Mapping[str, float]) -> float:
-    """How many a horizon is, for the rule of the batch. Raises BadInput for one in steps, whose batch is not known yet."""
+    """How many a horizon is, for a rule of the batch. Raises BadInput for one in steps."""
     if horizon["unit"] == "steps":
         raise BadInput(
             f"batch.rule: {rule}, but horizon.unit is steps, which fix no tokens until the "
