@@ -283,9 +283,14 @@ def run_disturbed(
 
 
 def launch_edited(config: Path, workdir: Path, workers: int) -> bool:
-    """A launch by edited code for a while, which must leave alone every run that has begun."""
+    """A launch by edited code for a while, which must leave alone every run that has begun: those
+    with a checkpoint, the others begin anew. Workers of a killed launcher still write for a while.
+    """
     path = config.parent / "code" / EDITED
+    while lease_holder_pids(workdir):
+        time.sleep(0.5)
     runs = [p.parent for p in workdir.glob("runs/*/metrics.jsonl")]
+    runs = [run for run in runs if checkpoint.saved_steps(run)]
     held = {run: (run / "metrics.jsonl").read_bytes() for run in runs}
     raw = path.read_bytes()
     path.write_bytes(raw + b"\n# edited\n")
