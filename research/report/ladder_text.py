@@ -66,7 +66,7 @@ def _outcome(rung: Mapping[str, Any]) -> list[str]:
 
 def sentences(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The verdict, and what a reader of the table has to know."""
-    done = [rung for rung in rungs if rung["measured"] is not None]
+    done = [rung for rung in rungs if rung["measured"] is not None and rung["found"] == "new"]
     out = []
     if done:
         inside = sum(rung["covered"] for rung in done)
@@ -77,8 +77,9 @@ def sentences(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
         )
     for rung in rungs:
         name = f"the rung of {rung['ratio']:.4g} times ({rung['registration']})"
-        if rung["found"] not in ("new", "unfinished"):
-            out.append(f"{name} had been trained before it was registered there: no prediction")
+        if rung["found"] != "new":
+            begun = "begun" if rung["found"] == "unfinished" else "trained"
+            out.append(f"{name} had been {begun} before it was registered there: no prediction")
         if rung["measured"] is None and rung["status"] in ("failed", "diverged"):
             out.append(f"{name} {rung['status']}: {rung['reason']}")
         if rung.get("epochs", 0) > 1:
