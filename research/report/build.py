@@ -227,7 +227,7 @@ def _forecast_figure(
     rungs = [rung for each in registrations.values() for rung in each["rungs"] if rung.get("curve")]
     runs = workdir / FOLDER / "runs"
     records = {rung["run"]: metrics_log.read_records(runs / rung["run"]) for rung in rungs}
-    rungs = [rung for rung in rungs if records[rung["run"]]]
+    rungs = sorted((r for r in rungs if records[r["run"]]), key=lambda rung: rung["ratio"])
     if not rungs:
         return {}
     unit = next(iter(registrations.values()))["unit"]

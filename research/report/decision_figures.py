@@ -246,6 +246,8 @@ def ladder(
             _draw_rung(left, right, rung, ORANGE if rung["registration"] == name else GRAY)
         left.plot([], [], "D", color=ORANGE, mfc="white", ms=5, label="predicted, 95 % of a run")
         left.plot([], [], "*", color=ORANGE, ms=10, label="measured afterwards")
+        if any(rung["registration"] != name for rung in rungs):
+            left.plot([], [], "D", color=GRAY, mfc="white", ms=5, label="of another registration")
         right.axhline(0, color=GREEN, lw=1.2)
         right.plot([], [], color=ORANGE, lw=4.0, label="95 % interval of the law")
         right.plot([], [], "_-", color=ORANGE, lw=1.2, ms=12, label="of a run")
@@ -271,7 +273,8 @@ def _draw_rung(left: Any, right: Any, rung: Mapping[str, Any], color: str) -> No
         ends = [x or f * center for x, f in zip(rung[name], (0.5, 2.0), strict=True)]
         off = [100 * (end / center - 1) for end in ends]
         marker = "_" if name == "run_interval" else ""
-        right.plot([rung["ratio"]] * 2, off, marker=marker, ms=12, color=color, lw=width)
+        right.plot([rung["ratio"]] * 2, off, marker=marker, ms=12, color=color, lw=width,
+                   solid_capstyle="butt")  # fmt: skip
         if name == "run_interval":
             left.plot([at] * 2, ends, color=color, lw=width)
     left.plot(at, center, "D", color=color, mfc="white", ms=5, zorder=4)
