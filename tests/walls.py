@@ -56,7 +56,7 @@ INSIDE = {
     "training.gradient_accumulation": "",
     "training.trainer": "run step optimizers fine_tuning closed_form evaluation_sets",
     "training.make_run": "run execution horizon horizon_rules fine_tuning heldout_check "
-    "evaluation_sets optim_paths optimizers schedules step tasks transfer",
+    "evaluation_sets moments optim_paths optimizers schedules step tasks transfer",
     "training.run": "execution evaluation_sets fine_tuning optimizers schedules step tasks "
     "transfer",
     "training.evaluation_sets": "",
@@ -67,6 +67,7 @@ INSIDE = {
     "training.muon": "optimizers",
     "training.transfer": "muon optimizers",
     "training.optim_paths": "transfer",
+    "training.moments": "",
     "training.tasks": "",
     "training.language_modeling": "losses chunked_losses tasks",
     "training.classification": "losses tasks",

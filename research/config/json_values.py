@@ -1,4 +1,4 @@
-"""Values of a config that are nested: `eval.sets` and `optim.paths`.
+"""Values of a config that are nested: `eval.sets`, `optim.paths`, `eval.at` and `save.at`.
 
 A set that is evaluated beside what is held out is {"name": NAME, "path": FILE}, perhaps with
 "examples", how many of it (none: as eval.examples says, else all), and in a resolved config with
@@ -7,6 +7,8 @@ loss/heldout.
 
 A rule by path is [PATTERN, "frozen"], or [PATTERN, {"lr": FACTOR, "decay": FACTOR}], for the
 parameters whose path ends as the regular expression says (see research/params.py).
+
+A moment is a step, or a share of the run ("10%"), or "powers of 2" (of any number from 1.1 on).
 """
 
 import math
@@ -16,6 +18,8 @@ from collections.abc import Iterator, Mapping
 HELDOUT = "heldout"  # the name of what the data set itself holds out
 MOST_SETS = 8
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,19}")
+NUMBER = r"\d{1,9}(?:\.\d{1,9})?"
+MOMENT = re.compile(rf"powers of (?P<base>{NUMBER})|(?P<percent>{NUMBER})\s?%")
 KEYS = ("name", "path", "examples", "digest")
 
 
@@ -82,4 +86,18 @@ def _is_pair(entry: object) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)
 
 
-PROBLEMS = {"EvalSets": set_problems, "PathRules": path_problems}
+def moment_problems(path: str, value: object, hint: str) -> Iterator[str]:
+    """What is wrong with a list of moments of a run."""
+    moments = value if isinstance(value, list | tuple) and value else [value]
+    for moment in moments:
+        if type(moment) is int and moment > 0:
+            continue
+        if not isinstance(moment, str) or not (found := MOMENT.fullmatch(moment)):
+            yield f"{path}: {moment!r:.60} is no moment of a run{hint}"
+        elif found["base"] and not 1.1 <= float(found["base"]) <= 1e6:
+            yield f"{path}: powers of {found['base']:.20}; expected those of a number from 1.1 on"
+        elif found["percent"] and not 0 < float(found["percent"]) <= 100:
+            yield f"{path}: {moment:.20}; expected more than 0% and at most 100%"
+
+
+PROBLEMS = {"EvalSets": set_problems, "PathRules": path_problems, "Moments": moment_problems}

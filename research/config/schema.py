@@ -60,9 +60,11 @@ SECTIONS: dict[str, Field] = {
     "eval.examples": Field("PositiveInt", optional=True),
     "eval.batch": Field("PositiveInt"),
     "eval.every": Field("NonNegativeInt"),
+    "eval.at": Field("Moments", optional=True, absent=True),
     "eval.sets": Field("EvalSets", optional=True, absent=True),  # see json_values
     "eval.headline": Field("str", optional=True, absent=True),
     "save.every": Field("NonNegativeInt"),
+    "save.at": Field("Moments", optional=True, absent=True),
     "save.every_minutes": Field("Positive", optional=True),
     "save.keep": Field("PositiveInt"),
     "save.best": Field("str", optional=True),
@@ -76,6 +78,7 @@ SECTIONS: dict[str, Field] = {
 }
 JSON = {  # values that are nested, on the command line as JSON
     "EvalSets": 'a list of objects like {"name": "val", "path": "val.txt"}',
+    "Moments": 'a list like ["powers of 2", "10%", 500], in steps',
     "PathRules": 'a list of pairs like ["blocks/.*", {"lr": 0.1}] or ["embed/.*", "frozen"]',
 }
 PLUGS = {

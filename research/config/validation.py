@@ -242,7 +242,7 @@ def _mesh(flat: Mapping[str, object]) -> Iterator[str]:
 
 
 def _best(flat: Mapping[str, object]) -> Iterator[str]:
-    if flat.get("save.best") is not None and flat.get("eval.every") == 0:
+    if flat.get("save.best") and not (flat.get("eval.every", 1) or flat.get("eval.at")):
         yield f"save.best: {flat['save.best']!r}, but eval.every = 0 evaluates only the end"
 
 

@@ -63,9 +63,9 @@ class TimedLoop:
     """
 
     def __init__(self, run: Run, mesh: Mesh, heldout: int = 1):
-        every = run.cadence._replace(eval=0)
+        every = run.cadence._replace(eval=0, at=frozenset())
         heldout = min(run.eval_examples, heldout)
-        saving = run.saving._replace(every=0)
+        saving = run.saving._replace(every=0, at=frozenset())
         changes = {"saving": saving, "eval_examples": heldout, "start": None, "sets": ()}
         self.run = dataclasses.replace(run, cadence=every, **changes)
         self.trainer = Trainer(self.run, mesh)

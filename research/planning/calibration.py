@@ -111,7 +111,8 @@ def _mesh_or_none(run: Run) -> Mesh | None:
 
 
 def _evaluation_count(run: Run) -> int:
-    return 1 + ((run.steps - 1) // run.cadence.eval if run.cadence.eval else 0)
+    every = run.cadence.eval
+    return 1 + len({*(range(every, run.steps, every) if every else ()), *run.cadence.at})
 
 
 # Seconds.

@@ -39,7 +39,8 @@ EXECUTION_KEYS = (
 )
 # Keys that do not change what a run means: they neither enter its id nor forbid a resume.
 NOT_IN_ID = (
-    *("name", "mesh", "save", "log", "loop", "eval.every", "eval.batch", *EXECUTION_KEYS),
+    *("name", "mesh", "save", "log", "loop", "eval.every", "eval.at", "eval.batch"),
+    *EXECUTION_KEYS,
     *("optim.horizon_rule", "optim.recipe"),  # which resolve to numbers
 )
 # Keys of `data` that the digest of the data stands for (see data.Dataset).

@@ -23,7 +23,8 @@ class DueSaves:
     """When a state is saved: after `kept_steps`, every so many steps, and by time."""
 
     def __init__(self, saving: Saving, kept_steps: Collection[int] = ()):
-        self.saving, self.kept_steps, self.last = saving, kept_steps, time.monotonic()
+        self.saving, self.kept_steps = saving, {*kept_steps, *saving.at}
+        self.last = time.monotonic()
         self._late = distributed.any_process_delayed(self._is_late)
 
     def due(self, step: int) -> bool:

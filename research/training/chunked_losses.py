@@ -1,6 +1,7 @@
 """Cross-entropy in chunks that never hold all logits."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -55,3 +56,14 @@ def _chunked_backward(how: tuple, residuals: tuple, d: Array) -> tuple:
 
 
 chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
+
+
+def split(x_BxT: Array, N: int) -> Array:
+    """[B, T, ...] → [N, M/N, ...]: the first T/N of every example, the next, …; zeros at the end
+    where N does not divide T."""
+    B, T = x_BxT.shape[:2]
+    each = math.ceil(T / N)
+    if each * N > T:
+        x_BxT = jnp.pad(x_BxT, [(0, 0), (0, each * N - T), *[(0, 0)] * (x_BxT.ndim - 2)])
+    x_BxNxT = x_BxT.reshape(B, N, each, *x_BxT.shape[2:])
+    return x_BxNxT.swapaxes(0, 1).reshape(N, B * each, *x_BxT.shape[2:])

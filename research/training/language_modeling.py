@@ -55,7 +55,9 @@ class LanguageModeling(Task):
         if (N := self._chunks(model, B, T)) == 1:
             nats_BxT = cross_entropy(unembed(x_MxD), target_BxT.reshape(B * T)).reshape(B, T)
         else:
-            chunks = _split(x_MxD.reshape(B, T, -1), N), _split(target_BxT, N)
+            from research.training.chunked_losses import split  # of large vocabularies
+
+            chunks = split(x_MxD.reshape(B, T, -1), N), split(target_BxT, N)
             nats_NxM = jax.lax.map(lambda chunk: cross_entropy(unembed(chunk[0]), chunk[1]), chunks)
             nats_BxT = nats_NxM.reshape(N, B, -1).swapaxes(0, 1).reshape(B, -1)[:, :T]
         return {"loss": nats_BxT.sum(-1), "count": jnp.full((B,), T, jnp.float32)}
@@ -65,13 +67,13 @@ class LanguageModeling(Task):
         B, T = batch["targets"].shape
         if (N := self._chunks(model, B, T)) == 1:
             return super().loss(model, params, batch)
-        from research.training.chunked_losses import chunked_cross_entropy  # of large vocabularies
+        from research.training.chunked_losses import chunked_cross_entropy, split  # as above
 
-        x_NxMxD = _split(model.apply(params, batch["inputs"]).reshape(B, T, -1), N)
-        weight_NxM = _split(jnp.ones((B, T), jnp.float32), N)  # 0 where a chunk is filled up
+        x_NxMxD = split(model.apply(params, batch["inputs"]).reshape(B, T, -1), N)
+        weight_NxM = split(jnp.ones((B, T), jnp.float32), N)  # 0 where a chunk is filled up
         # The head's parameters, which only `unembed` knows, become arguments.
         unembed, head = jax.closure_convert(functools.partial(model.unembed, params), x_NxMxD[0])
-        chunks = x_NxMxD, _split(batch["targets"], N), weight_NxM
+        chunks = x_NxMxD, split(batch["targets"], N), weight_NxM
         gather = functools.partial(activation_sharding.gather_head, model.spec)
         return chunked_cross_entropy((gather, unembed), *chunks, *head), jnp.float32(B * T)
 
@@ -115,14 +117,3 @@ class LanguageModeling(Task):
         if notes.get("bytes"):
             out["bits_per_byte"] = float(sums["loss"]) / math.log(2) / notes["bytes"]
         return out
-
-
-def _split(x_BxT: Array, N: int) -> Array:
-    """[B, T, ...] → [N, M/N, ...]: the first T/N of every example, the next, …; zeros at the end
-    where N does not divide T."""
-    B, T = x_BxT.shape[:2]
-    each = math.ceil(T / N)
-    if each * N > T:
-        x_BxT = jnp.pad(x_BxT, [(0, 0), (0, each * N - T), *[(0, 0)] * (x_BxT.ndim - 2)])
-    x_BxNxT = x_BxT.reshape(B, N, each, *x_BxT.shape[2:])
-    return x_BxNxT.swapaxes(0, 1).reshape(N, B * each, *x_BxT.shape[2:])

@@ -187,7 +187,7 @@ def run_loop(
 
     with jax.transfer_guard("disallow"), profile or nullcontext():
         while step < run.steps:
-            if cadence.eval and step and step % cadence.eval == 0:
+            if step and (step in cadence.at or (cadence.eval and step % cadence.eval == 0)):
                 settle()
                 try:
                     evaluate()
@@ -222,7 +222,7 @@ def _steps_to_next(step: int, run: Run, kept_steps: Collection[int]) -> int:
     """Steps to the next evaluation, save or end of the run."""
     every = (run.cadence.eval, run.saving.every)
     ends = [k - step % k for k in every if k]
-    ends += [kept_step - step for kept_step in kept_steps if kept_step > step]
+    ends += [other - step for other in {*kept_steps, *run.cadence.at} if other > step]
     return min([run.steps - step, *ends])
 
 

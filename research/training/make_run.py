@@ -110,8 +110,8 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         replicate_indivisible=config["mesh"]["indivisible"] == "replicate",
         eval_examples=examples,
         eval_batch=config["eval"]["batch"],
-        cadence=_cadence(config, batch, dataset),
-        saving=Saving(**config["save"]),
+        cadence=_cadence(config, batch, dataset, steps),
+        saving=Saving(**config["save"] | {"at": _moments(config["save"], steps)}),
         hang_limits=_hang_limits(config["loop"]),
         trackers=tuple(config["log"]["trackers"]),
         start=start,
@@ -152,9 +152,18 @@ def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:
     return files.digest_of({"content": dataset.digest, "options": chosen})
 
 
-def _cadence(config: dict, batch: int, dataset: Dataset) -> Cadence:
-    dispatch, paced = _dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
-    return Cadence(config["eval"]["every"], config["log"]["every"], dispatch, paced)
+def _cadence(config: dict, batch: int, dataset: Dataset, steps: int) -> Cadence:
+    dispatch = _dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
+    at = _moments(config["eval"], steps)
+    return Cadence(config["eval"]["every"], config["log"]["every"], *dispatch, at)
+
+
+def _moments(section: Mapping[str, Any], steps: int) -> frozenset[int]:
+    if section.get("at") is None:
+        return frozenset()
+    from research.training.moments import steps_at  # which few runs need
+
+    return steps_at(section["at"], steps)
 
 
 def _hang_limits(loop: Mapping[str, Any]) -> tuple[float, float]:

@@ -30,6 +30,7 @@ class Cadence(NamedTuple):
     log: int
     dispatch: int  # the most steps in one dispatch
     paced: bool  # whether their number is chosen by the time that they take
+    at: frozenset[int] = frozenset()  # more steps after which it is evaluated
 
 
 class Saving(NamedTuple):
@@ -41,6 +42,7 @@ class Saving(NamedTuple):
     best: str | None  # the metric by which one more is kept
     asynchronous: bool  # whether training goes on while a state is written
     on_error: str
+    at: frozenset[int] = frozenset()  # more steps after which a state is saved, and kept
 
 
 @dataclass(frozen=True)

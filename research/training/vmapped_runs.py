@@ -279,12 +279,12 @@ class VmappedCheckpoints(DueSaves):
             for slot, recorder in self.recorder.live.items():
                 directory = recorder.directory
                 directory.sync()
-                pinned = [step] if recorder.improved(step) else []
+                pinned = {*self.kept_steps, *([step] if recorder.improved(step) else [])}
                 check = directory.check_lease
                 checkpoint.save(directory.path, step, states[slot], keep + 1, check, pinned)
                 recorder.saved(step)
             for recorder in self.recorder.live.values():
-                checkpoint.prune(recorder.directory.path, keep)
+                checkpoint.prune(recorder.directory.path, keep, self.kept_steps)
 
 
 def train_vmapped(
