@@ -54,7 +54,10 @@ def set_problems(path: str, value: object, hint: str) -> Iterator[str]:
 def headline_problems(flat: Mapping[str, object]) -> Iterator[str]:
     """What is wrong with `eval.headline`, the set whose metrics are those of a run."""
     sets, headline = flat.get("eval.sets"), flat.get("eval.headline")
-    names = [HELDOUT, *(str(one["name"]) for one in sets or ())]  # type: ignore[union-attr, index]
+    if sets is None:
+        yield f"eval.headline: {headline!r:.60}, but there are no eval.sets; expected none"
+        return
+    names = [HELDOUT, *(str(one["name"]) for one in sets)]  # type: ignore[union-attr, index]
     if headline is not None and headline not in names:
         yield f"eval.headline: {headline!r:.60}; expected one of {', '.join(names)}, or none"
 

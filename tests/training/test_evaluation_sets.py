@@ -308,7 +308,11 @@ def test_a_law_may_be_of_a_set(tmp_path):
         ({"eval.sets": [{"name": "v", "path": "x", "part": 1}]}, "v: has a key 'part'; expected"),
         ({"eval.sets": [{"name": "v", "path": "x"}] * 2}, "v: is the name of two sets"),
         ({"eval.sets": [{"name": "v", "path": "x", "examples": 0}]}, "v: examples is 0; expected"),
-        ({"eval.headline": "val"}, "eval.headline: 'val'; expected one of heldout, or none"),
+        ({"eval.headline": "heldout"}, "eval.headline: 'heldout', but there are no eval.sets"),
+        (
+            {"eval.headline": "val", "eval.sets": [{"name": "v", "path": "x"}]},
+            "eval.headline: 'val'; expected one of heldout, v, or none",
+        ),
     ],
 )
 def test_what_is_no_set_is_refused_before_the_data_are_read(tiny, changes, words):

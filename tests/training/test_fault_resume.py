@@ -160,10 +160,20 @@ OTHER = {  # another valid value of each key
     "data.heldout": 0.25,
     "task.name": "classification",
     "task.chunk": 64,
+    "optim.paths": [["embed/.*", "frozen"]],
+    "optim.transfer.rule": "mup",
+    "eval.at": [3],
+    "save.at": ["50%"],
 }
 ELSEWHERE = (
     *("size", "init", "data.path", "data.field", "data.vocab", "data.tokenizer"),
     "data.undecodable",  # which changes the data, or nothing
+    "eval.headline",  # which needs a set
+    *(
+        "optim.transfer.width",
+        "optim.transfer.depth",
+        "optim.transfer.head_size",
+    ),  # and these a rule
 )
 BY_DATA = ("model.name", "data.name", "task.name")  # what names other data or another model
 
@@ -178,9 +188,12 @@ def test_every_key_is_of_the_meaning_of_a_run_or_known_not_to_be(tiny, seen):
     config = tiny({"horizon.unit": "tokens", "horizon.amount": 3072.0, "eval.every": 4})
     here = make_run(config)
     classes = {"meaning": [], "allowed": []}
+    other = OTHER | {"eval.sets": [{"name": "own", "path": config["data"]["path"]}]}
     known = [k for k in schema.schema(config) if not any(k.startswith(e) for e in ELSEWHERE)]
     for key in sorted(set(known) - set(BY_DATA)):
-        changed, problems = validation.override(config, {key: OTHER[key]})
+        base = {"optim.transfer.width": 8, "optim.transfer.head_size": 8}
+        more = base if key == "optim.transfer.rule" else {}
+        changed, problems = validation.override(config, {key: other[key], **more})
         assert not problems
         there = make_run(validated(changed))
         differing = resume.differences(here.config, there.config)
