@@ -4,8 +4,7 @@ to say something about them, a table of patterns on the tail of their path.
 A path is the keys from the root joined by "/", such as `blocks/attn/query/kernel`. A table is a
 sequence of (pattern, value); a pattern is a regular expression that must match up to the end of the
 path. Exactly one row must match: a parameter that nobody thought of, or two rows that both claim
-it, are errors rather than a silent default. Sharding, groups and weight decay all use this; what a
-config says of some parameters alone (optim.paths) leaves the others as they are.
+it, are errors rather than a silent default. Sharding, groups and weight decay all use this.
 """
 
 import re

@@ -37,8 +37,8 @@ class Dataset:
     parts of `train` that are drawn by weight. `count_bytes` (inputs, targets) is how many bytes of
     text the targets are, where that is known. `contents` (part, classes) are the hashes of what
     "train" or "heldout" holds (see data.contents). `load_set` (path, the section `data`) reads
-    another file as this set is read; text needs none (see evaluation_files). `card` is what a
-    report says about the data, computed once per workdir since it may take seconds."""
+    another file as this one (see evaluation_files). `card` is what a report says about the data,
+    computed once per workdir since it may take seconds."""
 
     train: Split
     heldout: Split

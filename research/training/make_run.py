@@ -292,8 +292,7 @@ def _transfer(optim: dict, model: Model, inputs: Any) -> "tuple[Transfer | None,
         return transfer, words
     from research.training.optim_paths import with_paths  # as above
 
-    transfer, more = with_paths(paths, transfer, model, inputs)
-    return transfer, "\n".join(filter(None, [words, more]))
+    return with_paths(paths, transfer, model, inputs, words)
 
 
 def _starting_point(

@@ -14,10 +14,14 @@ SHOWN = 8  # paths in a message
 
 
 def with_paths(
-    rules: Sequence[Sequence[Any]], transfer: Transfer | None, model: Model, inputs: Any
+    rules: Sequence[Sequence[Any]],
+    transfer: Transfer | None,
+    model: Model,
+    inputs: Any,
+    words: str,
 ) -> tuple[Transfer, str]:
-    """`transfer` with the `rules` of a checked config beside it, and these in words. The factors
-    are static, a part of the compiled step. Weight decay is coupled, so the factor of the rate is
+    """`transfer` with the `rules` of a checked config beside it, and these after its `words`. The
+    factors are static, a part of the compiled step. Weight decay is coupled, so the factor of the rate is
     one of the decay, too; a frozen parameter has neither gradient, decay nor optimizer state.
 
     Raises BadInput for a pattern that no parameter matches, for a parameter that two match, and
@@ -49,7 +53,8 @@ def with_paths(
     if problems:
         raise BadInput(*problems)
     lines = [_words(pattern, rule, taken[pattern], leaves) for pattern, rule in table]
-    return Transfer(tuple(factors.items()), frozenset(frozen)), "\n".join(lines)
+    said = "\n".join(filter(None, [words, *lines]))
+    return Transfer(tuple(factors.items()), frozenset(frozen)), said
 
 
 def _words(pattern: str, rule: Any, paths: Sequence[str], leaves: Mapping[str, Any]) -> str:

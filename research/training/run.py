@@ -83,11 +83,11 @@ class Run:
     @property
     def columns(self) -> tuple[Column, ...]:
         """Of what it measures beside its loss."""
-        if "sets" not in self.config["eval"]:
-            return self.task.METRICS
-        from research.training import evaluation_sets  # which few runs need
+        if "sets" in self.config["eval"]:
+            from research.training import evaluation_sets  # which few runs need
 
-        return *self.task.METRICS, *evaluation_sets.columns(self)
+            return *self.task.METRICS, *evaluation_sets.columns(self)
+        return self.task.METRICS
 
     @property
     def evaluated(self) -> int:

@@ -169,6 +169,7 @@ ELSEWHERE = (
     *("size", "init", "data.path", "data.field", "data.vocab", "data.tokenizer"),
     "data.undecodable",  # which changes the data, or nothing
     "eval.headline",  # which needs a set
+    *("optim.horizon_rule", "optim.recipe"),  # which resolve to numbers
     *(
         "optim.transfer.width",
         "optim.transfer.depth",
