@@ -21,8 +21,9 @@ def with_paths(
     words: str,
 ) -> tuple[Transfer, str]:
     """`transfer` with the `rules` of a checked config beside it, and these after its `words`. The
-    factors are static, a part of the compiled step. Weight decay is coupled, so the factor of the rate is
-    one of the decay, too; a frozen parameter has neither gradient, decay nor optimizer state.
+    factors are static, a part of the compiled step. Weight decay is coupled, so the factor of the
+    rate is one of the decay, too; a frozen parameter has neither gradient, decay nor optimizer
+    state.
 
     Raises BadInput for a pattern that no parameter matches, for a parameter that two match, and
     where nothing is left to train."""
