@@ -21,7 +21,7 @@ from research.errors import BadInput  # noqa: E402
 
 COMMANDS = (
     *("init", "train", "sweep", "fit", "report", "plan", "table", "verify"),
-    *("calibrate", "generate", "export", "bench", "doctor", "worker"),
+    *("transfer", "calibrate", "generate", "export", "bench", "doctor", "worker"),
 )
 
 

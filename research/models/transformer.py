@@ -118,7 +118,7 @@ class Transformer(nn.Module):
             self.position = nn.Embed(cfg.context, cfg.width, embedding_init=embed_init)
         self.blocks = nn.scan(
             _remat(cfg.remat),
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},  # the latter where they are asked for
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=cfg.depth,

@@ -1,0 +1,171 @@
+"""Whether the numbers of a config transfer: measured, beside the standard parametrization.
+
+The stage `coordinates` looks at ten steps of models of several widths, and of several depths at the
+base width: sizes of activations and of their changes, and their slopes against the shape.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.config import validation
+from research.config.loading import validated
+from research.errors import BadInput
+from research.io import files
+from research.training import coordinates
+from research.training.make_run import make_run
+from research.training.run import Run
+
+STEPS, FIRST = 10, 2  # of a check; the step from which slopes count: before, logits are noise
+T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by the number of seeds
+NOT_FLAT = 0.05  # a slope beyond which a check has failed
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a coordinate check varies, and with how many seeds."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    seeds: int
+    lr: float | None = None  # none: that of the config at its base shape
+
+
+def default_check(config: Mapping[str, Any]) -> Check:
+    """One, two, four and eight times the base width, and depths from 2 to 32."""
+    width = config["optim"]["transfer"]["width"]
+    return Check(tuple(width * m for m in (1, 2, 4, 8)), (2, 4, 8, 16, 32), 3)
+
+
+def coordinate_check(
+    config: dict, check: Check, folder: Path, show: Callable[[str], None]
+) -> dict[str, Any]:
+    """The document of the stage. Every shape that is measured is kept in `folder`, so that a check
+    that was interrupted goes on. Raises BadInput for a config without a rule."""
+    if config["optim"]["transfer"]["rule"] == "none":
+        raise BadInput("optim.transfer.rule: none; expected the rule that is to be checked")
+    rules = {"rule": config["optim"]["transfer"]["rule"], "standard": "none"}
+    base, out = config["optim"]["transfer"], {}
+    for name, rule in rules.items():
+        by_width = {w: (w, base["depth"] or 2) for w in check.widths}
+        by_depth = {d: (base["width"], d) for d in check.depths}
+        measured = {}
+        for shape in dict.fromkeys([*by_width.values(), *by_depth.values()]):
+            measured[shape] = _measured(config, rule, shape, check, folder)
+            show(f"{name} {rule}: width {shape[0]}, depth {shape[1]}")
+        out[name] = _describe(
+            {w: measured[s] for w, s in by_width.items()},
+            {d: measured[s] for d, s in by_depth.items()},
+        ) | {"transfer": rule}
+    shapes = {"widths": list(check.widths), "depths": list(check.depths)}
+    return {**shapes, "seeds": check.seeds, "steps": STEPS, **out}
+
+
+def _measured(
+    config: dict, rule: str, shape: tuple[int, int], check: Check, folder: Path
+) -> dict[str, np.ndarray]:
+    run = _run(config, rule, shape, check)
+    path = folder / f"{run.id}-{check.seeds}.json"
+    if not path.exists():
+        found = coordinates.measure(run, check.seeds, STEPS)
+        files.write_json(path, {name: x.tolist() for name, x in found.items()})
+    return {name: np.array(x) for name, x in files.read_json(path).items()}
+
+
+def _run(config: dict, rule: str, shape: tuple[int, int], check: Check) -> Run:
+    """A run of this shape. Head size and the ratio of `hidden` to the width are the base's; the
+    learning rate is constant and the same for all, with and without the rule."""
+    width, depth = shape
+    base, model = config["optim"]["transfer"], config["model"]
+    lr = check.lr
+    if lr is None:
+        by_width = config["optim"]["lr_rule"] == "inverse_width"
+        lr = config["optim"]["lr"] / (base["width"] if by_width else 1)
+    changes: dict[str, Any] = {
+        "size": None,
+        "model.width": width,
+        "model.depth": depth,
+        "optim.lr": lr,
+        "optim.lr_rule": "constant",
+        "optim.schedule": {"name": "constant"},
+        "optim.warmup": {"unit": "steps", "amount": 0.0},
+        "optim.transfer.rule": rule,
+        "horizon": {"unit": "steps", "amount": float(STEPS)},
+        "batch.rule": "constant",
+        "eval.every": 0,
+        "eval.examples": None,
+    }
+    if "heads" in model:
+        heads = width // base["head_size"]
+        ratio = 1.0 if model["heads"] is None else model["kv_heads"] / model["heads"]
+        changes |= {"model.heads": heads, "model.kv_heads": max(1, round(heads * ratio))}
+    if "hidden" in model:
+        given = model["hidden"] is not None and model["width"] is not None
+        swiglu = model.get("activation") == "swiglu"
+        ratio = model["hidden"] / model["width"] if given else 8 / 3 if swiglu else 4
+        changes["model.hidden"] = 8 * math.ceil(width * ratio / 8)
+    out = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    for section in ("optim.schedule", "optim.warmup", "horizon"):
+        *parents, last = section.split(".")
+        (out[parents[0]] if parents else out)[last] = changes.pop(section)
+    changed, problems = validation.override(out, changes)
+    if problems:
+        raise BadInput(*problems)
+    return make_run(validated(changed))
+
+
+def _describe(
+    by_width: Mapping[int, Mapping[str, np.ndarray]],
+    by_depth: Mapping[int, Mapping[str, np.ndarray]],
+) -> dict[str, Any]:
+    """Slopes against the width by module and step, the largest of them, and the ratio of the last
+    residual (or logits) over the depths."""
+    modules: dict[str, Any] = {}
+    for name in next(iter(by_width.values())):
+        sizes = np.stack([measured[name] for measured in by_width.values()])  # W, S, T, 2
+        modules[name] = {
+            kind: _slopes(list(by_width), sizes[..., i])
+            for i, kind in enumerate(("size", "change"))
+        }
+    told = ("embedding", "blocks/attn", "blocks/mlp", "residual", "logits")
+    kept = [name for name in told if name in modules] or list(modules)
+    largest = max(
+        abs(entry["slope"])
+        for name in kept
+        for slopes in modules[name].values()
+        for entry in slopes
+    )
+    last = "residual" if "residual" in modules else "logits"
+    ends = {d: float(measured[last][:, -1, 0].mean()) for d, measured in by_depth.items()}
+    finite = [x if math.isfinite(x) else math.inf for x in ends.values()]
+    return {
+        "max_abs_slope_width": largest,
+        "depth_ratio": max(finite) / min(finite) if len(finite) > 1 else None,
+        "flat": largest <= NOT_FLAT,
+        "by_depth": {"module": last, "size": {str(d): x for d, x in ends.items()}},
+        "modules": modules,
+        "counted": kept,
+        "sizes": {
+            name: {str(w): measured[name].mean(0).tolist() for w, measured in by_width.items()}
+            for name in kept
+        },
+    }
+
+
+def _slopes(widths: Sequence[int], sizes_WxSxT: np.ndarray) -> list[dict[str, Any]]:
+    """Slopes of log size against log width at the steps from FIRST: their mean over the seeds, with
+    a 95 % interval."""
+    x = np.log(np.array(widths, float))
+    x -= x.mean()
+    out = []
+    for step in range(FIRST, sizes_WxSxT.shape[-1]):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slopes = x @ np.log(sizes_WxSxT[..., step]) / (x @ x)
+        mean, count = float(np.mean(slopes)), len(slopes)
+        off = T_95.get(count, 2.6) * float(np.std(slopes, ddof=1)) / math.sqrt(count)
+        out.append({"step": step, "slope": mean, "interval": [mean - off, mean + off]})
+    return out
