@@ -1,13 +1,16 @@
 """A prediction averaged over the laws that the data cannot tell apart.
 
 Which law holds is not known, and far from the data laws part that agree within them. Every
-candidate is fitted; its weight is what the rows say for it, exp(-AIC / 2) with the errors that
-rows share (Burnham and Anderson 2002), times the density of what it predicts for the largest
-budgets from the others. Draws of every law, weighted so, are one predictive distribution: its
-interval holds noise, parameters and the choice of the law, and says how much of it is which. Beyond
-the table a law may also drift away from what is true, as budgets are seen to do within it: at a
-decade by DRIFT times as much, and with the root of the distance, as a random walk does. DRIFT is
-set by what public ladders showed at ten to a hundred times their compute (docs/reproductions.md).
+candidate is fitted; its weight is what the rows say for it, exp(-AIC / 2) with the errors that rows
+share (Burnham and Anderson 2002), times the density of what it predicts for the largest budgets
+from the others. No candidate is the truth, so how well one follows rows says little of where it
+goes beyond them: in this a table counts as TELLING rows (a tempered likelihood, Grünwald and van
+Ommen 2017), else a law of six parameters has all the weight of eighteen rows. Draws of every law,
+weighted so, are one predictive distribution: its interval holds noise, parameters and the choice of
+the law, and says how much of it is which. Beyond the table a law may also drift away from what is
+true, as budgets are seen to do within it: at a decade by DRIFT times as much, and with the root of
+the distance, as a random walk does. DRIFT is set by what public ladders showed at ten to a hundred
+times their compute (docs/reproductions.md).
 """
 
 import dataclasses
@@ -46,6 +49,10 @@ READ_ONE, READ_BOTH = ("params", "loss"), ("params", "tokens", "loss")
 DRAWS = 500  # of each law
 SPEAKS = 0.15  # weight of a law that may stand for all
 LEAST = 0.01  # weight, below which a law is told and not drawn
+TELLING = 3  # rows, that a table counts as where laws are told apart by how they follow it
+# What predictions of a law at ten times the compute have been worth, those of the others being 1:
+# one over how many times as far off they were (docs/reproductions.md).
+RECORD = {"skaling": 0.2}
 WIDE = 0.2  # of a log loss: half an interval, from which on a prediction says little
 DRIFT = 6.0  # at a decade of compute beyond the table, in what a budget is off the law (sd)
 
@@ -175,7 +182,13 @@ def _weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average
         fits = [(fit, aic, None) for fit, aic, _ in fits]
     # One kind of law is one candidate, at however many sizes its exponent may change.
     kinds = Counter(fit.law.name for fit, *_ in fits)
-    scores = [-aic / 2 + (score or 0.0) - math.log(kinds[fit.law.name]) for fit, aic, score in fits]
+    best = min(aic for _, aic, _ in fits)
+    scores = [
+        -min(1.0, TELLING / fit.problem.n) * (aic - best) / 2
+        + (score or 0.0)
+        + math.log(RECORD.get(fit.law.name, 1.0) / kinds[fit.law.name])
+        for fit, aic, score in fits
+    ]
     weights = np.exp(np.array(scores) - max(scores))
     weights /= weights.sum()
     kept = weights >= LEAST

@@ -29,6 +29,7 @@ LARGEST = 5.0  # of these scales: the scale of a normal density, that misfit is 
 RATIOS = np.concatenate([[0.0], np.geomspace(0.1, 40.0, 9)])  # of an effect to the noise of a run
 MIN_GROUPS, MIN_PER_BUDGET = 3, 3
 STEP = 1e-4  # of log N, for derivatives
+REACH = 3.0  # of the logarithm of a parameter, about a fit
 WINSOR = 4.0  # robust standard deviations at which a residual counts no more
 
 
@@ -150,7 +151,7 @@ def _posterior(
     designs: tuple[np.ndarray, ...],
 ) -> Effects:
     """By the likelihood of the residuals restricted to what the law cannot follow (REML)."""
-    n, q = len(r), np.linalg.qr(j)[0]
+    n, q = len(r), np.linalg.qr(_able(j, r))[0]
     freedom = max(n - q.shape[1], 1)
     off = float(np.sqrt(np.mean(r**2)))
     r, *parts = (x - q @ (q.T @ x) for x in (r, *weighted))
@@ -182,6 +183,13 @@ def _posterior(
     posterior = np.exp(log_p - log_p.max())
     posterior /= posterior.sum()
     return Effects(designs, posterior, noise, sds, off, float(deviance.min()), freedom)
+
+
+def _able(j: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """The derivatives [n, p] of the parameters that could follow residuals [n] of this size. One
+    near its bound, as E or an interaction of 0, is fitted as a logarithm that hardly moves the law:
+    linearized, it would take any residual that lies along it, with a value below 0."""
+    return j[:, np.linalg.norm(j, axis=0) * REACH > np.linalg.norm(r)]
 
 
 def _along_last(

@@ -20,6 +20,7 @@ from research.scaling import (
     named_law,
     split_rows,
 )
+from research.scaling.extrapolation import effects_of
 
 TRUTH = {"E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37}
 SIZES = np.geomspace(2e7, 1.6e10, 20)
@@ -287,6 +288,31 @@ def test_misfit_is_no_effect_of_budgets():
     for seed in range(3):
         level = fitted(iso_rows(seed, of_levels=0.1)).effects.mean_sds()[2]
         assert 0.02 < level < 0.06
+
+
+def test_a_parameter_of_nothing_explains_no_residuals():
+    """The interaction of rows that have none ends at 0, and the law is Chinchilla's: as a logarithm
+    its derivative is all but 0, and linearized it followed residuals with a value below 0."""
+    noisy = iso_rows(noise=0.01)
+    one, more = (effects_of(fitted(noisy, law)) for law in ("chinchilla", "interaction"))
+    assert fitted(noisy, "interaction").params["G"] < 1e-3
+    assert more.deviance == pytest.approx(one.deviance, abs=0.01)
+    real = iso_rows(noise=0.001, interaction=0.5)
+    one, more = (effects_of(fitted(real, law)) for law in ("chinchilla", "interaction"))
+    assert more.deviance < one.deviance - 10
+
+
+def test_how_rows_are_followed_counts_as_a_few_rows(monkeypatch, few_laws):
+    """Doubling a table doubles what AIC says, and hardly changes what the laws weigh."""
+    rows = iso_rows(interaction=0.05, noise=0.003)
+    once = fit_law("auto", rows, bootstrap=0)
+    odds = [one["weight"] for one in once["laws"]]
+    aic = [one["aic"] for one in once["laws"] if "aic" in one]
+    assert max(aic) - min(aic) > 10
+    monkeypatch.setattr(averaging, "TELLING", 10**9)
+    sure = fit_law("auto", rows, bootstrap=0)
+    assert min(odds) > 0.02
+    assert min(one["weight"] for one in sure["laws"]) < min(odds) / 5
 
 
 def test_the_page_says_that_other_laws_could_not_be_fitted():
