@@ -7,12 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from research import scaling
 from research.errors import BadInput
 from research.io import files
-from research.report import decision_figures, fit_figures, html, style, sweep_figures, text
+from research.report import (
+    answer,
+    decision_figures,
+    fit_figures,
+    html,
+    ladder_text,
+    methods,
+    style,
+    sweep_figures,
+    text,
+)
+from research.report.warning_groups import grouped_warnings
 from research.runs import metrics_log
 from research.runs.directory import check_workdir
 from research.runs.ladder import FOLDER, read_ladder, read_registrations
@@ -45,8 +54,9 @@ def write_report(
     first column in which the runs differ. With `every_way`, the law of a single group is fitted
     again under every convention. Optima also count `inference_tokens`, where that is given.
     Returns {"rows", "against", "fits": {group: {"rows", "document" (None if there are too few
-    runs), "why" not}}, "cards", "files", "surfaces": {group: {law: analysis}}, "compared",
-    "notes"}. Raises BadInput when `workdir` holds no runs.
+    runs), "why" not}}, "cards", "files", "methods": {group: Methods}, "surfaces": {group: {law:
+    analysis}}, "compared", "notes", and what _said adds}. Raises BadInput when `workdir` holds no
+    runs.
     """
     workdir = Path(workdir)
     out = files.make_directory(out) if out else workdir
@@ -61,9 +71,8 @@ def write_report(
     against = against or text.varying_column(rows)
     rows, grouping = _group(rows)
     groups = {"": rows} if mix and grouping.several else text.rows_by_group(rows)
-    surfaces = {
-        name: _fit_surfaces(members, mix, inference_tokens) for name, members in groups.items()
-    }
+    every = {name: methods.fit_methods(m, mix, inference_tokens) for name, m in groups.items()}
+    surfaces = {name: found.sections for name, found in every.items()}
     fits = {name: _fit_group(m, against, mix, surfaces[name]) for name, m in groups.items()}
     compared = _compare_groups(fits, surfaces, against) if grouping.measured_alike else None
     if len(groups) > 1:
@@ -94,17 +103,19 @@ def write_report(
             stem = "fit" if len(fits) == 1 else f"fit-{html.slug(name)}"
             written[stem] = write_document(out, fit["document"], stem)
     others = [("compare", compared)] if compared else []
-    for group, analyses in surfaces.items():
-        others += [(html.figure_name(surfaces, group, law), a) for law, a in analyses.items()]
+    for group, found in every.items():
+        kept = [name for name in found.analyses if name != "parabola"]  # that of Akima has both
+        others += [(html.figure_name(every, group, law), found.analyses[law]) for law in kept]
     for name, analysis in others:
         written[f"fit-{name}"] = write_document(out, analysis.document, f"fit-{name}")
     places = sorted((workdir / "data").glob("*.json"))
     cards = [files.read_json(place, follow=False) for place in places]
     result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
-    result |= {"surfaces": surfaces, "compared": compared}
+    result |= {"surfaces": surfaces, "compared": compared, "methods": every}
     result["collapse"] = bundle and bundle.section()
     result |= {"registrations": registrations, "rungs": rungs}
     result["notes"] = [*notes, *grouping.notes]
+    result |= _said(result)
     files.write_atomic(written["report"], html.render_page(result, drawings))
     return result
 
@@ -166,26 +177,29 @@ def _compare_groups(
         return None  # too few runs for so many parameters
 
 
-def _fit_surfaces(
-    rows: Sequence[Row], mix: bool, served: float | None
-) -> dict[str, scaling.Analysis]:
-    """The law of parameters and tokens, and isoFLOP minima, where a group's runs vary both; of the
-    law also the optima that count `served` tokens of inference."""
-    done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
-    done = [row for row in done if row.get("params") and row.get("flops")]
-    if len({row["tokens"] for row in done}) < 3 or len({row["params"] for row in done}) < 3:
-        return {}
-    budgets = np.geomspace(min(r["flops"] for r in done), 30 * max(r["flops"] for r in done), 25)
-    out = {}
-    for law in ("chinchilla", "isoflop", "envelope"):
-        options: dict[str, Any] = {"predict_flops": budgets.tolist(), "mix": mix}
-        if law == "chinchilla" and served:
-            options["inference_tokens"] = served
-        try:
-            out[law] = scaling.analyze(law, done, options)
-        except BadInput:
-            continue  # the table is not of that kind
-    return out
+def _said(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What page and terminal say alike: "answers", "tables" of methods, the same as
+    "methods_text", and their "agreement" by group; and "warnings" by what to do about them."""
+    fits, every = result["fits"], result["methods"]
+    newest = [*result["registrations"].values()][-1:]
+    of_rungs = newest[0]["group"] if newest and newest[0]["group"] in fits else next(iter(fits))
+    verdict = ladder_text.verdict(result["rungs"])
+    answers, tables, methods_text, agreement = {}, {}, {}, {}
+    for name, fit in fits.items():
+        missing = sum(row["status"] != "done" for row in fit["rows"])
+        answers[name] = answer.answer_sentences(
+            every[name],
+            fit["document"],
+            verdict if name == of_rungs else "",
+            (missing, len(fit["rows"])),
+        )
+        if body := answer.methods_table(every[name]):
+            tables[name] = [[*answer.HEADINGS], *body]
+            agreement[name] = answer.agreement_sentences(every[name])
+            methods_text[name] = "\n".join([answer.methods_text(every[name]), *agreement[name]])
+    warnings = grouped_warnings(result["rows"], fits, every, result["notes"])
+    out = {"answers": answers, "tables": tables, "agreement": agreement, "warnings": warnings}
+    return out | {"methods_text": methods_text}
 
 
 def _multiverse_figure(mix: bool, fit: Mapping[str, Any]) -> dict[str, Any]:

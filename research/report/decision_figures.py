@@ -16,8 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from research.report import style
 from research.report.style import BLUE, GRAY, GREEN, ORANGE, SERIES, STYLE
 from research.runs.schema import AXES
-from research.scaling import Fit, compute_optimal, isoflop
+from research.scaling import Fit, isoflop
 from research.scaling.compare import rescaled_columns
+from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.laws import GROUP
 from research.tables import table
 
@@ -43,10 +44,12 @@ def draw_minima(document: Mapping[str, Any], rows: Sequence[table.Row]) -> dict[
 
 
 def frontier(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> Figure:
-    """N*(C), D*(C) and D*/N*, with the power laws, their bands, and laws printed elsewhere."""
+    """N*(C), D*(C) and D*/N*, with the power laws, their bands, and laws printed elsewhere: by C =
+    6 N D, also where the table counts FLOPs in another way."""
     law = document["optimal"]
     budgets = [p["flops"] for p in points] or [1e18, 1e22]
     c = np.geomspace(min(budgets) / 3, max(budgets) * 3, 50)
+    optima = [PER_TOKEN * p["params"] * p["tokens"] for p in points]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 3.6), layout="constrained")
         panels = figure.subplots(1, 3)
@@ -54,22 +57,23 @@ def frontier(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -
             n = law["params_coefficient"] * c ** law["params_exponent"]
             d = law["tokens_coefficient"] * c ** law["tokens_exponent"]
             for axes, values in zip(panels, (n, d, d / n), strict=True):
-                axes.plot(c, values, color=BLUE, lw=1.8, label="this fit")
+                axes.plot(PER_TOKEN * n * d, values, color=BLUE, lw=1.8, label="this fit")
         for (label, k, a, _), color in zip(PUBLISHED, (GRAY, GREEN), strict=True):
             n = k * c**a
             for axes, values in zip(panels, (n, c / 6 / n, c / 6 / n / n), strict=True):
                 axes.plot(c, values, color=color, lw=1.1, ls="--", label=label)
         for axes, key in zip(panels, ("params", "tokens", "tokens_per_param"), strict=True):
-            spans = [(p["flops"], *span) for p in points if (span := _closed_interval(p, key))]
+            spans = [(at, *span) for at, p in zip(optima, points, strict=True)
+                     if (span := _closed_interval(p, key))]  # fmt: skip
             if len(points) > FEW and spans:
                 at, low, high = zip(*spans, strict=True)
                 axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0)
-            for p in points if len(points) <= FEW else []:
+            for at, p in zip(optima, points, strict=True) if len(points) <= FEW else ():
                 value = p.get(key) or p["tokens"] / p["params"]
-                axes.plot(p["flops"], value, "o", color=ORANGE, ms=5, zorder=3)
+                axes.plot(at, value, "o", color=ORANGE, ms=5, zorder=3)
             for at, low, high in spans if len(points) <= FEW else []:
                 axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
-            axes.set(xscale="log", yscale="log", xlabel=AXES["flops"])
+            axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
             style.log_ticks(axes.xaxis, steps=(1, 3))
             style.log_ticks(axes.yaxis)
         for axes, label in zip(panels, ("optimal parameters N*", "optimal tokens D*", "D* / N*")):
@@ -111,7 +115,7 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
         style.plain_ticks(axes.yaxis)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
         bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
-        bar.set_label(AXES["flops"])
+        bar.set_label(f"{AXES['flops']}, as the table counts them")
         style.log_ticks(bar.ax.yaxis)
     return figure
 
@@ -125,7 +129,7 @@ def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
         axes = figure.subplots()
         points = axes.scatter(c, y, c=n, s=16, cmap="viridis", norm=LogNorm(), label="runs")
         axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4, label="convex hull")
-        axes.set(xscale="log", yscale="log", xlabel=AXES["flops"])
+        axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']}, as the table counts them")
         axes.set_ylabel(f"loss ({document['unit']})")
         style.log_ticks(axes.xaxis)
         style.plain_ticks(axes.yaxis)
@@ -192,7 +196,7 @@ def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
 
 def _rescaled_amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
     """What a group's multiplier rescales."""
-    factor = compute_optimal.PER_TOKEN if set(columns) == {"params", "tokens"} else 1.0
+    factor = PER_TOKEN if set(columns) == {"params", "tokens"} else 1.0
     return factor * math.prod(row[column] for column in columns)
 
 
@@ -234,7 +238,7 @@ def ladder(
         for i, limit in enumerate((0.0, math.inf))
     )
     rows = registration["rows"]
-    x = [compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows]
+    x = [PER_TOKEN * row["params"] * row["tokens"] for row in rows]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 4.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
@@ -267,7 +271,7 @@ def ladder(
 
 
 def _draw_rung(left: Any, right: Any, rung: Mapping[str, Any], color: str) -> None:
-    at, center = compute_optimal.PER_TOKEN * rung["params"] * rung["tokens"], rung["predicted"]
+    at, center = PER_TOKEN * rung["params"] * rung["tokens"], rung["predicted"]
     for name, width in (("run_interval", 1.2), ("interval", 4.0)):
         # An open end is drawn as far as a half, or twice, what was predicted.
         ends = [x or f * center for x, f in zip(rung[name], (0.5, 2.0), strict=True)]

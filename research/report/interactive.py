@@ -14,10 +14,12 @@ from research.io.humanize import quantity
 from research.report.style import BLUE, GREEN, ORANGE
 from research.runs.schema import AXES, shown_columns
 from research.scaling import Fit
+from research.scaling.compute_optimal import PER_TOKEN
 
 STEPS = 41  # positions of the slider
 FACTS = ("run", "group", "params", "tokens", "flops", "lr", "seed")  # beside the scores
 MOST = 2000  # runs in a chart
+COUNT = "flops_6nd"
 
 
 def render_charts(charts: Mapping[str, Any]) -> str:
@@ -71,7 +73,8 @@ def budget_chart(
     points, section = [], document.get("inference") or {"tokens": 0.0, "optima": []}
     used = {row["flops"]: row["same_loss"] for row in section["optima"]}
     for i, p in enumerate(p for p in document["predictions"] if p.get("params")):
-        words = f"budget C: {p['flops']:.3g} FLOPs"
+        budget = PER_TOKEN * p["params"] * p["tokens"]
+        words = f"budget C = 6 N D: {budget:.3g} FLOPs"
         for name, key in (("N*", "params"), ("D*", "tokens"), ("D*/N*", "tokens_per_param")):
             words += f"\n{name} {quantity(p[key])} ({_quantity_interval(p['intervals'][key])})"
         if cheap := used.get(p["flops"]):
@@ -80,13 +83,15 @@ def budget_chart(
                 f"{quantity(cheap['params'])} ({_quantity_interval(cheap['intervals']['params'])})"
                 f", D {quantity(cheap['tokens'])}"
             )
-        point = {"step": i, "x": p["flops"]}
+        point = {"step": i, "x": budget}
         if p["loss"] is not None:
             low, high = p["intervals"]["loss"]
             words += f"\nloss {p['loss']:.4g} ({_interval_text((low, high))})"
             point |= {"loss": p["loss"], "low": low, "high": high}
         points.append({**point, "words": words})
-    return _slider_chart(rows, points, "flops", AXES["flops"], unit) if points else {}
+    # The dots by the same count as the law, whatever the table's own FLOPs are.
+    counted = [{**row, COUNT: PER_TOKEN * row["params"] * row["tokens"]} for row in rows]
+    return _slider_chart(counted, points, COUNT, f"{AXES['flops']} = 6 N D", unit) if points else {}
 
 
 def _slider_chart(

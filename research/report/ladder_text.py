@@ -64,17 +64,23 @@ def _outcome(rung: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def verdict(rungs: Sequence[Mapping[str, Any]]) -> str:
+    """How predictions that were registered before their runs came out; "" if none was measured."""
+    done = [rung for rung in rungs if rung["measured"] is not None and rung["found"] == "new"]
+    if not done:
+        return ""
+    inside = sum(rung["covered"] for rung in done)
+    worst = max(done, key=lambda rung: abs(rung["error"]))
+    return (
+        f"{inside} of {len(done)} rungs measured lie inside the interval that was registered; "
+        f"the largest error is {abs(worst['error']):.2%}, at {worst['ratio']:.4g} times the "
+        "largest budget"
+    )
+
+
 def sentences(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The verdict, and what a reader of the table has to know."""
-    done = [rung for rung in rungs if rung["measured"] is not None and rung["found"] == "new"]
-    out = []
-    if done:
-        inside = sum(rung["covered"] for rung in done)
-        worst = max(done, key=lambda rung: abs(rung["error"]))
-        out.append(
-            f"{inside} of {len(done)} rungs measured lie inside the interval that was registered; "
-            f"the largest error is {abs(worst['error']):.2%}, at {worst['ratio']:.4g} times"
-        )
+    out = [words] if (words := verdict(rungs)) else []
     for rung in rungs:
         name = f"the rung of {rung['ratio']:.4g} times ({rung['registration']})"
         if rung["found"] != "new":

@@ -12,9 +12,12 @@ from research.io.text_table import format_table
 from research.report.provenance import provenance_line
 from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
 from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
+from research.scaling.compute_optimal import PER_TOKEN
 from research.tables.replicates import replicate_groups
 
 Row = dict[str, Any]
+
+SAME_COUNT = 0.01  # relative, up to which two ways of counting FLOPs are the same
 
 
 def group_name(row: Row) -> str:
@@ -130,14 +133,15 @@ def _extrapolation_sentence(document: Mapping[str, Any]) -> str:
     )
 
 
-def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
+def fit_summary(document: Mapping[str, Any], brief: bool = False, alone: bool = True) -> str:
     """A fit as text: the law, the fall of the loss, prediction against measurement, warnings.
-    `brief` has only the last prediction."""
+    `brief` has only the last prediction; without `alone`, the headline and the warnings are left to
+    the report that it is a part of."""
     parts = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
         parts.append(f"{name} = {value:.4g} ({interval_end(low)} to {interval_end(high)})")
-    lines = [words] if (words := headline(document)) else []
+    lines = [words] if alone and (words := headline(document)) else []
     lines.append(f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}")
     if (fall := document["fall"]) and fall["in_seed_sd"]:
         sd = document["seed_noise"]["sd"]
@@ -172,7 +176,8 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False) -> str:
         lines.append(f"after {document['n_points']} runs: {document['settling']['suggestion']}")
     if "multiverse" in document:
         lines.append(_multiverse_sentence(document["multiverse"]))
-    return "\n".join([*lines, *(f"warning: {text}" for text in document["warnings"])])
+    told = document["warnings"] if alone else ()
+    return "\n".join([*lines, *(f"warning: {text}" for text in told)])
 
 
 def _prior_lines(document: Mapping[str, Any], brief: bool) -> list[str]:
@@ -230,9 +235,13 @@ def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str
         at = quantity(row[document["against"]])
         value = row[document["response"]]
         return f"predicted at {at}: {value:.4f} (law: {low} to {high})"
-    words = f"best for {row['flops']:.3g} FLOPs: "
+    words = f"best for {row['flops']:.3g} FLOPs"
     if row["params"] is None:
-        return words + "the law has no optimum there"
+        return f"{words}: the law has no optimum there"
+    counted = PER_TOKEN * row["params"] * row["tokens"]
+    if abs(counted / row["flops"] - 1) > SAME_COUNT:
+        words += f" as the table counts them ({counted:.3g} as 6 N D)"
+    words += ": "
 
     def amount(name: str) -> str:
         low, high = ("open" if x is None else quantity(x) for x in row["intervals"][name])
@@ -335,12 +344,17 @@ def _mean_text(statistics: Sequence[float]) -> str:
 def text_summary(result: Mapping[str, Any]) -> str:
     """The table, the laws and the verdicts for a terminal, and where the files are."""
     rows, several = result["rows"], len(result["fits"]) > 1
-    lines = ["", _runs_table(rows, several, result["against"]), *result["notes"]]
+    lines = [""]
+    for name, sentences in result["answers"].items():
+        lines += [f"{name}: {line}" if several else line for line in sentences]
+    lines += ["", _runs_table(rows, several, result["against"])]
     for name, fit in result["fits"].items():
         lines += ["", *([f"{name}:"] if several else [])]
+        if words := result["methods_text"].get(name):
+            lines += [words, ""]
         if words := provenance_line(fit["rows"]):
             lines.append(words)
-        words = fit_summary(fit["document"], brief=True) if fit["document"] else ""
+        words = fit_summary(fit["document"], True, alone=False) if fit["document"] else ""
         lines.append(words or f"no law: {fit['why']}")
         if fit["document"] and (
             words := expected_exponent_sentence(result["cards"], fit["document"])
@@ -353,6 +367,7 @@ def text_summary(result: Mapping[str, Any]) -> str:
         lines += ["", *compared.document["compare"]["words"]]
     if side := comparison_table(rows, result["against"]) if several else []:
         lines += ["", format_table(side[0], side[1:], right=side[0][1:])]
+    lines += ["", *(f"warning: {line}" for of in result["warnings"].values() for line in of)]
     written = result["files"]
     first = [str(path) for name, path in written.items() if name.split("-")[0] in ("report", "fit")]
     figures = (str(path) for name, path in written.items() if name.endswith(".png"))

@@ -23,6 +23,7 @@ TOGETHER = 0.2  # range of log(tokens / params) in which they count as one
 SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
 WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
 POINTS = 481  # of the grid on which an optimum is searched for
+AHEAD = 10.0  # times the largest budget of a table: where its answer is wanted
 FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is reported
 
 
@@ -129,6 +130,11 @@ def local_power_laws(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarra
 def largest_budget(rows: Sequence[Row]) -> float:
     """The largest budget 6 N D of the rows."""
     return max(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
+
+
+def target_budget(rows: Sequence[Row]) -> float:
+    """The budget 6 N D of which every answer speaks where none is asked for."""
+    return AHEAD * largest_budget(rows)
 
 
 def predict_optima(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:

@@ -178,7 +178,7 @@ def prediction_target(laws: Weighted, options: Options) -> dict[str, float]:
     law = fit.law
     if compute_optimal.has_optimum(law):
         most = compute_optimal.largest_budget(fit.parts.usable)
-        c = next(iter(options.predict_flops), 10 * most)
+        c = next(iter(options.predict_flops), compute_optimal.AHEAD * most)
         sizes = [compute_optimal.optimal_params(each.law, each.best[None], [c])[0, 0]
                  for each, _ in laws]  # fmt: skip
         if compute_optimal.vary_together(fit.parts.fitted):
@@ -193,7 +193,9 @@ def prediction_target(laws: Weighted, options: Options) -> dict[str, float]:
         return {name: every.get(name, 0.0) for name in law.columns}
     (column,) = law.columns
     most = max(row[column] for row in fit.parts.usable)
-    return {column: next(iter([*options.predict, *options.predict_flops]), 10 * most)}
+    return {
+        column: next(iter([*options.predict, *options.predict_flops]), compute_optimal.AHEAD * most)
+    }
 
 
 def settle_law(law: Law, options: Options, target: Mapping[str, float]) -> Settle:

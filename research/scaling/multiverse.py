@@ -16,6 +16,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import compute_optimal, isoflop, minima_document
+from research.scaling.compute_optimal import AHEAD
 from research.scaling.fit import Fit
 from research.scaling.laws import METHODS, Law, named_law
 from research.scaling.options import Options, split_rows
@@ -25,7 +26,6 @@ PARAMS = ("params", "params_non_embedding", "params_matmul")
 FLOPS = ("flops", "flops_6nd", "flops_6nd_non_embedding", "flops_exact_causal")
 OBJECTIVES = (("huber_log", 1e-4), ("huber_log", 1e-3), ("huber_log", 1e-2), ("mse_log", 1e-3))
 SMALL = 0.25  # quantile of sizes below which models are left out
-AHEAD = 10.0  # times the largest run, where no target is given
 
 
 def refit_universes(law: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:

@@ -48,12 +48,17 @@ class PowerLaws:
         exponents = np.array([not name.endswith("coefficient") for name in NAMES])
         every = np.concatenate([self.optimal[None], self.draws])
         every = np.where(exponents, every, _exp(every))
-        values = dict(zip(NAMES, every[0].tolist(), strict=True))
-        intervals = dict(zip(NAMES, quantiles(every[1:]), strict=True))
+        values: dict[str, Any] = dict(zip(NAMES, every[0].tolist(), strict=True))
+        intervals: dict[str, Any] = dict(zip(NAMES, quantiles(every[1:]), strict=True))
         with np.errstate(all="ignore"):  # coefficients may span hundreds of decades
             spread = every[1:].std(0, ddof=1) if len(every) > 2 else np.full(len(NAMES), np.nan)
         spread = [float(x) if np.isfinite(x) else None for x in spread]
-        optimal: Mapping[str, Any] = {**values, "intervals": intervals}
+        # The same exponent where budgets are 6 N* D*, so that it compares with that of a law.
+        with np.errstate(all="ignore"):
+            by_6nd = every[:, 0] / (every[:, 0] + every[:, 2])
+        exponent = {"params_exponent_6nd": float(by_6nd[0]) if np.isfinite(by_6nd[0]) else None}
+        ends = {"params_exponent_6nd": quantiles(by_6nd[1:, None])[0]}
+        optimal: Mapping[str, Any] = {**values, **exponent, "intervals": {**intervals, **ends}}
         return {
             "params": values,
             "intervals": intervals,

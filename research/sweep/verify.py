@@ -18,7 +18,7 @@ from research.io import files, source
 from research.runs import ladder, metrics_log, tracking
 from research.runs.directory import check_workdir
 from research.scaling import collapse, groups
-from research.scaling.compute_optimal import PER_TOKEN
+from research.scaling.compute_optimal import AHEAD, PER_TOKEN
 from research.scaling.laws import AUTO
 from research.scaling.rungs import Forecaster, make_forecaster
 from research.sweep.launcher import LaunchOptions, launch_sweep
@@ -26,7 +26,6 @@ from research.sweep.points import Outcome, Point, resolve_points
 from research.tables import table
 from research.training.make_run import make_run
 
-RATIO = 10.0  # of a budget to the largest of the sweep, where none is asked for
 SAME = 0.01  # relative: how near budgets, or ratios, are one rung
 FURTHEST = 1e6  # a ratio beyond which no law means anything
 FACTS = ("params", "tokens", "flops", "steps", "epochs")
@@ -58,7 +57,7 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
         if known and asked.law is None and not asked.again:
             return None
         last = list(known.values())[-1:]
-        wanted = [rung["ratio"] for each in last for rung in each["rungs"]] or [RATIO]
+        wanted = [rung["ratio"] for each in last for rung in each["rungs"]] or [AHEAD]
     if not asked.again:
         wanted = [x for x in wanted if not _registered(known, asked.law, "ratio", x)]
         there = asked.flops and _registered(known, asked.law, "budget", asked.flops)

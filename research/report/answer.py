@@ -1,0 +1,153 @@
+"""The answer that opens the page and the terminal's summary, and the methods that agree with it or
+do not."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from research.io.humanize import quantity
+from research.io.text_table import format_table
+from research.report.methods import NAMES, Methods
+from research.report.text import headline, interval_end, laws_sentence
+from research.scaling.compute_optimal import AHEAD
+
+HEADINGS = ("method", "exponent of N*", "N*", "D*", "tokens per parameter", "loss")
+SHORT = (0, 1, 2, 5)  # of them, on a terminal
+LEFT_OUT = "left out: "
+AMOUNTS = ("params", "tokens", "tokens_per_param")
+WIDE = 10.0  # factor between the ends of an interval of N*, from which agreeing says little
+
+
+def budget_text(flops: float) -> str:
+    """FLOPs as people write them: 1e13, 2.4e21; K, M and B would read as parameters or tokens."""
+    mantissa, _, exponent = f"{flops:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def answer_sentences(
+    found: Methods,
+    document: Mapping[str, Any] | None,
+    verdict: str = "",
+    unfinished: tuple[int, int] = (0, 0),
+) -> list[str]:
+    """What a group of runs says: what to train at the target, how the optimal size grows, the
+    `verdict` on larger runs, what was held out; and how many of its runs are not done, of how many.
+    `document` is that of its law, where there is no target."""
+    out = []
+    if found.answer:
+        document = found.document(found.answer)
+        out += [_train_sentence(found), *_growth_sentence(document)]
+        if found.answer != "auto":
+            out.append(f"This is {NAMES[found.answer]}, alone: {found.reasons['auto']}.")
+    elif document and document["predictions"]:
+        row = document["predictions"][-1]
+        value, at = row.get(document["response"]), row.get(document["against"])
+        if value is not None and at is not None:
+            ends = _interval(row["interval"], ".4g")
+            out.append(f"Expected {document['response']} at {quantity(at)}: {value:.4g} ({ends}).")
+    told = headline(document)
+    out += [words for words in (f"{verdict}." if verdict else "", told) if words]
+    count, of = unfinished
+    if count:
+        are = "is" if count == 1 else "are"
+        out.append(f"{count} of {of} runs {are} not done, and in no law.")
+    return out
+
+
+def _train_sentence(found: Methods) -> str:
+    at = f"{budget_text(found.target)} FLOPs ({AHEAD:g} times the largest budget)"
+    if (best := found.prediction(found.answer)) is None:
+        return f"No optimal size for {at}: the law has none there."
+    words = f"Train {quantity(best['params'])} parameters on {quantity(best['tokens'])} tokens"
+    if best["loss"] is None:
+        return f"{words} for {at}."
+    ends = _interval(best["intervals"]["loss"], ".4g")
+    return f"{words} for {at}: expected loss {best['loss']:.4g} ({ends})."
+
+
+def _growth_sentence(document: Mapping[str, Any]) -> list[str]:
+    value, ends = _exponent(document)
+    if value is None:
+        return []
+    return [f"The optimal size grows as C^{value:.2f} ({_interval(ends, '.2f')})."]
+
+
+def _exponent(document: Mapping[str, Any]) -> tuple[float | None, Sequence[float | None]]:
+    """The exponent of N* by budgets 6 N D, and its interval."""
+    optimal = document["optimal"] or {}
+    name = "params_exponent_6nd" if "params_exponent_6nd" in optimal else "params_exponent"
+    return optimal.get(name), optimal.get("intervals", {}).get(name, (None, None))
+
+
+def methods_table(found: Methods) -> list[list[str]]:
+    """A line for each method, below HEADINGS: what it says of the target; or why it says nothing,
+    in the second cell."""
+    out = []
+    for name, title in NAMES.items():
+        if name in found.reasons:
+            out.append([title, f"{LEFT_OUT}{found.reasons[name]}", *[""] * (len(HEADINGS) - 2)])
+        if name not in found.analyses:
+            continue
+        value, ends = _exponent(found.document(name))
+        exponent = "none" if value is None else f"{value:.2f} ({_interval(ends, '.2f')})"
+        best = found.prediction(name)
+        if best is None:
+            out.append([title, exponent, "no optimum there", "", "", ""])
+            continue
+        cells = []
+        for key in AMOUNTS:
+            low, high = ("open" if x is None else quantity(x) for x in best["intervals"][key])
+            cells.append(f"{quantity(best[key])} ({low} to {high})")
+        loss = "not predicted"
+        if best["loss"] is not None:
+            loss = f"{best['loss']:.4g} ({_interval(best['intervals']['loss'], '.4g')})"
+        out.append([title, exponent, *cells, loss])
+    return out
+
+
+def methods_text(found: Methods) -> str:
+    """The table for a terminal: without tokens, and below it why a method is left out."""
+    rows, reasons = [], []
+    for line in methods_table(found):
+        if line[1].startswith(LEFT_OUT):
+            reasons.append(f"{line[0]}: {line[1]}")
+        else:
+            rows.append([line[i] for i in SHORT])
+    table = [format_table([HEADINGS[i] for i in SHORT], rows)] if rows else []
+    return "\n".join([*table, *reasons])
+
+
+def agreement_sentences(found: Methods) -> list[str]:
+    """Whether the intervals of N* overlap, and what the average is over."""
+    spans = {}
+    for name in found.analyses:
+        if best := found.prediction(name):
+            low, high = best["intervals"]["params"]
+            spans[name] = (low or 0.0, math.inf if high is None else high)
+    out = []
+    if len(spans) > 1:
+        low, high = max(s[0] for s in spans.values()), min(s[1] for s in spans.values())
+        if low <= high:
+            ends = " to ".join("open" if math.isinf(x) or not x else quantity(x)
+                               for x in (low, high))  # fmt: skip
+            words = f"The 95 % intervals of N* of all {len(spans)} methods overlap ({ends})"
+        else:
+            above = max(spans, key=lambda name: spans[name][0])
+            below = min(spans, key=lambda name: spans[name][1])
+            words = (
+                f"The 95 % intervals of N* do not all overlap: that of {NAMES[above]} begins at "
+                f"{quantity(low)}, where that of {NAMES[below]} has ended, at {quantity(high)}"
+            )
+        wide = [NAMES[name] for name, (a, b) in spans.items() if not a or b > WIDE * a]
+        if wide:
+            words += f"; more than a factor of {WIDE:g} wide, and so little of a check: "
+            words += ", ".join(wide)
+        out.append(f"{words}.")
+    if "auto" in found.analyses:
+        words = laws_sentence(found.document("auto")["laws"])
+        out.append(f"{words[0].upper()}{words[1:]}.")
+    return out
+
+
+def _interval(ends: Sequence[float | None], spec: str) -> str:
+    return " to ".join(interval_end(end, spec) for end in ends)
