@@ -101,12 +101,13 @@ def test_what_comes_from_records_is_escaped(tmp_path):
     assert "<b>fire" not in page
 
 
-def test_missing_runs_come_first(tmp_path):
+def test_missing_runs_are_counted_first_and_named_below(tmp_path):
     rows = noisy(0)
     rows[0] |= {"loss": None, "status": "failed"}
     result = build.write_report(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
-    assert page.index("Run r0 is failed") < page.index("<svg")
+    assert page.index("1 of 9 runs is not done") < page.index("<svg")
+    assert page.index("<svg") < page.index("Launch again") < page.index("Run r0 is failed")
     assert result["fits"][""]["document"]["dropped"] == [{"run": "r0", "reason": "failed"}]
 
 

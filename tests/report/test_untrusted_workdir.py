@@ -9,7 +9,16 @@ import pytest
 
 from research.errors import BadInput
 from research.io import files
-from research.report import build, html
+from research.report import (
+    answer,
+    build,
+    captions,
+    elements,
+    html,
+    methods,
+    page_assets,
+    warning_groups,
+)
 from research.runs.directory import RunDirectory
 from tests.report.test_report import workdir
 from tests.scaling.test_scaling import noisy
@@ -75,9 +84,8 @@ def verified_sweep(path):
 
 @pytest.mark.slow
 def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        build, "_fit_surfaces", lambda rows, mix, served: {}
-    )  # slow, and not asked about here
+    none = methods.Methods()  # slow, and not asked about here
+    monkeypatch.setattr(methods, "fit_methods", lambda rows, mix, served: none)
     verified_sweep(tmp_path)
     files.make_directory(tmp_path / "figures")
     svg = tmp_path / "figures" / "ladder.svg"
@@ -181,8 +189,9 @@ def test_no_file_and_no_text_of_a_workdir_is_embedded_as_it_is(tmp_path):
     assert {"loss", "metric_accuracy", "metric_gain", "confusion", "curves", "residuals"} <= planted
 
 
-def test_the_page_can_read_no_file():
-    tree = ast.parse(inspect.getsource(html))
+def names_and_modules(module):
+    """The names that a module uses, and what it imports."""
+    tree = ast.parse(inspect.getsource(module))
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     modules = {
         alias.name if isinstance(node, ast.Import) else f"{node.module}.{alias.name}"
@@ -190,6 +199,13 @@ def test_the_page_can_read_no_file():
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    assert "research.report.style.Drawing" in modules
-    assert not modules & {"pathlib.Path", "os", "research.io.files"}
-    assert "open" not in names
+    return names, modules
+
+
+def test_the_page_can_read_no_file():
+    assert "research.report.style.Drawing" in names_and_modules(html)[1]
+    for module in (html, elements, answer, warning_groups, captions, page_assets):
+        names, modules = names_and_modules(module)
+        assert not modules & {"pathlib.Path", "os", "research.io.files"}
+        assert "open" not in names
+    assert "research.io.files" in names_and_modules(build)[1], "the twin: what writes it can"
