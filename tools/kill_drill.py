@@ -258,7 +258,7 @@ def run_disturbed(
     while True:
         before = done.total()
         if most is FAULTS and done["edit_code"] < EDITS and before and rng.random() < 0.3:
-            done["edit_code"] += launch_edited(config, workdir, workers)
+            done["edit_code"] += launch_edited(config, workdir, workers, done["edit_code"])
         lacks = rng.choice(DISKS) if most is FAULTS else ""
         done[f"disk without {lacks.replace(' ', ' and ')}"] += bool(lacks)
         disturbed = done.total()
@@ -282,10 +282,10 @@ def run_disturbed(
             accept = True
 
 
-def launch_edited(config: Path, workdir: Path, workers: int) -> bool:
+def launch_edited(config: Path, workdir: Path, workers: int, number: int) -> bool:
     """A launch by edited code for a while, which must leave alone every run that has begun: those
     with a checkpoint, the others begin anew. Workers of a killed launcher still write for a while.
-    """
+    No two edits of a sweep are equal: code goes on with what it began itself."""
     path = config.parent / "code" / EDITED
     while lease_holder_pids(workdir):
         time.sleep(0.5)
@@ -293,7 +293,7 @@ def launch_edited(config: Path, workdir: Path, workers: int) -> bool:
     runs = [run for run in runs if checkpoint.saved_steps(run)]
     held = {run: (run / "metrics.jsonl").read_bytes() for run in runs}
     raw = path.read_bytes()
-    path.write_bytes(raw + b"\n# edited\n")
+    path.write_bytes(raw + f"\n# edit {number}\n".encode())
     try:
         process = start(config, workdir, workers)
         with contextlib.suppress(subprocess.TimeoutExpired):
