@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.config.schema import flatten
+from research.config.schema import SECTIONS, flatten
 from research.errors import Damaged
 from research.runs.schema import NOT_IN_ID, PATH_KEYS, is_number
 
@@ -17,9 +17,12 @@ MOST_SETTINGS = 4  # of those that vary, in a table of a terminal
 
 def settings_columns(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config below its sections ("optim.clip"), None as "none", lists as JSON; what
-    has no section (name, seed, size) is a fact of the row itself. Raises Damaged for a number that
-    no float holds."""
+    has no section (name, seed, size) is a fact of the row itself. A key that a config may be without
+    is "none" there. Raises Damaged for a number that no float holds."""
     out = {key: _cell(value) for key, value in flatten(config).items() if "." in key}
+    for key, field in SECTIONS.items():
+        if field.absent and key.partition(".")[0] in config:
+            out.setdefault(key, NONE)
     for key, value in out.items():
         if isinstance(value, int) and not is_number(value):
             raise Damaged(f"{key:.50} is {value!r:.50}, expected a number that a float holds")
