@@ -17,8 +17,8 @@ MOST_SETTINGS = 4  # of those that vary, in a table of a terminal
 
 def settings_columns(config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config below its sections ("optim.clip"), None as "none", lists as JSON; what
-    has no section (name, seed, size) is a fact of the row itself. A key that a config may be without
-    is "none" there. Raises Damaged for a number that no float holds."""
+    has no section (name, seed, size) is a fact of the row itself. A key that a config may be
+    without is "none" there. Raises Damaged for a number that no float holds."""
     out = {key: _cell(value) for key, value in flatten(config).items() if "." in key}
     for key, field in SECTIONS.items():
         if field.absent and key.partition(".")[0] in config:
