@@ -6,7 +6,7 @@ RUNS ?= runs/demo
 FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-verify demo-ladder bench bench-peers bench-sweep bench-engine bench-gpu test test-slow \
+.PHONY: help setup setup-dev demo demo-verify demo-ladder transfer bench bench-peers bench-sweep bench-engine bench-gpu test test-slow \
 	faults soak check format lock clean
 
 help:  ## list the targets
@@ -36,6 +36,10 @@ demo-verify: demo  ## predict runs of 3 and 10 times the demo's largest budget, 
 
 demo-ladder: demo  ## the same up to 100 times: hours on two cores
 	@$(PY) -m experiments.verify --runs=$(RUNS) --rungs=3,10,33,100
+
+TRANSFER ?= runs/transfer
+transfer: setup  ## whether learning rates transfer over widths: coordinate check, optima, regret
+	@$(PY) -m experiments.transfer --config=configs/transfer.py --workdir=$(TRANSFER) $(FLAGS)
 
 bench: setup  ## how fast the shipped cases train here
 	@$(PY) -m experiments.bench

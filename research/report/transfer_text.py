@@ -1,5 +1,6 @@
 """A check of transfer, in a terminal and as a figure."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def coordinates(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Mapping[str, Any]) -> style.Drawing:
+def draw_coordinates(found: Mapping[str, Any]) -> style.Drawing:
     """Changes of every module after the last step against the width, and the last residual against
     the depth."""
     figure = Figure(figsize=(9, 4))
@@ -59,3 +60,95 @@ def draw(found: Mapping[str, Any]) -> style.Drawing:
     right.legend(fontsize=7)
     figure.tight_layout()
     return style.render_figure(figure)
+
+
+def rate(found: Mapping[str, Any]) -> str:
+    """The optimum of every width, how far it moves, and whether wider is worse."""
+    rows = []
+    for i, width in enumerate(found["widths"]):
+        row = [str(width)]
+        for which in WORDS:
+            entry = found[which]["optima"][i]
+            row += [_optimum(entry), f"{entry['loss']:.4f}"]
+        rows.append(row)
+    headings = [f"{words}: {kind}" for words in WORDS.values() for kind in ("lr", "least loss")]
+    lines = [format_table(["width", *headings], rows, right=["width", *headings])]
+    for which, words in WORDS.items():
+        part = found[which]
+        between = part["optimum_shift_interval"]
+        said = f" ({between[0]:+.2f} to {between[1]:+.2f})" if between else ""
+        bound = "; a bound, for optima lie beyond the rates tried" if part["censored"] else ""
+        rises = ", ".join(f"{rise['from']} to {rise['to']}" for rise in part["rises"])
+        worse = f"wider is worse from {rises}" if rises else "wider is never worse"
+        lines.append(
+            f"{words} ({part['transfer']}): the best learning rate moves by "
+            f"2^{part['optimum_shift_log2']:+.2f}{said} over {found['widths'][-1]} / "
+            f"{found['widths'][0]} of the width{bound}; at {part['shared_lr']:.3g} {worse}"
+        )
+    return "\n".join(lines)
+
+
+def _optimum(entry: Mapping[str, Any]) -> str:
+    if entry["censored"]:
+        return f"{'<' if entry['censored'] == 'low' else '>'} {entry['lr']:.3g}"
+    if entry["interval"]:
+        low, high = entry["interval"]
+        return f"{entry['lr']:.3g} ({low:.3g} to {high:.3g})"
+    return f"{entry['lr']:.3g}"
+
+
+def regret(found: Mapping[str, Any]) -> str:
+    """What the transferred rate loses, against the best with the rule and the standard one."""
+    sd = found["seed_sd"]
+    lines = [
+        f"at width {found['width']}, with the best rate of width {found['from_width']}, in "
+        f"{found['seeds']} fresh seeds:"
+    ]
+    for part, words in ((found, "a sweep there"), (found["standard"], "the standard's best there")):
+        if part["loss"] is None:
+            lines.append(f"against {words}: a run diverged")
+        else:
+            low, high = part["interval"] or (math.nan, math.nan)
+            lines.append(f"against {words}: {part['loss']:+.4f} ({low:+.4f} to {high:+.4f})")
+    lines.append(f"one standard deviation of a seed: {'none' if sd is None else f'{sd:.4f}'}")
+    return "\n".join(lines)
+
+
+def draw_rate(found: Mapping[str, Any]) -> style.Drawing:
+    """Loss against learning rate by width, with the optima and their intervals."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, which in zip(panels, WORDS, strict=True):
+        for i, entry in enumerate(found[which]["optima"]):
+            color = style.SERIES[i % 7]
+            done = [(x, y) for x, y in zip(*entry["tried"].values(), strict=True) if y is not None]
+            axes.plot(*zip(*done, strict=True), marker=style.MARKERS[i % 7], color=color,
+                      label=f"width {entry['width']}")  # fmt: skip
+            if entry["interval"]:
+                axes.plot(entry["interval"], [entry["loss"]] * 2, color=color, lw=5, alpha=0.3)
+        axes.set(xscale="log", xlabel="learning rate", title=WORDS[which])
+        style.log_ticks(axes.xaxis)
+    losses = [e["loss"] for which in WORDS for e in found[which]["optima"]]
+    low, high = min(losses), max(losses)
+    panels[0].set(ylabel="loss", ylim=(low - 0.1 * (high - low), high + 1.0 * (high - low)))
+    panels[0].legend(fontsize=8)
+    return style.render_figure(figure)
+
+
+def draw_regret(found: Mapping[str, Any]) -> style.Drawing:
+    """The losses of the candidates, seed by seed."""
+    figure = Figure(figsize=(4.5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for i, entry in enumerate(found["candidates"].values()):
+        done = [x for x in entry["loss"] if x is not None]
+        axes.plot([i] * len(done), done, "o", color=style.SERIES[i])
+        if done:
+            axes.plot([i - 0.2, i + 0.2], [sum(done) / len(done)] * 2, color=style.SERIES[i])
+    names = [f"{name}\n{entry['lr']:.3g}" for name, entry in found["candidates"].items()]
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="loss", title=f"Fresh seeds at width {found['width']}", xlim=(-0.5, 2.5))
+    return style.render_figure(figure)
+
+
+WRITTEN = {"coordinates": coordinates, "rate": rate, "regret": regret}
+DRAWN = {"coordinates": draw_coordinates, "rate": draw_rate, "regret": draw_regret}

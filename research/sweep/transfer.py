@@ -27,12 +27,13 @@ NOT_FLAT = 0.05  # a slope beyond which a check has failed
 
 @dataclass(frozen=True)
 class Check:
-    """What a coordinate check varies, and with how many seeds."""
+    """What a coordinate check varies, with how many seeds, and whether the head starts at 0."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     seeds: int
     lr: float | None = None  # none: that of the config at its base shape
+    zero_head: bool = True
 
 
 def default_check(config: Mapping[str, Any]) -> Check:
@@ -62,52 +63,33 @@ def coordinate_check(
             {d: measured[s] for d, s in by_depth.items()},
         ) | {"transfer": rule}
     shapes = {"widths": list(check.widths), "depths": list(check.depths)}
-    return {**shapes, "seeds": check.seeds, "steps": STEPS, **out}
+    how = {"seeds": check.seeds, "steps": STEPS, "lr": _lr(config, check)}
+    return {**shapes, **how, "head": "zero" if check.zero_head else "drawn", **out}
 
 
 def _measured(
     config: dict, rule: str, shape: tuple[int, int], check: Check, folder: Path
 ) -> dict[str, np.ndarray]:
     run = _run(config, rule, shape, check)
-    path = folder / f"{run.id}-{check.seeds}.json"
+    path = folder / f"{run.id}-{check.seeds}-{'zero' if check.zero_head else 'drawn'}.json"
     if not path.exists():
-        found = coordinates.measure(run, check.seeds, STEPS)
+        found = coordinates.measure(run, check.seeds, STEPS, check.zero_head)
         files.write_json(path, {name: x.tolist() for name, x in found.items()})
     return {name: np.array(x) for name, x in files.read_json(path).items()}
 
 
 def _run(config: dict, rule: str, shape: tuple[int, int], check: Check) -> Run:
-    """A run of this shape. Head size and the ratio of `hidden` to the width are the base's; the
-    learning rate is constant and the same for all, with and without the rule."""
-    width, depth = shape
-    base, model = config["optim"]["transfer"], config["model"]
-    lr = check.lr
-    if lr is None:
-        by_width = config["optim"]["lr_rule"] == "inverse_width"
-        lr = config["optim"]["lr"] / (base["width"] if by_width else 1)
+    """A run of this shape, whose learning rate is constant and the same for all, with and without
+    the rule."""
     changes: dict[str, Any] = {
-        "size": None,
-        "model.width": width,
-        "model.depth": depth,
-        "optim.lr": lr,
-        "optim.lr_rule": "constant",
+        **at_shape(config, rule, shape, _lr(config, check)),
         "optim.schedule": {"name": "constant"},
         "optim.warmup": {"unit": "steps", "amount": 0.0},
-        "optim.transfer.rule": rule,
         "horizon": {"unit": "steps", "amount": float(STEPS)},
         "batch.rule": "constant",
         "eval.every": 0,
         "eval.examples": None,
     }
-    if "heads" in model:
-        heads = width // base["head_size"]
-        ratio = 1.0 if model["heads"] is None else model["kv_heads"] / model["heads"]
-        changes |= {"model.heads": heads, "model.kv_heads": max(1, round(heads * ratio))}
-    if "hidden" in model:
-        given = model["hidden"] is not None and model["width"] is not None
-        swiglu = model.get("activation") == "swiglu"
-        ratio = model["hidden"] / model["width"] if given else 8 / 3 if swiglu else 4
-        changes["model.hidden"] = 8 * math.ceil(width * ratio / 8)
     out = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
     for section in ("optim.schedule", "optim.warmup", "horizon"):
         *parents, last = section.split(".")
@@ -116,6 +98,43 @@ def _run(config: dict, rule: str, shape: tuple[int, int], check: Check) -> Run:
     if problems:
         raise BadInput(*problems)
     return make_run(validated(changed))
+
+
+def _lr(config: Mapping[str, Any], check: Check) -> float:
+    return base_lr(config) if check.lr is None else check.lr
+
+
+def base_lr(config: Mapping[str, Any]) -> float:
+    """The learning rate of a config at its base shape."""
+    by_width = config["optim"]["lr_rule"] == "inverse_width"
+    return config["optim"]["lr"] / (config["optim"]["transfer"]["width"] if by_width else 1)
+
+
+def at_shape(
+    config: Mapping[str, Any], rule: str, shape: tuple[int, int], lr: float
+) -> dict[str, Any]:
+    """The overrides by which a config has this width and depth, this rule and learning rate. Head
+    size and the ratio of `hidden` to the width are the base's."""
+    width, depth = shape
+    base, model = config["optim"]["transfer"], config["model"]
+    out: dict[str, Any] = {
+        "size": None,
+        "model.width": width,
+        "model.depth": depth,
+        "optim.lr": lr,
+        "optim.lr_rule": "constant",
+        "optim.transfer.rule": rule,
+    }
+    if "heads" in model:
+        heads = width // base["head_size"]
+        ratio = 1.0 if model["heads"] is None else model["kv_heads"] / model["heads"]
+        out |= {"model.heads": heads, "model.kv_heads": max(1, round(heads * ratio))}
+    if "hidden" in model:
+        given = model["hidden"] is not None and model["width"] is not None
+        swiglu = model.get("activation") == "swiglu"
+        ratio = model["hidden"] / model["width"] if given else 8 / 3 if swiglu else 4
+        out["model.hidden"] = 8 * math.ceil(width * ratio / 8)
+    return out
 
 
 def _describe(

@@ -11,6 +11,8 @@ from jax import Array
 
 from research.models import Model
 from research.params import leaves_by_path
+from research.training import transfer
+from research.training.optimizers import by_table
 from research.training.run import Run
 from research.training.trainer import host_batches, step_spec
 
@@ -37,10 +39,18 @@ def activations(model: Model, params: dict, inputs: Array) -> dict[str, Array]:
     return out | {"logits": model.unembed(params, outputs) if language else outputs}
 
 
-def measure(run: Run, seeds: int, steps: int) -> dict[str, np.ndarray]:
+def zero_output(model: Model, params: dict) -> dict:
+    """The parameters, with a head of its own starting at 0."""
+    roles = by_table(transfer.role_table(model), params, "row of TRANSFER")
+    return jax.tree.map(lambda x, role: x * 0 if role == "output" else x, params, roles)
+
+
+def measure(run: Run, seeds: int, steps: int, zero_head: bool = False) -> dict[str, np.ndarray]:
     """For every module [seeds, steps + 1, 2]: the RMS of its activations on the first batch, and
     that of their change since the initialization, before each step and after the last. Seeds are
-    of the initialization."""
+    of the initialization. With `zero_head` the head starts at 0: the logits of one that is drawn
+    are noise that falls with the root of the width, which a short check takes for a slope (Yang et
+    al. 2022, section D.2)."""
     spec = step_spec(run)
     batches = jax.tree.map(jnp.asarray, host_batches(run, 0, steps, steps))
 
@@ -49,6 +59,8 @@ def measure(run: Run, seeds: int, steps: int) -> dict[str, np.ndarray]:
 
     def one(key: Array) -> dict[str, Array]:
         state = spec.init(key, batches["inputs"][0], run.hyper)
+        if zero_head:
+            state = state._replace(params=zero_output(run.model, state.params))
         first = read(state.params)
 
         def sizes(params: dict) -> Mapping[str, Array]:

@@ -166,7 +166,7 @@ def transfer_rule(
     base = _base_model(section, model)
     depth = 1.0 if rule == "mup" else spec.depth / base.spec.depth
     heads = getattr(spec, "head_size", 1) / getattr(base.spec, "head_size", 1)
-    table = _table(model)
+    table = role_table(model)
     if depth != 1 and not any(role == "branch" for _, role in table):
         raise BadInput(
             f"optim.transfer.depth: {section['depth']}, but model.depth is {spec.depth}; {rule} "
@@ -227,7 +227,7 @@ def _matrices(shapes: dict) -> set[str]:
     return {path for path, matrix in leaves_by_path(taken).items() if matrix}
 
 
-def _table(model: Model) -> PathTable[str]:
+def role_table(model: Model) -> PathTable[str]:
     pooled: tuple = ()
     if model.classes:
         from research.models import pooled_classifier

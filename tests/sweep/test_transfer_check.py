@@ -1,5 +1,6 @@
 """The check of transfer: what it measures, that it goes on where it was, and what it refuses."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import transfer as command
-from research.errors import BadInput
+from research.errors import UNFINISHED, BadInput
 from research.report import transfer_text
-from research.sweep import transfer
+from research.runs.table import read_table
+from research.sweep import launcher, transfer
+from research.sweep.points import Outcome
 from research.training import coordinates
 from research.training.make_run import make_run
 from research.training.trainer import host_batches, step_spec
@@ -24,22 +27,40 @@ CHECK = transfer.Check((8, 16), (1, 2), 2)
 
 def test_sizes_and_changes_are_those_of_the_steps(tiny):
     run = make_run(tiny(SMALL | {"model.depth": 2}))
-    found = coordinates.measure(run, 2, 3)
+    found, zero = (coordinates.measure(run, 2, 3, zero_head) for zero_head in (False, True))
     assert {"embedding", "blocks/attn", "blocks/mlp", "residual", "logits"} <= found.keys()
     assert all(x.shape == (2, 4, 2) for x in found.values())
     assert all((x[:, 0, 1] == 0).all() for x in found.values())  # nothing has changed yet
     spec, batches = step_spec(run), host_batches(run, 0, 3, 3)
     state = spec.init(jax.random.key(run.seed), batches["inputs"][0], run.hyper)
-    model, first = run.model, state.params
-    for t in range(3):
-        state, _ = spec.step(state, {k: x[t] for k, x in batches.items()}, run.hyper)
+    model, drawn = run.model, state.params
 
-    def logits(params):
-        return model.unembed(params, model.apply(params, batches["inputs"][0]))
+    def change(first):
+        now = state._replace(params=first)
+        for t in range(3):
+            now, _ = spec.step(now, {k: x[t] for k, x in batches.items()}, run.hyper)
 
-    change = float(np.sqrt(np.mean(np.square(logits(state.params) - logits(first)))))
-    assert found["logits"][0, 3, 1] == pytest.approx(change, rel=1e-4)
-    assert found["logits"][1, 3, 1] != pytest.approx(change, rel=1e-4)  # another seed
+        def logits(params):
+            return model.unembed(params, model.apply(params, batches["inputs"][0]))
+
+        return float(np.sqrt(np.mean(np.square(logits(now.params) - logits(first)))))
+
+    assert found["logits"][0, 3, 1] == pytest.approx(change(drawn), rel=1e-4)
+    assert found["logits"][1, 3, 1] != pytest.approx(change(drawn), rel=1e-4)  # another seed
+    assert found["logits"][0, 0, 0] > 0
+    without = change(drawn | {"head": jax.tree.map(jax.numpy.zeros_like, drawn["head"])})
+    assert zero["logits"][0, 3, 1] == pytest.approx(without, rel=1e-4)
+    assert without != pytest.approx(change(drawn), rel=1e-2)
+    assert (zero["logits"][:, 0] == 0).all()
+    assert (zero["embedding"][:, 0] == found["embedding"][:, 0]).all()
+
+
+def test_a_head_that_is_the_embedding_does_not_start_at_zero(tiny):
+    run = make_run(tiny(SMALL | {"model.tie_embeddings": True}))
+    inputs = host_batches(run, 0, 1, 1)["inputs"][0]
+    params = step_spec(run).init(jax.random.key(0), inputs, run.hyper).params
+    zeroed = coordinates.zero_output(run.model, params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, zeroed))
 
 
 def test_a_slope_is_recovered_with_its_interval():
@@ -70,10 +91,15 @@ def test_the_document_has_both_and_what_was_measured_is_kept(tiny, tmp_path, mon
     assert found["rule"]["max_abs_slope_width"] != found["standard"]["max_abs_slope_width"]
     words = transfer_text.coordinates(found)
     assert "with the rule (complete_p): largest slope in width" in words
-    assert transfer_text.draw(found).png[:4] == b"\x89PNG"
+    assert transfer_text.draw_coordinates(found).png[:4] == b"\x89PNG"
     monkeypatch.setattr(coordinates, "measure", None)  # it is not asked again
     again = transfer.coordinate_check(config, CHECK, tmp_path, said.append)
     assert json.dumps(again) == json.dumps(found)
+    assert found["head"] == "zero"
+    with pytest.raises(TypeError):  # other shapes, or another head, are measured
+        transfer.coordinate_check(
+            config, dataclasses.replace(CHECK, zero_head=False), tmp_path, said.append
+        )
     with pytest.raises(TypeError):
         transfer.coordinate_check(config, transfer.Check((8, 24), (1, 2), 2), tmp_path, said.append)
 
@@ -85,6 +111,12 @@ def test_the_document_has_both_and_what_was_measured_is_kept(tiny, tmp_path, mon
         (["--widths=64"], "--widths=64: expected at least two whole numbers"),
         (["--depths=2,x"], "--depths=2,x: expected at least two whole numbers"),
         (["--seeds=1"], "--seeds=1: expected at least 2"),
+        (["--fresh_seeds=1"], "--fresh_seeds=1: expected at least 2"),
+        (["--rate_widths=64"], "--rate_widths=64: expected at least two whole numbers"),
+        (["--factors=1,2"], "--factors=1,2: expected at least three numbers above 0"),
+        (["--factors=1,2,2"], "--factors=1,2,2: expected at least three numbers above 0"),
+        (["--factors=-1,1,2"], "--factors=-1,1,2: expected at least three numbers above 0"),
+        (["--factors=1,2,x"], "--factors=1,2,x: expected at least three numbers above 0"),
         (["--lr=-1"], "--lr=-1.0: expected a number above 0"),
         (["--config.optim.transfer.rule=none"], "optim.transfer.rule: none; expected the rule"),
     ],
@@ -93,3 +125,88 @@ def test_bad_flags_are_refused(flags, says, tmp_path):
     with pytest.raises(BadInput) as refused:
         command.main(["--config=configs/transfer.py", f"--workdir={tmp_path}", *flags])
     assert says in str(refused.value)
+
+
+RATES = ["--executor=inline", "--stages=rate,regret", "--rate_widths=16,32", "--factors=0.5,1,2,4"]
+RATES += ["--config.horizon.unit=steps", "--config.horizon.amount=12", "--config.eval.examples=16"]
+RATES += ["--config.eval.batch=8", "--config.data.context=16", "--config.batch.size=4"]
+RATES += ["--config.model.depth=1", "--config.optim.transfer.depth=1"]
+
+
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("rates")
+    code = command.main(["--config=configs/transfer.py", f"--workdir={workdir}", *RATES])
+    return workdir, code, json.loads((workdir / "transfer.json").read_text())
+
+
+def test_the_stages_of_rates_give_what_their_runs_measured(rates):
+    workdir, code, found = rates
+    assert code == 0
+    assert found.keys() == {"rate", "regret"}
+    rows = read_table(workdir)
+    for which, rule in (("rule", "complete_p"), ("standard", "none")):
+        part = found["rate"][which]
+        assert part["transfer"] == rule
+        first, last = part["optima"][0]["lr"], part["optima"][-1]["lr"]
+        assert part["optimum_shift_log2"] == pytest.approx(np.log2(last / first))
+        for entry in part["optima"]:
+            mine = {
+                row["lr"]: row["loss"]
+                for row in rows
+                if row["optim.transfer.rule"] == rule
+                and row["model.width"] == entry["width"]
+                and row["seed"] == 0
+            }
+            assert entry["tried"]["loss"] == [mine[lr] for lr in entry["tried"]["lr"]]
+            assert entry["loss"] == min(entry["tried"]["loss"])
+    curves = [found["rate"][which]["optima"][0]["tried"]["loss"] for which in ("rule", "standard")]
+    assert curves[0] != curves[1]  # half the base width: the rule says something
+    regret = found["regret"]
+    tried, tuned = (np.mean(regret["candidates"][n]["loss"]) for n in ("transferred", "tuned"))
+    assert regret["loss"] == pytest.approx(tried - tuned)
+    assert regret["interval"][0] <= regret["loss"] <= regret["interval"][1]
+    assert regret["seed_sd"] > 0
+    fresh = {row["loss"] for row in rows if row["seed"] != 0}
+    measured = {x for entry in regret["candidates"].values() for x in entry["loss"]}
+    assert measured == fresh  # no run by which something was chosen
+    for name in ("rate", "regret"):
+        assert (workdir / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert transfer_text.WRITTEN[name](found[name])
+
+
+def test_the_stages_of_rates_go_on_where_they_were(rates, capsys, monkeypatch):
+    workdir, _, found = rates
+    before = {row["run"] for row in read_table(workdir)}
+    code = command.main(["--config=configs/transfer.py", f"--workdir={workdir}", *RATES])
+    assert code == 0
+    said = capsys.readouterr().out
+    assert "16 of 16 runs are done, 0 to train" in said
+    assert said.splitlines()[-1] == str(workdir / "transfer.json")
+    assert json.loads((workdir / "transfer.json").read_text()) == found
+    assert {row["run"] for row in read_table(workdir)} == before
+    # A run that is not done is not left out of the figures: the stage ends without them.
+    gone = Outcome(missing={"abc": "failed: no disk"})
+    monkeypatch.setattr(launcher, "launch_sweep", lambda *_: gone)
+    flags = ["--config=configs/transfer.py", f"--workdir={workdir}", *RATES, "--factors=1,2,8"]
+    assert command.main(flags) == UNFINISHED
+    said = capsys.readouterr().out
+    assert "missing: run abc: failed: no disk" in said
+    assert json.loads((workdir / "transfer.json").read_text()) == {}
+
+
+@pytest.mark.slow
+def test_the_whole_command_shrunk(tmp_path, capsys):
+    flags = [flag for flag in RATES if not flag.startswith("--stages")]
+    shapes = ["--widths=16,32", "--depths=1,2", "--seeds=2"]
+    args = ["--config=configs/transfer.py", f"--workdir={tmp_path}", *flags, *shapes]
+    assert command.main(args) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "transfer.json")
+    found = json.loads((tmp_path / "transfer.json").read_text())
+    for which in ("rule", "standard"):
+        assert found["coordinates"][which]["max_abs_slope_width"] > 0
+        assert found["coordinates"][which]["depth_ratio"] >= 1
+        assert np.isfinite(found["rate"][which]["optimum_shift_log2"])
+    assert {"loss", "interval", "seed_sd"} <= found["regret"].keys()
+    for name in ("coordinates", "rate", "regret"):
+        assert (tmp_path / f"{name}.svg").exists()
