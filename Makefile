@@ -39,7 +39,7 @@ demo-ladder: demo  ## the same up to 100 times: hours on two cores
 
 TRANSFER ?= runs/transfer
 transfer: setup  ## whether learning rates transfer over widths: coordinate check, optima, regret
-	@$(PY) -m experiments.transfer --config=configs/transfer.py --workdir=$(TRANSFER) $(FLAGS)
+	@$(PY) -m experiments.transfer --config=configs/transfer.py --workdir=$(TRANSFER) --lr=0.003 $(FLAGS)
 
 bench: setup  ## how fast the shipped cases train here
 	@$(PY) -m experiments.bench

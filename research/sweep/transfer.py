@@ -74,6 +74,11 @@ def _measured(
     path = folder / f"{run.id}-{check.seeds}-{'zero' if check.zero_head else 'drawn'}.json"
     if not path.exists():
         found = coordinates.measure(run, check.seeds, STEPS, check.zero_head)
+        if wild := [name for name, x in found.items() if not np.isfinite(x).all()]:
+            raise BadInput(
+                f"--lr={_lr(config, check):g}: width {shape[0]}, depth {shape[1]}, rule {rule}: "
+                f"{wild[0]} is not finite within {STEPS} steps; expected a lower rate"
+            )
         files.write_json(path, {name: x.tolist() for name, x in found.items()})
     return {name: np.array(x) for name, x in files.read_json(path).items()}
 

@@ -127,25 +127,38 @@ def test_bad_flags_are_refused(flags, says, tmp_path):
     assert says in str(refused.value)
 
 
-RATES = ["--executor=inline", "--stages=rate,regret", "--rate_widths=16,32", "--factors=0.5,1,2,4"]
-RATES += ["--config.horizon.unit=steps", "--config.horizon.amount=12", "--config.eval.examples=16"]
-RATES += ["--config.eval.batch=8", "--config.data.context=16", "--config.batch.size=4"]
-RATES += ["--config.model.depth=1", "--config.optim.transfer.depth=1"]
+def test_a_rate_at_which_nothing_is_finite_is_refused(tiny, tmp_path, monkeypatch):
+    wild = {"logits": np.full((2, 11, 2), np.inf)}
+    monkeypatch.setattr(coordinates, "measure", lambda *_: wild)
+    with pytest.raises(BadInput, match="width 8, depth 1, rule complete_p: logits is not finite"):
+        transfer.coordinate_check(tiny(SMALL), CHECK, tmp_path, print)
+    assert not list(tmp_path.iterdir())
+
+
+SHRUNK = ["--widths=16,32", "--depths=1,2", "--seeds=2", "--executor=inline"]
+SHRUNK += ["--rate_widths=16,32", "--factors=0.5,1,2,4", "--config.horizon.unit=steps"]
+SHRUNK += ["--config.horizon.amount=12", "--config.eval.examples=16", "--config.eval.batch=8"]
+SHRUNK += ["--config.data.context=16", "--config.batch.size=4", "--config.model.depth=1"]
+SHRUNK += ["--config.optim.transfer.depth=1"]
 
 
 @pytest.fixture(scope="module")
-def rates(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("rates")
-    code = command.main(["--config=configs/transfer.py", f"--workdir={workdir}", *RATES])
+def shrunk(tmp_path_factory):
+    """`make transfer`, with less of everything."""
+    workdir = tmp_path_factory.mktemp("transfer")
+    code = command.main(["--config=configs/transfer.py", f"--workdir={workdir}", *SHRUNK])
     return workdir, code, json.loads((workdir / "transfer.json").read_text())
 
 
-def test_the_stages_of_rates_give_what_their_runs_measured(rates):
-    workdir, code, found = rates
+@pytest.mark.slow
+def test_the_document_is_what_the_runs_measured(shrunk):
+    workdir, code, found = shrunk
     assert code == 0
-    assert found.keys() == {"rate", "regret"}
+    assert found.keys() == {"coordinates", "rate", "regret"}
     rows = read_table(workdir)
     for which, rule in (("rule", "complete_p"), ("standard", "none")):
+        assert found["coordinates"][which]["max_abs_slope_width"] > 0
+        assert found["coordinates"][which]["depth_ratio"] >= 1
         part = found["rate"][which]
         assert part["transfer"] == rule
         first, last = part["optima"][0]["lr"], part["optima"][-1]["lr"]
@@ -161,7 +174,7 @@ def test_the_stages_of_rates_give_what_their_runs_measured(rates):
             assert entry["tried"]["loss"] == [mine[lr] for lr in entry["tried"]["lr"]]
             assert entry["loss"] == min(entry["tried"]["loss"])
     curves = [found["rate"][which]["optima"][0]["tried"]["loss"] for which in ("rule", "standard")]
-    assert curves[0] != curves[1]  # half the base width: the rule says something
+    assert curves[0] != curves[1]  # below the base width the rule says something
     regret = found["regret"]
     tried, tuned = (np.mean(regret["candidates"][n]["loss"]) for n in ("transferred", "tuned"))
     assert regret["loss"] == pytest.approx(tried - tuned)
@@ -170,43 +183,25 @@ def test_the_stages_of_rates_give_what_their_runs_measured(rates):
     fresh = {row["loss"] for row in rows if row["seed"] != 0}
     measured = {x for entry in regret["candidates"].values() for x in entry["loss"]}
     assert measured == fresh  # no run by which something was chosen
-    for name in ("rate", "regret"):
+    for name in ("coordinates", "rate", "regret"):
         assert (workdir / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert transfer_text.WRITTEN[name](found[name])
 
 
-def test_the_stages_of_rates_go_on_where_they_were(rates, capsys, monkeypatch):
-    workdir, _, found = rates
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_was(shrunk, capsys, monkeypatch):
+    workdir, _, found = shrunk
     before = {row["run"] for row in read_table(workdir)}
-    code = command.main(["--config=configs/transfer.py", f"--workdir={workdir}", *RATES])
-    assert code == 0
+    args = ["--config=configs/transfer.py", f"--workdir={workdir}", *SHRUNK]
+    assert command.main(args) == 0
     said = capsys.readouterr().out
     assert "16 of 16 runs are done, 0 to train" in said
     assert said.splitlines()[-1] == str(workdir / "transfer.json")
     assert json.loads((workdir / "transfer.json").read_text()) == found
     assert {row["run"] for row in read_table(workdir)} == before
-    # A run that is not done is not left out of the figures: the stage ends without them.
+    # Without runs that it needs a stage has no figures.
     gone = Outcome(missing={"abc": "failed: no disk"})
     monkeypatch.setattr(launcher, "launch_sweep", lambda *_: gone)
-    flags = ["--config=configs/transfer.py", f"--workdir={workdir}", *RATES, "--factors=1,2,8"]
-    assert command.main(flags) == UNFINISHED
-    said = capsys.readouterr().out
-    assert "missing: run abc: failed: no disk" in said
+    assert command.main([*args, "--stages=rate,regret"]) == UNFINISHED
+    assert "missing: run abc: failed: no disk" in capsys.readouterr().out
     assert json.loads((workdir / "transfer.json").read_text()) == {}
-
-
-@pytest.mark.slow
-def test_the_whole_command_shrunk(tmp_path, capsys):
-    flags = [flag for flag in RATES if not flag.startswith("--stages")]
-    shapes = ["--widths=16,32", "--depths=1,2", "--seeds=2"]
-    args = ["--config=configs/transfer.py", f"--workdir={tmp_path}", *flags, *shapes]
-    assert command.main(args) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "transfer.json")
-    found = json.loads((tmp_path / "transfer.json").read_text())
-    for which in ("rule", "standard"):
-        assert found["coordinates"][which]["max_abs_slope_width"] > 0
-        assert found["coordinates"][which]["depth_ratio"] >= 1
-        assert np.isfinite(found["rate"][which]["optimum_shift_log2"])
-    assert {"loss", "interval", "seed_sd"} <= found["regret"].keys()
-    for name in ("coordinates", "rate", "regret"):
-        assert (tmp_path / f"{name}.svg").exists()
