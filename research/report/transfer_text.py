@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from research.io import files
 from research.io.text_table import format_table
 from research.report import style
 
+FILE = "transfer.json"
 WORDS = {"rule": "with the rule", "standard": "standard"}
 
 
@@ -152,3 +155,11 @@ def draw_regret(found: Mapping[str, Any]) -> style.Drawing:
 
 WRITTEN = {"coordinates": coordinates, "rate": rate, "regret": regret}
 DRAWN = {"coordinates": draw_coordinates, "rate": draw_rate, "regret": draw_regret}
+
+
+def write(document: Mapping[str, Any], workdir: Path) -> str:
+    """Write the document and the figures of its stages; all of them in words."""
+    files.write_json(files.make_directory(workdir) / FILE, document)
+    for name, part in document.items():
+        DRAWN[name](part).save(workdir / name)
+    return "\n".join(WRITTEN[name](part) for name, part in document.items())

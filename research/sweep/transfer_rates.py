@@ -2,7 +2,7 @@
 every width lies, and what the transferred rate costs at the largest."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from research.config.loading import validated
 from research.errors import BadInput
 from research.runs.table import read_row
 from research.scaling import analyze, rate_optima
-from research.sweep import transfer
-from research.sweep.points import Outcome, Point, locate_points, resolve_configs
+from research.sweep import launcher, transfer
+from research.sweep.launcher import LaunchOptions
+from research.sweep.points import Outcome, Point, describe_status, locate_points, resolve_configs
 
 RULES = ("rule", "standard")
 Train = Callable[[Sequence[Point]], Outcome]
 
 
-class Unfinished(Exception):
+class _Unfinished(Exception):
     """Runs that a stage needs are not done; `missing` says, by run id, why."""
 
     def __init__(self, missing: Mapping[str, str]):
@@ -37,6 +38,19 @@ class Rates:
     seeds: int
 
 
+def launcher_of(
+    workdir: Path, stop: Callable[[], bool], options: LaunchOptions, show: Callable[[str], None]
+) -> Train:
+    """What has points trained by the options' executor."""
+
+    def train(points: Sequence[Point]) -> Outcome:
+        show(describe_status(points))
+        here = launcher.choose_executor(options, points, workdir)
+        return launcher.launch_sweep(points, workdir, stop, here)
+
+    return train
+
+
 def default_rates(config: Mapping[str, Any]) -> Rates:
     """From half to four times the base width; rates from an eighth to eight times the config's."""
     width = config["optim"]["transfer"]["width"]
@@ -51,6 +65,19 @@ class RateSweep:
     def __init__(self, config: dict, rates: Rates, workdir: Path, train: Train):
         self.config, self.rates, self.workdir, self.train = config, rates, workdir, train
         self.names = {"rule": config["optim"]["transfer"]["rule"], "standard": "none"}
+
+    def fill(self, document: dict[str, Any], stages: Collection[str]) -> Mapping[str, str]:
+        """Add the `stages` rate and regret to the document, as far as their runs are done; why the
+        others are not, by run id."""
+        try:
+            rate = self.rate()
+            if "rate" in stages:
+                document["rate"] = rate
+            if "regret" in stages:
+                document["regret"] = self.regret(rate)
+        except _Unfinished as error:
+            return error.missing
+        return {}
 
     def rate(self) -> dict[str, Any]:
         """The document of the stage: for "rule" and "standard" the optima of all widths."""
@@ -120,12 +147,12 @@ class RateSweep:
 
     def _trained(self, asked: Sequence[tuple[str, int, float, int]]) -> list[dict[str, Any]]:
         """The rows of runs given by (rule or standard, width, learning rate, seeds from the
-        config's). Raises Unfinished."""
+        config's). Raises _Unfinished."""
         resolved = resolve_configs([self._config(*one) for one in asked])
         outcome = self.train(locate_points(resolved, self.workdir))
         missing = {k: why for k, why in outcome.missing.items() if not why.startswith("diverged")}
         if missing:
-            raise Unfinished(missing)
+            raise _Unfinished(missing)
         return [read_row(self.workdir / "runs" / one.run.id) for one in resolved if one.run]
 
     def _config(self, which: str, width: int, lr: float, seed: int) -> tuple[dict, dict]:
