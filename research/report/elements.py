@@ -24,7 +24,8 @@ def html_table(
     head: Sequence[str],
     body: Sequence[Sequence[str]],
     text: int = 1,
-    label: str = "table",
+    *,
+    label: str,
     values: Sequence[Sequence[object]] = (),
 ) -> str:
     """A table in a box that scrolls, also by keyboard; the first `text` columns are words. With

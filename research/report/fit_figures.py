@@ -149,7 +149,8 @@ def loss_panels(fit: Fit, document: Mapping[str, Any]) -> Figure:
         panels[2].plot(grid, least, color=ORANGE, lw=1.8, label="least loss of a budget")
         panels[2].legend(fontsize=8)
         for axes, label in zip(panels, ("params", "tokens", "flops"), strict=True):
-            axes.set(xscale="log", yscale="log", xlabel=AXES[label])
+            words = f"{AXES[label]} (6 N D)" if label == "flops" else AXES[label]
+            axes.set(xscale="log", yscale="log", xlabel=words)
             style.log_ticks(axes.xaxis)
             style.plain_ticks(axes.yaxis)
         panels[0].set_ylabel(f"loss ({document['unit']})")

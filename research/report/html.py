@@ -12,7 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research import scaling
-from research.report import answer, interactive, ladder_text, provenance, run_table, text
+from research.report import (
+    answer,
+    interactive,
+    ladder_text,
+    methods,
+    provenance,
+    run_table,
+    text,
+)
 from research.report.captions import caption
 from research.report.elements import (
     embed_figure,
@@ -201,18 +209,27 @@ def _still_figures(result: Mapping[str, Any], figures: _Figures) -> list[str]:
 
 
 def _explorer(result: Mapping[str, Any]) -> str:
-    """The chart with a slider, of the first law that there is."""
+    """The chart with a slider, of the first law that there is, and what its marks are."""
     fits, surfaces = result["fits"], result["surfaces"]
     unit = scaling.loss_unit(result["rows"])
     done = [row for row in result["rows"] if row["status"] == "done" and row.get("loss")]
     counted = [row for row in done if row.get("params") and row.get("tokens")]
-    for analysis in next(iter(surfaces.values())).values() if len(fits) == 1 else ():
-        return interactive.render_charts(interactive.budget_chart(counted, analysis.document, unit))
-    first = next(iter(fits.values()))
-    if len(fits) > 1 or not first["analysis"]:
+    if len(fits) > 1:
         return ""
-    charts = interactive.column_chart(done, first["analysis"].fit, result["against"], unit)
-    return interactive.render_charts(charts) if charts else ""
+    first, by_budget = next(iter(fits.values())), next(iter(surfaces.values()))
+    if by_budget:
+        name, analysis = next(iter(by_budget.items()))
+        charts = interactive.budget_chart(counted, analysis.document, unit)
+        words = f"The least loss of a budget 6 N D by {methods.NAMES[name]}, alone"
+    elif first["analysis"]:
+        charts = interactive.column_chart(done, first["analysis"].fit, result["against"], unit)
+        words = "The fitted law"
+    else:
+        return ""
+    if not charts or not (drawn := interactive.render_charts(charts)):
+        return ""
+    words += ", with its 95 % band. Dots are runs; the slider moves the orange mark along the law."
+    return f"<figure>{drawn}<figcaption>{escape(words)}</figcaption></figure>"
 
 
 def best_classifier(done: Sequence[Row]) -> Row | None:
@@ -244,12 +261,14 @@ def _fit_table(document: Mapping[str, Any]) -> str:
             f"the loss falls by {fall['nats']:.3g}, {fall['in_seed_sd']:.0f} of it."
         )
     agree, certificate = document["starts"], document["certificate"]
+    below = " below the held-out size" if document["holdout"] else ""
     return (
-        f"<p>{escape(document['formula'])}, fitted to {document['n_points']} runs below the "
-        f"held-out size by {escape(OBJECTIVES[document['options']['objective']])}; intervals by "
+        f"<p>{escape(document['formula'])}, fitted to {document['n_points']} runs{below} by "
+        f"{escape(OBJECTIVES[document['options']['objective']])}; intervals by "
         f"{escape(document['method'])}. "
         f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient "
-        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + html_table(head, body)
+        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>"
+        + html_table(head, body, label="parameters")
     )
 
 
@@ -295,7 +314,9 @@ def _class_table(row: Row) -> str:
         for i, (name, counts) in enumerate(zip(row["class_names"], row["confusion"]))
     ]
     words = f"Run {row['run']}, the most accurate: accuracy {row['accuracy']:.4f}."
-    return f"<p>{escape(words)}</p>" + html_table(["class", "held out", *kinds], body)
+    return f"<p>{escape(words)}</p>" + html_table(
+        ["class", "held out", *kinds], body, label="classes"
+    )
 
 
 def _data_card(card: Mapping[str, Any]) -> str:
@@ -308,7 +329,7 @@ def _data_card(card: Mapping[str, Any]) -> str:
     if isinstance(card.get("overlap"), float):
         label = f"held-out {card.get('overlap_length')}-grams that occur in training"
         body.append([label, f"{card['overlap']:.1%}"])
-    return html_table(["", ""], body, text=2)
+    return html_table(["", ""], body, text=2, label="data")
 
 
 def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:
@@ -319,7 +340,7 @@ def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:
     )
     head, *body = provenance.provenance_table({name: fit["rows"] for name, fit in fits.items()})
     return (
-        html_table(head if len(fits) > 1 else ["", ""], body, text=len(head))
+        html_table(head if len(fits) > 1 else ["", ""], body, len(head), label="provenance")
         + "<p>Every run repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
         "<code>python -m experiments.report --runs=DIR</code>.</p>"
         f"<pre>{escape(chr(10).join(rules))}</pre>"

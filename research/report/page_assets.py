@@ -44,7 +44,9 @@ svg, img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 .chart input[type=range] ~ * { display: none; }
 code, pre { background: var(--soft); font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { padding: .8rem; } .lead.first { font-size: 1.25rem; } }
+@media (max-width: 40rem) {
+  body { padding: .8rem; } .lead.first { font-size: 1.25rem; }
+  .chart input[type=range] { display: block; width: 80vw; max-width: 80vw; } }
 @media print {
   :root { --ink: #000; --paper: #fff; --soft: #fff; --line: #ccc; --dim: #333; --warn: #fff; }
   body { max-width: none; font-size: 10pt; padding: 0; }

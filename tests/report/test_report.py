@@ -283,14 +283,15 @@ setTimeout(() => {
 </script></body>"""
 
 
-def in_browser(page, folder):
-    """What the slider's text says before and after it was moved to its end, and the console."""
+def in_browser(page, folder, probe=PROBE):
+    """What a probe reads of the page, by default the slider's text before and after it was moved to
+    its end; and the console."""
     pytest.importorskip("altair")
     if not CHROMIUM:
         pytest.skip("Chromium is not installed")
     path = folder / "probe.html"
     before, _, after = page.rpartition("</body>")  # Vega's own code speaks of it too
-    path.write_text(before + PROBE + after)
+    path.write_text(before + probe + after)
     quiet = ("quic", "gpu", "background-networking", "component-update", "sync", "extensions")
     done = subprocess.run(
         [

@@ -1,0 +1,257 @@
+"""The answer that opens a report: one target, one count of FLOPs, every method, every warning."""
+
+import math
+
+import numpy as np
+import pytest
+
+from research import scaling
+from research.errors import BadInput
+from research.io.humanize import quantity
+from research.report import answer, build, decision_figures, interactive, text, warning_groups
+from research.report.methods import NAMES, Methods, fit_methods, table_budget
+from research.scaling import compute_optimal
+from research.scaling.rungs import make_forecaster
+from tests.report.test_report import in_browser, without_scripts, workdir
+from tests.scaling.test_minima import iso_rows
+
+COUNT = 1.3  # the table's FLOPs over 6 N D
+
+
+def swept(**changed):
+    """A sweep over sizes and budgets whose table counts more FLOPs than 6 N D."""
+    rows = iso_rows(0.002, sizes=6, span=8.0, budgets=np.geomspace(1e13, 1e15, 4))
+    rows = [{**r, "flops": COUNT * r["flops"], "status": "done", **changed} for r in rows]
+    return [{**r, "params": round(r["params"]), "tokens": round(r["tokens"])} for r in rows]
+
+
+def six_nd(prediction):
+    return 6 * prediction["params"] * prediction["tokens"]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return fit_methods(swept(), False, None)
+
+
+def test_all_methods_speak_of_one_target_by_one_count(asked):
+    rows = swept()
+    assert asked.target == 10 * max(6 * r["params"] * r["tokens"] for r in rows)
+    for name in NAMES:
+        assert six_nd(asked.prediction(name)) == pytest.approx(asked.target, rel=1e-6), name
+    # What a ladder predicts by default is the same budget.
+    forecaster = make_forecaster("chinchilla", rows)
+    assert forecaster.largest_budget * compute_optimal.AHEAD == pytest.approx(asked.target)
+    # The twin: a method that was asked in the table's own count answers for less.
+    of_table = scaling.analyze("isoflop", rows, {"predict_flops": [asked.target]}, checks_too=False)
+    assert six_nd(of_table.document["predictions"][0]) < 0.9 * asked.target
+
+
+def test_the_answer_is_that_of_the_average_in_numbers(asked):
+    document = asked.document("auto")
+    best = document["predictions"][-1]
+    first, growth, *_ = answer.answer_sentences(asked, None)
+    low, high = best["intervals"]["loss"]
+    assert first == (
+        f"Train {quantity(best['params'])} parameters on {quantity(best['tokens'])} tokens for "
+        f"{answer.budget_text(asked.target)} FLOPs (10 times the largest budget): expected loss "
+        f"{best['loss']:.4g} ({low:.4g} to {high:.4g})."
+    )
+    assert f"C^{document['optimal']['params_exponent']:.2f} (" in growth
+    alone = Methods(asked.target, {"chinchilla": asked.analyses["chinchilla"]}, {"auto": "why"})
+    other, _, told, *_ = answer.answer_sentences(alone, None)
+    assert other != first
+    assert told == "This is L(N, D), Chinchilla's law, alone: why."
+    assert not [w for w in answer.answer_sentences(asked, None) if "alone" in w]
+
+
+def test_verdict_and_missing_runs_are_told(asked):
+    plain = answer.answer_sentences(asked, None)
+    told = answer.answer_sentences(asked, None, "1 of 1 rungs measured", (2, 26))
+    assert [line for line in told if line not in plain] == [
+        "1 of 1 rungs measured.",
+        "2 of 26 runs are not done, and in no law.",
+    ]
+    assert told.index("1 of 1 rungs measured.") == 2  # before what was held out
+
+
+def test_the_table_of_methods_has_a_line_for_each(asked):
+    body = answer.methods_table(asked)
+    assert [line[0] for line in body] == [*NAMES.values()]
+    assert all(len(line) == len(answer.HEADINGS) for line in body)
+    for line, name in zip(body, NAMES, strict=True):
+        assert line[2].startswith(quantity(asked.prediction(name)["params"]))
+    optimal = asked.document("isoflop")["optimal"]
+    a, b = optimal["params_exponent"], optimal["tokens_exponent"]
+    assert optimal["params_exponent_6nd"] == pytest.approx(a / (a + b))
+    low, high = optimal["intervals"]["params_exponent_6nd"]
+    assert low < optimal["params_exponent_6nd"] < high
+    assert f"{a / (a + b):.2f} ({low:.2f}" in body[2][1]
+
+
+def test_a_method_that_is_left_out_says_why():
+    # The least loss of each budget is that of its smallest size: no valley has a left side.
+    rows = [{**r, "loss": 9 * r["params"] ** 0.02 / r["flops"] ** 0.05} for r in swept()]
+    found = fit_methods(rows, False, None)
+    assert "isoflop" in found.reasons
+    lines = {line[0]: line[1] for line in answer.methods_table(found)}
+    for name, reason in found.reasons.items():
+        assert lines[NAMES[name]] == f"left out: {reason}"
+        assert f"{NAMES[name]}: left out: {reason}" in answer.methods_text(found)
+    assert set(lines) == set(NAMES.values())
+    assert "minimum lies between their sizes" in lines[NAMES["isoflop"]]
+
+
+def test_runs_of_one_size_are_asked_by_no_method():
+    found = fit_methods([{**r, "params": 1000} for r in swept()], False, None)
+    assert (found.analyses, found.reasons, found.answer) == ({}, {}, "")
+    assert math.isnan(found.target)
+
+
+def method(low, high):
+    best = {"params": 1e5, "intervals": {"params": [low, high]}}
+    return scaling.Analysis({"predictions": [best]}, None, [])
+
+
+def test_agreement_is_told_by_the_intervals():
+    def sentence(*spans):
+        analyses = {name: method(*span) for name, span in zip(NAMES, spans) if name != "auto"}
+        return answer.agreement_sentences(Methods(1.0, analyses))[0]
+
+    any_ = (1.0, 1.0)  # for auto, which is not among them
+    words = sentence(any_, (1e5, 3e5), (2e5, 4e5), (None, 2.5e5))
+    assert "all 3 methods overlap (200k to 250k)" in words
+    assert words.endswith("so little of a check: isoFLOP minima (parabola).")
+    words = sentence(any_, (1e5, 3e5), (3.1e5, 4e5))
+    assert "do not all overlap: that of isoFLOP minima (Akima) begins at 310k" in words
+    assert "L(N, D), Chinchilla's law has ended, at 300k" in words
+    assert "check" not in words
+
+
+def test_a_budget_of_the_table_costs_what_was_asked():
+    optimal = {"params_exponent": 0.5, "params_coefficient": 0.02, "tokens_exponent": 0.55,
+               "tokens_coefficient": 3.0}  # fmt: skip
+    c = table_budget(optimal, 1e13)
+    assert 6 * 0.02 * c**0.5 * 3.0 * c**0.55 == pytest.approx(1e13)
+    with pytest.raises(BadInput, match="does not grow"):
+        table_budget(optimal | {"tokens_exponent": -0.6}, 1e13)
+
+
+@pytest.mark.parametrize(
+    ("flops", "words"), [(1.0024e13, "1e13"), (2.4e21, "2.4e21"), (9.999e5, "1e6"), (3, "3e0")]
+)
+def test_flops_are_no_parameters(flops, words):
+    assert answer.budget_text(flops) == words
+
+
+def test_merged_warnings_lose_no_name_and_no_other_line():
+    names = ["E", "A", "beta_2", "r-1.x"]
+    lines = [f"{name} is weakly pinned: its interval is wider than its value" for name in names]
+    lines += ["E is at its bound: the data show no floor", "something else", "something else"]
+    lines += [f"Run {name} is failed. RuntimeError: fire" for name in ("r1", "r2")]
+    lines += ["Run r3 is failed. OSError: water"]
+    merged = warning_groups.merge_lines(lines)
+    assert merged == [
+        "E, A, beta_2 and r-1.x are weakly pinned: their intervals are wider than their value",
+        "E is at its bound: the data show no floor",
+        "something else",
+        "Runs r1 and r2 are failed. RuntimeError: fire",
+        "Run r3 is failed. OSError: water",
+    ]
+
+
+def test_every_warning_is_said_once_below_what_to_do_about_it(asked):
+    rows = [*swept(), {"run": "lost", "status": "failed", "reason": "<b>fire</b>"}]
+    law = asked.document("chinchilla")
+    fits = {"": {"rows": rows, "document": law, "why": ""}}
+    groups = warning_groups.grouped_warnings(rows, fits, {"": asked}, ["a note", "a note"])
+    lines = [line for of in groups.values() for line in of]
+    assert len(lines) == len(set(lines))
+    assert groups["Launch again"] == ["Run lost is failed. <b>fire</b>"]
+    assert "a note" in groups[warning_groups.DATA]
+    (counted,) = [line for line in lines if "6 * params * tokens" in line]
+    assert counted in groups[warning_groups.COUNTING]
+    assert "1.3 times" in counted
+    without = warning_groups.grouped_warnings(swept(), fits, {}, [])
+    assert "Launch again" not in without
+    assert not warning_groups.grouped_warnings(swept(), {}, {}, [])
+
+
+def test_dots_and_law_are_of_one_count(asked):
+    pytest.importorskip("altair")
+    rows = swept()
+    chart = interactive.budget_chart(rows, asked.document("chinchilla"), "nats")["explore"]
+    drawn = chart.to_dict()["vconcat"][1]["layer"]
+    (dots,) = [layer for layer in drawn if layer["mark"]["type"] == "circle"]
+    column = dots["encoding"]["x"]["field"]
+    at = [value[column] for value in dots["data"]["values"]]
+    assert at == [6 * row["params"] * row["tokens"] for row in rows]
+    assert dots["encoding"]["x"]["title"].endswith("6 N D")
+    (line,) = [layer for layer in drawn if layer["mark"]["type"] == "line"]
+    ends = [value["x"] for value in line["data"]["values"]]
+    assert ends[0] == pytest.approx(min(at))
+    assert ends[-1] == pytest.approx(10 * max(at))
+
+
+@pytest.mark.parametrize("law", ["isoflop", "envelope"])
+def test_a_frontier_is_of_6nd_also_where_the_table_counts_otherwise(law, asked):
+    document = asked.document(law)
+    axes = decision_figures.frontier(document["minima"], document).axes[0]
+    assert "6 N D" in axes.get_xlabel()
+    dots = [float(np.asarray(at.get_xdata())[0]) for at in axes.lines if at.get_marker() == "o"]
+    assert dots == pytest.approx([six_nd(m) for m in document["minima"]])
+    for minimum in document["minima"]:
+        assert minimum["flops"] == pytest.approx(COUNT * six_nd(minimum), rel=0.05)
+    (fit,) = [at for at in axes.lines if at.get_label() == "this fit"]
+    x, n = (np.log(np.asarray(values)) for values in (fit.get_xdata(), fit.get_ydata()))
+    assert np.diff(n) / np.diff(x) == pytest.approx(document["optimal"]["params_exponent_6nd"])
+
+
+SORTING = """<script>
+const table = document.querySelector("table.sortable");
+const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+const buttons = [...table.tHead.querySelectorAll("button")];
+const loss = buttons.find((button) => button.textContent === "loss");
+const out = document.createElement("pre");
+const seen = [order()];
+loss.click(); seen.push(order());
+loss.click(); seen.push(order());
+const input = document.querySelector(".tools input");
+input.value = "R7"; input.dispatchEvent(new Event("input"));
+const shown = [...table.tBodies[0].rows].filter((row) => !row.hidden);
+seen.push(shown.map((row) => row.cells[0].textContent));
+seen.push(loss.parentElement.getAttribute("aria-sort"));
+out.id = "probe"; out.textContent = JSON.stringify(seen);
+document.body.appendChild(out);
+</script></body>"""
+
+
+@pytest.mark.slow
+def test_the_page_of_a_sweep_in_a_browser_and_without_scripts(tmp_path):
+    rows = swept()
+    result = build.write_report(workdir(tmp_path, rows))
+    page = (tmp_path / "report.html").read_text()
+    still = without_scripts(page)
+    asked = result["methods"][""]
+    assert (tmp_path / "fit-auto.json").exists()
+    (first, *_) = result["answers"][""]
+    assert still.index(first) < still.index("<figure") < still.index("How far to trust it")
+    assert text.text_summary(result).strip().startswith(first)
+    budget = answer.budget_text(asked.target)
+    best = [line for line in still.splitlines() if "best for" in line]
+    assert best
+    for line in best:
+        assert answer.budget_text(float(f"{asked.target:.3g}")) == budget
+        assert f"{asked.target:.3g}" in line
+    assert still.count("<figure>") == still.count("<figcaption>") > 8
+    assert still.count('role="img" aria-label="') == still.count('<div class="drawn"')
+    assert still.count("<th>") == 0
+    assert still.count('class="scroll" tabindex="0"') == still.count('class="scroll"')
+    (seen, console) = in_browser(page, tmp_path, SORTING)
+    assert not console
+    before, up, down, filtered, state = seen
+    by_loss = [row["run"] for row in sorted(rows, key=lambda row: row["loss"])]
+    assert before != up == by_loss
+    assert down == by_loss[::-1]
+    assert filtered == ["r7"]
+    assert state == "descending"
