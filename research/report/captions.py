@@ -9,7 +9,7 @@ CAPTIONS = {
     "forecasts": "Training curves of larger runs as they were forecast, and as they came out.",
     "isoflop": "Loss against size at each budget. Each line joins the runs of one budget, in "
     "FLOPs as the table counts them; large marks are where its minimum was located, by either "
-    "method, and the power law of N* through them is in the legend.",
+    "method, and the power law of N* by these FLOPs is in the legend.",
     "loss": "Held-out loss of the runs, and the law that was fitted to them. Dots are runs that "
     "were fitted, circles runs that were left out; the line is the law with its 95 % band, stars "
     "are runs held out of the fit, beside the predictions (diamonds) with the 95 % interval of a "

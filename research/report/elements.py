@@ -4,12 +4,14 @@ import base64
 import html
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from research.report.style import Drawing
 
 LARGE = 120_000  # characters of an SVG
 COLORS = 96
+PIXELS = 4 / 3  # of CSS in a point
 
 
 def escape(value: object) -> str:
@@ -71,7 +73,9 @@ def embed_figure(drawing: Drawing) -> str:
     raw = io.BytesIO()
     Image.open(io.BytesIO(drawing.png)).convert("RGB").quantize(COLORS).save(raw, "png")
     data = base64.b64encode(raw.getvalue()).decode()
-    return f'<img alt="" src="data:image/png;base64,{data}">'
+    width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', markup)
+    wide = f' width="{float(width[1]) * PIXELS:.0f}"' if width else ""  # as wide as the SVG was
+    return f'<img alt=""{wide} src="data:image/png;base64,{data}">'
 
 
 def figure_element(markup: str, caption: str) -> str:

@@ -128,7 +128,8 @@ def _answer(result: Mapping[str, Any]) -> list[str]:
 def _rungs(result: Mapping[str, Any], figures: _Figures) -> list[str]:
     if not (rungs := result["rungs"]):
         return []
-    told = ladder_text.sentences(rungs)
+    # The verdict has opened the page.
+    told = [line for line in ladder_text.sentences(rungs) if line != ladder_text.verdict(rungs)]
     told += [ladder_text.registration_line(*each) for each in result["registrations"].items()]
     return [
         "<h2>Larger runs, predicted and measured</h2>",

@@ -5,6 +5,7 @@ the page has its still figures alone.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ def budget_chart(
         if p["loss"] is not None:
             low, high = p["intervals"]["loss"]
             words += f"\nloss {p['loss']:.4g} ({_interval_text((low, high))})"
+            # An open end leaves the picture, and does not make it.
+            low, high = max(low or 0.0, p["loss"] / 2), min(high or math.inf, p["loss"] * 2)
             point |= {"loss": p["loss"], "low": low, "high": high}
         points.append({**point, "words": words})
     # The dots by the same count as the law, whatever the table's own FLOPs are.

@@ -60,9 +60,10 @@ def grouped_warnings(
         if row["status"] != "done"
     )
     lines += notes
+    told_of: dict[str, list[str]] = {}
     for name, fit in fits.items():
-        of = f" for {name}" if len(fits) > 1 else ""
-        lines += [f"No law was fitted{of}: {fit['why']}"] if fit["why"] else []
+        if fit["why"]:
+            told_of.setdefault(f"No law was fitted: {fit['why']}", []).append(name)
         document = fit["document"]
         told = list(document["warnings"]) if document else []
         for method, analysis in methods[name].analyses.items() if name in methods else ():
@@ -70,7 +71,11 @@ def grouped_warnings(
             if method != "parabola":  # says what that of Akima says
                 told += [f"{title}: {w}" if title and w not in told else w
                          for w in analysis.document["warnings"]]  # fmt: skip
-        lines += [f"{w}{of}" for w in merge_lines(told) if w not in notes]
+        for line in merge_lines(told):
+            if line not in notes:
+                told_of.setdefault(line, []).append(name)
+    for line, names in told_of.items():
+        lines.append(f"{line} (of {', '.join(names)})" if len(fits) > 1 else line)
     repeated = [row for row in rows if row.get("epochs", 0) > 1 and row.get("context", 0) > 1]
     if repeated:
         lines.append(

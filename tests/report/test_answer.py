@@ -177,6 +177,30 @@ def test_every_warning_is_said_once_below_what_to_do_about_it(asked):
     assert not warning_groups.grouped_warnings(swept(), {}, {}, [])
 
 
+def test_a_warning_of_several_groups_names_them_all():
+    document = {"warnings": ["A is weakly pinned: its interval is wider than its value"]}
+    fits = {name: {"rows": [], "document": document, "why": ""} for name in ("one", "two")}
+    fits["two"]["document"] = {"warnings": [*document["warnings"], "another"]}
+    ((_, first), (_, second)) = warning_groups.grouped_warnings([], fits, {}, []).items()
+    assert first == ["A is weakly pinned: its interval is wider than its value (of one, two)"]
+    assert second == ["another (of two)"]
+
+
+def test_an_open_interval_does_not_make_the_axis(asked):
+    pytest.importorskip("altair")
+    document = asked.document("chinchilla")
+    predictions = [
+        {**p, "intervals": {**p["intervals"], "loss": [0.0, None]}} for p in document["predictions"]
+    ]
+    for shown, most in ((document, 1.2), ({**document, "predictions": predictions}, 2.0)):
+        chart = interactive.budget_chart(swept(), shown, "nats")["explore"].to_dict()
+        layers = chart["vconcat"][1]["layer"]
+        (band,) = [layer for layer in layers if layer["mark"]["type"] == "area"]
+        for point in band["data"]["values"]:
+            assert 1 / most <= point["low"] / point["loss"] <= point["high"] / point["loss"] <= most
+    assert "0 to open" in band["data"]["values"][0]["words"]
+
+
 def test_dots_and_law_are_of_one_count(asked):
     pytest.importorskip("altair")
     rows = swept()
