@@ -38,6 +38,7 @@ figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; color: var(--dim); max-width: 48rem; margin-top: .3rem; }
 .drawn, .chart { background: #fff; color: #1b1b1b; padding: .3rem; overflow-x: auto; }
 svg, img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
+.chart, .chart.vega-embed { display: block; max-width: 100%; box-sizing: border-box; }
 .chart svg { max-width: none; margin: 0; }
 .chart form label, .vega-bind { font-size: .95rem; }
 .chart input[type=range] { width: 20rem; max-width: 60vw; vertical-align: middle; }

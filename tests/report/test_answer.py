@@ -245,8 +245,16 @@ input.value = "R7"; input.dispatchEvent(new Event("input"));
 const shown = [...table.tBodies[0].rows].filter((row) => !row.hidden);
 seen.push(shown.map((row) => row.cells[0].textContent));
 seen.push(loss.parentElement.getAttribute("aria-sort"));
-out.id = "probe"; out.textContent = JSON.stringify(seen);
-document.body.appendChild(out);
+out.id = "probe";
+setTimeout(() => {
+  document.body.style.width = "360px";
+  const right = document.body.getBoundingClientRect().right;
+  const boxes = [...document.querySelectorAll(".chart, .drawn, .scroll, p, ul, pre, h1, h2, img")];
+  const wide = boxes.filter((box) => box.getBoundingClientRect().right > right + 1);
+  seen.push([wide.map((box) => box.outerHTML.slice(0, 80)), boxes.length]);
+  out.textContent = JSON.stringify(seen);
+  document.body.appendChild(out);
+}, 1500);
 </script></body>"""
 
 
@@ -273,7 +281,9 @@ def test_the_page_of_a_sweep_in_a_browser_and_without_scripts(tmp_path):
     assert still.count('class="scroll" tabindex="0"') == still.count('class="scroll"')
     (seen, console) = in_browser(page, tmp_path, SORTING)
     assert not console
-    before, up, down, filtered, state = seen
+    before, up, down, filtered, state, (wide, boxes) = seen
+    assert not wide
+    assert boxes > 30
     by_loss = [row["run"] for row in sorted(rows, key=lambda row: row["loss"])]
     assert before != up == by_loss
     assert down == by_loss[::-1]
