@@ -100,7 +100,7 @@ def test_a_metric_is_shown_by_one_declaration_beside_its_task(tmp_path):
     assert re.search(rf"loss +within_one +status\n.* {row['loss']:.4f} +{share} +done\n", report)
     assert re.search(r"loss +within_one +train_loss", table)
     assert re.search(r"loss +within_one +train_loss", table_of_file)
-    assert f"<th>loss</th><th>{HEADING}</th>" in page
+    assert f'<th scope="col">loss</th><th scope="col">{HEADING}</th>' in page
     assert f"<td>{share}</td>" in page
     with open(tmp_path / "w" / "table.csv", newline="") as file:
         (of_file,) = csv.DictReader(file)
@@ -180,7 +180,7 @@ def test_a_declaration_from_elsewhere_is_text_on_the_page(tmp_path):
     rows[0]["gain"] = SCRIPT
     result = build.write_report(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
-    assert "<th>&lt;script&gt;planted()&lt;/script&gt;</th>" in page
+    assert '<th scope="col">&lt;script&gt;planted()&lt;/script&gt;</th>' in page
     assert "<td>&lt;script&gt;planted()&lt;/script&gt;</td>" in page
     assert "<td>0.25</td>" in page
     assert "<script>planted" not in page
