@@ -101,7 +101,7 @@ def test_a_metric_is_shown_by_one_declaration_beside_its_task(tmp_path):
     assert re.search(r"loss +within_one +train_loss", table)
     assert re.search(r"loss +within_one +train_loss", table_of_file)
     assert f'<th scope="col">loss</th><th scope="col">{HEADING}</th>' in page
-    assert f"<td>{share}</td>" in page
+    assert f'<td data-value="{row["within_one"]!r}">{share}</td>' in page
     with open(tmp_path / "w" / "table.csv", newline="") as file:
         (of_file,) = csv.DictReader(file)
     assert float(of_file["within_one"]) == row["within_one"]
@@ -182,7 +182,7 @@ def test_a_declaration_from_elsewhere_is_text_on_the_page(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert '<th scope="col">&lt;script&gt;planted()&lt;/script&gt;</th>' in page
     assert "<td>&lt;script&gt;planted()&lt;/script&gt;</td>" in page
-    assert "<td>0.25</td>" in page
+    assert '<td data-value="0.25">0.25</td>' in page
     assert "<script>planted" not in page
     assert "gain" in summary.text_summary(result)
     wrong = {"status": "done", "loss": 1.0, "gain": "much", "metrics": [GOOD]}
