@@ -170,12 +170,12 @@ def _weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average
             errors = errors or tuple(error.problems)
     if not fits:
         raise BadInput(*errors)
-    rising = [_rising(fit) for fit, *_ in fits]
-    if not all(rising):
-        for (fit, *_), reason in zip(fits, rising, strict=True):
+    reasons = [rising(fit) for fit, *_ in fits]
+    if not all(reasons):
+        for (fit, *_), reason in zip(fits, reasons, strict=True):
             if reason:
                 others.append({"law": fit.law.name, "weight": 0.0, "reason": reason})
-        fits = [entry for entry, reason in zip(fits, rising, strict=True) if not reason]
+        fits = [entry for entry, reason in zip(fits, reasons, strict=True) if not reason]
         if not fits:
             raise BadInput(*(f"{entry['law']}: {entry['reason']}" for entry in others))
     if any(score is None for *_, score in fits):  # to be weighed alike or not at all
@@ -218,7 +218,7 @@ def _aic(fit: Fit) -> float:
     return out
 
 
-def _rising(fit: Fit) -> str:
+def rising(fit: Fit) -> str:
     """Why this is no law of a loss that falls; "" if it is."""
     names = [name for name in ("alpha", "beta") if fit.params.get(name, 1.0) < 0]
     return f"{names[0]} is negative: its loss would rise with size or tokens" if names else ""

@@ -14,12 +14,13 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import compute_optimal
+from research.scaling.averaging import rising
 from research.scaling.fit import Fit
 from research.scaling.laws import Law
 
 REACH = 6.0  # decades around a budget in which an equal loss is looked for
 POINTS = 241  # of the grid of budgets, between which the logarithm of the loss is a line
-FAR = 10.0  # times the largest budget of a table, from which the decision says so
+FAR = 10.0  # times beyond the budgets of a table, from which the decision says so
 
 
 class Gate(NamedTuple):
@@ -59,6 +60,8 @@ def decide(
     """The section "gate" of the comparison `section`, whose reference is that of the gate: the
     multiplier with its interval, by which law, whether it passes, and in words. `own` are the laws
     of the groups, `shared` that of all. Raises BadInput where neither can be asked."""
+    if reason := rising(shared):
+        raise BadInput(f"--gate: {reason}; no compute is worth anything there")
     of_shared = section["groups"][gate.better]["compute_multiplier"]
     allowed = section["test"]["shared_exponents_justified"]
     alone = None
@@ -79,7 +82,8 @@ def decide(
         "multiplier": dict(chosen),
         "by": "own laws" if by_own else "shared exponents",
         "of_own_laws": alone,
-        "times_largest": gate.at / _largest(law, shared),
+        "times_largest": gate.at / max(amounts := _amounts(law, shared)),
+        "times_smallest": gate.at / min(amounts),
         "passed": low is not None and low > 1,
     }
     return out | {"words": _sentence(out, section["of"], allowed, high)}
@@ -134,12 +138,12 @@ def _equal_budget(log_c: np.ndarray, loss: np.ndarray, target: np.ndarray) -> np
     return out
 
 
-def _largest(law: Law, shared: Fit) -> float:
-    """The largest budget of the table, or the largest value of the law's only column."""
+def _amounts(law: Law, shared: Fit) -> list[float]:
+    """The budgets 6 N D of the table, or the values of the law's only column."""
     rows = shared.parts.fitted
     if compute_optimal.has_optimum(law):
-        return compute_optimal.largest_budget(rows)
-    return max(row[law.columns[0]] for row in rows)
+        return [compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows]
+    return [row[law.columns[0]] for row in rows]
 
 
 def _sentence(out: Mapping[str, Any], of: str, allowed: bool | None, high: float | None) -> str:
@@ -148,8 +152,9 @@ def _sentence(out: Mapping[str, Any], of: str, allowed: bool | None, high: float
     value = out["multiplier"]["value"]
     worth = "at no such budget" if value is None else f"{value:.3g}x"
     how = out["by"] if allowed is not None else "shared exponents, which are too few to be tested"
-    far = out["times_largest"]
+    far, near = out["times_largest"], out["times_smallest"]
     beyond = f", {far:.3g} times beyond the table's largest" if far > FAR else ""
+    beyond += f", {1 / near:.3g} times below the table's smallest" if near < 1 / FAR else ""
     verdict = "passed" if out["passed"] else "not passed"
     return (
         f"gate {verdict}: {out['better']} at {out['at']:.4g} is "

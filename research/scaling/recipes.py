@@ -27,6 +27,7 @@ from research.tables.table import Row, usable_rows, with_rows
 FORMAT = "isoflop-recipe-1"
 PARABOLA = 0.1  # of the best loss of a cell: further up, a parabola in the logarithm does not hold
 DEPENDS = {"params": "N", "tokens": "D", "batch_tokens": "B"}
+FAR = 1e4  # times the center of a table, beyond which no optimum is looked for
 LEAST = 3  # values of a column from which a law can have a parabola in it
 # Exponents of lr in (params, tokens, batch_tokens), and the constant where one is published.
 RULES: dict[str, tuple[tuple[float, float, float], float | None]] = {
@@ -133,6 +134,7 @@ def _build_law(moving: Sequence[str], batches: bool, center: Mapping[str, float]
     def around(column: str) -> Any:
         return lambda x, y: np.quantile(x[column], [0.25, 0.5, 0.75], method="nearest")
 
+    stars = {"lr_star": "lr", **({"batch_star": "batch_tokens"} if batches else {})}
     starts: dict[str, Any] = {"lr_star": around("lr"), **dict.fromkeys(of_rate, (-0.3, 0.0))}
     if batches:
         starts |= {"batch_star": around("batch_tokens"), **dict.fromkeys(of_batch, (0.3,))}
@@ -159,7 +161,8 @@ def _build_law(moving: Sequence[str], batches: bool, center: Mapping[str, float]
         ),
         starts=starts,
         predict=predict,
-        bounds=dict.fromkeys((*of_rate, *of_batch), (-3.0, 3.0)),
+        bounds=dict.fromkeys((*of_rate, *of_batch), (-3.0, 3.0))
+        | {star: (center[c] / FAR, center[c] * FAR) for star, c in stars.items()},
         nested=base if len(sizes) == 2 else None,
         center=center,
         bases=tuple(zip("AB", ("alpha", "beta"), sizes, strict=False)),
@@ -213,9 +216,14 @@ def build_recipe(fit: Fit) -> dict[str, Any]:
         "format": FORMAT,
         "n_points": len(rows),
         "log_lr": _linear(fit, "lr"),
-        "log_batch": _linear(fit, "batch") if "batch_star" in fit.params else None,
+        "log_batch": _linear(fit, "batch") if _has_best_batch(fit) else None,
         "where": ranges,
     }
+
+
+def _has_best_batch(fit: Fit) -> bool:
+    """Whether batches varied, and the losses bend with them for certain."""
+    return bool(fit.reported_intervals().get("h", [None])[0])
 
 
 def _number(row: Row, name: str) -> bool:
@@ -247,8 +255,16 @@ def sections(
     document: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What a recipe adds to the document of its fit, `far` being the rows that were left out."""
+    intervals = fit.reported_intervals()
+    if not intervals["k"][0]:
+        raise BadInput(
+            f"--law={RECIPE}: these losses show no best learning rate: the curvature k is "
+            f"{fit.params['k']:.3g}, and may be 0; a sweep over a wider range of rates is needed"
+        )
     section = recipe_section(law, fit, options)
     told = section.pop("warnings")
+    if "h" in intervals and not _has_best_batch(fit):
+        told.append("these losses show no best batch: the curvature h may be 0")
     if beyond := sum("beyond a parabola" in row["reason"] for row in far):
         told.append(f"{beyond} rows more than {PARABOLA:.0%} above the best of their size and "
                     "tokens are left out: there a parabola in log lr does not hold")  # fmt: skip
@@ -370,7 +386,9 @@ def _plain(options: Options) -> Options:
 def _recipe_words(fit: Fit) -> list[str]:
     """The recipe in words, each exponent with its interval."""
     intervals, out = fit.reported_intervals(), []
-    for of, name in (("lr", "best learning rate"), ("batch", "best batch")):
+    told = [("lr", "best learning rate")]
+    told += [("batch", "best batch")] if _has_best_batch(fit) else []
+    for of, name in told:
         parts = []
         for letter in DEPENDS.values():
             if (key := f"{of}_{letter}") in fit.params:

@@ -248,11 +248,11 @@ def test_a_law_whose_loss_would_rise_has_no_weight(monkeypatch):
     average = averaging.fit_average(
         averaging.candidates(iso_rows(), Options()), iso_rows(), Options()
     )
-    assert not any(averaging._rising(member.fit) for member in average.members)
+    assert not any(averaging.rising(member.fit) for member in average.members)
     # Where no law falls, the least wrong one answers, with a warning.
     document = fit_law("auto", rising)
     assert any("alpha is negative" in words for words in document["warnings"])
-    fits = [averaging._rising(fitted(rows)) for rows in (rising, iso_rows())]
+    fits = [averaging.rising(fitted(rows)) for rows in (rising, iso_rows())]
     assert [bool(reason) for reason in fits] == [True, False]
 
 

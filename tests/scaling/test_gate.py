@@ -112,6 +112,14 @@ def test_how_far_beyond_the_table_it_is_asked_is_told():
     assert "beyond" not in decided(curve(1.5), "muon>adamw@1e19")["words"]
     far = decided(curve(1.5), "muon>adamw@1e23")["words"]
     assert "1e+04 times beyond the table's largest" in far
+    near = decided(curve(1.5), "muon>adamw@1e7")["words"]
+    assert "1e+08 times below the table's smallest" in near
+
+
+def test_where_the_loss_rises_with_compute_nothing_is_decided():
+    rows = [{**row, "loss": 10 / row["loss"]} for row in curve(1.5)]
+    with pytest.raises(BadInput, match="its loss would rise"):
+        decided(rows, "muon>adamw@1e19")
 
 
 def test_names_may_hold_the_signs_of_the_grammar():

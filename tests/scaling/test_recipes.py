@@ -164,6 +164,30 @@ def test_what_cannot_be_a_recipe_is_refused(rows, flags, said):
 
 
 @pytest.mark.slow
+def without_optimum(curvature):
+    """Losses that do not depend on the learning rate, or are highest at the best one."""
+    rng, rows = np.random.default_rng(0), sweep()
+    for row in rows:
+        n, d, b = (row[name] for name in recipes.DEPENDS)
+        row["loss"] = 1.8 + 480 / n**0.35 + 2100 / d**0.37
+        row["loss"] += curvature * math.log(row["lr"] / best_rate(n, d, b)) ** 2
+        row["loss"] *= math.exp(0.002 * rng.standard_normal())
+    return rows
+
+
+@pytest.mark.parametrize("curvature", [0.0, -0.03])
+def test_losses_without_a_best_rate_give_no_recipe(curvature):
+    with pytest.raises(BadInput, match="show no best learning rate"):
+        analyze("recipe", without_optimum(curvature), OFF)
+
+
+def test_losses_without_a_best_batch_give_no_law_of_it():
+    found = analyze("recipe", without_optimum(0.03), OFF).document
+    assert found["recipe"]["log_batch"] is None
+    assert any("show no best batch" in line for line in found["warnings"])
+    assert not any(words.startswith("best batch") for words in found["recipe"]["words"])
+
+
 def test_the_command_writes_the_recipe_and_its_figures(tmp_path, capsys):
     rows, path = sweep(sizes=(1e5, 3e6), batches=(2**13,)), tmp_path / "runs.csv"
     with open(path, "w", newline="") as file:
