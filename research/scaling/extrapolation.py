@@ -80,9 +80,9 @@ def nearest_trial(
     nearest to the amounts that are asked. Raises BadInput as `find_trial` does."""
     both = {"params", "tokens"} <= set(columns)
     column = "flops" if both else columns[0]
-    amount, most = _amounts(rows, columns), max(_amounts(rows, columns))
+    amount, most = amounts(rows, columns), max(amounts(rows, columns))
     if both and all(isinstance(row.get("flops"), int | float) and row["flops"] > 0 for row in rows):
-        amount = _amounts(rows, ("flops",))  # runs of one budget are so by its own FLOPs
+        amount = amounts(rows, ("flops",))  # runs of one budget are so by its own FLOPs
     held = largest_rows(amount)
     at = math.exp(float(np.mean(np.log(amount[held]))))
     wanted = max((x / most for x in asked if x > most), default=FURTHER)
@@ -154,7 +154,7 @@ def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fi
 def score_largest(fit: Fit) -> float | None:
     """The log density of the mean error, in log loss, of the largest budgets, predicted from the
     others: by the error of the parameters, and the noise. None where too few rows would be left."""
-    split = _extrapolate(fit, largest_rows(_amounts(fit.parts.fitted, fit.law.columns)))
+    split = _extrapolate(fit, largest_rows(amounts(fit.parts.fitted, fit.law.columns)))
     if split is None:
         return None
     errors, slopes, part = split
@@ -168,7 +168,7 @@ def stretch(fit: Fit) -> float:
     """How many times the errors of extrapolations within the table exceed their standard deviation
     (root mean square, at least 1): what a wrong law, or noise that is not the same everywhere, has
     cost already."""
-    amount, ratios = _amounts(fit.parts.fitted, fit.law.columns), []
+    amount, ratios = amounts(fit.parts.fitted, fit.law.columns), []
     for factor in FACTORS:
         split = _extrapolate(fit, amount > amount.max() / factor)
         if split is None:
@@ -192,7 +192,7 @@ def effects_of(fit: Fit) -> Effects:
     return fit.effects
 
 
-def _amounts(rows: Sequence[table.Row], columns: Sequence[str]) -> np.ndarray:
+def amounts(rows: Sequence[table.Row], columns: Sequence[str]) -> np.ndarray:
     """What rows are large in [n]: compute, for laws of params and tokens."""
     if {"params", "tokens"} <= set(columns):
         return np.array([PER_TOKEN * row["params"] * row["tokens"] for row in rows])

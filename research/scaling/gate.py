@@ -15,6 +15,7 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling import compute_optimal
 from research.scaling.averaging import rising
+from research.scaling.extrapolation import amounts
 from research.scaling.fit import Fit
 from research.scaling.laws import Law
 
@@ -75,6 +76,7 @@ def decide(
         )
     chosen: Mapping[str, Any] = alone if by_own else of_shared  # type: ignore[assignment]
     low, high = chosen["interval"]
+    asked = amounts(shared.parts.fitted, law.columns)
     out = {
         "better": gate.better,
         "reference": gate.reference,
@@ -82,8 +84,8 @@ def decide(
         "multiplier": dict(chosen),
         "by": "own laws" if by_own else "shared exponents",
         "of_own_laws": alone,
-        "times_largest": gate.at / max(amounts := _amounts(law, shared)),
-        "times_smallest": gate.at / min(amounts),
+        "times_largest": gate.at / float(asked.max()),
+        "times_smallest": gate.at / float(asked.min()),
         "passed": low is not None and low > 1,
     }
     return out | {"words": _sentence(out, section["of"], allowed, high)}
@@ -136,14 +138,6 @@ def _equal_budget(log_c: np.ndarray, loss: np.ndarray, target: np.ndarray) -> np
         if falling[0] <= wanted <= falling[-1]:
             out[k] = math.exp(float(np.interp(wanted, falling, budgets)))
     return out
-
-
-def _amounts(law: Law, shared: Fit) -> list[float]:
-    """The budgets 6 N D of the table, or the values of the law's only column."""
-    rows = shared.parts.fitted
-    if compute_optimal.has_optimum(law):
-        return [compute_optimal.PER_TOKEN * row["params"] * row["tokens"] for row in rows]
-    return [row[law.columns[0]] for row in rows]
 
 
 def _sentence(out: Mapping[str, Any], of: str, allowed: bool | None, high: float | None) -> str:
