@@ -176,8 +176,8 @@ def _rows(path: str, revision: str, name: dict) -> Iterator[dict[str, Any]]:
     package("datasets", f"data.path: {path}")
     try:
         splits = hub_access.load_safe_builder(path, name["subset"], revision).as_streaming_dataset()
-    except BadInput as error:
-        raise type(error)(f"data.path: {error}") from error
+    except BadInput:
+        raise
     except Exception as error:
         raise BadInput(f"data.path: {path}: cannot be loaded: {first_line(error)}") from error
     if name["split"] not in splits:

@@ -1,4 +1,7 @@
-"""Safe access to data sets of the Hugging Face hub, and folders like them, through `datasets`."""
+"""Safe access to data sets of the Hugging Face hub, and folders like them, through `datasets`.
+
+What is refused here names the key of the config, data.path.
+"""
 
 import os
 from collections.abc import Iterator
@@ -29,12 +32,12 @@ def load_safe_builder(path: str, subset: str | None = None, revision: str | None
     packaged = [name[-1] for name in modules if name[:2] == ["datasets", "packaged_modules"]]
     kind = packaged[0] if packaged else "code"
     if kind not in FORMATS:
-        raise UnsafeFile(f"{path}: {kind} is not among the formats {', '.join(FORMATS)}")
+        raise UnsafeFile(f"data.path: {path}: {kind} is not among the formats {', '.join(FORMATS)}")
     for name in (str(f) for part in (builder.config.data_files or {}).values() for f in part):
         if Path(path).is_dir():
-            files.check_inside(path, name)
+            files.check_inside(path, name, "data.path")
         elif not name.startswith(f"hf://datasets/{path}@") or ".." in name.split("/"):
-            raise UnsafeFile(f"{path}: names {name} as its data, which is not its own")
+            raise UnsafeFile(f"data.path: {path}: names {name} as its data, which is not its own")
     return builder
 
 
@@ -46,16 +49,21 @@ def _check_readme(folder: Path) -> None:
     for name in ("README.md", ".huggingface.yaml"):
         if not (place := folder / name).is_file():
             continue
-        words = files.text(place, LARGEST_README, follow=False)
+        try:
+            words = files.text(place, LARGEST_README, follow=False)
+        except UnsafeFile as error:
+            raise UnsafeFile(f"data.path: {error}") from error
         if name == "README.md":
             words = words.split("\n---", 1)[0].removeprefix("---") if words[:3] == "---" else ""
         try:
             metadata = yaml.safe_load(words)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise BadInput(f"{place}: not YAML: {first_line(error)}") from error
+            raise BadInput(f"data.path: {place}: not YAML: {first_line(error)}") from error
         for part in _strings(metadata.get("configs") if isinstance(metadata, dict) else None):
             if "://" in part or "::" in part or part.startswith(("/", "~")) or ".." in part:
-                raise UnsafeFile(f"{place}: names {part} as its data, which is not its own")
+                raise UnsafeFile(
+                    f"data.path: {place}: names {part} as its data, which is not its own"
+                )
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -67,16 +75,16 @@ def _strings(value: object) -> Iterator[str]:
 
 
 def check_folder(path: str) -> list[Path]:
-    """All files below a folder, sorted. Raises UnsafeFile for a symlink that leads out of it, and
-    for anything that is not a regular file or folder."""
+    """All files below the folder that data.path names, sorted. Raises UnsafeFile, naming that key,
+    for a symlink that leads out of it, and for anything that is not a regular file or folder."""
     out = []
     for folder, below, names in os.walk(path):
         for name in (*below, *names):
             place = Path(folder, name)
             if place.is_symlink():
-                files.check_inside(path, place)
+                files.check_inside(path, place, "data.path")
             if place.is_file():
                 out.append(place)
             elif not place.is_dir():
-                raise UnsafeFile(f"{place}: not a regular file")
+                raise UnsafeFile(f"data.path: {place}: not a regular file")
     return sorted(out)

@@ -256,7 +256,7 @@ def _visible(folder: Path) -> list[Path]:
 def _open_image(path: str, file: Path) -> np.ndarray:
     from PIL import Image
 
-    files.check_inside(path, file)
+    files.check_inside(path, file, "data.path")
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -304,8 +304,8 @@ def _hub(path: str) -> Source:
         builder = hub_access.load_safe_builder(name)
         builder.download_and_prepare()
         parts = builder.as_dataset()
-    except BadInput as error:
-        raise type(error)(f"data.path: {error}") from error
+    except BadInput:
+        raise
     except Exception as error:  # whatever the hub, the network and the files raise
         raise BadInput(f"data.path: {path}: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(parts, dict) or "train" not in parts:

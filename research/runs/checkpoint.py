@@ -132,7 +132,10 @@ def check_disk_space(directory: Path, abstract: Any, members: int = 1) -> None:
 
 def prune(directory: Path, keep: int, pinned: Collection[int] = ()) -> None:
     """Delete all checkpoints but the latest `keep` and those of `pinned`, which do not count, nor
-    does that of best.json."""
+    does that of best.json. Of several processes the first does it, or each would find that another
+    had deleted what it meant to."""
+    if not distributed.is_primary():
+        return
     root, best = _checkpoint_root(directory), read_best(directory)
     pinned = {*pinned, *([best["step"]] if best else [])}
     for old in [step for step in _list_steps(root) if step not in pinned][keep:]:

@@ -164,6 +164,14 @@ def folder(path):
     data.load("hub", path=str(path), heldout=0.2, tokenizer="bytes", vocab=None, **options)
 
 
+def classes(path):
+    from research import data
+
+    options = {"field": "text", "label_field": "label", "classes": None, "examples": None}
+    tokens = {"context": 8, "heldout": 0.2, "tokenizer": "bytes"}
+    data.load("text_classes", path=str(path), **options, **tokens)
+
+
 def exported(path):
     from research.inference import export
 
@@ -236,8 +244,13 @@ def opened(opener, path):
     return {"end": end, "message": message, "seconds": time.monotonic() - began}
 
 
-OPENERS = {f.__name__: f for f in (run, hold, results, config, sweep, table, rows, text, tokenizer,
-                                   images, folder, exported, theirs, careless)}  # fmt: skip
+OPENERS = {
+    f.__name__: f
+    for f in (
+        *(run, hold, results, config, sweep, table, rows, text, tokenizer),
+        *(images, folder, classes, exported, theirs, careless),
+    )
+}
 
 if __name__ == "__main__":
     sys.addaudithook(hook)

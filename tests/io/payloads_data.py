@@ -423,6 +423,33 @@ def _(place):
     return place.write("train-images-idx3-ubyte.gz", gzip.compress(head + bytes(64 << 20)))
 
 
+# Folders with a folder of texts for every class.
+
+
+@good("classes")
+def _(place):
+    for label in "ab":
+        for i in range(60):
+            place.write(f"set/{label}/{i}.txt", f"document {i} of class {label}, written out")
+    return place.folder / "set"
+
+
+def class_folder(name, change):
+    @payload("classes", name)
+    def _(place):
+        folder = GOOD["classes"](place)
+        change(place, folder / "a")
+        return folder
+
+
+class_folder("a text that is a link", lambda place, a: (
+    (a / "x.txt").symlink_to(place.outside / "secret")
+))  # fmt: skip
+class_folder("a text that is a pipe", lambda _, a: os.mkfifo(a / "x.txt"))
+class_folder("a text that has no end", lambda _, a: (a / "x.txt").symlink_to("/dev/zero"))
+class_folder("a text that is a pickle", lambda place, a: (a / "x.txt").write_bytes(evil(place)))
+
+
 # Folders like the sets of the hub.
 
 
@@ -454,6 +481,13 @@ readme("a set with code in its README", "dataset_info: !!python/object/apply:os.
 def _(place):
     folder = GOOD["folder"](place)
     (folder / "more.jsonl").symlink_to(place.outside / "secret")
+    return folder
+
+
+@payload("folder", "a set whose README is a link")
+def _(place):
+    folder = GOOD["folder"](place)
+    (folder / "README.md").symlink_to(place.outside / "secret")
     return folder
 
 

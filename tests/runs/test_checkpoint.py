@@ -223,3 +223,11 @@ def test_what_the_disk_refuses_is_told_in_a_line(error, words, tmp_path):
     ):
         raise error
     assert str(raised.value) == f"{tmp_path}/7: the checkpoint cannot be written: {words}"
+
+
+@pytest.mark.parametrize("primary", [True, False])
+def test_of_several_processes_the_first_alone_deletes_checkpoints(primary, run, monkeypatch):
+    """Each would else find that another has just deleted what it listed, and the run would end."""
+    monkeypatch.setattr(checkpoint.distributed, "is_primary", lambda: primary)
+    checkpoint.prune(run, keep=1)
+    assert checkpoint.saved_steps(run) == ([20] if primary else [20, 10])
