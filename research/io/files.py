@@ -123,8 +123,10 @@ def check_plain(folder: str | os.PathLike[str]) -> None:
                 raise UnsafeFile(f"{entry.path}: not a regular file; nothing is written through it")
 
 
-def check_inside(folder: str | os.PathLike[str], path: str | os.PathLike[str], what: str) -> None:
-    """Raise UnsafeFile, naming `what` asked for it, if `path` leads out of `folder`, by a link."""
+def check_inside(
+    folder: str | os.PathLike[str], path: str | os.PathLike[str], what: str = ""
+) -> None:
+    """Raise UnsafeFile, naming `what` asked for it (a key of a config), if `path` leads out of `folder`, by a link."""
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise UnsafeFile(
             f"{what and what + ': '}{path}: leads out of {folder}; give a copy of what it leads to"
