@@ -126,7 +126,8 @@ def check_plain(folder: str | os.PathLike[str]) -> None:
 def check_inside(
     folder: str | os.PathLike[str], path: str | os.PathLike[str], what: str = ""
 ) -> None:
-    """Raise UnsafeFile, naming `what` asked for it (a key of a config), if `path` leads out of `folder`, by a link."""
+    """Raise UnsafeFile if `path` leads out of `folder`, by a link, naming `what` asked for it, such
+    as a key of a config."""
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise UnsafeFile(
             f"{what and what + ': '}{path}: leads out of {folder}; give a copy of what it leads to"
