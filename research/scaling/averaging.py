@@ -46,7 +46,8 @@ from research.tables import table
 BY_BOTH = ("chinchilla", "overtraining", "interaction", "skaling", "broken_size")
 BY_ONE = ("power", "broken")
 READ_ONE, READ_BOTH = ("params", "loss"), ("params", "tokens", "loss")
-DRAWS = 500  # of each law
+DRAWS = 500  # of the heaviest law
+FEWEST = 0.2  # of that: of a law of less weight, whose draws count for less
 SPEAKS = 0.15  # weight of a law that may stand for all
 LEAST = 0.01  # weight, below which a law is told and not drawn
 TELLING = 3  # rows, that a table counts as where laws are told apart by how they follow it
@@ -157,7 +158,7 @@ def settle_average(
 
 def _weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
     """The laws (by name, and how each is fitted) that can be fitted, with their weights, and so
-    many draws of each."""
+    many draws of the heaviest."""
     fits, others = [], []
     errors: tuple[str, ...] = ()
     for name, make in laws:
@@ -196,7 +197,8 @@ def _weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average
     for (fit, aic, score), weight, keep in zip(fits, weights, kept, strict=True):
         if keep:
             share = float(weight / weights[kept].sum())
-            members.append(Member(fit, share, aic, score, _draws(fit, draws), stretch(fit)))
+            few = math.ceil(draws * max(FEWEST, weight / weights.max()))
+            members.append(Member(fit, share, aic, score, _draws(fit, few), stretch(fit)))
         else:
             reason = f"the rows speak against it: weight {weight:.1g}"
             others.append({"law": fit.law.name, "weight": float(weight), "reason": reason})
@@ -418,13 +420,12 @@ def _floor_share(member: Member, drawn: np.ndarray) -> float:
 
 
 def _optimal_power_laws(average: Average) -> dict[str, Any]:
-    """N* and D* as powers of the budget at the largest of the table, averaged."""
-    most = compute_optimal.largest_budget(average.best.parts.fitted)
+    """N* and D* as powers of the budget over those of the table, averaged."""
+    over = compute_optimal.budget_range(average.best.parts.fitted)
     centers, draws = [], []
     for m in average.members:
         both = np.concatenate([m.fit.best[None], m.draws])
-        with np.errstate(all="ignore"):
-            values = compute_optimal.local_power_laws(m.fit.law, both, most)
+        values = compute_optimal.power_laws(m.fit.law, both, over)
         centers.append(values[0])
         draws.append(values[0] + m.stretch * (values[1:] - values[0]))
     there = np.isfinite(centers).all(1)

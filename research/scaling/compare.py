@@ -31,7 +31,8 @@ def fit_groups(
     the document that compares the groups. The first group by name is the reference, or that of the
     `gate` (see gates.parse_gate), which is then decided.
 
-    Raises BadInput for fewer than two groups, and for a group that is too small.
+    Raises BadInput for fewer than two groups, for a group that is too small, and where the shared
+    law's loss does not fall.
     """
     if options.init or options.score:
         flag = "init" if options.init else "score"
@@ -60,6 +61,8 @@ def fit_groups(
     joint = build_shared_law(law, names)
     parts = split_rows(joint, numbered, options)
     fit = Fit(joint, parts, options)
+    if reason := rising_loss(fit):
+        raise BadInput(f"--compare={column}: {reason}; no compute is worth anything there")
     own, counts = {}, {}
     alone = dataclasses.replace(options, where=None, holdout=None, drop_top_loss=0)
     for name in names:
@@ -103,6 +106,22 @@ def rescaled_columns(law: Law) -> list[str]:
     """The columns of a law that the multiplier of a group rescales."""
     columns = [name for name in law.columns if name != GROUP]
     return [name for name in columns if name != "unique_tokens" or len(columns) == 1]
+
+
+def rising_loss(fit: Fit) -> str:
+    """Why more of what a multiplier rescales is worth nothing in this law; "" if it is worth
+    something: over the table the loss falls with each of these columns."""
+    rows = table.column_arrays(fit.parts.fitted, fit.law.columns)
+    middle = {name: np.exp(np.log(values).mean()) for name, values in rows.items() if name != GROUP}
+    for name in rescaled_columns(fit.law):
+        ends = np.array([rows[name].min(), rows[name].max()])
+        if ends[0] == ends[1]:
+            continue
+        columns = {key: np.full(2, value) for key, value in {GROUP: 0.0, **middle}.items()}
+        log_loss = fit.law.evaluate(fit.best[None], fit.law.prepare({**columns, name: ends}))[0][0]
+        if log_loss[1] >= log_loss[0]:
+            return f"the loss of the law does not fall with {name} over the table"
+    return ""
 
 
 def build_shared_law(law: Law, names: Sequence[str]) -> Law:

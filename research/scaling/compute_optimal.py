@@ -22,7 +22,8 @@ PER_TOKEN = 6.0  # training FLOPs per parameter and token
 TOGETHER = 0.2  # range of log(tokens / params) in which they count as one
 SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
 WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
-POINTS = 481  # of the grid on which an optimum is searched for
+POINTS, FINER = 61, 17  # of the grid on which an optimum is searched for, and about its least
+BUDGETS, STEP = 5, 1.1  # of the power law of N*(C): how many, and their range at least
 AHEAD = 10.0  # times the largest budget of a table: where its answer is wanted
 FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is reported
 
@@ -67,44 +68,40 @@ def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> n
 
 
 def _search_optima(law: Law, theta_KxP: np.ndarray, c: float) -> np.ndarray:
-    """The size [K] of least loss along N D = c, on a grid of log N, between whose points the loss
-    is a parabola; NaN where the least is at an end, and of several minima the lowest."""
+    """The size [K] of least loss along N D = c: the least on a grid of log N, then on a finer one
+    about it, between whose points the loss is a parabola. NaN where the least is at an end; of
+    several minima the lowest."""
     reach = SPAN / 2 * np.log(10)
     grid = np.log(c) / 2 + np.linspace(-reach, reach, POINTS)
+    at = _losses_along(law, theta_KxP, grid, c).argmin(1)
+    inside = (at > 0) & (at < POINTS - 1)
+    finer = np.linspace(-1, 1, FINER) * (grid[1] - grid[0])
+    about = grid[np.clip(at, 1, POINTS - 2)][:, None] + finer
+    loss = _losses_along(law, theta_KxP, about, c)
+    at = np.clip(loss.argmin(1), 1, FINER - 2)[:, None]
+    low, middle, high = (np.take_along_axis(loss, at + d, 1)[:, 0] for d in (-1, 0, 1))
     with np.errstate(all="ignore"):
-        loss = predict_loss(law, theta_KxP, np.exp(grid), c / np.exp(grid))
-        loss = np.where(np.isfinite(loss), loss, np.inf)
-        at = loss.argmin(1)
-        inside = (at > 0) & (at < POINTS - 1)
-        at = np.clip(at, 1, POINTS - 2)
-        low, middle, high = (
-            np.take_along_axis(loss, (at + d)[:, None], 1)[:, 0] for d in (-1, 0, 1)
-        )
         shift = (low - high) / (2 * (low - 2 * middle + high))
         shift = np.where(np.isfinite(shift), np.clip(shift, -1, 1), 0.0)
-        return np.where(inside, np.exp(grid[at] + shift * (grid[1] - grid[0])), np.nan)
+        best = np.take_along_axis(about, at, 1)[:, 0] + shift * (finer[1] - finer[0])
+        return np.where(inside, np.exp(best), np.nan)
 
 
-def optimal_exponent(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
-    """The exponent of N*(C) at a budget [K]."""
-    step = 1.1
-    n = optimal_params(law, theta_KxP, [flops / step, flops])
+def _losses_along(law: Law, theta_KxP: np.ndarray, log_n: np.ndarray, c: float) -> np.ndarray:
+    """The losses [K, m] at sizes along N D = c; infinite where the law has none."""
     with np.errstate(all="ignore"):
-        return np.log(n[:, 1] / n[:, 0]) / np.log(step)
+        loss = predict_loss(law, theta_KxP, np.exp(log_n), c / np.exp(log_n))
+    return np.where(np.isfinite(loss), loss, np.inf)
 
 
 def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
-    """N* = k C^a and D* = k' C^a', with 95 % intervals; exact for laws whose optimum is a power of
-    the budget, else its local form at the largest budget of the table. None if sizes and tokens
-    vary together."""
+    """N* = k C^a and D* = k' C^a' over the budgets of the table, with 95 % intervals; exact for laws
+    whose optimum is a power of the budget. None if sizes and tokens vary together."""
     if vary_together(fit.parts.fitted):
         return None
-    most = largest_budget(fit.parts.fitted)
-
-    samples = fit.samples
-    with np.errstate(all="ignore"):
-        estimates = local_power_laws(fit.law, fit.best[None], most)[0]
-        drawn = local_power_laws(fit.law, samples, most)
+    over = budget_range(fit.parts.fitted)
+    estimates = power_laws(fit.law, fit.best[None], over)[0]
+    drawn = power_laws(fit.law, fit.samples, over)
     out: dict[str, Any] = {}
     for i, name in enumerate(NAMES):
         logged = name.endswith("coefficient")
@@ -120,11 +117,25 @@ def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
     return out
 
 
-def local_power_laws(law: Law, theta_KxP: np.ndarray, flops: float) -> np.ndarray:
-    """[K, 4] in the order of NAMES at a budget, of coefficients the logarithm."""
-    a = optimal_exponent(law, theta_KxP, flops)
-    log_k = np.log(optimal_params(law, theta_KxP, [flops])[:, 0]) - a * np.log(flops)
+def power_laws(law: Law, theta_KxP: np.ndarray, flops: np.ndarray) -> np.ndarray:
+    """[K, 4] in the order of NAMES, of coefficients the logarithm: the power of the budget that is
+    nearest to N*(C) at these budgets [m] (least squares of its logarithm), which approaches 1 and 2
+    fit to the optima that they find. NaN where a budget has no optimum."""
+    log_c = np.log(flops)
+    off = log_c - log_c.mean()
+    with np.errstate(all="ignore"):
+        log_n = np.log(optimal_params(law, theta_KxP, flops))
+        a = log_n @ off / (off @ off)
+        log_k = log_n.mean(1) - a * log_c.mean()
     return np.stack([a, log_k, 1 - a, -np.log(PER_TOKEN) - log_k], axis=-1)
+
+
+def budget_range(rows: Sequence[Row]) -> np.ndarray:
+    """A few budgets from the least to the largest of the rows, evenly in their logarithm; about the
+    largest where there is but one."""
+    most = largest_budget(rows)
+    least = min(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
+    return np.geomspace(min(least, most / STEP), most, BUDGETS)
 
 
 def largest_budget(rows: Sequence[Row]) -> float:

@@ -14,7 +14,6 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling import compute_optimal
-from research.scaling.averaging import rising
 from research.scaling.extrapolation import amounts
 from research.scaling.fit import Fit
 from research.scaling.laws import Law
@@ -61,8 +60,6 @@ def decide(
     """The section "gate" of the comparison `section`, whose reference is that of the gate: the
     multiplier with its interval, by which law, whether it passes, and in words. `own` are the laws
     of the groups, `shared` that of all. Raises BadInput where neither can be asked."""
-    if reason := rising(shared):
-        raise BadInput(f"--gate: {reason}; no compute is worth anything there")
     of_shared = section["groups"][gate.better]["compute_multiplier"]
     allowed = section["test"]["shared_exponents_justified"]
     alone = None

@@ -125,7 +125,8 @@ def _refit(
     if compute_optimal.has_optimum(chosen):
         most = compute_optimal.largest_budget(fit.parts.fitted)
         c = targets[0] if targets else most * AHEAD
-        a = compute_optimal.optimal_exponent(chosen, fit.best[None], most)[0]
+        over = compute_optimal.budget_range(fit.parts.fitted)
+        a = compute_optimal.power_laws(chosen, fit.best[None], over)[0, 0]
         size = compute_optimal.optimal_params(chosen, fit.best[None], [c])[0]
         loss = compute_optimal.predict_loss(
             chosen, fit.best[None], size, c / compute_optimal.PER_TOKEN / size

@@ -116,10 +116,12 @@ def test_how_far_beyond_the_table_it_is_asked_is_told():
     assert "1e+08 times below the table's smallest" in near
 
 
-def test_where_the_loss_rises_with_compute_nothing_is_decided():
+@pytest.mark.parametrize("asked", ["muon>adamw@1e19", None])
+def test_where_the_loss_rises_with_compute_nothing_is_worth_compute(asked):
     rows = [{**row, "loss": 10 / row["loss"]} for row in curve(1.5)]
-    with pytest.raises(BadInput, match="its loss would rise"):
-        decided(rows, "muon>adamw@1e19")
+    with pytest.raises(BadInput, match="does not fall with flops"):
+        decided(rows, asked)
+    assert decided(curve(1.5), "muon>adamw@1e19")["passed"]
 
 
 def test_names_may_hold_the_signs_of_the_grammar():
