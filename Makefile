@@ -34,8 +34,12 @@ demo: setup  ## an isoFLOP sweep of language models on real text: U-curves, L(N,
 demo-verify: demo  ## predict runs of 3 and 10 times the demo's largest budget, then train them
 	@$(PY) -m experiments.verify --runs=$(RUNS) --rungs=3,10
 
-demo-ladder: demo  ## the same up to 100 times: hours on two cores
-	@$(PY) -m experiments.verify --runs=$(RUNS) --rungs=3,10,33,100
+LADDER ?= runs/ladder
+DATA ?= packages
+demo-ladder: setup  ## the same up to 100 times, on 82 MB of source or DATA=file.txt: an hour
+	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_isoflop.py --workdir=$(LADDER) \
+		--config.data.path=$(DATA) $(FLAGS)
+	@$(PY) -m experiments.verify --runs=$(LADDER) --rungs=3,10,33,100
 
 TRANSFER ?= runs/transfer
 transfer: setup  ## whether learning rates transfer over widths: coordinate check, optima, regret

@@ -1,12 +1,29 @@
 """The Python source of this interpreter's standard library, as text that is everywhere."""
 
 import os
+import sys
 import sysconfig
 from pathlib import Path
 
 from research.errors import BadInput
 
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+def stamp() -> tuple:
+    """One interpreter has one."""
+    return ()
+
+
+def documents() -> list[bytes]:
+    """The content of every file."""
+    return [source for _, source in sources()]
+
+
+def describe() -> str:
+    """The source in words."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    return f"source of the Python {version} standard library, without tests and site-packages"
 
 
 def sources() -> list[tuple[Path, bytes]]:

@@ -2,12 +2,12 @@
 
 import functools
 import hashlib
+import importlib
 import itertools
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from research.data.tokens import Tokens, check_ids
 from research.errors import BadInput
 from research.io import files
 
+NAMED = {  # sources that are not a file
+    "stdlib": "research.data.standard_library",
+    "packages": "research.data.installed_packages",
+}
 BLOCK = 16 << 10  # bytes: a .txt is cut at line ends into documents of about this size,
 SMALL, SMALLEST = 4 << 20, 256  # but one below SMALL into shorter ones, down to SMALLEST,
 TOLERANCE = 0.1  # until the held-out share is as asked for, relative to it
@@ -63,11 +67,12 @@ def load(
 ) -> dict[str, object]:
     """The fields of a `Dataset` of token windows.
 
-    `path` is "stdlib" (the Python source of this interpreter's standard library), a UTF-8 `.txt`,
-    a `.jsonl` (each line's `field` is a document) or a `.bin` of token ids (uint16, or uint32 when
-    `vocab` > 65,536). Exact duplicates are dropped; about a fraction `heldout` of the documents,
-    selected by content hash, is held out; of a `.bin`, which has no document boundaries, the tail.
-    none: nothing is, and a set of `eval.sets` is evaluated in its place.
+    `path` is "stdlib" (the Python source of this interpreter's standard library), "packages" (that
+    of the packages that Isoflop requires), a UTF-8 `.txt`, a `.jsonl` (each line's `field` is a
+    document) or a `.bin` of token ids (uint16, or uint32 when `vocab` > 65,536). Exact duplicates
+    are dropped; about a fraction `heldout` of the documents, selected by content hash, is held out;
+    of "packages" whole ones; of a `.bin`, which has no document boundaries, the tail. none: nothing
+    is, and a set of `eval.sets` is evaluated in its place.
 
     `tokenizer` is "bytes", "bpe" (`vocab` tokens, trained on the training documents only) or the
     path of a `tokenizer.json`. Except for bytes, token ids are cached on disk and memory-mapped.
@@ -116,7 +121,11 @@ def contents(corpora: Sequence[Tokens], part: str, classes: int) -> np.ndarray:
 
 def stamp(path: str) -> tuple:
     """A fingerprint that changes with the file. Raises BadInput if it does not exist."""
-    return () if path == "stdlib" else files.stamp(path, "data.path")
+    return _named(path).stamp() if path in NAMED else files.stamp(path, "data.path")
+
+
+def _named(path: str) -> Any:
+    return importlib.import_module(NAMED[path])
 
 
 @functools.lru_cache(maxsize=4)
@@ -147,13 +156,22 @@ def corpora(
     """Each of `paths` tokenized by one shared tokenizer; "bpe" is trained on all training
     documents."""
     tokenizers.check(tokenizer, vocab)
-    texts_by_path, replaced = zip(*(documents(path, field, heldout, undecodable) for path in paths))
-    parts = [split(texts, heldout) for texts in texts_by_path]
+    parts, replaced = zip(*(_split_source(path, field, heldout, undecodable) for path in paths))
     training = itertools.chain.from_iterable(train for train, _ in parts)
     encoder = tokenizers.choose(tokenizer, vocab, training)
     return tuple(
         tokenize_split(part, encoder)._replace(replaced=n) for part, n in zip(parts, replaced)
     )
+
+
+def _split_source(
+    path: str, field: str, heldout: float, undecodable: str
+) -> tuple[tuple[list[bytes], list[bytes]], int]:
+    """The (training, held-out) documents of a source, and how many replacements decoding made."""
+    if path == "packages":
+        return _named(path).split(heldout), 0
+    texts, replaced = documents(path, field, heldout, undecodable)
+    return split(texts, heldout), replaced
 
 
 def split(documents: Iterable[bytes], heldout: float) -> tuple[list[bytes], list[bytes]]:
@@ -190,10 +208,8 @@ def documents(
 ) -> tuple[list[bytes], int]:
     """The documents of a source, in order, and how many replacements decoding made; a file without
     documents is cut so that `heldout` of it can be held out. Raises BadInput if it is not text."""
-    if path == "stdlib":
-        from research.data.standard_library import sources
-
-        return [source for _, source in sources()], 0
+    if path in NAMED:
+        return _named(path).documents(), 0
     if path.endswith(".jsonl"):
         from research.data import records
 
@@ -202,7 +218,9 @@ def documents(
     if path.endswith(".txt"):
         raw, replaced = utf8.read(path, undecodable)
         return _balanced_blocks(raw, heldout), replaced
-    raise BadInput(f"data.path: {path}: expected stdlib, or a .txt, .jsonl or .bin file")
+    raise BadInput(
+        f"data.path: {path}: expected {', '.join(NAMED)}, or a .txt, .jsonl or .bin file"
+    )
 
 
 def _balanced_blocks(raw: bytes, heldout: float) -> list[bytes]:
@@ -248,10 +266,7 @@ def _card(path: str, tokenizer: str, tokens: Tokens) -> dict[str, object]:
 
 def source(path: str) -> str:
     """A human-readable description of `path`."""
-    if path != "stdlib":
-        return path
-    version = ".".join(map(str, sys.version_info[:3]))
-    return f"source of the Python {version} standard library, without tests and site-packages"
+    return _named(path).describe() if path in NAMED else path
 
 
 def replacement_facts(count: int) -> dict[str, object]:

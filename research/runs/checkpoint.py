@@ -176,17 +176,9 @@ def restore_latest_common(runs: Sequence[tuple[Path, Any]]) -> tuple[int, list[A
         try:
             return step, [restoring.restore(path, abstract) for path, abstract in paths.items()]
         except IsoflopError:
-            if not any_damaged(*paths):
+            if not restoring.any_damaged(*paths):
                 raise
     return None
-
-
-def any_damaged(*paths: Path) -> bool:
-    """Whether one of these checkpoints, which were intact and could not be read, is damaged now, so
-    that an earlier one may be tried. False with several processes, which would have to agree."""
-    from research.runs.manifest_check import find_damage  # as above
-
-    return distributed.process_count() == 1 and any(map(find_damage, paths))
 
 
 def latest_common_step(directories: Sequence[Path]) -> int | None:
@@ -213,14 +205,9 @@ def latest_common_step(directories: Sequence[Path]) -> int | None:
 
 
 def _is_intact(directory: Path, step: int) -> bool:
-    """Whether a checkpoint is as it was written; if not, it is moved to quarantine."""
-    from research.runs.manifest_check import find_damage  # which a new run does not need
+    from research.runs import manifest_check  # which a new run does not need
 
-    path = directory / "checkpoints" / str(step)
-    damage = find_damage(path)
-    if damage:
-        log.warning("checkpoint %d: %s; moved to %s", step, damage, _quarantine(directory, path))
-    return damage is None
+    return manifest_check.is_intact(directory, step)
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -248,17 +235,6 @@ def _checkpoint_root(directory: Path) -> Path:
 
 def _list_steps(root: Path) -> list[int]:
     return sorted((int(p.name) for p in root.iterdir() if STEP.fullmatch(p.name)), reverse=True)
-
-
-def _quarantine(directory: Path, path: Path) -> Path:
-    folder = files.make_directory(directory / "quarantine")
-    target = folder / path.name
-    number = 1
-    while target.exists():
-        number += 1
-        target = folder / f"{path.name}-{number}"
-    os.rename(path, target)
-    return target
 
 
 def _delete_step(path: Path) -> None:

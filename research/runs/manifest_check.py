@@ -1,12 +1,16 @@
-"""Whether a checkpoint is what its manifest says."""
+"""Whether a checkpoint is what its manifest says; one that is not is moved to quarantine."""
 
 import errno
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput, StorageError
 from research.io import files
 from research.runs.manifest import LARGEST_MANIFEST, NAME, file_digests
+
+log = logging.getLogger(__name__)
 
 # A file is missing, or something else is there.
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -54,3 +58,24 @@ def find_damage(path: Path) -> str | None:
         return None
     names = sorted(k for k in actual.keys() | listed.keys() if actual.get(k) != listed.get(k))
     return f"{len(names)} files are not as they were written, the first is {names[0]}"
+
+
+def is_intact(directory: Path, step: int) -> bool:
+    """Whether the checkpoint of a step of a run is as it was written; if not, it is moved to
+    quarantine, with a warning."""
+    path = directory / "checkpoints" / str(step)
+    damage = find_damage(path)
+    if damage:
+        log.warning("checkpoint %d: %s; moved to %s", step, damage, _quarantine(directory, path))
+    return damage is None
+
+
+def _quarantine(directory: Path, path: Path) -> Path:
+    folder = files.make_directory(directory / "quarantine")
+    target = folder / path.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = folder / f"{path.name}-{number}"
+    os.rename(path, target)
+    return target

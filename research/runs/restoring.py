@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput, Damaged, IsoflopError, UnsafeFile, first_line
+from research.parallel import distributed
 from research.params import leaves_by_path
 from research.runs import orbax_io
-from research.runs.manifest_check import read_manifest
+from research.runs.manifest_check import find_damage, read_manifest
 
 
 def restore(path: Path, abstract: Any) -> Any:
@@ -51,3 +52,9 @@ def orbax_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:  # orbax raises no narrower type
         raise Damaged(f"{path}: orbax cannot read it: {first_line(error)}") from error
+
+
+def any_damaged(*paths: Path) -> bool:
+    """Whether one of these checkpoints, which were intact and could not be read, is damaged now, so
+    that an earlier one may be tried. False with several processes, which would have to agree."""
+    return distributed.process_count() == 1 and any(map(find_damage, paths))

@@ -95,8 +95,8 @@ def _losses_along(law: Law, theta_KxP: np.ndarray, log_n: np.ndarray, c: float) 
 
 
 def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
-    """N* = k C^a and D* = k' C^a' over the budgets of the table, with 95 % intervals; exact for laws
-    whose optimum is a power of the budget. None if sizes and tokens vary together."""
+    """N* = k C^a and D* = k' C^a' over the budgets of the table, with 95 % intervals; exact where a
+    law's optimum is a power of the budget. None if sizes and tokens vary together."""
     if vary_together(fit.parts.fitted):
         return None
     over = budget_range(fit.parts.fitted)
@@ -124,7 +124,7 @@ def power_laws(law: Law, theta_KxP: np.ndarray, flops: np.ndarray) -> np.ndarray
     log_c = np.log(flops)
     off = log_c - log_c.mean()
     with np.errstate(all="ignore"):
-        log_n = np.log(optimal_params(law, theta_KxP, flops))
+        log_n = np.log(optimal_params(law, theta_KxP, list(flops)))
         a = log_n @ off / (off @ off)
         log_k = log_n.mean(1) - a * log_c.mean()
     return np.stack([a, log_k, 1 - a, -np.log(PER_TOKEN) - log_k], axis=-1)

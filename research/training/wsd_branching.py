@@ -17,7 +17,7 @@ import numpy as np
 from research.errors import IsoflopError
 from research.io import files
 from research.parallel import distributed
-from research.runs import checkpoint, made_by, metrics_log, restoring, stored_state
+from research.runs import made_by, metrics_log, restoring, stored_state
 from research.runs.directory import RunDirectory, read_launch
 from research.training.run import Run
 from research.training.shared_prefix import FILE, SharedPrefix, forget
@@ -70,7 +70,7 @@ def start_from_prefix(
     try:
         state = restoring.restore(path, abstract)
     except IsoflopError:
-        if not checkpoint.any_damaged(path):
+        if not restoring.any_damaged(path):
             raise
         return start_from_prefix(directory, prefixes, abstract, show)
     distributed.broadcast(directory.check_lease)

@@ -158,7 +158,11 @@ BAD = [
     # Data.
     ("lm_gpt2", {"data.path": "no.txt"}, "data.path: no.txt: No such file"),
     ("lm_gpt2", {"data.path": "x" * 4000}, "data.path: xxx.*: File name too long"),
-    ("lm_gpt2", {"data.path": "README.md"}, "data.path: README.md: expected stdlib, or a .txt"),
+    (
+        "lm_gpt2",
+        {"data.path": "README.md"},
+        "data.path: README.md: expected stdlib, packages, or a .txt",
+    ),
     ("lm_gpt2", {"data.tokenizer": "gpt2"}, "data.tokenizer: gpt2: no such file; expected bytes"),
     ("lm_gpt2", {"data.context": 10**6}, "data.path: .* data.context = 1000000 needs at least"),
     ("lm_gpt2", {"init.run": "no/such"}, "init.run: no/such: no run found; expected WORKDIR/runs"),

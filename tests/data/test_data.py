@@ -121,7 +121,7 @@ def test_token_files_are_mapped_and_their_ids_checked(tmp_path):
         ("a.bin", b"", {"vocab": 256}, "0 bytes is not a whole number"),
         ("a.bin", b"\0" * 1000, {}, "data.vocab: none"),
         ("a.txt", b"a" * 1000, {"vocab": 300}, "data.vocab: only for .bin"),
-        ("a.csv", b"a,b", {}, "expected stdlib, or a .txt"),
+        ("a.csv", b"a,b", {}, "expected stdlib, packages, or a .txt"),
     ],
 )
 def test_bad_files_are_reported(name, content, options, words, tmp_path):

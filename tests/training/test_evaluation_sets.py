@@ -332,7 +332,9 @@ def test_what_cannot_be_evaluated_is_refused(tiny, texts, tmp_path):
         make_run(made("x.bin", np.full(100, 999, np.uint16).tobytes()))
     with pytest.raises(BadInput, match=r"eval.sets: v: .*none.txt: No such file"):
         make_run(tiny({"eval.sets": [{"name": "v", "path": str(tmp_path / "none.txt")}]}))
-    with pytest.raises(BadInput, match=r"eval.sets: v: .*: expected stdlib, or a .txt, .jsonl"):
+    with pytest.raises(
+        BadInput, match=r"eval.sets: v: .*: expected stdlib, packages, or a .txt, .jsonl"
+    ):
         make_run(made("x.doc", b"x" * 100))
     with pytest.raises(BadInput, match=r"eval.sets: other: 9999 examples, but there are"):
         make_run(tiny({"eval.sets": sets(texts, "other", examples=9999)}))
