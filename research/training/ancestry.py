@@ -2,7 +2,8 @@
 compared with what a run that starts from it holds out (heldout_check).
 
 WORKDIR/data/<digest>.contents holds hashes of a training set (see data.contents) as little-endian
-uint64, after their number of classes; launch.json names those of a run and of all its ancestors.
+uint64, after their number of classes, but for what its held-out part repeats, which tells a file
+that was trained on from no other; launch.json names those of a run and of all its ancestors.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from research.io import files
 from research.runs.directory import RunDirectory
 from research.training.run import Run
 
-_trained: dict[str, np.ndarray] = {}
+_trained: dict[tuple[str, int], np.ndarray] = {}
 
 
 def record(run: Run, directory: RunDirectory) -> list[str]:
@@ -26,7 +27,7 @@ def record(run: Run, directory: RunDirectory) -> list[str]:
     for name in (names := [own, *(name for name in earlier if name != own)]):
         if not (path := folder / f"{name}.contents").exists():
             of_own = name == own and name not in earlier
-            files.write_atomic(path, of_training(run.data).tobytes() if of_own else earlier[name])
+            files.write_atomic(path, _told_apart(run.data) if of_own else earlier[name])
     return names
 
 
@@ -38,14 +39,22 @@ def _earlier(run: Run) -> Mapping[str, bytes]:
     return trained_on.read(run.start.run)
 
 
+def _told_apart(dataset: Dataset) -> bytes:
+    assert dataset.contents is not None
+    classes, *_ = trained = of_training(dataset)
+    heldout = dataset.contents("heldout", int(classes))
+    return np.concatenate([trained[:1], np.setdiff1d(trained[1:], heldout)]).tobytes()
+
+
 def of_training(dataset: Dataset) -> np.ndarray:
     """The classes and hashes of the training set; computed once, as a sweep asks for every run."""
-    if dataset.digest not in _trained:
+    key = dataset.digest, len(dataset.train)  # the digest is the same of any number of examples
+    if key not in _trained:
         from research.data.contents import classes_for
 
         assert dataset.contents is not None
         classes = classes_for(dataset.unique_tokens)
         hashes = dataset.contents("train", classes)
         _trained.clear()
-        _trained[dataset.digest] = np.concatenate([np.array([classes], "<u8"), hashes])
-    return _trained[dataset.digest]
+        _trained[key] = np.concatenate([np.array([classes], "<u8"), hashes])
+    return _trained[key]

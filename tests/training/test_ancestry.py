@@ -154,6 +154,25 @@ def test_a_classifier_knows_the_documents_of_its_language_model(tmp_path):
         assert least <= heldout_check.share_seen(classes, raw) <= most
 
 
+def test_what_files_repeat_of_each_other_is_not_taken_for_trained_on(tmp_path):
+    """A classifier of few examples does not itself repeat what its large ancestor does."""
+    licence = "the licence that one in three of these documents has at its beginning, in full. "
+    texts = [licence * (i % 3 == 0) + t for i, t in enumerate(documents(2000))]
+    rows = [{"text": t, "label": "ab"[i % 2]} for i, t in enumerate(texts)]
+    (path := tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    model = data.load("text", path=str(path), vocab=None, **BASE)
+    options = {"path": str(path), "label_field": "label", "classes": None}
+    few, all_of, other = (
+        data.load("text_classes", **options, **BASE | {"heldout": heldout}, examples=examples)
+        for heldout, examples in ((0.25, 2), (0.25, None), (0.5, 2))
+    )
+    told_apart, everything = ancestry._told_apart(model), ancestry.of_training(model).tobytes()
+    assert heldout_check.share_seen(few, told_apart) == 0
+    assert heldout_check.share_seen(few, everything) > 0
+    assert heldout_check.share_seen(all_of, everything) == 0
+    assert heldout_check.share_seen(other, told_apart) > 0.35
+
+
 def test_what_is_looked_at_of_less_is_part_of_what_is_looked_at_of_more():
     stream = np.frombuffer("\0".join(documents()).encode(), np.uint8)
     all_of, some = (contents.of_tokens([stream], 0, classes) for classes in (1, 8))
