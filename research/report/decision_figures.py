@@ -22,6 +22,7 @@ from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.laws import GROUP
 from research.tables import table
 
+SHOWN = 1e3  # times an optimum: an interval that reaches further is cut there, or no axis holds it
 FEW = 8  # predictions that are drawn one by one; of more, only the band of their intervals
 # N*(C) of others, for a line beside ours: label, coefficient, exponent, and where it is printed.
 PUBLISHED = (
@@ -63,14 +64,16 @@ def frontier(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -
             for axes, values in zip(panels, (n, c / 6 / n, c / 6 / n / n), strict=True):
                 axes.plot(c, values, color=color, lw=1.1, ls="--", label=label)
         for axes, key in zip(panels, ("params", "tokens", "tokens_per_param"), strict=True):
-            spans = [(at, *span) for at, p in zip(optima, points, strict=True)
-                     if (span := _closed_interval(p, key))]  # fmt: skip
+            spans = [
+                (at, *np.clip(span, value / SHOWN, value * SHOWN))
+                for at, p in zip(optima, points, strict=True)
+                if (span := _closed_interval(p, key)) and (value := _value(p, key))
+            ]
             if len(points) > FEW and spans:
                 at, low, high = zip(*spans, strict=True)
                 axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0)
             for at, p in zip(optima, points, strict=True) if len(points) <= FEW else ():
-                value = p.get(key) or p["tokens"] / p["params"]
-                axes.plot(at, value, "o", color=ORANGE, ms=5, zorder=3)
+                axes.plot(at, _value(p, key), "o", color=ORANGE, ms=5, zorder=3)
             for at, low, high in spans if len(points) <= FEW else []:
                 axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
             axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
@@ -81,6 +84,10 @@ def frontier(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -
         figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, ncols=4,
                       loc="outside upper center")  # fmt: skip
     return figure
+
+
+def _value(point: Mapping[str, Any], key: str) -> float:
+    return point.get(key) or point["tokens"] / point["params"]
 
 
 def _closed_interval(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:

@@ -109,6 +109,8 @@ def _held_out_words(holdout: Mapping[str, Any], what: str) -> str:
     """How the predictions of several runs, `what` they are, compare with their measurements."""
     half = holdout["half_width"]
     width = "an end of it open" if half is None else f"±{half:.2%}"
+    if half is not None and half > 1:
+        width = f"a factor of {1 + half:.3g} either way, which says little"
     return (
         f"{holdout['covered']} of {len(holdout['rows'])} {what} lie inside their 95 % interval "
         f"({width}); mean absolute error {holdout['mean_absolute_error']:.2%}, bias "

@@ -19,6 +19,7 @@ from research.scaling.options import Options, Split, filter_rows, hold_out_rows
 from research.scaling.power_laws import PowerLaws
 from research.scaling.statistics import held_out_row, held_out_summary
 from research.tables import table
+from research.tables.columns import advice
 from research.tables.replicates import tuning_warnings
 
 NEEDED = envelope.NEEDED
@@ -89,7 +90,21 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         else None,
     }
     document["warnings"] = parts["warnings"] + tuned + unknown + _warnings(document)
+    if name == "isoflop" and (other := _budgets_elsewhere(usable, document["dropped"])):
+        document["warnings"].append(other)
     return document
+
+
+def _budgets_elsewhere(rows: Sequence[table.Row], dropped: Sequence[Mapping[str, str]]) -> str:
+    """What to say where budgets of 6 N D have too few sizes and another column may name those that
+    were meant; else ""."""
+    few = any("sizes at this budget" in row["reason"] for row in dropped)
+    if not few or any(abs((table.flops_ratio(row) or 1.0) - 1) > 1e-9 for row in rows):
+        return ""
+    without = [{k: v for k, v in row.items() if k != "flops"} for row in rows]
+    if not (found := advice(without, ["flops"])):
+        return ""
+    return f"budgets are 6 * params * tokens, by which runs of one budget may fall apart{found}"
 
 
 def _law_of_minima(

@@ -29,7 +29,7 @@ _NAMES = {  # what others call our columns, for advice
     "tokens": "d tokens token tokenstrained trainingtokens traintokens totaltokens numtokens "
     "ntokens tokensseen datasetsize",
     "flops": "c flops flop compute trainingflops totalflops trainflops totalgflops gflops "
-    "computeflops",
+    "computeflops budget computebudget flopsbudget targetflops",
     "loss": "loss valloss validationloss evalloss finalloss testloss trainloss evaluationloss "
     "macroloss evalmacroloss valbpb bpb ce crossentropy",
     "accuracy": "acc accuracy valaccuracy evalaccuracy testaccuracy",

@@ -802,3 +802,15 @@ def test_a_bad_flag_ends_the_command_with_exit_2(tmp_path):
     assert done.returncode == BadInput.exit_code == 2
     assert "--fix=A=-1: A is positive" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("column", "spread"), [("budget", 1.5), ("b", 1.5), ("budget", 1.0)])
+def test_a_column_of_budgets_is_pointed_at_where_those_of_6nd_fall_apart(column, spread):
+    """As in tables whose budgets count attention too: runs of one budget differ in 6 N D."""
+    rows = []
+    for budget, factor in ((1e18, 1.0), (4e18, 1.0), (1.6e19, 1.0), (6.4e19, spread)):
+        for i, n in enumerate(best_size(budget) * np.geomspace(1 / 6, 6, 7)):
+            d = budget / 6 / n * factor**i
+            rows.append({"params": n, "tokens": d, "loss": loss_at(n, d), column: budget})
+    words = " ".join(fit_law("isoflop", table.fill_flops(rows))["warnings"])
+    assert ("--columns='flops=budget'" in words) == (column == "budget" and spread > 1)
