@@ -20,7 +20,7 @@ from research.config import cli  # noqa: E402
 from research.errors import BadInput  # noqa: E402
 
 COMMANDS = (
-    *("init", "train", "sweep", "fit", "report", "plan", "table", "verify"),
+    *("init", "train", "sweep", "fit", "report", "plot", "plan", "table", "verify"),
     *("transfer", "calibrate", "generate", "export", "bench", "doctor", "worker"),
 )
 

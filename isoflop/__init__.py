@@ -1,4 +1,4 @@
-"""Isoflop from Python and in notebooks: five functions over what the commands do.
+"""Isoflop from Python and in notebooks: six functions over what the commands do.
 
     import isoflop
 
@@ -8,6 +8,7 @@
     law = isoflop.fit(runs, "chinchilla", holdout="largest")
     law.predict(flops=1e13)
     law.plot()
+    isoflop.plot(runs, "isoflop", style="paper").savefig("isoflop.pdf")
     model = isoflop.load_model("runs/demo")                 # the run of least loss
     print(model.generate("def "))
 
@@ -23,11 +24,13 @@ from research import __version__
 from research.errors import BadInput
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from isoflop.law import Law
     from isoflop.model import LanguageModel
     from isoflop.table import Table
 
-__all__ = ["BadInput", "__version__", "fit", "load", "load_model", "plan", "sweep"]
+__all__ = ["BadInput", "__version__", "fit", "load", "load_model", "plan", "plot", "sweep"]
 
 Path = str | os.PathLike[str]
 
@@ -96,6 +99,35 @@ def sweep(
     from isoflop import experiments
 
     return experiments.sweep(config, workdir, flags, sweep, changes)
+
+
+def plot(
+    runs: "Path | Table | Sequence[Mapping[str, Any]] | Any",
+    figure: str,
+    *,
+    style: str = "page",
+    width: float | None = None,
+    law: str | None = None,
+    where: str | None = None,
+) -> "Figure":
+    """A matplotlib figure of `runs` (as `fit` takes them), to be changed and saved: "isoflop",
+    "frontier", "envelope", "loss", "losses", "contours", "residuals"; of a workdir also "curves",
+    "ladder", "transfer", "coordinates", "regret".
+
+    `style` is "page", "paper" (one column of 3.3 inches) or "talk", `width` another one in inches;
+    the rest is as `isoflop plot` takes it. Raises BadInput, with the reason, for a figure that the
+    runs do not allow.
+    """
+    from isoflop import table
+    from research.report import figures
+
+    figures.check_names([figure])
+    if isinstance(runs, str | os.PathLike):
+        source = figures.read_source(runs, [figure], where, law)
+    else:
+        workdir = getattr(runs, "workdir", None)
+        source = figures.of_rows(table.rows_of(runs), workdir, where, law)
+    return figures.draw([figure], source, style, width)[figure]
 
 
 def load_model(run: Path) -> "LanguageModel":

@@ -83,14 +83,20 @@ class Law:
 
         return fit_figures.draw_figures(self.analysis)
 
-    def plot(self, name: str | None = None) -> "Figure":
-        """One of `figures`, by default the first. Raises BadInput if there is none of that name."""
-        figures = self.figures()
-        if name is None and figures:
-            return next(iter(figures.values()))
-        if name not in figures:
-            raise BadInput(f"plot: no figure {name!r}; there are {', '.join(figures) or 'none'}")
-        return figures[name]
+    def plot(
+        self, name: str | None = None, *, style: str = "page", width: float | None = None
+    ) -> "Figure":
+        """One of `figures`, by default the first, in a style ("page", "paper", "talk") and so many
+        inches wide. Raises BadInput if there is none of that name."""
+        from research.report import fit_figures
+        from research.report.style import looking
+
+        names = fit_figures.figure_names(self.analysis)
+        name = name or next(iter(names), None)
+        if name not in names:
+            raise BadInput(f"plot: no figure {name!r}; there are {', '.join(names) or 'none'}")
+        with looking(style, width):
+            return fit_figures.draw_figures(self.analysis, name)[name]
 
     def to_json(self) -> str:
         """The document, as fit.json holds it."""

@@ -82,7 +82,7 @@ def write_report(
     if bundle := _bundle(fits, records):
         figures["collapse"] = sweep_figures.collapse_curves(bundle)
     if compared:
-        figures["compare"] = fit_figures.draw_figures(compared)["compare"]
+        figures["compare"] = fit_figures.draw_figures(compared, "compare")["compare"]
     if every_way and len(fits) == 1:
         figures |= _multiverse_figure(mix, *fits.values())
     for group, analyses in surfaces.items():
@@ -216,7 +216,7 @@ def _multiverse_figure(mix: bool, fit: Mapping[str, Any]) -> dict[str, Any]:
         document["multiverse"] = refit_universes(document["law"], done, scaling.Options(**options))
     except BadInput:
         return {}
-    return {"multiverse": decision_figures.multiverse_spread(document["multiverse"])}
+    return {"multiverse": decision_figures.multiverse_spread(document)}
 
 
 def _bundle(

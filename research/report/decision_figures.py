@@ -3,10 +3,10 @@ much it depends on the way of asking, and a prediction that was verified."""
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import matplotlib
 import matplotlib.cm
 import numpy as np
 from matplotlib.colors import LogNorm
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.report import style
-from research.report.style import BLUE, GRAY, GREEN, ORANGE, SERIES, STYLE
+from research.report.style import BLUE, GRAY, GREEN, ORANGE, SERIES
 from research.runs.schema import AXES
 from research.scaling import Fit, isoflop
 from research.scaling.compare import rescaled_columns
@@ -24,6 +24,25 @@ from research.tables import table
 
 SHOWN = 1e3  # times an optimum: an interval that reaches further is cut there, or no axis holds it
 FEW = 8  # predictions that are drawn one by one; of more, only the band of their intervals
+NEAR = 10.0  # times off: other laws that are further away would only stretch the axes
+OPTIMAL = ("optimal parameters $N^*$", "optimal tokens $D^*$", "tokens per parameter $D^*/N^*$")
+# Of a method to locate minima: its mark, and the curve that it lays through the runs.
+VALLEYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "akima": ("*", {"ls": "-", "lw": 1.2}),
+    "parabola": ("s", {"ls": "--", "lw": 0.9}),
+}
+CHOICES = {  # of the multiverse
+    "params": "parameters",
+    "params_non_embedding": "without embedding",
+    "params_matmul": "in matmuls",
+    "flops": "FLOPs",
+    "flops_6nd": "$6ND$",
+    "flops_6nd_non_embedding": "$6ND$ without embedding",
+    "flops_exact_causal": "causal attention",
+    "mse_log": "least squares of log loss",
+    "huber_log": "Huber of log loss",
+    "all": "all",
+}
 # N*(C) of others, for a line beside ours: label, coefficient, exponent, and where it is printed.
 PUBLISHED = (
     ("Kaplan et al. 2020", 1.3e9 / 8.64e19**0.73, 0.73, "figure 14: 1.3e9 (C / PF-day)^0.73"),
@@ -31,59 +50,82 @@ PUBLISHED = (
 )
 
 
-def draw_minima(document: Mapping[str, Any], rows: Sequence[table.Row]) -> dict[str, Figure]:
-    """The figures of optimal sizes without a law of the loss."""
-    out = {}
+def minima_makers(
+    document: Mapping[str, Any], rows: Sequence[table.Row]
+) -> dict[str, Callable[[], Figure]]:
+    """What draws the figures of optimal sizes without a law of the loss, by their names."""
+    out: dict[str, Callable[[], Figure]] = {}
     if document["law"] == "isoflop":
-        out["isoflop"] = isoflop_curves(document, rows)
-    out["frontier"] = frontier(document["minima"], document)
+        out["isoflop"] = partial(isoflop_curves, document, rows)
+    out["frontier"] = partial(frontier, document["minima"], document, rows)
     if document["law"] == "envelope":
-        out["envelope"] = envelope(document, rows)
+        out["envelope"] = partial(envelope, document, rows)
     if "multiverse" in document:
-        out["multiverse"] = multiverse_spread(document["multiverse"])
+        out["multiverse"] = partial(multiverse_spread, document)
     return out
 
 
-def frontier(points: Sequence[Mapping[str, Any]], document: Mapping[str, Any]) -> Figure:
-    """N*(C), D*(C) and D*/N*, with the power laws, their bands, and laws printed elsewhere: by C =
-    6 N D, also where the table counts FLOPs in another way."""
-    law = document["optimal"]
+def frontier(
+    points: Sequence[Mapping[str, Any]],
+    document: Mapping[str, Any],
+    rows: Sequence[table.Row] = (),
+) -> Figure:
+    """N*(C), D*(C) and D*/N*, with the power laws, their bands, the largest budget of the `rows`
+    and laws printed elsewhere that come NEAR these: by C = 6 N D, also where the table counts FLOPs
+    in another way."""
+    law, few = document["optimal"], len(points) <= FEW
     budgets = [p["flops"] for p in points] or [1e18, 1e22]
-    c = np.geomspace(min(budgets) / 3, max(budgets) * 3, 50)
+    ahead = 3 if few else 1  # a band ends with the predictions, and the line with it
+    c = np.geomspace(min(budgets) / ahead, max(budgets) * ahead, 50)
     optima = [PER_TOKEN * p["params"] * p["tokens"] for p in points]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-        panels = figure.subplots(1, 3)
+    with style.sheet(9.6, 3.6, 3) as sheet:
+        sizes, at = None, c
         if law and law["params_exponent"] is not None:
             n = law["params_coefficient"] * c ** law["params_exponent"]
             d = law["tokens_coefficient"] * c ** law["tokens_exponent"]
-            for axes, values in zip(panels, (n, d, d / n), strict=True):
-                axes.plot(PER_TOKEN * n * d, values, color=BLUE, lw=1.8, label="this fit")
+            sizes, at = n, PER_TOKEN * n * d
+            for axes, values in zip(sheet.panels, (n, d, d / n), strict=True):
+                axes.plot(at, values, color=BLUE, lw=1.8, label="this fit")
         for (label, k, a, _), color in zip(PUBLISHED, (GRAY, GREEN), strict=True):
-            n = k * c**a
-            for axes, values in zip(panels, (n, c / 6 / n, c / 6 / n / n), strict=True):
-                axes.plot(c, values, color=color, lw=1.1, ls="--", label=label)
-        for axes, key in zip(panels, ("params", "tokens", "tokens_per_param"), strict=True):
-            spans = [
-                (at, *np.clip(span, value / SHOWN, value * SHOWN))
-                for at, p in zip(optima, points, strict=True)
-                if (span := _closed_interval(p, key)) and (value := _value(p, key))
-            ]
-            if len(points) > FEW and spans:
-                at, low, high = zip(*spans, strict=True)
-                axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0)
-            for at, p in zip(optima, points, strict=True) if len(points) <= FEW else ():
-                axes.plot(at, _value(p, key), "o", color=ORANGE, ms=5, zorder=3)
-            for at, low, high in spans if len(points) <= FEW else []:
-                axes.plot([at, at], [low, high], color=ORANGE, lw=1.2)
-            axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
-            style.log_ticks(axes.xaxis, steps=(1, 3))
+            n = k * at**a
+            if sizes is not None and np.abs(np.log10(n / sizes)).min() > math.log10(NEAR):
+                continue
+            for axes, values in zip(sheet.panels, (n, at / 6 / n, at / 6 / n / n), strict=True):
+                axes.plot(at, values, color=color, lw=1.1, ls="--", label=label)
+        for axes, key in zip(sheet.panels, ("params", "tokens", "tokens_per_param"), strict=True):
+            _draw_optima(axes, key, optima, points)
+            if rows:
+                most = max(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
+                axes.axvline(most, color=GRAY, lw=1.0, ls=":", label="largest budget of the runs")
+            axes.set(xscale="log", yscale="log", xlabel=style.axis_label("flops", AXES, True))
+            style.log_ticks(axes.xaxis, flops=True)
             style.log_ticks(axes.yaxis)
-        for axes, label in zip(panels, ("optimal parameters N*", "optimal tokens D*", "D* / N*")):
+        for axes, label in zip(sheet.panels, OPTIMAL, strict=True):
             axes.set_ylabel(label)
-        figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, ncols=4,
-                      loc="outside upper center")  # fmt: skip
-    return figure
+        style.legend_above(sheet)
+    return sheet.figure
+
+
+def _draw_optima(
+    axes: Any, key: str, optima: Sequence[float], points: Sequence[Mapping[str, Any]]
+) -> None:
+    """The points of one panel with their 95 % intervals; of many the band of these alone."""
+    few, told = len(points) <= FEW, False
+    spans = [
+        (at, *np.clip(span, value / SHOWN, value * SHOWN))
+        for at, p in zip(optima, points, strict=True)
+        if (span := _closed_interval(p, key)) and (value := _value(p, key))
+    ]
+    if not few and spans:
+        at, low, high = zip(*spans, strict=True)
+        axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
+    for at, p in zip(optima, points, strict=True) if few else ():
+        axes.plot(at, _value(p, key), "o", color=ORANGE, ms=5, zorder=3,
+                  label=None if told else "optima of budgets")  # fmt: skip
+        told = True
+    for i, (at, low, high) in enumerate(spans if few else ()):
+        axes.plot([at, at], [low, high], color=ORANGE, lw=1.2,
+                  label=None if i else "95 % interval")  # fmt: skip
 
 
 def _value(point: Mapping[str, Any], key: str) -> float:
@@ -99,61 +141,80 @@ def _closed_interval(point: Mapping[str, Any], key: str) -> tuple[float, float] 
 
 
 def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
-    """Loss against size at every budget, and where the minima were located."""
-    budgets, _ = isoflop.group_by_budget(rows)
-    ends = [budget.flops for budget in (budgets[0], budgets[-1])]
-    norm = LogNorm(ends[0], max(ends[1], ends[0] * 1.01))
-    colors = matplotlib.colormaps["viridis"]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 4.6))
-        axes = figure.subplots()
-        for budget in budgets:
+    """Loss against size at every budget, the curves that were laid through the runs of each, and
+    their minima."""
+    budgets, _ = isoflop.group_by_budget(isoflop.drop_outliers(rows)[0])
+    low, high = budgets[0].flops, budgets[-1].flops
+    norm = LogNorm(low, max(high, low * 1.01))
+    with style.sheet(6.8, 4.6) as sheet:
+        (axes,) = sheet.panels
+        for i, budget in enumerate(budgets):
+            color = style.SIZES(norm(budget.flops))
             at = np.exp(budget.log_n), np.exp(budget.log_loss)
-            axes.plot(*at, "o-", ms=3, lw=0.9, color=colors(norm(budget.flops)))
-        sides = document["methods"]
-        for (name, side), marker in zip(sides.items(), "*P"):
+            axes.plot(*at, "o", ms=3.5, color=color, label=None if i else "runs, by budget")
+            for name, side in document["methods"].items():
+                if any(m["flops"] == budget.flops for m in side["minima"]):
+                    axes.plot(*isoflop.valley_curve(budget, name), color=color, **VALLEYS[name][1])
+            if len(budgets) <= FEW:
+                axes.annotate(style.flops_text(budget.flops), (at[0][-1], at[1][-1]), (6, 0),
+                              textcoords="offset points", va="center", fontsize="small",
+                              color=color)  # fmt: skip
+        for name, side in document["methods"].items():
             at = [(m["params"], m["loss"]) for m in side["minima"]]
-            color = ORANGE if name == "akima" else "#CC79A7"
-            axes.plot(*zip(*at, strict=True), marker, ms=9, color=color, ls="none", zorder=4,
-                      label=f"minima, {name}: N* ~ C^{side['params_exponent']:.3f}")  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel=AXES["params"])
-        axes.set_ylabel(f"loss ({document['unit']})")
+            marker, line = VALLEYS[name]
+            axes.plot(*zip(*at, strict=True), marker, color=ORANGE, ls="none", mfc="white",
+                      ms=7 if marker == "s" else 11, zorder=4)  # fmt: skip
+            exponent = _exponent_text(side)
+            axes.plot([], [], marker, color=ORANGE, mfc="white", **line,
+                      label=f"{name.capitalize()}, minima: {exponent}")  # fmt: skip
+        axes.set(xscale="log", yscale="log", xlabel=style.axis_label("params", AXES))
+        axes.set_ylabel(f"held-out loss ({document['unit']})")
+        axes.margins(x=0.1)
         style.log_ticks(axes.xaxis)
         style.plain_ticks(axes.yaxis)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=9)
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
-        bar.set_label(f"{AXES['flops']}, as the table counts them")
-        style.log_ticks(bar.ax.yaxis)
-    return figure
+        if len(budgets) > FEW:
+            bar = sheet.figure.colorbar(matplotlib.cm.ScalarMappable(norm, style.SIZES), ax=axes)
+            bar.set_label(f"{style.axis_label('flops', AXES)}, as the table counts them")
+            style.log_ticks(bar.ax.yaxis, flops=True)
+        style.legend_above(sheet)
+    return sheet.figure
+
+
+def _exponent_text(side: Mapping[str, Any]) -> str:
+    """The power law of N* with its interval, as mathematics and words."""
+    ends = side["intervals"]["params_exponent"]
+    words = " to ".join("open" if end is None else f"{end:.2f}" for end in ends)
+    return rf"$N^* \propto C^{{{side['params_exponent']:.2f}}}$ ({words})"
 
 
 def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against FLOPs of every run, and the lower convex hull."""
     c, y, n = (np.array([row[k] for row in rows]) for k in ("flops", "loss", "params"))
     on = sorted((m["flops"], m["loss"]) for m in document["minima"])
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.8, 4.4))
-        axes = figure.subplots()
-        points = axes.scatter(c, y, c=n, s=16, cmap="viridis", norm=LogNorm(), label="runs")
-        axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4, label="convex hull")
-        axes.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']}, as the table counts them")
-        axes.set_ylabel(f"loss ({document['unit']})")
-        style.log_ticks(axes.xaxis)
+    with style.sheet(6.8, 4.4) as sheet:
+        (axes,) = sheet.panels
+        points = axes.scatter(c, y, c=n, s=16, cmap=style.SIZES, norm=LogNorm(), label="runs")
+        axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4,
+                  label="lower convex hull, and the runs on it")  # fmt: skip
+        axes.set(xscale="log", yscale="log")
+        axes.set_xlabel(f"{style.axis_label('flops', AXES)}, as the table counts them")
+        axes.set_ylabel(f"held-out loss ({document['unit']})")
+        style.log_ticks(axes.xaxis, flops=True)
         style.plain_ticks(axes.yaxis)
-        axes.legend()
-        bar = figure.colorbar(points, ax=axes, label=AXES["params"])
+        style.legend_above(sheet)
+        bar = sheet.figure.colorbar(points, ax=axes, label=style.axis_label("params", AXES))
         style.log_ticks(bar.ax.yaxis)
-    return figure
+    return sheet.figure
 
 
-def settling_curve(section: Mapping[str, Any], unit: str) -> Figure:
+def settling_curve(document: Mapping[str, Any]) -> Figure:
     """The prediction at the target and its interval, as FLOPs were spent on the runs."""
+    section, unit = document["settling"], document["unit"]
     stages = section["stages"]
     spent = [stage["flops_spent"] for stage in stages]
     closed = [(s["flops_spent"], *s["interval"]) for s in stages if None not in s["interval"]]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8))
-        axes = figure.subplots()
+    with style.sheet(6.4, 3.8) as sheet:
+        (axes,) = sheet.panels
         if closed:
             at, low, high = zip(*closed, strict=True)
             axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0,
@@ -165,18 +226,17 @@ def settling_curve(section: Mapping[str, Any], unit: str) -> Figure:
         shown = [*losses, *(y for _, *span in closed[-3:] for y in span)]
         room = 0.1 * (max(shown) - min(shown)) + 1e-3 * min(losses)
         axes.set_ylim(min(shown) - room, max(shown) + room)
-        axes.set_title(textwrap.fill(section["suggestion"], 80), fontsize=9, loc="left")
-        style.log_ticks(axes.xaxis)
+        axes.set_title(textwrap.fill(section["suggestion"], 60), loc="left", fontsize="small")
+        style.log_ticks(axes.xaxis, flops=True)
         axes.legend()
-    return figure
+    return sheet.figure
 
 
 def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
     """Every group's losses against compute times its multiplier: on one line if that is right."""
     columns = rescaled_columns(fit.law)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
-        raw, scaled = figure.subplots(1, 2, sharey=True)
+    with style.sheet(9.0, 3.8, 2, sharey=True) as sheet:
+        raw, scaled = sheet.panels
         for (name, entry), color in zip(section["groups"].items(), SERIES * 9):
             rows = [r for r in fit.parts.usable if str(r[section["column"]]) == name]
             x = np.array([_rescaled_amount(row, columns) for row in rows])
@@ -184,21 +244,24 @@ def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
             label = style.plain_label(name)
             raw.plot(x, y, "o", ms=5, color=color, label=label)
-            scaled.plot(x * m, y, "o", ms=5, color=color, label=f"{label}: x {m:.3g}")
+            scaled.plot(x * m, y, "o", ms=5, color=color, label=f"{label}: × {m:.3g}")
         if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
             lines = scaled.get_lines()
             reach = np.concatenate([np.asarray(line.get_xdata(), float) for line in lines])
             grid = np.geomspace(reach.min(), reach.max(), 48)
             law = fit.predict({columns[0]: grid, GROUP: np.ones(48)})[0]
             scaled.plot(grid, law, color=GRAY, lw=1.2, zorder=1, label="the shared law")
-        words = AXES.get(columns[0], columns[0]) if len(columns) == 1 else " · ".join(columns)
-        words = "6 N D" if set(columns) == {"params", "tokens"} else words
-        for axes, text in ((raw, words), (scaled, f"{words} x multiplier")):
+        if len(columns) == 1:
+            words = style.axis_label(columns[0], AXES)
+        else:
+            words = "$6ND$" if set(columns) == {"params", "tokens"} else " · ".join(columns)
+        flops = words == "$6ND$" or "flops" in columns[0]
+        for axes, text in ((raw, words), (scaled, f"{words} × multiplier")):
             axes.set(xscale="log", xlabel=text)
-            style.log_ticks(axes.xaxis)
-            axes.legend(fontsize=8)
+            style.log_ticks(axes.xaxis, flops=flops)
+            axes.legend()
         raw.set_ylabel(f"held-out loss ({unit})")
-    return figure
+    return sheet.figure
 
 
 def _rescaled_amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
@@ -207,27 +270,47 @@ def _rescaled_amount(row: Mapping[str, Any], columns: Sequence[str]) -> float:
     return factor * math.prod(row[column] for column in columns)
 
 
-def multiverse_spread(section: Mapping[str, Any]) -> Figure:
-    """The multiverse: every exponent and prediction, sorted; and their medians by each choice."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
+def multiverse_spread(document: Mapping[str, Any]) -> Figure:
+    """The multiverse: every exponent, sorted; and their medians by each choice."""
+    section, law = document["multiverse"], document["law"]
+    of = "$\\alpha$ of the law" if law in ("power", "broken") else "$a$ of $N^* \\propto C^a$"
+    dots = []
+    for axis, choices in section["by_choice"].items():
+        dots += [(words, medians["exponent"]) for value, medians in choices.items()
+                 if (words := _choice_words(axis, value))]  # fmt: skip
+    with style.sheet(9.0, max(3.4, 1.4 + 0.24 * len(dots)), 2, width_ratios=[1, 1.1]) as sheet:
+        left, right = sheet.panels
         values = sorted(u["exponent"] for u in section["universes"])
         left.plot(values, np.arange(1, len(values) + 1), ".", color=BLUE)
-        left.set_xlabel("exponent")
-        left.xaxis.set_major_locator(MaxNLocator(5))
-        right.xaxis.set_major_locator(MaxNLocator(5))
-        left.set_ylabel("refits, sorted")
-        labels, dots = [], []
-        for axis, choices in section["by_choice"].items():
-            for value, medians in choices.items():
-                labels.append(f"{axis}: {value}")
-                dots.append(medians["exponent"])
-        right.plot(dots, np.arange(len(dots)), "o", color=ORANGE)
-        right.set_yticks(np.arange(len(labels)), labels, fontsize=7)
+        middle = section["spread"]["exponent"]["median"]
+        left.axvline(middle, color=GRAY, lw=1.0, ls=":", label=f"median {middle:.3g}")
+        left.legend()
+        left.set(xlabel=f"exponent {of}", ylabel=f"{len(values)} refits, sorted")
+        labels = [label for label, _ in dots]
+        right.plot([at for _, at in dots], np.arange(len(dots)), "o", color=ORANGE)
+        right.axvline(middle, color=GRAY, lw=1.0, ls=":")
+        right.set_yticks(np.arange(len(labels)), labels, fontsize="x-small")
         right.invert_yaxis()
         right.set_xlabel("median exponent with this choice")
-    return figure
+        for axes in sheet.panels:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+    return sheet.figure
+
+
+# Figures of a section of a document, by its name.
+SECTIONS = {"settling": settling_curve, "multiverse": multiverse_spread}
+
+
+def _choice_words(axis: str, value: str) -> str:
+    """A choice of the multiverse as people say it; "" for one that another axis has said."""
+    if axis == "huber_delta":
+        return "" if value == "None" else f"objective: Huber, $\\delta$ = {float(value):g}"
+    if axis == "drop_top_loss":
+        dropped = "highest loss" if value == "1" else f"{value} highest losses"
+        return f"outliers: {dropped} dropped" if value != "0" else "outliers: all kept"
+    if axis == value:
+        return f"{CHOICES[axis]}: all counted"
+    return f"{CHOICES.get(axis, axis)}: {CHOICES.get(value, value)}"
 
 
 def ladder(
@@ -246,9 +329,8 @@ def ladder(
     )
     rows = registration["rows"]
     x = [PER_TOKEN * row["params"] * row["tokens"] for row in rows]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    with style.sheet(9.6, 4.2, 2, width_ratios=[1.25, 1]) as sheet:
+        left, right = sheet.panels
         left.scatter(x, [row["loss"] for row in rows], s=22, color=BLUE, label="runs, fitted")
         left.plot(budgets, [p["loss"] for p in line], color=GREEN, lw=1.6,
                   label="least loss of a budget, registered")  # fmt: skip
@@ -262,19 +344,19 @@ def ladder(
         right.axhline(0, color=GREEN, lw=1.2)
         right.plot([], [], color=ORANGE, lw=4.0, label="95 % interval of the law")
         right.plot([], [], "_-", color=ORANGE, lw=1.2, ms=12, label="of a run")
-        right.legend(fontsize=8, loc="upper left")
-        left.set(xscale="log", yscale="log", xlabel=f"{AXES['flops']} (6 N D)")
+        right.legend(loc="upper left")
+        left.set(xscale="log", yscale="log", xlabel=style.axis_label("flops", AXES, True))
         left.set_ylabel(f"held-out loss ({style.plain_label(registration['unit'])})")
         right.set(xscale="log", xlabel="times the largest budget of the sweep")
-        right.set_ylabel("measured over predicted, %")
+        right.set_ylabel("measured / predicted − 1 (%)")
         ratios = sorted({rung["ratio"] for rung in rungs})
         right.set_xticks(ratios, [f"{ratio:.3g}" for ratio in ratios])
         right.set_xticks([], minor=True)
         right.set_xlim(ratios[0] / 1.6, ratios[-1] * 1.6)
-        style.log_ticks(left.xaxis)
+        style.log_ticks(left.xaxis, flops=True)
         style.plain_ticks(left.yaxis)
-        left.legend(fontsize=8)
-    return figure
+        left.legend(loc="lower left")
+    return sheet.figure
 
 
 def _draw_rung(left: Any, right: Any, rung: Mapping[str, Any], color: str) -> None:

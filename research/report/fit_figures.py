@@ -1,23 +1,26 @@
 """Figures of a fit: what the law says, what it was fitted to, and where it is off."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import matplotlib.cm
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from research.report import decision_figures, recipe_figures, style
-from research.report.style import BLUE, GRAY, GREEN, ORANGE, STYLE
+from research.report.style import BLUE, GRAY, GREEN, ORANGE
 from research.runs.schema import AXES
 from research.scaling import Analysis, Fit, compute_optimal, uncertainty
 from research.scaling.laws import GROUP
 from research.tables import table
 
-LEVELS = 9  # iso-loss contours
+LEVELS = 9  # iso-loss contours, about
+EDGE = 0.07  # of the axes, without labels of contours
+WITHOUT_LIMIT = 1e6  # times the most of a table
 
 
 def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
@@ -26,33 +29,43 @@ def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:
     return [path for name, drawing in drawn.items() for path in drawing.save(out / name)]
 
 
-def draw_figures(analysis: Analysis) -> dict[str, Figure]:
+def draw_figures(analysis: Analysis, only: str | None = None) -> dict[str, Figure]:
+    """The figures of an analysis by their names, or the `only` one, where it has that."""
+    makers = _makers(analysis)
+    return {name: make() for name, make in makers.items() if only in (None, name)}
+
+
+def figure_names(analysis: Analysis) -> list[str]:
+    """What `draw_figures` draws."""
+    return [*_makers(analysis)]
+
+
+def _makers(analysis: Analysis) -> dict[str, Callable[[], Figure]]:
+    """What draws each figure: some take a second, and not all are always wanted."""
     document, fit = analysis.document, analysis.fit
-    out: dict[str, Figure] = {}
     if fit is None:
-        return decision_figures.draw_minima(document, analysis.rows)
+        return decision_figures.minima_makers(document, analysis.rows)
+    out: dict[str, Callable[[], Figure]] = {}
+    usable = fit.parts.usable
     if len(fit.law.columns) == 1:
-        name = "loss" if fit.law.response == "loss" else "law"
-        out[name] = loss_curve(fit.parts.usable, fit.law.columns[0], document["unit"], analysis)
+        name, column = "loss" if fit.law.response == "loss" else "law", fit.law.columns[0]
+        out[name] = partial(loss_curve, usable, column, document["unit"], analysis)
     if compute_optimal.has_optimum(fit.law):
-        out["losses"] = loss_panels(fit, document)
-        out["contours"] = loss_contours(fit, document)
-        out["frontier"] = decision_figures.frontier(
-            [p for p in document["predictions"] if p.get("params")], document
-        )
+        optima = [p for p in document["predictions"] if p.get("params")]
+        out["losses"] = partial(loss_panels, fit, document)
+        out["contours"] = partial(loss_contours, fit, document)
+        out["frontier"] = partial(decision_figures.frontier, optima, document, usable)
     if "recipe" in document:
-        out |= recipe_figures.draw_recipe(fit, document)
-    out["residuals"] = residual_panels(fit)
-    if len(fit.samples) > 50 and (spread := parameter_pairs(fit)):
-        out["pairs"] = spread
-    if "settling" in document:
-        out["settling"] = decision_figures.settling_curve(document["settling"], document["unit"])
+        out["recipe"] = partial(recipe_figures.draw_recipe, fit, document)
+    out["residuals"] = partial(residual_panels, fit)
+    if len(fit.samples) > 50 and len(_moving(fit)):
+        out["pairs"] = partial(parameter_pairs, fit)
+    for name, draw in decision_figures.SECTIONS.items():
+        if name in document:
+            out[name] = partial(draw, document)
     if "compare" in document:
-        out["compare"] = decision_figures.group_comparison(
-            fit, document["compare"], document["unit"]
-        )
-    if "multiverse" in document:
-        out["multiverse"] = decision_figures.multiverse_spread(document["multiverse"])
+        draw = decision_figures.group_comparison
+        out["compare"] = partial(draw, fit, document["compare"], document["unit"])
     return out
 
 
@@ -68,13 +81,13 @@ def loss_curve(
     done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
     x, y = (np.array([r[k] for r in done], float) for k in (column, response))
     kinds = np.array([(r["run"] in held_out) + 2 * (r["run"] in out) for r in done], int)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.2))
-        axes = figure.subplots()
+    with style.sheet(6.4, 4.2) as sheet:
+        (axes,) = sheet.panels
         if analysis and analysis.fit:
             _draw_band(axes, analysis.fit, x)
             _draw_predictions(axes, analysis.document)
-        axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3, label="runs, fitted")
+        axes.scatter(x[kinds == 0], y[kinds == 0], s=34, color=BLUE, zorder=3,
+                     label="runs, fitted" if analysis else "runs")  # fmt: skip
         if (kinds >= 2).any():
             axes.scatter(x[kinds >= 2], y[kinds >= 2], s=34, facecolors="none", edgecolors=GRAY,
                          zorder=3, label="left out of the fit")  # fmt: skip
@@ -83,13 +96,14 @@ def loss_curve(
                          label="measured, held out of the fit")  # fmt: skip
         if column != "loss":
             axes.set_xscale("log")
-            style.log_ticks(axes.xaxis)
-        axes.set_xlabel(AXES.get(column, f"held-out loss ({unit})" if column == "loss" else column))
+            style.log_ticks(axes.xaxis, flops="flops" in column)
+        words = f"held-out loss ({unit})" if column == "loss" else style.axis_label(column, AXES)
+        axes.set_xlabel(words)
         axes.set_ylabel(f"held-out loss ({unit})" if response == "loss" else response)
         if response == "loss":
             style.log_loss_axis(axes, y)
-        axes.legend(loc="upper right")
-    return figure
+        style.legend_above(sheet)
+    return sheet.figure
 
 
 def _draw_band(axes: Any, fit: Fit, x: np.ndarray) -> None:
@@ -131,33 +145,49 @@ def _draw_predictions(axes: Any, document: Mapping[str, Any]) -> None:
 
 
 def loss_panels(fit: Fit, document: Mapping[str, Any]) -> Figure:
-    """Loss against parameters, tokens and FLOPs 6 N D, the last with the least that the law allows;
-    held-out runs are stars."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.4, 3.6), layout="constrained")
-        panels = figure.subplots(1, 3, sharey=True)
+    """Loss against parameters, tokens and FLOPs 6 N D, with what the law allows at the least: for a
+    size with tokens, for tokens with parameters, without limit, and for a budget; held-out runs are
+    stars."""
+    with style.sheet(10.4, 3.8, 3, sharey=True) as sheet:
         sizes = [row["params"] for row in fit.parts.usable]
         norm = LogNorm(min(sizes), max(max(sizes), 1.01 * min(sizes)))
-        for rows, marker, area in ((fit.parts.fitted, "o", 18), (fit.parts.held_out, "*", 60)):
+        kinds = (fit.parts.fitted, "o", 18, "runs"), (fit.parts.held_out, "*", 60, "held out")
+        for rows, marker, area, label in kinds:
             n, d, y = (np.array([r[k] for r in rows], float) for k in ("params", "tokens", "loss"))
-            for axes, x in zip(panels, (n, d, 6 * n * d), strict=True):
-                axes.scatter(x, y, area, n, marker=marker, cmap="viridis", norm=norm, zorder=3)
-        c = np.array([6 * row["params"] * row["tokens"] for row in fit.parts.usable])
-        grid = np.geomspace(c.min(), c.max(), 60)
-        best = compute_optimal.optimal_params(fit.law, fit.best[None], grid)[0]
-        least = compute_optimal.predict_loss(fit.law, fit.best[None], best, grid / 6 / best)[0]
-        panels[2].plot(grid, least, color=ORANGE, lw=1.8, label="least loss of a budget")
-        panels[2].legend(fontsize=8)
-        for axes, label in zip(panels, ("params", "tokens", "flops"), strict=True):
-            words = f"{AXES[label]} (6 N D)" if label == "flops" else AXES[label]
-            axes.set(xscale="log", yscale="log", xlabel=words)
-            style.log_ticks(axes.xaxis)
+            for axes, x in zip(sheet.panels, (n, d, 6 * n * d), strict=True):
+                axes.scatter(x, y, area, n, marker=marker, cmap=style.SIZES, norm=norm, zorder=3,
+                             label=label if rows else None)  # fmt: skip
+        for axes, (x, least) in zip(sheet.panels, _least_losses(fit), strict=True):
+            axes.plot(x, least, color=ORANGE, lw=1.8, label="least loss that the law allows")
+        for axes, name in zip(sheet.panels, ("params", "tokens", "flops"), strict=True):
+            axes.set(xscale="log", yscale="log", xlabel=style.axis_label(name, AXES, True))
+            style.log_ticks(axes.xaxis, flops=name == "flops")
             style.plain_ticks(axes.yaxis)
-        panels[0].set_ylabel(f"loss ({document['unit']})")
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=panels[2])
-        bar.set_label(AXES["params"])
+        sheet.panels[0].set_ylabel(f"held-out loss ({document['unit']})")
+        bar = sheet.figure.colorbar(
+            matplotlib.cm.ScalarMappable(norm, style.SIZES), ax=sheet.panels, aspect=30
+        )
+        bar.set_label(style.axis_label("params", AXES))
         style.log_ticks(bar.ax.yaxis)
-    return figure
+        style.legend_above(sheet)
+    return sheet.figure
+
+
+def _least_losses(fit: Fit) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For sizes, numbers of tokens and budgets 6 N D: (values, the least loss of the law there)."""
+    n, d = (np.array([row[k] for row in fit.parts.usable], float) for k in ("params", "tokens"))
+    n_grid, d_grid, c = (np.geomspace(x.min(), x.max(), 60) for x in (n, d, 6 * n * d))
+    best = compute_optimal.optimal_params(fit.law, fit.best[None], c)[0]
+
+    def loss(params: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            return compute_optimal.predict_loss(fit.law, fit.best[None], params, tokens)[0]
+
+    # Some laws rise again where one of both is far beyond the other: the least is looked for.
+    far = np.geomspace(1, WITHOUT_LIMIT, 61)
+    by_n = np.nanmin([loss(n_grid, np.full(60, d.max() * times)) for times in far], 0)
+    by_d = np.nanmin([loss(np.full(60, n.max() * times), d_grid) for times in far], 0)
+    return [(n_grid, by_n), (d_grid, by_d), (c, loss(best, c / 6 / best))]
 
 
 def loss_contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
@@ -166,42 +196,70 @@ def loss_contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
     n, d, y = (np.array([row[k] for row in rows], float) for k in ("params", "tokens", "loss"))
     n_grid = np.geomspace(n.min() / 2, n.max() * 2, 90)
     d_grid = np.geomspace(d.min() / 2, d.max() * 2, 90)
-    mesh_n, mesh_d = np.meshgrid(n_grid, d_grid)
-    values = compute_optimal.predict_loss(fit.law, fit.best[None], mesh_n.ravel(), mesh_d.ravel())[
-        0
-    ]
-    values = values.reshape(mesh_n.shape)
-    norm = LogNorm(max(min(values.min(), y.min()), 1e-12), max(values.max(), y.max()))
-    levels = np.geomspace(values.min() * 1.001, values.max() * 0.98, LEVELS)
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(6.6, 4.8))
-        axes = figure.subplots()
-        lines = axes.contour(n_grid, d_grid, values, levels, cmap="viridis", norm=norm)
-        axes.clabel(lines, fmt="%.3g", fontsize=8)
-        fitted, held_out = (
-            (fit.parts.fitted, "o", 26, "runs"),
-            (fit.parts.held_out, "*", 80, "held out"),
-        )
-        for some, marker, area, label in (fitted, held_out) if fit.parts.held_out else (fitted,):
+    mesh = [axis.ravel() for axis in np.meshgrid(n_grid, d_grid)]
+    values = compute_optimal.predict_loss(fit.law, fit.best[None], *mesh)[0]
+    values = values.reshape(len(d_grid), len(n_grid))
+    norm = LogNorm(y.min(), max(y.max(), 1.001 * y.min()))
+    with style.sheet(6.6, 4.8, grid=False) as sheet:
+        (axes,) = sheet.panels
+        # Before labels are placed, which look at what is shown.
+        axes.set(xscale="log", yscale="log", xlim=n_grid[[0, -1]], ylim=d_grid[[0, -1]])
+        levels = _round_levels(values.min(), values.max())
+        lines = axes.contour(n_grid, d_grid, values, levels, colors="#999999", linewidths=1.0)
+        kinds = (fit.parts.fitted, "o", 30, "runs"), (fit.parts.held_out, "*", 90, "held out")
+        for some, marker, area, label in kinds:
             at = [[row[k] for row in some] for k in ("params", "tokens", "loss")]
-            axes.scatter(at[0], at[1], s=area, c=at[2], cmap="viridis", norm=norm, marker=marker,
-                         edgecolors="white", lw=0.4, zorder=3, label=label)  # fmt: skip
+            axes.scatter(at[0], at[1], s=area, c=at[2], cmap=style.SIZES, norm=norm, marker=marker,
+                         edgecolors="white", lw=0.4, zorder=3,
+                         label=label if some else None)  # fmt: skip
         c = np.geomspace(6 * n.min() * d.min(), 6 * n.max() * d.max(), 60)
         best = compute_optimal.optimal_params(fit.law, fit.best[None], c)[0]
-        axes.plot(best, c / 6 / best, color=ORANGE, lw=1.8, label="efficient frontier", zorder=2)
+        inside = (best > n_grid[0]) & (best < n_grid[-1])
+        seen = inside & (c / 6 / best > d_grid[0]) & (c / 6 / best < d_grid[-1])
+        axes.plot(best, c / 6 / best, color=ORANGE, lw=1.8, zorder=2,
+                  label="efficient frontier" if seen.any() else None)  # fmt: skip
         predicted = [p for p in document["predictions"] if p.get("params")]
-        for p in predicted if len(predicted) <= decision_figures.FEW else []:
-            axes.scatter(p["params"], p["tokens"], marker="D", s=44, color=ORANGE, zorder=4)
-        axes.set(xscale="log", yscale="log", xlabel=AXES["params"], ylabel=AXES["tokens"])
-        axes.set_xlim(n_grid[0], n_grid[-1])
-        axes.set_ylim(d_grid[0], d_grid[-1])
+        for i, p in enumerate(predicted if len(predicted) <= decision_figures.FEW else []):
+            axes.scatter(p["params"], p["tokens"], marker="D", s=44, color=ORANGE, zorder=4,
+                         label=None if i else "optima predicted")  # fmt: skip
+        axes.plot([], [], color="#999999", lw=1.0, label="equal loss")
+        axes.set(xlabel=style.axis_label("params", AXES), ylabel=style.axis_label("tokens", AXES))
         style.log_ticks(axes.xaxis)
         style.log_ticks(axes.yaxis)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=9)
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=axes)
-        bar.set_label(f"loss ({document['unit']})")
+        style.legend_above(sheet)
+        bar = sheet.figure.colorbar(matplotlib.cm.ScalarMappable(norm, style.SIZES), ax=axes)
+        bar.set_label(f"measured loss ({document['unit']})")
         style.plain_ticks(bar.ax.yaxis)
-    return figure
+        for _ in range(2):  # the gaps of labels are of the layout, which settles as it is drawn
+            sheet.figure.draw_without_rendering()
+        axes.clabel(lines, fmt="%g", fontsize="x-small", colors="#444444", inline_spacing=3,
+                    manual=_label_places(axes, lines))  # fmt: skip
+    return sheet.figure
+
+
+def _label_places(axes: Any, lines: Any) -> list[tuple[float, float]]:
+    """A point of each contour for its label: well inside the axes, to the lower right, where
+    contours are far from each other."""
+    out = []
+    for segments in lines.allsegs:
+        points = np.concatenate([np.asarray(s) for s in segments]) if len(segments) else None
+        if points is None or not len(points):
+            continue
+        at = axes.transAxes.inverted().transform(axes.transData.transform(points))
+        inside = ((at > EDGE) & (at < 1 - EDGE)).all(1)
+        if inside.any():
+            best = np.where(inside, at[:, 0] - at[:, 1], -np.inf).argmax()
+            out.append((float(points[best, 0]), float(points[best, 1])))
+    return out
+
+
+def _round_levels(low: float, high: float) -> list[float]:
+    """About LEVELS losses in two digits, nearer to each other where they are low."""
+    found: set[float] = set()
+    for level in np.geomspace(low, high, LEVELS + 2)[1:-1]:
+        digits = max(0, 1 - math.floor(math.log10((high - low) / LEVELS)))
+        found.add(round(float(level), max(1, digits - 1)))
+    return sorted(level for level in found if low < level < high) or [math.sqrt(low * high)]
 
 
 def residual_panels(fit: Fit) -> Figure:
@@ -211,10 +269,8 @@ def residual_panels(fit: Fit) -> Figure:
     if fit.problem.objective == "mse":
         sd /= float(np.exp(fit.problem.log_y).mean())
     fitted, held_out = (fit.parts.fitted, "o", 24, BLUE), (fit.parts.held_out, "*", 70, ORANGE)
-    with matplotlib.rc_context(STYLE):
-        width = max(6.4, 4.6 * len(columns))
-        figure = Figure(figsize=(width, 2.8), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(columns), sharey=True))
+    with style.sheet(max(6.4, 4.6 * len(columns)), 2.8, len(columns), sharey=True) as sheet:
+        panels = sheet.panels
         for (rows, marker, area, color), label in ((fitted, "fitted"), (held_out, "held out")):
             if not rows:
                 continue
@@ -231,23 +287,26 @@ def residual_panels(fit: Fit) -> Figure:
                          label="± 1 standard deviation of a run")  # fmt: skip
             if column != "loss":
                 axes.set_xscale("log")
-                style.log_ticks(axes.xaxis)
-            axes.set_xlabel(AXES.get(column, column))
+                style.log_ticks(axes.xaxis, flops="flops" in column)
+            axes.set_xlabel(style.axis_label(column, AXES))
         panels[0].set_ylabel("measured / law − 1 (%)")
-        handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, fontsize=8, ncols=3, loc="outside upper left")
-    return figure
+        style.legend_above(sheet, panels[0])
+    return sheet.figure
 
 
-def parameter_pairs(fit: Fit) -> Figure | None:
-    """The resampled parameters against each other, those that are positive by their logarithm; None
-    if the data leave nothing open."""
-    moving = np.flatnonzero(fit.samples.std(0) > 1e-9 * np.maximum(np.abs(fit.best), 1))
-    names, values = fit.law.parameters, fit.samples
-    if not (k := len(moving)):
-        return None
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.7 * k, 1.7 * k), layout="constrained")
+def _moving(fit: Fit) -> np.ndarray:
+    """The parameters that the data leave open, by their places."""
+    return np.flatnonzero(fit.samples.std(0) > 1e-9 * np.maximum(np.abs(fit.best), 1))
+
+
+def parameter_pairs(fit: Fit) -> Figure:
+    """The resampled parameters against each other, those that are positive by their natural
+    logarithm."""
+    moving = _moving(fit)
+    names, values, k = fit.law.parameters, fit.samples, len(moving)
+    with style.sheet(1.4 * k, 1.4 * k, grid=False) as sheet:
+        figure = sheet.figure
+        figure.clear()
         grid = figure.subplots(k, k, squeeze=False)
         for row, i in enumerate(moving):
             for column, j in enumerate(moving):
@@ -262,11 +321,11 @@ def parameter_pairs(fit: Fit) -> Figure | None:
                     axes.plot(values[:, j], values[:, i], ".", ms=1.5, color=BLUE, alpha=0.3,
                               rasterized=True)  # fmt: skip
                     axes.plot(fit.best[j], fit.best[i], "*", ms=8, color=ORANGE)
-                axes.tick_params(labelsize=6)
-                words = [f"log {names[m]}" if names[m] in fit.law.positive else names[m]
+                axes.tick_params(labelsize="xx-small")
+                words = [f"ln {names[m]}" if names[m] in fit.law.positive else names[m]
                          for m in (j, i)]  # fmt: skip
                 if row == k - 1:
-                    axes.set_xlabel(words[0], fontsize=8)
+                    axes.set_xlabel(words[0], fontsize="small")
                 if column == 0 and row:
-                    axes.set_ylabel(words[1], fontsize=8)
+                    axes.set_ylabel(words[1], fontsize="small")
     return figure

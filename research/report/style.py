@@ -1,36 +1,193 @@
-"""The style that all figures share."""
+"""The style that all figures share: colors, type, widths of lines, axes.
 
+A figure is drawn in a Look: that of the page, unless `looking` chooses another. A look scales one
+visual language and changes none of its words, marks or colors.
+"""
+
+import contextlib
+import contextvars
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import matplotlib.cm
 import numpy as np
+from matplotlib.collections import Collection, PathCollection
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from research.errors import printable
+from research.errors import BadInput, printable
 from research.io import files
 from research.io.humanize import quantity
 
-BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"
-SERIES = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Of Okabe and Ito, whom the color-blind can tell apart.
+BLUE, ORANGE, GREEN, GRAY, PINK = "#0072B2", "#D55E00", "#009E73", "#666666", "#CC79A7"
+SERIES = (BLUE, ORANGE, GREEN, PINK, "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
+# Of sizes and budgets, from small to large; its yellow end would vanish on white.
+SIZES = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.83, 256)), "sizes")
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.titlesize": "medium",
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "legend.fontsize": "small",
     "svg.hashsalt": "isoflop",  # the same figure is the same file
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for, rather than Type 3
+    "ps.fonttype": 42,
 }
+# What files of a kind are written with: without dates, so that the same figure is the same file.
+KINDS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 160},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+DECADE = 15.0  # of an axis, up to which its labels of FLOPs may be near to each other
+LOWEST = 0.62  # height of a panel over its width, where panels are below each other
+NARROW = 18.0  # panels of fewer widths of the type are put below each other
+
+
+@dataclass(frozen=True)
+class Look:
+    """How large the type is, in points, by which factor lines and marks are of the page's, and how
+    wide the figure is in inches (None: as wide as it was designed)."""
+
+    size: float = 10.0
+    marks: float = 1.0
+    width: float | None = None
+
+
+LOOKS = {"page": Look(), "paper": Look(7.5, 0.75, 3.3), "talk": Look(16.0, 1.6, 10.0)}
+_LOOK: contextvars.ContextVar[Look] = contextvars.ContextVar("look", default=LOOKS["page"])
+
+
+def check_look(name: str) -> None:
+    """Raises BadInput for what is no look."""
+    if name not in LOOKS:
+        raise BadInput(f"style: {name!r}; expected one of {', '.join(LOOKS)}")
+
+
+@contextlib.contextmanager
+def looking(name: str, width: float | None = None) -> Iterator[None]:
+    """Figures that are begun inside are drawn in a look of LOOKS, `width` inches wide. Raises
+    BadInput for another name, and for widths that no page has."""
+    check_look(name)
+    if width is not None and not 1 <= width <= 40:
+        raise BadInput(f"width: {width:g} inches; expected 1 to 40")
+    look = LOOKS[name]
+    token = _LOOK.set(replace(look, width=width or look.width))
+    try:
+        yield
+    finally:
+        _LOOK.reset(token)
+
+
+class StyledFigure(Figure):
+    """A figure that is saved in the style that it was drawn in, also by those who changed it."""
+
+    def savefig(self, *args: Any, **options: Any) -> None:
+        with matplotlib.rc_context(STYLE):
+            super().savefig(*args, **options)
+
+
+@dataclass
+class Sheet:
+    """A figure that is being drawn. `panels` are its axes; where they were stacked, `stacked`."""
+
+    figure: Figure
+    look: Look
+    stacked: bool = False
+    panels: list[Any] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def sheet(
+    width: float, height: float, columns: int = 1, grid: bool = True, **shared: Any
+) -> Iterator[Sheet]:
+    """A figure of `columns` panels, `width` x `height` inches as designed for the page. In another
+    look it is as wide as that says, of the same proportions; panels for which that is too narrow
+    are below each other. `shared` goes to Figure.subplots."""
+    look = _LOOK.get()
+    wide = look.width or width
+    # A design gives `width` inches to type of the page's size.
+    stacked = columns > 1 and wide / columns * 72 / look.size < NARROW
+    across = 1 if stacked else columns
+    high = wide * height / width
+    if stacked:
+        high = wide * columns * min(height / (width / columns), LOWEST)
+        shared = {k: v for k, v in shared.items() if k != "width_ratios"}
+    with matplotlib.rc_context({**STYLE, "font.size": look.size, "axes.grid": grid}):
+        figure = StyledFigure(figsize=(wide, high), layout="constrained")
+        axes = np.atleast_1d(figure.subplots(columns // across, across, **shared)).ravel()
+        out = Sheet(figure, look, stacked, [*axes])
+        yield out
+        if stacked and shared.get("sharey"):
+            for other in out.panels[1:]:
+                other.set_ylabel(other.get_ylabel() or out.panels[0].get_ylabel())
+                other.tick_params(labelleft=True)
+        _scale_marks(figure, look.marks)
+
+
+def _scale_marks(figure: Figure, factor: float) -> None:
+    """Widths of lines and sizes of marks, which figures give for the page."""
+    if factor == 1:
+        return
+    legends = [axes.get_legend() for axes in figure.axes] + [*figure.legends]
+    handles = [h for legend in legends if legend for h in legend.legend_handles]
+    found = [a for axes in figure.axes for a in (*axes.lines, *axes.collections)]
+    for artist in [*found, *handles]:
+        if isinstance(artist, Line2D):
+            artist.set_linewidth(factor * artist.get_linewidth())
+            artist.set_markersize(factor * artist.get_markersize())
+        elif isinstance(artist, Collection):
+            artist.set_linewidth(
+                [factor * width for width in np.atleast_1d(artist.get_linewidth())]
+            )
+            if isinstance(artist, PathCollection):
+                artist.set_sizes(factor**2 * artist.get_sizes())
+
+
+def legend_above(at: Sheet, *axes: Any) -> None:
+    """One legend of the entries of `axes` (those of all panels), above them, in as many columns as
+    fit."""
+    entries = {}
+    for panel in axes or at.panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    small = at.look.size / 1.2
+    visible = max(len(re.sub(r"\\\w+|[${}^_*]", "", label)) for label in entries)
+    wide = (visible * 0.55 + 4.5) * small / 72
+    columns = int(min(len(entries), max(1, at.figure.get_figwidth() // wide)))
+    lines = -(-len(entries) // columns)  # for which the figure grows, and the panels do not shrink
+    at.figure.set_figheight(at.figure.get_figheight() + (lines - 1) * 1.4 * small / 72)
+    at.figure.legend([*entries.values()], [*entries], ncols=columns, loc="outside upper left")
+
+
+def axis_label(name: str, axes: Mapping[str, str], six_nd: bool = False) -> str:
+    """The label of a column with its letter as mathematics: "parameters $N$"."""
+    label = re.sub(r" ([A-Z])$", r" $\1$", axes.get(name, name))
+    return label.replace("$C$", "$C = 6ND$") if six_nd else label
+
+
+def flops_text(value: float) -> str:
+    """FLOPs as mathematics, where B and T would be read as parameters and tokens."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    digits = f"{value / 10**exponent:.2g}"
+    return f"$10^{{{exponent}}}$" if digits == "1" else rf"${digits}\times10^{{{exponent}}}$"
 
 
 @dataclass(frozen=True)
@@ -52,14 +209,17 @@ class Drawing:
 
 def render_figure(figure: Figure) -> Drawing:
     """The figure as PNG and SVG; the same figure gives the same bytes."""
+    return Drawing(as_bytes(figure, "png"), as_bytes(figure, "svg"))
 
-    def rendered(kind: str, **options: Any) -> bytes:
-        raw = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            figure.savefig(raw, format=kind, bbox_inches="tight", **options)
-        return raw.getvalue()
 
-    return Drawing(rendered("png", dpi=160), rendered("svg", metadata={"Date": None}))
+def as_bytes(figure: Figure, kind: str, tight: bool = True) -> bytes:
+    """The figure as a file of a kind of KINDS. `tight` cuts off what is white around it; a figure
+    for a column keeps its width."""
+    raw = io.BytesIO()
+    options: dict[str, Any] = {"bbox_inches": "tight"} if tight else {}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(raw, format=kind, **KINDS[kind], **options)
+    return raw.getvalue()
 
 
 def plain_label(words: object, most: int = 40) -> str:
@@ -90,10 +250,13 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def log_ticks(axis: Any, steps: Sequence[int] = (1, 2, 5)) -> None:
-    """1k, 10k, 1M rather than powers of ten; steps between them where the range is short."""
+def log_ticks(axis: Any, steps: Sequence[int] = (1, 2, 5), flops: bool = False) -> None:
+    """1k, 10k, 1M rather than powers of ten, but of FLOPs; steps between them where the range is
+    short."""
     low, high = axis.get_view_interval()
     short = high / max(low, 1e-300) < 300
+    steps = (1, 3) if flops and high > DECADE * low else steps
     axis.set_major_locator(LogLocator(subs=steps if short else (1,), numticks=8))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: quantity(v)))
+    words = flops_text if flops else quantity
+    axis.set_major_formatter(FuncFormatter(lambda v, _: words(v)))
     axis.set_minor_formatter(NullFormatter())

@@ -6,19 +6,19 @@ Colors are those of Okabe and Ito, which the color-blind can tell apart; sizes u
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import matplotlib.cm
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from research.io.humanize import quantity
+from research.report import style
 from research.report.style import (
     GRAY,
     MARKERS,
     ORANGE,
     SERIES,
-    STYLE,
     held_out_runs,
     log_loss_axis,
     log_ticks,
@@ -28,13 +28,14 @@ from research.report.style import (
 from research.runs.schema import AXES
 from research.scaling import collapse
 
+ONE_SIZE = 1.05  # between sizes, up to which colors would tell nothing
+
 
 def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) -> Figure:
     """Groups of runs on one plot, each with its law and the law's 95 % band. `fits` maps names to
     {"rows", "analysis" (None: no law)}; the largest runs, which no law has seen, are stars."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.6))
-        axes = figure.subplots()
+    with style.sheet(6.4, 4.6) as sheet:
+        (axes,) = sheet.panels
         every = []
         for i, (name, fit) in enumerate(fits.items()):
             color, analysis = SERIES[i % len(SERIES)], fit["analysis"]
@@ -57,13 +58,20 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
             axes.plot(x[~out], y[~out], marker, color=color, ms=6, ls="none", label=label)
             axes.plot(x[out], y[out], "*", color=color, ms=11, ls="none")
         axes.plot([], [], "*", color=GRAY, ms=10, ls="none", label="held out of the fit")
+        if any(fit["analysis"] for fit in fits.values()):
+            axes.plot([], [], color=GRAY, lw=1.6, label="laws")
+            axes.fill_between([], [], color=GRAY, alpha=0.12, lw=0, label="their 95 % bands")
         axes.set_xscale("log")
-        axes.set_xlabel(AXES.get(column, column))
+        axes.set_xlabel(style.axis_label(column, AXES))
         axes.set_ylabel(f"held-out loss ({unit})")
-        log_loss_axis(axes, np.concatenate(every))
-        log_ticks(axes.xaxis)
-        axes.legend(loc="upper right", fontsize=9)
-    return figure
+        losses = np.concatenate(every)
+        log_loss_axis(axes, losses)
+        # A band that is open would set the axis, and what is measured be a line.
+        room = (losses.max() / losses.min()) ** 0.35
+        axes.set_ylim(losses.min() / room, losses.max() * room)
+        log_ticks(axes.xaxis, flops="flops" in column)
+        style.legend_above(sheet)
+    return sheet.figure
 
 
 def collapse_curves(bundle: collapse.Bundle) -> Figure:
@@ -71,16 +79,12 @@ def collapse_curves(bundle: collapse.Bundle) -> Figure:
     each is off that, with the band of what noise of batches and spread allow; runs that leave the
     bundle are orange."""
     sizes = [curve.params or 1.0 for curve in bundle.curves]
-    norm, colors = (
-        LogNorm(min(sizes), max(*sizes, 1.01 * min(sizes))),
-        matplotlib.colormaps["viridis"],
-    )
+    norm, colors = LogNorm(min(sizes), max(*sizes, 1.01 * min(sizes))), style.SIZES
     leaving = {entry["run"]: entry for entry in bundle.leaving()}
     noise = np.nanmedian(bundle.errors[:, bundle.known], 0) / bundle.middle[bundle.known]
     allowed = 100 * np.hypot(noise, bundle.spread)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.9), layout="constrained")
-        left, right = figure.subplots(1, 2)
+    with style.sheet(9.6, 3.9, 2) as sheet:
+        left, right = sheet.panels
         for curve, size, y, off in zip(
             bundle.curves, sizes, bundle.normalized, 100 * bundle.off, strict=True
         ):
@@ -95,7 +99,7 @@ def collapse_curves(bundle: collapse.Bundle) -> Figure:
         for sign, label in ((-2, None), (2, "2 sd of noise and spread")):
             at = collapse.SHARES[bundle.known]
             right.plot(at, sign * allowed, "--", color="black", lw=1.0, zorder=5, label=label)
-        left.set(yscale="log", ylabel=f"(L(t) - E) / (L(T) - E), E = {bundle.floor:.3g}")
+        left.set(yscale="log", ylabel=f"$(L(t) - E) / (L(T) - E)$, $E$ = {bundle.floor:.3g}")
         right.set_ylabel("off what they share, %")
         late = collapse.SHARES >= collapse.BEGIN
         reach = 1.15 * np.nanmax(np.abs(100 * bundle.off[:, late]))
@@ -103,12 +107,20 @@ def collapse_curves(bundle: collapse.Bundle) -> Figure:
         for axes in (left, right):
             axes.set_xlabel("share of training")
         plain_ticks(left.yaxis)
-        left.legend(fontsize=8)
-        right.legend(fontsize=8, loc="lower left")
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, "viridis"), ax=right)
-        bar.set_label(AXES["params"])
-        log_ticks(bar.ax.yaxis)
-    return figure
+        left.legend()
+        right.legend(loc="lower left")
+        _size_bar(sheet, norm, "params")
+    return sheet.figure
+
+
+def _size_bar(sheet: style.Sheet, norm: LogNorm, column: str) -> None:
+    """What the colors of `norm` stand for; nothing where all are of about one size."""
+    if (norm.vmax or 1) < ONE_SIZE * (norm.vmin or 1):
+        return
+    scale = matplotlib.cm.ScalarMappable(norm, style.SIZES)
+    bar = sheet.figure.colorbar(scale, ax=sheet.panels, pad=0.02, aspect=30)
+    bar.set_label(style.axis_label(column, AXES))
+    log_ticks(bar.ax.yaxis)
 
 
 def forecast_curves(
@@ -118,12 +130,9 @@ def forecast_curves(
 ) -> Figure:
     """The training curve of every rung as it was forecast, with two standard deviations, and as its
     records are, smoothed with the standard error of that."""
-    with matplotlib.rc_context(STYLE):
-        columns = min(len(rungs), 4)
-        lines = -(-len(rungs) // columns)
-        figure = Figure(figsize=(1.2 + 2.9 * columns, 3.2 * lines), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(lines, columns, sharex=True, squeeze=False)).ravel()
-        for axes, rung in zip(panels, rungs, strict=False):
+    with style.sheet(1.2 + 2.9 * len(rungs), 3.2, len(rungs), sharex=True) as sheet:
+        panels = sheet.panels
+        for axes, rung in zip(panels, rungs, strict=True):
             share, loss, sd = (np.array(rung["curve"][name]) for name in ("share", "loss", "sd"))
             axes.fill_between(share, loss - 2 * sd, loss + 2 * sd, color=GRAY, alpha=0.25, lw=0)
             axes.plot(share, loss, color=GRAY, lw=1.4, label="forecast, 2 sd")
@@ -136,15 +145,13 @@ def forecast_curves(
                 band = {"color": ORANGE, "alpha": 0.25, "lw": 0}
                 axes.fill_between(collapse.SHARES, value - 2 * error, value + 2 * error, **band)
                 axes.plot(collapse.SHARES, value, color=ORANGE, lw=1.4, label="measured, smoothed")
-            axes.set_title(f"{rung['ratio']:.3g} times", fontsize=10)
+            axes.set_title(f"{rung['ratio']:.3g} times the largest budget")
             late = share >= collapse.BEGIN / 2
             axes.set_ylim(0.9 * (loss - 2 * sd)[late].min(), 1.1 * (loss + 2 * sd)[late].max())
             axes.set_xlabel("share of training")
-        for axes in panels[len(rungs) :]:
-            axes.set_visible(False)
         panels[0].set_ylabel(f"loss of batches ({plain_label(unit)})")
-        panels[0].legend(fontsize=8)
-    return figure
+        panels[0].legend()
+    return sheet.figure
 
 
 def score_curves(
@@ -152,9 +159,8 @@ def score_curves(
 ) -> Figure:
     """A score of each group against a column: (x, mean, standard deviation, runs). Points are
     joined where each x has one; others differ in something else, as in their budget."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8))
-        axes = figure.subplots()
+    with style.sheet(6.4, 3.8) as sheet:
+        (axes,) = sheet.panels
         for i, (name, points) in enumerate(series.items()):
             if points:
                 (x, mean, sd, _), words = np.array(points).T, plain_label(name)
@@ -162,14 +168,14 @@ def score_curves(
                 axes.errorbar(x, mean, sd, fmt=f"{MARKERS[i % 7]}{line}", capsize=3,
                               color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=words)  # fmt: skip
         axes.set_xscale("log")
-        axes.set_xlabel(AXES.get(column, column))
+        axes.set_xlabel(style.axis_label(column, AXES))
         several = any(runs > 1 for points in series.values() for *_, runs in points)
         bars = "\nbars: standard deviation over seeds" if several else ""
         axes.set_ylabel(f"{label}{bars}")
-        log_ticks(axes.xaxis)
+        log_ticks(axes.xaxis, flops="flops" in column)
         if len(series) > 1:
-            axes.legend(loc="lower right")
-    return figure
+            style.legend_above(sheet)
+    return sheet.figure
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
@@ -177,21 +183,20 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> F
     counts, names = np.array(matrix), [plain_label(name) for name in names]
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = max(3.6, min(9.0, 0.42 * len(counts) + 1.4))
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(size + 0.8, size))
-        axes = figure.subplots()
+    with style.sheet(size + 0.8, size, grid=False) as sheet:
+        (axes,) = sheet.panels
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         if len(counts) <= 20:
             for (i, j), n in np.ndenumerate(counts):
                 color = "white" if share[i, j] > 0.6 else "black"
                 if n:
-                    axes.text(j, i, str(n), ha="center", va="center", fontsize=8, color=color)
+                    axes.text(j, i, str(n), ha="center", va="center", fontsize="small", color=color)
             axes.set_xticks(range(len(names)), names, rotation=90 if _are_long(names) else 0)
             axes.set_yticks(range(len(names)), names)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
-        figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
-    return figure
+        sheet.figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    return sheet.figure
 
 
 def _are_long(names: Sequence[str]) -> bool:
@@ -205,14 +210,14 @@ def learning_curves(
 ) -> Figure:
     """Training loss (smoothed) and held-out loss against tokens or examples, colored by
     `column`."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 4.2))
-        axes = figure.subplots()
+    with style.sheet(6.4, 4.2) as sheet:
+        (axes,) = sheet.panels
         sizes = [row.get(column) or 1 for row, _ in curves]
         norm = LogNorm(min(sizes), max(max(sizes), min(sizes) * 1.01))
-        colors = matplotlib.colormaps["viridis"]
+        groups = list(dict.fromkeys(str(row.get("group") or "") for row, _ in curves))
         for row, metrics in curves:
-            color = colors(0.95 * float(norm(row.get(column) or 1)))
+            color = style.SIZES(norm(row.get(column) or 1))
+            mark = MARKERS[groups.index(str(row.get("group") or "")) % len(MARKERS)]
             train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
             if len(train) > 3:
                 tokens, loss = np.array(train[1:]).T
@@ -220,18 +225,27 @@ def learning_curves(
                           rasterized=len(curves) > 24)  # fmt: skip
             heldout = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
             if heldout:
-                axes.plot(*np.array(heldout).T, "o-", color=color, ms=4, lw=1.6)
+                axes.plot(*np.array(heldout).T, f"{mark}-", color=color, ms=4, lw=1.6)
         axes.set_xscale("log")
         axes.set_yscale("log")
         examples = all(row.get("context") == 1 for row, _ in curves)
-        axes.set_xlabel("training examples seen" if examples else "training tokens D")
-        axes.set_ylabel(f"loss ({unit})\nthin: training, dots: held out")
-        plain_ticks(axes.yaxis)
+        axes.set_xlabel("training examples seen" if examples else "training tokens $D$")
+        axes.set_ylabel(f"loss ({unit})")
+        low, high = axes.get_ylim()
+        if high > 4 * low:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5), numticks=12))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            plain_ticks(axes.yaxis)
         log_ticks(axes.xaxis)
-        bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colors), ax=axes, pad=0.02)
-        bar.set_label(AXES.get(column, column))
-        log_ticks(bar.ax.yaxis)
-    return figure
+        axes.plot([], [], color=GRAY, lw=0.8, label="training loss, smoothed")
+        for group, mark in zip(groups, MARKERS * len(groups)):
+            of = f": {plain_label(group)}" if len(groups) > 1 else ""
+            axes.plot([], [], f"{mark}-", color=GRAY, ms=4, lw=1.6, label=f"held-out loss{of}")
+        _size_bar(sheet, norm, column)
+        style.legend_above(sheet)
+    return sheet.figure
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

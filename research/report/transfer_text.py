@@ -37,32 +37,31 @@ def coordinates(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_coordinates(found: Mapping[str, Any]) -> style.Drawing:
+def draw_coordinates(found: Mapping[str, Any]) -> Figure:
     """Changes of every module after the last step against the width, and the last residual against
     the depth."""
-    figure = Figure(figsize=(9, 4))
-    left, middle, right = figure.subplots(1, 3)
-    for axes, which in ((left, "rule"), (middle, "standard")):
-        for i, (name, by_width) in enumerate(found[which]["sizes"].items()):
-            widths = [int(w) for w in by_width]
-            changes = [steps[-1][1] for steps in by_width.values()]
-            axes.plot(widths, changes, marker=style.MARKERS[i % 7], color=style.SERIES[i % 7],
-                      label=style.plain_label(name))  # fmt: skip
-        axes.set(xscale="log", yscale="log", xlabel="width", title=WORDS[which])
-        style.log_ticks(axes.xaxis)
-    left.set_ylabel(f"change of activations in {found['steps']} steps (RMS)")
-    left.sharey(middle)
-    left.legend(fontsize=7)
-    for which, color in (("rule", style.BLUE), ("standard", style.ORANGE)):
-        sizes = found[which]["by_depth"]["size"]
-        right.plot([int(d) for d in sizes], [*sizes.values()], "o-", color=color,
-                   label=WORDS[which])  # fmt: skip
-    right.set(xscale="log", yscale="log", xlabel="depth",
-              title=f"{found['rule']['by_depth']['module']} (RMS)")  # fmt: skip
-    style.log_ticks(right.xaxis)
-    right.legend(fontsize=7)
-    figure.tight_layout()
-    return style.render_figure(figure)
+    with style.sheet(9, 4, 3) as sheet:
+        left, middle, right = sheet.panels
+        for axes, which in ((left, "rule"), (middle, "standard")):
+            for i, (name, by_width) in enumerate(found[which]["sizes"].items()):
+                widths = [int(w) for w in by_width]
+                changes = [steps[-1][1] for steps in by_width.values()]
+                axes.plot(widths, changes, marker=style.MARKERS[i % 7], color=style.SERIES[i % 7],
+                          label=style.plain_label(name))  # fmt: skip
+            axes.set(xscale="log", yscale="log", xlabel="width", title=WORDS[which])
+            style.log_ticks(axes.xaxis)
+        left.set_ylabel(f"change of activations in {found['steps']} steps (RMS)")
+        left.sharey(middle)
+        for which, color in (("rule", style.BLUE), ("standard", style.ORANGE)):
+            sizes = found[which]["by_depth"]["size"]
+            right.plot([int(d) for d in sizes], [*sizes.values()], "o-", color=color,
+                       label=WORDS[which])  # fmt: skip
+        right.set(xscale="log", yscale="log", xlabel="depth",
+                  title=f"{found['rule']['by_depth']['module']} (RMS)")  # fmt: skip
+        style.log_ticks(right.xaxis)
+        right.legend()
+        style.legend_above(sheet, left)
+    return sheet.figure
 
 
 def rate(found: Mapping[str, Any]) -> str:
@@ -117,40 +116,47 @@ def regret(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_rate(found: Mapping[str, Any]) -> style.Drawing:
+def draw_rate(found: Mapping[str, Any]) -> Figure:
     """Loss against learning rate by width, with the optima and their intervals."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, which in zip(panels, WORDS, strict=True):
-        for i, entry in enumerate(found[which]["optima"]):
-            color = style.SERIES[i % 7]
-            done = [(x, y) for x, y in zip(*entry["tried"].values(), strict=True) if y is not None]
-            axes.plot(*zip(*done, strict=True), marker=style.MARKERS[i % 7], color=color,
-                      label=f"width {entry['width']}")  # fmt: skip
-            if entry["interval"]:
-                axes.plot(entry["interval"], [entry["loss"]] * 2, color=color, lw=5, alpha=0.3)
-        axes.set(xscale="log", xlabel="learning rate", title=WORDS[which])
-        style.log_ticks(axes.xaxis)
-    losses = [e["loss"] for which in WORDS for e in found[which]["optima"]]
-    low, high = min(losses), max(losses)
-    panels[0].set(ylabel="loss", ylim=(low - 0.1 * (high - low), high + 1.0 * (high - low)))
-    panels[0].legend(fontsize=8)
-    return style.render_figure(figure)
+    with style.sheet(9, 4, 2, sharey=True) as sheet:
+        for axes, which in zip(sheet.panels, WORDS, strict=True):
+            for i, entry in enumerate(found[which]["optima"]):
+                color = style.SERIES[i % 7]
+                done = [(x, y) for x, y in zip(*entry["tried"].values(), strict=True)
+                        if y is not None]  # fmt: skip
+                axes.plot(*zip(*done, strict=True), marker=style.MARKERS[i % 7], color=color,
+                          label=f"width {entry['width']}")  # fmt: skip
+                if entry["interval"]:
+                    axes.plot(entry["interval"], [entry["loss"]] * 2, color=color, lw=5, alpha=0.3)
+            axes.set(xscale="log", xlabel="learning rate", title=WORDS[which])
+            style.log_ticks(axes.xaxis)
+        losses = [e["loss"] for which in WORDS for e in found[which]["optima"]]
+        low, high = min(losses), max(losses)
+        room = (low - 0.1 * (high - low), high + 1.0 * (high - low))
+        sheet.panels[0].set(ylabel="held-out loss", ylim=room)
+        sheet.panels[0].plot([], [], color=style.GRAY, lw=5, alpha=0.3,
+                             label="best rate, 95 % interval")  # fmt: skip
+        style.legend_above(sheet)
+    return sheet.figure
 
 
-def draw_regret(found: Mapping[str, Any]) -> style.Drawing:
+def draw_regret(found: Mapping[str, Any]) -> Figure:
     """The losses of the candidates, seed by seed."""
-    figure = Figure(figsize=(4.5, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for i, entry in enumerate(found["candidates"].values()):
-        done = [x for x in entry["loss"] if x is not None]
-        axes.plot([i] * len(done), done, "o", color=style.SERIES[i])
-        if done:
-            axes.plot([i - 0.2, i + 0.2], [sum(done) / len(done)] * 2, color=style.SERIES[i])
-    names = [f"{name}\n{entry['lr']:.3g}" for name, entry in found["candidates"].items()]
-    axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="loss", title=f"Fresh seeds at width {found['width']}", xlim=(-0.5, 2.5))
-    return style.render_figure(figure)
+    with style.sheet(4.5, 3.5) as sheet:
+        (axes,) = sheet.panels
+        for i, entry in enumerate(found["candidates"].values()):
+            done = [x for x in entry["loss"] if x is not None]
+            axes.plot([i] * len(done), done, "o", color=style.SERIES[i])
+            if done:
+                axes.plot([i - 0.2, i + 0.2], [sum(done) / len(done)] * 2, color=style.SERIES[i])
+        axes.plot([], [], "o", color=style.GRAY, label="fresh seeds")
+        axes.plot([], [], color=style.GRAY, label="their mean")
+        names = [f"{name}\n{entry['lr']:.3g}" for name, entry in found["candidates"].items()]
+        axes.set_xticks(range(len(names)), names)
+        axes.set(ylabel="held-out loss", xlabel="learning rate chosen by", xlim=(-0.5, 2.5))
+        axes.set_title(f"width {found['width']}")
+        style.legend_above(sheet)
+    return sheet.figure
 
 
 WRITTEN = {"coordinates": coordinates, "rate": rate, "regret": regret}
@@ -161,5 +167,5 @@ def write(document: Mapping[str, Any], workdir: Path) -> str:
     """Write the document and the figures of its stages; all of them in words."""
     files.write_json(files.make_directory(workdir) / FILE, document)
     for name, part in document.items():
-        DRAWN[name](part).save(workdir / name)
+        style.render_figure(DRAWN[name](part)).save(workdir / name)
     return "\n".join(WRITTEN[name](part) for name, part in document.items())

@@ -169,13 +169,28 @@ def akima_minimum(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:
     """The minimum of Akima's interpolation between the sizes, for K sets of losses at once."""
     from scipy.interpolate import Akima1DInterpolator
 
-    part = np.arange(POINTS) / POINTS
-    grid = np.append((log_n[:-1, None] + np.diff(log_n)[:, None] * part).ravel(), log_n[-1])
+    grid = _between(log_n)
     values = Akima1DInterpolator(log_n, log_loss_nxK)(grid)
     at = values.argmin(0)
     edge = (at == 0) | (at == len(grid) - 1)
     least = np.take_along_axis(values, at[None], 0)[0]
     return np.where(edge, np.nan, grid[at]), least
+
+
+def _between(log_n: np.ndarray) -> np.ndarray:
+    """The sizes, and POINTS - 1 others between every two."""
+    part = np.arange(POINTS) / POINTS
+    return np.append((log_n[:-1, None] + np.diff(log_n)[:, None] * part).ravel(), log_n[-1])
+
+
+def valley_curve(budget: Budget, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes and losses along the curve of which a method takes the minimum."""
+    from scipy.interpolate import Akima1DInterpolator
+
+    grid, x, y = _between(budget.log_n), budget.log_n, budget.log_loss
+    if method == "akima":
+        return np.exp(grid), np.exp(Akima1DInterpolator(x, y)(grid))
+    return np.exp(grid), np.exp(np.polynomial.Polynomial.fit(x, y, 2)(grid))
 
 
 def parabola_minimum(log_n: np.ndarray, log_loss_nxK: np.ndarray) -> Located:

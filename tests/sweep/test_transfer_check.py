@@ -9,7 +9,7 @@ import pytest
 
 from experiments import transfer as command
 from research.errors import UNFINISHED, BadInput
-from research.report import transfer_text
+from research.report import style, transfer_text
 from research.runs.table import read_table
 from research.sweep import launcher, transfer
 from research.sweep.points import Outcome
@@ -91,7 +91,7 @@ def test_the_document_has_both_and_what_was_measured_is_kept(tiny, tmp_path, mon
     assert found["rule"]["max_abs_slope_width"] != found["standard"]["max_abs_slope_width"]
     words = transfer_text.coordinates(found)
     assert "with the rule (complete_p): largest slope in width" in words
-    assert transfer_text.draw_coordinates(found).png[:4] == b"\x89PNG"
+    assert style.render_figure(transfer_text.draw_coordinates(found)).png[:4] == b"\x89PNG"
     monkeypatch.setattr(coordinates, "measure", None)  # it is not asked again
     again = transfer.coordinate_check(config, CHECK, tmp_path, said.append)
     assert json.dumps(again) == json.dumps(found)

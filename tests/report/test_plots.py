@@ -1,0 +1,280 @@
+"""Figures for papers and talks: what they hold, how they are written, what they are refused for."""
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+import isoflop
+from experiments import plot as command
+from research.errors import BadInput
+from research.report import decision_figures, figures, style
+from research.scaling.laws import METHODS
+from tests.report.test_report import workdir
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 4.0  # of 255, root mean square
+OF_ROWS = ("isoflop", "frontier", "losses", "contours", "residuals", "envelope")
+
+
+def grid(scale=1.0):
+    """Three budgets of five sizes, on a law, with a ripple in place of noise."""
+    rows = []
+    for c in (1e12 * scale, 4e12 * scale, 1.6e13 * scale):
+        for i, times in enumerate((0.2, 0.45, 1.0, 2.2, 5.0)):
+            n = times * (c / 120) ** 0.5
+            d = c / 6 / n
+            loss = 1.2 + 90 / n**0.42 + 160 / d**0.4 + 0.004 * (-1) ** i
+            row = {"run": f"r{len(rows)}", "params": n, "tokens": d, "flops": c, "loss": loss}
+            rows.append({**row, "status": "done"})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def source():
+    return figures.Source(grid())
+
+
+@pytest.fixture(scope="module")
+def drawn(source):
+    return figures.draw(OF_ROWS, source, "paper")
+
+
+def pixels(figure, place):
+    figure.savefig(place, format="png", dpi=60)
+    return np.asarray(Image.open(place).convert("RGB"), float)
+
+
+def distance(a, b):
+    return np.inf if a.shape != b.shape else float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+# `ISOFLOP_GOLDEN=write pytest tests/report/test_plots.py` draws them again; look at them then.
+@pytest.mark.parametrize("name", ["isoflop", "frontier", "contours"])
+def test_a_figure_looks_as_it_did(name, drawn, tmp_path):
+    place = GOLDEN / f"{name}.png"
+    if os.environ.get("ISOFLOP_GOLDEN") == "write":
+        drawn[name].savefig(place, format="png", dpi=60)
+    golden = Image.open(place)
+    version = golden.info["Software"].split(",")[0].removeprefix("Matplotlib version")
+    if version != matplotlib.__version__:
+        pytest.skip(f"drawn by matplotlib {version}: other versions draw type differently")
+    golden = np.asarray(golden.convert("RGB"), float)
+    assert distance(pixels(drawn[name], tmp_path / "now.png"), golden) < TOLERANCE
+    with style.looking("paper"):
+        other = figures.FIGURES[name](figures.Source(grid()[:-1]))
+    assert distance(pixels(other, tmp_path / "other.png"), golden) > TOLERANCE
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_axes_and_legends_say_what_is_drawn(name, drawn):
+    axes = [a for a in drawn[name].axes if a.get_label() != "<colorbar>"]
+    assert all(a.get_xlabel() for a in axes)
+    assert any(a.get_ylabel() for a in axes)
+    labels = [text.get_text() for legend in drawn[name].legends for text in legend.get_texts()]
+    assert labels
+    assert len(labels) == len(set(labels))
+    words = " ".join(a.get_xlabel() + a.get_ylabel() for a in drawn[name].axes)
+    assert re.search(r"FLOPs|parameters", words)
+
+
+@pytest.mark.parametrize("look", ["paper", "talk"])
+def test_the_size_of_a_look_is_that_of_the_figure_and_its_type(look, source):
+    (figure,) = figures.draw(["isoflop"], source, look).values()
+    assert figure.get_figwidth() == style.LOOKS[look].width
+    assert figure.axes[0].xaxis.label.get_fontsize() == style.LOOKS[look].size
+    wide = figures.draw(["isoflop"], source, look, 7.0)["isoflop"]
+    assert wide.get_figwidth() == 7.0
+    assert wide.axes[0].xaxis.label.get_fontsize() == style.LOOKS[look].size
+
+
+def test_a_look_scales_marks_and_changes_no_colors(source):
+    page, talk = (figures.draw(["isoflop"], source, look)["isoflop"] for look in ("page", "talk"))
+    pairs = list(zip(page.axes[0].lines, talk.axes[0].lines, strict=True))
+    assert len(pairs) > 10
+    for a, b in pairs:
+        assert a.get_color() == b.get_color() or np.allclose(a.get_color(), b.get_color())
+        assert b.get_linewidth() == pytest.approx(1.6 * a.get_linewidth())
+        assert b.get_markersize() == pytest.approx(1.6 * a.get_markersize())
+
+
+def test_panels_of_a_narrow_column_are_below_each_other(source):
+    def places(width):
+        panels = figures.draw(["frontier"], source, "paper", width)["frontier"].axes
+        return [panel.get_subplotspec().get_geometry()[:2] for panel in panels]
+
+    assert set(places(3.3)) == {(3, 1)}
+    assert set(places(7.0)) == {(1, 3)}
+
+
+def test_the_curves_of_a_valley_go_through_its_runs_and_its_minimum(drawn, source):
+    lines = drawn["isoflop"].axes[0].lines
+    solid = [line for line in lines if line.get_linestyle() == "-" and len(line.get_xdata()) > 2]
+    assert len(solid) == 3
+    rows = sorted(source.rows, key=lambda row: (row["flops"], row["params"]))
+    for i, line in enumerate(solid):
+        x, y = (np.asarray(values, float) for values in line.get_data())
+        for row in rows[5 * i : 5 * i + 5]:
+            assert np.interp(row["params"], x, y) == pytest.approx(row["loss"], rel=1e-6)
+        assert not np.allclose(np.interp(rows[5 * i]["params"], x, y), rows[5 * i + 1]["loss"])
+    minima = source.analysis("isoflop").document["methods"]["akima"]["minima"]
+    (stars,) = [line for line in lines if line.get_marker() == "*" and len(line.get_xdata())]
+    assert list(stars.get_xdata()) == pytest.approx([m["params"] for m in minima])
+    for minimum, line in zip(minima, solid, strict=True):
+        assert float(np.min(line.get_ydata())) == pytest.approx(minimum["loss"], rel=2e-2)
+
+
+def test_labels_of_contours_lie_on_their_lines_inside_the_axes(drawn):
+    figure = drawn["contours"]
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    box = axes.get_window_extent()
+    labels = [text for text in axes.texts if re.fullmatch(r"[\d.]+", text.get_text())]
+    assert len(labels) >= 4
+    for text in labels:
+        own = text.get_window_extent()
+        assert box.x0 < own.x0
+        assert own.x1 < box.x1
+        assert box.y0 < own.y0
+        assert own.y1 < box.y1
+        assert len(text.get_text()) <= 4  # a round number
+
+
+@pytest.mark.parametrize(("scale", "near"), [(1.0, False), (1e9, True)])
+def test_a_law_of_others_is_drawn_where_it_is_near(scale, near):
+    figure = figures.draw(["frontier"], figures.Source(grid(scale), law="isoflop"))["frontier"]
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert ("Kaplan et al. 2020" in labels) == near
+    assert any(label.startswith("Hoffmann") for label in labels)
+
+
+def test_labels_of_the_multiverse_do_not_overlap():
+    choices = {
+        "params": ["params", "params_non_embedding", "params_matmul"],
+        "drop_top_loss": ["0", "1"],
+        "objective": ["huber_log", "mse_log"],
+        "huber_delta": ["0.0001", "0.001", "0.01", "None"],
+        "sizes": ["all", "without the smallest"],
+    }
+    by_choice = {k: {v: {"exponent": 0.5} for v in values} for k, values in choices.items()}
+    section = {"by_choice": by_choice, "universes": [{"exponent": 0.4}, {"exponent": 0.6}]}
+    section["spread"] = {"exponent": {"median": 0.5}}
+    with style.looking("paper"):
+        figure = decision_figures.multiverse_spread({"multiverse": section, "law": "chinchilla"})
+    figure.canvas.draw()
+    labels = figure.axes[1].get_yticklabels()
+    words = [label.get_text() for label in labels]
+    assert len(words) == len(set(words)) == 12  # "None" of Huber's delta is least squares
+    assert not any("params" in w or "drop_top" in w or "mse_log" in w for w in words)
+    boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.y0)
+    assert all(a.y1 <= b.y0 for a, b in pairwise(boxes))
+
+
+def pdf_of(tmp_path, *flags):
+    out = tmp_path / "x.pdf"
+    assert command.main([f"--out={out}", *flags]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return workdir(tmp_path_factory.mktemp("runs"), grid())
+
+
+def test_a_pdf_holds_its_fonts_and_has_the_width_that_was_asked_for(place, tmp_path):
+    data = pdf_of(tmp_path, f"--runs={place}", "--figure=isoflop", "--width=84mm").read_bytes()
+    assert b"/FontFile2" in data
+    assert b"/Type3" not in data
+    box = re.search(rb"/MediaBox \[ *0 0 ([\d.]+) ", data)
+    assert box
+    assert float(box[1]) == pytest.approx(84 / 25.4 * 72, abs=0.1)
+    figure = isoflop.plot(place, "isoflop", style="paper")
+    figure.axes[0].set_title("mine")
+    figure.savefig(tmp_path / "later.pdf")  # by whoever has it
+    assert b"/FontFile2" in (tmp_path / "later.pdf").read_bytes()
+    assert b"/Type3" not in (tmp_path / "later.pdf").read_bytes()
+    with matplotlib.rc_context({"pdf.fonttype": 3}):  # what matplotlib does by itself
+        plain = matplotlib.figure.Figure()
+        plain.text(0.5, 0.5, "words")
+        plain.savefig(tmp_path / "plain.pdf")
+    assert b"/Type3" in (tmp_path / "plain.pdf").read_bytes()
+
+
+def test_the_same_figure_is_the_same_file(place, tmp_path):
+    flags = f"--runs={place}", "--figure=curves"
+    first = pdf_of(tmp_path, *flags).read_bytes()
+    assert pdf_of(tmp_path, *flags).read_bytes() == first
+    assert pdf_of(tmp_path, *flags, "--width=4in").read_bytes() != first
+
+
+@pytest.mark.parametrize(("suffix", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_several_figures_are_files_of_their_own(suffix, begins, place, tmp_path, capsys):
+    out = tmp_path / "new" / f"x.{suffix}"
+    assert command.main([f"--runs={place}", "--figure=curves,envelope", f"--out={out}"]) == 0
+    written = [out.with_stem("x-curves"), out.with_stem("x-envelope")]
+    assert capsys.readouterr().out.split() == [str(path) for path in written]
+    assert [path.read_bytes()[: len(begins)] for path in written] == [begins] * 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--figure=isoflops"], "figure: 'isoflops'; expected one of isoflop, frontier"),
+        (["--figure=curves,curves"], "figure: 'curves' is given twice"),
+        (["--figure="], "--figure: is empty"),
+        (["--figure=isoflop", "--style=poster"], "style: 'poster'; expected one of page, paper"),
+        (["--figure=isoflop", "--width=3.3"], "width: '3.3'; expected a number and one of in"),
+        (["--figure=isoflop", "--width=nanin"], "width: 'nanin'; expected a number"),
+        (["--figure=isoflop", "--width=0.1in"], "width: 0.1 inches; expected 1 to 40"),
+        (["--figure=isoflop", "--out=x.gif"], "--out=x.gif: expected a file ending in .png, .svg"),
+        (["--figure=ladder"], "ladder: nothing is registered"),
+        (["--figure=transfer"], "transfer: no .*transfer.json; isoflop transfer"),
+        (["--figure=loss"], "loss: parameters and tokens both vary"),
+        (["--figure=contours", "--law=isoflop"], "contours: is no figure of the law isoflop"),
+        (["--figure=isoflop", "--where=flops<2e12"], "isoflop: 1 budgets with at least 4 sizes"),
+        (["--figure=isoflop", "--where=flops<2"], "no finished runs with --where=flops<2"),
+        (["--figure=contours", "--law=chinchila"], "chinchila"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(flags, says, place, tmp_path):
+    given = [f"--runs={place}", f"--out={tmp_path / 'x.png'}", *flags]
+    with pytest.raises(BadInput, match=says) as refused:
+        command.main(given)
+    assert refused.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_figure_that_cannot_be_drawn_has_its_reason(place, tmp_path):
+    with pytest.raises(BadInput) as refused:
+        command.main([f"--runs={place}", "--figure=curves,ladder,loss", f"--out={tmp_path}/x.pdf"])
+    assert [line.split(":")[0] for line in refused.value.problems] == ["ladder", "loss"]
+
+
+def test_a_table_has_no_curves(tmp_path):
+    with pytest.raises(BadInput, match="curves: is of a workdir"):
+        isoflop.plot(grid(), "curves")
+    assert isoflop.plot(grid(), "isoflop").axes
+    assert "isoflop" in METHODS
+
+
+def test_groups_that_share_no_law_are_told_apart():
+    rows = [{**row, "optimizer": "adamw"} for row in grid()]
+    rows += [{**row, "run": f"m{row['run']}", "optimizer": "muon"} for row in grid()]
+    with pytest.raises(BadInput, match=r"2 groups .*optimizer.*--where=optimizer==VALUE"):
+        isoflop.plot(rows, "isoflop")
+    assert isoflop.plot(rows, "isoflop", where="optimizer==muon").axes
+
+
+def test_a_document_that_is_no_check_of_transfer_is_refused(tmp_path):
+    (tmp_path / "transfer.json").write_text('{"rate": {"rule": 3}}')
+    with pytest.raises(BadInput, match="not what isoflop transfer writes"):
+        isoflop.plot(tmp_path, "transfer")
+    (tmp_path / "transfer.json").write_text('{"rate": {}}')
+    with pytest.raises(BadInput, match="has no stage 'regret'"):
+        isoflop.plot(tmp_path, "regret")
