@@ -1,4 +1,10 @@
-"""What each figure of the page shows, and what its marks are."""
+"""What each figure of the page shows, what its marks are, and what was found."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from research.io.humanize import quantity
+from research.report.text import interval_end
 
 CAPTIONS = {
     "ladder": "Loss of larger runs, predicted before they were trained and measured. Left: dots "
@@ -7,40 +13,45 @@ CAPTIONS = {
     "measured. Right: measured over predicted, on the intervals of the law (thick) and of a run "
     "(thin).",
     "forecasts": "Training curves of larger runs as they were forecast, and as they came out.",
-    "isoflop": "Loss against size at each budget. Each line joins the runs of one budget, in "
-    "FLOPs as the table counts them; large marks are where its minimum was located, by either "
-    "method, and the power law of N* by these FLOPs is in the legend.",
+    "isoflop": "Loss against size at each budget. A color is a budget, written beside it in FLOPs "
+    "as the table counts them; solid lines are Akima's interpolation through its runs, dashed ones "
+    "the parabola fitted to them, and large marks the minima of either, whose power law of N* by "
+    "these FLOPs is in the legend with its 95 % interval.",
     "loss": "Held-out loss of the runs, and the law that was fitted to them. Dots are runs that "
     "were fitted, circles runs that were left out; the line is the law with its 95 % band, stars "
     "are runs held out of the fit, beside the predictions (diamonds) with the 95 % interval of a "
     "run.",
     "losses": "Held-out loss against parameters, tokens and training FLOPs 6 N D. Dots are runs, "
-    "coloured by parameters, stars runs that were held out; the line is the least loss that the "
-    "law allows a budget.",
-    "contours": "Loss of the law over parameters and tokens. Lines join equal losses, dots are the "
-    "runs in the colour of their measured loss, and the orange line is the efficient frontier: "
-    "the best size of each budget.",
+    "colored by parameters, stars runs that were held out; the lines are the least loss that the "
+    "law allows: to a size with tokens without limit, to tokens with parameters without limit, and "
+    "to a budget.",
+    "contours": "Loss of the law over parameters and tokens. Gray lines join equal losses, dots "
+    "are the runs in the color of their measured loss, and the orange line is the efficient "
+    "frontier: the best size of each budget. It is absent where all of it lies outside.",
     "frontier": "Optimal parameters, optimal tokens and their ratio against training FLOPs 6 N D. "
-    "The line is this fit, with the band or the bars of its 95 % intervals; dashed lines are laws "
-    "that others published.",
+    "The solid line is this fit, with the band of its 95 % intervals, or the optima of budgets "
+    "with theirs where these are known; the dotted line is the largest budget of the runs, beyond "
+    "which all is extrapolated. Dashed lines are published laws that come within a factor of 10.",
     "envelope": "Loss against training FLOPs, as the table counts them, and the lower convex hull. "
-    "Dots are runs, coloured by parameters; the line joins those that lie on the hull.",
+    "Dots are runs, colored by parameters; the line joins those that lie on the hull.",
     "residuals": "Measured loss over the law, against what the law reads. Dots are runs that were "
     "fitted, stars runs that were held out; the band is one standard deviation of a run.",
-    "pairs": "Resampled parameters of the law against each other. Each dot is a refit, the star is "
-    "the best fit; a narrow cloud says that the data tell only a combination of both.",
+    "pairs": "Resampled parameters of the law against each other, positive ones as natural "
+    "logarithms. Each dot is a refit to resampled residuals, the star is the best fit; a narrow "
+    "cloud says that the data tell only a combination of both, a long tail that they hardly bound "
+    "one side. The intervals of the table are by profile likelihood, not from these.",
     "multiverse": "The exponent over all defensible ways of counting and cleaning. Left: every "
-    "refit, sorted; right: the median exponent with each choice.",
+    "refit, sorted, with the median; right: the median exponent with each choice.",
     "curves": "Learning curves of all runs. Lines are the smoothed training loss, marks the "
-    "held-out loss; colours go by size.",
+    "held-out loss, of text that no run has trained on; colors go by size.",
     "collapse": "Learning curves, normalized, and what they share. Left: a line for each run by "
     "size, dashed what they share; right: how far each is off it, on the band that noise and "
     "spread allow. Runs in orange leave the bundle.",
     "compare": "Losses of all groups, before and after their multiplier of compute. Right: the "
     "same runs at compute times the multiplier of their group, on one line if that is all that "
     "tells them apart.",
-    "settling": "The prediction at the target as runs were added, the cheapest first. The band is "
-    "the 95 % interval of the law.",
+    "settling": "The loss predicted at the target as runs were added, the cheapest first. The band "
+    "is the 95 % interval of the law.",
     "recipe": "What a learning rate off its optimum costs, and how the optimum moves. Left: a dot "
     "for each run, and the fitted parabola; right: the best rate of each cell with its 95 % "
     "interval, on the range that was tried.",
@@ -54,3 +65,66 @@ def caption(figure: str) -> str:
     """The caption of a figure by its name, which is that of its kind, after its law or group."""
     kind = "metric" if figure.startswith("metric_") else figure.rpartition("_")[2]
     return CAPTIONS.get(kind, f"Figure: {figure}.")
+
+
+def finding(kind: str, document: Mapping[str, Any]) -> str:
+    """What a figure of a fit shows, in one sentence with its numbers; "" for those that show no
+    single thing."""
+    say = FINDINGS.get(kind)
+    return say(document) if say else ""
+
+
+def _span(ends: Any, spec: str) -> str:
+    return " to ".join(interval_end(end, spec) for end in ends)
+
+
+def _of_minima(document: Mapping[str, Any]) -> str:
+    parts = []
+    for name, side in document["methods"].items():
+        span = _span(side["intervals"]["params_exponent"], ".2f")
+        parts.append(f"C^{side['params_exponent']:.2f} ({span}) by {name.capitalize()}")
+    return f"The optimal size grows as {' and as '.join(parts)}."
+
+
+def _of_optima(document: Mapping[str, Any]) -> str:
+    known = [p for p in document["predictions"] if p.get("params") and p.get("tokens")]
+    if not known:
+        return ""
+    last = known[-1]
+    ratio = last["tokens"] / last["params"]
+    return (
+        f"At {last['flops']:.3g} FLOPs the best is {quantity(last['params'])} parameters on "
+        f"{quantity(last['tokens'])} tokens, {ratio:.3g} tokens per parameter."
+    )
+
+
+def _of_floor(document: Mapping[str, Any]) -> str:
+    value = document["params"].get("E")
+    if value is None:
+        return ""
+    ends = document["intervals"]["E"]
+    return f"The law's irreducible loss is E = {value:.3g} ({_span(ends, '.3g')})."
+
+
+def _of_hull(document: Mapping[str, Any]) -> str:
+    count = len(document["minima"])
+    return f"{count} of {document['n_points']} runs lie on the hull; they alone make its power law."
+
+
+def _of_multiverse(document: Mapping[str, Any]) -> str:
+    section = document["multiverse"]
+    spread = section["spread"]["exponent"]
+    return (
+        f"Over {len(section['universes'])} ways of counting and cleaning the exponent goes from "
+        f"{spread['least']:.2f} to {spread['most']:.2f}, with the median {spread['median']:.2f}."
+    )
+
+
+FINDINGS = {
+    "isoflop": _of_minima,
+    "frontier": _of_optima,
+    "contours": _of_optima,
+    "losses": _of_floor,
+    "envelope": _of_hull,
+    "multiverse": _of_multiverse,
+}

@@ -337,14 +337,13 @@ def ladder(
         left.fill_between(budgets, low, high, color=GREEN, alpha=0.15, lw=0, label="95 % band")
         for rung in rungs:
             _draw_rung(left, right, rung, ORANGE if rung["registration"] == name else GRAY)
-        left.plot([], [], "D", color=ORANGE, mfc="white", ms=5, label="predicted, 95 % of a run")
+        left.plot([], [], "D", color=ORANGE, mfc="white", ms=5, label="predicted")
         left.plot([], [], "*", color=ORANGE, ms=10, label="measured afterwards")
         if any(rung["registration"] != name for rung in rungs):
             left.plot([], [], "D", color=GRAY, mfc="white", ms=5, label="of another registration")
         right.axhline(0, color=GREEN, lw=1.2)
         right.plot([], [], color=ORANGE, lw=4.0, label="95 % interval of the law")
-        right.plot([], [], "_-", color=ORANGE, lw=1.2, ms=12, label="of a run")
-        right.legend(loc="upper left")
+        right.plot([], [], "_-", color=ORANGE, lw=1.2, ms=12, label="95 % interval of a run")
         left.set(xscale="log", yscale="log", xlabel=style.axis_label("flops", AXES, True))
         left.set_ylabel(f"held-out loss ({style.plain_label(registration['unit'])})")
         right.set(xscale="log", xlabel="times the largest budget of the sweep")
@@ -355,7 +354,7 @@ def ladder(
         right.set_xlim(ratios[0] / 1.6, ratios[-1] * 1.6)
         style.log_ticks(left.xaxis, flops=True)
         style.plain_ticks(left.yaxis)
-        left.legend(loc="lower left")
+        style.legend_above(sheet)
     return sheet.figure
 
 

@@ -78,12 +78,14 @@ def embed_figure(drawing: Drawing) -> str:
     return f'<img alt=""{wide} src="data:image/png;base64,{data}">'
 
 
-def figure_element(markup: str, caption: str) -> str:
-    """A figure that embed_figure made, read out by its caption's first sentence."""
+def figure_element(markup: str, caption: str, finding: str = "") -> str:
+    """A figure that embed_figure made, with what it found before its caption; read out by the
+    caption's first sentence."""
     spoken = escape(caption.split(". ")[0])
+    found = f"<strong>{escape(finding)}</strong> " if finding else ""
     return (
         f'<figure><div class="drawn" role="img" aria-label="{spoken}">{markup}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figcaption>{found}{escape(caption)}</figcaption></figure>"
     )
 
 

@@ -21,7 +21,7 @@ from research.report import (
     run_table,
     text,
 )
-from research.report.captions import caption
+from research.report.captions import caption, finding
 from research.report.elements import (
     embed_figure,
     escape,
@@ -67,12 +67,16 @@ STILL = {
 class _Figures:
     """The figures by name, each of which is shown once."""
 
-    def __init__(self, drawings: Mapping[str, Drawing]):
+    def __init__(self, drawings: Mapping[str, Drawing], found: Mapping[str, str]):
         self._left = {name: embed_figure(drawing) for name, drawing in drawings.items()}
+        self._found = found
 
     def take(self, *names: str) -> list[str]:
         """The elements of those that there are and that are not on the page yet."""
-        return [figure_element(self._left.pop(n), caption(n)) for n in names if n in self._left]
+        left, found = self._left, self._found
+        return [
+            figure_element(left.pop(n), caption(n), found.get(n, "")) for n in names if n in left
+        ]
 
     def of(self, stem: str) -> list[str]:
         return self.take(*(name for name in [*self._left] if name.startswith(stem)))
@@ -84,7 +88,7 @@ class _Figures:
 
 def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
     """The whole page, of what build.write_report found and the figures by name."""
-    figures, fits = _Figures(drawings), result["fits"]
+    figures, fits = _Figures(drawings, _findings(result, drawings)), result["fits"]
     name = str(result["rows"][0].get("name") or "sweep")
     parts = [
         f"<h1>{escape(name)}</h1>",
@@ -112,6 +116,21 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         f"<title>{escape(name)}</title><style>{CSS}</style></head><body>\n<main>\n{body}\n"
         f"</main>\n<script>{SCRIPT}</script></body></html>\n"
     )
+
+
+def _findings(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> dict[str, str]:
+    """What each figure of a law or method found, by the names of the figures."""
+    out = {}
+    for group, found in result["methods"].items():
+        for law, analysis in found.sections.items():
+            stem = f"{figure_name(result['methods'], group, law)}_"
+            for name in drawings:
+                if name.startswith(stem):
+                    out[name] = finding(name.removeprefix(stem), analysis.document)
+    documents = [fit["document"] for fit in result["fits"].values()]
+    if "multiverse" in drawings:
+        out["multiverse"] = finding("multiverse", documents[0])
+    return out
 
 
 def _answer(result: Mapping[str, Any]) -> list[str]:

@@ -221,7 +221,7 @@ def test_dots_and_law_are_of_one_count(asked):
 def test_a_frontier_is_of_6nd_also_where_the_table_counts_otherwise(law, asked):
     document = asked.document(law)
     axes = decision_figures.frontier(document["minima"], document).axes[0]
-    assert "6 N D" in axes.get_xlabel()
+    assert "C = 6ND" in axes.get_xlabel()
     dots = [float(np.asarray(at.get_xdata())[0]) for at in axes.lines if at.get_marker() == "o"]
     assert dots == pytest.approx([six_nd(m) for m in document["minima"]])
     for minimum in document["minima"]:
