@@ -6,7 +6,7 @@ RUNS ?= runs/demo
 FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo demo-verify demo-ladder transfer bench bench-peers bench-sweep bench-engine bench-gpu test test-slow \
+.PHONY: help setup setup-dev demo demo-verify demo-ladder transfer bench bench-peers bench-sweep bench-engine bench-gpu test test-slow docs \
 	faults soak check format lock clean
 
 help:  ## list the targets
@@ -81,17 +81,24 @@ check: setup-dev  ## ruff (lint and format), basedpyright, import directions
 	@$(PY) -m basedpyright
 	@$(PY) -m pytest -q tests/test_imports.py
 
+docs: setup  ## the documentation as a site, build/site/index.html: strict, and read without a network
+	@LOCK=requirements-docs.lock PYTHON="$(PYTHON)" VENV="$(VENV)-docs" sh tools/setup.sh "$(WANTED)"
+	@$(PY) -m tools.docs --out=build/docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
+
 format: setup-dev  ## let ruff format and fix
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
 COMPILE = uv pip compile -q --universal --generate-hashes --no-header --no-emit-find-links
-lock:  ## rewrite both locks from pyproject.toml (needs uv)
+DOCS_EXTRA = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')
+lock:  ## rewrite the locks from pyproject.toml (needs uv)
 	$(COMPILE) --upgrade --extra data --extra text --extra report --extra track --extra ray --extra slurm --extra export --extra dev \
 		-o requirements-dev.lock pyproject.toml
 	$(COMPILE) --upgrade --extra data --extra text --extra report -c requirements-dev.lock -o requirements.lock \
 		pyproject.toml
-	@! grep -n '://' requirements.lock requirements-dev.lock
+	$(PY) -c "$(DOCS_EXTRA)" | $(COMPILE) --upgrade -o requirements-docs.lock -
+	@! grep -n '://' requirements.lock requirements-dev.lock requirements-docs.lock
 
 clean:  ## remove the environment and the demo's runs
-	rm -rf $(VENV) $(RUNS)
+	rm -rf $(VENV) $(VENV)-docs build $(RUNS)

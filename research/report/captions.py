@@ -15,8 +15,8 @@ CAPTIONS = {
     "forecasts": "Training curves of larger runs as they were forecast, and as they came out.",
     "isoflop": "Loss against size at each budget. A color is a budget, written beside it in FLOPs "
     "as the table counts them; solid lines are Akima's interpolation through its runs, dashed ones "
-    "the parabola fitted to them, and large marks the minima of either, whose power law of N* by "
-    "these FLOPs is in the legend with its 95 % interval.",
+    "the parabola fitted to them, and large marks the minima of either, as means over draws of the "
+    "noise; their power law of N* by these FLOPs is in the legend with its 95 % interval.",
     "loss": "Held-out loss of the runs, and the law that was fitted to them. Dots are runs that "
     "were fitted, circles runs that were left out; the line is the law with its 95 % band, stars "
     "are runs held out of the fit, beside the predictions (diamonds) with the 95 % interval of a "
