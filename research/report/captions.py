@@ -5,6 +5,9 @@ from typing import Any
 
 from research.io.humanize import quantity
 from research.report.text import interval_end
+from research.scaling.compute_optimal import PER_TOKEN
+
+METHODS = {"akima": "Akima's interpolation", "parabola": "the parabola"}
 
 CAPTIONS = {
     "ladder": "Loss of larger runs, predicted before they were trained and measured. Left: dots "
@@ -82,7 +85,7 @@ def _of_minima(document: Mapping[str, Any]) -> str:
     parts = []
     for name, side in document["methods"].items():
         span = _span(side["intervals"]["params_exponent"], ".2f")
-        parts.append(f"C^{side['params_exponent']:.2f} ({span}) by {name.capitalize()}")
+        parts.append(f"C^{side['params_exponent']:.2f} ({span}) by {METHODS[name]}")
     return f"The optimal size grows as {' and as '.join(parts)}."
 
 
@@ -91,9 +94,10 @@ def _of_optima(document: Mapping[str, Any]) -> str:
     if not known:
         return ""
     last = known[-1]
-    ratio = last["tokens"] / last["params"]
+    # As the axis counts, also where the table counts otherwise.
+    budget, ratio = PER_TOKEN * last["params"] * last["tokens"], last["tokens"] / last["params"]
     return (
-        f"At {last['flops']:.3g} FLOPs the best is {quantity(last['params'])} parameters on "
+        f"At {budget:.3g} FLOPs (6 N D) the best is {quantity(last['params'])} parameters on "
         f"{quantity(last['tokens'])} tokens, {ratio:.3g} tokens per parameter."
     )
 

@@ -276,6 +276,7 @@ def test_the_page_of_a_sweep_in_a_browser_and_without_scripts(tmp_path):
         assert answer.budget_text(float(f"{asked.target:.3g}")) == budget
         assert f"{asked.target:.3g}" in line
     assert still.count("<figure>") == still.count("<figcaption>") > 8
+    assert "<figcaption><strong>The optimal size grows as C^" in still
     assert still.count('role="img" aria-label="') == still.count('<div class="drawn"')
     assert still.count("<th>") == 0
     assert still.count('class="scroll" tabindex="0"') == still.count('class="scroll"')

@@ -13,7 +13,7 @@ from PIL import Image
 import isoflop
 from experiments import plot as command
 from research.errors import BadInput
-from research.report import decision_figures, figures, style
+from research.report import captions, decision_figures, figures, style
 from research.scaling.laws import METHODS
 from tests.report.test_report import workdir
 
@@ -173,6 +173,21 @@ def test_labels_of_the_multiverse_do_not_overlap():
     assert not any("params" in w or "drop_top" in w or "mse_log" in w for w in words)
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.y0)
     assert all(a.y1 <= b.y0 for a, b in pairwise(boxes))
+
+
+def test_a_caption_states_what_its_figure_found(source):
+    laws = {"frontier": "chinchilla", "contours": "chinchilla", "losses": "chinchilla"}
+    laws |= {"isoflop": "isoflop", "envelope": "envelope"}
+    said = {kind: captions.finding(kind, source.analysis(law).document)
+            for kind, law in laws.items()}  # fmt: skip
+    last = source.analysis("chinchilla").document["predictions"][-1]
+    assert said["frontier"] == said["contours"]
+    assert f"At {6 * last['params'] * last['tokens']:.3g} FLOPs (6 N D)" in said["frontier"]
+    exponent = source.analysis("isoflop").document["methods"]["akima"]["params_exponent"]
+    assert f"C^{exponent:.2f} (" in said["isoflop"]
+    assert "E = " in said["losses"]
+    assert re.match(r"\d of 15 runs lie on the hull", said["envelope"])
+    assert captions.finding("residuals", source.analysis("chinchilla").document) == ""
 
 
 def pdf_of(tmp_path, *flags):
