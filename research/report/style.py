@@ -69,7 +69,7 @@ class Look:
     width: float | None = None
 
 
-LOOKS = {"page": Look(), "paper": Look(7.5, 0.75, 3.3), "talk": Look(16.0, 1.6, 10.0)}
+LOOKS = {"page": Look(), "paper": Look(7.5, 0.75, 3.3), "talk": Look(13.0, 1.4, 10.0)}
 _LOOK: contextvars.ContextVar[Look] = contextvars.ContextVar("look", default=LOOKS["page"])
 
 

@@ -99,8 +99,8 @@ def test_a_look_scales_marks_and_changes_no_colors(source):
     assert len(pairs) > 10
     for a, b in pairs:
         assert a.get_color() == b.get_color() or np.allclose(a.get_color(), b.get_color())
-        assert b.get_linewidth() == pytest.approx(1.6 * a.get_linewidth())
-        assert b.get_markersize() == pytest.approx(1.6 * a.get_markersize())
+        assert b.get_linewidth() == pytest.approx(1.4 * a.get_linewidth())
+        assert b.get_markersize() == pytest.approx(1.4 * a.get_markersize())
 
 
 def test_panels_of_a_narrow_column_are_below_each_other(source):
@@ -110,6 +110,8 @@ def test_panels_of_a_narrow_column_are_below_each_other(source):
 
     assert set(places(3.3)) == {(3, 1)}
     assert set(places(7.0)) == {(1, 3)}
+    talk = figures.draw(["frontier"], source, "talk")["frontier"].axes  # a slide is wide
+    assert talk[0].get_subplotspec().get_geometry()[:2] == (1, 3)
 
 
 def test_the_curves_of_a_valley_go_through_its_runs_and_its_minimum(drawn, source):
