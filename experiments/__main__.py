@@ -21,7 +21,7 @@ from research.errors import BadInput  # noqa: E402
 
 COMMANDS = (
     *("init", "train", "sweep", "fit", "report", "plot", "plan", "table", "verify"),
-    *("transfer", "calibrate", "generate", "export", "bench", "doctor", "worker"),
+    *("transfer", "calibrate", "generate", "evaluate", "export", "bench", "doctor", "worker"),
 )
 
 

@@ -32,6 +32,8 @@ WALLS: dict[str, tuple[str, str]] = {
     "inference": ("a trained model, used and handed on",
                   "training.fine_tuning training.pretrained models data.tokenizers data.subwords "
                   "runs config.stored_model io params errors"),
+    "evaluation": ("scores of trained models on tasks",
+                   "inference.load training.fine_tuning models data runs io errors"),
 }  # fmt: skip
 NO_JAX = (
     *("errors", "io", "config", "data", "launch", "tables", "scaling", "report", "sweep.watch"),
@@ -49,6 +51,7 @@ NO_JAX = (
         "runs.trackers",
     ),
     *("training.progress", "training.watchdog"),
+    *("runs.scores", "evaluation.tasks", "evaluation.chosen"),
 )
 # Inside training: module -> the modules of training that it may import, where that is few.
 INSIDE = {

@@ -9,6 +9,7 @@ from typing import Any
 from research.errors import BadInput
 from research.io import files
 from research.io.text_table import format_table
+from research.runs import scores
 from research.runs.schema import shown_columns
 
 Row = Mapping[str, Any]
@@ -18,7 +19,8 @@ def select_columns(rows: Sequence[Row], chosen: str | None) -> list[str]:
     """The names of the columns to show. Raises BadInput for one that no row has."""
     there = list(dict.fromkeys(name for row in rows for name in row))
     if chosen is None:
-        return [column.name for column in shown_columns(rows, "table")] or there
+        shown = [column.name for column in shown_columns(rows, "table")]
+        return [*shown, *scores.shown(rows)] if shown else there
     if chosen == "all":
         return there
     names = [name.strip() for name in chosen.split(",") if name.strip()]

@@ -12,14 +12,14 @@ from typing import Any
 
 from research.errors import BadInput, Damaged, StorageError, UnsafeFile
 from research.io import files
-from research.runs import lease, metrics_log
+from research.runs import lease, metrics_log, scores
 from research.runs.directory import failed_attempts, read_run_file
 from research.runs.row_checks import row_problem
 from research.runs.settings import settings_columns
 
 # What a row is read from.
-SOURCES = ("config.json", "launch.json", "result.json", "attempts", "lease")
-CACHE_VERSION = 7  # increased when the same files give another row
+SOURCES = ("config.json", "launch.json", "result.json", "attempts", "lease", scores.FILE)
+CACHE_VERSION = 8  # increased when the same files give another row
 MADE_BY = (  # of launch.json, while there is no result
     *("code", "commit", "source", "diff", "versions", "jax_config", "platform", "device_kind"),
 )
@@ -75,7 +75,7 @@ def _row(path: Path) -> dict[str, Any]:
     out |= {name: launch[name] for name in LABELS if name in launch}
     out |= result or made_by
     out |= _settings(out)
-    out = settings | out | {"run": path.name}
+    out = settings | out | scores.columns(path) | {"run": path.name}
     if wrong := row_problem(out):
         raise Damaged(f"{path}: launch.json or result.json: {wrong}")
     if out["status"] == "done" and "flops" in out:  # no steps were shared unless it says so

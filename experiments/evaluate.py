@@ -1,0 +1,66 @@
+"""Score the trained language models of a workdir on tasks; the scores become columns of its table.
+
+  python -m experiments.evaluate --runs=DIR --tasks=copy,brackets,arithmetic,cloze
+  python -m experiments.evaluate --runs=DIR --run=ID --tasks=all --items=2000
+
+DIR is the workdir of a sweep, or one run. Tasks of the suite need no download: cloze (how held-out
+text goes on), copy, repetition, brackets, arithmetic. The answer is the option that the model finds
+likeliest. What was scored already, with the same parameters and options, is not scored again, so an
+interrupted command goes on where it was. `table` shows the columns score/TASK, and
+`fit --downstream=score/TASK` fits their laws.
+"""
+
+from collections.abc import Sequence
+
+from research.config import cli, stop_signal
+from research.errors import UNFINISHED, BadInput
+from research.evaluation import chosen
+from research.evaluation.tasks import TASKS
+from research.report import score_text
+from research.runs.table import read_row, read_table
+
+# flag: default, whether a value is good, what is
+FLAGS = {
+    "items": (500, lambda n: 2 <= n <= 1_000_000, "a whole number from 2 to 1,000,000"),
+    "seed": (0, lambda n: 0 <= n < 2**32, "a whole number from 0 to below 2^32"),
+}
+ALL = "all"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--runs", required=True, help="a sweep's workdir, or a run of one")
+    parser.add_argument("--run", metavar="ID", help="this run of the workdir alone")
+    parser.add_argument("--tasks", required=True, help=f"names joined by commas, or {ALL}")
+    for name, (default, _, words) in FLAGS.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{words} ({default})")
+    stop_signal.add_flag(parser)
+    args = parser.parse_args(argv)
+    numbers = {name: getattr(args, name) for name in FLAGS}
+    bad = [f"--{n}={x}: expected {FLAGS[n][2]}" for n, x in numbers.items() if not FLAGS[n][1](x)]
+    if bad:
+        raise BadInput(*bad)
+
+    names = [*TASKS] if args.tasks == ALL else chosen.check_names(args.tasks.split(","), [*TASKS])
+    workdir, run = chosen.workdir_of(args.runs, args.run)
+    rows = chosen.language_models(read_table(workdir), run)
+
+    from research.evaluation import scored_runs, suite  # jax from here on
+    from research.parallel import jax_settings
+
+    jax_settings.prepare()
+    source = suite.Suite(numbers["items"], numbers["seed"])
+    with stop_signal.StopSignal(end=args.end) as stop:
+        missing = scored_runs.score_runs(workdir, rows, dict.fromkeys(names, source), stop, show)
+    print(score_text.score_table([read_row(workdir / "runs" / row["run"]) for row in rows], names))
+    for entry in missing:
+        print(f"missing: run {entry.run}: {entry.task}: {entry.reason}")
+    return UNFINISHED if missing else 0
+
+
+def show(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
