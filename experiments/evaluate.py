@@ -14,10 +14,6 @@ from collections.abc import Sequence
 
 from research.config import cli, stop_signal
 from research.errors import UNFINISHED, BadInput
-from research.evaluation import chosen
-from research.evaluation.tasks import TASKS
-from research.report import score_text
-from research.runs.table import read_row, read_table
 
 # flag: default, whether a value is good, what is
 FLAGS = {
@@ -41,11 +37,17 @@ def main(argv: Sequence[str]) -> int:
     if bad:
         raise BadInput(*bad)
 
-    names = [*TASKS] if args.tasks == ALL else chosen.check_names(args.tasks.split(","), [*TASKS])
-    workdir, run = chosen.workdir_of(args.runs, args.run)
-    rows = chosen.language_models(read_table(workdir), run)
+    from research.inference import chosen_runs
+    from research.inference.suite_items import TASKS
+    from research.report import score_text
+    from research.runs.table import read_row, read_table
 
-    from research.evaluation import scored_runs, suite  # jax from here on
+    asked = [*TASKS] if args.tasks == ALL else args.tasks.split(",")
+    names = chosen_runs.check_names(asked, [*TASKS])
+    workdir, run = chosen_runs.workdir_of(args.runs, args.run)
+    rows = chosen_runs.language_models(read_table(workdir), run)
+
+    from research.inference import scored_runs, suite  # jax from here on
     from research.parallel import jax_settings
 
     jax_settings.prepare()

@@ -29,11 +29,9 @@ WALLS: dict[str, tuple[str, str]] = {
     "report": ("figures, tables and the page", "scaling tables runs io errors"),
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
               "training planning launch runs scaling tables parallel config io errors"),
-    "inference": ("a trained model, used and handed on",
-                  "training.fine_tuning training.pretrained models data.tokenizers data.subwords "
-                  "runs config.stored_model io params errors"),
-    "evaluation": ("scores of trained models on tasks",
-                   "inference.load training.fine_tuning models data runs io errors"),
+    "inference": ("a trained model, used, scored and handed on",
+                  "training.fine_tuning training.pretrained models data runs "
+                  "config.stored_model io params errors"),
 }  # fmt: skip
 NO_JAX = (
     *("errors", "io", "config", "data", "launch", "tables", "scaling", "report", "sweep.watch"),
@@ -51,7 +49,7 @@ NO_JAX = (
         "runs.trackers",
     ),
     *("training.progress", "training.watchdog"),
-    *("runs.scores", "evaluation.tasks", "evaluation.chosen"),
+    *("runs.scores", "inference.suite_items", "inference.chosen_runs"),
 )
 # Inside training: module -> the modules of training that it may import, where that is few.
 INSIDE = {

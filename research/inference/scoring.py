@@ -5,7 +5,7 @@ T time, V vocabulary.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -61,15 +61,42 @@ class Scorer:
         is read in stretches, each with as much before it as fits."""
         made = [piece for i, pair in enumerate(pairs) for piece in self._pieces(i, *pair)]
         log_likelihood, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
+        for batch, rows, length in self._batches(made):
+            sums, likeliest = self._read(batch, rows, length)
+            for piece, x, all_ in zip(batch, sums, likeliest, strict=False):
+                log_likelihood[piece.of] += x
+                greedy[piece.of] &= all_
+        return [Score(float(x), bool(g)) for x, g in zip(log_likelihood, greedy, strict=True)]
+
+    def continuations(
+        self, prompts: Sequence[Ids], over: Callable[[int, Sequence[int]], bool]
+    ) -> list[list[int]]:
+        """The likeliest tokens after each prompt, until `over` (number of the prompt, tokens so
+        far). Every token is read anew with the last that fit: for short answers of many prompts,
+        where `generate` would compile a program for every length of a prompt."""
+        said: list[list[int]] = [[] for _ in prompts]
+        begun = [[*map(int, prompt)] or [self.separator] for prompt in prompts]
+        left = [i for i in range(len(prompts)) if not over(i, said[i])]
+        while left:
+            texts = [np.array([*begun[i], *said[i]][-self.context :], np.int32) for i in left]
+            made = [Piece(np.append(text, 0), 1, i) for i, text in zip(left, texts, strict=True)]
+            for batch, rows, length in self._batches(made):
+                inputs_BxT, last_B = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32)
+                for row, piece in enumerate(batch):
+                    last_B[row] = len(piece.tokens) - 2
+                    inputs_BxT[row, : len(piece.tokens) - 1] = piece.tokens[:-1]
+                tokens_B = jax.device_get(_likeliest(self.model, self.params, inputs_BxT, last_B))
+                for piece, token in zip(batch, tokens_B, strict=False):
+                    said[piece.of].append(int(token))
+            left = [i for i in left if not over(i, said[i])]
+        return said
+
+    def _batches(self, made: Sequence[Piece]) -> Iterator[tuple[list[Piece], int, int]]:
+        """What is read at once: pieces, and the rows and the length that they are padded to."""
         for length, pieces in _by_length(made, self.context).items():
             rows = min(MOST_ROWS, max(1, MOST_LOGITS // (length * self.model.spec.vocab)))
             for start in range(0, len(pieces), rows):
-                batch = pieces[start : start + rows]
-                sums, likeliest = self._batch(batch, rows, length)
-                for piece, x, all_ in zip(batch, sums, likeliest, strict=False):
-                    log_likelihood[piece.of] += x
-                    greedy[piece.of] &= all_
-        return [Score(float(x), bool(g)) for x, g in zip(log_likelihood, greedy, strict=True)]
+                yield pieces[start : start + rows], rows, length
 
     def _pieces(self, number: int, before: Ids, continuation: Ids) -> Iterator[Piece]:
         before = before if len(before) else [self.separator]
@@ -78,7 +105,7 @@ class Scorer:
             end = min(start + self.context, len(whole))
             yield Piece(whole[max(0, end - self.context - 1) : end], end - start, number)
 
-    def _batch(
+    def _read(
         self, pieces: Sequence[Piece], rows: int, length: int
     ) -> tuple[np.ndarray, np.ndarray]:
         inputs_BxT, targets_BxT = np.zeros((2, rows, length), np.int32)
@@ -114,3 +141,12 @@ def _log_likelihoods(
     log_p_BxT = right_BxT - jax.nn.logsumexp(logits_BxTxV, axis=-1)
     likeliest_BxT = jnp.argmax(logits_BxTxV, axis=-1) == targets_BxT
     return jnp.where(scored_BxT, log_p_BxT, 0.0).sum(-1), (likeliest_BxT | ~scored_BxT).all(-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _likeliest(model: Model, params: dict, inputs_BxT: Array, last_B: Array) -> Array:
+    """The likeliest token [B] after the one at `last_B` of each row."""
+    B, T = inputs_BxT.shape
+    hidden_BxTxD = model.apply(params, inputs_BxT).reshape(B, T, -1)
+    last_BxD = jnp.take_along_axis(hidden_BxTxD, last_B[:, None, None], axis=1)[:, 0]
+    return jnp.argmax(model.unembed(params, last_BxD), axis=-1)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from research.errors import BadInput, Preempted
-from research.evaluation import chosen, scored_runs
-from research.evaluation.suite import Suite
+from research.inference import chosen_runs, scored_runs
+from research.inference.suite import Suite
 from research.runs import scores
 from research.runs.directory import RunDirectory
 from research.runs.table import read_row, read_table
@@ -153,12 +153,12 @@ def test_only_finished_language_models_are_chosen():
         {"run": "b", "status": "failed", "task": "language_modeling"},
         {"run": "c", "status": "done", "task": "regression"},
     ]
-    assert [row["run"] for row in chosen.language_models(rows)] == ["a"]
+    assert [row["run"] for row in chosen_runs.language_models(rows)] == ["a"]
     for run, words in (("b", "failed"), ("c", "its task is regression"), ("d", "no such run")):
         with pytest.raises(BadInput, match=words):
-            chosen.language_models(rows, run)
+            chosen_runs.language_models(rows, run)
     with pytest.raises(BadInput, match="no finished language model among 2 runs"):
-        chosen.language_models(rows[1:])
+        chosen_runs.language_models(rows[1:])
 
 
 # The command

@@ -11,10 +11,10 @@ from research import data
 from research.data import Dataset, tokenizers
 from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput
-from research.evaluation import tasks
-from research.evaluation.scoring import Scorer
-from research.evaluation.tasks import TokenItem
+from research.inference import suite_items
 from research.inference.load import OpenedRun
+from research.inference.scoring import Scorer
+from research.inference.suite_items import TokenItem
 
 CountBytes = Callable[[np.ndarray, np.ndarray], int]
 
@@ -41,7 +41,7 @@ class Suite:
 
     def recipe(self, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """What decides a score beside the parameters."""
-        made = {"suite": tasks.SUITE, "items": self.items, "seed": self.seed}
+        made = {"suite": suite_items.SUITE, "items": self.items, "seed": self.seed}
         return made | ({"data": row.get("data_digest")} if _is_cloze(task) else {})
 
     def score(self, opened: OpenedRun, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Suite:
         if _is_cloze(task):
             text = held_out_text(opened, row.get("data_digest"))
             count = text.count_bytes
-            items = [tasks.cloze_item(text.heldout, self.seed, i) for i in numbers]
+            items = [suite_items.cloze_item(text.heldout, self.seed, i) for i in numbers]
         elif opened.of_ids:
             raise BadInput(f"the text of run {opened.path.name} was ids, whose words are unknown")
         else:
@@ -62,11 +62,11 @@ class Suite:
         pairs = [(item.context, option) for item in items for option in item.options]
         found = np.array([x.log_likelihood for x in scorer.score(pairs)])
         of_item = np.split(found, np.cumsum([len(item.options) for item in items])[:-1])
-        return summary(items, of_item, count) | {"chance": tasks.TASKS[task].chance}
+        return summary(items, of_item, count) | {"chance": suite_items.TASKS[task].chance}
 
 
 def _is_cloze(task: str) -> bool:
-    return tasks.TASKS[task].make is None
+    return suite_items.TASKS[task].make is None
 
 
 def summary(
@@ -85,7 +85,7 @@ def summary(
 
 def _encoded(task: str, seed: int, index: int, tokenizer: Tokenizer) -> TokenItem:
     """An item in token ids: what follows the tokens of the context alone, in those of both."""
-    item = tasks.item(task, seed, index)
+    item = suite_items.item(task, seed, index)
     context = np.asarray(tokenizer.encode(item.context), np.int32)
     whole = (tokenizer.encode(item.context + option) for option in item.options)
     options = tuple(np.asarray(ids, np.int32)[len(context) :] for ids in whole)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from research import models
-from research.evaluation import scoring
-from research.evaluation.scoring import Scorer
+from research.inference import scoring
 from research.inference.load import OpenedRun
+from research.inference.scoring import Scorer
 from tests.models import test_gru, test_models
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
