@@ -5,8 +5,8 @@
   python -m experiments.fit --runs=runs.csv --law=isoflop --method=parabola --out=OUT
 
 Laws: power and broken (against one column), chinchilla, kaplan, data_constrained, overtraining,
-saturating (accuracy from loss), recipe (of a sweep over learning rates; writes recipe.json);
-isoflop and envelope find compute-optimal sizes without a law.
+saturating (accuracy from loss), logistic (accuracy against one column), recipe (of a sweep over
+learning rates; writes recipe.json); isoflop and envelope find compute-optimal sizes without a law.
 Rows that are not comparable (see docs/fitting.md) are groups, and have a law each in OUT/GROUP.
 The objective is the sum over rows of Huber's loss, or half the square, of residuals in log loss.
 """
@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     flags.add_flags(parser)
     args = parser.parse_args(argv)
     sweep = flags.parse_next_config(args)
+    args.law = flags.law_of(args)
     options, columns = flags.parse_options(args), flags.parse_columns(args)
 
     if args.all_runs and not Path(args.runs).is_dir():
@@ -71,12 +72,16 @@ def fit_part(
 ) -> bool:
     """Fit rows that share a law, write and say what was found; whether the --gate is passed."""
     from research import scaling
-    from research.report import fit_figures, text
-    from research.scaling import fit_document, flags
+    from research.report import downstream_text, fit_figures, text
+    from research.scaling import downstream, fit_document, flags
 
     more = args.compare, args.multiverse, args.next_runs, args.anytime
     analysis = scaling.analyze(args.law, rows, options, *more, gate=args.gate)
     figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
+    if column := args.downstream:
+        section = downstream.fit_downstream(analysis.rows, scaling.Options(**options), column)
+        analysis.document["downstream"] = section
+        words += f"\n{downstream_text.downstream(section)}"
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
     path = fit_document.write_document(out, analysis.document)
     written = fit_figures.save_figures(figures, out)

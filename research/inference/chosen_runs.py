@@ -45,17 +45,18 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def check_names(names: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Names of tasks, each once. Raises BadInput for other ones."""
+def check_names(names: Sequence[str], known: Sequence[str], others: bool = False) -> list[str]:
+    """Names of tasks, each once; others than those `known` may be where there are `others`. Raises
+    BadInput for what cannot be."""
     stripped = [name.strip() for name in names if name.strip()]
     problems = [
-        f"--tasks: {name}: no such task; there are {', '.join(known)}"
+        f"--tasks: {name}: no task of the suite ({', '.join(known)}); others are lm-eval's, which "
+        "is not installed: pip install 'isoflop[evaluate]'"
         for name in stripped
-        if name not in known
+        if name not in known and not others
     ]
-    problems += [
-        f"--tasks: {name} is given twice" for name in {*stripped} if stripped.count(name) > 1
-    ]
+    twice = sorted(name for name in {*stripped} if stripped.count(name) > 1)
+    problems += [f"--tasks: {name} is given twice" for name in twice]
     if not stripped:
         problems.append(f"--tasks: expected some of {', '.join(known)}")
     if problems:

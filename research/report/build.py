@@ -22,11 +22,11 @@ from research.report import (
     text,
 )
 from research.report.warning_groups import grouped_warnings
-from research.runs import metrics_log
+from research.runs import metrics_log, scores
 from research.runs.directory import check_workdir
 from research.runs.ladder import FOLDER, read_ladder, read_registrations
 from research.runs.table import others_note, read_table, split_by_sweep
-from research.scaling import collapse
+from research.scaling import collapse, downstream
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
 from research.tables.comparable import Grouping, group_rows
@@ -114,6 +114,7 @@ def write_report(
     result |= {"surfaces": surfaces, "compared": compared, "methods": every}
     result["collapse"] = bundle and bundle.section()
     result |= {"registrations": registrations, "rungs": rungs}
+    result["downstream"] = {name: _scores_of(members) for name, members in groups.items()}
     result["notes"] = [*notes, *grouping.notes]
     result |= _said(result)
     files.write_atomic(written["report"], html.render_page(result, drawings))
@@ -160,6 +161,18 @@ def _fit_group(
     except BadInput as error:
         return {"rows": rows, "analysis": None, "document": None, "why": str(error)}
     return {"rows": rows, "analysis": analysis, "document": analysis.document, "why": ""}
+
+
+def _scores_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """The laws of each column of scores: what downstream.fit_downstream finds, else why not."""
+    done = [row for row in rows if row["status"] == "done"]
+    out: dict[str, Any] = {}
+    for column in scores.shown(done):
+        try:
+            out[column] = downstream.fit_downstream(done, scaling.Options(), column)
+        except BadInput as error:
+            out[column] = str(error)
+    return out
 
 
 def _compare_groups(

@@ -14,6 +14,7 @@ from typing import Any
 from research import scaling
 from research.report import (
     answer,
+    downstream_text,
     interactive,
     ladder_text,
     methods,
@@ -33,6 +34,7 @@ from research.report.elements import (
 from research.report.page_assets import CSS, SCRIPT
 from research.report.style import Drawing
 from research.report.text import interval_end
+from research.runs import scores
 from research.runs.schema import NOUNS, shown_columns
 from research.runs.settings import shown_setting, varying_settings
 
@@ -102,6 +104,7 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
     if explorer := _explorer(result):
         parts += ["<h2>Explore the fit</h2>", explorer]
     parts += _laws(result, figures)
+    parts += downstream_text.page(result["downstream"], len(fits) > 1)
     parts += _still_figures(result, figures)
     parts += ["<h2>Runs</h2>", _runs_table(result["rows"], len(fits) > 1)]
     if matrix := figures.take("confusion"):
@@ -299,7 +302,8 @@ def _runs_table(rows: Sequence[Row], several: bool) -> str:
         *(() if _varies(rows, "train_examples") else ("train_examples",)),
     }
     shown = [column for column in shown_columns(rows, "page") if column.name not in hidden]
-    varying = varying_settings(rows, [column.name for column in shown], MOST_SETTINGS)
+    varying = scores.shown(rows)
+    varying += varying_settings(rows, [column.name for column in shown], MOST_SETTINGS)
     names = [*(column.name for column in shown), *varying]
     body = [
         [column.text(row.get(column.name)) for column in shown]

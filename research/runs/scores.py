@@ -7,6 +7,7 @@ measure, or nothing is known of, is left out.
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from research.runs.schema import is_number
 log = logging.getLogger(__name__)
 
 FILE = "scores.json"
+NAME = re.compile(r"\w[\w.:/-]{0,99}")  # of a task
 PREFIX = "score/"  # of the column of an accuracy
 COLUMNS = {  # of the table, each for every task: COLUMN/TASK
     "score": "accuracy",
@@ -46,18 +48,20 @@ def read(run: Path) -> dict[str, dict[str, Any]]:
 
 def _are_scores(stored: Mapping[str, Any]) -> bool:
     return all(
-        isinstance(entry, dict)
+        NAME.fullmatch(task)
+        and isinstance(entry, dict)
         and isinstance(entry.get("recipe"), dict)
         and all(is_number(entry[key]) for key in COLUMNS.values() if key in entry)
-        for entry in stored.values()
+        for task, entry in stored.items()
     )
 
 
 def columns(run: Path) -> dict[str, Any]:
     """The scores of a run as columns of its row."""
     out: dict[str, Any] = {}
-    for task, entry in read(run).items():
-        out |= {f"{name}/{task}": entry[key] for name, key in COLUMNS.items() if key in entry}
+    for name, entry in read(run).items():
+        task = name.replace(".", "_")  # a dot is of the keys of a config
+        out |= {f"{kind}/{task}": entry[key] for kind, key in COLUMNS.items() if key in entry}
         out[f"{RECIPE}/{task}"] = files.digest_of(entry["recipe"])[:8]
     return out
 

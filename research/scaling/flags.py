@@ -56,6 +56,8 @@ FLAGS = {
         "help": "groups with shared exponents, by any column (group: what tells rows apart)",
     },
 }
+SCORE = "score/"  # how columns of scores begin
+OF_SCORES = ("saturating", "logistic")  # laws of the column accuracy
 LISTS = ("predict", "predict_flops")  # numbers joined by commas
 POINTS = ("fix", "init", "score")  # parameters: E=1.8,alpha=0.35
 
@@ -65,8 +67,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--law", default="auto", help="auto averages over laws; or one by its name")
     flag("--columns", default="", help="rename columns: params=N,loss=val loss,tokens=D (B)*1e9")
-    help_ = "the column that the law is of, in place of loss: loss/NAME of a set of eval.sets"
+    help_ = "the column that the law is of: loss/NAME of a set of eval.sets, score/TASK, …"
     flag("--response", metavar="COLUMN", help=help_)
+    help_ = "also laws from compute to a score, by the loss and directly: score/TASK"
+    flag("--downstream", metavar="COLUMN", help=help_)
     help_ = "1,5 is one and a half (--no-decimal_comma: 1,500 is a thousand and a half)"
     flag("--decimal_comma", action=argparse.BooleanOptionalAction, help=help_)
     flag(
@@ -106,9 +110,24 @@ def parse_words(text: str | None) -> list[str]:
 
 def parse_columns(args: argparse.Namespace) -> dict[str, str]:
     columns, response = _parse_pairs("columns", args.columns), getattr(args, "response", None)
-    if response and "loss" in columns:
-        raise BadInput(f"--response={response}: --columns names the loss, too; give one of them")
-    return columns | ({"loss": response} if response else {})
+    ours = "accuracy" if getattr(args, "law", None) in OF_SCORES else "loss"
+    if response and ours in columns:
+        raise BadInput(f"--response={response}: --columns names {ours}, too; give one of them")
+    return columns | ({ours: response} if response else {})
+
+
+def law_of(args: argparse.Namespace) -> str:
+    """The law to fit: of scores, which rise, `auto` is logistic. Raises BadInput for laws of the
+    loss, which falls, where a score is asked for."""
+    response = args.response or ""
+    if not response.startswith(SCORE) or args.law in OF_SCORES:
+        return args.law
+    if args.law != "auto":
+        raise BadInput(
+            f"--response={response}: {args.law} is of a loss, which falls; give --law=logistic "
+            "(against a column) or --law=saturating (against the loss)"
+        )
+    return "logistic"
 
 
 def parse_truth(args: argparse.Namespace) -> dict[str, float]:

@@ -416,6 +416,31 @@ def saturating() -> Law:
     )
 
 
+def logistic(column: str = "params") -> Law:
+    """accuracy(x) = floor + rise / (1 + (x_half / x)^k): a score that grows from chance to its
+    ceiling along the logarithm of one column."""
+    letter = LETTERS.get(column.split("_")[0], column)
+
+    def predict(p: Params, x: Columns) -> Any:
+        z = p["k"] * (np.log(p["x_half"]) - np.log(x[column]))
+        top = np.maximum(np.real(z), 0.0)
+        return p["floor"] + p["rise"] * np.exp(-top) / (np.exp(-top) + np.exp(z - top))
+
+    return Law(
+        name="logistic",
+        formula=f"accuracy({letter}) = floor + rise / (1 + (x_half / {letter})^k)",
+        columns=(column,),
+        parameters=("floor", "rise", "k", "x_half"),
+        positive=("floor", "rise", "k", "x_half"),
+        starts={
+            "k": (0.2, 0.5, 1.0, 2.0),
+            "x_half": lambda x, y: np.geomspace(x[column].min(), 10 * x[column].max(), 5),
+        },
+        predict=predict,
+        response="accuracy",
+    )
+
+
 # A law that is drawn against one column takes that column.
 LAWS: dict[str, Callable[..., Law]] = {
     "power": power,
@@ -428,10 +453,11 @@ LAWS: dict[str, Callable[..., Law]] = {
     "skaling": skaling,
     "broken_size": broken_size,
     "saturating": saturating,
+    "logistic": logistic,
 }
 AUTO = "auto"  # an average over laws
 RECIPE = "recipe"  # of learning rate and batch too; its columns are those that vary in a table
-AGAINST = ("power", "broken")
+AGAINST = ("power", "broken", "logistic")
 METHODS_OF_MINIMA = ("akima", "parabola")  # of locating one
 METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of the loss
 

@@ -161,7 +161,7 @@ class Options:
                 f"--predict_flops: the law is against {self.against}; give --against=flops, or a "
                 "law of params and tokens"
             )
-        if law.response != "loss" and self.predict_flops:
+        if law.response != "loss" and self.predict_flops and law.name not in AGAINST:
             problems.append(
                 f"--predict_flops: {law.name} predicts {law.response} from "
                 f"{', '.join(law.columns)}; give --predict"

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from research.training.make_run import make_run
 pytestmark = pytest.mark.usefixtures("barely_optimized")
 
 FEW = Suite(items=8, seed=0)
+ABSENT = pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,12 @@ def test_what_was_scored_before_a_stop_is_kept(workdir):
 def test_damaged_scores_are_none_and_measured_again(workdir, caplog):
     score(workdir, ["copy"])
     path = sorted(workdir.glob("runs/*/scores.json"))[0]
-    for content in ("{", '{"copy": {"accuracy": "high", "recipe": {}}}', '{"copy": 3}'):
+    for content in (
+        "{",
+        '{"copy": {"accuracy": "high", "recipe": {}}}',
+        '{"copy": 3}',
+        '{"<b>": {"accuracy": 0.5, "recipe": {}}}',
+    ):
         path.write_text(content)
         caplog.clear()
         row = read_row(path.parent)
@@ -174,11 +181,15 @@ def call(*args, **env):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--tasks=copi"], "--tasks: copi: no such task; there are cloze, copy, repetition"),
+        (
+            ["--tasks=copi"],
+            "--tasks: copi: no task of the suite (cloze, copy, repetition",
+        ),
         (["--tasks=copy,copy"], "--tasks: copy is given twice"),
         (["--tasks=,"], "--tasks: expected some of cloze"),
         (["--tasks=copy", "--items=1"], "--items=1: expected a whole number from 2"),
         (["--tasks=copy", "--seed=-1"], "--seed=-1: expected a whole number from 0"),
+        (["--tasks=copy", "--include_path=/nowhere"], "--include_path=/nowhere: no such folder"),
         (["--tasks=copy", "--run=nothere"], "--run=nothere: no such run; there are"),
         (["--tasks=copy", "--runs=/no/such/folder"], "/no/such/folder"),
         ([], "--tasks"),

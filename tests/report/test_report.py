@@ -361,3 +361,25 @@ def test_a_report_of_some_runs_is_written_elsewhere(tmp_path):
     assert not (place / "report.html").exists()
     build.write_report(place)
     assert (place / "report.html").exists(), "the twin: without, it lies in the workdir"
+
+
+def test_scores_of_tasks_have_their_laws_on_the_page(tmp_path):
+    rows = noisy(0)
+    rows = [row | {"flops": row["params"] * 6e4, "tokens": 10_000} for row in rows]
+    place = workdir(tmp_path, rows)
+    build.write_report(place)
+    assert "From compute to" not in (place / "report.html").read_text()
+    for row in rows:
+        score = 0.25 + 0.7 / (1 + np.exp(8 * (row["loss"] - 1.9)))
+        entry = {"accuracy": score, "chance": 0.25, "recipe": {}, "of": "x"}
+        path = place / "runs" / row["run"] / "scores.json"
+        entries = {"copy": entry, "same": entry | {"recipe": {"seed": row["run"]}}}
+        path.write_text(json.dumps(entries))
+    build.write_report(place)
+    page = without_scripts((place / "report.html").read_text())
+    assert page.count("<h2>From compute to score/") == 2
+    assert "chance 0.25" in page
+    assert "FLOPs to score: accuracy(C) = floor" in html.unescape(page)
+    assert "Left out: --downstream=score/same: the scores were not measured alike" in page
+    assert '<th scope="col">by the loss</th>' in page
+    assert '<th scope="col">score/copy</th>' in page

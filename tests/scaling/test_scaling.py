@@ -91,6 +91,7 @@ POINTS = {
         "E": 1.8, "A": 480.0, "B": 2100.0, "alpha": 0.35, "beta": 0.37, "shift": -0.1, "N_b": 5e8,
     },
     "saturating": {"floor": 0.25, "rise": 0.7, "k": 2.5, "L0": 2.6},
+    "logistic": {"floor": 0.25, "rise": 0.7, "k": 0.8, "x_half": 4e8},
 }  # fmt: skip
 
 

@@ -1,0 +1,100 @@
+"""From compute to the score of a task, in words: terminal and page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from research.io.humanize import quantity
+from research.io.text_table import format_table
+from research.report.elements import escape, html_table, paragraphs
+from research.report.text import interval_end
+
+HEADINGS = ("FLOPs", "loss", "measured", "by the loss", "directly", "by the measured loss")
+WAYS = ("two_steps", "direct", "measured_loss")
+WORDS = {"two_steps": "by the loss", "direct": "directly"}
+LAWS = {
+    "loss_of_flops": "FLOPs to loss",
+    "score_of_loss": "loss to score",
+    "score_of_flops": "FLOPs to score",
+}
+
+
+def downstream(section: Mapping[str, Any]) -> str:
+    """The whole section for a terminal."""
+    lines = ["", f"{section['score']} of {section['n_points']} runs, {_chance(section)}:"]
+    lines += law_lines(section)
+    lines += ["", format_table(HEADINGS, table_rows(section), right=HEADINGS)]
+    return "\n".join([*lines, *sentences(section)])
+
+
+def law_lines(section: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  {words}: {law['formula']}, "
+        + ", ".join(f"{name} = {value:.4g}" for name, value in law["params"].items())
+        for name, words in LAWS.items()
+        for law in [section["laws"][name]]
+    ]
+
+
+def table_rows(section: Mapping[str, Any]) -> list[list[str]]:
+    """The runs that were held out, then the budgets of which nothing is measured."""
+    rows = [
+        [quantity(row["flops"]), f"{row['loss']:.4g}", f"{row['measured']:.3f}"]
+        + [_interval(row[way]) for way in WAYS]
+        for row in section["holdout"]["rows"]
+    ]
+    ahead = [
+        [quantity(row["flops"]), "", "", *(_interval(row[way]) for way in WAYS[:2]), ""]
+        for row in section["predictions"]
+    ]
+    return rows + ahead
+
+
+def sentences(section: Mapping[str, Any]) -> list[str]:
+    """How both ways did on what was held out, and what the columns are."""
+    holdout = section["holdout"]
+    shown = "predictions with 95 % intervals of a run"
+    if not holdout["rows"]:
+        return [f"no run is held out: {holdout['why']}", shown]
+    errors = holdout["errors"]
+    count = len(holdout["rows"])
+    told = "; ".join(
+        f"{words} ±{errors[way]['mean_absolute_error']:.3f}, {errors[way]['covered']} of {count} "
+        "inside"
+        for way, words in WORDS.items()
+    )
+    runs = "1 run" if count == 1 else f"{count} runs"
+    return [
+        f"{runs} above {quantity(holdout['largest'])} FLOPs, predicted from "
+        f"{holdout['n_points']}, mean absolute error: {told}",
+        shown,
+    ]
+
+
+def _chance(section: Mapping[str, Any]) -> str:
+    chance = section["chance"]
+    return "whose chance is not known" if chance is None else f"chance {chance:.3g}"
+
+
+def _interval(predicted: Mapping[str, Any]) -> str:
+    low, high = (interval_end(end, ".3f") for end in predicted["run_interval"])
+    return f"{predicted['score']:.3f} ({low} to {high})"
+
+
+def page(found: Mapping[str, Mapping[str, Any]], several: bool) -> list[str]:
+    """The sections of the report, {group: {column: its laws, or why there are none}}; nothing
+    where no run has a score."""
+    out = []
+    for group, columns in found.items():
+        of = f" of {group}" if several else ""
+        for column, section in columns.items():
+            out.append(f"<h2>From compute to {escape(column)}{escape(of)}</h2>")
+            if isinstance(section, str):
+                out += paragraphs([f"Left out: {section}."])
+                continue
+            out += [
+                f"<p>{section['n_points']} runs, {escape(_chance(section))}.</p>",
+                f"<pre>{escape(chr(10).join(law_lines(section)))}</pre>",
+                html_table(HEADINGS, table_rows(section), text=0, label="scores"),
+                *paragraphs([f"{line}." for line in sentences(section)]),
+            ]
+    return out
