@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from research.errors import BadInput, Preempted
+from research.errors import BadInput, Held, Preempted
 from research.inference.load import OpenedRun, open_run
 from research.runs import scores
 from research.runs.directory import RunDirectory
@@ -58,20 +58,24 @@ def score_runs(
         if not left:
             tell(f"{what}: scored already")
             continue
-        with RunDirectory(workdir, path.name) as directory:
-            opened = open_run(path)
-            for task in left:
-                if stop():
-                    raise Preempted(f"{what}: stopped before {task}; what is scored is kept")
-                try:
-                    found = tasks[task].score(opened, task, row)
-                except BadInput as error:
-                    missing.append(Missing(path.name, task, str(error)))
-                    tell(f"{what}: {task}: not scored: {error}")
-                    continue
-                entry = {**found, "of": digest, "step": opened.step, "recipe": made[task]}
-                scores.write(directory, task, entry)
-                tell(f"{what}: {task} {words(found)}")
+        try:
+            with RunDirectory(workdir, path.name) as directory:
+                opened = open_run(path)
+                for task in left:
+                    if stop():
+                        raise Preempted(f"{what}: stopped before {task}; what is scored is kept")
+                    try:
+                        found = tasks[task].score(opened, task, row)
+                    except BadInput as error:
+                        missing.append(Missing(path.name, task, str(error)))
+                        tell(f"{what}: {task}: not scored: {error}")
+                        continue
+                    entry = {**found, "of": digest, "step": opened.step, "recipe": made[task]}
+                    scores.write(directory, task, entry)
+                    tell(f"{what}: {task} {words(found)}")
+        except Held as error:  # by another command that scores it, or trains it anew
+            missing += [Missing(path.name, task, str(error)) for task in left]
+            tell(f"{what}: left alone: {error}")
     return missing
 
 

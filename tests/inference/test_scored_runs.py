@@ -112,6 +112,16 @@ def test_what_was_scored_before_a_stop_is_kept(workdir):
     assert [line.split()[5] for line in told] == ["brackets", "copy", "brackets"]
 
 
+def test_a_run_that_another_process_holds_is_left_alone(workdir):
+    one, other = sorted(path.name for path in (workdir / "runs").iterdir())
+    with RunDirectory(workdir, one):
+        _, missing = score(workdir, ["copy"])
+    assert [(entry.run, entry.task) for entry in missing] == [(one, "copy")]
+    assert not (workdir / "runs" / one / "scores.json").exists()
+    assert (workdir / "runs" / other / "scores.json").exists()
+    assert score(workdir, ["copy"])[1] == []
+
+
 def test_damaged_scores_are_none_and_measured_again(workdir, caplog):
     score(workdir, ["copy"])
     path = sorted(workdir.glob("runs/*/scores.json"))[0]
