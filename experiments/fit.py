@@ -33,9 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--runs", required=True, help=help_)
     parser.add_argument("--out", required=True, help="where fit.json and the figures are written")
     flags.add_flags(parser)
-    args = parser.parse_args(argv)
+    args = flags.with_law(parser.parse_args(argv))
     sweep = flags.parse_next_config(args)
-    args.law = flags.law_of(args)
     options, columns = flags.parse_options(args), flags.parse_columns(args)
 
     if args.all_runs and not Path(args.runs).is_dir():
@@ -72,16 +71,12 @@ def fit_part(
 ) -> bool:
     """Fit rows that share a law, write and say what was found; whether the --gate is passed."""
     from research import scaling
-    from research.report import downstream_text, fit_figures, text
-    from research.scaling import downstream, fit_document, flags
+    from research.report import downstream_text, fit_figures
+    from research.scaling import fit_document, flags
 
     more = args.compare, args.multiverse, args.next_runs, args.anytime
-    analysis = scaling.analyze(args.law, rows, options, *more, gate=args.gate)
-    figures, words = fit_figures.draw_figures(analysis), text.fit_summary(analysis.document)
-    if column := args.downstream:
-        section = downstream.fit_downstream(analysis.rows, scaling.Options(**options), column)
-        analysis.document["downstream"] = section
-        words += f"\n{downstream_text.downstream(section)}"
+    analysis = scaling.analyze(args.law, rows, options, *more, True, args.gate, args.downstream)
+    figures, words = fit_figures.draw_figures(analysis), downstream_text.summary(analysis.document)
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
     path = fit_document.write_document(out, analysis.document)
     written = fit_figures.save_figures(figures, out)

@@ -5,6 +5,7 @@ from typing import Any
 
 from research.io.humanize import quantity
 from research.io.text_table import format_table
+from research.report import text
 from research.report.elements import escape, html_table, paragraphs
 from research.report.text import interval_end
 
@@ -16,6 +17,12 @@ LAWS = {
     "score_of_loss": "loss to score",
     "score_of_flops": "FLOPs to score",
 }
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """What a fit found, and the laws of scores where there are any."""
+    words, section = text.fit_summary(document), document.get("downstream")
+    return f"{words}\n{downstream(section)}" if section else words
 
 
 def downstream(section: Mapping[str, Any]) -> str:

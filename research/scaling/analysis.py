@@ -12,6 +12,7 @@ from research.scaling import (
     checks,
     compare,
     design,
+    downstream,
     extrapolation,
     fit_document,
     groups,
@@ -58,12 +59,13 @@ def analyze(
     anytime: bool = False,
     checks_too: bool = True,
     gate: str | None = None,
+    scores: str | None = None,
 ) -> Analysis:
     """`fit_law`, and where they are wanted the sections "compare" (groups by a column, and whether
     one passes the `gate`), "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so
-    many FLOPs) and "settling"; without `checks_too` minima are not located again without each
-    budget, and nothing is extrapolated within the table. Raises BadInput for what does not go
-    together."""
+    many FLOPs), "settling" and "downstream" (of the column `scores`); without `checks_too` minima
+    are not located again without each budget, and nothing is extrapolated within the table. Raises
+    BadInput for what does not go together."""
     chosen = Options(**options)
     chosen.check()
     check_used(law if isinstance(law, str) else law.name, options)
@@ -147,6 +149,8 @@ def analyze(
         except BadInput as error:
             sections["extrapolation"] = {"rows": [], "why": str(error)}
     sections["warnings"] = [*told, *sections["warnings"]]
+    if scores:
+        sections["downstream"] = downstream.fit_downstream(usable, chosen, scores)
     if mixed:
         sections["mixed"] = mixed
     if sampled:

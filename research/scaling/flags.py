@@ -116,18 +116,18 @@ def parse_columns(args: argparse.Namespace) -> dict[str, str]:
     return columns | ({ours: response} if response else {})
 
 
-def law_of(args: argparse.Namespace) -> str:
-    """The law to fit: of scores, which rise, `auto` is logistic. Raises BadInput for laws of the
-    loss, which falls, where a score is asked for."""
+def with_law(args: argparse.Namespace) -> argparse.Namespace:
+    """The flags with the law to fit: of scores, which rise, `auto` is logistic. Raises BadInput for
+    laws of the loss, which falls, where a score is asked for."""
     response = args.response or ""
-    if not response.startswith(SCORE) or args.law in OF_SCORES:
-        return args.law
-    if args.law != "auto":
-        raise BadInput(
-            f"--response={response}: {args.law} is of a loss, which falls; give --law=logistic "
-            "(against a column) or --law=saturating (against the loss)"
-        )
-    return "logistic"
+    if response.startswith(SCORE) and args.law not in OF_SCORES:
+        if args.law != "auto":
+            raise BadInput(
+                f"--response={response}: {args.law} is of a loss, which falls; give "
+                "--law=logistic (against a column) or --law=saturating (against the loss)"
+            )
+        args.law = "logistic"
+    return args
 
 
 def parse_truth(args: argparse.Namespace) -> dict[str, float]:

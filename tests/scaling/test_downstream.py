@@ -159,16 +159,16 @@ def parsed(*argv):
 
 
 def test_the_law_of_a_score_is_one_that_rises():
-    args = parsed(f"--response={SCORE}")
-    args.law = flags.law_of(args)
+    args = flags.with_law(parsed(f"--response={SCORE}"))
     assert args.law == "logistic"
     assert flags.parse_columns(args) == {"accuracy": SCORE}
-    args = parsed(f"--response={SCORE}", "--law=saturating")
-    assert (flags.law_of(args), flags.parse_columns(args)) == ("saturating", {"accuracy": SCORE})
-    args = parsed("--response=score_bits/copy")
-    assert (flags.law_of(args), flags.parse_columns(args)) == ("auto", {"loss": "score_bits/copy"})
+    args = flags.with_law(parsed(f"--response={SCORE}", "--law=saturating"))
+    assert (args.law, flags.parse_columns(args)) == ("saturating", {"accuracy": SCORE})
+    bits = "score_bits/copy"
+    args = flags.with_law(parsed(f"--response={bits}"))
+    assert (args.law, flags.parse_columns(args)) == ("auto", {"loss": bits})
     with pytest.raises(BadInput, match="power is of a loss, which falls"):
-        flags.law_of(parsed(f"--response={SCORE}", "--law=power"))
+        flags.with_law(parsed(f"--response={SCORE}", "--law=power"))
 
 
 def test_the_command_writes_the_section(tmp_path, capsys):
