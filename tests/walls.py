@@ -71,6 +71,7 @@ INSIDE = {
     "training.moments": "",
     "training.tasks": "",
     "training.language_modeling": "losses chunked_losses tasks",
+    "training.masked_language_modeling": "language_modeling losses",
     "training.classification": "losses tasks",
     "training.regression": "tasks",
     "training.execution": "",

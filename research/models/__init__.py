@@ -13,7 +13,7 @@ import functools
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from jax import Array
 
 MODELS = {
     "transformer": "research.models.transformer:TransformerConfig",
+    "encoder": "research.models.encoder:EncoderConfig",
     "gru": "research.models.gru:GRUConfig",
     "linear": "research.models.linear:Linear",
     "mlp": "research.models.mlp:MLP",
@@ -129,12 +130,6 @@ def _shapes(model: Model, inputs: Any) -> dict:
 def family(name: str) -> Any:
     """The module of the family `name`."""
     return importlib.import_module(MODELS[name].partition(":")[0])
-
-
-def without_sized(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """`fields` without those that `size` fills: SIZED, except given FIXABLE ones."""
-    fixed = {k for k in getattr(family(name), "FIXABLE", ()) if fields.get(k) is not None}
-    return {k: v for k, v in fields.items() if k not in set(family(name).SIZED) - fixed}
 
 
 def build(

@@ -20,7 +20,10 @@ class Pooled(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxT: Array) -> Array:
         B, T = tokens_BxT.shape
-        x_BxTxD = self.backbone(tokens_BxT).reshape(B, T, -1).astype(jnp.float32)  # type: ignore[operator]
-        real_BxTx1 = (tokens_BxT != self.pad)[..., None].astype(jnp.float32)
+        real_BxT = tokens_BxT != self.pad
+        # Of a causal one, no token sees the padding after it.
+        mask = () if getattr(self.backbone, "causal", True) else (real_BxT,)
+        x_BxTxD = self.backbone(tokens_BxT, *mask).reshape(B, T, -1).astype(jnp.float32)  # type: ignore[operator]
+        real_BxTx1 = real_BxT[..., None].astype(jnp.float32)
         x_BxD = (x_BxTxD * real_BxTx1).sum(1) / jnp.maximum(real_BxTx1.sum(1), 1)
         return nn.Dense(self.classes, name="classifier")(x_BxD)

@@ -12,11 +12,17 @@ from research.models import Model, accounting
 MOST_RUNGS = 4096
 
 
+def without_sized(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`fields` without those that `size` fills: SIZED, except given FIXABLE ones."""
+    fixed = {k for k in getattr(models.family(name), "FIXABLE", ()) if fields.get(k) is not None}
+    return {k: v for k, v in fields.items() if k not in set(models.family(name).SIZED) - fixed}
+
+
 def model_at_size(target: float, name: str, fields: Mapping[str, object], inputs: Any) -> Model:
     """The member of family `name` whose parameter count is nearest to `target`, in the logarithm.
 
     The family's `nth_size(i)` sets the SIZED fields that are not in `fields` (see
-    models.without_sized). Raises BadInput if the nearest size is off by more than a factor of 2.
+    `without_sized`). Raises BadInput if the nearest size is off by more than a factor of 2.
     """
     return _at_size(target, name, tuple(fields.items()), inputs)
 

@@ -62,8 +62,9 @@ TRANSFER = (  # the roles of training.transfer
 # Fields that a mesh axis must divide, so that no attention head is split across devices.
 MESH_DIVIDES = {"tensor": ("heads", "kv_heads")}
 
-Angles = tuple[Array, Array]  # cos and sin
-Cache = tuple[Array, Array]  # keys and values, each [S, G, K] for every block and example
+Angles = tuple[Array, Array] | None  # cos and sin of rotary positions
+Cache = tuple[Array, Array] | None  # keys and values, each [S, G, K] for every block and example
+Mask = Array | None  # [B, T], whether a token is no padding
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ class TransformerConfig:
     def module(self) -> nn.Module:
         return Transformer(self)
 
+    def attend(self, q: Array, k: Array, v: Array, real: Mask) -> Array:
+        del real  # padding follows the text, and no token looks ahead
+        return attention.causal_attention(self.attention, q, k, v)
+
 
 class Transformer(nn.Module):
     """Token ids [B, T] → hidden states [B·T, D]; `unembed` → logits [B·T, V] in float32."""
@@ -116,14 +121,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embed(cfg.vocab, cfg.width, embedding_init=embed_init)
         if cfg.positions == "learned":
             self.position = nn.Embed(cfg.context, cfg.width, embedding_init=embed_init)
-        self.blocks = nn.scan(
-            _remat(cfg.remat),
-            variable_axes={"params": 0, "intermediates": 0},  # the latter where they are asked for
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=cfg.depth,
-            unroll=min(cfg.unroll, cfg.depth),
-        )(cfg)
+        self.blocks = scanned(cfg)
         self.final_norm = layers.Norm(cfg.norm, cfg.bias, cfg.dtype)
         if not cfg.tie_embeddings:
             self.head = layers.Dense(cfg.vocab, False, cfg.dtype, wide=True)
@@ -142,9 +140,7 @@ class Transformer(nn.Module):
         shape = (cfg.depth, batch, length, cfg.kv_heads, cfg.head_size)
         return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
-    def decode(
-        self, tokens_BxT: Array, cache: Cache | None, offset: Array | int
-    ) -> tuple[Array, Cache | None]:
+    def decode(self, tokens_BxT: Array, cache: Cache, offset: Array | int) -> tuple[Array, Cache]:
         """Hidden states [B·T, D] of tokens [B, T] at positions from `offset`, and the updated
         cache. `cache` None: there are no earlier tokens and no cache."""
         B, T = tokens_BxT.shape
@@ -157,12 +153,24 @@ class Transformer(nn.Module):
             p_TxD = self.position(offset + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
         x_MxD = activation_sharding.shard_rows(x_MxD.astype(self.cfg.dtype))
-        x_MxD, cache = self.blocks(x_MxD, cache, T, angles, offset)
+        x_MxD, cache = self.blocks(x_MxD, cache, T, angles, offset, None)
         return self.final_norm(x_MxD), cache
 
     def unembed(self, x_MxD: Array) -> Array:
         head = self.embed if self.cfg.tie_embeddings else self.head
         return layers.logits(x_MxD, head, self.cfg.dtype)
+
+
+def scanned(cfg: TransformerConfig) -> nn.Module:
+    """All blocks, as one."""
+    return nn.scan(
+        _remat(cfg.remat),
+        variable_axes={"params": 0, "intermediates": 0},  # the latter where they are asked for
+        split_rngs={"params": True},
+        in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
+        length=cfg.depth,
+        unroll=min(cfg.unroll, cfg.depth),
+    )(cfg)
 
 
 class Block(nn.Module):
@@ -172,13 +180,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_MxD: Array, cache: Cache | None, T: int, angles: Angles | None, offset: Array | int
-    ) -> tuple[Array, Cache | None]:
+        self, x_MxD: Array, cache: Cache, T: int, angles: Angles, offset: Array | int, real: Mask
+    ) -> tuple[Array, Cache]:
         cfg = self.cfg
         # With weights of variance ∝ 1/depth, the branches sum to a variance independent of depth.
         out_init = nn.initializers.variance_scaling(0.5 / cfg.depth, "fan_in", "truncated_normal")
         y_MxD = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="attn_norm")(x_MxD)
-        y_MxD, cache = Attention(cfg, out_init, name="attn")(y_MxD, cache, T, angles, offset)
+        y_MxD, cache = Attention(cfg, out_init, name="attn")(y_MxD, cache, T, angles, offset, real)
         x_MxD = activation_sharding.shard_rows(x_MxD + y_MxD)
         y_MxD = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="mlp_norm")(x_MxD)
         x_MxD += layers.FeedForward(
@@ -199,15 +207,15 @@ def _remat(saved: str) -> type[nn.Module]:
 
 
 class Attention(nn.Module):
-    """Causal self-attention of x [B·T, D] over itself and the cached positions before `offset`."""
+    """Self-attention of x [B·T, D] as `cfg` attends, over the cached positions before `offset`."""
 
     cfg: TransformerConfig
     out_init: nn.initializers.Initializer
 
     @nn.compact
     def __call__(
-        self, x_MxD: Array, cache: Cache | None, T: int, angles: Angles | None, offset: Array | int
-    ) -> tuple[Array, Cache | None]:
+        self, x_MxD: Array, cache: Cache, T: int, angles: Angles, offset: Array | int, real: Mask
+    ) -> tuple[Array, Cache]:
         cfg = self.cfg
 
         def proj(count: int, name: str) -> Array:
@@ -226,7 +234,7 @@ class Attention(nn.Module):
             cache = k, v
             y = custom_vjp.causal_attention_vjp(q, k, v, offset)
         else:
-            y = attention.causal_attention(cfg.attention, q, k, v)
+            y = cfg.attend(q, k, v, real)
         out = layers.Dense(cfg.width, cfg.bias, cfg.dtype, self.out_init, name="out")
         return out(y.reshape(-1, cfg.width)), cache
 

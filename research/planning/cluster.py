@@ -20,7 +20,7 @@ from research.data import placeholder
 from research.errors import BadInput
 from research.io.humanize import format_bytes
 from research.models import accounting
-from research.models.sizing import MOST_RUNGS
+from research.models.sizing import MOST_RUNGS, without_sized
 from research.parallel import device_mesh
 from research.planning import hardware, jaxpr_liveness, memory, roofline
 from research.planning.hardware import Machine
@@ -29,6 +29,7 @@ from research.planning.roofline import StepSeconds, Traffic
 from research.training import other_execution
 from research.training.make_run import make_run
 from research.training.run import Run
+from research.training.tasks import task_class
 from research.training.trainer import place_state
 
 # Data of which context and vocabulary are all that is asked.
@@ -59,7 +60,7 @@ def run_without_data(config: Mapping[str, Any], vocab: int | None = None) -> Run
     that does not exist) says what it would have. Raises BadInput for `vocab` without text."""
     config = copy.deepcopy(dict(config))
     is_text = config["data"]["name"] in TEXT_DATASETS
-    is_text &= config["task"]["name"] == "language_modeling"
+    is_text &= task_class(config["task"]["name"]).targets == "tokens"
     if vocab is not None and not is_text:
         raise BadInput(
             f"--vocab={vocab}: only for language modeling on text, not data.name = "
@@ -231,7 +232,7 @@ def _run_at_rung(config: Mapping[str, Any], vocab: int | None, rung: int) -> Run
     fields = {k: v for k, v in config["model"].items() if k != "name"}
     if config["size"] is None:  # its fields are those of another member
         fields |= dict.fromkeys(family.SIZED)
-    unsized = models.without_sized(name, fields)
+    unsized = without_sized(name, fields)
     config["size"] = None
     config["model"] |= family.nth_size(rung, **unsized) | unsized
     return run_without_data(config, vocab)

@@ -2,11 +2,14 @@
 
 import functools
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from research.models import Model, activation_sharding
 from research.training.losses import cross_entropy
 
 
@@ -67,3 +70,27 @@ def split(x_BxT: Array, N: int) -> Array:
         x_BxT = jnp.pad(x_BxT, [(0, 0), (0, each * N - T), *[(0, 0)] * (x_BxT.ndim - 2)])
     x_BxNxT = x_BxT.reshape(B, N, each, *x_BxT.shape[2:])
     return x_BxNxT.swapaxes(0, 1).reshape(N, B * each, *x_BxT.shape[2:])
+
+
+def by_token(measure: Callable, model: Model, params: dict, batch: Mapping, N: int) -> Any:
+    """What `measure` (logits, targets) says of each token, [B, T], of one chunk after the other."""
+    B, T = batch["targets"].shape
+    x_MxD = model.apply(params, batch["inputs"])
+    unembed = functools.partial(model.unembed, params)
+    chunks = split(x_MxD.reshape(B, T, -1), N), split(batch["targets"], N)
+    each = jax.lax.map(lambda chunk: measure(unembed(chunk[0]), chunk[1]), chunks)
+    return jax.tree.map(
+        lambda x_NxM: x_NxM.reshape(N, B, -1).swapaxes(0, 1).reshape(B, -1)[:, :T], each
+    )
+
+
+def loss(model: Model, params: dict, batch: Mapping, weight_BxT: Array, N: int) -> Array:
+    """Σ weight · nats of a batch, by `chunked_cross_entropy`."""
+    B, T = batch["targets"].shape
+    x_NxMxD = split(model.apply(params, batch["inputs"]).reshape(B, T, -1), N)
+    weight_NxM = split(weight_BxT, N)  # 0 where a chunk is filled up
+    # The head's parameters, which only `unembed` knows, become arguments.
+    unembed, head = jax.closure_convert(functools.partial(model.unembed, params), x_NxMxD[0])
+    chunks = x_NxMxD, split(batch["targets"], N), weight_NxM
+    gather = functools.partial(activation_sharding.gather_head, model.spec)
+    return chunked_cross_entropy((gather, unembed), *chunks, *head)

@@ -2,9 +2,8 @@
 tokens each (N divides T, or else the last ones are filled up)."""
 
 import dataclasses
-import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +14,8 @@ from jax import Array
 
 from research.config.types import NonNegativeInt
 from research.data import Dataset
-from research.models import Model, activation_sharding
+from research.errors import BadInput
+from research.models import Model
 from research.runs.schema import Column
 from research.training.losses import cross_entropy
 from research.training.tasks import Task
@@ -47,35 +47,41 @@ class LanguageModeling(Task):
         ),
     )
 
+    def prepared(self, data: Dataset, model: Model) -> Dataset:
+        if not getattr(model.module, "causal", True):
+            words = "the next token, which this model is given; expected masked_language_modeling"
+            raise BadInput(f"task.name: language_modeling measures {words}")
+        return data
+
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:
         """{"loss": [B] nats, "count": [B] tokens} for inputs and targets [B, T]."""
         B, T = batch["targets"].shape
-        x_MxD, target_BxT = model.apply(params, batch["inputs"]), batch["targets"]
-        unembed = functools.partial(model.unembed, params)
-        if (N := self._chunks(model, B, T)) == 1:
-            nats_BxT = cross_entropy(unembed(x_MxD), target_BxT.reshape(B * T)).reshape(B, T)
-        else:
-            from research.training.chunked_losses import split  # of large vocabularies
-
-            chunks = split(x_MxD.reshape(B, T, -1), N), split(target_BxT, N)
-            nats_NxM = jax.lax.map(lambda chunk: cross_entropy(unembed(chunk[0]), chunk[1]), chunks)
-            nats_BxT = nats_NxM.reshape(N, B, -1).swapaxes(0, 1).reshape(B, -1)[:, :T]
+        nats_BxT = self.by_token(cross_entropy, model, params, batch)
         return {"loss": nats_BxT.sum(-1), "count": jnp.full((B,), T, jnp.float32)}
+
+    def by_token(self, measure: Callable, model: Model, params: dict, batch: Mapping) -> Any:
+        """What `measure` (logits [M, V], targets [M]) says of each token, [B, T]."""
+        B, T = batch["targets"].shape
+        if (N := self._chunks(model, B, T)) > 1:
+            from research.training import chunked_losses  # of large vocabularies
+
+            return chunked_losses.by_token(measure, model, params, batch, N)
+        logits_MxV = model.unembed(params, model.apply(params, batch["inputs"]))
+        each = measure(logits_MxV, batch["targets"].reshape(B * T))
+        return jax.tree.map(lambda x_M: x_M.reshape(B, T), each)
 
     def loss(self, model: Model, params: dict, batch: Mapping[str, Array]) -> tuple[Array, Array]:
         """Σ nats, to be differentiated, and the number of tokens."""
-        B, T = batch["targets"].shape
-        if (N := self._chunks(model, B, T)) == 1:
+        if (N := self._chunks(model, *batch["targets"].shape)) == 1:
             return super().loss(model, params, batch)
-        from research.training.chunked_losses import chunked_cross_entropy, split  # as above
+        from research.training import chunked_losses  # as above
 
-        x_NxMxD = split(model.apply(params, batch["inputs"]).reshape(B, T, -1), N)
-        weight_NxM = split(jnp.ones((B, T), jnp.float32), N)  # 0 where a chunk is filled up
-        # The head's parameters, which only `unembed` knows, become arguments.
-        unembed, head = jax.closure_convert(functools.partial(model.unembed, params), x_NxMxD[0])
-        chunks = x_NxMxD, split(batch["targets"], N), weight_NxM
-        gather = functools.partial(activation_sharding.gather_head, model.spec)
-        return chunked_cross_entropy((gather, unembed), *chunks, *head), jnp.float32(B * T)
+        weight_BxT, count = self.weights(batch["targets"])
+        return chunked_losses.loss(model, params, batch, weight_BxT, N), count
+
+    def weights(self, target_BxT: Array) -> tuple[Array, Array]:
+        """How much each target counts, [B, T], and their sum."""
+        return jnp.ones(target_BxT.shape, jnp.float32), jnp.float32(target_BxT.size)
 
     def describe_rule(self, model: Model, tokens: int) -> str:
         chunk = self.chunk_by_rule(model.spec.vocab)

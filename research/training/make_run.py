@@ -60,6 +60,9 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     assert task
     assert sized
     model, size_rule = sized
+    dataset = task.prepared(dataset, model)
+    others = loaded.others if loaded else ()
+    others = tuple(one._replace(data=task.prepared(one.data, model)) for one in others)
     examples = config["eval"]["examples"] = config["eval"]["examples"] or len(dataset.heldout)
     config["eval"] = {k: v for k, v in config["eval"].items() if v is not None}  # none is no key
     with _prefix_errors("model.name", config["model"]["name"]):
@@ -117,7 +120,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         start=start,
         facts=facts,
         config=resolved,
-        sets=loaded.others if loaded else (),
+        sets=others,
     )
     if run.saving.best is not None:
         from research.runs import best  # which few runs need
@@ -266,10 +269,10 @@ def _model(config: dict, dataset: Dataset, inputs: Any) -> tuple[Model, str]:
     try:
         if config["size"] is None:
             return models.build(name, **fields), "size given by its fields"
-        from research.models.sizing import model_at_size  # which runs of given fields do not need
+        from research.models import sizing  # which runs of given fields do not need
 
-        fields = models.without_sized(name, fields)
-        model = model_at_size(config["size"], name, fields, inputs)
+        fields = sizing.without_sized(name, fields)
+        model = sizing.model_at_size(config["size"], name, fields, inputs)
     except ValueError as error:  # what a family says of its own numbers
         raise BadInput(f"model.{error}") from error
     filled = ", ".join(f"{k} {getattr(model.spec, k)}" for k in family.SIZED)

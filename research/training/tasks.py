@@ -29,6 +29,11 @@ class Task(Protocol):
     unit: ClassVar[str]
     METRICS: ClassVar[tuple[Column, ...]] = ()
 
+    def prepared(self, data: Dataset, model: Model) -> Dataset:
+        """`data` as the task takes them. Raises BadInput for a model that it cannot measure."""
+        del model
+        return data
+
     def terms(self, model: Model, params: dict, batch: Mapping[str, Array]) -> dict[str, Array]:
         """Sums of each example, [B] or [B, ...]; the loss is Σ loss / Σ count."""
         ...
@@ -62,6 +67,7 @@ class Task(Protocol):
 
 TASKS = {
     "language_modeling": "research.training.language_modeling:LanguageModeling",
+    "masked_language_modeling": "research.training.masked_language_modeling:MaskedLanguageModeling",
     "classification": "research.training.classification:Classification",
     "regression": "research.training.regression:Regression",
 }

@@ -12,7 +12,7 @@ from research import models
 from research.config import schema
 from research.errors import BadInput
 from research.models import accounting
-from research.models.sizing import model_at_size
+from research.models.sizing import model_at_size, without_sized
 from research.training import horizon as ladder
 from research.training import horizon_rules, make_run
 from research.training.language_modeling import LanguageModeling
@@ -114,7 +114,7 @@ def test_a_target_size_is_met_by_the_nearest_rung(target):
 
 @pytest.mark.parametrize(("depth", "held"), [(5, 5), (None, 2)])
 def test_a_given_depth_is_fixed_and_the_size_still_met(depth, held):
-    fields = models.without_sized("transformer", {**SMALL, "depth": depth})
+    fields = without_sized("transformer", {**SMALL, "depth": depth})
     assert set(SMALL) - set(fields) == {"width", "heads", "kv_heads", "hidden"} | (
         set() if depth else {"depth"}
     )

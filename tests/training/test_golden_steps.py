@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from research import models
+from research.training.masked_language_modeling import mask
 from research.training.optimizers import Optimizer
 from research.training.schedules import Choice
 from research.training.step import Hyper, StepSpec
@@ -28,6 +29,10 @@ FAMILIES = {
     | {"heads": 4, "kv_heads": 2, "hidden": 48, "norm": "rms", "positions": "rotary"}
     | {"rotary_theta": 1e4, "activation": "swiglu", "qk_norm": False, "bias": False}
     | {"attention": "own", "remat": "none"},
+    "encoder": LANGUAGE
+    | {"heads": 4, "kv_heads": 4, "hidden": 64, "norm": "layer", "positions": "learned"}
+    | {"rotary_theta": 1e4, "activation": "gelu", "qk_norm": False, "bias": True}
+    | {"remat": "none"},
     "gru": LANGUAGE,
     "cnn": {"width": 8, "depth": 1, "hidden": 32, "image_shape": (8, 8, 1), "classes": 10},
     "resnet": {"width": 4, "depth": 1, "image_shape": (8, 8, 1), "classes": 10},
@@ -35,6 +40,7 @@ FAMILIES = {
     "linear": {"features": 6, "outputs": 3},
 }
 TASK = {"transformer": ("language_modeling", {"chunk": None}), "mlp": ("regression", {})}
+TASK["encoder"] = "masked_language_modeling", {"chunk": None, "share": 0.15}
 TASK |= {"gru": TASK["transformer"], "linear": TASK["mlp"]}
 ADAM = {"name": "adam", "b1": 0.9, "b2": 0.99, "eps": 1e-8}
 # Loss and gradient norm of the third step, and the root mean square of all parameters after it.
@@ -50,6 +56,9 @@ GOLDEN = {
 
 def batch(family, rows=8):
     rng, fields = np.random.default_rng(7), FAMILIES[family]
+    if family == "encoder":
+        tokens = rng.integers(fields["vocab"], size=(rows, fields["context"]), dtype=np.int32)
+        return mask(tokens, np.arange(rows, dtype=np.uint64), 0.15, fields["vocab"], None)
     if "vocab" in fields:
         tokens = rng.integers(fields["vocab"], size=(rows, fields["context"] + 1), dtype=np.int32)
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
