@@ -6,7 +6,7 @@ shorter; of images and rows, of each. Only a share, 1 in `classes`, is looked at
 everywhere, since a hash itself says whether it is.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -36,17 +36,6 @@ def of_tokens(tokens: Iterable[np.ndarray], separator: int, classes: int) -> np.
             out.append(kept(_runs(part, separator), classes))
         out.append(kept(_short(stream, separator), classes))
     return np.unique(np.concatenate(out))
-
-
-def of_windows(windows_NxT: np.ndarray, pad: int, classes: int) -> np.ndarray:
-    """Of documents cut into rows, the last of each padded."""
-    columns = np.full((len(windows_NxT), 1), pad, windows_NxT.dtype)
-    return of_tokens([np.hstack([windows_NxT, columns]).reshape(-1)], pad, classes)
-
-
-def of_digests(digests: Sequence[bytes], classes: int) -> np.ndarray:
-    """Of examples that have a SHA-256 already."""
-    return kept(np.array([int.from_bytes(d[:8], "big") for d in digests], np.uint64), classes)
 
 
 def _runs(tokens: np.ndarray, separator: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput, UnsafeFile, first_line
-from research.io import files
+from research.io import files, links
 
 LARGEST_README = 1 << 20  # bytes
 # Of the formats that `datasets` knows, those that hold data alone.
@@ -35,7 +35,7 @@ def load_safe_builder(path: str, subset: str | None = None, revision: str | None
         raise UnsafeFile(f"data.path: {path}: {kind} is not among the formats {', '.join(FORMATS)}")
     for name in (str(f) for part in (builder.config.data_files or {}).values() for f in part):
         if Path(path).is_dir():
-            files.check_inside(path, name, "data.path")
+            links.check_inside(path, name, "data.path")
         elif not name.startswith(f"hf://datasets/{path}@") or ".." in name.split("/"):
             raise UnsafeFile(f"data.path: {path}: names {name} as its data, which is not its own")
     return builder
@@ -82,7 +82,7 @@ def check_folder(path: str) -> list[Path]:
         for name in (*below, *names):
             place = Path(folder, name)
             if place.is_symlink():
-                files.check_inside(path, place, "data.path")
+                links.check_inside(path, place, "data.path")
             if place.is_file():
                 out.append(place)
             elif not place.is_dir():

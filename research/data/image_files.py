@@ -19,7 +19,7 @@ import numpy as np
 
 from research.data import hub_access
 from research.errors import BadInput, first_line
-from research.io import files
+from research.io import files, links
 
 MOST_BYTES = 4 << 30  # of pixels in memory
 SOURCES = {
@@ -256,7 +256,7 @@ def _visible(folder: Path) -> list[Path]:
 def _open_image(path: str, file: Path) -> np.ndarray:
     from PIL import Image
 
-    files.check_inside(path, file, "data.path")
+    links.check_inside(path, file, "data.path")
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -151,7 +151,7 @@ def load_set(path: str, data: Mapping[str, Any], like: Images, names: Sequence[s
 def _contents(
     keys: np.ndarray, numbers: Mapping[str, np.ndarray], part: str, classes: int
 ) -> np.ndarray:
-    from research.data.contents import of_digests
+    from research.data.row_contents import of_digests
 
     return of_digests([key.tobytes() for key in keys[numbers[part]]], classes)
 

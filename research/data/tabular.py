@@ -115,7 +115,7 @@ def _standardized_as(values: np.ndarray, train: np.ndarray) -> np.ndarray:
 
 
 def _contents(keys: list[bytes], heldout_mask: np.ndarray, part: str, classes: int) -> np.ndarray:
-    from research.data.contents import of_digests
+    from research.data.row_contents import of_digests
 
     here = heldout_mask if part == "heldout" else ~heldout_mask
     return of_digests([key for key, chosen in zip(keys, here) if chosen], classes)

@@ -128,7 +128,7 @@ def load_set(
 
 
 def _contents(parts: Mapping[str, Examples], pad: int, part: str, classes: int) -> np.ndarray:
-    from research.data.contents import of_windows
+    from research.data.row_contents import of_windows
 
     return of_windows(parts[part].windows, pad, classes)
 

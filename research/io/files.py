@@ -123,17 +123,6 @@ def check_plain(folder: str | os.PathLike[str]) -> None:
                 raise UnsafeFile(f"{entry.path}: not a regular file; nothing is written through it")
 
 
-def check_inside(
-    folder: str | os.PathLike[str], path: str | os.PathLike[str], what: str = ""
-) -> None:
-    """Raise UnsafeFile if `path` leads out of `folder`, by a link, naming `what` asked for it, such
-    as a key of a config."""
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise UnsafeFile(
-            f"{what and what + ': '}{path}: leads out of {folder}; give a copy of what it leads to"
-        )
-
-
 def make_directory(path: str | os.PathLike[str]) -> Path:
     """The directory `path`, made with its parents, durably, if it is not there. Raises
     StorageError, UnsafeFile where something else is in its place."""
@@ -293,11 +282,6 @@ def read_json(path: str | os.PathLike[str], limit: int = 16 << 20, follow: bool 
 def canonical(value: object) -> bytes:
     """One byte string per JSON value, whatever the order of its keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def cell(value: object) -> object:
-    """A spreadsheet runs a text that begins like a formula; a quote in front makes it text."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n") else value
 
 
 def digest(*parts: bytes) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput, Damaged, UnsafeFile, first_line
-from research.io import files, host
+from research.io import files, host, links
 
 ALONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PART = "model-{:05d}-of-{:05d}.safetensors"
@@ -80,7 +80,7 @@ def member(folder: Path, name: str, limit: int) -> bytes:
         raise UnsafeFile(f"{folder}: names the file {name!r:.80}, expected one beside it")
     own = folder.resolve()
     root = own.parents[1] if own.parent.name == "snapshots" else own
-    files.check_inside(root, own / name)
+    links.check_inside(root, own / name)
     try:
         return files.read((own / name).resolve(), limit, follow=False)
     except OSError as error:

@@ -73,3 +73,8 @@ def _format_cell(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return printable(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
+
+
+def cell(value: object) -> object:
+    """A spreadsheet runs a text that begins like a formula; a quote in front makes it text."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r\n") else value

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from research.errors import BadInput
-from research.io import files
-from research.io.text_table import format_table
+from research.io.text_table import cell, format_table
 from research.runs import scores
 from research.runs.schema import shown_columns
 
@@ -74,8 +73,8 @@ def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
 def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(files.cell, names))
-    writer.writerows([[files.cell(_cell_value(row.get(name))) for name in names] for row in rows])
+    writer.writerow(map(cell, names))
+    writer.writerows([[cell(_cell_value(row.get(name))) for name in names] for row in rows])
     return text.getvalue().rstrip("\n")
 
 

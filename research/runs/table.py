@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput, Damaged, StorageError, UnsafeFile
-from research.io import files
+from research.io import files, text_table
 from research.runs import lease, metrics_log, scores
 from research.runs.directory import failed_attempts, read_run_file
 from research.runs.row_checks import row_problem
@@ -177,8 +177,8 @@ def write_table(
     )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(files.cell, columns))
-    writer.writerows([[files.cell(r.get(c)) for c in columns] for r in rows])
+    writer.writerow(map(text_table.cell, columns))
+    writer.writerows([[text_table.cell(r.get(c)) for c in columns] for r in rows])
     folder = Path(out or workdir)
     paths = [folder / "table.parquet", folder / "table.csv"]
     files.write_atomic(paths[0], parquet.getvalue())

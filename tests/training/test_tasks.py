@@ -12,6 +12,7 @@ from research.models.pooled_classifier import Pooled
 from research.training import tasks
 from research.training.classification import Classification
 from research.training.language_modeling import LanguageModeling
+from research.training.masked_language_modeling import MaskedLanguageModeling
 from research.training.regression import Regression
 from tests.models.test_models import SMALL
 
@@ -121,9 +122,10 @@ def test_language_modeling_counts_bytes_where_they_are_known():
 
 
 def test_every_task_is_stated_by_its_targets_and_unit():
-    made = [LanguageModeling(chunk=None), Classification(), Regression()]
+    masked = MaskedLanguageModeling(chunk=None, share=0.15)
+    made = [LanguageModeling(chunk=None), masked, Classification(), Regression()]
     assert {type(task) for task in made} == set(map(tasks.task_class, tasks.TASKS))
-    assert sorted(task.targets for task in made) == ["classes", "numbers", "tokens"]
+    assert sorted(task.targets for task in made) == ["classes", "numbers", "tokens", "tokens"]
     assert all(task.unit and hash(task) is not None for task in made)
 
 
