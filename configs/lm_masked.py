@@ -1,8 +1,7 @@
 """A BERT-shaped encoder on the text of lm_transformer: of masked tokens, it sees both sides.
 
 LayerNorm, GELU, biases and a tied head as BERT, but norms before the branches and, as later
-encoders, rotary positions: with learned ones, the loss stays for long at that of letters alone.
-Fine-tuned, it classifies (see text_masked).
+encoders, rotary positions. Fine-tuned, it classifies (see text_masked).
 """
 
 from configs import lm_transformer
