@@ -97,7 +97,7 @@ def test_a_masked_model_is_fine_tuned_to_classify(tiny, corpus, tmp_path):
 
 def test_a_causal_run_has_no_mask_to_start_from(tiny, tmp_path):
     _, path = fit(tiny(ONE | {"horizon.amount": 2.0}), tmp_path)
-    with pytest.raises(BadInput, match="is a transformer, but model.name is encoder"):
+    with pytest.raises(BadInput, match=r"is a transformer, but model\.name is encoder"):
         make_run(tiny(MASKED | {"init.run": str(path)}))
 
 
