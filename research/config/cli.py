@@ -32,7 +32,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     terminal.prepare()
     logging.basicConfig(format="%(message)s")
     if os.path.expanduser("~") == "~":  # neither HOME nor a user's name: libraries ask for one
-        os.environ["HOME"] = str(files.substitute_home())
+        from research.io.home import substitute_home
+
+        os.environ["HOME"] = str(substitute_home())
     logging.getLogger("research").setLevel(logging.INFO)
     try:
         code = main(sys.argv[1:]) or 0

@@ -12,7 +12,6 @@ import math
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -150,6 +149,8 @@ def cache(*parts: str) -> Path:
             return _private_folder(Path(chosen or f"{base}/isoflop"), parts)
         with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: nobody knows the home
             return _private_folder(Path.home() / ".cache" / "isoflop", parts)
+        from research.io.home import substitute_home  # which few need
+
         return _private_folder(substitute_home() / ".cache" / "isoflop", parts)
     except OSError as error:
         raise StorageError(f"{error.filename}: cannot be made: {error.strerror}") from error
@@ -159,19 +160,6 @@ def _private_folder(root: Path, parts: Sequence[str]) -> Path:
     for folder in (root, *(root.joinpath(*parts[: i + 1]) for i in range(len(parts)))):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return root.joinpath(*parts)
-
-
-@functools.cache
-def substitute_home() -> Path:
-    """A folder of this user alone, below that of temporary files."""
-    folder = Path(tempfile.gettempdir()) / f"isoflop-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode != stat.S_IFDIR | 0o700:
-        folder = Path(tempfile.mkdtemp(prefix="isoflop-"))  # another user has taken the name
-    log.warning("no home that can be written to: caches are in %s", folder)
-    return folder
 
 
 def keep_private() -> None:

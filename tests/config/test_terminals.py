@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import COMMANDS
-from research.io import files
+from research.io import files, home
 
 ROOT = Path(__file__).parents[2]
 PATHS = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -233,7 +233,7 @@ def test_a_user_without_a_home_trains_and_reports(homes, tmp_path, tiny):
 
 
 def test_a_substitute_that_is_anothers_is_not_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(home.tempfile, "tempdir", str(tmp_path))
     name = tmp_path / f"isoflop-{os.getuid()}"
 
     def open_to_all():
@@ -242,14 +242,14 @@ def test_a_substitute_that_is_anothers_is_not_used(tmp_path, monkeypatch):
 
     for plant in (lambda: name.symlink_to("/"), open_to_all, name.touch):
         plant()
-        files.substitute_home.cache_clear()
-        folder = files.substitute_home()
+        home.substitute_home.cache_clear()
+        folder = home.substitute_home()
         assert folder != name
         assert folder.stat().st_mode & 0o777 == 0o700
         name.unlink() if not name.is_dir() or name.is_symlink() else name.rmdir()
-    files.substitute_home.cache_clear()
-    assert files.substitute_home() == name
-    files.substitute_home.cache_clear()
+    home.substitute_home.cache_clear()
+    assert home.substitute_home() == name
+    home.substitute_home.cache_clear()
 
 
 def test_a_cache_that_was_chosen_is_the_one_or_an_error(tmp_path, monkeypatch):
