@@ -74,6 +74,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "data.exponent": ("", "exponent of the teacher's spectrum, which that of the loss should be"),
     # task
     "task.name": ("", "what is predicted, and its loss"),
+    "task.share": ("", "of the tokens, that are masked or changed and asked about"),
     "task.chunk": ("tokens", "whose logits are in memory at once; none: by a rule, 0: all"),
     # batch
     "batch.size": ("examples", "of a step; with rules that follow tokens, that at the base"),
