@@ -16,6 +16,7 @@ from tests.training.test_fine_tuning import fit
 from tests.training.test_masked_language_modeling import MASKED
 from tests.training.test_vmapped_runs import fit as fit_vmapped
 
+pytestmark = pytest.mark.slow
 FLAT = {"optim.schedule.name": "constant", "optim.warmup.amount": 0.0, "save.every": 4}
 ONE = {"mesh.data": 1}
 
