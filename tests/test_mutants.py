@@ -25,6 +25,7 @@ from tests.config.test_configs import CONFIGS, SWEEPS, shrunk
 # What keeps a network small and its program quick to compile.
 SMALL = {
     "transformer": {"depth": 1, "heads": 2, "kv_heads": 2, "width": 16, "hidden": 32, "unroll": 1},
+    "encoder": {"depth": 1, "heads": 2, "kv_heads": 2, "width": 16, "hidden": 32},
     "gru": {"width": 8, "depth": 1},
     "cnn": {"width": 4, "depth": 1, "hidden": 8},
     "resnet": {"width": 4, "depth": 1},
@@ -49,8 +50,8 @@ def sound(corpus):
             config["size"] = None
         elif config["size"] is not None:
             config["size"] = min(config["size"], 2e4)
-        if config["name"] == "lm_budgets":
-            config["horizon"]["amount"] = 1e5  # its warm-up is in tokens
+        if config["name"] in ("lm_budgets", "masked_budgets"):
+            config["horizon"]["amount"] = 1e5  # their warm-up is in tokens
         out.append(config)
     return out
 

@@ -293,7 +293,7 @@ def test_a_law_may_be_of_a_set(tmp_path):
         assert command.main(argv) == 0
         limits.append(json.loads((out / "fit.json").read_text())["params"]["E"])
     assert limits == pytest.approx([2, 3], rel=0.02)
-    with pytest.raises(BadInput, match="--response=x: --columns names the loss, too"):
+    with pytest.raises(BadInput, match="--response=x: --columns names loss, too"):
         command.main([*argv[:2], "--response=x", "--columns=loss=y"])
 
 
