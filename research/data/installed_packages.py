@@ -1,4 +1,4 @@
-"""The Python source of the installed packages that Isoflop depends on: about 100 MB of text that
+"""The Python source of the installed packages that Isoflop depends on: about 80 MB of text that
 needs no download, and is the same wherever the same versions are installed.
 
 The packages are ROOTS and what they require, at the versions that requirements.lock pins. Which of

@@ -4,20 +4,18 @@ scores as those of the suite with the same items. Needs the package lm-eval, and
 import json
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'isoflop[evaluate]'")
 
-from research import models
 from research.errors import BadInput
 from research.inference.harness import Harness, HarnessModel
 from research.inference.load import OpenedRun
 from research.inference.suite import Suite
 from research.inference.suite_items import item
-from tests.inference.test_scoring import plainly
+from tests.inference.test_scoring import CONTEXT, plainly, untrained
 from tests.models import test_models
 
 pytestmark = [
@@ -25,7 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # those of lm-eval and what it imports are not ours
 ]
 
-CONTEXT = 16
 FIELDS = test_models.SMALL | {"vocab": 256, "context": CONTEXT}
 PAIRS = [  # (context, continuation); spaces at the end of a context belong to what follows
     ("the cat", " sat"),
@@ -38,11 +35,7 @@ PAIRS = [  # (context, continuation); spaces at the end of a context belong to w
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    model = models.build("transformer", **FIELDS)
-    params = model.init(jax.random.key(0), np.zeros((1, CONTEXT), np.int32))
-    table = params["embed"] if model.spec.tie_embeddings else params["head"]
-    table.update({k: 3 * v for k, v in table.items()})
-    return OpenedRun(tmp_path_factory.mktemp("run"), 1, model, params, "", {})
+    return untrained("transformer", FIELDS, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -25,14 +25,19 @@ PAIRS = [  # (context, continuation) by their lengths: within the context, over 
 ]
 
 
-@pytest.fixture(scope="module", params=FIELDS)
-def opened(request, tmp_path_factory):
-    model = models.build(request.param, **FIELDS[request.param])
+def untrained(name, fields, folder):
+    """A model as it is drawn, but for its logits: at first it is nearly indifferent, and sharper
+    ones make continuations differ."""
+    model = models.build(name, **fields)
     params = model.init(jax.random.key(0), np.zeros((1, CONTEXT), np.int32))
-    # At first a model is nearly indifferent; sharper logits make continuations differ.
     table = params["embed"] if model.spec.tie_embeddings else params["head"]
     table.update({k: 3 * v for k, v in table.items()})
-    return OpenedRun(tmp_path_factory.mktemp("run"), 1, model, params, "", {})
+    return OpenedRun(folder, 1, model, params, "", {})
+
+
+@pytest.fixture(scope="module", params=FIELDS)
+def opened(request, tmp_path_factory):
+    return untrained(request.param, FIELDS[request.param], tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

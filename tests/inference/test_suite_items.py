@@ -9,7 +9,7 @@ import pytest
 
 from research.data import text
 from research.errors import BadInput
-from research.inference import suite_items
+from research.inference import suite, suite_items
 
 OF_TEXT = [name for name, task in suite_items.TASKS.items() if task.make]
 MANY = 2000
@@ -131,3 +131,16 @@ def test_too_little_held_out_text_is_refused():
     with pytest.raises(BadInput, match="9 windows of held-out text; expected 4"):
         suite_items.cloze_item(Same(), 0, 0)
     assert len(suite_items.cloze_item(Different(), 0, 0).options) == suite_items.OPTIONS
+
+
+def test_the_likeliest_option_is_the_answer_and_bytes_are_those_of_the_right_one():
+    ids = np.arange(4)
+    made = [suite_items.TokenItem(ids, (ids[:2], ids[:3]), answer) for answer in (0, 1, 1)]
+    found = [np.array([-1.0, -2.0]), np.array([-3.0, -1.5]), np.array([-2.0, -4.0])]
+    score = suite.summary(made, found, lambda before, after: 2 * len(after))
+    assert score["accuracy"] == pytest.approx(2 / 3)
+    assert score["standard_error"] == pytest.approx(np.std([1, 1, 0], ddof=1) / 3**0.5)
+    assert score["bits_per_byte"] == pytest.approx((1 + 1.5 + 4) / np.log(2) / (4 + 6 + 6))
+    worst = suite.summary(made, [-x for x in found], None)
+    assert worst["accuracy"] == pytest.approx(1 / 3)
+    assert "bits_per_byte" not in worst

@@ -1,5 +1,6 @@
 """The payloads that are data sets, tables and tokenizers; see payloads.py."""
 
+import functools
 import gzip
 import io
 import json
@@ -356,12 +357,17 @@ def png(width, height, gray=0, rows=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def image(name, change):
-    @payload("images", name)
+def changed(opener, name, change):
+    """A good folder of one folder for every class, with that of class a changed."""
+
+    @payload(opener, name)
     def _(place):
-        folder = GOOD["images"](place)
+        folder = GOOD[opener](place)
         change(place, folder / "a")
         return folder
+
+
+image, class_folder = (functools.partial(changed, opener) for opener in ("images", "classes"))
 
 
 image("an image of four billion pixels", lambda _, a: (a / "0.png").write_bytes(png(65535, 65535)))
@@ -432,14 +438,6 @@ def _(place):
         for i in range(60):
             place.write(f"set/{label}/{i}.txt", f"document {i} of class {label}, written out")
     return place.folder / "set"
-
-
-def class_folder(name, change):
-    @payload("classes", name)
-    def _(place):
-        folder = GOOD["classes"](place)
-        change(place, folder / "a")
-        return folder
 
 
 class_folder("a text that is a link", lambda place, a: (

@@ -814,3 +814,25 @@ def test_a_column_of_budgets_is_pointed_at_where_those_of_6nd_fall_apart(column,
             rows.append({"params": n, "tokens": d, "loss": loss_at(n, d), column: budget})
     words = " ".join(fit_law("isoflop", table.fill_flops(rows))["warnings"])
     assert ("--columns='flops=budget'" in words) == (column == "budget" and spread > 1)
+
+
+def test_the_exponent_of_a_law_is_the_slope_over_the_tables_budgets():
+    """Where it changes with the budget, as with a law that has a term of N and D together."""
+    rows = [
+        {"params": n, "tokens": c / 6 / n}
+        for c in BUDGETS
+        for n in best_size(c) * np.geomspace(1 / 4, 4, 5)
+    ]
+    for row in rows:
+        of_n, of_d = 480 / row["params"] ** 0.35, 2100 / row["tokens"] ** 0.25
+        row["loss"] = 1.8 + of_n + of_d + 0.5 * of_n * of_d
+    law = named_law("interaction")
+    fit = Fit(law, split_rows(law, rows, Options()), Options(bootstrap=0))
+    optima = compute_optimal.optimal_params(law, fit.best[None], list(BUDGETS))[0]
+    slope = np.polyfit(np.log(BUDGETS), np.log(optima), 1)[0]
+    last = math.log(optima[-1] / optima[-2]) / math.log(BUDGETS[-1] / BUDGETS[-2])
+    found = compute_optimal.optimal_power_laws(fit)
+    assert found["params_exponent"] == pytest.approx(slope, abs=5e-4)
+    assert abs(last - slope) > 5e-3  # or the slope at the largest budget were the same
+    k = found["params_coefficient"] * BUDGETS ** found["params_exponent"]
+    np.testing.assert_allclose(k, optima, rtol=0.05)

@@ -62,6 +62,7 @@ def test_the_shares_are_those_of_the_rule(share):
     assert away(asked.sum(), ordinary.sum(), share) < 4
     assert away(asked.sum(), ordinary.sum(), share + 0.01) > 4  # what another share would give
     shown, was = batch["inputs"][asked], tokens[asked]
+    assert (HIDDEN, RANDOM) == (0.8, 0.1)  # as Devlin et al. 2019
     same = RANDOM / VOCAB  # a random token may be the token itself
     assert away((shown == VOCAB).sum(), len(was), HIDDEN) < 4
     assert away((shown == was).sum(), len(was), 1 - HIDDEN - RANDOM + same) < 4
