@@ -321,12 +321,13 @@ def collapse_sentences(section: Mapping[str, Any]) -> list[str]:
 def comparison_table(rows: Sequence[Row], against: str) -> list[list[str]]:
     """Groups side by side: a header, and a row for each score at each value of `against`, of the
     runs of the most tokens there."""
-    by_group = rows_by_group(rows)
+    by_group = {g: _longest(r, against) for g, r in rows_by_group(rows).items()}
     body = []
     for score in (column.name for column in shown_columns(rows, "summary")):
-        cells = {
-            g: {x: c for x, *c in score_statistics(r, against, score)} for g, r in by_group.items()
-        }
+        cells: dict[str, dict[float, list[tuple]]] = {g: {} for g in by_group}
+        for g, r in by_group.items():
+            for x, *cell in score_statistics(r, against, score):
+                cells[g].setdefault(x, []).append(tuple(cell))
         for x in sorted({x for statistics in cells.values() for x in statistics}):
             if sum(x in statistics for statistics in cells.values()) < 2:
                 continue
@@ -338,8 +339,23 @@ def comparison_table(rows: Sequence[Row], against: str) -> list[list[str]]:
     return [["", *by_group], *body] if body else []
 
 
-def _mean_text(statistics: Sequence[float]) -> str:
-    mean, sd, count = statistics
+def _longest(rows: Sequence[Row], against: str) -> list[Row]:
+    """Of the finished runs of every value of `against` those of the most tokens."""
+    done = [
+        (row, row.get(against), row.get("tokens") or 0) for row in rows if row["status"] == "done"
+    ]
+    most: dict[Any, float] = {}
+    for _, x, tokens in done:
+        most[x] = max(most.get(x, 0), tokens)
+    return [row for row, x, tokens in done if tokens == most[x]]
+
+
+def _mean_text(cells: Sequence[tuple[float, float, int]]) -> str:
+    """The mean of replicates; of runs that differ in a setting too, from the least to the most."""
+    means = [mean for mean, *_ in cells]
+    if len(cells) > 1:
+        return f"{min(means):.4f} to {max(means):.4f} ({len(cells)} settings)"
+    mean, sd, count = cells[0]
     return f"{mean:.4f}" if count == 1 else f"{mean:.4f} ± {sd:.4f} ({count:.0f})"
 
 

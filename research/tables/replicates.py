@@ -14,10 +14,17 @@ from research.tables import table
 from research.tables.columns import GROUP_LABEL
 from research.tables.comparable import group_of, value_text
 
-# What a table records of a run's outcome, its identity and its circumstances, by name.
-OUTCOMES = re.compile(
+# What a table records of a run's outcome, its identity and its circumstances, by name. Before a
+# slash, a measure is one of what follows: loss/val, score/cloze.
+MEASURES = (
     r"(?:.*[_/. -])?(?:loss|losses|accuracy|acc|error|perplexity|ppl|bpb|bits_per_byte|bpc|nats|r2|"
-    r"rmse|mse|mae|score|metric|metrics|grad_norm|runtime|seconds|time|duration|walltime|elapsed|"
+    r"rmse|mse|mae|score|metric|metrics|f1|recall|auc|auroc|confusion|overlap|"
+    r"(?:macro|micro|class|weighted)_precision|score_(?:bits|chance|recipe))"
+)
+OF_SOMETHING = re.compile(f"{MEASURES}/.*", re.IGNORECASE)
+OUTCOMES = re.compile(
+    f"{MEASURES}|"
+    r"(?:.*[_/. -])?(?:grad_norm|runtime|seconds|time|duration|walltime|elapsed|"
     r"tokens_per_second|examples_per_second|steps_per_second|throughput|mfu|memory|bytes|energy|"
     r"started|ended|created|updated|date|timestamp|host|hostname|node|device|devices|gpu|pid|user|"
     r"id|run|name|runid|run_name|run_id|uuid|path|dir|url|link|notes|note|tags|tag|comment|state|"
@@ -43,7 +50,8 @@ def is_setting(column: str) -> bool:
         return False
     if SETTING.fullmatch(column):
         return True
-    return not (OUTCOMES.fullmatch(column) or OUTCOME_BEGINS.fullmatch(column))
+    outcomes = OUTCOMES, OUTCOME_BEGINS, OF_SOMETHING
+    return not any(pattern.fullmatch(column) for pattern in outcomes)
 
 
 def settings(rows: Sequence[table.Row]) -> list[str]:

@@ -1,0 +1,48 @@
+"""What was measured of a run is no setting of it: runs that differ in it alone are replicates."""
+
+import pkgutil
+
+import pytest
+
+from research.report import text
+from research.runs import scores
+from research.tables import replicates
+from research.training.tasks import TASKS
+
+MEASURED = {
+    column.name for name in TASKS.values() for column in pkgutil.resolve_name(name).METRICS
+} | {"macro_recall", "class_f1", "confusion", "loss/val", "bits_per_byte/val", "overlap/val"}
+MEASURED |= {f"{kind}/copy" for kind in (*scores.COLUMNS, scores.RECIPE)}
+CHOSEN = ("precision", "loss_fn", "optimizer", "model/width", "config/lr", "weight/decay", "recipe")
+
+
+@pytest.mark.parametrize("name", sorted(MEASURED))
+def test_what_is_measured_is_no_setting(name):
+    assert not replicates.is_setting(name)
+    rows = [{"run": str(i), "params": 1e3, "tokens": 1e6, "seed": i, name: i / 7} for i in range(2)]
+    assert [len(c) for c in replicates.replicate_groups(rows, ["params", "tokens"]).values()] == [2]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_what_is_chosen_is_a_setting(name):
+    assert replicates.is_setting(name)
+
+
+def run(group, seed, loss, **more):
+    row = {"run": f"{group}{seed}{more}", "group": group, "status": "done", "seed": seed}
+    return row | {"task": "regression", "params": 1e3, "tokens": 1e6, "loss": loss, **more}
+
+
+def test_groups_are_compared_by_the_mean_of_their_seeds():
+    rows = [run(g, s, loss + s) for g, loss in (("a", 1.0), ("b", 3.0)) for s in (0, 1)]
+    rows = [{**row, "macro_f1": row["loss"] / 9} for row in rows]
+    table = text.comparison_table(rows, "params")
+    assert table[1] == ["loss at 1k parameters", "1.5000 ± 0.7071 (2)", "3.5000 ± 0.7071 (2)"]
+
+
+def test_groups_of_runs_that_differ_in_a_setting_show_how_far():
+    rows = [run("a", 0, loss, **{"optim.lr": loss}) for loss in (1.0, 2.0, 4.0)]
+    rows += [run("b", 0, 3.0, tokens=5e5), run("b", 0, 2.5)]
+    rows += [run("b", 0, 9.0, tokens=9e9, status="failed")]
+    table = text.comparison_table(rows, "params")
+    assert table[1] == ["loss at 1k parameters", "1.0000 to 4.0000 (3 settings)", "2.5000"]
