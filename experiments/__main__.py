@@ -2,11 +2,13 @@
 
 isoflop COMMAND [--flags]          the same as python -m experiments.COMMAND
 isoflop COMMAND --help
+isoflop --completion=SHELL          for bash, zsh and fish: eval "$(isoflop --completion=bash)"
 """
 
 import ast
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +33,11 @@ def main(argv: Sequence[str]) -> int | None:
     if name in ("-h", "--help", "--version"):
         print(f"isoflop {__version__}" if name == "--version" else overview())
         return 0
+    if name.startswith("--completion="):
+        from experiments import _completion
+
+        print(_completion.script(name.partition("=")[2]))
+        return 0
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(COMMANDS)}"
@@ -52,6 +59,10 @@ def overview() -> str:
 
 def script() -> None:
     """The console script `isoflop`."""
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks
+        from experiments import _completion
+
+        _completion.answer(COMMANDS)
     cli.run(main)
 
 

@@ -14,7 +14,7 @@ from tests.test_docs import commands
 
 ROOT = Path(__file__).parents[1]
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
-RUN = re.compile(r"^ *([\d,]+) +([\d.]+[kM]) +([\d.]+[BT]) +0 .* ([\d.]+) +done$", re.MULTILINE)
+RUN = re.compile(r"^ *([\d,]+) +([\d.]+[kM]) +([\d.]+e\d+) +0 .* ([\d.]+) +done$", re.MULTILINE)
 # (page, command, how it begins to be told from others): those that need no training.
 SHOWN = [
     ("README.md", "sweep", ["--plan"]),
@@ -29,7 +29,7 @@ SHOWN = [
 
 
 def amount(text):
-    return float(text[:-1]) * UNITS[text[-1]]
+    return float(text[:-1]) * UNITS[text[-1]] if text[-1] in UNITS else float(text)
 
 
 def listed_runs():

@@ -1,6 +1,7 @@
 """The sources of the documentation site: the pages of docs/, and the reference, which is generated.
 
     python -m tools.docs --out=build/docs
+    python -m tools.docs --notebook          writes docs/notebook.ipynb anew from docs/notebook.md
 
 `make docs` builds the site from them (mkdocs.yml). Links to what is no page are left as the names
 that they show. The reference of the config is of the schema, `research/config/meanings.py` and the
@@ -13,6 +14,7 @@ import ast
 import contextlib
 import importlib
 import io
+import json
 import re
 import shutil
 import sys
@@ -222,6 +224,25 @@ def _help(name: str) -> str:
     return printed.getvalue()
 
 
+def notebook(page: str) -> str:
+    """A page as a notebook for Jupyter, without outputs: its Python blocks are cells of code."""
+    cells: list[dict[str, Any]] = []
+    for i, part in enumerate(re.split(r"^```python\n(.*?)^```\n", page, flags=re.M | re.S)):
+        if not part.strip():
+            continue
+        cell = {"id": f"cell-{i}", "metadata": {}, "source": part.strip().splitlines(keepends=True)}
+        kind = {"cell_type": "code", "execution_count": None, "outputs": []}
+        cells.append({**(kind if i % 2 else {"cell_type": "markdown"}), **cell})
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    document = {"cells": cells, "metadata": {"kernelspec": kernel}}
+    return json.dumps(document | {"nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n"
+
+
+def notebook_of_page() -> str:
+    """docs/notebook.ipynb."""
+    return notebook((ROOT / "docs" / "notebook.md").read_text(encoding="utf-8"))
+
+
 GENERATED = {"config.md": config_page, "python.md": python_page, "commands.md": commands_page}
 
 
@@ -251,8 +272,14 @@ def site_pages() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, required=True, help="a folder, which is replaced")
-    out = parser.parse_args(argv).out
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, help="a folder, which is replaced")
+    what.add_argument("--notebook", action="store_true", help="write docs/notebook.ipynb")
+    args = parser.parse_args(argv)
+    if args.notebook:
+        (ROOT / "docs" / "notebook.ipynb").write_text(notebook_of_page(), encoding="utf-8")
+        return 0
+    out = args.out
     if out.exists():
         shutil.rmtree(out)
     shutil.copytree(ROOT / "docs" / "figures", out / "figures")

@@ -13,6 +13,17 @@ def quantity(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else str(value)
 
 
+def flops_text(value: float) -> str:
+    """FLOPs as people write them: 1e13, 2.4e21; K, M and B would read as parameters or tokens."""
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def amount_text(value: float, column: str) -> str:
+    """The value of a column of counts."""
+    return flops_text(value) if "flops" in column else quantity(value)
+
+
 def format_bytes(count: float) -> str:
     """Bytes in three digits, with a unit of powers of 1,000: 1.02 kB, 80 GB."""
     power = min(4, int(math.log10(max(1, count))) // 3)

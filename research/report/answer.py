@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research.io.humanize import quantity
+from research.io.humanize import amount_text, flops_text, quantity
 from research.io.text_table import format_table
 from research.report.methods import NAMES, Methods
 from research.report.text import headline, interval_end, laws_sentence
@@ -16,12 +16,6 @@ SHORT = (0, 1, 2, 5)  # of them, on a terminal
 LEFT_OUT = "left out: "
 AMOUNTS = ("params", "tokens", "tokens_per_param")
 WIDE = 10.0  # factor between the ends of an interval of N*, from which agreeing says little
-
-
-def budget_text(flops: float) -> str:
-    """FLOPs as people write them: 1e13, 2.4e21; K, M and B would read as parameters or tokens."""
-    mantissa, _, exponent = f"{flops:.2e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def answer_sentences(
@@ -41,10 +35,12 @@ def answer_sentences(
             out.append(f"This is {NAMES[found.answer]}, alone: {found.reasons['auto']}.")
     elif document and document["predictions"]:
         row = document["predictions"][-1]
-        value, at = row.get(document["response"]), row.get(document["against"])
+        against = document["against"]
+        value, at = row.get(document["response"]), row.get(against)
         if value is not None and at is not None:
             ends = _interval(row["interval"], ".4g")
-            out.append(f"Expected {document['response']} at {quantity(at)}: {value:.4g} ({ends}).")
+            words = f"Expected {document['response']} at {amount_text(at, against)}"
+            out.append(f"{words}: {value:.4g} ({ends}).")
     told = headline(document)
     out += [words for words in (f"{verdict}." if verdict else "", told) if words]
     count, of = unfinished
@@ -55,7 +51,7 @@ def answer_sentences(
 
 
 def _train_sentence(found: Methods) -> str:
-    at = f"{budget_text(found.target)} FLOPs ({AHEAD:g} times the largest budget)"
+    at = f"{flops_text(found.target)} FLOPs (6 N D, {AHEAD:g} times the largest budget)"
     if (best := found.prediction(found.answer)) is None:
         return f"No optimal size for {at}: the law has none there."
     words = f"Train {quantity(best['params'])} parameters on {quantity(best['tokens'])} tokens"
@@ -73,9 +69,8 @@ def _growth_sentence(document: Mapping[str, Any]) -> list[str]:
 
 
 def _exponent(document: Mapping[str, Any]) -> tuple[float | None, Sequence[float | None]]:
-    """The exponent of N* by budgets 6 N D, and its interval."""
-    optimal = document["optimal"] or {}
-    name = "params_exponent_6nd" if "params_exponent_6nd" in optimal else "params_exponent"
+    """The exponent of N*, and its interval."""
+    optimal, name = document["optimal"] or {}, "params_exponent"
     return optimal.get(name), optimal.get("intervals", {}).get(name, (None, None))
 
 

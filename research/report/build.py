@@ -27,6 +27,7 @@ from research.runs.directory import check_workdir
 from research.runs.ladder import FOLDER, read_ladder, read_registrations
 from research.runs.table import others_note, read_table, split_by_sweep
 from research.scaling import collapse, downstream
+from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
 from research.tables.comparable import Grouping, group_rows
@@ -164,8 +165,10 @@ def _fit_group(
 
 
 def _scores_of(rows: Sequence[Row]) -> dict[str, Any]:
-    """The laws of each column of scores: what downstream.fit_downstream finds, else why not."""
-    done = [row for row in rows if row["status"] == "done"]
+    """The laws of each column of scores: what downstream.fit_downstream finds by
+    budgets 6 N D, else why not."""
+    done = [r for r in rows if r["status"] == "done" and r.get("params") and r.get("tokens")]
+    done = [{**row, "flops": PER_TOKEN * row["params"] * row["tokens"]} for row in done]
     out: dict[str, Any] = {}
     for column in scores.shown(done):
         try:

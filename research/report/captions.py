@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from research.io.humanize import quantity
+from research.io.humanize import flops_text, quantity
 from research.report.text import interval_end
 from research.scaling.compute_optimal import PER_TOKEN
 
@@ -16,10 +16,11 @@ CAPTIONS = {
     "measured. Right: measured over predicted, on the intervals of the law (thick) and of a run "
     "(thin).",
     "forecasts": "Training curves of larger runs as they were forecast, and as they came out.",
-    "isoflop": "Loss against size at each budget. A color is a budget, written beside it in FLOPs "
-    "as the table counts them; solid lines are Akima's interpolation through its runs, dashed ones "
-    "the parabola fitted to them, and large marks the minima of either, as means over draws of the "
-    "noise; their power law of N* by these FLOPs is in the legend with its 95 % interval.",
+    "isoflop": "Loss against size at each budget. A color is a budget, labeled with the exact "
+    "FLOPs of its runs; solid lines are Akima's interpolation through them, dashed ones the "
+    "parabola fitted to them, and large marks the minima of either, as means over draws of the "
+    "noise. The power laws of N* in the legend, with 95 % intervals, are in C = 6 N D, as are all "
+    "budgets on this page that are not called exact.",
     "loss": "Held-out loss of the runs, and the law that was fitted to them. Dots are runs that "
     "were fitted, circles runs that were left out; the line is the law with its 95 % band, stars "
     "are runs held out of the fit, beside the predictions (diamonds) with the 95 % interval of a "
@@ -35,7 +36,7 @@ CAPTIONS = {
     "The solid line is this fit, with the band of its 95 % intervals, or the optima of budgets "
     "with theirs where these are known; the dotted line is the largest budget of the runs, beyond "
     "which all is extrapolated. Dashed lines are published laws that come within a factor of 10.",
-    "envelope": "Loss against training FLOPs, as the table counts them, and the lower convex hull. "
+    "envelope": "Loss against training FLOPs 6 N D, and the lower convex hull. "
     "Dots are runs, colored by parameters; the line joins those that lie on the hull.",
     "residuals": "Measured loss over the law, against what the law reads. Dots are runs that were "
     "fitted, stars runs that were held out; the band is one standard deviation of a run.",
@@ -97,8 +98,8 @@ def _of_optima(document: Mapping[str, Any]) -> str:
     # As the axis counts, also where the table counts otherwise.
     budget, ratio = PER_TOKEN * last["params"] * last["tokens"], last["tokens"] / last["params"]
     return (
-        f"At {budget:.3g} FLOPs (6 N D) the best is {quantity(last['params'])} parameters on "
-        f"{quantity(last['tokens'])} tokens, {ratio:.3g} tokens per parameter."
+        f"At {flops_text(budget)} FLOPs (6 N D) the best is {quantity(last['params'])} parameters "
+        f"on {quantity(last['tokens'])} tokens, {ratio:.3g} tokens per parameter."
     )
 
 

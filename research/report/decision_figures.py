@@ -144,6 +144,7 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
     """Loss against size at every budget, the curves that were laid through the runs of each, and
     their minima."""
     budgets, _ = isoflop.group_by_budget(isoflop.drop_outliers(rows)[0])
+    by_6nd = document["options"]["six_nd"]
     low, high = budgets[0].flops, budgets[-1].flops
     norm = LogNorm(low, max(high, low * 1.01))
     with style.sheet(6.8, 4.6) as sheet:
@@ -151,9 +152,11 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
         for i, budget in enumerate(budgets):
             color = style.SIZES(norm(budget.flops))
             at = np.exp(budget.log_n), np.exp(budget.log_loss)
-            axes.plot(*at, "o", ms=3.5, color=color, label=None if i else "runs, by budget")
+            axes.plot(
+                *at, "o", ms=3.5, color=color, label=None if i else "runs, by FLOPs of the table"
+            )
             for name, side in document["methods"].items():
-                if any(m["flops"] == budget.flops for m in side["minima"]):
+                if any(m["budget"] == budget.flops for m in side["minima"]):
                     axes.plot(*isoflop.valley_curve(budget, name), color=color, **VALLEYS[name][1])
             if len(budgets) <= FEW:
                 axes.annotate(style.flops_text(budget.flops), (at[0][-1], at[1][-1]), (6, 0),
@@ -164,9 +167,9 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
             marker, line = VALLEYS[name]
             axes.plot(*zip(*at, strict=True), marker, color=ORANGE, ls="none", mfc="white",
                       ms=7 if marker == "s" else 11, zorder=4)  # fmt: skip
-            exponent = _exponent_text(side)
+            words = _exponent_text(side) + (", $C = 6ND$" if by_6nd else "")
             axes.plot([], [], marker, color=ORANGE, mfc="white", **line,
-                      label=f"{name.capitalize()}, minima: {exponent}")  # fmt: skip
+                      label=f"{name.capitalize()}, minima: {words}")  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel=style.axis_label("params", AXES))
         axes.set_ylabel(f"held-out loss ({document['unit']})")
         axes.margins(x=0.1)
@@ -189,7 +192,10 @@ def _exponent_text(side: Mapping[str, Any]) -> str:
 
 def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against FLOPs of every run, and the lower convex hull."""
+    by_6nd = document["options"]["six_nd"]
     c, y, n = (np.array([row[k] for row in rows]) for k in ("flops", "loss", "params"))
+    if by_6nd:
+        c = PER_TOKEN * n * np.array([row["tokens"] for row in rows])
     on = sorted((m["flops"], m["loss"]) for m in document["minima"])
     with style.sheet(6.8, 4.4) as sheet:
         (axes,) = sheet.panels
@@ -197,7 +203,8 @@ def envelope(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
         axes.plot(*zip(*on, strict=True), "o-", color=ORANGE, ms=5, lw=1.4,
                   label="lower convex hull, and the runs on it")  # fmt: skip
         axes.set(xscale="log", yscale="log")
-        axes.set_xlabel(f"{style.axis_label('flops', AXES)}, as the table counts them")
+        count = "" if by_6nd else ", as the table counts them"
+        axes.set_xlabel(f"{style.axis_label('flops', AXES, by_6nd)}{count}")
         axes.set_ylabel(f"held-out loss ({document['unit']})")
         style.log_ticks(axes.xaxis, flops=True)
         style.plain_ticks(axes.yaxis)

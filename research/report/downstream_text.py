@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from research.io.humanize import quantity
+from research.io.humanize import flops_text
 from research.io.text_table import format_table
 from research.report import text
 from research.report.elements import escape, html_table, paragraphs
@@ -45,12 +45,12 @@ def law_lines(section: Mapping[str, Any]) -> list[str]:
 def table_rows(section: Mapping[str, Any]) -> list[list[str]]:
     """The runs that were held out, then the budgets of which nothing is measured."""
     rows = [
-        [quantity(row["flops"]), f"{row['loss']:.4g}", f"{row['measured']:.3f}"]
+        [flops_text(row["flops"]), f"{row['loss']:.4g}", f"{row['measured']:.3f}"]
         + [_interval(row[way]) for way in WAYS]
         for row in section["holdout"]["rows"]
     ]
     ahead = [
-        [quantity(row["flops"]), "", "", *(_interval(row[way]) for way in WAYS[:2]), ""]
+        [flops_text(row["flops"]), "", "", *(_interval(row[way]) for way in WAYS[:2]), ""]
         for row in section["predictions"]
     ]
     return rows + ahead
@@ -71,7 +71,7 @@ def sentences(section: Mapping[str, Any]) -> list[str]:
     )
     runs = "1 run" if count == 1 else f"{count} runs"
     return [
-        f"{runs} above {quantity(holdout['largest'])} FLOPs, predicted from "
+        f"{runs} above {flops_text(holdout['largest'])} FLOPs, predicted from "
         f"{holdout['n_points']}, mean absolute error: {told}",
         shown,
     ]
@@ -101,7 +101,12 @@ def page(found: Mapping[str, Mapping[str, Any]], several: bool) -> list[str]:
             out += [
                 f"<p>{section['n_points']} runs, {escape(_chance(section))}.</p>",
                 f"<pre>{escape(chr(10).join(law_lines(section)))}</pre>",
-                html_table(HEADINGS, table_rows(section), text=0, label="scores"),
+                html_table(
+                    ("FLOPs 6 N D", *HEADINGS[1:]),
+                    table_rows(section),
+                    text=0,
+                    label=f"scores of {column}{of}",
+                ),
                 *paragraphs([f"{line}." for line in sentences(section)]),
             ]
     return out

@@ -36,7 +36,10 @@ def html_table(
     def kind(i: int) -> str:
         return ' class="text"' if i < text else ""
 
-    headings = "".join(f'<th scope="col"{kind(i)}>{escape(c)}</th>' for i, c in enumerate(head))
+    headings = "".join(
+        f'<th scope="col"{kind(i)}>{escape(name)}</th>' if name else "<td></td>"
+        for i, name in enumerate(head)
+    )
     heading = f"<thead><tr>{headings}</tr></thead>" if any(head) else ""
     rows = []
     for number, cells in enumerate(body):

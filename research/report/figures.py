@@ -48,7 +48,9 @@ class Source:
         """Raises BadInput where the runs have no such law."""
         if law not in self.analyses:
             options: dict[str, Any] = {}
-            if law not in METHODS and law != "power":
+            if law in METHODS:
+                options["six_nd"] = law != "optima"
+            elif law != "power":
                 options["predict_flops"] = _budgets(self.rows)
             self.analyses[law] = scaling.analyze(law, self.rows, options, checks_too=False)
         return self.analyses[law]

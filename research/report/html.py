@@ -7,13 +7,14 @@ without scripts misses the slider, sorting and filtering alone.
 """
 
 import base64
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from research import scaling
+from research.io.humanize import flops_text
 from research.report import (
-    answer,
     downstream_text,
     interactive,
     ladder_text,
@@ -110,7 +111,7 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
     if matrix := figures.take("confusion"):
         best = best_classifier([row for row in result["rows"] if row["status"] == "done"])
         parts += ["<h2>Per-class metrics</h2>", *matrix, _class_table(best) if best else ""]
-    parts += ["<h2>Data</h2>", *(_data_card(card) for card in result["cards"])]
+    parts += ["<h2>Data</h2>", *map(_data_card, result["cards"], itertools.count(1))]
     parts += ["<h2>Provenance</h2>", _provenance(fits)]
     body = "\n".join(parts)
     return (
@@ -167,19 +168,23 @@ def _trust(result: Mapping[str, Any]) -> list[str]:
     out = ["<h2>How far to trust it</h2>"]
     for group, (head, *body) in result["tables"].items():
         of = f" of {group}" if several else ""
-        budget = answer.budget_text(result["methods"][group].target)
+        budget = flops_text(result["methods"][group].target)
         out += [
             f"<h3>How the methods agree{escape(of)}</h3>",
-            html_table(head, body, label="methods"),
+            html_table(head, body, label=f"methods{of}"),
             *paragraphs(result["agreement"][group]),
             f"<p>At {budget} FLOPs, all as 6 N D; in brackets 95 % intervals.</p>",
         ]
     out.append(warnings_box(result["warnings"]))
     for group, fit in result["fits"].items():
         if document := fit["document"]:
-            out.append(f"<h3>Fitted law{escape(f' of {group}') if several else ''}</h3>")
+            named = f" of {group}" if several else ""
+            out.append(f"<h3>Fitted law{escape(named)}</h3>")
             expected = text.expected_exponent_sentence(result["cards"], document)
-            out += [_fit_table(document), *paragraphs([expected] if expected else [])]
+            out += [
+                _fit_table(document, f"parameters{named}"),
+                *paragraphs([expected] if expected else []),
+            ]
     return out
 
 
@@ -260,8 +265,8 @@ def best_classifier(done: Sequence[Row]) -> Row | None:
     return max((r for r in done if r.get("confusion")), key=lambda r: r["accuracy"], default=None)
 
 
-def _fit_table(document: Mapping[str, Any]) -> str:
-    head = ["", "value", "95 % interval", "standard error", "identified?"]
+def _fit_table(document: Mapping[str, Any], label: str) -> str:
+    head = ["parameter", "value", "95 % interval", "standard error", "identified?"]
     body = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
@@ -290,8 +295,7 @@ def _fit_table(document: Mapping[str, Any]) -> str:
         f"{escape(OBJECTIVES[document['options']['objective']])}; intervals by "
         f"{escape(document['method'])}. "
         f"{agree['agree_fraction']:.0%} of {agree['total']} starts reach this minimum; gradient "
-        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>"
-        + html_table(head, body, label="parameters")
+        f"norm {certificate['gradient_norm']:.1g}.{seeds}</p>" + html_table(head, body, label=label)
     )
 
 
@@ -343,7 +347,7 @@ def _class_table(row: Row) -> str:
     )
 
 
-def _data_card(card: Mapping[str, Any]) -> str:
+def _data_card(card: Mapping[str, Any], number: int) -> str:
     body = []
     for key, value in card.items():
         if key in ("overlap", "overlap_length"):
@@ -353,7 +357,7 @@ def _data_card(card: Mapping[str, Any]) -> str:
     if isinstance(card.get("overlap"), float):
         label = f"held-out {card.get('overlap_length')}-grams that occur in training"
         body.append([label, f"{card['overlap']:.1%}"])
-    return html_table(["", ""], body, text=2, label="data")
+    return html_table(["", ""], body, text=2, label=f"data {number}")
 
 
 def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from research.io.humanize import quantity
+from research.io.humanize import flops_text, quantity
 from research.report.style import BLUE, GREEN, ORANGE
 from research.runs.schema import AXES, shown_columns
 from research.scaling import Fit
@@ -75,7 +75,7 @@ def budget_chart(
     used = {row["flops"]: row["same_loss"] for row in section["optima"]}
     for i, p in enumerate(p for p in document["predictions"] if p.get("params")):
         budget = PER_TOKEN * p["params"] * p["tokens"]
-        words = f"budget C = 6 N D: {budget:.3g} FLOPs"
+        words = f"budget C = 6 N D: {flops_text(budget)} FLOPs"
         for name, key in (("N*", "params"), ("D*", "tokens"), ("D*/N*", "tokens_per_param")):
             words += f"\n{name} {quantity(p[key])} ({_quantity_interval(p['intervals'][key])})"
         if cheap := used.get(p["flops"]):

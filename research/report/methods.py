@@ -1,11 +1,11 @@
 """Every way of asking a group of runs for its compute-optimal size, at one target.
 
-Budgets are 6 N D throughout. Methods that locate minima count in the table's own FLOPs, in which
-the valleys were planned, so they are asked for the budget of that count whose optimum costs 6 N D.
+Budgets are 6 N D throughout, also for the methods that locate minima: a sweep plans its valleys by
+its own count of FLOPs, and the power laws through their minima are in 6 N* D*.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,35 +73,14 @@ def fit_methods(rows: Sequence[Row], mix: bool, served: float | None) -> Methods
         if name == "chinchilla" and served:
             options["inference_tokens"] = served
         try:
-            if name in ("auto", "chinchilla"):
-                options["predict_flops"] = [target] if name == "auto" else grid
-                out.analyses[name] = scaling.analyze(name, done, options)
-            else:
-                out.analyses[name] = _locate(name, done, options, grid)
+            options["predict_flops"] = [target] if name == "auto" else grid
+            law = name
+            if name not in ("auto", "chinchilla"):
+                options["six_nd"] = True
+            if name == "parabola":
+                law, options["method"] = "isoflop", "parabola"
+            checks_too = name != "parabola"
+            out.analyses[name] = scaling.analyze(law, done, options, checks_too=checks_too)
         except BadInput as error:
             out.reasons[name] = error.problems[0]
     return out
-
-
-def _locate(
-    name: str, rows: Sequence[Row], options: dict[str, Any], budgets: Sequence[float]
-) -> scaling.Analysis:
-    """The minima of a method, and its optima at budgets 6 N D."""
-    law = "isoflop" if name == "parabola" else name
-    options |= {"method": "parabola"} if name == "parabola" else {}
-    optimal = scaling.analyze(law, rows, options, checks_too=False).document["optimal"]
-    options["predict_flops"] = [table_budget(optimal, c) for c in budgets]
-    return scaling.analyze(law, rows, options, checks_too=name != "parabola")
-
-
-def table_budget(optimal: Mapping[str, Any], budget: float) -> float:
-    """The FLOPs C, as the table counts them, whose optimum N*(C), D*(C) costs `budget` as 6 N* D*.
-    Raises BadInput where no such C follows from the power laws."""
-    exponent = optimal["params_exponent"] + optimal["tokens_exponent"]
-    logs = math.log(optimal["params_coefficient"]) + math.log(optimal["tokens_coefficient"])
-    if not exponent > 0:
-        raise BadInput("N* D* of its power laws does not grow with the FLOPs of the table")
-    try:
-        return math.exp((math.log(budget / PER_TOKEN) - logs) / exponent)
-    except OverflowError as error:
-        raise BadInput(f"its power laws reach no optimum of {budget:.3g} FLOPs") from error

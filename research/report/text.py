@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from research.errors import printable
-from research.io.humanize import quantity
+from research.io.humanize import amount_text, flops_text, quantity
 from research.io.text_table import format_table
 from research.report.provenance import provenance_line
 from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
 from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
 from research.scaling.compute_optimal import PER_TOKEN
+from research.scaling.power_laws import SIX_ND
 from research.tables.replicates import replicate_groups
 
 Row = dict[str, Any]
@@ -96,12 +97,13 @@ def headline(document: Mapping[str, Any] | None) -> str:
         return f"From {count} runs: {_held_out_words(holdout, f'{what} that were held out')}."
     low, high = (interval_end(x, ".4g") for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
+    at = amount_text(row[document["against"]], document["against"])
     noun, response = NOUNS.get(document["against"], document["against"]), document["response"]
     runs = "smaller runs" if response == "loss" else "runs"
     return (
-        f"From {count} {runs}, the {response} at {quantity(row[document['against']])} {noun} "
-        f"was predicted as {row[response]:.4g} (95 % interval {low} to {high}); measured: "
-        f"{row['measured']:.4g}, {verdict} the interval, {abs(row['error']):.1%} off."
+        f"From {count} {runs}, the {response} at {at} {noun} was predicted as "
+        f"{row[response]:.4g} (95 % interval {low} to {high}); measured: {row['measured']:.4g}, "
+        f"{verdict} the interval, {abs(row['error']):.1%} off."
     )
 
 
@@ -126,12 +128,14 @@ def _extrapolation_sentence(document: Mapping[str, Any]) -> str:
         return ""
     if "why" in trial:
         return f"No extrapolation could be tried within the table: {trial['why']}."
-    unit = NOUNS.get(trial["column"], trial["column"])
+    count = " (6 N D)" if trial["flops_convention"] == SIX_ND else ""
+    unit = f"{NOUNS.get(trial['column'], trial['column'])}{count}"
+    most = amount_text(trial["largest"], trial["column"])
     what = "optimal sizes" if document["law"] == "isoflop" else "runs"
     what += f" at {trial['ratio']:.3g} times that"
     return (
-        f"Tried within the table, from {trial['n_points']} runs up to {quantity(trial['largest'])} "
-        f"{unit}: {_held_out_words(trial, what)}."
+        f"Tried within the table, from {trial['n_points']} runs up to {most} {unit}: "
+        f"{_held_out_words(trial, what)}."
     )
 
 
@@ -170,8 +174,8 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False, alone: bool = 
         lines += [line for row in optima for line in _lifetime_lines(row, section["tokens"])]
     if plan := document.get("next_runs"):
         lines.append(
-            f"{len(plan['runs'])} runs of {plan['spent']:.3g} FLOPs in all would narrow the "
-            f"interval at the target from ±{plan['half_width_before']:.2%} to "
+            f"{len(plan['runs'])} runs of {flops_text(plan['spent'])} FLOPs in all would narrow "
+            f"the interval at the target from ±{plan['half_width_before']:.2%} to "
             f"±{plan['half_width_after']:.2%} of the loss"
         )
     if "settling" in document:
@@ -234,15 +238,15 @@ def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str
     """A prediction: of a law of one column, or of what is optimal for a budget."""
     if not {"flops", "params"} <= row.keys():
         low, high = (interval_end(x, ".4f") for x in row["interval"])
-        at = quantity(row[document["against"]])
+        at = amount_text(row[document["against"]], document["against"])
         value = row[document["response"]]
         return f"predicted at {at}: {value:.4f} (law: {low} to {high})"
-    words = f"best for {row['flops']:.3g} FLOPs"
+    words = f"best for {flops_text(row['flops'])} FLOPs"
     if row["params"] is None:
         return f"{words}: the law has no optimum there"
     counted = PER_TOKEN * row["params"] * row["tokens"]
     if abs(counted / row["flops"] - 1) > SAME_COUNT:
-        words += f" as the table counts them ({counted:.3g} as 6 N D)"
+        words += f" as the table counts them ({flops_text(counted)} as 6 N D)"
     words += ": "
 
     def amount(name: str) -> str:
@@ -266,7 +270,7 @@ def _lifetime_lines(row: Mapping[str, Any], served: float) -> list[str]:
     """The optimum of a budget where a model is also used."""
     words = f"with {quantity(served)} tokens of inference"
     if not row["same_loss"] or not row["same_total"]:
-        return [f"{words}: the law has no optimum for {row['flops']:.3g} FLOPs"]
+        return [f"{words}: the law has no optimum for {flops_text(row['flops'])} FLOPs"]
 
     def size(at: Mapping[str, Any]) -> str:
         n, d = (
@@ -279,11 +283,11 @@ def _lifetime_lines(row: Mapping[str, Any], served: float) -> list[str]:
     saved = " to ".join("open" if x is None else f"{x:.1%}" for x in cheap["intervals"]["saved"])
     low, high = (interval_end(x, ".4g") for x in best["interval"])
     return [
-        f"{words}, the cheapest that is as good as the best for {row['flops']:.3g} FLOPs of "
-        f"training: {size(cheap)}; {cheap['total_flops']:.3g} FLOPs in all, {cheap['saved']:.1%} "
-        f"({saved}) less than with that",
-        f"{words} and {row['flops']:.3g} FLOPs in all: {size(best)}, loss {best['loss']:.4g} "
-        f"({low} to {high})",
+        f"{words}, the cheapest that is as good as the best for {flops_text(row['flops'])} FLOPs "
+        f"of training: {size(cheap)}; {flops_text(cheap['total_flops'])} FLOPs in all, "
+        f"{cheap['saved']:.1%} ({saved}) less than with that",
+        f"{words} and {flops_text(row['flops'])} FLOPs in all: {size(best)}, "
+        f"loss {best['loss']:.4g} ({low} to {high})",
     ]
 
 
@@ -335,7 +339,8 @@ def comparison_table(rows: Sequence[Row], against: str) -> list[list[str]]:
                 _mean_text(statistics[x]) if x in statistics else "–"
                 for statistics in cells.values()
             ]
-            body.append([f"{score} at {quantity(x)} {NOUNS.get(against, against)}", *shown])
+            at = f"{amount_text(x, against)} {NOUNS.get(against, against)}"
+            body.append([f"{score} at {at}", *shown])
     return [["", *by_group], *body] if body else []
 
 
@@ -403,7 +408,7 @@ def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
         columns[against] = [row.get(against, 0) for row in rows]
     columns["params"] = [row.get("params", 0) for row in rows]
     columns[label] = [quantity(row.get("tokens", 0)) for row in rows]
-    columns["FLOPs"] = [quantity(row.get("flops", 0)) for row in rows]
+    columns["exact FLOPs"] = [flops_text(row["flops"]) if row.get("flops") else "" for row in rows]
     columns["seed"] = [row.get("seed") for row in rows]
     for name in varying_settings(rows, ("params", "tokens", "seed", "group"), MOST_SETTINGS):
         columns[name] = [shown_setting(row.get(name)) for row in rows]
@@ -413,5 +418,5 @@ def _runs_table(rows: Sequence[Row], several: bool, against: str) -> str:
     return format_table(
         list(columns),
         list(zip(*columns.values(), strict=True)),
-        right=(label, "FLOPs", *(column.name for column in scores)),
+        right=(label, "exact FLOPs", *(column.name for column in scores)),
     )

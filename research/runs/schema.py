@@ -132,7 +132,7 @@ COLUMNS: tuple[Column, ...] = (
            axis="training tokens D"),
     Column("unique_tokens", format=",d", shown=(), noun="unique tokens",
            axis="unique training tokens D"),
-    Column("flops", format=".3g", shown=TABLE, heading="FLOPs", noun="FLOPs",
+    Column("flops", format=".3g", shown=TABLE, heading="exact FLOPs", noun="FLOPs",
            axis="training FLOPs C"),
     Column("steps", format=",d", shown=("table",)),
     Column("lr", format=".3g", shown=TABLE, heading="learning rate"),

@@ -39,7 +39,7 @@ from research.scaling.fit_document import build_document
 from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.laws import Law, break_points, broken_size, named_law
 from research.scaling.options import Options, Split, filter_rows, split_rows
-from research.scaling.power_laws import NAMES
+from research.scaling.power_laws import NAMES, SIX_ND
 from research.scaling.statistics import held_out_row, held_out_summary
 from research.tables import table
 
@@ -441,7 +441,7 @@ def _optimal_power_laws(average: Average) -> dict[str, Any]:
             value = math.exp(value)
             ends = [None if x is None else math.exp(x) for x in ends]
         out[name], out["intervals"][name] = value, ends
-    out["flops_convention"] = "6 * params * tokens"
+    out["flops_convention"] = SIX_ND
     return out
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Law
-from research.scaling.power_laws import NAMES
+from research.scaling.power_laws import NAMES, SIX_ND
 from research.tables.table import Row
 
 PER_TOKEN = 6.0  # training FLOPs per parameter and token
@@ -113,7 +113,7 @@ def optimal_power_laws(fit: Fit) -> dict[str, Any] | None:
         if name.endswith("coefficient"):
             ends = [None if x is None else float(np.exp(x)) for x in ends]
         out["intervals"][name] = ends
-    out["flops_convention"] = "6 * params * tokens"
+    out["flops_convention"] = SIX_ND
     return out
 
 

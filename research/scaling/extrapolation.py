@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.io.humanize import quantity
+from research.io.humanize import amount_text
 from research.scaling.compute_optimal import PER_TOKEN, vary_together
 from research.scaling.effects import Effects
 from research.scaling.fit import Fit
 from research.scaling.fit_document import held_out_section
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
+from research.scaling.power_laws import SIX_ND
 from research.scaling.statistics import SAME_BUDGET, number_budgets
 from research.tables import table
 
@@ -42,20 +43,19 @@ class Trial:
 
     parts: Split
     column: str
-    limit: float  # the largest of the rows to fit
+    rule: str
+    largest: float  # budget (geometric mean) of the rows to fit
     ratio: float  # of those to predict (geometric mean) to that
-
-    @property
-    def rule(self) -> str:
-        return f"the largest from {self.column} <= {self.limit:.4g}"
+    convention: str | None = None  # by which both count FLOPs
 
     def section(self, holdout: Mapping[str, Any] | None) -> dict[str, Any]:
         """The section "extrapolation" of fit.json, of what was predicted and measured."""
         return {
             "column": self.column,
             "n_points": len(self.parts.fitted),
-            "largest": self.limit,
+            "largest": self.largest,
             "ratio": self.ratio,
+            "flops_convention": self.convention,
             **(holdout or {}),
         }
 
@@ -102,12 +102,18 @@ def nearest_trial(
     if not found:
         more = f" of {budgets} budgets and {MIN_SIZES} sizes" if len(columns) > 1 else ""
         raise BadInput(
-            f"the rows below the largest {column} ({quantity(amount.max())}) are fewer than the "
-            f"{needs}{more} that a fit to them would need"
+            f"the rows below the largest {column} ({amount_text(amount.max(), column)}) are fewer "
+            f"than the {needs}{more} that a fit to them would need"
         )
     _, limit, some = min(found, key=lambda entry: entry[:2])
     far = [row for row, out in zip(rows, held, strict=True) if out]
-    return Trial(Split(some, far, []), column, limit, at / limit)
+    rule, parts = f"the largest from {column} <= {limit:.4g}", Split(some, far, [])
+    if not both:
+        return Trial(parts, column, rule, limit, at / limit)
+    # As targets count, also where the runs of one budget are told by FLOPs of another count.
+    logs, of_largest = np.log(amounts(rows, columns)), numbers == numbers[amount <= limit].max()
+    largest, at = (math.exp(float(logs[of].mean())) for of in (of_largest, held))
+    return Trial(parts, column, rule, largest, at / largest, SIX_ND)
 
 
 def fit_trial(fit: Fit, trial: Trial) -> Fit:

@@ -24,6 +24,11 @@ FLAGS = {
     "cluster": {"help": "the column of what is resampled as a whole (run)"},
     "seed": {"type": int, "help": "of resamples and draws (0)"},
     "method": {"help": "akima (default) or parabola, for --law=isoflop"},
+    "six_nd": {
+        "action": "store_true",
+        "default": None,
+        "help": "count budgets as 6 N D, for --law=isoflop and --law=envelope",
+    },
     "inference_tokens": {
         "type": float,
         "metavar": "T",

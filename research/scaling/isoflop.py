@@ -84,12 +84,18 @@ class Minimum:
         """What its sd counts for at least (Porian et al. 2024): a third of the sizes' distance."""
         return self._beside[0] / 3
 
-    def entry(self) -> dict[str, Any]:
-        """Its row of fit.json."""
+    @property
+    def flops_6nd(self) -> float:
+        return table.PER_TOKEN * math.exp(self.log_n + self.log_d)
+
+    def entry(self, six_nd: bool) -> dict[str, Any]:
+        """Its row of fit.json. `budget` are the FLOPs that its runs have in the table, `flops` the
+        same or 6 N* D*."""
         n, d = math.exp(self.log_n), math.exp(self.log_d)
         draws = self.draws[np.isfinite(self.draws)]
         return {
-            "flops": self.budget.flops,
+            "budget": self.budget.flops,
+            "flops": self.flops_6nd if six_nd else self.budget.flops,
             "params": n,
             "tokens": d,
             "tokens_per_param": d / n,
@@ -226,7 +232,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
         )
     noise = estimate_noise(rows, budgets, options)
     resamples = RESAMPLES if options.bootstrap is None else options.bootstrap
-    methods = {name: _locate_by(name, budgets, noise, resamples, options.seed) for name in LOCATE}
+    methods = {name: _locate_by(name, budgets, noise, resamples, options) for name in LOCATE}
     chosen = methods[options.method]
     if chosen.laws is None:
         raise BadInput(
@@ -238,7 +244,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
             **(summary := found.laws.summary())["params"],
             "intervals": summary["intervals"],
             "budgets": len(found.minima),
-            "minima": [minimum.entry() for minimum in found.minima],
+            "minima": [minimum.entry(options.six_nd) for minimum in found.minima],
         }
         for name, found in methods.items()
         if found.laws
@@ -257,9 +263,9 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
 
 
 def _locate_by(
-    method: str, budgets: Sequence[Budget], noise: Noise, resamples: int, seed: int
+    method: str, budgets: Sequence[Budget], noise: Noise, resamples: int, options: Options
 ) -> Minima:
-    minima, dropped = sample_minima(budgets, method, noise, resamples, seed)
+    minima, dropped = sample_minima(budgets, method, noise, resamples, options.seed)
     if len(minima) < 2:
         return Minima(minima, None, dropped)
     log_n, log_d, sd, floor, slope = (
@@ -268,9 +274,9 @@ def _locate_by(
     )
     log_c = np.log([m.budget.flops for m in minima])
     laws = power_laws.random_effects(
-        log_c, log_n, log_d, sd, floor, slope, noise.freedom, resamples, seed
+        log_c, log_n, log_d, sd, floor, slope, noise.freedom, resamples, options.seed
     )
-    return Minima(minima, laws, dropped)
+    return Minima(minima, laws.by_6nd() if options.six_nd else laws, dropped)
 
 
 def _warnings(

@@ -49,6 +49,10 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         raise BadInput(f"--{unfit[0]}: {name} has no parameters of that kind")
     usable, dropped = table.usable_rows(rows, needed_columns(name), options.where, options.finished)
     usable, dropped = filter_rows(usable, dropped, options, ("flops", "params"), "loss")
+    if name == "envelope" and options.six_nd:
+        usable = [
+            {**row, "flops": table.PER_TOKEN * row["params"] * row["tokens"]} for row in usable
+        ]
     fitted, held_out = hold_out_rows(usable, options.holdout, "flops")
     parts = WAYS[name](fitted, options)
     laws: PowerLaws = parts.pop("laws")
@@ -74,6 +78,7 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
             "drop_top_loss": options.drop_top_loss,
             "holdout": options.holdout,
             "seed": options.seed,
+            "six_nd": options.six_nd,
             "cluster": options.cluster,
             "bootstrap": len(laws.draws),
         },
@@ -181,7 +186,8 @@ def _check_held_out(
     )
     rows = []
     for minimum in minima:
-        predicted = laws.predict(minimum.budget.flops)
+        at = minimum.flops_6nd if options.six_nd else minimum.budget.flops
+        predicted = laws.predict(at)
         measured = math.exp(minimum.log_n)
         # The law is uncertain, the measured minimum too, and a budget has a scatter of its own.
         ends = predicted["intervals"]["params"]
@@ -193,7 +199,7 @@ def _check_held_out(
             "interval": ends,
             "run_interval": (predicted["params"] * np.exp(reach)).tolist(),
         }
-        flops = {"flops": minimum.budget.flops}
+        flops = {"flops": at}
         rows.append(held_out_row(minimum.budget.name, flops, size, "params", measured))
     return held_out_summary(options.holdout, rows) if rows else None
 

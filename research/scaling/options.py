@@ -13,7 +13,12 @@ from research.scaling.optimize import OBJECTIVES
 from research.tables import curves, replicates, sampling, table, where
 
 # What not every law uses; the others refuse it.
-ONLY_FOR = {"against": (AUTO, *AGAINST), "method": ("isoflop",), "noise": ("isoflop",)}
+ONLY_FOR = {
+    "against": (AUTO, *AGAINST),
+    "method": ("isoflop",),
+    "noise": ("isoflop",),
+    "six_nd": ("isoflop", "envelope"),
+}
 NOT_FOR = {
     "inference_tokens": METHODS,
     **dict.fromkeys(("objective", "huber_delta"), METHODS),
@@ -63,10 +68,12 @@ class Options:
     `fix`, `init` and `score` map parameters to reported values: not fitted, where the only start
     is, and what to compare with the optimum; `prior` maps them to mean and standard deviation of
     what is known beside the rows. `starts` replaces the law's grid of starts. `method`
-    and `noise` are for the law "isoflop". `finished` are further words for the state of a run that
-    is done; `last_rows` fits the last row of each run alone; `far` allows targets however far
-    beyond the table, `mix` one law for rows that are not comparable, `odd_units` FLOPs that look as
-    if they were in another unit than parameters and tokens.
+    and `noise` are for the law "isoflop"; with `six_nd` the budgets of minima and of the envelope
+    are 6 N D, as those of laws are, and not the FLOPs of the table. `finished` are further
+    words for the state of a run that is done; `last_rows` fits the last row of each run alone;
+    `far` allows targets however far beyond the table, `mix` one law for rows that are not
+    comparable, `odd_units` FLOPs that look as if they were in another unit than parameters and
+    tokens.
     """
 
     against: str = "params"
@@ -90,6 +97,7 @@ class Options:
     starts: Mapping[str, Sequence[float]] = field(default_factory=dict)
     method: str = "akima"
     noise: float | None = None
+    six_nd: bool = False
     finished: Sequence[str] = ()
     last_rows: bool = False
     far: bool = False

@@ -9,14 +9,17 @@ nothing, and then the interval says so.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from research.errors import BadInput
+from research.tables.table import PER_TOKEN
+
 NAMES = ("params_exponent", "params_coefficient", "tokens_exponent", "tokens_coefficient")
 PRIOR_SCALE = 0.1  # of the half-Cauchy prior of tau, in log N: published optima scatter by .1 to .2
+SIX_ND = "6 * params * tokens"
 TAUS = np.concatenate([[0.0], np.geomspace(1e-3, 3.0, 60)])
 
 
@@ -24,11 +27,12 @@ TAUS = np.concatenate([[0.0], np.geomspace(1e-3, 3.0, 60)])
 class PowerLaws:
     """`optimal` [4] in the order of NAMES, of coefficients the logarithm; `draws` [K, 4] of what
     the data leave open; and the scatter of an optimum about its line, in log N, beyond the error of
-    locating it."""
+    locating it. `convention` says how a budget C counts FLOPs."""
 
     optimal: np.ndarray
     draws: np.ndarray
     scatter: float
+    convention: str = "the table's"
 
     def predict(self, c: float) -> dict[str, Any]:
         """The optimum of a budget of c FLOPs, with 95 % intervals."""
@@ -43,6 +47,13 @@ class PowerLaws:
             | {"intervals": dict(zip(names, ends, strict=True))}
         )
 
+    def by_6nd(self) -> "PowerLaws":
+        """The same optima, draw by draw, as powers of the budget 6 N* D*. Raises BadInput where
+        that does not grow with the FLOPs of the table."""
+        if not self.optimal[0] + self.optimal[2] > 0:
+            raise BadInput("6 N* D* of its power laws does not grow with the FLOPs of the table")
+        return PowerLaws(_in_6nd(self.optimal), _in_6nd(self.draws), self.scatter, SIX_ND)
+
     def summary(self) -> dict[str, Any]:
         """The sections "params", "intervals", "standard_errors" and "optimal" of fit.json."""
         exponents = np.array([not name.endswith("coefficient") for name in NAMES])
@@ -53,18 +64,21 @@ class PowerLaws:
         with np.errstate(all="ignore"):  # coefficients may span hundreds of decades
             spread = every[1:].std(0, ddof=1) if len(every) > 2 else np.full(len(NAMES), np.nan)
         spread = [float(x) if np.isfinite(x) else None for x in spread]
-        # The same exponent where budgets are 6 N* D*, so that it compares with that of a law.
-        with np.errstate(all="ignore"):
-            by_6nd = every[:, 0] / (every[:, 0] + every[:, 2])
-        exponent = {"params_exponent_6nd": float(by_6nd[0]) if np.isfinite(by_6nd[0]) else None}
-        ends = {"params_exponent_6nd": quantiles(by_6nd[1:, None])[0]}
-        optimal: Mapping[str, Any] = {**values, **exponent, "intervals": {**intervals, **ends}}
         return {
             "params": values,
             "intervals": intervals,
             "standard_errors": dict(zip(NAMES, spread, strict=True)),
-            "optimal": {**optimal, "flops_convention": "the table's"},
+            "optimal": {**values, "intervals": intervals, "flops_convention": self.convention},
         }
+
+
+def _in_6nd(laws: np.ndarray) -> np.ndarray:
+    """Laws [..., 4] of C as those of C' = 6 N* D* = 6 k k' C^(a + a')."""
+    a, log_k, b, log_l = np.moveaxis(laws, -1, 0)
+    with np.errstate(all="ignore"):
+        each, at_one = a + b, math.log(PER_TOKEN) + log_k + log_l
+        lines = [a / each, log_k - a / each * at_one, b / each, log_l - b / each * at_one]
+    return np.stack(lines, axis=-1)
 
 
 def random_effects(

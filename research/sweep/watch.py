@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -33,6 +34,8 @@ POLL_SECONDS = 1.0  # seconds between looks at the files
 LINE_SECONDS = 10.0  # seconds between plain lines
 DISPATCH = 0.02  # seconds within which the records of one dispatch are written
 ENDED = ("done", "diverged", "failed")
+WHY = "where or why"
+WHY_LEAST, GAP = 16, 2  # cells
 ORDER = ("running", "failed", "diverged", "stopped", "waiting", "done")
 
 
@@ -89,11 +92,14 @@ def total(rows: Iterable[RunStatus]) -> Totals:
     rows = list(rows)
     counts = {s: sum(r.status == s for r in rows) for s in ORDER}
     to_come = [r for r in rows if r.status not in ENDED]
+    running = [r.flops_rate for r in to_come if r.status == "running"]
+    known = [rate for rate in running if rate] or [r.flops_rate for r in rows if r.flops_rate]
+    guess = sum(known) / len(known) if known else 0.0  # for one that compiles, or has just begun
     return Totals(
         {s: n for s, n in counts.items() if n},
         spent=sum(r.spent for r in rows),
         remaining=sum(r.facts["flops"] - r.spent for r in to_come),
-        rate=sum(r.flops_rate for r in to_come if r.status == "running"),
+        rate=sum(rate or guess for rate in running),
     )
 
 
@@ -148,8 +154,9 @@ class SweepMonitor:
         if row["status"] == "unfinished":
             status = "stopped" if last else "waiting"
             return RunStatus(run, facts, status, step, loss, where=row["reason"])
-        loss = row.get("loss", loss)
-        return RunStatus(run, facts, row["status"], step, loss, where=row["reason"])
+        loss, seconds = row.get("loss", loss), row.get("seconds")
+        rate = facts["tokens"] / seconds if row["status"] == "done" and seconds else 0.0
+        return RunStatus(run, facts, row["status"], step, loss, rate, row["reason"])
 
 
 def _rate(losses: list[dict[str, Any]]) -> float:
@@ -193,7 +200,7 @@ class StatusDisplay:
         self._next = time.monotonic() + POLL_SECONDS
         if self.console.is_terminal:
             self.live.start()
-            self.live.update(status_table(rows, self.console.height), refresh=True)
+            self.live.update(status_table(rows, *reversed(self.console.size)), refresh=True)
         else:
             self._print_changes(rows)
         return rows
@@ -209,30 +216,56 @@ class StatusDisplay:
             print(format_line(rows), flush=True)
 
 
-def status_table(rows: list[RunStatus], height: int = 40) -> Group:
-    """As many runs as fit, those at work first, with what is left out counted in the last line."""
-    out = Table(box=None, header_style="bold", pad_edge=False)
+def status_table(rows: list[RunStatus], height: int = 40, width: int = 120) -> Group:
+    """As many runs as fit, those at work first, with what is left out counted in the last line; and
+    as many columns as fit whole, but that `WHY` may be cut."""
     settings = list(rows[0].settings) if rows else []
-    names = ("run", "params", "lr", "seed", *settings, "status", "step", "loss", "tokens/s", "left")
-    for name in names:
-        out.add_column(Text(name), justify="left" if name in ("run", "status") else "right")
-    out.add_column("where or why", overflow="ellipsis", no_wrap=True)
-    room = max(3, height - 4)
+    totals = _format_totals(total(rows))
+    room = max(3, height - 3 - -(-len(totals) // width))
     shown = sorted(rows, key=lambda r: ORDER.index(r.status))[:room]
-    for row in shown:
-        f = row.facts
-        out.add_row(
-            *(row.run, f"{f['params']:,}", f"{f['lr']:.3g}", str(f["seed"])),
-            *(Text(printable(row.settings[name])) for name in settings),
-            row.status,
-            f"{row.step:,}/{f['steps']:,}" if row.step else "",
-            "" if row.loss is None else f"{row.loss:.4f}",
-            f"{row.rate:,.0f}" if row.rate else "",
-            _seconds_left(row.seconds_left) if row.status == "running" else "",
-            Text(f"{row.track}; {row.where}" if row.track else row.where),
-        )
+    cells = {
+        "run": [row.run for row in shown],
+        "params": [f"{row.facts['params']:,}" for row in shown],
+        "lr": [f"{row.facts['lr']:.3g}" for row in shown],
+        "seed": [str(row.facts["seed"]) for row in shown],
+        **{name: [printable(row.settings[name]) for row in shown] for name in settings},
+        "status": [row.status for row in shown],
+        "step": [f"{r.step:,}/{r.facts['steps']:,}" if r.step else "" for r in shown],
+        "loss": ["" if row.loss is None else f"{row.loss:.4f}" for row in shown],
+        "tokens/s": [f"{row.rate:,.0f}" if row.rate else "" for row in shown],
+        "left": [_seconds_left(r.seconds_left) if r.status == "running" else "" for r in shown],
+        WHY: [printable(f"{r.track}; {r.where}" if r.track else r.where) for r in shown],
+    }
+    leaving = ("lr", "tokens/s", "seed", *reversed(settings), WHY, "params", "loss", "step")
+    out = Table(box=None, header_style="bold", pad_edge=False)
+    widths = _columns_that_fit(cells, leaving, width)
+    for name, wide in widths.items():
+        justify = "left" if name in ("run", "status", WHY) else "right"
+        out.add_column(Text(name), width=wide, justify=justify, overflow="ellipsis", no_wrap=True)
+    for i in range(len(shown)):
+        out.add_row(*(Text(cells[name][i]) for name in widths))
     rest = f"; {len(rows) - room} more runs" if len(rows) > room else ""
-    return Group(out, Text(_format_totals(total(rows)) + rest))
+    return Group(out, Text(totals + rest))
+
+
+def _columns_that_fit(
+    cells: Mapping[str, list[str]], leaving: Iterable[str], width: int
+) -> dict[str, int]:
+    """The columns with their widths, without the first of `leaving` for which there is no room."""
+    out = {name: max(map(cell_len, (name, *column))) for name, column in cells.items()}
+    longest = out.pop(WHY)
+    if any(cells[WHY]):
+        out[WHY] = min(longest, WHY_LEAST)
+
+    def room() -> int:
+        return width - sum(out.values()) - GAP * (len(out) - 1)
+
+    for name in leaving:
+        if room() < 0:
+            out.pop(name, None)
+    if WHY in out:
+        out[WHY] = min(longest, out[WHY] + room())
+    return out
 
 
 def format_line(rows: list[RunStatus]) -> str:
@@ -249,8 +282,17 @@ def format_line(rows: list[RunStatus]) -> str:
 
 def _format_totals(totals: Totals) -> str:
     counts = ", ".join(f"{n} {s}" for s, n in totals.counts.items())
-    left = _seconds_left(totals.seconds_left)
-    return f"{counts}; {totals.spent:.3g} FLOPs spent, {totals.remaining:.3g} to go, {left} left"
+    flops = f"{totals.spent:.3g} FLOPs spent, {totals.remaining:.3g} to go"
+    return f"{counts}; {flops}, {_seconds_left(totals.seconds_left)} left{_end(totals)}"
+
+
+def _end(totals: Totals) -> str:
+    """When that is by the clock here, with the day where it is not today."""
+    if not totals.seconds_left:
+        return ""
+    now, seconds = time.time(), totals.seconds_left
+    today, then = (time.strftime("%F %H:%M", time.localtime(now + s)).split() for s in (0, seconds))
+    return f", until {' '.join(then[today[0] == then[0] :])}"
 
 
 def _seconds_left(seconds: float | None) -> str:

@@ -3,6 +3,7 @@ config."""
 
 import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,8 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     optimizer, schedule, hyper = _traced(resolved)
     _check_tables(model, inputs, optimizer, hyper)
     rules = [size_rule, batch_rule, horizon_rule, lr_rule, transfer_words]
-    rules += [task.describe_rule(model, per_step // parts), loaded.rule if loaded else ""]
+    rules.append(task.describe_rule(model, batch // parts * dataset.tokens_per_example))
+    rules += [loaded.rule] if loaded else []
     facts = _facts(config, dataset, task, start, rules)
     facts |= counts | _amounts(model, dataset, counts, steps, batch)
     if config["horizon"]["unit"] in schema.FLOPS_UNITS:
@@ -194,7 +196,7 @@ def _check_counts(dataset: Dataset, batch: int, parts: int, examples: int) -> No
             "data.heldout: none holds nothing out; expected a share of the data, or eval.headline, "
             "one of eval.sets"
         )
-    elif len(dataset.heldout) < examples:
+    if len(dataset.heldout) < examples:
         problems.append(
             f"eval.examples: {examples}, but there are {len(dataset.heldout)} held-out examples; "
             "none takes all of them"
@@ -212,6 +214,9 @@ def _prefix_errors(key: str, value: str) -> Iterator[None]:
         raise BadInput(*(f"{key}: {value}: {line}" for line in error.problems)) from error
 
 
+_ONE_DEVICE: dict[str, int] = dict.fromkeys(device_mesh.AXES, 1)
+
+
 def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper) -> None:
     """Raise BadInput where a parameter matches no row of a table, or two: where the optimizer does
     not know how to treat it, or its family does not say how it is sharded."""
@@ -221,8 +226,7 @@ def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper)
     step: Any = jax.ShapeDtypeStruct((), np.int32)
     state = TrainState(step, params, opt_state)
     with _prefix_errors("model.name", model.described()["name"]):
-        mesh = device_mesh.abstract_mesh(dict.fromkeys(device_mesh.AXES, 1))  # of one device
-        sharding.state_shardings(state, model.sharding, mesh)
+        sharding.state_shardings(state, model.sharding, device_mesh.abstract_mesh(_ONE_DEVICE))
 
 
 def _task(config: dict, dataset: Dataset) -> Task:
@@ -305,7 +309,8 @@ def _starting_point(
     from research.training import fine_tuning, heldout_check  # which few runs need
 
     start = fine_tuning.starting_point(init, dataset, model, inputs, steps)
-    return heldout_check.checked(start, dataset)
+    seen = heldout_check.check(dataset, start.run)
+    return dataclasses.replace(start, rule="\n".join(filter(None, [start.rule, seen])))
 
 
 def _facts(
@@ -387,9 +392,12 @@ def _traced(resolved: dict) -> tuple[Optimizer, Choice, Hyper]:
     optimizer, of_optimizer = Optimizer.from_config(optim["optimizer"])
     schedule, of_schedule = Choice.from_config(optim["schedule"])
     numbers = Hyper(
-        **{key: optim[key] for key in ("lr", "clip", "ema", "skip")},
+        lr=optim["lr"],
         warmup=optim["warmup"]["amount"],
         total=resolved["horizon"]["amount"],
+        clip=optim["clip"],
+        ema=optim["ema"],
+        skip=optim["skip"],
         optimizer=of_optimizer,
         schedule=of_schedule,
     )

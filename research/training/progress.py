@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 EVERY = 5.0  # seconds between plain lines
+WIDE = 110  # cells of a terminal, from which there is room for a rate
 
 
 class Progress:
@@ -21,20 +22,18 @@ class Progress:
         """`runs` are the facts of the runs to come: "steps", "flops", "tokens" are read."""
         runs = list(runs)
         self.count, self.index = len(runs), 0
-        self.total = sum(r["flops"] for r in runs)
-        self.spent = 0.0
+        self.total, self.spent = sum(r["flops"] for r in runs), 0.0
         self.facts: Mapping[str, Any] = {}
-        self.live = sys.stdout.isatty()
+        self.live, self._first = sys.stdout.isatty(), 0
         self._began = self._printed = time.monotonic()
-        self._first = 0
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f}%  {task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=Console(),
+            TextColumn("{task.description} {task.percentage:3.0f}%"),
+            BarColumn(bar_width=None),  # what the others leave
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("left  {task.fields[note]}"),
             disable=not self.live,
             transient=True,
+            expand=True,
         )
         self._task = self._bars.add_task("", total=self.total, note="")
 
@@ -58,20 +57,22 @@ class Progress:
         seconds = time.monotonic() - self._began
         per_step = self.facts["tokens"] / self.facts["steps"]
         spent = self.spent + self.facts["flops"] * steps / self.facts["steps"]
-        note = f"step {steps:,} of {self.facts['steps']:,}, loss {loss:.3f}"
-        if steps > self._first:
+        note = f"step {steps:,}/{self.facts['steps']:,}, loss {loss:.3f}"
+        if steps > self._first and (not self.live or self._bars.console.width >= WIDE):
             unit = "examples" if self.facts.get("context") == 1 else "tokens"
             note += f", {(steps - self._first) * per_step / seconds:,.0f} {unit}/s"
         self._bars.update(self._task, completed=spent, note=note)
         if not self.live and time.monotonic() - self._printed > EVERY:
             self._printed = time.monotonic()
+            left = self._bars.tasks[0].time_remaining
+            note += "" if left is None else f"; about {left:,.0f} s left"
             self.print_line(f"  {self._label()}: {note}; {spent / self.total:.0%} of all FLOPs")
 
     def finish_run(self, line: str) -> None:
         """The current run has ended; `line` says how."""
         self.spent += self.facts["flops"]
         self._bars.update(self._task, completed=self.spent)
-        self.print_line(f"{self._label()}: {line}")
+        self.print_line(f"{self._label()}, seed {self.facts.get('seed', 0)}: {line}")
 
     def skip_run(self, facts: Mapping[str, Any]) -> None:
         """Another worker has finished a run that was still to come."""
@@ -86,5 +87,4 @@ class Progress:
             print(text, flush=True)
 
     def _label(self) -> str:
-        params, seed = self.facts.get("params", 0), self.facts.get("seed", 0)
-        return f"[{self.index}/{self.count}] {params:,} params, seed {seed}"
+        return f"[{self.index}/{self.count}] {self.facts.get('params', 0):,} params"

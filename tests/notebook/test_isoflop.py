@@ -15,9 +15,10 @@ import isoflop
 from experiments import fit as command
 from tests.scaling.test_influence import grid
 from tests.scaling.test_scaling import noisy
+from tools import docs
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "notebook.md").read_text()
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,24 @@ def test_nothing_of_jax_is_loaded_for_a_law(tmp_path):
                    env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
 
 
+# Runs a notebook as Jupyter does: cells in one namespace, and what the last line of each is, shown.
+RUNNER = """
+import ast, json, sys
+
+shown, space = [], {}
+for cell in json.load(open(sys.argv[1]))["cells"]:
+    if cell["cell_type"] != "code":
+        continue
+    assert not cell["outputs"]
+    tree = ast.parse("".join(cell["source"]))
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, cell["id"], "exec"), space)
+    if last:
+        value = eval(compile(ast.Expression(last.value), cell["id"], "eval"), space)
+        shown.append(value._repr_html_() if hasattr(value, "_repr_html_") else repr(value))
+assert any("<table" in text for text in shown), shown
+exec(sys.stdin.read(), space)
+"""
 ASKED = """
 assert runs["status"] == ["done"] * len(runs)
 logits = model.logits("def ")
@@ -129,9 +148,18 @@ assert greedy == "def " + model.decode([int(logits[-1].argmax())])
 """
 
 
+def test_the_notebook_is_the_page():
+    page = (ROOT / "docs" / "notebook.md").read_text()
+    assert docs.notebook(page) == NOTEBOOK.read_text(), "python -m tools.docs --notebook"
+    assert docs.notebook(page.replace("isoflop.plan", "isoflop.sweep")) != NOTEBOOK.read_text()
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert code == [block.strip() for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+
+
 @pytest.mark.slow
 def test_the_page_can_be_followed(tiny, tmp_path):
-    """In a folder with the configs and a language model, block after block."""
+    """In a folder with the configs and a language model, cell after cell."""
     from research.runs.directory import RunDirectory
     from research.training.loop import train_run
     from research.training.make_run import make_run
@@ -140,11 +168,10 @@ def test_the_page_can_be_followed(tiny, tmp_path):
     run = make_run(tiny())
     with RunDirectory(tmp_path / "runs" / "demo", run.id) as directory:
         train_run(run, directory)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "page.py").write_text("\n".join([*blocks, ASKED]))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", RUNNER, str(NOTEBOOK)]
     done = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, env=env, capture_output=True, text=True
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, input=ASKED
     )
     assert done.returncode == 0, done.stderr
     assert "def " in done.stdout

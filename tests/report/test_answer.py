@@ -7,10 +7,19 @@ import pytest
 
 from research import scaling
 from research.errors import BadInput
-from research.io.humanize import quantity
-from research.report import answer, build, decision_figures, interactive, text, warning_groups
-from research.report.methods import NAMES, Methods, fit_methods, table_budget
+from research.io.humanize import flops_text, quantity
+from research.report import (
+    answer,
+    build,
+    captions,
+    decision_figures,
+    interactive,
+    text,
+    warning_groups,
+)
+from research.report.methods import NAMES, Methods, fit_methods
 from research.scaling import compute_optimal
+from research.scaling.power_laws import PowerLaws
 from research.scaling.rungs import make_forecaster
 from tests.report.test_report import in_browser, without_scripts, workdir
 from tests.scaling.test_minima import iso_rows
@@ -54,7 +63,7 @@ def test_the_answer_is_that_of_the_average_in_numbers(asked):
     low, high = best["intervals"]["loss"]
     assert first == (
         f"Train {quantity(best['params'])} parameters on {quantity(best['tokens'])} tokens for "
-        f"{answer.budget_text(asked.target)} FLOPs (10 times the largest budget): expected loss "
+        f"{flops_text(asked.target)} FLOPs (6 N D, 10 times the largest budget): expected loss "
         f"{best['loss']:.4g} ({low:.4g} to {high:.4g})."
     )
     assert f"C^{document['optimal']['params_exponent']:.2f} (" in growth
@@ -81,12 +90,55 @@ def test_the_table_of_methods_has_a_line_for_each(asked):
     assert all(len(line) == len(answer.HEADINGS) for line in body)
     for line, name in zip(body, NAMES, strict=True):
         assert line[2].startswith(quantity(asked.prediction(name)["params"]))
-    optimal = asked.document("isoflop")["optimal"]
-    a, b = optimal["params_exponent"], optimal["tokens_exponent"]
-    assert optimal["params_exponent_6nd"] == pytest.approx(a / (a + b))
-    low, high = optimal["intervals"]["params_exponent_6nd"]
-    assert low < optimal["params_exponent_6nd"] < high
-    assert f"{a / (a + b):.2f} ({low:.2f}" in body[2][1]
+
+
+def curved():
+    """A sweep whose table counts the more over 6 N D the larger the budget is."""
+    return [{**row, "flops": row["flops"] ** 1.1} for row in swept()]
+
+
+def test_the_page_says_one_exponent_and_one_optimum_wherever_it_says_them():
+    rows = curved()
+    found = fit_methods(rows, False, None)
+    document = found.document("isoflop")
+    value, ends = document["optimal"]["params_exponent"], document["optimal"]["intervals"]
+    words = f"{value:.2f} ({' to '.join(f'{x:.2f}' for x in ends['params_exponent'])})"
+    (line,) = [line for line in answer.methods_table(found) if line[0] == NAMES["isoflop"]]
+    assert line[1] == words
+    assert f"C^{words} by Akima" in captions.finding("isoflop", document)
+    figure = decision_figures.isoflop_curves(document, found.analyses["isoflop"].rows)
+    legend = [text.get_text() for of in figure.legends for text in of.get_texts()]
+    words_of_figure = words.replace(" (", "}$ (", 1)
+    assert f"Akima, minima: $N^* \\propto C^{{{words_of_figure}, $C = 6ND$" in legend
+    summary = text.fit_summary(document, brief=True, alone=False)
+    assert f"params_exponent = {value:.4g} (" in summary
+    assert f"best for {flops_text(found.target)} FLOPs: {line[2]} parameters" in summary
+    assert f"At {flops_text(found.target)} FLOPs (6 N D)" in captions.finding("frontier", document)
+    # The twin: in the table's own FLOPs both are others.
+    own = scaling.analyze("isoflop", rows, {"predict_flops": [found.target]}, checks_too=False)
+    assert own.document["optimal"]["flops_convention"] == "the table's"
+    assert f"{own.document['params']['params_exponent']:.2f}" != f"{value:.2f}"
+    assert "as the table counts them" in text.fit_summary(own.document)
+
+
+@pytest.mark.parametrize("law", ["isoflop", "envelope"])
+def test_budgets_of_6nd_are_those_of_a_table_that_counts_so(law):
+    """Whatever the table counts, if runs of one budget stay together."""
+    plain = [{**row, "flops": 6 * row["params"] * row["tokens"]} for row in curved()]
+    options = {"six_nd": True, "predict_flops": [1e16]}
+    ours, theirs = (
+        scaling.analyze(law, rows, options, checks_too=False).document for rows in (curved(), plain)
+    )
+    for name in ("params_exponent", "tokens_exponent"):
+        assert ours["params"][name] == pytest.approx(theirs["params"][name], rel=1e-3)
+    a, b = ours["predictions"][0], theirs["predictions"][0]
+    assert a["params"] == pytest.approx(b["params"], rel=1e-3)
+    assert a["intervals"]["params"] == pytest.approx(b["intervals"]["params"], rel=0.2)
+    assert six_nd(a) == pytest.approx(1e16, rel=1e-3)
+    own = scaling.analyze(law, curved(), {"predict_flops": [1e16]}, checks_too=False).document
+    assert own["params"]["params_exponent"] == pytest.approx(
+        theirs["params"]["params_exponent"] / 1.1, rel=1e-2
+    )
 
 
 def test_a_method_that_is_left_out_says_why():
@@ -128,20 +180,29 @@ def test_agreement_is_told_by_the_intervals():
     assert "check" not in words
 
 
-def test_a_budget_of_the_table_costs_what_was_asked():
-    optimal = {"params_exponent": 0.5, "params_coefficient": 0.02, "tokens_exponent": 0.55,
-               "tokens_coefficient": 3.0}  # fmt: skip
-    c = table_budget(optimal, 1e13)
-    assert 6 * 0.02 * c**0.5 * 3.0 * c**0.55 == pytest.approx(1e13)
+def test_power_laws_by_6nd_cost_what_was_asked():
+    optimal = np.array([0.5, math.log(0.02), 0.55, math.log(3.0)])
+    moved = np.array([[0.1, -2, -0.02, 1], [0, 0, 0, 0]])
+    laws = PowerLaws(optimal, optimal + moved, 0.0)
+    found = laws.by_6nd()
+    best = found.predict(1e13)
+    assert six_nd(best) == pytest.approx(1e13)
+    c = (1e13 / 6 / 0.06) ** (1 / 1.05)
+    assert best["params"] == pytest.approx(0.02 * c**0.5)
+    assert laws.predict(c)["params"] == pytest.approx(best["params"])
+    for draw in found.draws:
+        assert draw[0] + draw[2] == pytest.approx(1)
+        assert draw[1] + draw[3] == pytest.approx(-math.log(6))
+    assert laws.summary()["optimal"]["flops_convention"] == "the table's"
     with pytest.raises(BadInput, match="does not grow"):
-        table_budget(optimal | {"tokens_exponent": -0.6}, 1e13)
+        PowerLaws(np.array([0.5, 0, -0.6, 0]), laws.draws, 0.0).by_6nd()
 
 
 @pytest.mark.parametrize(
     ("flops", "words"), [(1.0024e13, "1e13"), (2.4e21, "2.4e21"), (9.999e5, "1e6"), (3, "3e0")]
 )
 def test_flops_are_no_parameters(flops, words):
-    assert answer.budget_text(flops) == words
+    assert flops_text(flops) == words
 
 
 def test_merged_warnings_lose_no_name_and_no_other_line():
@@ -225,10 +286,12 @@ def test_a_frontier_is_of_6nd_also_where_the_table_counts_otherwise(law, asked):
     dots = [float(np.asarray(at.get_xdata())[0]) for at in axes.lines if at.get_marker() == "o"]
     assert dots == pytest.approx([six_nd(m) for m in document["minima"]])
     for minimum in document["minima"]:
-        assert minimum["flops"] == pytest.approx(COUNT * six_nd(minimum), rel=0.05)
+        assert minimum["flops"] == pytest.approx(six_nd(minimum))
+        if law == "isoflop":
+            assert minimum["budget"] == pytest.approx(COUNT * six_nd(minimum), rel=0.05)
     (fit,) = [at for at in axes.lines if at.get_label() == "this fit"]
     x, n = (np.log(np.asarray(values)) for values in (fit.get_xdata(), fit.get_ydata()))
-    assert np.diff(n) / np.diff(x) == pytest.approx(document["optimal"]["params_exponent_6nd"])
+    assert np.diff(n) / np.diff(x) == pytest.approx(document["optimal"]["params_exponent"])
 
 
 SORTING = """<script>
@@ -269,12 +332,11 @@ def test_the_page_of_a_sweep_in_a_browser_and_without_scripts(tmp_path):
     (first, *_) = result["answers"][""]
     assert still.index(first) < still.index("<figure") < still.index("How far to trust it")
     assert text.text_summary(result).strip().startswith(first)
-    budget = answer.budget_text(asked.target)
+    budget = flops_text(asked.target)
     best = [line for line in still.splitlines() if "best for" in line]
     assert best
     for line in best:
-        assert answer.budget_text(float(f"{asked.target:.3g}")) == budget
-        assert f"{asked.target:.3g}" in line
+        assert f"best for {budget} FLOPs" in line
     assert still.count("<figure>") == still.count("<figcaption>") > 8
     assert "<figcaption><strong>The optimal size grows as C^" in still
     assert still.count('role="img" aria-label="') == still.count('<div class="drawn"')

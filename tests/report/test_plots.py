@@ -13,6 +13,7 @@ from PIL import Image
 import isoflop
 from experiments import plot as command
 from research.errors import BadInput
+from research.io.humanize import flops_text
 from research.report import captions, decision_figures, figures, style
 from research.scaling.laws import METHODS
 from tests.report.test_report import workdir
@@ -184,7 +185,7 @@ def test_a_caption_states_what_its_figure_found(source):
             for kind, law in laws.items()}  # fmt: skip
     last = source.analysis("chinchilla").document["predictions"][-1]
     assert said["frontier"] == said["contours"]
-    assert f"At {6 * last['params'] * last['tokens']:.3g} FLOPs (6 N D)" in said["frontier"]
+    assert f"At {flops_text(6 * last['params'] * last['tokens'])} FLOPs (6 N D)" in said["frontier"]
     exponent = source.analysis("isoflop").document["methods"]["akima"]["params_exponent"]
     assert f"C^{exponent:.2f} (" in said["isoflop"]
     assert "E = " in said["losses"]

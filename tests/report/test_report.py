@@ -283,7 +283,7 @@ setTimeout(() => {
 </script></body>"""
 
 
-def in_browser(page, folder, probe=PROBE):
+def in_browser(page, folder, probe=PROBE, *flags):
     """What a probe reads of the page, by default the slider's text before and after it was moved to
     its end; and the console."""
     pytest.importorskip("altair")
@@ -297,6 +297,7 @@ def in_browser(page, folder, probe=PROBE):
         [
             CHROMIUM, "--headless", "--no-sandbox", "--no-first-run", "--enable-logging=stderr",
             *(f"--disable-{name}" for name in quiet), f"--user-data-dir={folder / 'profile'}",
+            *flags,
             "--virtual-time-budget=6000", "--dump-dom", path.as_uri(),
         ],
         capture_output=True, text=True, check=True, timeout=120,

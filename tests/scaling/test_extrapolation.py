@@ -26,10 +26,10 @@ def test_the_trial_is_as_far_as_the_question_where_the_table_allows(factor, rati
     """Budgets are powers of 3; what is fitted keeps a third of the rows."""
     trial = trial_of(iso_rows(), factor * FLOPS.max())
     assert trial.ratio == pytest.approx(ratio, rel=0.01)
-    assert trial.limit == pytest.approx(FLOPS.max() / ratio, rel=0.01)
+    assert trial.largest == pytest.approx(FLOPS.max() / ratio, rel=0.01)
     parts = trial.parts
     assert {6 * row["params"] * row["tokens"] > FLOPS.max() / 1.1 for row in parts.held_out} == {1}
-    assert max(6 * row["params"] * row["tokens"] for row in parts.fitted) <= 1.01 * trial.limit
+    assert max(6 * row["params"] * row["tokens"] for row in parts.fitted) <= 1.01 * trial.largest
     assert len(parts.fitted) + len(parts.held_out) < len(FLOPS) or ratio == 3
     assert len(parts.fitted) >= len(FLOPS) / 3
 
@@ -48,7 +48,21 @@ def test_runs_of_one_budget_are_those_of_its_own_flops():
     own = [{**row, "flops": float(c)} for row, c in zip(uneven, FLOPS)]
     top = [row["run"] for row, c in zip(uneven, FLOPS) if FLOPS.max() / 1.1 < c]
     assert [row["run"] for row in trial_of(own).parts.held_out] == top
-    assert trial_of(own).ratio == pytest.approx(9, rel=0.01)
+    trial = trial_of(own)
+    most = max(row["flops"] for row in trial.parts.fitted)
+    assert FLOPS.max() / most == pytest.approx(9, rel=0.01)
+    # What is said of them counts as targets do.
+    at = [
+        np.mean([np.log(6 * row["params"] * row["tokens"]) for row in rows])
+        for rows in (
+            trial.parts.held_out,
+            [row for row in trial.parts.fitted if row["flops"] > most / 1.1],
+        )
+    ]
+    assert trial.ratio == pytest.approx(np.exp(at[0] - at[1]))
+    assert trial.largest == pytest.approx(np.exp(at[1]))
+    assert trial.largest != pytest.approx(most, rel=0.1)
+    assert trial.convention == "6 * params * tokens"
     assert [row["run"] for row in trial_of(uneven).parts.held_out] != top
 
 

@@ -32,6 +32,7 @@ FLAGS = (
     *("next_config=configs/lm_transformer.py", "against=unique_tokens", "objective=mse"),
     *("huber_delta=0.01", "where=group==muon", "holdout=largest", "drop_top_loss=2"),
     *("bootstrap=0", "bootstrap=5", "cluster=group", "seed=1", "method=parabola", "noise=0.01"),
+    "six_nd",
     *("inference_tokens=1e12", "mix", "compare=group", "predict=1e10", "predict_flops=1e21"),
 )
 SECTIONS = ("holdout", "predictions", "compare", "settling", "multiverse")  # have figures
@@ -185,6 +186,8 @@ def test_options_of_one_law_are_rejected_for_several_groups(flag, outcome):
         ("optima", ["holdout=largest"]),
         ("optima", ["cluster=group"]),
         ("isoflop", ["cluster=group"]),
+        ("chinchilla", ["six_nd"]),
+        ("optima", ["six_nd"]),
         ("isoflop", ["against=tokens"]),
         ("isoflop", ["objective=mse"]),
         ("isoflop", ["huber_delta=0.01", "objective=huber_log"]),
@@ -202,7 +205,8 @@ def test_a_flag_that_a_law_does_not_use_is_refused(law, flags, outcome):
     ("law", "flags"),
     [
         ("isoflop", ["method=parabola", "noise=0.01", "holdout=largest"]),
-        ("envelope", ["cluster=group"]),
+        ("envelope", ["cluster=group", "six_nd"]),
+        ("isoflop", ["six_nd"]),
         ("power", ["against=tokens", "cluster=group"]),
         ("chinchilla", ["huber_delta=0.01", "objective=huber_log", "holdout=largest"]),
     ],

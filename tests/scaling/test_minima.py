@@ -711,7 +711,7 @@ def test_the_command_writes_the_contract_and_its_figures(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "muon needs" in done.stdout
-    assert "best for 1e+22 FLOPs" in done.stdout
+    assert "best for 1e22 FLOPs" in done.stdout
     text = (tmp_path / "o" / "fit.json").read_text()
     document = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert {"optimal", "predictions", "holdout", "compare", "identifiability"} <= document.keys()

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 
 import pytest
 from rich.console import Console
@@ -120,11 +121,59 @@ def test_plain_lines_report_what_ended_and_the_progress_of_the_rest(sweep, capsy
 
 def test_the_table_shows_those_at_work_first_and_counts_the_rest(sweep):
     console = Console(file=io.StringIO(), width=140, height=8)
-    console.print(watch.status_table(view(sweep).monitor.rows(), console.height))
+    console.print(watch.status_table(view(sweep).monitor.rows(), 8, console.width))
     out = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in out[1:5]] == ["running", "failed", "diverged", "stopped"]
     assert out[-1].endswith("3 more runs")
     assert len(out) <= 8
+
+
+FULL = {
+    "run": "5de659b1ddfe",
+    "facts": {**FACTS, "params": 143_304, "steps": 22_770, "tokens": 1_165_824, "flops": 1.2e12},
+    "settings": {"model.heads": "4", "optim.schedule.name": "inverse_square_root"},
+}
+
+
+def shown_at(width, why="RuntimeError: RESOURCE_EXHAUSTED: out of memory while trying to allocate"):
+    rows = [
+        watch.RunStatus(status="running", step=12_000, loss=1.573, rate=45_210.0, **FULL),
+        watch.RunStatus(status="failed", step=12_000, loss=1.573, where=why, **FULL),
+    ]
+    drawn = io.StringIO()
+    console = Console(file=drawn, width=width, color_system=None)
+    console.print(watch.status_table(rows, 40, width))
+    head, *lines = drawn.getvalue().splitlines()
+    return [*filter(None, map(str.strip, head.split("  ")))], lines
+
+
+def test_a_table_fits_80_columns_with_every_column_whole_or_left_out():
+    kept = {}
+    for width in (60, 80, 100, 140, 200):
+        kept[width], lines = shown_at(width)
+        assert all(len(line) <= width for line in lines)
+        for words in ("5de659b1ddfe", "143,304", "12,000/22,770", "1.5730", "running", "failed"):
+            assert any(words in line for line in lines), (width, words)
+        cut = [line for line in lines if "…" in line]  # why a run failed, alone
+        assert all("failed" in line and line.rstrip().endswith("…") for line in cut)
+    assert kept[60] == ["run", "params", "status", "step", "loss", "left"]
+    assert kept[80] == [*kept[60], watch.WHY]
+    assert set(kept[100]) == {*kept[80], "model.heads"}
+    assert set(kept[200]) >= {*kept[100], "lr", "seed", "tokens/s", "optim.schedule.name"}
+    # Without a reason to show there is room for more.
+    assert set(shown_at(80, why="")[0]) == {*kept[60], "model.heads"}
+
+
+def test_the_end_is_guessed_also_while_the_first_dispatch_compiles():
+    done = watch.RunStatus(status="done", rate=1000.0, **FULL)
+    begun = watch.RunStatus(status="running", **FULL)
+    assert watch.total([done, begun]).seconds_left == pytest.approx(1_165_824 / 1000)
+    assert watch.total([begun]).seconds_left is None
+    running = watch.RunStatus(status="running", rate=500.0, **FULL)
+    assert watch.total([done, running]).seconds_left == pytest.approx(1_165_824 / 500)
+    assert re.search(r"19 min left, until (\d{4}-\d\d-\d\d )?\d\d:\d\d$",
+                     watch._format_totals(watch.total([done, begun])))  # fmt: skip
+    assert watch._format_totals(watch.total([begun])).endswith("? left")
 
 
 def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
