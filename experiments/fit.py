@@ -6,7 +6,8 @@
 
 Laws: power and broken (against one column), chinchilla, kaplan, data_constrained, overtraining,
 saturating (accuracy from loss), logistic (accuracy against one column), recipe (of a sweep over
-learning rates; writes recipe.json); isoflop and envelope find compute-optimal sizes without a law.
+learning rates; writes recipe.json), curve (whole training curves under several learning-rate
+schedules); isoflop and envelope find compute-optimal sizes without a law.
 Rows that are not comparable (see docs/fitting.md) are groups, and have a law each in OUT/GROUP.
 The objective is the sum over rows of Huber's loss, or half the square, of residuals in log loss.
 """
@@ -40,10 +41,16 @@ def main(argv: Sequence[str]) -> int:
     if args.all_runs and not Path(args.runs).is_dir():
         raise BadInput(f"--all_runs: {args.runs} is not the workdir of a sweep")
 
+    from research.report import curve_text
     from research.scaling import Options, groups
+    from research.scaling.laws import CURVE
     from research.tables import table
 
     rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma, args.all_runs)
+    if args.law == CURVE:
+        flags.check_curve_flags(args)
+        print(curve_text.write_fit(rows, args.runs, Options(**options), Path(args.out)))
+        return 0
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
     if len(parts) == 1:
         only = parts.popitem()[1]

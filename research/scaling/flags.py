@@ -63,6 +63,8 @@ FLAGS = {
 }
 SCORE = "score/"  # how columns of scores begin
 OF_SCORES = ("saturating", "logistic")  # laws of the column accuracy
+OF_CURVES = {"where", "holdout", "seed"}  # options of --law=curve
+BESIDE = ("anytime", "compare", "curves", "downstream", "gate", "multiverse", "next_runs")
 LISTS = ("predict", "predict_flops")  # numbers joined by commas
 POINTS = ("fix", "init", "score")  # parameters: E=1.8,alpha=0.35
 
@@ -107,6 +109,14 @@ def parse_options(args: argparse.Namespace) -> dict[str, Any]:
     given |= {name: _parse_point(name, getattr(args, name)) for name in POINTS}
     given["prior"] = _parse_prior(args.prior)
     return {name: value for name, value in given.items() if value not in (None, [], {})}
+
+
+def check_curve_flags(args: argparse.Namespace) -> None:
+    """Raises BadInput for flags that --law=curve does not read."""
+    given = {*parse_options(args)} - OF_CURVES
+    given |= {name for name in BESIDE if getattr(args, name)}
+    if given:
+        raise BadInput(*(f"--{name}: --law=curve does not use it" for name in sorted(given)))
 
 
 def parse_words(text: str | None) -> list[str]:

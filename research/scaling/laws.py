@@ -457,6 +457,7 @@ LAWS: dict[str, Callable[..., Law]] = {
 }
 AUTO = "auto"  # an average over laws
 RECIPE = "recipe"  # of learning rate and batch too; its columns are those that vary in a table
+CURVE = "curve"  # of training curves under learning-rate schedules: scaling.loss_curves
 AGAINST = ("power", "broken", "logistic")
 METHODS_OF_MINIMA = ("akima", "parabola")  # of locating one
 METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of the loss
@@ -465,6 +466,6 @@ METHODS = ("isoflop", "envelope", "optima")  # optimal sizes without a law of th
 def named_law(name: str, against: str = "params") -> Law:
     if name not in LAWS:
         raise BadInput(
-            f"--law={name}: expected one of {', '.join([AUTO, *LAWS, RECIPE, *METHODS])}"
+            f"--law={name}: expected one of {', '.join([AUTO, *LAWS, RECIPE, CURVE, *METHODS])}"
         )
     return LAWS[name](against) if name in AGAINST else LAWS[name]()
