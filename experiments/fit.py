@@ -40,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
 
     if args.all_runs and not Path(args.runs).is_dir():
         raise BadInput(f"--all_runs: {args.runs} is not the workdir of a sweep")
-
     from research.report import curve_text
     from research.scaling import Options, groups
     from research.scaling.laws import CURVE
@@ -85,15 +84,15 @@ def fit_part(
     analysis = scaling.analyze(args.law, rows, options, *more, True, args.gate, args.downstream)
     figures, words = fit_figures.draw_figures(analysis), downstream_text.summary(analysis.document)
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
-    path = fit_document.write_document(out, analysis.document)
-    written = fit_figures.save_figures(figures, out)
+    written = [fit_document.write_document(out, analysis.document)]
+    written += fit_figures.save_figures(figures, out)
     if recipe := analysis.document.get("recipe"):
         written.append(fit_document.write_document(out, recipe, "recipe"))
     if sweep:
         config = flags.render_sweep_config(sweep, analysis.document)
         files.write_atomic(out / "next.py", config.encode())
         written.append(out / "next.py")
-    print("\n".join([words, str(path), *map(str, written)]))
+    print("\n".join([words, *map(str, written)]))
     return analysis.document.get("compare", {}).get("gate", {}).get("passed", True)
 
 
