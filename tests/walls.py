@@ -53,9 +53,11 @@ NO_JAX = (
 )
 # Inside training: module -> the modules of training that it may import, where that is few.
 INSIDE = {
-    "training.step": "gradient_accumulation optimizers schedules spike_skipping tasks transfer",
+    "training.step": "gradient_accumulation internals optimizers schedules spike_skipping tasks "
+    "transfer",
     "training.gradient_accumulation": "",
-    "training.trainer": "run step optimizers fine_tuning closed_form evaluation_sets",
+    "training.trainer": "run step optimizers fine_tuning closed_form evaluation_sets internals",
+    "training.internals": "tasks",
     "training.make_run": "run execution horizon horizon_rules fine_tuning heldout_check "
     "evaluation_sets moments optim_paths optimizers schedules step tasks transfer",
     "training.run": "execution evaluation_sets fine_tuning optimizers schedules step tasks "

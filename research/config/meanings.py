@@ -142,6 +142,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "save.asynchronous": ("", "whether training goes on while a state is written"),
     "save.on_error": ("", "whether a checkpoint that the disk refuses ends the run"),
     "log.every": ("steps", "between records of the training loss"),
+    "log.internals": ("", "whether those records have the RMS of parameters, gradients and updates "
+                      "by module"),
     "log.trackers": ("", "where records go besides metrics.jsonl"),
     "loop.steps_per_dispatch": ("steps", "sent to the devices at once; auto: about a second"),
     "loop.hang_seconds": ("seconds", "after which what does not end counts as hung; none: never"),

@@ -71,6 +71,7 @@ SECTIONS: dict[str, Field] = {
     "save.asynchronous": Field("bool"),
     "save.on_error": Field("str", choices=("stop", "continue")),
     "log.every": Field("PositiveInt"),
+    "log.internals": Field("bool", absent=True),
     "log.trackers": Field("str", many=True, choices=_TRACKERS),
     "loop.steps_per_dispatch": Field("PositiveInt", word="auto"),
     "loop.hang_seconds": Field("Positive", optional=True),

@@ -296,12 +296,23 @@ def train_bpe(vocab: int, texts: Sequence[str]) -> str:
 
 
 def bytes_json() -> str:
-    """Our bytes as a tokenizer.json: the ids of other programs that read it are the bytes."""
-    vocab = dict(sorted(_byte_of().items(), key=lambda item: item[1]))
+    """Our bytes as a tokenizer.json: the ids of other programs that read it are the bytes. 0, which
+    no text holds, is the special token that ends a document; under its stand-in of letters it would
+    be found in texts that have that letter."""
+    letters = {byte: letter for letter, byte in _byte_of().items()} | {Tokenizer.separator: "\0"}
+    vocab = {letters[byte]: byte for byte in range(256)}
+    kept = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    end = {"id": Tokenizer.separator, "content": "\0", **kept, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
     level |= {"use_regex": False}
     rest = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
-    made = {"version": "1.0", **rest, "added_tokens": [], "pre_tokenizer": level, "decoder": level}
+    made = {
+        "version": "1.0",
+        **rest,
+        "added_tokens": [end],
+        "pre_tokenizer": level,
+        "decoder": level,
+    }
     return files.indented({**made, "model": {"type": "BPE", "vocab": vocab, "merges": []}})
 
 

@@ -27,7 +27,8 @@ def members(
     """(name, content) of the files of an Export. Raises BadInput, before any of them is made, for a
     model that no class of transformers computes."""
     model = about["model"]
-    end = tokenizers.from_json(tokenizer).separator if tokenizer else None
+    said = _tokenizer(about, tokenizer)
+    end = tokenizers.from_json(tokenizer).separator if said else None
     config = huggingface.config_json(model, end)
     tensors = huggingface.to_tensors(model, leaves)
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -35,7 +36,7 @@ def members(
         "config.json": files.indented(config),
         "generation_config.json": files.indented({"do_sample": False, **ids}),
         "README.md": card(about, config["architectures"][0]),
-        **_tokenizer(about, tokenizer),
+        **said,
     }
     few = ((name, text.encode()) for name, text in texts.items())
     return itertools.chain(few, safetensors_files.parts(tensors, ABOUT, largest))
@@ -46,14 +47,13 @@ def _tokenizer(about: Mapping[str, Any], text: str) -> dict[str, str]:
     model, path = about["model"], str(_setting(about, "data", "path"))
     if not text and (path.endswith(".bin") or model["vocab"] != 256):
         return {}
+    tokenizer = tokenizers.from_json(text)
     said: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model["context"],
         "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.decode([tokenizer.separator]).decode("utf-8", "replace"),
     }
-    if text:
-        tokenizer = tokenizers.from_json(text)
-        said["eos_token"] = tokenizer.decode([tokenizer.separator]).decode("utf-8", "replace")
     return {
         "tokenizer.json": text or bytes_json(),
         "tokenizer_config.json": files.indented(said),

@@ -1,6 +1,7 @@
 """What a run holds out, compared by content with what the runs that it started from were trained on
 (see ancestry)."""
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -10,12 +11,19 @@ from research.data import Dataset
 from research.errors import BadInput
 from research.runs import trained_on
 from research.training.ancestry import of_training
+from research.training.fine_tuning import StartingPoint
 
 # Of what a run holds out and its own training set does not repeat, the share that an ancestor was
 # trained on: above TOLD it is told, above REFUSED the run is refused.
 TOLD, REFUSED = 0.01, 0.1
 
 log = logging.getLogger(__name__)
+
+
+def checked(start: StartingPoint, dataset: Dataset) -> StartingPoint:
+    """`start` of a run on `dataset`, with what `check` says among its rules."""
+    seen = check(dataset, start.run)
+    return dataclasses.replace(start, rule="\n".join(filter(None, [start.rule, seen])))
 
 
 def check(dataset: Dataset, start: Path) -> str:

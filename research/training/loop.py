@@ -145,8 +145,7 @@ def preflight(run: Run, directory: RunDirectory) -> tuple[Run, Mesh] | None:
     nothing. Returns the run as it would be launched and its mesh where its memory has to be
     estimated first, None where its state is less than NEGLIGIBLE_SHARE of a device."""
     trackers.check_trackers(run.trackers)
-    quiet = lambda *_: None  # noqa: E731 — `train_run` tells how it was first launched
-    run, mesh = resume.as_first_launched(run, directory, warn=quiet)
+    run, mesh = resume.as_first_launched(run, directory, warn=lambda *_: None)  # train_run tells
     check_model(run, mesh)
     negligible = sum(resident(run, mesh)) < NEGLIGIBLE_SHARE * device_memory.available()
     return None if negligible else (run, mesh)

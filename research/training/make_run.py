@@ -3,7 +3,6 @@ config."""
 
 import contextlib
 import copy
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -85,8 +84,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     optimizer, schedule, hyper = _traced(resolved)
     _check_tables(model, inputs, optimizer, hyper)
     rules = [size_rule, batch_rule, horizon_rule, lr_rule, transfer_words]
-    rules.append(task.describe_rule(model, batch // parts * dataset.tokens_per_example))
-    rules += [loaded.rule] if loaded else []
+    rules += [task.describe_rule(model, per_step // parts), loaded.rule if loaded else ""]
     facts = _facts(config, dataset, task, start, rules)
     facts |= counts | _amounts(model, dataset, counts, steps, batch)
     if config["horizon"]["unit"] in schema.FLOPS_UNITS:
@@ -196,7 +194,7 @@ def _check_counts(dataset: Dataset, batch: int, parts: int, examples: int) -> No
             "data.heldout: none holds nothing out; expected a share of the data, or eval.headline, "
             "one of eval.sets"
         )
-    if len(dataset.heldout) < examples:
+    elif len(dataset.heldout) < examples:
         problems.append(
             f"eval.examples: {examples}, but there are {len(dataset.heldout)} held-out examples; "
             "none takes all of them"
@@ -214,9 +212,6 @@ def _prefix_errors(key: str, value: str) -> Iterator[None]:
         raise BadInput(*(f"{key}: {value}: {line}" for line in error.problems)) from error
 
 
-_ONE_DEVICE: dict[str, int] = dict.fromkeys(device_mesh.AXES, 1)
-
-
 def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper) -> None:
     """Raise BadInput where a parameter matches no row of a table, or two: where the optimizer does
     not know how to treat it, or its family does not say how it is sharded."""
@@ -226,7 +221,8 @@ def _check_tables(model: Model, inputs: Any, optimizer: Optimizer, hyper: Hyper)
     step: Any = jax.ShapeDtypeStruct((), np.int32)
     state = TrainState(step, params, opt_state)
     with _prefix_errors("model.name", model.described()["name"]):
-        sharding.state_shardings(state, model.sharding, device_mesh.abstract_mesh(_ONE_DEVICE))
+        mesh = device_mesh.abstract_mesh(dict.fromkeys(device_mesh.AXES, 1))  # of one device
+        sharding.state_shardings(state, model.sharding, mesh)
 
 
 def _task(config: dict, dataset: Dataset) -> Task:
@@ -309,8 +305,7 @@ def _starting_point(
     from research.training import fine_tuning, heldout_check  # which few runs need
 
     start = fine_tuning.starting_point(init, dataset, model, inputs, steps)
-    seen = heldout_check.check(dataset, start.run)
-    return dataclasses.replace(start, rule="\n".join(filter(None, [start.rule, seen])))
+    return heldout_check.checked(start, dataset)
 
 
 def _facts(
@@ -392,12 +387,9 @@ def _traced(resolved: dict) -> tuple[Optimizer, Choice, Hyper]:
     optimizer, of_optimizer = Optimizer.from_config(optim["optimizer"])
     schedule, of_schedule = Choice.from_config(optim["schedule"])
     numbers = Hyper(
-        lr=optim["lr"],
+        **{key: optim[key] for key in ("lr", "clip", "ema", "skip")},
         warmup=optim["warmup"]["amount"],
         total=resolved["horizon"]["amount"],
-        clip=optim["clip"],
-        ema=optim["ema"],
-        skip=optim["skip"],
         optimizer=of_optimizer,
         schedule=of_schedule,
     )

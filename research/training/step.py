@@ -20,6 +20,7 @@ from research.training.optimizers import Optimizer
 from research.training.tasks import Task
 
 if TYPE_CHECKING:
+    from research.training.internals import Internals
     from research.training.transfer import Transfer
 
 
@@ -64,6 +65,7 @@ class StepSpec(NamedTuple):
     schedule: schedules.Choice
     grad_accumulation: int = 1
     transfer: "Transfer | None" = None
+    internals: "Internals | None" = None
 
     def init(self, key: Array, inputs: Array, hyper: Hyper) -> TrainState:
         params = self.model.init(key, inputs)
@@ -102,6 +104,8 @@ class StepSpec(NamedTuple):
         if hyper.skip is not None:
             metrics["skips"] = new.opt_state.skipped
             metrics["skipped"] = new.opt_state.skipped - state.opt_state.skipped
+        if self.internals is not None:
+            metrics |= self.internals(self.model, state, batch, grads, lr, updates)
         return new, metrics
 
 

@@ -146,7 +146,12 @@ def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
     rows are the whole batch."""
     ways = device_mesh.batch_shards(mesh.shape) if mesh else 1
     task, parts = run.task.for_devices(run.model, ways), run.execution.grad_accumulation
-    return StepSpec(run.model, task, run.optimizer, run.schedule, parts, run.transfer)
+    spec = StepSpec(run.model, task, run.optimizer, run.schedule, parts, run.transfer)
+    if not run.config["log"].get("internals"):
+        return spec
+    from research.training import internals  # which few runs need
+
+    return spec._replace(internals=internals.internals(run.cadence.log, run.task, run.model))
 
 
 def run_mesh(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
@@ -249,6 +254,5 @@ def host_heldout(run: Run, ways: int) -> dict[str, np.ndarray]:
 def examine(run: Run, heldout: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the task's metrics must know of the examples of `host_heldout` that have a weight."""
     real = heldout["weights"].reshape(-1) > 0
-    names = [name for name in heldout if name != "weights"]
-    flat = {name: heldout[name].reshape(-1, *heldout[name].shape[2:])[real] for name in names}
+    flat = {k: x.reshape(-1, *x.shape[2:])[real] for k, x in heldout.items() if k != "weights"}
     return run.task.examined(run.data, flat)

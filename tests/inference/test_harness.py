@@ -2,6 +2,10 @@
 scores as those of the suite with the same items. Needs the package lm-eval, and no network."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -10,11 +14,15 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'isoflop[evaluate]'")
 
+from research import models
 from research.errors import BadInput
-from research.inference.harness import Harness, HarnessModel
+from research.inference import export
+from research.inference.harness import Harness, HarnessModel, lm_eval
 from research.inference.load import OpenedRun
 from research.inference.suite import Suite
 from research.inference.suite_items import item
+from research.params import nest
+from tests.inference.test_huggingface import ELSEWHERE, GPT2, LLAMA, leaves_of
 from tests.inference.test_scoring import CONTEXT, plainly, untrained
 from tests.models import test_models
 
@@ -23,6 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # those of lm-eval and what it imports are not ours
 ]
 
+SIDE = Path(__file__).with_name("harness_side.py")
 FIELDS = test_models.SMALL | {"vocab": 256, "context": CONTEXT}
 PAIRS = [  # (context, continuation); spaces at the end of a context belong to what follows
     ("the cat", " sat"),
@@ -162,3 +171,103 @@ def test_of_a_run_on_ids_nothing_can_be_asked(opened, tmp_path):
     )
     with pytest.raises(BadInput, match="whose words are unknown"):
         HarnessModel(of_ids)
+
+
+# Against lm-eval's own backend, of the same model as `transformers` opens it.
+
+LONG = 64  # tokens of context
+WORDS = "the cat sat on the mat and looked at the moon, which was round and far away; "
+QUESTIONS = [  # (context, answers): short, empty, ending in a space, longer than the context
+    ("the cat", [" sat", " stood", " was not there"]),
+    ("", ["hello", "a", "and so on"]),
+    ("trailing  ", ["spaces", "tabs"]),
+    (WORDS * 2, ["and then it slept", "."]),
+    ("é, ü and ñ", [" are two bytes", "!"]),
+]
+TEXTS = ["x", WORDS[:LONG], WORDS[: LONG + 1], WORDS * 3, "one line\nand another\n"]
+PROMPTS = ["the cat", "x", WORDS[:40], "1 + 1 =", "é"]
+
+
+def tasks_of_files(folder):
+    """Tasks of lm-eval in YAML, of all three kinds of request."""
+    rows = {
+        "choose": [{"question": q, "choices": a, "label": 0} for q, a in QUESTIONS],
+        "read": [{"question": text} for text in TEXTS],
+        "say": [{"question": text, "label": "a"} for text in PROMPTS],
+    }
+    kinds = {
+        "choose": {"output_type": "multiple_choice", "doc_to_text": "{{question}}",
+                   "doc_to_choice": "{{choices}}", "doc_to_target": "{{label}}",
+                   "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]},
+        "read": {"output_type": "loglikelihood_rolling", "doc_to_text": "",
+                 "doc_to_target": "{{question}}",
+                 "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}]},
+        "say": {"output_type": "generate_until", "doc_to_text": "{{question}}",
+                "doc_to_target": "{{label}}", "metric_list": [{"metric": "exact_match"}],
+                "generation_kwargs": {"until": ["\n", "q"], "max_gen_toks": 20,
+                                      "do_sample": False}},
+    }  # fmt: skip
+    for name, documents in rows.items():
+        file = folder / f"{name}.jsonl"
+        file.write_text("\n".join(map(json.dumps, documents)))
+        data = {"data_files": {"test": str(file)}, "cache_dir": str(folder / "cache")}
+        task = {"task": name, "dataset_path": "json", "dataset_kwargs": data, "test_split": "test",
+                "target_delimiter": "", "metadata": {"version": 1}}  # fmt: skip
+        (folder / f"{name}.yaml").write_text(json.dumps(task | kinds[name]))
+    return [*rows]
+
+
+def flat(answers):
+    """The numbers and the texts of the answers of a task, in order."""
+    if isinstance(answers, list | tuple):
+        return [x for answer in answers for x in flat(answer)]
+    return [answers]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_the_backend_of_lm_eval_says_the_same_of_an_exported_model(shape, tmp_path):
+    python = os.environ.get(ELSEWHERE, sys.executable)
+    probe = [python, "-I", "-c", "import torch, transformers, accelerate, lm_eval"]
+    if subprocess.run(probe, capture_output=True).returncode:
+        words = f"no lm_eval[hf] with transformers and torch; {ELSEWHERE}=PYTHON names one"
+        pytest.skip(words)
+    fields = shape | {"vocab": 256, "context": LONG}
+    about = {"name": "a", "run": "0123456789ab", "step": 7, "loss": 1.25, "loss_unit": "nats"}
+    about |= {"weights": "params", "params": 1234, "model": fields, "config": {"seed": 3}}
+    leaves = leaves_of(fields)
+    folder = export.write_hf(export.Export(about, leaves, ""), tmp_path / "hf")
+    (tasks := tmp_path / "tasks").mkdir()
+    names = tasks_of_files(tasks)
+
+    def asked(leaves):
+        opened = OpenedRun(tmp_path, 1, models.build(**fields), nest(leaves), "", {})
+        harness = Harness(names, str(tasks), None)
+        found = lm_eval.simple_evaluate(
+            model=HarnessModel(opened),
+            tasks=[harness.tasks[name] for name in names],
+            task_manager=harness.manager,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+        answers = {k: flat([x["resps"] for x in found["samples"][k]]) for k in names}
+        return answers, found["results"]
+
+    own, results = asked(leaves)
+    out = tmp_path / "out.json"
+    argv = [python, "-I", str(SIDE), str(folder), str(tasks), str(out), *names]
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(argv, capture_output=True, text=True, env=offline)
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = json.loads(out.read_text())
+    other, _ = asked(leaves_of(fields, seed=1))
+    for name in ("choose", "read"):
+        said = flat(theirs["answers"][name])
+        assert len(said) == len(own[name]) >= len(TEXTS)
+        assert own[name] == pytest.approx(said, rel=1e-5)  # whether greedy is True or False
+        assert own[name] != pytest.approx(other[name], rel=1e-2)
+    assert own["say"] == flat(theirs["answers"]["say"]) != other["say"]
+    assert len({*own["say"]}) > 2 < max(map(len, own["say"]))
+    for name in names:
+        for metric, value in theirs["results"][name].items():
+            assert results[name][metric] == pytest.approx(value, rel=1e-5), metric

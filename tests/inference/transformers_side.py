@@ -35,5 +35,6 @@ for folder, text in job.get("encode", {}).items():
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.encode(text)
     out[f"{folder} ids"] = np.array(ids)
+    out[f"{folder} end"] = np.array(tokenizer.eos_token_id)
     out[f"{folder} text"] = np.array(tokenizer.decode(ids))
 np.savez(sys.argv[2], **out)

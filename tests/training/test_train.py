@@ -65,6 +65,15 @@ def test_any_split_into_dispatches_gives_the_same_bits(tiny, sizes):
     )
 
 
+def test_logging_internals_changes_no_bit_of_the_state(tiny):
+    """Some are measured in the first dispatch, and none in the second."""
+    plain, losses = trained(tiny(REAL | {"log.every": 15}), [10, 4])
+    other, same = trained(tiny(REAL | {"log.every": 15, "log.internals": True}), [10, 4])
+    jax.tree.map(np.testing.assert_array_equal, plain, other)
+    assert losses == same
+    assert losses != trained(tiny(REAL | {"data.seed": 1}), [10, 4])[1]
+
+
 @pytest.mark.slow
 def test_a_dispatch_of_one_step_programs_agrees_with_a_room_of_ten(tiny):
     """The room is another program, so equality is only to rounding."""
