@@ -5,9 +5,8 @@
   python -m experiments.fit --runs=runs.csv --law=isoflop --method=parabola --out=OUT
 
 Laws: power and broken (against one column), chinchilla, kaplan, data_constrained, overtraining,
-saturating (accuracy from loss), logistic (accuracy against one column), recipe (of a sweep over
-learning rates; writes recipe.json), curve (whole training curves under several learning-rate
-schedules); isoflop and envelope find compute-optimal sizes without a law.
+saturating and logistic (accuracies), recipe (of a sweep over learning rates; writes recipe.json),
+curve (of training curves); isoflop and envelope find compute-optimal sizes without a law.
 Rows that are not comparable (see docs/fitting.md) are groups, and have a law each in OUT/GROUP.
 The objective is the sum over rows of Huber's loss, or half the square, of residuals in log loss.
 """
@@ -38,8 +37,6 @@ def main(argv: Sequence[str]) -> int:
     sweep = flags.parse_next_config(args)
     options, columns = flags.parse_options(args), flags.parse_columns(args)
 
-    if args.all_runs and not Path(args.runs).is_dir():
-        raise BadInput(f"--all_runs: {args.runs} is not the workdir of a sweep")
     from research.report import curve_text
     from research.scaling import Options, groups
     from research.scaling.laws import CURVE
@@ -52,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
     if len(parts) == 1:
-        only = parts.popitem()[1]
-        return 0 if fit_part(args, only, options, sweep) else 1
+        return 0 if fit_part(args, parts.popitem()[1], options, sweep) else 1
     print(printable(groups.told_of_split(rows, Options(**options), args.law)))
     failures: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
