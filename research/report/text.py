@@ -128,7 +128,7 @@ def _extrapolation_sentence(document: Mapping[str, Any]) -> str:
         return ""
     if "why" in trial:
         return f"No extrapolation could be tried within the table: {trial['why']}."
-    count = " (6 N D)" if trial["flops_convention"] == SIX_ND else ""
+    count = " (6 N D)" if trial.get("flops_convention") == SIX_ND else ""
     unit = f"{NOUNS.get(trial['column'], trial['column'])}{count}"
     most = amount_text(trial["largest"], trial["column"])
     what = "optimal sizes" if document["law"] == "isoflop" else "runs"
