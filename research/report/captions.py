@@ -41,9 +41,10 @@ CAPTIONS = {
     "residuals": "Measured loss over the law, against what the law reads. Dots are runs that were "
     "fitted, stars runs that were held out; the band is one standard deviation of a run.",
     "pairs": "Resampled parameters of the law against each other, positive ones as natural "
-    "logarithms. Each dot is a refit to resampled residuals, the star is the best fit; a narrow "
-    "cloud says that the data tell only a combination of both, a long tail that they hardly bound "
-    "one side. The intervals of the table are by profile likelihood, not from these.",
+    "logarithms. Each dot is a refit to resampled residuals (without the outermost 2 %), the star "
+    "is the best fit; a narrow cloud says that the data determine only a combination of both, a "
+    "long tail that they hardly bound one side. The intervals of the table are by profile "
+    "likelihood, not from these.",
     "multiverse": "The exponent over all defensible ways of counting and cleaning. Left: every "
     "refit, sorted, with the median; right: the median exponent with each choice.",
     "curves": "Learning curves of all runs. Lines are the smoothed training loss, marks the "

@@ -19,6 +19,7 @@ from research.scaling.laws import GROUP
 from research.tables import table
 
 LEVELS = 9  # iso-loss contours, about
+SHARE = 0.98  # of the resamples, that a panel of two parameters shows
 EDGE = 0.07  # of the axes, without labels of contours
 WITHOUT_LIMIT = 1e6  # times the most of a table
 
@@ -304,6 +305,8 @@ def parameter_pairs(fit: Fit) -> Figure:
     logarithm."""
     moving = _moving(fit)
     names, values, k = fit.law.parameters, fit.samples, len(moving)
+    shown = np.quantile(values, [(1 - SHARE) / 2, (1 + SHARE) / 2], axis=0)
+    shown = shown + 0.05 * (shown[1] - shown[0]) * [[-1], [1]]
     with style.sheet(1.4 * k, 1.4 * k, grid=False) as sheet:
         figure = sheet.figure
         figure.clear()
@@ -314,10 +317,12 @@ def parameter_pairs(fit: Fit) -> Figure:
                 if column > row:
                     axes.axis("off")
                     continue
+                axes.set_xlim(shown[:, j])
                 if column == row:
-                    axes.hist(values[:, i], 30, color=BLUE)
+                    axes.hist(values[:, i], 30, range=tuple(shown[:, i]), color=BLUE)
                     axes.set_yticks([])
                 else:
+                    axes.set_ylim(shown[:, i])
                     axes.plot(values[:, j], values[:, i], ".", ms=1.5, color=BLUE, alpha=0.3,
                               rasterized=True)  # fmt: skip
                     axes.plot(fit.best[j], fit.best[i], "*", ms=8, color=ORANGE)

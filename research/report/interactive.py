@@ -118,6 +118,8 @@ def _slider_chart(
     values = [{k: row.get(k) for k in {*shown, column}} for row in rows[:MOST]]
     along = alt.Scale(type="log", nice=False, padding=8)
     words = "replace(format(datum.value, '~s'), 'G', 'B')"  # billions, as people say
+    if "flops" in column:  # B and T would be read as parameters and tokens
+        words = "replace(format(datum.value, '.2~e'), 'e+', 'e')"
     ticks = alt.Axis(labelExpr=words, tickCount=7, labelOverlap=True)
     x = alt.X("x:Q", scale=along, axis=ticks, title=noun)
     y = alt.Y(

@@ -173,7 +173,9 @@ def test_agreement_is_told_by_the_intervals():
     any_ = (1.0, 1.0)  # for auto, which is not among them
     words = sentence(any_, (1e5, 3e5), (2e5, 4e5), (None, 2.5e5))
     assert "all 3 methods overlap (200k to 250k)" in words
-    assert words.endswith("so little of a check: isoFLOP minima (parabola).")
+    assert words.endswith(
+        "a weak check, being wider than a factor of 10: isoFLOP minima (parabola)."
+    )
     words = sentence(any_, (1e5, 3e5), (3.1e5, 4e5))
     assert "do not all overlap: that of isoFLOP minima (Akima) begins at 310k" in words
     assert "L(N, D), Chinchilla's law has ended, at 300k" in words
