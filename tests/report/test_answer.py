@@ -274,6 +274,7 @@ def test_dots_and_law_are_of_one_count(asked):
     at = [value[column] for value in dots["data"]["values"]]
     assert at == [6 * row["params"] * row["tokens"] for row in rows]
     assert dots["encoding"]["x"]["title"].endswith("6 N D")
+    assert "~e" in dots["encoding"]["x"]["axis"]["labelExpr"]  # 1e13: 10T would be tokens
     (line,) = [layer for layer in drawn if layer["mark"]["type"] == "line"]
     ends = [value["x"] for value in line["data"]["values"]]
     assert ends[0] == pytest.approx(min(at))

@@ -1,11 +1,13 @@
 """A report keeps apart what is not comparable and what is not of its sweep, and says what each
 group was made from."""
 
+import re
+
 import pytest
 
 from research.errors import BadInput
 from research.io import files
-from research.report import build, provenance, text
+from research.report import build, fit_figures, provenance, text
 from tests.report.test_report import without_scripts, workdir
 from tests.runs.test_settings import launched
 from tests.scaling.test_scaling import noisy
@@ -45,7 +47,17 @@ def test_runs_of_other_switches_are_compared_with_the_switch_as_a_column(tmp_pat
     groups = result["compared"].document["compare"]["groups"]
     assert set(groups) == {"clip=a number", "clip=none"}
     assert "no law:" not in text.text_summary(result)
-    assert "clip=none needs " in page_of(tmp_path) or "clip=a number needs " in page_of(tmp_path)
+    page = page_of(tmp_path)
+    (told,) = re.findall(r"(clip=none|clip=a number) needs ([\d.]+)x the", page)
+    # The figure says the same of the same group, which it moves by what is over that.
+    figure = fit_figures.draw_figures(result["compared"], "compare")["compare"]
+    labels = [line.get_label() for line in figure.axes[1].lines]
+    ((name, factor, needs),) = re.findall(
+        r"(.*): × ([\d.]+) \(needs ([\d.]+)x\)", "\n".join(labels)
+    )
+    assert (name, needs) == told
+    assert float(factor) == pytest.approx(1 / float(needs), rel=0.01)
+    assert any(label.endswith(": × 1") for label in labels)  # that of which it is told
 
 
 def test_runs_are_mixed_where_that_is_asked_for_and_the_page_says_so(tmp_path):

@@ -14,7 +14,7 @@ import isoflop
 from experiments import plot as command
 from research.errors import BadInput
 from research.io.humanize import flops_text
-from research.report import captions, decision_figures, figures, style
+from research.report import captions, decision_figures, figures, fit_figures, style
 from research.scaling.laws import METHODS
 from tests.report.test_report import workdir
 
@@ -296,3 +296,14 @@ def test_a_document_that_is_no_check_of_transfer_is_refused(tmp_path):
     (tmp_path / "transfer.json").write_text('{"rate": {}}')
     with pytest.raises(BadInput, match="has no stage 'regret'"):
         isoflop.plot(tmp_path, "regret")
+
+
+def test_pairs_of_parameters_are_shown_without_the_outermost_resamples(source):
+    analysis = source.analysis("chinchilla")
+    figure = fit_figures.draw_figures(analysis, "pairs")["pairs"]
+    samples = analysis.fit.samples
+    last = [axes for axes in figure.axes if axes.axison][-1]  # of the last parameter alone
+    low, high = last.get_xlim()
+    inside = (samples[:, -1] >= low) & (samples[:, -1] <= high)
+    assert 0.97 < inside.mean() <= 1
+    assert low < analysis.fit.best[-1] < high
