@@ -30,7 +30,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "model.tie_embeddings": ("", "whether the head is the embedding"),
     "model.dtype": ("", "precision of matmuls and activations; parameters and losses are float32"),
     "model.attention": ("", "implementation of attention; auto takes the platform's kernel"),
-    "model.remat": ("", "what the backward pass recomputes: nothing, all but matmuls, or all"),
+    "model.remat": ("", "what the backward pass recomputes: nothing, all but matmuls, all but the "
+    "projections of the attention, or all"),
     "model.unroll": ("layers", "steps of the scan over layers, or of a GRU over tokens, that are "
                      "compiled as one"),
     # data

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name as named
 
 from research.config.types import Positive, PositiveInt, ScannedLayers
 from research.models import activation_sharding, attention, custom_vjp, layers
@@ -88,7 +89,7 @@ class TransformerConfig:
     tie_embeddings: bool
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "own", "xla", "cudnn", "splash"]
-    remat: Literal["none", "dots", "full"]
+    remat: Literal["none", "dots", "projections", "full"]
     unroll: PositiveInt
 
     def __post_init__(self) -> None:
@@ -141,8 +142,7 @@ class Transformer(nn.Module):
         return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
 
     def decode(self, tokens_BxT: Array, cache: Cache, offset: Array | int) -> tuple[Array, Cache]:
-        """Hidden states [B·T, D] of tokens [B, T] at positions from `offset`, and the updated
-        cache. `cache` None: there are no earlier tokens and no cache."""
+        """Hidden states [B·T, D] of tokens [B, T] from position `offset`, and the new `cache`."""
         B, T = tokens_BxT.shape
         dtype = self.cfg.dtype if self.cfg.positions == "rotary" else "float32"
         ids_M, table_VxD = tokens_BxT.reshape(-1), self.embed.embedding
@@ -197,13 +197,14 @@ class Block(nn.Module):
 
 def _remat(saved: str) -> type[nn.Module]:
     """Block with activation checkpointing (Chen et al. 2016). Saved for the backward pass: "none",
-    all activations; "dots", matmul outputs without the attention maps, which grow as T²; "full",
-    only the block's input."""
-    known = jax.checkpoint_policies
-    policies = {"dots": known.dots_with_no_batch_dims_saveable, "full": known.nothing_saveable}
-    if saved == "none":
+    all activations; "dots", matmul outputs without the attention maps, which grow as T²;
+    "projections", those of the attention alone; "full", only the block's input."""
+    keep = jax.checkpoint_policies
+    policy = {"dots": keep.dots_with_no_batch_dims_saveable, "full": keep.nothing_saveable,
+              "projections": keep.save_only_these_names("projection")}.get(saved)  # fmt: skip
+    if policy is None:
         return Block
-    return nn.remat(Block, prevent_cse=False, policy=policies[saved], static_argnums=(3,))  # T
+    return nn.remat(Block, prevent_cse=False, policy=policy, static_argnums=(3,))  # T
 
 
 class Attention(nn.Module):
@@ -220,7 +221,7 @@ class Attention(nn.Module):
 
         def proj(count: int, name: str) -> Array:
             y = layers.Dense(count * cfg.head_size, cfg.bias, cfg.dtype, name=name)(x_MxD)
-            return y.reshape(-1, T, count, cfg.head_size)
+            return named(y.reshape(-1, T, count, cfg.head_size), "projection")
 
         q, k, v = proj(cfg.heads, "query"), proj(cfg.kv_heads, "key"), proj(cfg.kv_heads, "value")
         if cfg.qk_norm:
@@ -236,7 +237,7 @@ class Attention(nn.Module):
         else:
             y = cfg.attend(q, k, v, real)
         out = layers.Dense(cfg.width, cfg.bias, cfg.dtype, self.out_init, name="out")
-        return out(y.reshape(-1, cfg.width)), cache
+        return named(out(y.reshape(-1, cfg.width)), "projection"), cache
 
 
 def check_platform(cfg: TransformerConfig, platform: str) -> None:
@@ -273,8 +274,7 @@ def unwritten_map(cfg: TransformerConfig, platform: str) -> tuple[int, ...]:
 def forward_flops(cfg: TransformerConfig) -> dict[str, int]:
     """Forward matmul FLOPs of one example of T tokens, by part; a multiply-add is 2.
 
-    `attention_full` counts the whole T×T map, as computed; `attention_causal` only the unmasked
-    entries.
+    `attention_full` counts the whole T×T map, as computed; `attention_causal` what is unmasked.
     """
     T, K = cfg.context, cfg.head_size
     kernels = cfg.width * K * (2 * cfg.heads + 2 * cfg.kv_heads)

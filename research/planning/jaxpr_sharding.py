@@ -18,7 +18,7 @@ from jax.extend.core import Literal
 CHEAP = {
     *("add", "sub", "mul", "neg", "min", "abs", "sign", "and", "or", "not", "xor", "eq"),
     *("ne", "lt", "le", "gt", "ge", "select_n", "clamp", "square", "integer_pow"),
-    *("convert_element_type", "broadcast_in_dim", "iota", "copy", "stop_gradient"),
+    *("convert_element_type", "broadcast_in_dim", "iota", "copy", "stop_gradient", "name"),
     *("is_finite", "floor", "ceil", "round", "add_any", "reduce_precision", "real", "imag"),
     *("slice", "dynamic_slice", "concatenate", "transpose", "rev", "sharding_constraint"),
     *("reshape", "squeeze", "expand_dims", "split"),
@@ -31,7 +31,7 @@ EXPENSIVE = {
 }
 ELEMENTWISE = CHEAP | EXPENSIVE
 _VIEWS = {
-    *("reshape", "squeeze", "expand_dims", "copy", "sharding_constraint", "stop_gradient"),
+    *("reshape", "squeeze", "expand_dims", "copy", "sharding_constraint", "stop_gradient", "name"),
 }
 REDUCTIONS = {
     *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),

@@ -112,7 +112,8 @@ def test_state_and_gradients_are_sixteen_bytes_a_parameter(run):
 def test_remat_takes_less_and_a_fused_map_nothing(run):
     plan = cluster.plan_for_mesh(run, H100, mesh(fsdp=8), alternatives=True)
     totals = {key: held.total for key, held in plan.alternatives.items()}
-    assert totals["model.remat=full"] < totals["model.remat=dots"] < totals["model.remat=none"]
+    remat = [totals[f"model.remat={name}"] for name in ("full", "projections", "dots", "none")]
+    assert remat == sorted(set(remat))
     assert totals["task.chunk=none"] <= totals["task.chunk=0"]
     assert totals["model.remat=none"] == plan.bytes.total
     written = memory.estimate(run, device_mesh.abstract_mesh(mesh(fsdp=8)), "cpu")
