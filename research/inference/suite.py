@@ -1,5 +1,7 @@
 """The scores of a trained model on the tasks of the suite."""
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,28 +10,40 @@ from typing import Any
 import numpy as np
 
 from research import data
-from research.data import Dataset, tokenizers
+from research.data import Dataset, evaluation_files, tokenizers
 from research.data.byte_tokenizer import Tokenizer
 from research.errors import BadInput
 from research.inference import suite_items
 from research.inference.load import OpenedRun
 from research.inference.scoring import Scorer
 from research.inference.suite_items import TokenItem
+from research.runs.settings import NONE
 
 CountBytes = Callable[[np.ndarray, np.ndarray], int]
 
 
 def held_out_text(opened: OpenedRun, digest: object) -> Dataset:
-    """The data that a run was trained on, whose `digest` it recorded. Raises BadInput where they
-    are not there, or others by now."""
+    """The data that a run was trained on, whose `digest` it recorded, with what it was measured by
+    as held out: the headline of its other sets, where it has one. Raises BadInput where they are
+    not there, or others by now."""
     section: Mapping[str, Any] = opened.config["data"]
     found = data.load(**{key: value for key, value in section.items() if key != "seed"})
-    if found.digest != digest:
-        raise BadInput(
-            f"cloze: {section.get('path', section['name'])} holds something else than it did when "
-            f"{opened.path.name} was trained"
-        )
+    changed = found.digest != digest and section.get("path", section["name"])
+    if headline := _headline(opened.config["eval"]):
+        held = evaluation_files.read(headline["path"], section, found)
+        changed = changed or (held.digest != headline["digest"] and headline["path"])
+        found = dataclasses.replace(found, heldout=held.split, count_bytes=held.count_bytes)
+    if changed:
+        was = f"than it did when {opened.path.name} was trained"
+        raise BadInput(f"{changed} holds something else {was}")
     return found
+
+
+def _headline(section: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The set of the resolved section `eval` that the run is measured by; None: what its data hold
+    out."""
+    sets, name = section.get("sets") or [], section.get("headline")
+    return next((one for one in sets if one["name"] == name), None)
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,13 @@ class Suite:
     def recipe(self, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """What decides a score beside the parameters."""
         made = {"suite": suite_items.SUITE, "items": self.items, "seed": self.seed}
-        return made | ({"data": row.get("data_digest")} if _is_cloze(task) else {})
+        if not _is_cloze(task):
+            return made
+        written = row.get("eval.sets")  # JSON, of a run that has any
+        sets = json.loads(str(written)) if written not in (None, NONE) else []
+        headline = _headline({"sets": sets, "headline": row.get("eval.headline")})
+        text = {"set": headline["digest"]} if headline else {}
+        return made | {"data": row.get("data_digest"), **text}
 
     def score(self, opened: OpenedRun, task: str, row: Mapping[str, Any]) -> dict[str, Any]:
         """Accuracy, its standard error and bits per byte of the right answer (none where the bytes

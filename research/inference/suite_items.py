@@ -172,7 +172,7 @@ def cloze_item(text: Split, seed: int, index: int) -> TokenItem:
             ends.append(stream[-length:])
     if len(ends) < OPTIONS:
         raise BadInput(
-            f"cloze: {len(text)} windows of held-out text; expected {OPTIONS} that end differently"
+            f"{len(text)} windows of held-out text; expected {OPTIONS} that end differently"
         )
     right = draws.below(OPTIONS)
     ends.insert(right, ends.pop(0))

@@ -149,6 +149,30 @@ def test_a_cloze_of_other_text_than_that_of_training_is_refused(workdir, tmp_pat
     assert len([line for line in told if "copy 0." in line]) == 2
 
 
+def test_the_cloze_is_of_what_the_run_is_measured_by(tmp_path, tiny, corpus):
+    text = corpus.read_text()
+    (tmp_path / "train.txt").write_text(text[:200_000])
+    (tmp_path / "val.txt").write_text(text[-40_000:])
+    sets = {"eval.sets": [{"name": "val", "path": str(tmp_path / "val.txt")}]}
+    run = make_run(
+        tiny(sets | {"data.path": str(tmp_path / "train.txt"), "data.heldout": None,
+                     "eval.headline": "val", "horizon.amount": 2.0})
+    )  # fmt: skip
+    with RunDirectory(tmp_path, run.id) as directory:
+        train_run(run, directory)
+    _, missing = score(tmp_path, ["cloze"], Suite(items=64))
+    assert not missing
+    (row,) = read_table(tmp_path)
+    assert row["score_bits/cloze"] == pytest.approx(row["loss"] / np.log(2), rel=0.1)
+    one, other = (FEW.recipe("cloze", row | change) for change in ({}, {"eval.headline": None}))
+    assert one["set"] == run.config["eval"]["sets"][0]["digest"]
+    assert "set" not in other
+    assert "set" not in FEW.recipe("copy", row)
+    (tmp_path / "val.txt").write_text(text[-50_000:-10_000])
+    _, missing = score(tmp_path, ["cloze"], Suite(items=65))
+    assert "val.txt holds something else than it did" in missing[0].reason
+
+
 def test_of_ids_the_cloze_alone_can_be_asked(tmp_path, tiny):
     path = tmp_path / "ids.bin"
     (np.random.default_rng(0).integers(0, 97, 9000)).astype(np.uint16).tofile(path)
