@@ -4,6 +4,7 @@ A column is another one, or a product or quotient of columns and numbers. Where 
 the unit, as in "params (M)" or "total_gflops", it is applied, and said.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -126,7 +127,10 @@ def _terms(
     while True:
         found, rest = _one_term(rest, there)
         if found is None:
-            raise BadInput(f"{flag}: no column {rest!r}; {name_columns(rows)}")
+            close = difflib.get_close_matches(text, there, n=1)
+            either = f", nor {text!r}" if out else ""
+            guess = f"; did you mean {close[0]!r}?" if close else ""
+            raise BadInput(f"{flag}: no column {rest!r}{either}{guess}; {name_columns(rows)}")
         out.append((sign, found))
         if not rest:
             return out

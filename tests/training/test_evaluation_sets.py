@@ -295,6 +295,9 @@ def test_a_law_may_be_of_a_set(tmp_path):
     assert limits == pytest.approx([2, 3], rel=0.02)
     with pytest.raises(BadInput, match="--response=x: --columns names loss, too"):
         command.main([*argv[:2], "--response=x", "--columns=loss=y"])
+    words = r"no column 'vall', nor 'loss/vall'; did you mean 'loss/val'\?; there are "
+    with pytest.raises(BadInput, match=words):
+        command.main([*argv[:2], "--law=power", "--response=loss/vall"])
 
 
 @pytest.mark.parametrize(
