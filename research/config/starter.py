@@ -26,7 +26,7 @@ from research.config import grid
 '''
 LANGUAGE = """
 BUDGETS = (2e11, 4.8e11, 1.2e12)  # FLOPs of a run; one of the last takes seconds on two cores
-SIZES = (17e3, 33e3, 54e3, 77e3, 108e3, 143e3)  # parameters aimed at; they must bracket the best
+SIZES = (17e3, 33e3, 54e3, 108e3, 179e3)  # parameters aimed at; they must bracket the best
 
 
 def get_config():

@@ -7,7 +7,6 @@ visual language and changes none of its words, marks or colors.
 import contextlib
 import contextvars
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -185,8 +184,8 @@ def axis_label(name: str, axes: Mapping[str, str], six_nd: bool = False) -> str:
 
 def flops_text(value: float) -> str:
     """FLOPs as mathematics, where B and T would be read as parameters and tokens."""
-    exponent = math.floor(math.log10(value) + 1e-9)
-    digits = f"{value / 10**exponent:.2g}"
+    digits, exponent = f"{value:.1e}".split("e")  # rounded first: 9.98e10 is 1.0e11
+    digits, exponent = digits.removesuffix(".0"), int(exponent)
     return f"$10^{{{exponent}}}$" if digits == "1" else rf"${digits}\times10^{{{exponent}}}$"
 
 

@@ -288,7 +288,7 @@ def _warnings(
 ) -> list[str]:
     out = []
     if few := sum(len(budget.log_n) < 5 for budget in budgets):
-        out.append(f"{few} budgets have fewer than 5 sizes")
+        out.append(f"{few} {'budget has' if few == 1 else 'budgets have'} fewer than 5 sizes")
     if merged := _merged_sizes(rows):
         out.append(
             f"sizes within {SAME_SIZE:.0%} of each other are one size, with the mean of their "

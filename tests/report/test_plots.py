@@ -307,3 +307,18 @@ def test_pairs_of_parameters_are_shown_without_the_outermost_resamples(source):
     inside = (samples[:, -1] >= low) & (samples[:, -1] <= high)
     assert 0.97 < inside.mean() <= 1
     assert low < analysis.fit.best[-1] < high
+
+
+@pytest.mark.parametrize(
+    ("flops", "words"),
+    [
+        (9.98e10, "$10^{11}$"),
+        (1e11, "$10^{11}$"),
+        (9.4e10, r"$9.4\times10^{10}$"),
+        (1.4e12, r"$1.4\times10^{12}$"),
+        (2e12, r"$2\times10^{12}$"),
+        (1e-3, "$10^{-3}$"),
+    ],
+)
+def test_flops_are_rounded_before_their_power_of_ten(flops, words):
+    assert style.flops_text(flops) == words
