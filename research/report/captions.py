@@ -14,7 +14,7 @@ CAPTIONS = {
     "are the runs that were fitted, the line is the least loss of a budget 6 N D as registered, "
     "with its 95 % band; diamonds are predictions with the 95 % interval of a run, stars what was "
     "measured. Right: measured over predicted, on the intervals of the law (thick) and of a run "
-    "(thin).",
+    "(thin); the error of the table is that of the prediction, and has the other sign.",
     "forecasts": "Training curves of larger runs as they were forecast, and as they came out.",
     "isoflop": "Loss against size at each budget. A color is a budget, labeled with the exact "
     "FLOPs of its runs; solid lines are Akima's interpolation through them, dashed ones the "

@@ -39,7 +39,7 @@ def table_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             *_outcome(rung),
             f"±{rung['parts']['floor']:.2%}",
             rung["law"],
-            rung["registration"],
+            rung["registration"].removesuffix(".json"),
         ]
         for rung in rungs
     ]
