@@ -18,7 +18,7 @@ from research.errors import BadInput
 ROOTS = (
     *("jax", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy", "pyarrow"),
     *("matplotlib", "rich", "scikit-learn", "mlxtend", "tokenizers", "tiktoken", "datasets"),
-    *("altair", "vl-convert-python"),
+    *("altair", "vl-convert-python", "argcomplete"),
 )
 # Folders of tests, and of copies of other packages.
 SKIPPED = {"test", "tests", "testing", "idle_test", "conftest", "third_party"}

@@ -134,6 +134,8 @@ def parse_columns(args: argparse.Namespace) -> dict[str, str]:
 def with_law(args: argparse.Namespace) -> argparse.Namespace:
     """The flags with the law to fit: of scores, which rise, `auto` is logistic. Raises BadInput for
     laws of the loss, which falls, where a score is asked for."""
+    if args.all_runs and not Path(args.runs).is_dir():
+        raise BadInput(f"--all_runs: {args.runs} is not the workdir of a sweep")
     response = args.response or ""
     if response.startswith(SCORE) and args.law not in OF_SCORES:
         if args.law != "auto":

@@ -81,8 +81,6 @@ def read_runs(
 
     Raises BadInput when there is no such table.
     """
-    if all_runs and not Path(path).is_dir():
-        raise BadInput(f"--all_runs: {path} is not the workdir of a sweep")
     found = _read(path, curves, all_runs)
     if not found:
         raise BadInput(*(f"--runs={path}: {n}" for n in ("the table has no rows", *found.notes)))

@@ -141,6 +141,7 @@ def test_budgets_of_6nd_are_those_of_a_table_that_counts_so(law):
     )
 
 
+@pytest.mark.slow
 def test_a_method_that_is_left_out_says_why():
     # The least loss of each budget is that of its smallest size: no valley has a left side.
     rows = [{**r, "loss": 9 * r["params"] ** 0.02 / r["flops"] ** 0.05} for r in swept()]

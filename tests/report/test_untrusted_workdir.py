@@ -142,6 +142,10 @@ def test_a_malformed_registration_is_reported(of_rung, changes, tmp_path):
     write_registration(tmp_path, changes, of_rung)
     with pytest.raises(BadInput, match=r"registration\.json: not what isoflop verify writes"):
         build.write_report(tmp_path)
+
+
+def test_rungs_that_are_not_trained_or_diverged_are_shown_as_that(tmp_path):
+    workdir(tmp_path, noisy(0)[:2])
     write_registration(tmp_path)
     (rung,) = build.write_report(tmp_path)["rungs"]
     assert rung["measured"] is None

@@ -93,9 +93,7 @@ def test_an_average_lies_among_its_laws():
 def test_it_is_told_in_words_and_on_the_slider():
     document = section(iso_rows(0.01), inference_tokens=1e12)
     words = text.fit_summary(document)
-    assert (
-        "with 1T tokens of inference, the cheapest that is as good as the best for 1e+22" in words
-    )
+    assert "with 1T tokens of inference, the cheapest that is as good as the best for 1e22" in words
     assert "less than with that" in words
     assert "tokens of inference" not in text.fit_summary(section(iso_rows(0.01)))
     rows = [{"run": "r", "flops": 1e21, "loss": 2.0, "params": 1e9, "tokens": 1e11}]

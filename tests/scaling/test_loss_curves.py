@@ -84,6 +84,7 @@ def test_it_reads_the_schedule_and_not_the_losses_of_what_it_predicts():
     assert row["predicted"] > 1.02 * row["loss"]
 
 
+@pytest.mark.slow
 def test_each_run_is_predicted_by_those_of_other_schedules():
     document, _ = fitted({"again": records_of("cosine", 3000, seed=1)})
     rows = document["holdout"]["rows"]
@@ -94,6 +95,7 @@ def test_each_run_is_predicted_by_those_of_other_schedules():
     assert "no run checks the law" in few["warnings"][0]
 
 
+@pytest.mark.slow
 def test_units_of_rate_and_step_are_those_of_the_table():
     """Rates in thousandths are another B and A, and the same predictions."""
     thousand = {

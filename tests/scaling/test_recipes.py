@@ -175,7 +175,7 @@ def without_optimum(curvature):
     return rows
 
 
-@pytest.mark.parametrize("curvature", [0.0, -0.03])
+@pytest.mark.parametrize("curvature", [0.0, pytest.param(-0.03, marks=pytest.mark.slow)])
 def test_losses_without_a_best_rate_give_no_recipe(curvature):
     with pytest.raises(BadInput, match="show no best learning rate"):
         analyze("recipe", without_optimum(curvature), OFF)
