@@ -28,7 +28,8 @@ PARAMETERS = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 HUBER = 1e-3  # of residuals of log loss, as published
 STARTS = 6
 COARSE, FINE = (60, 120), (400, 800)  # most losses of a curve in a fit, and pieces of its schedule
-FEWEST = 12  # losses of a curve
+FEWEST = 12  # losses of a curve, after the peak too
+POOR = 0.01  # mean error of a curve in the fit, from which that is told
 FIT, ALL = 2, 3  # schedules that a fit needs, and those of which each can be predicted by others
 SAME = ("params", "batch.size", "data", "optim.optimizer.name")  # columns alike in all curves
 # Bounds of the parameters in units where the peak rate, the longest S and the last loss are one.
@@ -129,6 +130,11 @@ def _checked(curve: LossCurve) -> LossCurve:
         raise BadInput(f"--law={CURVE}: run {curve.run} has a loss that is no number above 0")
     if not (np.isfinite(curve.rate).all() and (curve.rate >= 0).all() and curve.rate.any()):
         raise BadInput(f"--law={CURVE}: run {curve.run} has a learning rate that is no number >= 0")
+    if (after := int(_after_peak(curve).sum())) < FEWEST:
+        raise BadInput(
+            f"--law={CURVE}: run {curve.run} has {after} held-out losses after the peak of its "
+            f"learning rate; expected {FEWEST}"
+        )
     return curve
 
 
@@ -145,6 +151,8 @@ def fit_curves(
     held = [False] * len(rows)
     if options.holdout:
         held = list(map(bool, where.match_where(rows, options.holdout, "holdout")))
+        if not any(held):
+            raise BadInput(f"--holdout={options.holdout}: no run is of that kind")
     fitted = [curve for curve, out in zip(curves, held, strict=True) if not out]
     if (found := len(_schedules(fitted))) < FIT:
         raise BadInput(
@@ -224,6 +232,15 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
         out.append(
             f"no run checks the law: {ALL} schedules are needed for each to be predicted by the "
             "others, or --holdout='run==NAME'"
+        )
+    rows = [*document["runs"], *document["holdout"]["rows"]]
+    if below := [row["run"] for row in rows if row["predicted"] <= 0]:
+        out.append(f"{below[0]}: a loss below 0 is predicted; its schedule is none the law can say")
+    poor = max(document["runs"], key=lambda row: row["error"])
+    if poor["error"] > POOR:
+        out.append(
+            f"{poor['run']} is off its own law by {poor['error']:.1%} on average: the runs share "
+            "no law (a run that diverged, rates in other units, losses that rise?)"
         )
     if at := document["at_bounds"]:
         out.append(f"{', '.join(at)}: at a bound; the schedules do not tell what it is")

@@ -12,23 +12,16 @@ from research.runs.table import read_table
 from research.sweep import work_units
 from research.sweep.points import resolve_points
 from research.training.progress import Progress
+from tests.sweep.test_units import WSD
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
 
-WSD = {
-    "optim.schedule.name": "wsd",
-    "optim.schedule.decay": 0.2,
-    "optim.schedule.final": 0.0,
-    "optim.warmup.unit": "steps",
-    "optim.warmup.amount": 2.0,
-    "log.every": 1,
-    "eval.every": 2,
-}
+OFTEN = WSD | {"eval.every": 2}
 
 
 def trained(tiny, workdir, amounts, grouping="auto"):
     points = grid.values("horizon.amount", [float(a) for a in amounts])
-    located = resolve_points([(p, tiny({**WSD, **p})) for p in points], workdir)
+    located = resolve_points([(p, tiny({**OFTEN, **p})) for p in points], workdir)
     for unit in work_units.make_units(located, workdir, grouping):
         with ExitStack() as held, Progress(p.run.facts for p in unit.points) as progress:
             names = [p.run.id for p in unit.points]

@@ -126,6 +126,24 @@ def test_what_is_no_curve_is_refused(runs, message):
         fitted(runs)
 
 
+def test_losses_before_the_peak_alone_and_a_hold_out_of_nobody_are_refused():
+    rates_alone = [r for r in records_of("cosine", 3000) if "lr" in r]
+    early = rates_alone + [{"step": s, "loss": 3.0} for s in range(1, 15)]
+    with pytest.raises(BadInput, match="run cosine has 0 held-out losses after the peak"):
+        fitted({"cosine": early})
+    with pytest.raises(BadInput, match="--holdout=run==nobody: no run is of that kind"):
+        fitted({}, holdout="run==nobody")
+
+
+def test_runs_that_share_no_law_are_told():
+    thousand = [{**r, **({"lr": 1000 * r["lr"]} if "lr" in r else {})}
+                for r in records_of("cosine", 3000)]  # fmt: skip
+    document, _ = fitted({"cosine": thousand}, holdout="run==drop")
+    assert any("share no law" in line for line in document["warnings"])
+    plain, _ = fitted({}, holdout="run==drop")
+    assert not any("share no law" in line for line in plain["warnings"])
+
+
 def test_runs_that_differ_in_more_than_their_schedule_are_refused():
     rows = [{"run": run, "params": 1000 + 500 * (run == "drop")} for run in RUNS]
     curves = loss_curves.read_curves(rows, lambda run: records_of(*RUNS[run]))
