@@ -4,16 +4,32 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
-from research.errors import IO_ERROR, UNFINISHED, BadInput, Diverged, IsoflopError, Lost, Preempted
+from research.errors import (
+    IO_ERROR,
+    UNFINISHED,
+    BadInput,
+    Diverged,
+    IsoflopError,
+    Lost,
+    Preempted,
+    first_line,
+)
 from research.io import terminal
 from research.parallel import device_mesh
 
+# How errors of XLA, gloo and the coordination service begin that come of another process; jaxlib
+# raises them as JaxRuntimeError, or as ValueError where an array is read. Those of this process are
+# RESOURCE_EXHAUSTED, INVALID_ARGUMENT and what tensorstore says of files.
+COLLECTIVE_FAILURE = re.compile(
+    "(UNKNOWN|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|FAILED_PRECONDITION): "
+)
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
 
 
@@ -37,8 +53,8 @@ def joined(place: Mapping[str, Any]) -> Iterator[None]:
         raise
     except BaseException as error:
         raised = error
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raised = Lost(f"process {jax.process_index()} of {jax.process_count()}: {error}")
+        if reason := collective_failure(error):
+            raised = Lost(f"process {jax.process_index()} of {jax.process_count()}: {reason}")
         # Registered last, so called first: jax would wait for the others, and they for this one.
         atexit.register(_exit_now, _exit_code(raised))
         if raised is error:
@@ -46,6 +62,18 @@ def joined(place: Mapping[str, Any]) -> Iterator[None]:
         raise raised from error
     else:
         jax.distributed.shutdown()
+
+
+def collective_failure(error: BaseException | None) -> str:
+    """What a collective said when another process was gone: of `error`, or of an error that it was
+    made of, such as a checkpoint that could not be written. Empty for errors of this process."""
+    while error is not None and not isinstance(error, Lost):
+        if isinstance(error, jax.errors.JaxRuntimeError | ValueError):
+            found = COLLECTIVE_FAILURE.match(text := first_line(error))
+            if found and "tensorstore" not in text and "os_error_code" not in text:
+                return text
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _redirect_stdout(prints: bool) -> None:

@@ -4,6 +4,7 @@ told in FILE.json, and writes down what the test compares."""
 import argparse
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ args = parser.parse_args()
 
 from research.parallel import distributed  # noqa: E402
 from research.params import leaves_by_path  # noqa: E402
-from research.runs import restoring  # noqa: E402
+from research.runs import checkpoint, orbax_io, restoring  # noqa: E402
 from research.runs.directory import ReadOnlyRunDirectory, RunDirectory  # noqa: E402
 from research.training.loop import train_run  # noqa: E402
 from research.training.make_run import make_run  # noqa: E402
@@ -80,6 +81,27 @@ def perform(task):
         np.savez(task["out"], pid=os.getpid(), **out)
 
 
+def die_in(task):
+    """Train, while process 1 dies as it saves or restores what `task` names."""
+    functions = {
+        "write": (orbax_io, "checkpointer"),
+        "digest": (checkpoint, "digest_state"),
+        "restore": (restoring, "checked_tree"),
+    }
+    if jax.process_index() == 1:
+        setattr(*functions[task["dies_in"]], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    run = make_run(task["config"])
+    if task["dies_in"] != "restore":
+        made = RunDirectory if distributed.is_primary() else ReadOnlyRunDirectory
+        with made(task["workdir"], run.id) as directory:
+            train_run(run, directory)
+    restoring.restore(Path(task["from"]), Trainer(run, run_mesh(run)).abstract)
+
+
 with distributed.join_processes(process_flags.distributed_options(args)):
-    agreements()
-    perform(json.loads(Path(args.task).read_text()))
+    content = json.loads(Path(args.task).read_text())
+    if "dies_in" in content:
+        die_in(content)
+    else:
+        agreements()
+        perform(content)

@@ -19,10 +19,19 @@ from launching import clean_environment, runs_with_checkpoint, sweep_file, wait_
 
 from research import launch
 from research.config import process_flags
-from research.errors import DIVERGED, DONE, HUNG, IO_ERROR, PREEMPTED, BadInput
+from research.errors import (
+    DIVERGED,
+    DONE,
+    HUNG,
+    IO_ERROR,
+    PREEMPTED,
+    BadInput,
+    Damaged,
+    StorageError,
+)
 from research.launch import process_group, slots
 from research.launch.process_group import divide_slot, exit_code_of_group, member_flags
-from research.parallel import device_mesh
+from research.parallel import device_mesh, joining
 from research.params import leaves_by_path
 from research.runs import checkpoint, metrics_log, restoring, stored_state
 from research.runs.directory import RunDirectory
@@ -48,7 +57,13 @@ STEPS, HALF = 12, 6  # steps of a run, and of a dispatch
 
 
 def joined(task, tmp_path, count=2, each=4):
-    """Run process_member.py as `count` processes of `each` devices; the exit code of all."""
+    """Run process_member.py as `count` processes of `each` devices, which all end well."""
+    code, _, output = ended(task, tmp_path, count, each)
+    assert code == 0, output
+
+
+def ended(task, tmp_path, count=2, each=4):
+    """The exit code of such a group, those of its processes, and what they printed."""
     file, log = tmp_path / "task.json", tmp_path / "members.log"
     file.write_text(json.dumps(task))
     command = [sys.executable, str(HERE / "process_member.py"), f"--task={file}"]
@@ -66,7 +81,7 @@ def joined(task, tmp_path, count=2, each=4):
         finally:
             made.kill()
             made.wait()
-    assert code == 0, log.read_text()
+    return code, made.codes, log.read_text()
 
 
 @pytest.fixture(scope="module", params=SLOW)
@@ -273,6 +288,23 @@ def test_without_a_launcher_the_death_of_one_process_ends_the_other(index, corpu
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", ["write", "digest", "restore"])
+def test_a_process_that_dies_in_a_checkpoint_is_no_fault_of_the_disk(where, tiny, tmp_path):
+    """A disk that refuses ends a whole sweep; another process that died does not."""
+    changes = {f"mesh.{axis}": n for axis, n in BOTH.items()}
+    config = tiny({**changes, "horizon.amount": STEPS, "save.every": HALF})
+    run = make_run(config)
+    with RunDirectory(tmp_path / "one", run.id) as directory:
+        train_run(run, directory)
+    task = {"config": config, "workdir": str(tmp_path / "two"), "dies_in": where}
+    task |= {"from": str(directory.path / "checkpoints" / str(STEPS))}
+    code, codes, output = ended(task, tmp_path)
+    assert code == -signal.SIGKILL, output
+    assert codes.get(0, HUNG) == HUNG, output
+    assert "cannot be written" not in output.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_two_processes_that_diverge_say_so_once(corpus, tmp_path):
     config, workdir = sweep_file(tmp_path / "s.py", corpus), tmp_path / "w"
     flags = ("--num_processes=2", "--config.optim.lr=1e30", "--config.optim.clip=none")
@@ -336,6 +368,39 @@ def test_flags_become_what_jax_is_told():
 def test_flags_that_do_not_fit_are_rejected(argv, problem):
     with pytest.raises(BadInput, match=problem):
         process_flags.distributed_options(flags_of(*argv))
+
+
+def chained(error, cause):
+    try:
+        raise error from cause
+    except Exception as caught:
+        return caught
+
+
+GLOO = "UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:35217"
+DEAD = "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)"
+
+
+@pytest.mark.parametrize(
+    ("error", "of_another"),
+    [
+        (ValueError(GLOO), True),
+        (jax.errors.JaxRuntimeError(DEAD), True),
+        (chained(StorageError("cannot be written"), ValueError(GLOO)), True),
+        (chained(Damaged("orbax cannot read it"), jax.errors.JaxRuntimeError(DEAD)), True),
+        (chained(RuntimeError("twice"), chained(KeyError(), ValueError(GLOO))), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+        (jax.errors.JaxRuntimeError("INVALID_ARGUMENT: Disallowed transfer"), False),
+        (ValueError("UNKNOWN: Error writing [tensorstore_spec='{…}']"), False),
+        (chained(StorageError("x"), ValueError("DATA_LOSS: os_error_code='28'")), False),
+        (chained(StorageError("x"), OSError(28, "No space left on device")), False),
+        (ValueError("a size of 0"), False),
+    ],
+)
+def test_what_a_collective_says_of_another_process_is_told_from_what_the_disk_says(
+    error, of_another
+):
+    assert bool(joining.collective_failure(error)) == of_another
 
 
 def test_the_exit_code_of_several_is_what_one_of_them_said_went_wrong():
