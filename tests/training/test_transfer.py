@@ -314,16 +314,16 @@ def absorbed(tied, moved=True):
     return spec, jax.tree.map(jnp.float32, hyper), dict(rule.factors)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_steps_are_those_of_a_network_that_multiplies_in_its_forward_pass(tied):
     spec, hyper, known = absorbed(tied)
     inputs = batch_of("transformer")
-    state = spec.init(jax.random.key(3), inputs["inputs"], hyper)
+    state = jax.jit(spec.init)(jax.random.key(3), inputs["inputs"], hyper)
     stored = leaves_by_path(state.params)
     w = {path: leaf / known[path].forward for path, leaf in stored.items()}
     # As drawn by the rule, of what the family draws at this shape: constant variance of what reads
     # and writes tokens, and of the branches' last matrices that of the base depth.
-    drawn = leaves_by_path(spec.model.init(jax.random.key(3), inputs["inputs"]))
+    drawn = leaves_by_path(jax.jit(spec.model.init)(jax.random.key(3), inputs["inputs"]))
     for path, leaf in drawn.items():
         outer = path.endswith("embedding") or path == "head/kernel"
         last = path.endswith(("out/kernel", "down/kernel"))
@@ -342,7 +342,7 @@ def test_steps_are_those_of_a_network_that_multiplies_in_its_forward_pass(tied):
         )
 
     twin, hyper, _ = absorbed(tied, moved=False)  # from the same weights, without the rule
-    other = twin.init(jax.random.key(3), inputs["inputs"], hyper)
+    other = jax.jit(twin.init)(jax.random.key(3), inputs["inputs"], hyper)
     other = other._replace(params=nest(stored))
     other, _ = jax.jit(twin.step)(other, inputs, hyper)
     off = [
@@ -381,6 +381,7 @@ def changes_of_logits(width, rule):
     return np.mean([ten(jax.random.key(seed)) for seed in range(3)])
 
 
+@pytest.mark.slow
 def test_what_ten_steps_change_is_the_same_at_every_width_by_the_rule_alone():
     slopes = {}
     for rule in ("none", "mup"):
@@ -404,7 +405,7 @@ def one_device(run):
     return Trainer(run, device_mesh.make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, run.batch))
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_training_evaluation_and_generation_are_one_function(tiny, tied):
     run = moved(tiny, {"model.tie_embeddings": tied, "optim.lr": 1.0})
     trainer = one_device(run)
