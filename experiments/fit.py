@@ -76,8 +76,17 @@ def fit_part(
     from research.report import downstream_text, fit_figures
     from research.scaling import fit_document, flags
 
-    more = args.compare, args.multiverse, args.next_runs, args.anytime
-    analysis = scaling.analyze(args.law, rows, options, *more, True, args.gate, args.downstream)
+    analysis = scaling.analyze(
+        args.law,
+        rows,
+        options,
+        compare_by=args.compare,
+        multiverse_too=args.multiverse,
+        next_budget=args.next_runs,
+        anytime=args.anytime,
+        gate=args.gate,
+        scores=args.downstream,
+    )
     figures, words = fit_figures.draw_figures(analysis), downstream_text.summary(analysis.document)
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
     written = [fit_document.write_document(out, analysis.document)]

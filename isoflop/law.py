@@ -125,4 +125,4 @@ def fit(runs: Any, law: str, compare: str | None, options: Mapping[str, Any]) ->
     for name in ("predict", "predict_flops"):
         if isinstance(options.get(name), int | float):
             options = {**options, name: [options[name]]}
-    return Law(law, rows, options, scaling.analyze(law, rows, options, compare))
+    return Law(law, rows, options, scaling.analyze(law, rows, options, compare_by=compare))

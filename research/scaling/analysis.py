@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,115 +49,168 @@ class Analysis:
     rows: Sequence[table.Row]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked beside the fit of a law: see `analyze`."""
+
+    compare_by: str | None = None
+    multiverse_too: bool = False
+    next_budget: float | None = None
+    anytime: bool = False
+    checks_too: bool = True
+    gate: str | None = None
+    scores: str | None = None
+
+    def check(self) -> None:
+        """Raise BadInput for what does not go together."""
+        if self.gate and not self.compare_by:
+            raise BadInput(
+                f"--gate={self.gate}: of two groups; add --compare=COLUMN, which tells them"
+            )
+        names = ("multiverse_too", "next_budget", "anytime")
+        asked = next((name for name in names if getattr(self, name)), None)
+        if self.compare_by and asked:
+            flag = {"multiverse_too": "multiverse", "next_budget": "next_runs"}.get(asked, asked)
+            raise BadInput(
+                f"--{flag}: is for one law, and --compare={self.compare_by} fits several groups; "
+                f"fit one of them with --where={self.compare_by}==NAME"
+            )
+
+
+@dataclass
+class _Answer:
+    """The sections of a fit to the `usable` rows, what there is to say of these, in which columns
+    they are `mixed` that are not comparable, and how it is tried on the table's largest runs."""
+
+    name: str
+    options: Options
+    fit: Fit | None
+    sections: dict[str, Any]
+    usable: list[table.Row]
+    told: list[str]
+    mixed: dict[str, dict[str, int]]
+    extrapolate: Callable[[], dict[str, Any]] | None = None
+
+
 def analyze(
-    law: str | Law,
-    rows: Sequence[table.Row],
-    options: Mapping[str, Any],
-    compare_by: str | None = None,
-    multiverse_too: bool = False,
-    next_budget: float | None = None,
-    anytime: bool = False,
-    checks_too: bool = True,
-    gate: str | None = None,
-    scores: str | None = None,
+    law: str | Law, rows: Sequence[table.Row], options: Mapping[str, Any], **wanted: Any
 ) -> Analysis:
-    """`fit_law`, and where they are wanted the sections "compare" (groups by a column, and whether
-    one passes the `gate`), "multiverse" (of a law of LAWS or METHODS), "next_runs" (of at most so
-    many FLOPs), "settling" and "downstream" (of the column `scores`); without `checks_too` minima
-    are not located again without each budget, and nothing is extrapolated within the table. Raises
-    BadInput for what does not go together."""
-    chosen = Options(**options)
+    """`fit_law`, and the sections that are `wanted` (the fields of Wanted): "compare" (groups by
+    the column `compare_by`, and whether one passes the `gate`), "multiverse" (of a law of LAWS or
+    METHODS), "next_runs" (of at most `next_budget` FLOPs), "settling" (`anytime`) and "downstream"
+    (of the column `scores`); without `checks_too` minima are not located again without each budget,
+    and nothing is extrapolated within the table. Raises BadInput for what does not go together."""
+    chosen, asked = Options(**options), Wanted(**wanted)
     chosen.check()
     check_used(law if isinstance(law, str) else law.name, options)
-    if gate and not compare_by:
-        raise BadInput(f"--gate={gate}: of two groups; add --compare=COLUMN, which tells them")
-    if compare_by and (next_budget or anytime or multiverse_too):
-        flag = "multiverse" if multiverse_too else "next_runs" if next_budget else "anytime"
-        raise BadInput(
-            f"--{flag}: is for one law, and --compare={compare_by} fits several groups; fit one of "
-            f"them with --where={compare_by}==NAME"
-        )
+    asked.check()
     few = (chosen.sample, chosen.seed, chosen.where, chosen.last_rows)
     most = sampling.MOST_OF_AVERAGE if law == AUTO else sampling.MOST_ROWS
     most = math.inf if law in METHODS else most  # these take no long
     rows, sampled = sampling.sample_rows(rows, *few, most)
     rows, grouping = groups.grouped(rows, chosen)
-    how = (chosen, grouping, compare_by)
-    named, extrapolate, average = None, None, None
     if isinstance(law, str) and law in METHODS:
-        if compare_by:
-            raise BadInput(f"--compare: {law} fits no law; give --law=power or chinchilla")
-        if next_budget or anytime:
-            raise BadInput(f"--next_runs, --anytime: {law} predicts no loss; give --law=chinchilla")
-        needed = minima_document.needed_columns(law)
-        usable, told, mixed = _checked(rows, needed, "loss", law, *how)
-        fit, sections = None, minima_document.fit_minima(law, rows, chosen)
-        if checks_too:
-            refit = functools.partial(minima_document.fit_minima, law)
-            entries, decisive = influence.minima_influence(usable, chosen, sections, refit)
-            sections["influence"] = entries
-            sections["warnings"] = [*sections["warnings"], *decisive]
-            if law == "isoflop":
-                extrapolate = functools.partial(minima_document.extrapolate_minima, usable, chosen)
+        answer = _by_minima(law, rows, chosen, grouping, asked)
     else:
-        # Of an average, the simplest law stands for what all of them need.
-        laws, far = averaging.candidates(rows, chosen) if law == AUTO else [], []
-        name = laws[0] if laws else law
-        if name == RECIPE:
-            recipes.check(compare_by, next_budget, anytime, multiverse_too)
-            rows, named, far = recipes.prepare(rows, chosen)
-        else:
-            named = named_law(name, chosen.against) if isinstance(name, str) else name
-        chosen.check_against(named)
-        needed = [*named.columns, named.response]
-        usable, told, mixed = _checked(rows, needed, named.response, named.name, *how)
-        if has_outliers(named, rows, chosen):
-            chosen = replace(chosen, objective="huber_log")
-            told.append(
-                "rows far off the law that the others show: it is fitted by Huber's loss, which "
-                "they do not move (--objective=mse_log lets them)"
-            )
-        if law == AUTO and not compare_by:
-            average = averaging.fit_average(laws, rows, chosen)
-            fit, sections = average.best, averaging.build_average(average, chosen)
-            extrapolate = functools.partial(averaging.extrapolate_average, average, chosen)
-        elif compare_by:
-            fit, section = compare.fit_groups(named, rows, chosen, compare_by, gate)
-            sections = {**fit_document.build_document(fit), "compare": section}
-        else:
-            fit = Fit(named, split_rows(named, rows, chosen), chosen)
-            sections = fit_document.build_document(fit)
-            extrapolate = functools.partial(extrapolation.extrapolate_fit, fit)
-        if isinstance(named, recipes.RecipeLaw):
-            assert fit
-            extrapolate = None
-            sections |= recipes.sections(named, fit, chosen, far, sections)
-        sections |= _ask_further(fit, average, laws, chosen, next_budget, anytime)
-    if multiverse_too:
-        name = named.name if named else str(law)
-        sections["multiverse"] = multiverse.refit_universes(name, rows, chosen)
+        answer = _by_law(law, rows, chosen, grouping, asked)
+    chosen, sections, told = answer.options, answer.sections, answer.told
+    if asked.multiverse_too:
+        sections["multiverse"] = multiverse.refit_universes(answer.name, rows, chosen)
     if chosen.prior:
         plain = {name: value for name, value in options.items() if name != "prior"}
-        other = analyze(law, rows, plain, compare_by, checks_too=False).document
+        other = analyze(law, rows, plain, compare_by=asked.compare_by, checks_too=False).document
         kept = ("params", "intervals", "predictions", "optimal")
         sections["without_prior"] = {name: other[name] for name in kept}
         told += _prior_warnings(chosen.prior, other)
     sections["extrapolation"] = None
-    if checks_too and extrapolate and not chosen.holdout and chosen.bootstrap != 0:
+    if asked.checks_too and answer.extrapolate and not chosen.holdout and chosen.bootstrap != 0:
         try:
-            sections["extrapolation"] = extrapolate()
+            sections["extrapolation"] = answer.extrapolate()
         except BadInput as error:
             sections["extrapolation"] = {"rows": [], "why": str(error)}
     sections["warnings"] = [*told, *sections["warnings"]]
-    if scores:
-        sections["downstream"] = downstream.fit_downstream(usable, chosen, scores)
-    if mixed:
-        sections["mixed"] = mixed
+    if asked.scores:
+        sections["downstream"] = downstream.fit_downstream(answer.usable, chosen, asked.scores)
+    if answer.mixed:
+        sections["mixed"] = answer.mixed
     if sampled:
         sections["sample"] = sampled
         of = f"{sampled['rows']:,} of {sampled['of']:,} rows"
         sections["warnings"].insert(0, f"fitted to a sample of {of} (--sample, --seed)")
-    return Analysis(_replace_non_finite(sections), fit, usable)
+    return Analysis(_replace_non_finite(sections), answer.fit, answer.usable)
+
+
+def _by_minima(
+    name: str,
+    rows: Sequence[table.Row],
+    options: Options,
+    grouping: comparable.Grouping,
+    asked: Wanted,
+) -> _Answer:
+    """One of METHODS, which have no law of the loss."""
+    if asked.compare_by:
+        raise BadInput(f"--compare: {name} fits no law; give --law=power or chinchilla")
+    if asked.next_budget or asked.anytime:
+        raise BadInput(f"--next_runs, --anytime: {name} predicts no loss; give --law=chinchilla")
+    needed = minima_document.needed_columns(name)
+    usable, told, mixed = _checked(rows, needed, "loss", name, options, grouping, None)
+    sections = minima_document.fit_minima(name, rows, options)
+    answer = _Answer(name, options, None, sections, usable, told, mixed)
+    if asked.checks_too:
+        refit = functools.partial(minima_document.fit_minima, name)
+        entries, decisive = influence.minima_influence(usable, options, sections, refit)
+        sections["influence"] = entries
+        sections["warnings"] = [*sections["warnings"], *decisive]
+        if name == "isoflop":
+            tried = minima_document.extrapolate_minima
+            answer.extrapolate = functools.partial(tried, usable, options)
+    return answer
+
+
+def _by_law(
+    law: str | Law,
+    rows: Sequence[table.Row],
+    options: Options,
+    grouping: comparable.Grouping,
+    asked: Wanted,
+) -> _Answer:
+    """A law, the average of laws, or a law of every group of a comparison."""
+    # Of an average, the simplest law stands for what all of them need.
+    laws, far = averaging.candidates(rows, options) if law == AUTO else [], []
+    chosen = laws[0] if laws else law
+    if chosen == RECIPE:
+        recipes.check(asked.compare_by, asked.next_budget, asked.anytime, asked.multiverse_too)
+        rows, named, far = recipes.prepare(rows, options)
+    else:
+        named = named_law(chosen, options.against) if isinstance(chosen, str) else chosen
+    options.check_against(named)
+    needed = [*named.columns, named.response]
+    how = (options, grouping, asked.compare_by)
+    usable, told, mixed = _checked(rows, needed, named.response, named.name, *how)
+    if has_outliers(named, rows, options):
+        options = replace(options, objective="huber_log")
+        told.append(
+            "rows far off the law that the others show: it is fitted by Huber's loss, which "
+            "they do not move (--objective=mse_log lets them)"
+        )
+    average, extrapolate = None, None
+    if asked.compare_by:
+        fit, section = compare.fit_groups(named, rows, options, asked.compare_by, asked.gate)
+        sections = {**fit_document.build_document(fit), "compare": section}
+    elif law == AUTO:
+        average = averaging.fit_average(laws, rows, options)
+        fit, sections = average.best, averaging.build_average(average, options)
+        extrapolate = functools.partial(averaging.extrapolate_average, average, options)
+    else:
+        fit = Fit(named, split_rows(named, rows, options), options)
+        sections = fit_document.build_document(fit)
+        extrapolate = functools.partial(extrapolation.extrapolate_fit, fit)
+    if isinstance(named, recipes.RecipeLaw):
+        assert fit
+        extrapolate = None
+        sections |= recipes.sections(named, fit, options, far, sections)
+    sections |= _ask_further(fit, average, laws, options, asked.next_budget, asked.anytime)
+    return _Answer(named.name, options, fit, sections, usable, told, mixed, extrapolate)
 
 
 def _ask_further(

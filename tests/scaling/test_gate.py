@@ -38,7 +38,9 @@ def curve(multiplier, exponent=0.2, noise=0.002, seed=0):
 
 def decided(rows, text, law="power"):
     options = {"against": "flops"} if law == "power" else {}
-    found = analyze(law, rows, options, "optimizer", checks_too=False, gate=text).document
+    found = analyze(
+        law, rows, options, compare_by="optimizer", checks_too=False, gate=text
+    ).document
     return found["compare"]["gate"]
 
 
