@@ -76,9 +76,7 @@ def fit_part(
     from research.report import downstream_text, fit_figures
     from research.scaling import fit_document, flags
 
-    asked = {"compare_by": args.compare, "gate": args.gate, "scores": args.downstream}
-    asked |= {"multiverse_too": args.multiverse, "next_budget": args.next_runs}
-    analysis = scaling.analyze(args.law, rows, options, anytime=args.anytime, **asked)
+    analysis = scaling.analyze(args.law, rows, options, **flags.wanted(args))
     figures, words = fit_figures.draw_figures(analysis), downstream_text.summary(analysis.document)
     out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
     written = [fit_document.write_document(out, analysis.document)]

@@ -207,6 +207,18 @@ def parse_next_config(args: argparse.Namespace) -> str | None:
     return str(path.resolve())
 
 
+def wanted(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags ask beside a fit: fields of analysis.Wanted."""
+    return {
+        "compare_by": args.compare,
+        "multiverse_too": args.multiverse,
+        "next_budget": args.next_runs,
+        "anytime": args.anytime,
+        "gate": args.gate,
+        "scores": args.downstream,
+    }
+
+
 def render_sweep_config(base: str, document: Mapping[str, Any]) -> str:
     """A config whose sweep is the proposed runs, of the config at the path `base`."""
     points = []
