@@ -1,11 +1,11 @@
 """Sharding constraints on activations, by names of mesh axes alone: no model knows a mesh.
 
-Parameters are sharded by the table SHARDING of their family. Given only that, XLA's partitioner is
-free to split a matmul's contraction over the fsdp axis instead of gathering the kernel, and then
-every device computes all rows. So each family constrains the activations between its layers to stay
-on the devices that hold their examples.
+Given only a family's table SHARDING, XLA may split a matmul's contraction over the fsdp axis, and
+then every device computes all rows, instead of gathering the kernel. So each family constrains the
+activations between its layers to the devices that hold their examples.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -18,12 +18,20 @@ ANY = PartitionSpec.UNCONSTRAINED  # a dimension that the partitioner may split 
 
 
 def shard_rows(x: Array, *rest: object) -> Array:
-    """`x` with its first axis (examples, or examples · time) sharded over ROWS. `rest` is for its
-    other axes, from the second on: a mesh axis, ANY, or None for unsplit, which is the default.
-
-    The identity where no mesh with these axes is in scope (see device_mesh.with_mesh_names).
-    """
+    """`x` with its first axis (examples, or examples · time) sharded over ROWS, where a mesh with
+    these axes is in scope (see device_mesh.with_mesh_names). `rest` is for its other axes, from the
+    second on: a mesh axis, ANY, or None for unsplit, which is the default."""
     return _constrain(x, (ROWS, *rest))
+
+
+def gather_tokens(x_MxD: Array) -> Array:
+    """What a block reads of tokens [B·T, D] that may be split over the tensor axis."""
+    return split.gather(x_MxD) if (split := _split_tokens(x_MxD)) else x_MxD
+
+
+def scatter_tokens(x_MxD: Array) -> Array:
+    """What a block writes, its tokens [B·T, D] sharded over ROWS, and over the tensor axis."""
+    return split.scatter(x_MxD) if (split := _split_tokens(x_MxD)) else shard_rows(x_MxD)
 
 
 def embedding_lookup(table_VxD: Array, ids_M: Array, dtype: str = "float32") -> Array:
@@ -47,6 +55,16 @@ def gather_head(spec: Any, w: Array) -> Array:
 def _parameters_are_split() -> bool:
     sizes = jax.sharding.get_abstract_mesh().shape
     return sizes.get("fsdp", 1) * sizes.get("tensor", 1) > 1
+
+
+def _split_tokens(x_MxD: Array) -> Any:
+    """What moves tokens along the tensor axis, where there is one and it divides them."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if sizes.get("tensor", 1) == 1 or len(x_MxD) % math.prod(sizes.values()):
+        return None
+    from research.models import sequence_sharding
+
+    return sequence_sharding
 
 
 def platform() -> str:

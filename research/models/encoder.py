@@ -116,9 +116,9 @@ class Encoder(nn.Module):
         else:
             p_TxD = self.position(jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
-        x_MxD = activation_sharding.shard_rows(x_MxD.astype(cfg.dtype))
+        x_MxD = activation_sharding.scatter_tokens(x_MxD.astype(cfg.dtype))
         x_MxD, _ = self.blocks(x_MxD, None, T, angles, 0, real_BxT)  # type: ignore[operator]
-        return self.final_norm(x_MxD)
+        return activation_sharding.gather_tokens(self.final_norm(x_MxD))
 
     def unembed(self, x_MxD: Array) -> Array:
         head = self.embed if self.cfg.tie_embeddings else self.head

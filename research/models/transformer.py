@@ -152,9 +152,9 @@ class Transformer(nn.Module):
         else:
             p_TxD = self.position(offset + jnp.arange(T))
             x_MxD = (x_MxD.reshape(B, T, -1) + p_TxD[None]).reshape(B * T, -1)
-        x_MxD = activation_sharding.shard_rows(x_MxD.astype(self.cfg.dtype))
+        x_MxD = activation_sharding.scatter_tokens(x_MxD.astype(self.cfg.dtype))
         x_MxD, cache = self.blocks(x_MxD, cache, T, angles, offset, None)
-        return self.final_norm(x_MxD), cache
+        return activation_sharding.gather_tokens(self.final_norm(x_MxD)), cache
 
     def unembed(self, x_MxD: Array) -> Array:
         head = self.embed if self.cfg.tie_embeddings else self.head
@@ -185,14 +185,15 @@ class Block(nn.Module):
         cfg = self.cfg
         # With weights of variance ∝ 1/depth, the branches sum to a variance independent of depth.
         out_init = nn.initializers.variance_scaling(0.5 / cfg.depth, "fan_in", "truncated_normal")
-        y_MxD = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="attn_norm")(x_MxD)
+        norm = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="attn_norm")
+        y_MxD = activation_sharding.gather_tokens(norm(x_MxD))
         y_MxD, cache = Attention(cfg, out_init, name="attn")(y_MxD, cache, T, angles, offset, real)
-        x_MxD = activation_sharding.shard_rows(x_MxD + y_MxD)
+        x_MxD += activation_sharding.scatter_tokens(y_MxD)
         y_MxD = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="mlp_norm")(x_MxD)
-        x_MxD += layers.FeedForward(
+        y_MxD = layers.FeedForward(
             cfg.width, cfg.hidden, cfg.activation, cfg.bias, cfg.dtype, out_init, name="mlp"
-        )(y_MxD)
-        return activation_sharding.shard_rows(x_MxD), cache
+        )(activation_sharding.gather_tokens(y_MxD))
+        return x_MxD + activation_sharding.scatter_tokens(y_MxD), cache
 
 
 def _remat(saved: str) -> type[nn.Module]:

@@ -1,16 +1,15 @@
 """One run over several processes, through jax.distributed: they start, decide and end together.
 
 All of them run the same program over the devices of all. `broadcast`, `any_process`,
-`any_process_delayed`, `barrier` and `gather` are collectives: every process must call them, in the
-same order, or the run hangs. Only process 0 writes; what it decides (which step to restore, a file
-name, the next run to train) is broadcast. What any process may be the first to see (a signal to
-stop) takes effect in all of them at the same step. A process that fails alone exits at once,
-without waiting for the others; they notice within joining.SILENCE seconds and exit too.
+`any_process_delayed` and `gather` are collectives: every process must call them, in the same order,
+or the run hangs. Only process 0 writes; what it decides (which step to restore, a file name, the
+next run to train) is broadcast. What any process may be the first to see (a signal to stop) takes
+effect in all of them at the same step. A process that fails alone exits at once, without waiting
+for the others; they notice within joining.SILENCE seconds and exit too.
 """
 
 import contextlib
 import functools
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,11 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research import errors
-from research.errors import BadInput, IsoflopError, Lost
-
-PATIENCE = 30.0  # seconds in which processes that all failed alike wait for each other
-
-_barriers = itertools.count()
+from research.errors import BadInput, IsoflopError
 
 
 def process_count() -> int:
@@ -109,21 +104,6 @@ def any_process_delayed(stop: Callable[[], bool]) -> Callable[[], bool]:
         return len(pending) > 1 and bool(jax.device_get(pending.pop(0)))
 
     return stop_in_any_process
-
-
-def barrier(error: Exception) -> None:
-    """Collective: return once all processes are here, as they are when the same `error` hit all of
-    them. Raises Lost after PATIENCE seconds: the others are waiting for this one elsewhere."""
-    if process_count() == 1:
-        return
-    import orbax.checkpoint as ocp  # late, for it takes half a second
-
-    try:
-        key = f"isoflop-{next(_barriers)}"
-        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=int(1000 * PATIENCE))
-    except Exception as timeout:
-        mine = f"process {jax.process_index()} of {process_count()}"
-        raise Lost(f"{mine} failed alone: {type(error).__name__}: {error}") from timeout
 
 
 def gather(tree: Any) -> Any:

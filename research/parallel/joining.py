@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -30,7 +31,10 @@ from research.parallel import device_mesh
 COLLECTIVE_FAILURE = re.compile(
     "(UNKNOWN|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|FAILED_PRECONDITION): "
 )
+PATIENCE = 30.0  # seconds in which processes that all failed alike wait for each other
 SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
+
+_barriers = itertools.count()
 
 
 @contextlib.contextmanager
@@ -62,6 +66,21 @@ def joined(place: Mapping[str, Any]) -> Iterator[None]:
         raise raised from error
     else:
         jax.distributed.shutdown()
+
+
+def barrier(error: Exception) -> None:
+    """Collective: return once all processes are here, as they are when the same `error` hit all of
+    them. Raises Lost after PATIENCE seconds: the others are waiting for this one elsewhere."""
+    if jax.process_count() == 1:
+        return
+    import orbax.checkpoint as ocp  # late, for it takes half a second
+
+    try:
+        key = f"isoflop-{next(_barriers)}"
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=int(1000 * PATIENCE))
+    except Exception as timeout:
+        mine = f"process {jax.process_index()} of {jax.process_count()}"
+        raise Lost(f"{mine} failed alone: {type(error).__name__}: {error}") from timeout
 
 
 def collective_failure(error: BaseException | None) -> str:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from research.errors import BadInput, StorageError, first_line
 from research.io import files, source
 from research.io.humanize import format_bytes
+from research.models import sequence_sharding
 from research.parallel import device_mesh, sharding
 from research.params import key_path, leaves_by_path, match_path
 from research.planning import cluster, hlo, memory, targets
@@ -123,6 +124,8 @@ def unwanted(collectives: Sequence[hlo.Collective], largest: int) -> list[str]:
     activations that are gathered or laid out anew, or the parameters of many layers at once."""
     found = []
     for one in collectives:
+        if sequence_sharding.ASKED in one.operation:
+            continue
         dtype, dims = one.array.rpartition(" ")[2][:-1].split("[")
         elements = math.prod(int(n) for n in dims.split(",") if n)
         if one.kind in ("all-gather", "all-to-all", "collective-permute") and elements > largest:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
+from jax.sharding import PartitionSpec
 
 # One pass over their operands, fused with their like. What `pad` makes is written, though: that is
 # what XLA was seen to do.
@@ -37,6 +38,7 @@ REDUCTIONS = {
     *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
     *("argmax", "argmin"),
 }
+_UNCONSTRAINED = PartitionSpec.UNCONSTRAINED
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _LOOPS = frozenset(("scan", "while", "cond", "shard_map"))
 _KERNELS = frozenset(("pallas_call",))  # whose own program is of blocks and not of their operands
@@ -46,16 +48,19 @@ class Value:
     """An array of the program: `shape` and `size` (bytes) as traced; `split`, the dimension that
     the tensor axis splits, if any; `ways`, over how many devices it lies in all, where that is not
     told by `split`; `partial`, whether devices of the tensor axis hold terms of a sum; `added`, how
-    many bytes they add up then; `summed`, whether it is the gradient of one turn of a loop, which
-    devices with other rows add up."""
+    many bytes they add up then; `sum_of`, the value whose terms it is the sum of; `summed`, whether
+    it is the gradient of one turn of a loop, which devices with other rows add up."""
 
-    __slots__ = ("added", "kind", "partial", "shape", "size", "split", "summed", "ways")
+    __slots__ = (
+        *("added", "kind", "partial", "shape", "size", "split", "sum_of", "summed", "ways"),
+    )
 
     def __init__(self, aval: Any, split: int | None = None):
         self.shape: tuple[int, ...] = tuple(getattr(aval, "shape", ()))
         item = getattr(getattr(aval, "dtype", None), "itemsize", 4)
         self.size, self.split, self.ways, self.kind = math.prod(self.shape) * item, split, 0, ""
         self.partial, self.added, self.summed = False, 0.0, False
+        self.sum_of: Value | None = None
 
 
 class Op(NamedTuple):
@@ -226,6 +231,18 @@ class Program:
         for out in op.outs:
             out.split, summed = _output_split(op, out)
             out.partial = self.tensor > 1 and (summed or passed)
+        if op.name == "sharding_constraint" and self.tensor > 1:
+            self._move(op.ins[0], op.outs[0], op.params["sharding"].spec)
+
+    def _move(self, value: Value, out: Value, spec: Any) -> None:
+        """What a constraint costs: half of a sum where parts are gathered, and where a sum is
+        scattered."""
+        if value.split is None and out.split is not None and value.sum_of:
+            value.sum_of.added /= 2
+        elif value.split is not None and out.split is None and _UNCONSTRAINED not in spec:
+            out.added = self.bytes(out) / 2
+        elif value.added and out.split is None:
+            out.sum_of = value
 
     def _all_reduce(self, value: Value) -> None:
         if value.partial:
@@ -260,9 +277,11 @@ def _without_dead_ops(ops: list[Op], outs: Sequence[Value]) -> list[Op]:
 def _output_split(op: Op, out: Value) -> tuple[int | None, bool]:
     """The dimension of `out` that the tensor axis splits, and whether its parts must be added."""
     split = [v.split for v in op.ins]
+    name, params = op.name, op.params
+    if name == "sharding_constraint":
+        return _constrained_dim(params["sharding"].spec), False
     if all(s is None for s in split):
         return None, False
-    name, params = op.name, op.params
     if name == "dot_general":
         return _dot_split(op)
     if name in REDUCTIONS:
@@ -270,8 +289,6 @@ def _output_split(op: Op, out: Value) -> tuple[int | None, bool]:
         if at is None:
             return None, False
         return (None, True) if at in axes else (at - sum(a < at for a in axes), False)
-    if name == "sharding_constraint":
-        return _constrained_dim(params["sharding"].spec), False
     if name in ("reshape", "squeeze", "expand_dims"):
         return _reshaped_dim(op.ins[0].shape, split[0], out.shape), False
     if name == "broadcast_in_dim":

@@ -20,7 +20,7 @@ import jax
 
 from research.errors import BadInput, Damaged, Diverged, IsoflopError, Lost, Preempted, StorageError
 from research.io import host
-from research.parallel import distributed
+from research.parallel import distributed, joining
 from research.runs import checkpoint
 from research.runs.directory import RunDirectory, read_launch
 from research.runs.schema import scores
@@ -212,7 +212,7 @@ def _train_one(
     except (Preempted, StorageError, Lost):
         raise
     except Exception as error:
-        distributed.barrier(error)
+        joining.barrier(error)
         if not isinstance(error, IsoflopError):
             log.exception("run %s failed", run.id)
         reason = f"{type(error).__name__}: {error}"

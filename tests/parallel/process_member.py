@@ -20,7 +20,7 @@ parser.add_argument("--task")
 process_flags.add_flags(parser)
 args = parser.parse_args()
 
-from research.parallel import distributed  # noqa: E402
+from research.parallel import distributed, joining  # noqa: E402
 from research.params import leaves_by_path  # noqa: E402
 from research.runs import checkpoint, orbax_io, restoring  # noqa: E402
 from research.runs.directory import ReadOnlyRunDirectory, RunDirectory  # noqa: E402
@@ -50,11 +50,11 @@ def agreements():
     assert not distributed.any_process(False)
     asked = distributed.any_process_delayed(lambda: me == 1)
     assert [asked(), asked()] == [False, True]
-    distributed.barrier(ValueError("both come here"))
-    distributed.PATIENCE = 1.0
+    joining.barrier(ValueError("both come here"))
+    joining.PATIENCE = 1.0
     if me == 1:
         with pytest.raises(Lost, match="process 1 of 2 failed alone: ValueError: this one alone"):
-            distributed.barrier(ValueError("this one alone"))
+            joining.barrier(ValueError("this one alone"))
     else:
         time.sleep(3)
 

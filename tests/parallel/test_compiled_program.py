@@ -127,6 +127,29 @@ def test_fsdp_gathers_one_layer_at_a_time(fsdp, unsaid):
     assert not per_layer(unsaid)
 
 
+@pytest.fixture(scope="module")
+def tokens_whole(tiny):
+    """The same, of a transformer that leaves its tokens whole on the tensor axis."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(activation_sharding, "_split_tokens", lambda x: None)
+    try:
+        return Program(make_run(tiny(BLOCK | {"batch.size": 2 * B})), ALL)
+    finally:
+        patch.undo()
+
+
+def test_the_tensor_axis_splits_the_tokens_between_blocks(all_axes, tokens_whole):
+    """What every block keeps of the stream for the backward pass is a device's own part."""
+
+    def kept(program):
+        local = program.run.batch * T // 4
+        text = program.compiled.as_text()
+        return [f"f32[{DEPTH},{local // ways},{WIDTH}]" in text for ways in (1, 2)]
+
+    assert kept(all_axes)[1]
+    assert kept(tokens_whole) == [True, False]
+
+
 def rows_move(program):
     """Whether, within the blocks, devices exchange the activations of more rows than their own."""
     rows = program.run.batch * T
