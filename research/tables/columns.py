@@ -21,8 +21,10 @@ GROUP_LABEL = (
 COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
 MOST_SCALED = {"params": 1e15, "tokens": 1e17, "unique_tokens": 1e17, "flops": 1e32}
 _BRACKETS = re.compile(r"[(\[]\s*(?:in\s+)?([^()\[\]]+?)\s*[)\]]\s*$")
-_LAST_WORD = re.compile(r"(?:^|[\s_./:-])(?:in[\s_])?([a-zA-Z]+)\s*$")
-_FLOPS = re.compile(r"(?P<prefix>[kmgtpezy]?)(?:flops?|fl)(?P<rate>\s*/\s*s|ps)?", re.IGNORECASE)
+_FLOPS = re.compile(r"(?P<prefix>[kmgtpezy]?)(?:flops?|fl)", re.IGNORECASE)
+_RATE = re.compile(r"fl(?:ops?)?(?:\s*/|[\s_]*per|_)[\s_]*s(?:ec|$|[^a-z])|flop/?ps", re.IGNORECASE)
+_SHORT = ("k", "m", "b", "mn", "bn")  # said in lower case at the end of a header: tokens_b
+_OF_COUNTS = re.compile(r"(?P<prefix>[kmbgt])(?:params?|parameters?|tokens?|toks?)", re.IGNORECASE)
 _DAYS = re.compile(r"pf(?:lops?)?(?:/s)?[\s_-]*days?", re.IGNORECASE)
 _NAMES = {  # what others call our columns, for advice
     "params": "n params parameters parametercount numparams numparameters nparams modelsize size "
@@ -51,24 +53,33 @@ def name_columns(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def header_unit(name: str, of: str) -> Unit | None:
-    """The unit that the header of a count says, of one of COUNTS: "params (M)", "tokens_billion",
-    "total_gflops". None where it says none, or one that multiplies by 1."""
+    """The unit that the header of a count says, of one of COUNTS: "params (M)", "tokens_b",
+    "mparams", "n_params_millions", "total_gflops". None where it says none, or one that multiplies
+    by 1."""
     compute = of.startswith("flops")
+    if compute and _DAYS.search(name):
+        return Unit(PF_DAY, "PF-days")
     brackets = _BRACKETS.search(name)
-    last = _LAST_WORD.search(name)
-    for text in ([brackets[1]] if brackets else []) + ([last[1]] if last else []):
-        if compute and _DAYS.search(name):
-            return Unit(PF_DAY, "PF-days")
-        if compute and (found := _FLOPS.fullmatch(text.strip())) and not found["rate"]:
-            factor = MULTIPLIERS[found["prefix"].lower()]
-            return Unit(factor, text) if factor != 1 else None
-        if (number := parse_any_number(text)) is not None and brackets and number > 1:
-            return Unit(number, text)
-        word = text.strip().lower()
-        long = len(word) > 3 or (len(text.strip()) == 1 and text.strip().isupper()) or brackets
-        if word and word != "%" and long and MULTIPLIERS.get(word, 1) > 1:
-            return Unit(MULTIPLIERS[word], text.strip())
+    if brackets and (number := parse_any_number(brackets[1])) is not None and number > 1:
+        return Unit(number, brackets[1])
+    words = _words(name)
+    for word in [brackets[1].strip(), *words] if brackets else words:
+        if compute and (found := _FLOPS.fullmatch(word)):
+            factor = 1.0 if _RATE.search(name) else MULTIPLIERS[found["prefix"].lower()]
+            return Unit(factor, word) if factor != 1 else None
+        if not compute and (found := _OF_COUNTS.fullmatch(word)):
+            return Unit(MULTIPLIERS[found["prefix"].lower()], found["prefix"])
+    for word in ([brackets[1].strip()] if brackets else []) + words[::-1]:
+        last = word == words[-1] and (word.isupper() or (not compute and word in _SHORT))
+        said = len(word) > 2 or last or bool(brackets and word == brackets[1].strip())
+        if said and word != "%" and MULTIPLIERS.get(word.lower(), 1) > 1:
+            return Unit(MULTIPLIERS[word.lower()], word)
     return None
+
+
+def _words(name: str) -> list[str]:
+    """The words of a header, of which "nParamsM" has three."""
+    return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
 
 
 def rename(
@@ -99,6 +110,11 @@ def rename(
 def _unit_to_apply(rows: Sequence[Row], ours: str, name: str, notes: list[str]) -> float:
     """The factor that the header of a column says, 1 where it says none or the cells are scaled
     already."""
+    if ours == "flops" and _RATE.search(name):
+        raise BadInput(
+            f"--columns={ours}={name}: a rate, of which a run has as many as it takes seconds; "
+            f"--columns='{ours}={name}*seconds' with the column of those, '{name}*1' as it is"
+        )
     if ours not in MOST_SCALED or ours == name or not (unit := header_unit(name, ours)):
         return 1.0
     values = [x for row in rows if (x := parse_any_number(row.get(name))) is not None and x > 0]
@@ -201,12 +217,21 @@ def advice(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
         for name in there:
             bare = re.sub(r"[(\[].*", "", name)
             last = re.split(r"[/.:]", bare)[-1]
-            if {_letters(bare), _letters(last)} & known:
-                unit = header_unit(name, ours) if ours in MOST_SCALED else None
+            unit = header_unit(name, ours) if ours in MOST_SCALED else None
+            if {_letters(bare), _letters(last), _letters(_without(bare, unit))} & known:
                 quoted = f"`{name}`" if "," in name or "=" in name else name
                 pairs.append(f"{ours}={quoted}" + (f"*{unit.factor:g}" if unit else ""))
                 break
     return f"; perhaps --columns='{','.join(pairs)}'" if pairs else ""
+
+
+def _without(name: str, unit: Unit | None) -> str:
+    """The header without the word, or the first letter of one, that says its unit."""
+    if not unit:
+        return name
+    words = [word for word in _words(name) if word != unit.words]
+    glued = [word for word in words if _OF_COUNTS.fullmatch(word)]
+    return "".join(word[1:] if word in glued else word for word in words)
 
 
 def _letters(text: str) -> str:

@@ -201,7 +201,14 @@ def test_thousands_are_grouped_where_no_decimal_comma_is_possible(tmp_path):
         *(("tokens [billions]", "tokens", 1e9), ("params in millions", "params", 1e6)),
         *(("throughput/total_gflops", "flops", 1e9), ("compute (PF-days)", "flops", 8.64e19)),
         *(("FLOPs (1e18)", "flops", 1e18), ("train TFLOPs", "flops", 1e12)),
+        *(("mparams", "params", 1e6), ("params_m", "params", 1e6), ("nParamsM", "params", 1e6)),
+        *(("n_params_millions", "params", 1e6), ("tokens_b", "tokens", 1e9)),
+        *(("Btokens", "tokens", 1e9), ("billions_of_tokens", "tokens", 1e9)),
+        *(("GFLOPs", "flops", 1e9), ("train_pflops_total", "flops", 1e15)),
         *(("params", "params", None), ("flops", "flops", None), ("num_params", "params", None)),
+        *(("param_b_init", "params", None), ("tokens_seen", "tokens", None)),
+        *(("model_params", "params", None), ("flops_6nd", "flops", None)),
+        *(("gflops_per_second", "flops", None), ("N", "params", None), ("D", "tokens", None)),
         *(("tokens_per_param", "tokens", None), ("TFLOP/s", "flops", None), ("M", "params", 1e6)),
     ],
 )
@@ -228,6 +235,31 @@ def test_units_of_headers_are_applied_and_reported_and_the_user_has_the_last_wor
     rows = read(tmp_path / "t.csv", scaled, "params=params (M),tokens=tokens (B)")
     assert is_grid(rows)
     assert sum("look scaled already" in note for note in rows.notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens"),
+    [("mparams", "tokens_b"), ("params_m", "btokens"), ("n_params_millions", "tokens_bn")],
+)
+def test_a_unit_in_a_word_of_a_header_is_never_lost(tmp_path, params, tokens):
+    """Twin: the same table with headers that say no unit, whose numbers are as they are."""
+    lines = [[f"{n / 1e6:g}", f"{d / 1e9:g}", f"{y:.5f}"] for n, d, y in GRID]
+    text, names = as_csv(lines, (params, tokens, "loss")), f"params={params},tokens={tokens}"
+    rows = read(tmp_path / "t.csv", text, names)
+    assert is_grid(rows)
+    assert any(f"params is {params!r} times 1e+06, as its header says" in n for n in rows.notes)
+    with pytest.raises(BadInput, match=rf"params={params}\*1e\+06,tokens={tokens}\*1e\+09"):
+        usable(read(tmp_path / "t.csv", text))
+    plain = read(tmp_path / "t.csv", as_csv(lines, ("N", "D", "loss")), "params=N,tokens=D")
+    assert max(float(row["params"]) for row in plain) == 1600
+    assert not plain.notes
+
+
+def test_a_rate_is_not_taken_for_compute(tmp_path):
+    text = as_csv([[6 * n * d, n, y] for n, d, y in GRID], ("TFLOP/s", "params", "loss"))
+    with pytest.raises(BadInput, match=r"a rate, .*--columns='flops=TFLOP/s\*seconds'"):
+        read(tmp_path / "t.csv", text, "flops=TFLOP/s")
+    assert read(tmp_path / "t.csv", text, "flops=TFLOP/s*1")
 
 
 def test_columns_are_products_of_columns_whose_names_may_hold_the_signs(tmp_path):
