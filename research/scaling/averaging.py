@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import compute_optimal
+from research.scaling import compute_optimal, drift
 from research.scaling.effects import log_loss_slope
 from research.scaling.extrapolation import (
     TRIED,
@@ -40,7 +40,7 @@ from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.laws import Law, break_points, broken_size, named_law
 from research.scaling.options import Options, Split, filter_rows, split_rows
 from research.scaling.power_laws import NAMES, SIX_ND
-from research.scaling.statistics import held_out_row, held_out_summary
+from research.scaling.statistics import held_out_row, held_out_summary, usual_range
 from research.tables import table
 
 BY_BOTH = ("chinchilla", "overtraining", "interaction", "skaling", "broken_size")
@@ -55,6 +55,7 @@ TELLING = 3  # rows, that a table counts as where laws are told apart by how the
 # one over how many times as far off they were (docs/reproductions.md).
 RECORD = {"skaling": 0.2}
 WIDE = 0.2  # of a log loss: half an interval, from which on a prediction says little
+EQUAL = 0.5  # exponent of N* where sizes and tokens grow alike
 DRIFT = 6.0  # at a decade of compute beyond the table, in what a budget is off the law (sd)
 
 
@@ -328,7 +329,7 @@ def _optimum(average: Average, c: float) -> dict[str, Any]:
                 member.fit.law, member.draws, size[:, None], tokens[:, None]
             )[:, 0]
         regret.append(np.maximum(np.exp(here[:, 0]) - least, 0))
-    drawn, mass = mixture(average, sizes)
+    drawn, mass = mixture(average, [_drift_size(average, c, drawn) for drawn in sizes])
     cost, of_cost = mixture(average, regret)
     known = np.isfinite(cost)
     wasted = _quantiles(cost[known], of_cost[known], [0.5, 0.95]) if known.any() else [None, None]
@@ -350,6 +351,17 @@ def _optimum(average: Average, c: float) -> dict[str, Any]:
     }
 
 
+def _drift_size(average: Average, c: float, drawn: np.ndarray) -> np.ndarray:
+    """Sizes [k] of a member at a budget with what N* may drift outside the table's budgets: all
+    members may lack what changes it there."""
+    fit = average.best
+    over = compute_optimal.budget_range(fit.parts.fitted)
+    slope = float(compute_optimal.power_laws(fit.law, fit.best[None], over)[0, 0])
+    slope = slope if math.isfinite(slope) else EQUAL
+    away = compute_optimal.beyond_slope(fit.parts.fitted, c)
+    return drawn * np.exp(drift.draw_outside(slope, away, len(drawn), fit.options.seed))
+
+
 def predict_loss(
     average: Average, columns: Mapping[str, Sequence[float]]
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -368,10 +380,10 @@ def predict_loss(
         rng = np.random.default_rng(member.fit.options.seed)
         scale = np.sqrt(effects.freedom / rng.chisquare(effects.freedom, len(drawn)))
         of_budget = effects.of_budget(float(slope[1][0]))
-        drift = DRIFT * of_budget * math.sqrt(_decades_outside(member.fit, arrays))
-        drawn = drawn + drift * rng.standard_normal(drawn.shape)
+        walk = DRIFT * of_budget * math.sqrt(_decades_outside(member.fit, arrays))
+        drawn = drawn + walk * rng.standard_normal(drawn.shape)
         laws.append(drawn)
-        drifts.append(drift)
+        drifts.append(walk)
         runs.append(drawn[:, 0] + sd * scale * rng.standard_normal(len(drawn)))
         spreads.append(sd)
         of_floor.append(_floor_share(member, drawn[:, 0]))
@@ -401,7 +413,9 @@ def _decades_outside(fit: Fit, columns: Mapping[str, np.ndarray]) -> float:
     by its support function in all directions of the plane. For params and tokens that grow alike it
     is decades of compute."""
     names = fit.law.columns[:2]
-    rows = np.log10([[row[name] for name in names] for row in fit.parts.fitted])
+    values = np.array([[row[name] for name in names] for row in fit.parts.fitted])
+    low, high = usual_range(size := values.prod(1))
+    rows = np.log10(values[(size >= low) & (size <= high)])
     point = np.log10([float(columns[name][0]) for name in names])
     angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     directions = np.stack([np.cos(angles), np.sin(angles)])[: len(names)]

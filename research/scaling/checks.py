@@ -11,6 +11,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling.options import Options, compare_flag
+from research.scaling.statistics import usual_range
 from research.tables import comparable, states
 from research.tables.columns import COUNTS, Row
 from research.tables.curves import curve_warning
@@ -54,6 +55,7 @@ def check_table(
     warnings = _check_flops(rows, options)
     if not any(comparable.OWN in row for row in rows):
         warnings += _small_counts(rows, needed)
+    warnings += _strays(rows, needed)
     warnings += _check_targets(rows, needed, options)
     warnings += _copies(rows, needed)
     if not groups:
@@ -141,31 +143,49 @@ def _small_counts(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
     ]
 
 
-def largest_of(rows: Sequence[Row], column: str) -> float | None:
-    """The largest value of a column; of FLOPs without a column, of 6 · params · tokens."""
+def _amounts(rows: Sequence[Row], column: str) -> list[float]:
+    """The positive values of a column; of FLOPs without a column, of 6 · params · tokens."""
     values = [parse_number(row.get(column)) for row in rows]
     if column == "flops" and not any(values):
         counts = ((parse_number(r.get("params")), parse_number(r.get("tokens"))) for r in rows)
         values = [PER_TOKEN * n * d for n, d in counts if n and d]
-    return max((x for x in values if x), default=None)
+    return [x for x in values if x and x > 0]
+
+
+def _strays(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """A warning where a few rows lie so far beyond all others that they are not counted as the
+    table's range."""
+    out = []
+    for column in COUNTS if rows else ():
+        if column not in needed or len(values := _amounts(rows, column)) < len(rows):
+            continue
+        low, high = usual_range(values)
+        off = [(x, row) for x, row in zip(values, rows, strict=True) if x < low or x > high]
+        if off:
+            x, row = off[0]
+            out.append(
+                f"{column} of {len(off)} of {len(rows)} rows are far off all others ({low:.4g} to "
+                f"{high:.4g}), such as {x:.4g} of {row.get('run')}: is the number right? What lies "
+                "beyond the others counts as extrapolated"
+            )
+    return out
 
 
 def _check_targets(rows: Sequence[Row], needed: Sequence[str], options: Options) -> list[str]:
     """Targets against the largest value of the table."""
     if {"params", "tokens"} <= set(needed) and "flops" not in needed:
-        budgets = max((PER_TOKEN * r["params"] * r["tokens"] for r in rows), default=None)
+        budgets = [PER_TOKEN * r["params"] * r["tokens"] for r in rows]
     else:
-        budgets = largest_of(rows, "flops")
+        budgets = _amounts(rows, "flops")
     out = []
-    targets: list[tuple[str, Sequence[float], float | None, str]] = [
-        ("predict", options.predict, largest_of(rows, needed[0]), needed[0]),
+    targets: list[tuple[str, Sequence[float], list[float], str]] = [
+        ("predict", options.predict, _amounts(rows, needed[0]), needed[0]),
         ("predict_flops", options.predict_flops, budgets, "flops"),
     ]
-    for flag, values, largest, column in targets:
-        if not values or not largest:
+    for flag, values, there, column in targets:
+        if not values or not there:
             continue
-        least = min((x for row in rows if (x := parse_number(row.get(column)))), default=largest)
-        most = max(values)
+        (least, largest), most = usual_range(there), max(values)
         if most > TOO_FAR * largest and not options.far:
             raise BadInput(
                 f"--{flag}={most:g}: {most / largest:.2g} times the largest of the table "

@@ -16,6 +16,7 @@ from research.errors import BadInput
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Law
 from research.scaling.power_laws import NAMES, SIX_ND
+from research.scaling.statistics import number_budgets, usual_range
 from research.tables.table import Row
 
 PER_TOKEN = 6.0  # training FLOPs per parameter and token
@@ -133,14 +134,31 @@ def power_laws(law: Law, theta_KxP: np.ndarray, flops: np.ndarray) -> np.ndarray
 def budget_range(rows: Sequence[Row]) -> np.ndarray:
     """A few budgets from the least to the largest of the rows, evenly in their logarithm; about the
     largest where there is but one."""
-    most = largest_budget(rows)
-    least = min(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
+    least, most = _usual_budgets(rows)
     return np.geomspace(min(least, most / STEP), most, BUDGETS)
 
 
 def largest_budget(rows: Sequence[Row]) -> float:
-    """The largest budget 6 N D of the rows."""
-    return max(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
+    """The largest budget 6 N D of the rows; strays are none (statistics.usual_range)."""
+    return _usual_budgets(rows)[1]
+
+
+def _usual_budgets(rows: Sequence[Row]) -> tuple[float, float]:
+    return usual_range([PER_TOKEN * row["params"] * row["tokens"] for row in rows])
+
+
+def beyond_slope(rows: Sequence[Row], c: float) -> float:
+    """How far a budget outside those of the rows is, in log compute, from where the slope of what
+    changes with the budget is last seen: between the last two. 0 within them."""
+    low, high = _usual_budgets(rows)
+    amounts = np.array([PER_TOKEN * row["params"] * row["tokens"] for row in rows])
+    amounts = amounts[(amounts >= low) & (amounts <= high)]
+    numbers = number_budgets(amounts)
+    logs = np.array([np.log(amounts[numbers == i]).mean() for i in range(numbers.max() + 1)])
+    if low <= c <= high:
+        return 0.0
+    last = logs[-2:] if c > high else logs[:2]
+    return abs(math.log(c) - float(last.mean()))
 
 
 def target_budget(rows: Sequence[Row]) -> float:

@@ -37,6 +37,13 @@ def lower_hull(log_c: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
     return np.array(out[: lowest + 1], int)
 
 
+def _lines(log_c: np.ndarray, *logs: np.ndarray) -> np.ndarray:
+    """Slope and level at log C = 0 of the line of least squares through each of `logs`."""
+    mean, y = log_c.mean(), np.stack(logs)
+    slopes = y @ (log_c - mean) / ((log_c - mean) @ (log_c - mean))
+    return np.stack([slopes, y.mean(1) - slopes * mean], 1).ravel()
+
+
 def _turns_up(x: np.ndarray, y: np.ndarray, a: int, b: int, c: int) -> bool:
     """Whether b lies on or above the line from a to c."""
     return (y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a])
@@ -53,8 +60,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
         on = inner if len(inner) >= 3 else on
         if len(on) < 2:
             return np.full(4, np.nan), on
-        lines = [np.polyfit(values["flops"][on], values[k][on], 1) for k in ("params", "tokens")]
-        return np.concatenate(lines), on
+        return _lines(values["flops"][on], values["params"][on], values["tokens"][on]), on
 
     every = np.arange(len(rows))
     optimal, on = through_hull(every) if len(rows) else (np.full(4, np.nan), every)

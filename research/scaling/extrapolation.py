@@ -16,6 +16,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.io.humanize import amount_text
+from research.scaling import uncertainty
 from research.scaling.compute_optimal import PER_TOKEN, vary_together
 from research.scaling.effects import Effects
 from research.scaling.fit import Fit
@@ -23,7 +24,7 @@ from research.scaling.fit_document import held_out_section
 from research.scaling.laws import Law
 from research.scaling.options import Options, Split
 from research.scaling.power_laws import SIX_ND
-from research.scaling.statistics import SAME_BUDGET, number_budgets
+from research.scaling.statistics import SAME_BUDGET, number_budgets, usual_range
 from research.tables import table
 
 LARGEST_SHARE = 0.1  # of the rows, at least, that are predicted from the others
@@ -78,6 +79,8 @@ def nearest_trial(
 ) -> Trial:
     """The trial of what reads `columns`, has so many parameters and needs so many budgets that is
     nearest to the amounts that are asked. Raises BadInput as `find_trial` does."""
+    low, high = usual_range(amounts(rows, columns))
+    rows = [r for r, x in zip(rows, amounts(rows, columns), strict=True) if low <= x <= high]
     both = {"params", "tokens"} <= set(columns)
     column = "flops" if both else columns[0]
     amount, most = amounts(rows, columns), max(amounts(rows, columns))
@@ -144,11 +147,13 @@ def _refit(fit: Fit, parts: Split, rule: str | None = None) -> Fit:
 
 def _extrapolate(fit: Fit, held: np.ndarray) -> tuple[np.ndarray, np.ndarray, Fit] | None:
     """Errors [h] in log loss of the held rows, predicted by the law fitted to the others, the
-    derivatives [P, h] of these predictions, and that fit; None where too few rows would be left."""
-    rows = fit.parts.fitted
-    rest, far = ([row for row, x in zip(rows, held, strict=True) if x == out] for out in (0, 1))
+    derivatives [P, h] of these predictions, and that fit; None where too few rows would be left.
+    A run that the objective keeps out of the law, as one that crashed, is no measure of it."""
+    rows, kept = fit.parts.fitted, ~uncertainty.outliers(fit.problem, fit.best)
+    rest = [row for row, out in zip(rows, held, strict=True) if not out]
+    far = [row for row, out in zip(rows, held & kept, strict=True) if out]
     distinct = len({tuple(row[c] for c in fit.law.columns) for row in rest})
-    if distinct < len(fit.law.parameters) + MIN_LEFT:
+    if distinct < len(fit.law.parameters) + MIN_LEFT or not far:
         return None
     part = _refit(fit, Split(rest, far, []))
     values = table.column_arrays(far, fit.law.columns)

@@ -17,6 +17,7 @@ from research.scaling import compute_optimal
 from research.scaling.extrapolation import amounts
 from research.scaling.fit import Fit
 from research.scaling.laws import Law
+from research.scaling.statistics import usual_range
 
 REACH = 6.0  # decades around a budget in which an equal loss is looked for
 POINTS = 241  # of the grid of budgets, between which the logarithm of the loss is a line
@@ -81,8 +82,8 @@ def decide(
         "multiplier": dict(chosen),
         "by": "own laws" if by_own else "shared exponents",
         "of_own_laws": alone,
-        "times_largest": gate.at / float(asked.max()),
-        "times_smallest": gate.at / float(asked.min()),
+        "times_largest": gate.at / usual_range(asked)[1],
+        "times_smallest": gate.at / usual_range(asked)[0],
         "passed": low is not None and low > 1,
     }
     return out | {"words": _sentence(out, section["of"], allowed, high)}

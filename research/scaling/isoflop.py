@@ -57,7 +57,7 @@ class Budget:
 @dataclass(frozen=True)
 class Minimum:
     """Where the loss of a budget is least: `sd` in log N by `draws` [K] (NaN on the edge), of which
-    the share `valid` lies inside."""
+    the share `valid` lies inside; `loss_sd` in log loss."""
 
     budget: Budget
     log_n: float
@@ -66,6 +66,7 @@ class Minimum:
     sd: float
     draws: np.ndarray
     valid: float
+    loss_sd: float
 
     @property
     def _beside(self) -> tuple[float, float]:
@@ -100,6 +101,7 @@ class Minimum:
             "tokens": d,
             "tokens_per_param": d / n,
             "loss": self.loss,
+            "loss_sd": self.loss_sd,
             "interval": power_laws.quantiles(np.exp(draws)[:, None])[0],
             "sizes": len(self.budget.log_n),
             "valid_fraction": self.valid,
@@ -433,6 +435,7 @@ def sample_minima(
                 max(float(drawn[valid].std()), grid),
                 at[1:],
                 float(valid.mean()),
+                float(drawn_least[valid].std()),
             )
         )
     return out, dropped

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from research.errors import BadInput
-from research.scaling import envelope, isoflop
+from research.scaling import drift, effects, envelope, isoflop
 from research.scaling.extrapolation import nearest_trial
 from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
@@ -30,6 +31,7 @@ WAYS = {
 }
 MIN_FOR_LOSS = 5  # minima, from which on a law of three parameters says how it is uncertain
 MIN_BUDGETS = 3  # two draw a line that no other is compared with
+SLOPE_STEP = 1e-3  # of log compute, for a derivative
 TOO_WIDE = 2.0  # factor between the ends of an interval of a loss, from which it says nothing
 
 
@@ -62,7 +64,7 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         tuned = tuning_warnings(fitted, ("flops", "params"), dropped)
     law_of_minima, unknown = None, []
     if name == "isoflop":
-        law_of_minima, unknown = _law_of_minima(parts["minima"], options)
+        law_of_minima, unknown = _law_of_minima(parts["minima"], parts["noise"]["freedom"], options)
     document = {
         "law": name,
         "formula": "N* = k C^a, D* = k' C^a'",
@@ -113,10 +115,11 @@ def _budgets_elsewhere(rows: Sequence[table.Row], dropped: Sequence[Mapping[str,
 
 
 def _law_of_minima(
-    minima: Sequence[Mapping[str, Any]], options: Options
+    minima: Sequence[Mapping[str, Any]], freedom: int | None, options: Options
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """L = E + A / C^alpha through the losses at the minima, for predictions; or None, and why. The
-    sizes do not depend on it, and are not lost with it."""
+    sizes do not depend on it, and are not lost with it. `freedom`: from how many degrees of
+    freedom the noise behind the errors of these losses is known (None: it is given)."""
     if len(minima) < MIN_FOR_LOSS:
         why = f"{len(minima)} minima: a law of their losses needs {MIN_FOR_LOSS}"
         return None, [f"no loss is predicted: {why}"] if options.predict_flops else []
@@ -124,6 +127,7 @@ def _law_of_minima(
     try:
         law = Fit(power("flops"), Split(rows, [], []), Options(against="flops", bootstrap=0))
         predictions = law.rows("flops", options.predict_flops)
+        _widen(predictions, law, np.array([m["loss_sd"] for m in minima]), freedom)
     except (BadInput, np.linalg.LinAlgError) as error:
         return None, [f"no loss is predicted: the losses at the minima have no law: {error}"]
     out, unknown = [], []
@@ -142,6 +146,32 @@ def _law_of_minima(
                 "FLOPs: it is not predicted"
             )
     return {"formula": law.law.formula, "params": law.params, "predictions": out}, unknown
+
+
+def _widen(
+    predictions: Sequence[dict[str, Any]], law: Fit, sds: np.ndarray, freedom: int | None
+) -> None:
+    """Intervals with what the law may drift: its form is an assumption, of which the losses of a
+    few minima show little. Its slope is that at the largest budget."""
+    if not predictions:
+        return
+    flops = np.array([row["flops"] for row in law.parts.fitted])
+    at = np.array([point["flops"] for point in predictions])
+    ends = flops.max() * np.exp([0.0, SLOPE_STEP])
+    (_, of_points), (center, there), (along, _) = (
+        [part[0] for part in law.law.evaluate(law.best[None], law.law.prepare({"flops": c}))[:2]]
+        for c in (flops, at, ends)
+    )
+    off = law.problem.residuals(law.best[None])[0][0]
+    slope, levels = float(np.diff(along)[0]) / SLOPE_STEP, drift.levels(sds, freedom)
+    walk = drift.Drift(np.log(flops), of_points.T, off, levels, slope, effects.PRIORS[-1])
+    reach = float(stdtrit(math.inf, 0.975)) * walk.miss(np.log(at), there.T)
+    for point, log_loss, away in zip(predictions, center, reach, strict=True):
+        for name in ("interval", "run_interval"):
+            point[name] = [
+                end and math.exp(log_loss + side * math.hypot(math.log(end) - log_loss, away))
+                for end, side in zip(point[name], (-1, 1), strict=True)
+            ]
 
 
 def _prediction(laws: PowerLaws, law: Mapping[str, Any] | None, c: float) -> dict[str, Any]:

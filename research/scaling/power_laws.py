@@ -5,16 +5,19 @@ learning rate tuned there, a batch size that no longer suits), which more seeds 
 The line is therefore a random-effects regression (Berkey et al. 1995): log N* of a budget has
 variance sd² + tau². The scatter tau between budgets is not estimated but integrated out, by its
 restricted likelihood and a half-Cauchy prior (Gelman 2006): a few budgets cannot show that tau is
-nothing, and then the interval says so.
+nothing, and then the interval says so. Far from the optima the exponent may be another one
+(research/scaling/drift.py), which intervals of N* and D* carry.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from research.errors import BadInput
+from research.scaling import drift
+from research.scaling.drift import Drift
 from research.tables.table import PER_TOKEN
 
 NAMES = ("params_exponent", "params_coefficient", "tokens_exponent", "tokens_coefficient")
@@ -27,17 +30,22 @@ TAUS = np.concatenate([[0.0], np.geomspace(1e-3, 3.0, 60)])
 class PowerLaws:
     """`optimal` [4] in the order of NAMES, of coefficients the logarithm; `draws` [K, 4] of what
     the data leave open; and the scatter of an optimum about its line, in log N, beyond the error of
-    locating it. `convention` says how a budget C counts FLOPs."""
+    locating it. `convention` says how a budget C counts FLOPs. `drift` is of the line of log N*;
+    what a draw of it gains, log D* changes by `along`."""
 
     optimal: np.ndarray
     draws: np.ndarray
     scatter: float
     convention: str = "the table's"
+    drift: Drift | None = None
+    along: float = -1.0
 
     def predict(self, c: float) -> dict[str, Any]:
         """The optimum of a budget of c FLOPs, with 95 % intervals."""
         every = np.concatenate([self.optimal[None], self.draws])
         log_n, log_d = (every[:, i] * math.log(c) + every[:, i + 1] for i in (0, 2))
+        off = self._drifted(math.log(c), log_n) - log_n[1:]
+        log_n[1:], log_d[1:] = log_n[1:] + off, log_d[1:] + self.along * off
         values, *draws = _exp(np.stack([log_n, log_d, log_d - log_n], axis=1))
         ends = quantiles(np.array(draws).reshape(-1, 3))
         names = ("params", "tokens", "tokens_per_param")
@@ -47,12 +55,28 @@ class PowerLaws:
             | {"intervals": dict(zip(names, ends, strict=True))}
         )
 
+    def _drifted(self, log_c: float, log_n: np.ndarray) -> np.ndarray:
+        """Draws [K] of log N* of a budget, whose line has `log_n` [1 + K] there, the best first."""
+        k = len(log_n) - 1
+        if not k or self.drift is None:
+            return log_n[1:]
+        at = np.array([1.0, log_c])
+        if self.drift.levels.any():
+            return log_n[0] + self.drift.draw(log_c, at, k, k)
+        # Where no error is known, the line's own is by Student's t.
+        off = self.drift.miss(at[1:], at[None])[0]
+        return log_n[1:] + off * np.random.default_rng(k).standard_normal(k)
+
     def by_6nd(self) -> "PowerLaws":
         """The same optima, draw by draw, as powers of the budget 6 N* D*. Raises BadInput where
         that does not grow with the FLOPs of the table."""
         if not self.optimal[0] + self.optimal[2] > 0:
             raise BadInput("6 N* D* of its power laws does not grow with the FLOPs of the table")
-        return PowerLaws(_in_6nd(self.optimal), _in_6nd(self.draws), self.scatter, SIX_ND)
+        walk, (a, log_k, b, log_l) = self.drift, self.optimal
+        if walk:
+            log_c = math.log(PER_TOKEN) + log_k + log_l + (a + b) * walk.log_c
+            walk = replace(walk, log_c=log_c, jacobian=_of_line(log_c), slope=a / (a + b))
+        return PowerLaws(_in_6nd(self.optimal), _in_6nd(self.draws), self.scatter, SIX_ND, walk)
 
     def summary(self) -> dict[str, Any]:
         """The sections "params", "intervals", "standard_errors" and "optimal" of fit.json."""
@@ -116,7 +140,22 @@ def random_effects(
         errors = rng.standard_normal(sd_KxM.shape) * np.sqrt(sd_KxM**2 + TAUS[chosen, None] ** 2)
         drawn = n + np.stack(_weighted_line(x, errors, weights), -1)
     along = float(np.average(tokens_slope, weights=weights))
-    return _assemble(n, d, drawn, d + along * (drawn - n), center, tau)
+    walk = _drift_of(n, log_c, log_n, drift.levels(sd, freedom))
+    return _assemble(n, d, drawn, d + along * (drawn - n), center, tau, walk, along)
+
+
+def _drift_of(
+    line: np.ndarray, log_c: np.ndarray, log_n: np.ndarray, levels_SxM: np.ndarray
+) -> Drift:
+    """The drift of (slope, level at the mean of log C) through optima known to any of S levels."""
+    slope, level = line
+    off = log_n - level - slope * (log_c - log_c.mean())
+    return Drift(log_c, _of_line(log_c), off, levels_SxM, slope, PRIOR_SCALE)
+
+
+def _of_line(log_c: np.ndarray) -> np.ndarray:
+    """Derivatives [M, 2] of a line by its level and slope."""
+    return np.stack([np.ones(len(log_c)), log_c], 1)
 
 
 def least_squares(
@@ -137,18 +176,27 @@ def least_squares(
     drawn = best_2x2 + z * np.sqrt(freedom / rng.chisquare(freedom, k))[:, None, None]
     scatter = float(np.sqrt((errors[:, 0] ** 2).sum() / freedom))
     n, d = best_2x2[:, 0], best_2x2[:, 1]
-    return _assemble(n, d, drawn[..., 0], drawn[..., 1], center, scatter)
+    walk = _drift_of(n, log_c, log_n, np.zeros((1, len(log_c))))
+    return _assemble(n, d, drawn[..., 0], drawn[..., 1], center, scatter, walk, -1.0)
 
 
 def wider(one: PowerLaws, other: PowerLaws) -> PowerLaws:
-    """The first, with the draws of that whose exponent is the less certain."""
+    """The first, with the draws of that whose exponent is the less certain, without a drift: for
+    the many resamples of an envelope, whose lines differ by more."""
     spread = [np.ptp(np.quantile(p.draws[:, 0], [0.025, 0.975])) if len(p.draws) else 0.0
               for p in (one, other)]  # fmt: skip
     return PowerLaws(one.optimal, (one, other)[int(spread[1] > spread[0])].draws, other.scatter)
 
 
 def _assemble(
-    n: np.ndarray, d: np.ndarray, n_Kx2: np.ndarray, d_Kx2: np.ndarray, center: float, tau: float
+    n: np.ndarray,
+    d: np.ndarray,
+    n_Kx2: np.ndarray,
+    d_Kx2: np.ndarray,
+    center: float,
+    tau: float,
+    walk: Drift,
+    along: float,
 ) -> PowerLaws:
     """From (slope, level at the center) of both lines to exponents and log coefficients."""
 
@@ -157,7 +205,8 @@ def _assemble(
         return np.stack([slope, level - slope * center], -1)
 
     draws = np.concatenate([laws(n_Kx2), laws(d_Kx2)], -1)
-    return PowerLaws(np.concatenate([laws(n), laws(d)]), draws, tau)
+    optimal = np.concatenate([laws(n), laws(d)])
+    return PowerLaws(optimal, draws, tau, drift=walk, along=along)
 
 
 def _scatter_posterior(x: np.ndarray, y: np.ndarray, sd_KxM: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ MEDIAN_OF_NORMAL = 0.6745  # of the size of what is normal with a standard devia
 EFFICIENCY = 0.37  # of a scale from the median, beside one from squares, for normal noise
 SAME_BUDGET = 0.05  # relative: FLOPs this near to each other are one budget
 BUDGET_SPREAD = 0.2  # relative: FLOPs of one budget are not further apart than this
+FEW_STRAY = 0.1  # share of the values (at least one) that may be strays
+STRAY = 1e3  # factor beyond all others, from which on a value may be one
 FALSE_ALARM = 0.001  # share of tables of normal noise in which a row is taken for an outlier
 
 
@@ -85,6 +87,21 @@ def find_outliers(residuals: np.ndarray, parameters: int) -> tuple[np.ndarray, n
     limit = stdtrit(max(1.0, EFFICIENCY * freedom), 1 - FALSE_ALARM / 2 / len(residuals))
     off = residuals / scale
     return off, np.abs(off) > limit
+
+
+def usual_range(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The least and the largest of positive values [n] without strays: a few that lie STRAY times
+    beyond the others, and further from them than these from each other. A typing error, or a run of
+    another kind: near it a law has nothing else to go by. None among fewer than five."""
+    x = np.sort(np.asarray(values, float))
+    few = max(1, int(FEW_STRAY * len(x))) if len(x) > 4 else 0
+    core = x[few : len(x) - few]
+    low, high, limit = core[0], core[-1], max(STRAY, core[-1] / core[0])
+    for value in x[:few][::-1]:
+        low = value if low / value <= limit else low
+    for value in x[len(x) - few :]:
+        high = value if value / high <= limit else high
+    return float(low), float(high)
 
 
 def number_budgets(flops: Sequence[float] | np.ndarray) -> np.ndarray:

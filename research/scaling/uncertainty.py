@@ -33,13 +33,22 @@ MANY = 30  # clusters, from which on their scores tell how noise differs between
 def run_noise(problem: Problem, theta: np.ndarray) -> float:
     """Standard deviation of one run about the law, in the units of the residuals. What Huber's loss
     keeps out of the law, outliers are kept out of here."""
-    r = problem.residuals(theta[None])[0][0]
-    weights = problem.weights / problem.weights.mean()  # 100 for every row is as 1 for every row
+    r = _weighted_residuals(problem, theta)
+    squares = r[~outliers(problem, theta)] ** 2
     fitted = problem.n - problem.freedom
-    squares = weights * r * r
-    if problem.objective == "huber_log":
-        squares = squares[~find_outliers(np.sqrt(weights) * r, fitted)[1]]
     return float(np.sqrt(np.sum(squares) / max(len(squares) - fitted, 1)))
+
+
+def outliers(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    """Which rows [n] are outliers that Huber's loss keeps out of the law; none for squares."""
+    if problem.objective != "huber_log":
+        return np.zeros(problem.n, bool)
+    return find_outliers(_weighted_residuals(problem, theta), problem.n - problem.freedom)[1]
+
+
+def _weighted_residuals(problem: Problem, theta: np.ndarray) -> np.ndarray:
+    weights = problem.weights / problem.weights.mean()  # 100 for every row is as 1 for every row
+    return np.sqrt(weights) * problem.residuals(theta[None])[0][0]
 
 
 def allowed_rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:
