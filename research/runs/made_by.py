@@ -137,9 +137,9 @@ def check(directory: RunDirectory, now: Mapping[str, Any], warn: Callable[..., N
     refused, told = differences(before, now, directory.workdir)
     if refused and not directory.accept_changes:
         raise BadInput(
-            f"{directory.path}: what makes its steps has changed since they were made; go back to "
-            "that, or continue with --accept_changes, which is recorded:",
-            *refused,
+            f"{directory.path}: what makes its steps has changed since they were made "
+            f"({'; '.join(refused)}); go back to that, or continue with --accept_changes, which is "
+            "recorded"
         )
     for line in (*(f"accepted: {line}" for line in refused), *told):
         warn("%s: %s", directory.path, line)
