@@ -287,6 +287,12 @@ def test_without_a_launcher_the_death_of_one_process_ends_the_other(index, corpu
     wait_for_output(two[index])
 
 
+@pytest.mark.fault(
+    "R12",
+    "one of the processes of a run dies while a checkpoint is written or read",
+    "the others end with code 77, and the run can be launched again: no disk has failed",
+    "SIGKILL of process 1 as it writes, digests or restores one",
+)
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["write", "digest", "restore"])
 def test_a_process_that_dies_in_a_checkpoint_is_no_fault_of_the_disk(where, tiny, tmp_path):
