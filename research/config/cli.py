@@ -9,6 +9,7 @@ All that can be known without jax or the data is reported together, before jax i
 """
 
 import argparse
+import gc
 import logging
 import os
 import re
@@ -28,6 +29,7 @@ MAX_MESSAGES = 100  # errors printed of one config
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and exit with its code; a typed error becomes a message and its code."""
+    gc.set_threshold(50_000, 20, 50)  # traces and fits hold few cycles: a sixth of a plan's time
     files.keep_private()
     terminal.prepare()
     logging.basicConfig(format="%(message)s")

@@ -170,6 +170,7 @@ def scanned(cfg: TransformerConfig) -> nn.Module:
         in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
         length=cfg.depth,
         unroll=min(cfg.unroll, cfg.depth),
+        check_constancy_invariants=False,  # nothing is broadcast out: no second trace
     )(cfg)
 
 

@@ -207,8 +207,13 @@ class Drawing:
 
 
 def render_figure(figure: Figure) -> Drawing:
-    """The figure as PNG and SVG; the same figure gives the same bytes."""
-    return Drawing(as_bytes(figure, "png"), as_bytes(figure, "svg"))
+    """The figure as PNG and SVG; the same figure gives the same bytes. It is laid out once, which
+    takes longer than to draw it."""
+    png, engine = as_bytes(figure, "png"), figure.get_layout_engine()
+    figure.set_layout_engine("none")
+    svg = as_bytes(figure, "svg")
+    figure.set_layout_engine(engine)
+    return Drawing(png, svg)
 
 
 def as_bytes(figure: Figure, kind: str, tight: bool = True) -> bytes:

@@ -56,7 +56,7 @@ def is_setting(column: str) -> bool:
 
 def settings(rows: Sequence[table.Row]) -> list[str]:
     """The columns of settings in which rows differ, in the table's order."""
-    names = dict.fromkeys(name for row in rows for name in row if is_setting(name))
+    names = filter(is_setting, dict.fromkeys(name for row in rows for name in row))
     return [name for name in names if len({value_text(row.get(name)) for row in rows}) > 1]
 
 
