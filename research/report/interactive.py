@@ -4,13 +4,17 @@ Vega is written into the page, so that it needs no network. Without `altair` (th
 the page has its still figures alone.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
 
+from research.errors import BadInput, StorageError
+from research.io import files
 from research.io.humanize import flops_text, quantity
 from research.report.style import BLUE, GREEN, ORANGE
 from research.runs.schema import AXES, shown_columns
@@ -21,23 +25,40 @@ STEPS = 41  # positions of the slider
 FACTS = ("run", "group", "params", "tokens", "flops", "lr", "seed")  # beside the scores
 MOST = 2000  # runs in a chart
 COUNT = "flops_6nd"
+LARGEST = 16 << 20  # bytes of a script that is kept
 
 
 def render_charts(charts: Mapping[str, Any]) -> str:
     """HTML with Vega and every chart, by the id of its element; empty without altair."""
-    try:
-        import vl_convert
-    except ImportError:
+    if not (vega := _vega()):
         return ""
     parts = [f'<div id="{name}" class="chart"></div>' for name in charts]
-    bundle: Any = vl_convert.javascript_bundle  # its stub asks for what it has a default for
-    script = [_escape_script(bundle())]
+    script = [_escape_script(vega)]
     for name, chart in charts.items():
         spec = json.dumps(chart.to_dict()).replace("<", "\\u003c")
         options = '{"renderer": "svg", "actions": false}'
         script.append(f'vegaEmbed("#{name}", {spec}, {options}).catch(console.error);')
     scripts = "".join(f"<script>{part}</script>" for part in script)
     return "\n".join([*parts, scripts])
+
+
+def _vega() -> str:
+    """The script of Vega, which takes seconds to bundle and is kept for the next page; "" without
+    altair."""
+    try:
+        version = metadata.version("vl-convert-python")
+        import vl_convert
+    except ImportError:
+        return ""
+    with contextlib.suppress(OSError, BadInput, StorageError, AttributeError):
+        known = files.read_json(files.cache("vega") / f"{version}.json", LARGEST)
+        if files.as_digested(known):
+            return str(known["script"])
+    bundle: Any = vl_convert.javascript_bundle  # its stub asks for what it has a default for
+    script = bundle()
+    with contextlib.suppress(OSError, StorageError):
+        files.write_json(files.cache("vega") / f"{version}.json", files.digested({"script": script}))
+    return script
 
 
 def _escape_script(script: str) -> str:

@@ -270,7 +270,7 @@ def has_outliers(law: Law, rows: Sequence[table.Row], options: Options) -> bool:
     parts = split_rows(law, rows, robust)
     if len(parts.fitted) >= FEW:
         return False
-    fit = Fit(law, parts, robust, resample=False)
+    fit = Fit(law, parts, robust, best_only=True)
     return bool(influence.off_the_law(fit, fit.best)[1].any())
 
 

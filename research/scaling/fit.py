@@ -17,7 +17,14 @@ from research.errors import BadInput
 from research.scaling import uncertainty
 from research.scaling.effects import Effects, estimate_effects
 from research.scaling.laws import Law
-from research.scaling.optimize import Prior, Problem, minimize, multistart_minimize, starting_points
+from research.scaling.optimize import (
+    Prior,
+    Problem,
+    least_minimum,
+    minimize,
+    multistart_minimize,
+    starting_points,
+)
 from research.scaling.options import Options, Split
 from research.tables import table
 
@@ -53,9 +60,17 @@ def _build_prior(fit: "Fit", options: Options) -> Prior:
 
 
 class Fit:
-    """A law fitted to a split table: the optimum, resamples of it, and what follows from them."""
+    """A law fitted to a split table: the optimum, resamples of it, and what follows from them.
+    With `best_only`, other minima are not followed to their end (see `least_minimum`)."""
 
-    def __init__(self, law: Law, parts: Split, options: Options, resample: bool = True):
+    def __init__(
+        self,
+        law: Law,
+        parts: Split,
+        options: Options,
+        resample: bool = True,
+        best_only: bool = False,
+    ):
         self.law, self.parts, self.options = law, parts, options
         self.problem = build_problem(law, parts.fitted, options)
         if options.prior:
@@ -63,7 +78,8 @@ class Fit:
             self.problem = dataclasses.replace(self.problem, prior=_build_prior(alone, options))
         self.columns = table.column_arrays(parts.fitted, law.columns)
         self.begun = self._starts()
-        theta, self.values, gradients = multistart_minimize(self.problem, self.begun)
+        search = least_minimum if best_only else multistart_minimize
+        theta, self.values, gradients = search(self.problem, self.begun)
         order = int(np.argmin(self.values))
         if not np.isfinite(self.values[order]):
             raise BadInput(f"{law.formula} has no finite value on these rows from any start")
@@ -78,6 +94,7 @@ class Fit:
         resamples = options.bootstrap
         if resamples is None and self.problem.clusters is not None and self.enough:
             resamples = RESAMPLES  # rows of one run err together, each run in its own way
+        resample &= not best_only
         self.draws = self._resampled(resamples) if resamples and resample else None
 
     def _starts(self) -> np.ndarray:

@@ -120,7 +120,7 @@ def _refit(
         c = targets[0] if targets else most * AHEAD
         return a, k * c**a, document["n_points"]
     chosen: Law = named_law(law, universe.against)
-    fit = Fit(chosen, split_rows(chosen, rows, universe), universe, resample=False)
+    fit = Fit(chosen, split_rows(chosen, rows, universe), universe, best_only=True)
     n = len(fit.parts.fitted)
     if compute_optimal.has_optimum(chosen):
         most = compute_optimal.largest_budget(fit.parts.fitted)

@@ -23,6 +23,7 @@ BLOCK = 1 << 15  # fits x rows that are worked on at once: what a core's cache h
 CAUTIOUS = 30  # first steps without Newton, which from afar runs to plateaus
 HOPELESS = 3.0  # times the best objective: after SURVEY steps such starts are left where they are
 SURVEY = 40
+LAPS = 7  # of so many steps again, at most
 SMALL = 1e-14  # relative decrease, expected of a step or made, that is none
 PATIENCE = 3  # steps in a row without one until a fit is left
 STUCK = 1e9  # damping at which not even a tiny step leads down
@@ -218,6 +219,22 @@ def multistart_minimize(
     better = minimize(problem, minima[0][promising])
     for all_, some in zip(minima, better, strict=True):
         all_[promising] = some
+    return minima
+
+
+def least_minimum(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `multistart_minimize`, where the least of the minima is all that is asked for: others are
+    followed only while, at the pace of their last steps, they could still get below it."""
+    minima = minimize(problem, theta, None, SURVEY, CAUTIOUS)
+    running = np.flatnonzero(minima[1] <= HOPELESS * minima[1].min())
+    for left in range(LAPS, 0, -1):
+        lap = minimize(problem, minima[0][running], None, SURVEY)
+        fallen = minima[1][running] - lap[1]
+        for all_, some in zip(minima, lap, strict=True):
+            all_[running] = some
+        running = running[fallen * left > lap[1] - minima[1].min()]
+        if not len(running):
+            break
     return minima
 
 
