@@ -105,12 +105,19 @@ def trace_step(run: Run, mesh: AnyMesh, platform: str = "cpu") -> jaxpr_sharding
     shapes = tuple((k, (shard_rows, *x.shape[1:]), x.dtype) for k, x in example(run).items())
     tensor = mesh.shape["tensor"]
     structure = jax.tree.structure(run.hyper)
-    jaxpr = _step_jaxpr(step_spec(run), example_inputs(run.data), structure, shapes, tensor)
-    layouts = [_layout(x) for x in jax.tree.leaves(abstract)]
-    names = {run.model.spec.vocab: "logits"} if hasattr(run.model.spec, "vocab") else {}
+    traced = step_spec(run), example_inputs(run.data), structure, shapes, tensor
+    layouts = tuple(_layout(x) for x in jax.tree.leaves(abstract))
     unwritten = getattr(run.model.family, "unwritten_map", lambda spec, platform: ())
     last = unwritten(run.model.spec, platform)
-    return jaxpr_sharding.Program(jaxpr, layouts, tensor, row_shards, last, names)
+    return _program(traced, layouts, row_shards, last, getattr(run.model.spec, "vocab", None))
+
+
+@functools.lru_cache(maxsize=16)
+def _program(
+    traced: tuple, layouts: tuple, rows: int, unwritten: tuple, vocab: int | None
+) -> jaxpr_sharding.Program:
+    names = {} if vocab is None else {vocab: "logits"}
+    return jaxpr_sharding.Program(_step_jaxpr(*traced), layouts, traced[-1], rows, unwritten, names)
 
 
 @functools.lru_cache(maxsize=256)

@@ -57,7 +57,9 @@ def _vega() -> str:
     bundle: Any = vl_convert.javascript_bundle  # its stub asks for what it has a default for
     script = bundle()
     with contextlib.suppress(OSError, StorageError):
-        files.write_json(files.cache("vega") / f"{version}.json", files.digested({"script": script}))
+        files.write_json(
+            files.cache("vega") / f"{version}.json", files.digested({"script": script})
+        )
     return script
 
 
