@@ -135,7 +135,7 @@ def agreement_sentences(found: Methods) -> list[str]:
             )
         wide = [NAMES[name] for name, (a, b) in spans.items() if not a or b > WIDE * a]
         if wide:
-            words += f"; a weak check, being wider than a factor of {WIDE:g}: "
+            words += f"; a weak check, since some span more than a factor of {WIDE:g}: "
             words += ", ".join(wide)
         out.append(f"{words}.")
     if "auto" in found.analyses:

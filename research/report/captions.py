@@ -11,7 +11,7 @@ METHODS = {"akima": "Akima's interpolation", "parabola": "the parabola"}
 
 CAPTIONS = {
     "ladder": "Loss of larger runs, predicted before they were trained and measured. Left: dots "
-    "are the runs that were fitted, the line is the least loss of a budget 6 N D as registered, "
+    "are the runs that were fitted, the line is the compute-optimal loss as registered, "
     "with its 95 % band; diamonds are predictions with the 95 % interval of a run, stars what was "
     "measured. Right: measured over predicted, on the intervals of the law (thick) and of a run "
     "(thin); the error of the table is that of the prediction, and has the other sign.",
@@ -26,9 +26,9 @@ CAPTIONS = {
     "are runs held out of the fit, beside the predictions (diamonds) with the 95 % interval of a "
     "run.",
     "losses": "Held-out loss against parameters, tokens and training FLOPs 6 N D. Dots are runs, "
-    "colored by parameters, stars runs that were held out; the lines are the least loss that the "
-    "law allows: to a size with tokens without limit, to tokens with parameters without limit, and "
-    "to a budget.",
+    "colored by parameters, stars runs that were held out; the lines are the lowest loss that the "
+    "law allows: at a size with unlimited tokens, at a number of tokens with unlimited parameters, "
+    "and at a budget.",
     "contours": "Loss of the law over parameters and tokens. Gray lines join equal losses, dots "
     "are the runs in the color of their measured loss, and the orange line is the efficient "
     "frontier: the best size of each budget. It is absent where all of it lies outside.",
@@ -45,13 +45,13 @@ CAPTIONS = {
     "is the best fit; a narrow cloud says that the data determine only a combination of both, a "
     "long tail that they hardly bound one side. The intervals of the table are by profile "
     "likelihood, not from these.",
-    "multiverse": "The exponent over all defensible ways of counting and cleaning. Left: every "
-    "refit, sorted, with the median; right: the median exponent with each choice.",
+    "multiverse": "The exponent under every combination of analysis choices. Left: all refits, "
+    "sorted, with the median; right: the median exponent under each choice.",
     "curves": "Learning curves of all runs. Lines are the smoothed training loss, marks the "
     "held-out loss, of text that no run has trained on; colors go by size.",
-    "collapse": "Learning curves, normalized, and what they share. Left: a line for each run by "
-    "size, dashed what they share; right: how far each is off it, on the band that noise and "
-    "spread allow. Runs in orange leave the bundle.",
+    "collapse": "Learning curves, normalized, and their common curve. Left: a line for each run, "
+    "colored by size, and the common curve (dashed); right: each run's deviation from it, and two "
+    "standard deviations of batch noise and spread (dashed). Runs that leave the band are orange.",
     "compare": "Losses of all groups, before and after their multiplier of compute. Right: the "
     "same runs at compute times the multiplier of their group, on one line if that is all that "
     "tells them apart.",
@@ -121,8 +121,8 @@ def _of_multiverse(document: Mapping[str, Any]) -> str:
     section = document["multiverse"]
     spread = section["spread"]["exponent"]
     return (
-        f"Over {len(section['universes'])} ways of counting and cleaning the exponent goes from "
-        f"{spread['least']:.2f} to {spread['most']:.2f}, with the median {spread['median']:.2f}."
+        f"Across {len(section['universes'])} analysis choices, the exponent ranges from "
+        f"{spread['least']:.2f} to {spread['most']:.2f}, with a median of {spread['median']:.2f}."
     )
 
 

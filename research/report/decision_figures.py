@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from research.report import style
-from research.report.style import BLUE, GRAY, GREEN, ORANGE, SERIES
+from research.report.style import BLUE, GRAY, GREEN, ORANGE
 from research.runs.schema import AXES
 from research.scaling import Fit, isoflop
 from research.scaling.compare import rescaled_columns
@@ -133,11 +133,18 @@ def _value(point: Mapping[str, Any], key: str) -> float:
 
 
 def _closed_interval(point: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    """The 95 % interval of a prediction, or of a located minimum; None if it is open."""
+    """The 95 % interval of a prediction, or of a located minimum; None if it is open. That of a
+    minimum is of its size: its tokens and their ratio follow from the budget."""
     ends = (point.get("intervals") or {}).get(key)
-    if key == "params" and "sizes" in point:
+    if "sizes" in point:
         ends = point["interval"]
-    return None if not ends or None in ends else (ends[0], ends[1])
+    if not ends or None in ends:
+        return None
+    if key != "params" and "sizes" in point:
+        power = {"tokens": 1, "tokens_per_param": 2}[key]
+        high, low = (_value(point, key) * (point["params"] / end) ** power for end in ends)
+        return low, high
+    return ends[0], ends[1]
 
 
 def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
@@ -153,7 +160,11 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
             color = style.SIZES(norm(budget.flops))
             at = np.exp(budget.log_n), np.exp(budget.log_loss)
             axes.plot(
-                *at, "o", ms=3.5, color=color, label=None if i else "runs, by FLOPs of the table"
+                *at,
+                "o",
+                ms=3.5,
+                color=color,
+                label=None if i else "runs, labeled with their exact FLOPs",
             )
             for name, side in document["methods"].items():
                 if any(m["budget"] == budget.flops for m in side["minima"]):
@@ -244,15 +255,17 @@ def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
     columns = rescaled_columns(fit.law)
     with style.sheet(9.0, 3.8, 2, sharey=True) as sheet:
         raw, scaled = sheet.panels
-        for (name, entry), color in zip(section["groups"].items(), SERIES * 9):
+        looks = style.group_look(section["groups"])
+        for name, entry in section["groups"].items():
+            color, mark = looks[name]
             rows = [r for r in fit.parts.usable if str(r[section["column"]]) == name]
             x = np.array([_rescaled_amount(row, columns) for row in rows])
             y = [row["loss"] for row in rows]
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
             label = style.plain_label(name)
-            raw.plot(x, y, "o", ms=5, color=color, label=label)
+            raw.plot(x, y, mark, ms=5, color=color, label=label)
             needs = "" if m == 1 else f" (needs {1 / m:.3g}x)"  # as the sentence beside it says
-            scaled.plot(x * m, y, "o", ms=5, color=color, label=f"{label}: × {m:.3g}{needs}")
+            scaled.plot(x * m, y, mark, ms=5, color=color, label=f"{label}: × {m:.3g}{needs}")
         if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
             lines = scaled.get_lines()
             reach = np.concatenate([np.asarray(line.get_xdata(), float) for line in lines])
@@ -341,7 +354,7 @@ def ladder(
         left, right = sheet.panels
         left.scatter(x, [row["loss"] for row in rows], s=22, color=BLUE, label="runs, fitted")
         left.plot(budgets, [p["loss"] for p in line], color=GREEN, lw=1.6,
-                  label="least loss of a budget, registered")  # fmt: skip
+                  label="compute-optimal loss, registered")  # fmt: skip
         left.fill_between(budgets, low, high, color=GREEN, alpha=0.15, lw=0, label="95 % band")
         for rung in rungs:
             _draw_rung(left, right, rung, ORANGE if rung["registration"] == name else GRAY)

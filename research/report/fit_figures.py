@@ -159,7 +159,7 @@ def loss_panels(fit: Fit, document: Mapping[str, Any]) -> Figure:
                 axes.scatter(x, y, area, n, marker=marker, cmap=style.SIZES, norm=norm, zorder=3,
                              label=label if rows else None)  # fmt: skip
         for axes, (x, least) in zip(sheet.panels, _least_losses(fit), strict=True):
-            axes.plot(x, least, color=ORANGE, lw=1.8, label="least loss that the law allows")
+            axes.plot(x, least, color=ORANGE, lw=1.8, label="lowest loss that the law allows")
         for axes, name in zip(sheet.panels, ("params", "tokens", "flops"), strict=True):
             axes.set(xscale="log", yscale="log", xlabel=style.axis_label(name, AXES, True))
             style.log_ticks(axes.xaxis, flops=name == "flops")

@@ -248,7 +248,7 @@ def _explorer(result: Mapping[str, Any]) -> str:
     if by_budget:
         name, analysis = next(iter(by_budget.items()))
         charts = interactive.budget_chart(counted, analysis.document, unit)
-        words = f"The least loss of a budget 6 N D by {methods.NAMES[name]}, alone"
+        words = f"The compute-optimal loss at budgets 6 N D by {methods.NAMES[name]}, alone"
     elif first["analysis"]:
         charts = interactive.column_chart(done, first["analysis"].fit, result["against"], unit)
         words = "The fitted law"
@@ -370,7 +370,7 @@ def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:
     return (
         html_table(head if len(fits) > 1 else ["", ""], body, len(head), label="provenance")
         + "<p>Every run repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
-        "<code>python -m experiments.report --runs=DIR</code>.</p>"
+        "<code>isoflop report --runs=DIR</code>.</p>"
         f"<pre>{escape(chr(10).join(rules))}</pre>"
     )
 

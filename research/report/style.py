@@ -7,8 +7,9 @@ visual language and changes none of its words, marks or colors.
 import contextlib
 import contextvars
 import io
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None}},
 }
+SHORT = 2.5  # decades of an axis, up to which there are labels between them
+LABEL = 5.5  # width of a label of FLOPs, with the room about it, over the size of its type
 DECADE = 15.0  # of an axis, up to which its labels of FLOPs may be near to each other
 LOWEST = 0.62  # height of a panel over its width, where panels are below each other
 NARROW = 18.0  # panels of fewer widths of the type are put below each other
@@ -232,6 +235,15 @@ def plain_label(words: object, most: int = 40) -> str:
     return (label if len(label) <= most else f"{label[: most - 1]}…").replace("$", r"\$")
 
 
+def group_look(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """The color and the marker of every group: those of its name among them in the alphabet, so
+    that a group looks the same in all figures, in whatever order these have it."""
+    every = sorted(set(names))
+    return {
+        name: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(every)
+    }
+
+
 def log_loss_axis(axes: Any, losses: np.ndarray) -> None:
     """A logarithmic axis where the loss spans more than a factor of four."""
     if len(losses) and losses.min() > 0 and losses.max() > 4 * losses.min():
@@ -258,8 +270,12 @@ def log_ticks(axis: Any, steps: Sequence[int] = (1, 2, 5), flops: bool = False) 
     """1k, 10k, 1M rather than powers of ten, but of FLOPs; steps between them where the range is
     short."""
     low, high = axis.get_view_interval()
-    short = high / max(low, 1e-300) < 300
-    steps = (1, 3) if flops and high > DECADE * low else steps
+    decades = math.log10(high / max(low, 1e-300))
+    short = decades < SHORT
+    if flops and high > DECADE * low:
+        room = axis.axes.get_position().width * axis.figure.get_figwidth() * 72
+        wide = LABEL * matplotlib.rcParams["font.size"]
+        steps = (1, 3) if axis.axis_name == "y" or 2 * decades * wide < room else (1,)
     axis.set_major_locator(LogLocator(subs=steps if short else (1,), numticks=8))
     words = flops_text if flops else quantity
     axis.set_major_formatter(FuncFormatter(lambda v, _: words(v)))

@@ -16,9 +16,7 @@ from research.io.humanize import quantity
 from research.report import style
 from research.report.style import (
     GRAY,
-    MARKERS,
     ORANGE,
-    SERIES,
     held_out_runs,
     log_loss_axis,
     log_ticks,
@@ -36,9 +34,9 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
     {"rows", "analysis" (None: no law)}; the largest runs, which no law has seen, are stars."""
     with style.sheet(6.4, 4.6) as sheet:
         (axes,) = sheet.panels
-        every = []
-        for i, (name, fit) in enumerate(fits.items()):
-            color, analysis = SERIES[i % len(SERIES)], fit["analysis"]
+        every, looks = [], style.group_look(fits)
+        for name, fit in fits.items():
+            (color, marker), analysis = looks[name], fit["analysis"]
             done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
             x, y = (np.array([r[k] for r in done], float) for k in (column, "loss"))
             every.append(y)
@@ -54,7 +52,6 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
                 band = np.clip(band, 0.5 * loss.min(), 2 * loss.max())
                 axes.plot(grid, loss, color=color, lw=1.6)
                 axes.fill_between(grid, band[:, 0], band[:, 1], color=color, alpha=0.12, lw=0)
-            marker = MARKERS[i % len(MARKERS)]
             axes.plot(x[~out], y[~out], marker, color=color, ms=6, ls="none", label=label)
             axes.plot(x[out], y[out], "*", color=color, ms=11, ls="none")
         axes.plot([], [], "*", color=GRAY, ms=10, ls="none", label="held out of the fit")
@@ -75,9 +72,9 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
 
 
 def collapse_curves(bundle: collapse.Bundle) -> Figure:
-    """Left, the normalized training curves of all runs by size, and what they share; right, how far
-    each is off that, with the band of what noise of batches and spread allow; runs that leave the
-    bundle are orange."""
+    """Left, the normalized training curves of all runs by size, and their common curve; right, how
+    far each deviates from it, with the band of batch noise and spread; runs that leave it are
+    orange."""
     sizes = [curve.params or 1.0 for curve in bundle.curves]
     norm, colors = LogNorm(min(sizes), max(*sizes, 1.01 * min(sizes))), style.SIZES
     leaving = {entry["run"]: entry for entry in bundle.leaving()}
@@ -95,12 +92,12 @@ def collapse_curves(bundle: collapse.Bundle) -> Figure:
             left.plot(collapse.SHARES, y, label=label, **look)
             right.plot(collapse.SHARES, off, **look)
         middle = bundle.middle
-        left.plot(collapse.SHARES, middle, "k--", lw=1.6, label="what they share", zorder=5)
-        for sign, label in ((-2, None), (2, "2 sd of noise and spread")):
+        left.plot(collapse.SHARES, middle, "k--", lw=1.6, label="common curve", zorder=5)
+        for sign, label in ((-2, None), (2, "± 2 sd of noise and spread")):
             at = collapse.SHARES[bundle.known]
             right.plot(at, sign * allowed, "--", color="black", lw=1.0, zorder=5, label=label)
         left.set(yscale="log", ylabel=f"$(L(t) - E) / (L(T) - E)$, $E$ = {bundle.floor:.3g}")
-        right.set_ylabel("off what they share, %")
+        right.set_ylabel("deviation from the common curve (%)")
         late = collapse.SHARES >= collapse.BEGIN
         reach = 1.15 * np.nanmax(np.abs(100 * bundle.off[:, late]))
         right.set_ylim(-reach, reach)
@@ -161,12 +158,13 @@ def score_curves(
     joined where each x has one; others differ in something else, as in their budget."""
     with style.sheet(6.4, 3.8) as sheet:
         (axes,) = sheet.panels
-        for i, (name, points) in enumerate(series.items()):
+        for name, points in series.items():
             if points:
+                color, mark = style.group_look(series)[name]
                 (x, mean, sd, _), words = np.array(points).T, plain_label(name)
                 line = "-" if len(set(x)) == len(x) else ""
-                axes.errorbar(x, mean, sd, fmt=f"{MARKERS[i % 7]}{line}", capsize=3,
-                              color=SERIES[i % len(SERIES)], ms=5, lw=1.4, label=words)  # fmt: skip
+                axes.errorbar(x, mean, sd, fmt=f"{mark}{line}", capsize=3,
+                              color=color, ms=5, lw=1.4, label=words)  # fmt: skip
         axes.set_xscale("log")
         axes.set_xlabel(style.axis_label(column, AXES))
         several = any(runs > 1 for points in series.values() for *_, runs in points)
@@ -214,10 +212,10 @@ def learning_curves(
         (axes,) = sheet.panels
         sizes = [row.get(column) or 1 for row, _ in curves]
         norm = LogNorm(min(sizes), max(max(sizes), min(sizes) * 1.01))
-        groups = list(dict.fromkeys(str(row.get("group") or "") for row, _ in curves))
+        looks = style.group_look(str(row.get("group") or "") for row, _ in curves)
         for row, metrics in curves:
             color = style.SIZES(norm(row.get(column) or 1))
-            mark = MARKERS[groups.index(str(row.get("group") or "")) % len(MARKERS)]
+            _, mark = looks[str(row.get("group") or "")]
             train = [(m["tokens"], m["train_loss"]) for m in metrics if "train_loss" in m]
             if len(train) > 3:
                 tokens, loss = np.array(train[1:]).T
@@ -240,8 +238,8 @@ def learning_curves(
             plain_ticks(axes.yaxis)
         log_ticks(axes.xaxis)
         axes.plot([], [], color=GRAY, lw=0.8, label="training loss, smoothed")
-        for group, mark in zip(groups, MARKERS * len(groups)):
-            of = f": {plain_label(group)}" if len(groups) > 1 else ""
+        for group, (_, mark) in looks.items():
+            of = f": {plain_label(group)}" if len(looks) > 1 else ""
             axes.plot([], [], f"{mark}-", color=GRAY, ms=4, lw=1.6, label=f"held-out loss{of}")
         _size_bar(sheet, norm, column)
         style.legend_above(sheet)

@@ -18,6 +18,12 @@ from research.tables.replicates import replicate_groups
 
 Row = dict[str, Any]
 
+LETTERS = {  # of the power laws through minima, as their formula has them
+    "params_exponent": "a",
+    "params_coefficient": "k",
+    "tokens_exponent": "a'",
+    "tokens_coefficient": "k'",
+}
 SAME_COUNT = 0.01  # relative, up to which two ways of counting FLOPs are the same
 
 
@@ -132,9 +138,9 @@ def _extrapolation_sentence(document: Mapping[str, Any]) -> str:
     unit = f"{NOUNS.get(trial['column'], trial['column'])}{count}"
     most = amount_text(trial["largest"], trial["column"])
     what = "optimal sizes" if document["law"] == "isoflop" else "runs"
-    what += f" at {trial['ratio']:.3g} times that"
+    what += f" at {trial['ratio']:.3g} times as much"
     return (
-        f"Tried within the table, from {trial['n_points']} runs up to {most} {unit}: "
+        f"Backtest: predicted from the {trial['n_points']} runs of at most {most} {unit}, "
         f"{_held_out_words(trial, what)}."
     )
 
@@ -146,7 +152,8 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False, alone: bool = 
     parts = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
-        parts.append(f"{name} = {value:.4g} ({interval_end(low)} to {interval_end(high)})")
+        ends = f"{interval_end(low)} to {interval_end(high)}"
+        parts.append(f"{LETTERS.get(name, name)} = {value:.4g} ({ends})")
     lines = [words] if alone and (words := headline(document)) else []
     lines.append(f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}")
     if (fall := document["fall"]) and fall["in_seed_sd"]:
@@ -229,7 +236,7 @@ def _multiverse_sentence(section: Mapping[str, Any]) -> str:
                            for k in ("least", "most"))  # fmt: skip
 
     return (
-        f"over {len(section['universes'])} ways of counting and cleaning, the exponent goes from "
+        f"across {len(section['universes'])} analysis choices, the exponent ranges from "
         f"{ends('exponent', '.3f')}, and {section['target']} from {ends('prediction', '.4g')}"
     )
 
@@ -310,10 +317,10 @@ def expected_exponent_sentence(
 def collapse_sentences(section: Mapping[str, Any]) -> list[str]:
     """How near the normalized training curves of a sweep are to one, and which runs are not."""
     out = [
-        f"The normalized training curves of {section['runs']} runs are {section['all']:.1%} off "
-        "what they share (root mean square, from a tenth of training on); the noise of batches "
-        f"alone would give {section['noise']:.1%}, so {section['spread']:.1%} is theirs. Sizes "
-        "whose learning rate and batch are right fall on one curve (Qiu et al. 2025)"
+        f"The normalized training curves of {section['runs']} runs deviate from their common curve "
+        f"by {section['all']:.1%} (root mean square, from a tenth of training on). Batch noise "
+        f"alone would give {section['noise']:.1%}, which leaves {section['spread']:.1%} between "
+        "runs. Sizes whose learning rate and batch are right fall on one curve (Qiu et al. 2025)"
     ]
     return out + [
         f"Run {entry['run']} ({quantity(entry['params'])} parameters) leaves it at "
@@ -384,7 +391,7 @@ def text_summary(result: Mapping[str, Any]) -> str:
         ):
             lines.append(words)
     for entry in result["collapse"]["leaving"] if result["collapse"] else ():
-        lines.append(f"run {entry['run']} leaves the curve that the others share at "
+        lines.append(f"run {entry['run']} leaves the common curve of the others at "
                      f"{entry['share']:.0%} of its training, by {entry['off']:+.1%}")  # fmt: skip
     if compared := result["compared"]:
         lines += ["", *compared.document["compare"]["words"]]

@@ -10,19 +10,24 @@ from research.report.methods import Methods
 Row = Mapping[str, Any]
 
 AGAIN = "Launch again"
-MORE = "More runs would tell (isoflop fit --next_runs proposes them)"
+MORE = "More runs would narrow this (isoflop fit --next_runs proposes them)"
 COUNTING = "Ways of counting and fitting (isoflop fit --multiverse shows what they change)"
 DATA = "Which runs and data these are"
 # The first whose pattern is found in a warning; what no pattern knows is of DATA.
 KINDS = (
     (AGAIN, r"^Runs? .* (is|are) (failed|diverged|unfinished|new|running|stopped)"),
     (COUNTING, r"6 \* params \* tokens|akima and parabola|Huber|units?\b|convention|\(--objective"),
-    (MORE, r"pinned|at (its|their) bound|starts agree|\bfewer than|repeated: the noise|needs? \d"
-           r"|do not tell|two budgets|on the envelope|vary together|known to ±|lies? outside"
-           r"|No law was fitted|decide|without (it|them)|misfit|negative|too few"),
+    (MORE, r"constrained|identified|at (its|their) bound|starts agree|\bfewer than|needs? \d"
+           r"|repeated: the noise|do not tell|two budgets|on the envelope|vary together|known to ±"
+           r"|lies? outside|No law was fitted|decide|without (it|them)|misfit|negative|too few"),
 )  # fmt: skip
 NAMED = re.compile(r"^(Run )?([\w.-]{1,60}) is (.+)$", re.DOTALL)
-PLURAL = ((r"\bits\b", "their"), (r"\binterval is\b", "intervals are"), (r"\bit\b", "them"))
+PLURAL = (
+    (r"\bits\b", "their"),
+    (r"\binterval is\b", "intervals are"),
+    (r"\bit\b", "them"),
+    (r"\bvalue\b", "values"),
+)
 OF_METHOD = {"isoflop": "isoFLOP minima", "envelope": "the envelope"}
 
 

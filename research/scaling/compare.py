@@ -21,6 +21,7 @@ from research.scaling.options import Options, Split, split_rows
 from research.tables import table
 from research.tables.comparable import group_of, group_value
 
+NOUNS = {"flops": "compute", "params": "parameters", "train_examples": "training examples"}
 LEVEL = 0.05  # of the test
 
 
@@ -94,7 +95,7 @@ def fit_groups(
     test = _f_test(law, joint, parts, own, options)
     section = {"column": column, "reference": names[0], "groups": groups, "test": test}
     one = law.columns[0] if len(law.columns) == 1 else "flops"
-    section["of"] = {"flops": "compute", "params": "parameters"}.get(one, one)
+    section["of"] = NOUNS.get(one, one.replace("_", " "))
     section["words"] = comparison_sentences(section)
     if asked:
         section["gate"] = gates.decide(asked, law, section, own, fit)

@@ -272,13 +272,13 @@ def _warnings(document: Mapping[str, Any]) -> list[str]:
     out = []
     for name, entry in document["identifiability"].items():
         if entry["flag"] == "at_bound" and name == "E":
-            out.append("E is at its bound: the data show no floor of the loss")
+            out.append("E is at its bound: these data identify no irreducible loss")
         elif entry["flag"] == "at_bound":
-            out.append(f"{name} is at its bound: the data do not pin it")
+            out.append(f"{name} is at its bound: these data do not identify it")
         elif entry["flag"] == "open":
-            out.append(f"{name} is not pinned by these data: its interval is open")
+            out.append(f"{name} is not identified by these data: its interval is open")
         elif entry["flag"] == "weak":
-            out.append(f"{name} is weakly pinned: its interval is wider than its value")
+            out.append(f"{name} is poorly constrained: its interval is wider than its value")
     starts_ = document["starts"]
     if starts_["total"] > 1 and starts_["agree_fraction"] < 0.05:
         out.append(

@@ -255,7 +255,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
         "laws": chosen.laws,
         "dropped": dropped + chosen.dropped,
         "method": f"{options.method}, {resamples} draws of noise {noise.value:.2g} "
-        f"({noise.source}), budgets with a scatter of their own",
+        f"({noise.source}), a random effect of each budget",
         "noise": dataclasses.asdict(noise),
         "scatter": chosen.laws.scatter,
         "methods": sides,

@@ -60,13 +60,13 @@ def law_warnings(facts: Sequence[Facts]) -> list[str]:
                 out.append(
                     f"{group}: the {part} takes {min(shares):.0%} to {max(shares):.0%} of the "
                     "FLOPs; an exponent will depend on whether it is counted: compare "
-                    "conventions (--multiverse of experiments.fit)"
+                    "conventions (isoflop fit --multiverse)"
                 )
     for name in dict.fromkeys(f.get("budget_convention", EXACT) for f in facts):
         if name != EXACT:
             out.append(
                 f"budgets are counted as {name}, while tables and reports count {EXACT}: fit their "
-                f"minima with experiments.fit --law=isoflop --columns=flops=flops_{name}"
+                f"minima with isoflop fit --law=isoflop --columns=flops=flops_{name}"
             )
     shares = [f["warmup_steps"] / f["steps"] for f in facts if f["warmup_steps"]]
     if long := [share for share in shares if share > MAX_WARMUP]:

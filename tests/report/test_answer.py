@@ -111,7 +111,7 @@ def test_the_page_says_one_exponent_and_one_optimum_wherever_it_says_them():
     words_of_figure = words.replace(" (", "}$ (", 1)
     assert f"Akima, minima: $N^* \\propto C^{{{words_of_figure}, $C = 6ND$" in legend
     summary = text.fit_summary(document, brief=True, alone=False)
-    assert f"params_exponent = {value:.4g} (" in summary
+    assert f"a = {value:.4g} (" in summary
     assert f"best for {flops_text(found.target)} FLOPs: {line[2]} parameters" in summary
     assert f"At {flops_text(found.target)} FLOPs (6 N D)" in captions.finding("frontier", document)
     # The twin: in the table's own FLOPs both are others.
@@ -210,14 +210,21 @@ def test_flops_are_no_parameters(flops, words):
 
 def test_merged_warnings_lose_no_name_and_no_other_line():
     names = ["E", "A", "beta_2", "r-1.x"]
-    lines = [f"{name} is weakly pinned: its interval is wider than its value" for name in names]
-    lines += ["E is at its bound: the data show no floor", "something else", "something else"]
+    lines = [
+        f"{name} is poorly constrained: its interval is wider than its value" for name in names
+    ]
+    lines += [
+        "E is at its bound: these data identify no irreducible loss",
+        "something else",
+        "something else",
+    ]
     lines += [f"Run {name} is failed. RuntimeError: fire" for name in ("r1", "r2")]
     lines += ["Run r3 is failed. OSError: water"]
     merged = warning_groups.merge_lines(lines)
     assert merged == [
-        "E, A, beta_2 and r-1.x are weakly pinned: their intervals are wider than their value",
-        "E is at its bound: the data show no floor",
+        "E, A, beta_2 and r-1.x are poorly constrained: "
+        "their intervals are wider than their values",
+        "E is at its bound: these data identify no irreducible loss",
         "something else",
         "Runs r1 and r2 are failed. RuntimeError: fire",
         "Run r3 is failed. OSError: water",
@@ -242,11 +249,11 @@ def test_every_warning_is_said_once_below_what_to_do_about_it(asked):
 
 
 def test_a_warning_of_several_groups_names_them_all():
-    document = {"warnings": ["A is weakly pinned: its interval is wider than its value"]}
+    document = {"warnings": ["A is poorly constrained: its interval is wider than its value"]}
     fits = {name: {"rows": [], "document": document, "why": ""} for name in ("one", "two")}
     fits["two"]["document"] = {"warnings": [*document["warnings"], "another"]}
     ((_, first), (_, second)) = warning_groups.grouped_warnings([], fits, {}, []).items()
-    assert first == ["A is weakly pinned: its interval is wider than its value (of one, two)"]
+    assert first == ["A is poorly constrained: its interval is wider than its value (of one, two)"]
     assert second == ["another (of two)"]
 
 
