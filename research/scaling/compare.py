@@ -199,7 +199,7 @@ def comparison_sentences(section: dict[str, Any]) -> list[str]:
         if "needs" in entry:
             low, high = ("open" if x is None else f"{x:.3g}" for x in entry["needs"]["interval"])
             out.append(
-                f"{name} needs {entry['needs']['value']:.3g}x the {section['of']} of "
+                f"{name} needs {entry['needs']['value']:.3g} times the {section['of']} of "
                 f"{section['reference']} for the same loss (95 %: {low} to {high})"
             )
     p = section["test"]["p_value"]

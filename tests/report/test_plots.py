@@ -14,7 +14,14 @@ import isoflop
 from experiments import plot as command
 from research.errors import BadInput
 from research.io.humanize import flops_text
-from research.report import captions, decision_figures, figures, fit_figures, style
+from research.report import (
+    captions,
+    decision_figures,
+    figures,
+    fit_figures,
+    style,
+    sweep_figures,
+)
 from research.scaling.laws import METHODS
 from tests.report.test_report import workdir
 
@@ -154,6 +161,56 @@ def test_a_law_of_others_is_drawn_where_it_is_near(scale, near):
     labels = [line.get_label() for line in figure.axes[0].lines]
     assert ("Kaplan et al. 2020" in labels) == near
     assert any(label.startswith("Hoffmann") for label in labels)
+
+
+@pytest.mark.parametrize("look", [*style.LOOKS])
+@pytest.mark.parametrize("name", ["frontier", "losses", "envelope"])
+def test_labels_of_flops_do_not_touch(name, look, source):
+    figure = figures.draw([name], source, look)[name]
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        ticks = axes.xaxis.get_major_ticks()
+        inside = [t.label1.get_window_extent() for t in ticks if low <= t.get_loc() <= high]
+        inside = sorted((box for box in inside if box.width > 1), key=lambda box: box.x0)
+        assert all(a.x1 < b.x0 for a, b in pairwise(inside))
+
+
+def test_a_minimum_has_the_interval_of_its_tokens_too(drawn, source):
+    point = {"params": 100.0, "tokens": 2000.0, "interval": [50.0, 200.0], "sizes": 5}
+    spans = [
+        decision_figures._closed_interval(point, key)
+        for key in ("params", "tokens", "tokens_per_param")
+    ]
+    assert spans == [(50, 200), (1000, 4000), (5, 80)]  # 6 N D is the same at all of them
+    assert decision_figures._closed_interval({**point, "interval": [50.0, None]}, "tokens") is None
+
+
+def colors(figure):
+    return {
+        line.get_label().partition(":")[0]: line.get_color()
+        for axes in figure.axes
+        for line in axes.get_lines()
+        if line.get_marker() not in ("", "None", "*")
+    }
+
+
+def test_a_group_has_its_color_in_every_figure():
+    rows = [{**row, "group": group} for row in grid() for group in ("gru", "transformer")]
+    fits = {
+        name: {"rows": [r for r in rows if r["group"] == name], "analysis": None}
+        for name in ("transformer", "gru")  # in the order of the rows, or in another
+    }
+    several = colors(sweep_figures.group_curves(fits, "params", "nats per token"))
+    points = {name: [(1e4, 2.0, 0.1, 2)] for name in sorted(fits)}
+    scores = sweep_figures.score_curves(points, "params", "accuracy")
+    looks = style.group_look(fits)
+    assert {several[name] for name in fits} == {color for color, _ in looks.values()}
+    for name in fits:
+        assert several[name] == looks[name][0]
+        index = sorted(fits).index(name)
+        (line, *_) = scores.axes[0].containers[index]
+        assert line.get_color() == looks[name][0]
 
 
 def test_labels_of_the_multiverse_do_not_overlap():

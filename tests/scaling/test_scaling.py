@@ -15,8 +15,10 @@ from research.report import text
 from research.runs.directory import RunDirectory
 from research.runs.table import write_table
 from research.scaling import LAWS, Options, fit_law, optimize
+from research.scaling.fit import Fit
+from research.scaling.laws import named_law
 from research.scaling.optimize import Problem, starting_points
-from research.scaling.options import split_rows
+from research.scaling.options import Split, split_rows
 from research.tables import table, where
 
 SIZES = np.array([14e3, 26e3, 42e3, 42e3, 42e3, 108e3, 179e3, 415e3, 857e3])
@@ -73,6 +75,22 @@ def test_the_optimum_is_not_worse_than_that_of_a_general_optimizer(objective):
     assert np.mean(ours <= ours[best] * (1 + 1e-8)) > 0.5
     if objective != "huber_log":
         assert gradient[best] < 1e-9
+
+
+@pytest.mark.parametrize("objective", ["huber_log", "mse_log"])
+@pytest.mark.parametrize("law", ["power", "chinchilla"])
+def test_a_search_for_the_best_alone_finds_what_a_search_for_all_minima_finds(law, objective):
+    rows = noisy(5, 0.02, np.geomspace(1e4, 1e8, 14))
+    rows = [{**row, "tokens": 1e6 * (3 + i * i % 7)} for i, row in enumerate(rows)]
+    fits = [
+        Fit(named_law(law, "params"), Split(rows, [], []), Options(objective=objective), **how)
+        for how in ({"resample": False}, {"best_only": True})
+    ]
+    both, best = fits
+    assert best.value == pytest.approx(both.value, rel=1e-9)
+    off = [fit.problem.residuals(fit.best[None])[0][0] for fit in fits]
+    assert off[1] == pytest.approx(off[0], abs=1e-6)
+    assert len(best.values) == len(both.values)  # some of which are no minima: they were left
 
 
 # Reported parameters at which each law is like what is published of it.
