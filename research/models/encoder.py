@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         self.mask = nn.Embed(1, cfg.width, embedding_init=embed_init)
         if cfg.positions == "learned":
             self.position = nn.Embed(cfg.context, cfg.width, embedding_init=embed_init)
-        self.blocks = transformer.scanned(cfg.blocks())
+        self.blocks = transformer.scanned(cfg.blocks(), self.is_initializing())
         self.final_norm = layers.Norm(cfg.norm, cfg.bias, cfg.dtype)
         if not cfg.tie_embeddings:
             self.head = layers.Dense(cfg.vocab, False, cfg.dtype, wide=True)

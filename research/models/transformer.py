@@ -122,7 +122,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embed(cfg.vocab, cfg.width, embedding_init=embed_init)
         if cfg.positions == "learned":
             self.position = nn.Embed(cfg.context, cfg.width, embedding_init=embed_init)
-        self.blocks = scanned(cfg)
+        self.blocks = scanned(cfg, self.is_initializing())
         self.final_norm = layers.Norm(cfg.norm, cfg.bias, cfg.dtype)
         if not cfg.tie_embeddings:
             self.head = layers.Dense(cfg.vocab, False, cfg.dtype, wide=True)
@@ -161,7 +161,7 @@ class Transformer(nn.Module):
         return layers.logits(x_MxD, head, self.cfg.dtype)
 
 
-def scanned(cfg: TransformerConfig) -> nn.Module:
+def scanned(cfg: TransformerConfig, initializing: bool) -> nn.Module:
     """All blocks, as one."""
     return nn.scan(
         _remat(cfg.remat),
@@ -170,7 +170,7 @@ def scanned(cfg: TransformerConfig) -> nn.Module:
         in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
         length=cfg.depth,
         unroll=min(cfg.unroll, cfg.depth),
-        check_constancy_invariants=False,  # nothing is broadcast out: no second trace
+        check_constancy_invariants=initializing,  # a second trace, by which parameters are drawn
     )(cfg)
 
 
