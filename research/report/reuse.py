@@ -4,6 +4,7 @@ What a report was made from, and what was written, is remembered in the user's o
 the workdir, which may come from a stranger: $CACHE/reports/<digest of where and how>.json
 """
 
+import logging
 import os
 import sys
 from importlib import metadata
@@ -28,6 +29,7 @@ def written_report(workdir: str | Path, out: str | Path | None = None, **how: An
         return words
     from research.report import build, text
 
+    logging.getLogger(__name__).info("fitting the laws and drawing the report")
     result = build.write_report(workdir, out=out, **how)
     words = text.text_summary(result)
     written = {str(path): files.digest_file(path) for path in result["files"].values()}
