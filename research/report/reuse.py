@@ -20,8 +20,9 @@ LARGEST = 16 << 20
 
 
 def written_report(workdir: str | Path, out: str | Path | None = None, **how: Any) -> str:
-    """`build.write_report` where anything has changed since, and what there is to say of it."""
-    place = Path(out or workdir)
+    """`build.write_report` where anything has changed since, and what there is to say of it. What
+    is not asked for is not part of `how`: a sweep and `isoflop report` make the same report."""
+    place, how = Path(out or workdir), {k: v for k, v in how.items() if v not in (None, False)}
     made_from = _made_from(Path(workdir))
     asked = files.digest_of({"workdir": str(Path(workdir).resolve()), "out": str(place.resolve()),
                              "how": how})  # fmt: skip

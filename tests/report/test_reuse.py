@@ -50,6 +50,12 @@ def test_a_real_report_is_remembered(tmp_path, monkeypatch):
     assert reuse.written_report(place) == words
 
 
+def test_what_is_not_asked_for_makes_no_other_report(swept):
+    _, report, first = swept
+    assert report(against=None, mix=False, where=None) == (first, 0)
+    assert report(mix=True)[1] == 1
+
+
 def append(path):
     with open(path, "a") as file:
         file.write(json.dumps({"step": 101, "tokens": 10_100, "loss": 1.0}) + "\n")
