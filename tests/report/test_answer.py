@@ -175,7 +175,7 @@ def test_agreement_is_told_by_the_intervals():
     words = sentence(any_, (1e5, 3e5), (2e5, 4e5), (None, 2.5e5))
     assert "all 3 methods overlap (200k to 250k)" in words
     assert words.endswith(
-        "a weak check, being wider than a factor of 10: isoFLOP minima (parabola)."
+        "a weak check, since some span more than a factor of 10: isoFLOP minima (parabola)."
     )
     words = sentence(any_, (1e5, 3e5), (3.1e5, 4e5))
     assert "do not all overlap: that of isoFLOP minima (Akima) begins at 310k" in words
