@@ -132,7 +132,9 @@ def _draw_predictions(axes: Any, document: Mapping[str, Any]) -> None:
     column, response = document["against"], document["response"]
     floor = document["identifiability"].get("E", {"flag": ""})
     if floor["flag"] == "ok":
-        axes.axhline(document["params"]["E"], color=GREEN, lw=1, ls=":", label="E")
+        axes.axhline(
+            document["params"]["E"], color=GREEN, lw=1, ls=":", label="irreducible loss $E$"
+        )
     for i, row in enumerate((document["holdout"] or {"rows": []})["rows"]):
         low, high = row["run_interval"]
         if low is None or high is None:
