@@ -53,7 +53,7 @@ def test_runs_of_other_switches_are_compared_with_the_switch_as_a_column(tmp_pat
     figure = fit_figures.draw_figures(result["compared"], "compare")["compare"]
     labels = [line.get_label() for line in figure.axes[1].lines]
     ((name, factor, needs),) = re.findall(
-        r"(.*): × ([\d.]+) \(needs ([\d.]+)x\)", "\n".join(labels)
+        r"(.*): × ([\d.]+) \(needs ([\d.]+) times\)", "\n".join(labels)
     )
     assert (name, needs) == told
     assert float(factor) == pytest.approx(1 / float(needs), rel=0.01)
