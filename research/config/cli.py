@@ -67,8 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         parsed, rest = super().parse_known_args(args, namespace)
-        empty = [a for a in self._actions if getattr(parsed, a.dest, None) == "" != a.default]
-        if empty:
+        if empty := [a for a in self._actions if getattr(parsed, a.dest, None) == "" != a.default]:
             raise BadInput(*(f"{a.option_strings[-1]}: is empty; expected a value" for a in empty))
         for name in ("workdir", "runs", "out"):
             if REMOTE.match(str(getattr(parsed, name, ""))):
@@ -85,11 +84,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     examples call the script."""
     if description and sys.argv[0].startswith(f"{PROGRAM} "):
         description = description.replace("python -m experiments.", f"{PROGRAM} ")
-    return _Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    verbatim = argparse.RawDescriptionHelpFormatter
+    return _Parser(description=description, formatter_class=verbatim, allow_abbrev=False)
 
 
 def config_parser(description: str | None, required: bool = True) -> argparse.ArgumentParser:
