@@ -92,7 +92,7 @@ def test_the_answer_begins_with_what_the_law_made_of_the_largest_runs(law, few_l
     first = text.fit_summary(document).splitlines()[0]
     assert first == text.headline(document)
     assert f"from {trial['n_points']} runs up to 8.1e19 FLOPs" in first
-    assert f"{len(trial['rows'])} runs at 9 times that lie inside" in first
+    assert f"{len(trial['rows'])} runs at 9 times as much lie inside" in first
 
     top = [6 * row["params"] * row["tokens"] > FLOPS.max() / 1.1 for row in rows]
     moved = [{**r, "loss": r["loss"] * (1.05 if t else 1)} for r, t in zip(rows, top)]
@@ -113,7 +113,7 @@ def test_sizes_at_minima_and_laws_of_one_column_are_tried_too():
     assert trial["ratio"] == pytest.approx(9, rel=0.01)
     (row,) = trial["rows"]
     assert abs(np.log(row["params"] / row["measured"])) < 0.5
-    assert "1 of 1 optimal sizes at 9 times that" in text.headline(document)
+    assert "1 of 1 optimal sizes at 9 times as much" in text.headline(document)
     one = [{"params": n, "loss": 1.4 + 32 / n**0.4} for n in np.geomspace(1e4, 1e6, 7)]
     trial = fit_law("power", one)["extrapolation"]
     assert [row["params"] for row in trial["rows"]] == pytest.approx([1e6 / 10 ** (1 / 3), 1e6])
