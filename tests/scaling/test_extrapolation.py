@@ -91,7 +91,7 @@ def test_the_answer_begins_with_what_the_law_made_of_the_largest_runs(law, few_l
     assert trial["mean_absolute_error"] < 0.003
     first = text.fit_summary(document).splitlines()[0]
     assert first == text.headline(document)
-    assert f"from {trial['n_points']} runs up to 8.1e19 FLOPs" in first
+    assert f"from the {trial['n_points']} runs of at most 8.1e19 FLOPs" in first
     assert f"{len(trial['rows'])} runs at 9 times as much lie inside" in first
 
     top = [6 * row["params"] * row["tokens"] > FLOPS.max() / 1.1 for row in rows]
