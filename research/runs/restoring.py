@@ -9,13 +9,16 @@ from research.errors import BadInput, Damaged, IsoflopError, UnsafeFile, first_l
 from research.parallel import distributed
 from research.params import leaves_by_path
 from research.runs import orbax_io
+from research.runs.manifest import digest_state
 from research.runs.manifest_check import find_damage, read_manifest
 
 
 def restore(path: Path, abstract: Any) -> Any:
     """The whole state of a checkpoint, sharded as `abstract`. Raises BadInput if it holds other
-    shapes or dtypes, Damaged if orbax cannot read it."""
-    expected, stored = orbax_io.shapes_and_dtypes(abstract), read_manifest(path)["leaves"]
+    shapes or dtypes, Damaged if orbax cannot read it, or reads other values than were saved: its
+    files may have changed since they were found intact."""
+    manifest = read_manifest(path)
+    expected, stored = orbax_io.shapes_and_dtypes(abstract), manifest["leaves"]
     if expected != stored:
         differing = sorted(
             k for k in expected.keys() | stored.keys() if expected.get(k) != stored.get(k)
@@ -24,7 +27,11 @@ def restore(path: Path, abstract: Any) -> Any:
         raise BadInput(f"{path}: not the state of this run ({len(differing)} leaves)", *lines)
     checked_tree(path, stored)
     with orbax_io.checkpointer() as reader, orbax_errors(path):
-        return reader.restore(path / "state", args=orbax_io.orbax().args.StandardRestore(abstract))
+        state = reader.restore(path / "state", args=orbax_io.orbax().args.StandardRestore(abstract))
+    content = digest_state(state)
+    if distributed.broadcast(lambda: content != manifest["content"]):
+        raise Damaged(f"{path}: other values were read than were saved: it is damaged, or changing")
+    return state
 
 
 def checked_tree(path: Path, leaves: Mapping[str, list]) -> Any:

@@ -109,9 +109,9 @@ def test_every_file_that_is_cut_emptied_or_deleted_is_missed(victim, whole, tmp_
     "R4",
     "a checkpoint is damaged after it was looked at, before it is read",
     "as with a flipped bit, also for vmapped runs",
-    "its files cut or deleted between the two",
+    "its files cut, deleted, or changed to others that can be read, between the two",
 )
-@pytest.mark.parametrize("harm", ["cut", "deleted"])
+@pytest.mark.parametrize("harm", ["cut", "deleted", "changed"])
 def test_what_is_damaged_while_it_is_opened_is_seen(
     harm, victim, whole, tmp_path, seen, monkeypatch
 ):
@@ -120,7 +120,12 @@ def test_what_is_damaged_while_it_is_opened_is_seen(
 
     def harmed(path, leaves):
         looked(path, leaves)
-        if path == runs[1] / "checkpoints" / "20":
+        if path != runs[1] / "checkpoints" / "20":
+            return
+        if harm == "changed":  # as by a flipped bit of an array
+            shutil.rmtree(path / "state")
+            shutil.copytree(path.with_name("10") / "state", path / "state")
+        else:
             for file in every_file(path / "state"):
                 os.truncate(file, file.stat().st_size // 2) if harm == "cut" else file.unlink()
 
