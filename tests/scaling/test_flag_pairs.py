@@ -267,5 +267,5 @@ def test_groups_are_compared_by_what_they_need_for_the_same_loss():
     by_tokens = {"against": "unique_tokens"}
     rows = [{**row, "unique_tokens": row["tokens"]} for row in ROWS]
     found = analyze("power", rows, by_tokens, compare_by="group")
-    assert found.document["compare"]["of"] == "unique_tokens"
+    assert found.document["compare"]["of"] == "unique tokens"
     assert "compare" in fit_figures.draw_figures(found)
