@@ -278,7 +278,8 @@ def run_disturbed(
         if code in (1, 2) and done.total() == disturbed:
             # What edited code began is refused by the code as it is, until that is accepted: at
             # once, or, where the edit was noticed later, as the reason of a run.
-            said = (config.parent / f"{workdir.name}.log").read_text()[-10_000:] if code == 2 else ""
+            log = config.parent / f"{workdir.name}.log"
+            said = log.read_text()[-10_000:] if code == 2 else ""
             reasons = [r["reason"] or "" for r in read_table(workdir)]
             if accept or not any(REFUSED in text for text in [said, *reasons]):
                 return done
