@@ -398,7 +398,7 @@ def test_an_edited_checkout_is_refused_by_the_command(tiny, tmp_path):
         file.write("\n# edited\n")
     refused = launch()
     assert refused.returncode == 2
-    assert f"error: code: {STEP} changed" in refused.stderr
+    assert f"(code: {STEP} changed)" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert (done := launch("--accept_changes")).returncode == 0, done.stderr
     assert f"accepted: code: {STEP} changed" in done.stderr
