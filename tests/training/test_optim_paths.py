@@ -48,7 +48,10 @@ def is_frozen(path):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion", "adafactor", "sgd"])
-@pytest.mark.parametrize("more", [{"batch.grad_accumulation": 2, "optim.skip": 5.0}])
+@pytest.mark.parametrize(
+    "more",
+    [pytest.param({}, marks=pytest.mark.slow), {"batch.grad_accumulation": 2, "optim.skip": 5.0}],
+)
 def test_what_is_frozen_stays_bit_by_bit_and_has_no_state(tiny, optimizer, more):
     options = {"muon": {"momentum": 0.9, "adam_scale": 1.0}}
     options |= {"adafactor": {"decay_rate": 0.8, "clip_threshold": 1.0, "scale_by_params": False,
