@@ -3,6 +3,8 @@
   python -m experiments.calibrate --runs=runs.csv --columns=params=N,tokens=D --out=OUT
   python -m experiments.calibrate --shape=isoflop --worlds=seed,wrong_law --methods=akima --out=OUT
 
+Measurements are kept in OUT as they are made: launched again, it goes on where it was.
+
 Simulated tables have the sizes, budgets, replicates and noise of the table, and the law
 E + A / N^alpha + B / D^beta that was fitted to it as their truth. Worlds say what is beside it:
 seed (noise alone), scatter (every size has an efficiency of its own), uneven (noise that differs
@@ -32,32 +34,39 @@ def main(argv: Sequence[str]) -> int:
     plan, processes = calibrate_flags.parse_plan(args := parser.parse_args(argv))
 
     from research.report import calibration_text
-    from research.scaling import calibrate
+    from research.scaling import calibrate, calibrate_record
 
-    out, began, measured = files.make_directory(args.out), time.monotonic(), []
+    out, began = files.make_directory(args.out), time.monotonic()
+    record = calibrate_record.Record(out, plan)
+    measured, whole = record.read(), len(plan.tasks()) * len(plan.methods)
+    if before := len(measured):
+        print(f"{before} of {whole} measurements are in {record.path}", file=sys.stderr)
+    interrupted = False
     try:
-        for some in calibrate.measure(plan, processes):
+        for some in calibrate.measure(plan, processes, measured):
+            record.add(some)
             measured += some
-            _show_progress(len(measured) // len(plan.methods), len(plan.tasks()), began)
+            rate = (len(measured) - before) / (time.monotonic() - began)
+            _show_progress(len(some), len(measured), whole, rate)
     except KeyboardInterrupt:
-        print("\ninterrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+        print(f"\ninterrupted: {len(measured)} of {whole} measurements", file=sys.stderr)
+        interrupted = True
     document = calibrate.summarize(plan, measured)
     files.write_json(out / "calibration.json", document)
     print(calibration_text.calibration_table(document))
     print(calibration_text.seconds(plan.methods, measured))
     print(out / "calibration.json")
-    return 0
+    return INTERRUPTED if interrupted else 0
 
 
-def _show_progress(done: int, total: int, began: float) -> None:
+def _show_progress(new: int, done: int, whole: int, rate: float) -> None:
     """One line that is written over on a terminal; a line for each tenth elsewhere."""
     terminal = sys.stderr.isatty()
-    if not terminal and done * 10 // total == (done - 1) * 10 // total:
+    if not terminal and done * 10 // whole == (done - new) * 10 // whole:
         return
-    left = (time.monotonic() - began) / done * (total - done)
-    end = "\r" if terminal and done < total else "\n"
-    print(f"{done} of {total} tables, {left:.0f} s left  ", end=end, file=sys.stderr, flush=True)
+    end = "\r" if terminal and done < whole else "\n"
+    left = f"{(whole - done) / rate:.0f} s left  "
+    print(f"{done} of {whole} fits, {left}", end=end, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

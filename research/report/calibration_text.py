@@ -23,17 +23,18 @@ def calibration_table(document: Mapping[str, Any]) -> str:
             # A method that never answers a question does not have that answer.
             asked = [c for c in cells.values() if c["coverage"] is not None] or [*cells.values()]
             counts = [max(cell[key] for cell in asked) for key in ("open", "failed")]
-            rows.append([world, method, *(_cell(cells[name]) for name in HEADINGS), *counts])
+            tables = asked[0]["tables"]
+            rows.append([world, method, tables, *(_cell(cells[k]) for k in HEADINGS), *counts])
     table = format_table(
-        ["world", "method", *HEADINGS.values(), "open", "failed"],
+        ["world", "method", "tables", *HEADINGS.values(), "open", "failed"],
         rows,
         right=[*HEADINGS.values()],
     )
     nominal, shape = document["nominal"], document["shape"]
     return (
         f"{shape['rows']} runs of {shape['sizes']} sizes, noise {shape['noise']:.2g}; "
-        f"{document['tables']} tables of each world. Nominal {nominal:.2f}, standard error "
-        f"{document['standard_error']:.2g}.\n"
+        f"{document['tables']} tables of each world were asked for. Nominal {nominal:.2f}, its "
+        f"standard error with so many {document['standard_error']:.2g}.\n"
         "Coverage, and in parentheses the median width (of the exponent; of the others relative to "
         "the truth).\n"
         f"open: tables with an interval that has an open end. failed: tables without an answer.\n\n"
@@ -53,5 +54,5 @@ def seconds(methods: Sequence[str], measured: Sequence[Measured]) -> str:
     parts = []
     for method in methods:
         spent = [one.seconds for one in measured if one.method == method]
-        parts.append(f"{method} {sum(spent) / len(spent):.2g}")
+        parts += [f"{method} {sum(spent) / len(spent):.2g}"] if spent else []
     return f"seconds for a table: {', '.join(parts)}"

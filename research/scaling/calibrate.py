@@ -107,24 +107,28 @@ def true_values(simulator: Simulator) -> dict[str, float]:
     return out
 
 
-def measure(plan: Plan, processes: int) -> Iterator[list[Measured]]:
-    """The measurements of every table, in the order in which they are done."""
+def measure(plan: Plan, processes: int, made: Iterable[Measured] = ()) -> Iterator[list[Measured]]:
+    """The measurements of every table but those that are made, in the order in which they are
+    done."""
+    done = {(one.world, one.number, one.method) for one in made}
+    left = {task: [m for m in plan.methods if (*task, m) not in done] for task in plan.tasks()}
+    tasks = [(*task, methods) for task, methods in left.items() if methods]
     work = functools.partial(measure_task, plan)
-    if processes == 1:
-        yield from map(work, plan.tasks())
+    if processes == 1 or not tasks:
+        yield from map(work, tasks)
         return
     # Workers leave Ctrl-C to this process, which ends them when it leaves the pool.
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(processes, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap_unordered(work, plan.tasks())
+        yield from pool.imap_unordered(work, tasks)
 
 
-def measure_task(plan: Plan, task: tuple[str, int]) -> list[Measured]:
-    """Every method on one table."""
-    world, number = task
+def measure_task(plan: Plan, task: tuple[str, int, Sequence[str]]) -> list[Measured]:
+    """Some methods on one table: (world, number, methods)."""
+    world, number, methods = task
     rows = Simulator(plan.shape, WORLDS[world]).table(plan.seed, number)
     out = []
-    for method in plan.methods:
+    for method in methods:
         began = time.perf_counter()
         answers = _answers(method, rows, plan, number)
         out.append(Measured(world, number, method, answers, time.perf_counter() - began))
@@ -210,6 +214,7 @@ def _calibration(
     width = float(np.median(widths)) if len(given) else math.inf
     inside = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
     return {
+        "tables": len(answers),
         "coverage": float(inside.mean()) if len(given) else None,
         "width": width if math.isfinite(width) else None,
         "open": int((~np.isfinite(ends)).any(1).sum()),

@@ -15,10 +15,11 @@ import pytest
 
 from experiments import calibrate as command
 from research.errors import BadInput
+from research.io import source
 from research.report import calibration_text
-from research.scaling import calibrate, fit_law, uncertainty, worlds
+from research.scaling import calibrate, calibrate_record, fit_law, uncertainty, worlds
 
-CELL = {"coverage", "width", "open", "failed"}
+CELL = {"tables", "coverage", "width", "open", "failed"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def plan(shape, tables=1, world="seed", methods=("parabola",), **options):
 
 
 def measure(plan):
-    return [one for task in plan.tasks() for one in calibrate.measure_task(plan, task)]
+    return [one for some in calibrate.measure(plan, 1) for one in some]
 
 
 def test_the_default_shape_is_seven_budgets_of_sizes_around_their_optimum():
@@ -150,14 +151,18 @@ def answered(*triples):
 
 def test_open_ends_contain_the_truth_but_have_no_width_and_failures_are_counted():
     assert answered((9.0, 8.0, 11.0), (12.0, 11.0, 13.0)) == {
-        "coverage": 0.5, "width": pytest.approx(0.25), "open": 0, "failed": 0
+        "tables": 2, "coverage": 0.5, "width": pytest.approx(0.25), "open": 0, "failed": 0
     }  # fmt: skip
     half_open = answered((9.0, 8.0, None), (9.0, None, 9.5), (9.0, 8.0, 11.0))
-    assert half_open == {"coverage": pytest.approx(2 / 3), "width": None, "open": 2, "failed": 0}
-    assert answered((9.0, 8.0, 11.0), None) == {
-        "coverage": 1.0, "width": pytest.approx(0.3), "open": 0, "failed": 1
+    assert half_open == {
+        "tables": 3, "coverage": pytest.approx(2 / 3), "width": None, "open": 2, "failed": 0
     }  # fmt: skip
-    assert answered(None) == {"coverage": None, "width": None, "open": 0, "failed": 1}
+    assert answered((9.0, 8.0, 11.0), None) == {
+        "tables": 2, "coverage": 1.0, "width": pytest.approx(0.3), "open": 0, "failed": 1
+    }  # fmt: skip
+    assert answered(None) == {
+        "tables": 1, "coverage": None, "width": None, "open": 0, "failed": 1
+    }  # fmt: skip
 
 
 def test_a_method_that_refuses_a_table_has_failed(shape):
@@ -187,7 +192,7 @@ def test_the_document_and_the_table_of_a_small_run(capsys, tmp_path):
     assert document["shape"]["truth"] == worlds.CHINCHILLA
     assert "seed" in told.out
     assert "interaction  parabola" in told.out
-    assert "6 of 6 tables" in told.err
+    assert "6 of 6 fits" in told.err
 
 
 def test_the_number_of_processes_changes_nothing(capsys, tmp_path):
@@ -252,11 +257,49 @@ def test_a_law_of_params_and_tokens_is_a_method_by_its_name():
     assert {"envelope", "akima", "parabola", "chinchilla"} <= set(calibrate.chosen_methods([]))
 
 
-def test_ctrl_c_ends_the_workers_and_writes_nothing(tmp_path):
-    flags = ["--shape=isoflop", "--tables=500", "--processes=2", f"--out={tmp_path}"]
+def small(out, *flags):
+    """One world and method, unless flags say otherwise."""
+    return ["--worlds=seed", "--processes=1", f"--out={out}", *flags]
+
+
+def test_a_calibration_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
+    """Its figures are those of one that was never interrupted. Twin: another seed starts anew."""
+    run(capsys, *small(tmp_path / "whole", "--tables=3"))
+    run(capsys, *small(tmp_path / "parts", "--tables=1"))
+    with open(tmp_path / "parts" / "measured.jsonl", "a") as file:
+        file.write('\n{"of": "cut o')  # by a machine that went down
+    done, task = [], calibrate.measure_task
+    monkeypatch.setattr(calibrate, "measure_task", lambda *x: done.append(x[1]) or task(*x))
+    told = run(capsys, *small(tmp_path / "parts", "--tables=3"))
+    assert done == [("seed", 1, ["parabola"]), ("seed", 2, ["parabola"])]
+    assert "1 of 3 measurements are in" in told.err
+    documents = [json.loads((tmp_path / x / "calibration.json").read_text()) for x in
+                 ("whole", "parts")]  # fmt: skip
+    assert documents[0] == documents[1]
+    done.clear()
+    run(capsys, *small(tmp_path / "parts", "--tables=3"))
+    assert not done
+    run(capsys, *small(tmp_path / "parts", "--tables=1", "--seed=1"))
+    assert len(done) == 1
+
+
+def test_measurements_by_other_code_do_not_count(tmp_path, shape, monkeypatch):
+    of = calibrate_record.Record(tmp_path, plan(shape)).of
+    files = dict(source.library().files)
+    changed = files | {"research/report/page.py": "x"}
+    monkeypatch.setattr(source, "library", lambda: source.Library(changed, frozenset()))
+    assert calibrate_record.Record(tmp_path, plan(shape)).of == of
+    changed |= {"research/scaling/drift.py": "x"}
+    assert calibrate_record.Record(tmp_path, plan(shape)).of != of
+
+
+def test_ctrl_c_ends_the_workers_and_keeps_what_was_measured(tmp_path):
+    flags = ["--shape=isoflop", "--tables=500", "--methods=parabola", "--processes=2",
+             f"--out={tmp_path}"]  # fmt: skip
     code = "import sys; from experiments import calibrate as c; sys.exit(c.main(sys.argv[1:]))"
     child = subprocess.Popen(
         [sys.executable, "-c", code, *flags],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -265,13 +308,17 @@ def test_ctrl_c_ends_the_workers_and_writes_nothing(tmp_path):
     deadline = time.monotonic() + 120
     while not (workers := _children(child.pid)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)
+    measured = tmp_path / "measured.jsonl"
+    while not (measured.exists() and measured.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does, to workers as well
     told = child.communicate(timeout=60)[1]
     assert child.returncode == 130, told
-    assert "interrupted; nothing was written" in told
     assert "Traceback" not in told
-    assert not list(tmp_path.iterdir())
+    cells = json.loads((tmp_path / "calibration.json").read_text())["worlds"]
+    counts = [cell["exponent"]["tables"] for world in cells.values() for cell in world.values()]
+    assert f"interrupted: {sum(counts)} of 3500 measurements" in told
+    assert sum(counts) == measured.read_text().count('{"of') > 0
     assert workers
     while any(_is_running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.1)
