@@ -1,6 +1,7 @@
 """Tests run on eight simulated CPU devices. A rank that broadcasting would hide is an error, and so
 is a dtype that promotion would hide."""
 
+import gc
 import getpass
 import os
 import random
@@ -40,6 +41,14 @@ for name, value in {
 }.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the processes that tests start
+
+
+def pytest_collection_finish():
+    """What was collected stays to the end, and traces and fits hold few cycles: a tenth of the
+    suite's time."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
 
 TINY = {
     "size": None,
