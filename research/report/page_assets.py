@@ -37,6 +37,7 @@ th button:focus-visible, .scroll:focus-visible { outline: 2px solid var(--link);
 figure { margin: 1rem 0; }
 figcaption { font-size: .9rem; color: var(--dim); max-width: 48rem; margin-top: .3rem; }
 .drawn, .chart { background: #fff; color: #1b1b1b; padding: .3rem; overflow-x: auto; }
+@media (prefers-color-scheme: dark) { .drawn, .chart { filter: invert(.91) hue-rotate(180deg); } }
 svg, img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 .chart, .chart.vega-embed { display: block; max-width: 100%; box-sizing: border-box; }
 .chart svg { max-width: none; margin: 0; }
@@ -51,7 +52,7 @@ pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: an
 @media print {
   :root { --ink: #000; --paper: #fff; --soft: #fff; --line: #ccc; --dim: #333; --warn: #fff; }
   body { max-width: none; font-size: 10pt; padding: 0; }
-  .scroll { overflow: visible; } .tools, .chart { display: none; }
+  .scroll { overflow: visible; } .drawn { filter: none; } .tools, .chart { display: none; }
   table { font-size: 7pt; } th, td { padding: .1rem .25rem; }
   figure, tr, .warn { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
