@@ -8,6 +8,7 @@ from typing import Any
 
 from research.errors import BadInput
 from research.scaling import (
+    averaged_predictions,
     averaging,
     checks,
     compare,
@@ -199,8 +200,8 @@ def _by_law(
         sections = {**fit_document.build_document(fit), "compare": section}
     elif law == AUTO:
         average = averaging.fit_average(laws, rows, options)
-        fit, sections = average.best, averaging.build_average(average, options)
-        extrapolate = functools.partial(averaging.extrapolate_average, average, options)
+        fit, sections = average.best, averaged_predictions.build_average(average, options)
+        extrapolate = functools.partial(averaged_predictions.extrapolate_average, average, options)
     else:
         fit = Fit(named, split_rows(named, rows, options), options)
         sections = fit_document.build_document(fit)
@@ -231,7 +232,7 @@ def _ask_further(
             out["next_runs"] = design.propose_runs(weighted, target, next_budget)
         if anytime:
             predict = (
-                averaging.settle_average(laws, options, target)
+                averaged_predictions.settle_average(laws, options, target)
                 if average
                 else design.settle_law(fit.law, options, target)
             )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling import averaging
+from research.scaling import averaged_predictions
 from research.scaling.averaging import Average, Member
 from research.scaling.compute_optimal import (
     PER_TOKEN,
@@ -55,7 +55,7 @@ def lifetime_optima(average: Average, options: Options) -> dict[str, Any]:
 def _optima(average: Average, flops: float, served: float) -> dict[str, Any]:
     """ "training": the optimum of training alone; "same_loss": as good at the least total, with the
     share of the total that this saves; "same_total": the best for `flops` in all."""
-    n, _ = averaging.optimal_size(average, flops)
+    n, _ = averaged_predictions.optimal_size(average, flops)
     out: dict[str, Any] = {"flops": flops, "training": None, "same_loss": None, "same_total": None}
     if not math.isfinite(n):
         return out
@@ -67,7 +67,7 @@ def _optima(average: Average, flops: float, served: float) -> dict[str, Any]:
     best = _averaged(average, functools.partial(_best, flops=flops, served=served))
     if best:
         point = {"params": [best["params"]], "tokens": [best["tokens"]]}
-        predicted = averaging.predict_loss(average, _fresh(point))[0]
+        predicted = averaged_predictions.predict_loss(average, _fresh(point))[0]
         best |= {k: predicted[k] for k in ("loss", "interval", "run_interval")}
     out["same_total"] = best
     return out
@@ -92,10 +92,10 @@ def _averaged(
     if not there.any():
         return None
     logs = np.average(np.array(centers)[there], axis=0, weights=average.weights[there])
-    values, mass = averaging.mixture(average, drawn)
+    values, mass = averaged_predictions.mixture(average, drawn)
     out: dict[str, Any] = {"intervals": {}}
     for i, name in enumerate(names):
-        value, ends = math.exp(logs[i]), averaging.interval(np.exp(values[:, i]), mass)
+        value, ends = math.exp(logs[i]), averaged_predictions.interval(np.exp(values[:, i]), mass)
         if name == "saved":
             value = max(0.0, 1 - value)
             ends = [None if end is None else max(0.0, 1 - end) for end in reversed(ends)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.io import files
-from research.scaling import averaging, compute_optimal
+from research.scaling import averaged_predictions, averaging, compute_optimal
 from research.scaling.analysis import has_outliers
 from research.scaling.averaging import Average
 from research.scaling.compute_optimal import PER_TOKEN, has_optimum, largest_budget
@@ -44,7 +44,7 @@ class Forecaster:
         """N* of a budget 6 N D. Raises BadInput where no law has one."""
         n = math.nan
         if not compute_optimal.vary_together(self.rows):
-            n = averaging.optimal_size(self.average, budget)[0]
+            n = averaged_predictions.optimal_size(self.average, budget)[0]
         if not 0 < n < math.inf:
             raise BadInput(
                 f"--law={self.law}: it has no optimal size at {budget:g} FLOPs; a ladder needs a "
@@ -56,7 +56,7 @@ class Forecaster:
         """ "loss", "interval" (of the law), "run_interval", "parts" (half-widths of 95 %, relative:
         "noise" of a run, "parameters", "law", and "floor", which is of the parameters what goes
         with E), and "slope", d log loss / d log C along the optimum."""
-        out = averaging.predict_loss(self.average, _point(params, tokens))[0]
+        out = averaged_predictions.predict_loss(self.average, _point(params, tokens))[0]
         budget = PER_TOKEN * params * tokens
         lower, upper = (self._least(by * budget) for by in (1 / STEP, STEP))
         inside = (out["loss"],)  # also where all draws lie on one side of the best fit
@@ -68,7 +68,9 @@ class Forecaster:
 
     def _least(self, budget: float) -> float:
         n = self.optimal_size(budget)
-        return averaging.predict_loss(self.average, _point(n, budget / PER_TOKEN / n))[0]["loss"]
+        return averaged_predictions.predict_loss(self.average, _point(n, budget / PER_TOKEN / n))[
+            0
+        ]["loss"]
 
     def line(self, budget: float) -> list[dict[str, Any]]:
         """The least loss from the smallest budget of the table to `budget`, with its interval."""
@@ -76,7 +78,7 @@ class Forecaster:
         out = []
         for c in np.geomspace(least, budget, LINE).tolist():
             n = self.optimal_size(c)
-            found = averaging.predict_loss(self.average, _point(n, c / PER_TOKEN / n))[0]
+            found = averaged_predictions.predict_loss(self.average, _point(n, c / PER_TOKEN / n))[0]
             out.append({"budget": c, "params": n, **{k: found[k] for k in ("loss", "interval")}})
         return out
 

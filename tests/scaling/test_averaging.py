@@ -11,6 +11,7 @@ from research.scaling import (
     Fit,
     Options,
     analyze,
+    averaged_predictions,
     averaging,
     compare,
     compute_optimal,
@@ -260,7 +261,9 @@ def test_a_law_drifts_by_what_budgets_do_and_by_how_far_the_point_is(plain):
     fit = fitted(iso_rows())
 
     def outside(n, d):
-        return averaging._decades_outside(fit, {"params": np.array([n]), "tokens": np.array([d])})
+        return averaged_predictions._decades_outside(
+            fit, {"params": np.array([n]), "tokens": np.array([d])}
+        )
 
     largest = max(fit.parts.fitted, key=lambda row: row["params"] * row["tokens"])
     n, d = largest["params"], largest["tokens"]
@@ -434,10 +437,10 @@ def test_a_prediction_that_is_hardly_known_says_so():
     def point(low, high):
         return {"loss": 3.0, "interval": [low, high]}
 
-    (words,) = averaging._wide_warnings("loss", [point(2.9, 3.1), point(2.0, 4.5)])
+    (words,) = averaged_predictions._wide_warnings("loss", [point(2.9, 3.1), point(2.0, 4.5)])
     assert "±50%" in words
     assert "--law=isoflop" in words
-    assert not averaging._wide_warnings("loss", [point(2.6, 3.4), point(None, 4.5)])
+    assert not averaged_predictions._wide_warnings("loss", [point(2.6, 3.4), point(None, 4.5)])
 
 
 @pytest.mark.slow
