@@ -10,6 +10,7 @@ from research.scaling import (
     analyze,
     compute_optimal,
     drift,
+    isoflop,
     minima_document,
     power_laws,
     uncertainty,
@@ -18,6 +19,7 @@ from research.scaling import (
 from research.scaling.drift import Drift
 from research.scaling.options import Options
 from research.scaling.statistics import usual_range
+from tests.scaling.test_minima import published
 
 LOG_C = np.log(np.geomspace(1e18, 1e21, 7))
 SLOPE, SD = 0.5, 0.01
@@ -210,3 +212,39 @@ def test_runs_that_crashed_are_no_extrapolation_that_failed(monkeypatch):
     assert crashed < 2 * clean
     monkeypatch.setattr(uncertainty, "outliers", lambda problem, theta: np.zeros(problem.n, bool))
     assert width("crashed") > 5 * clean
+
+
+def log_likelihood(found):
+    """Of every size of the steps [G], noise and scatter integrated out."""
+    p = found.posterior().sum((0, 1))
+    prior = drift._cells(drift.STEPS) * np.exp(-(drift.STEPS**2) / 2)
+    return np.log(np.maximum(p, 1e-300)) - np.log(prior)
+
+
+@pytest.mark.slow
+def test_how_far_laws_drift_is_what_published_sweeps_allow(monkeypatch):
+    """The six sweeps of Porian et al., whose minima Akima's interpolation locates: SHARE is as
+    likely as the likeliest share, and a fifth of the slope in a decade is not."""
+    rows = [
+        row | {name: float(row[name]) for name in ("flops", "params", "tokens", "loss")}
+        for row in published("porian_rw_isoflop.csv")
+    ]
+    shares = np.concatenate([[0.0], np.geomspace(0.0025, 1, 25)])
+    monkeypatch.setattr(drift, "STEPS", shares / drift.SHARE)
+    total = np.zeros(len(shares))
+    for setting in sorted({row["setting"] for row in rows}):
+        some = isoflop.drop_outliers([row for row in rows if row["setting"] == setting])[0]
+        budgets, _ = isoflop.group_by_budget(some)
+        noise = isoflop.estimate_noise(some, budgets, Options())
+        minima, _ = isoflop.sample_minima(budgets, "akima", noise, 400, 0)
+        log_c, log_n = (np.array(x) for x in zip(*((np.log(m.budget.flops), m.log_n)
+                                                   for m in minima), strict=True))  # fmt: skip
+        sd, floor = (np.array([getattr(m, name) for m in minima]) for name in ("sd", "sharpest"))
+        law = power_laws.random_effects(
+            log_c, log_n, -log_n, sd, floor, -np.ones(len(minima)), noise.freedom, 200, 0
+        )
+        total += log_likelihood(law.drift)
+    total -= total.max()
+    at = dict(zip(shares.round(3).tolist(), total.round(1).tolist(), strict=True))
+    assert np.interp(drift.SHARE, shares, total) > -0.5, at
+    assert np.interp(0.2, shares, total) < -2, at
