@@ -11,7 +11,6 @@ parameters whose path ends as the regular expression says (see research/params.p
 A moment is a step, or a share of the run ("10%"), or "powers of 2" (of any number from 1.1 on).
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -21,6 +20,7 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,19}")
 NUMBER = r"\d{1,9}(?:\.\d{1,9})?"
 MOMENT = re.compile(rf"powers of (?P<base>{NUMBER})|(?P<percent>{NUMBER})\s?%")
 KEYS = ("name", "path", "examples", "digest")
+LEAST, MOST = 2.0**-126, 2.0**127  # a factor, as a program in float32 sees it
 
 
 def set_problems(path: str, value: object, hint: str) -> Iterator[str]:
@@ -79,9 +79,10 @@ def path_problems(path: str, value: object, hint: str) -> Iterator[str]:
             yield f"{path}: {pattern!r:.60}: {rule!r:.60}; expected frozen, or factors lr, decay"
             continue
         for key, factor in rule.items():
-            number = type(factor) in (int, float) and 0 <= factor < math.inf
+            number = type(factor) in (int, float) and (LEAST <= factor < MOST or factor == 0)
             if not number or (key == "lr" and factor == 0):
                 words = "frozen, or a factor above 0" if key == "lr" else "a factor of at least 0"
+                words += ", in float32"
                 yield f"{path}: {pattern!r:.60}: {key} is {factor!r:.30}; expected {words}"
 
 
@@ -91,8 +92,10 @@ def _is_pair(entry: object) -> bool:
 
 def moment_problems(path: str, value: object, hint: str) -> Iterator[str]:
     """What is wrong with a list of moments of a run."""
-    moments = value if isinstance(value, list | tuple) and value else [value]
-    for moment in moments:
+    if not isinstance(value, list | tuple) or not value:
+        yield f"{path}: {value!r:.60} is no list of moments{hint}"
+        return
+    for moment in value:
         if type(moment) is int and moment > 0:
             continue
         if not isinstance(moment, str) or not (found := MOMENT.fullmatch(moment)):

@@ -116,7 +116,8 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "optim.warmup.unit": ("", "unit of the warm-up: a share of the run, steps, or tokens"),
     "optim.warmup.amount": ("warmup.unit", "linear warm-up of the learning rate from 0"),
     # init
-    "init.run": ("", "directory of a run to start from; none: from the initialization"),
+    "init.run": ("", "directory of a run to start from, or hf: and a folder or name of a model of "
+                 "transformers; none: from the initialization"),
     "init.step": ("steps", "checkpoint of that run; none: the last"),
     "init.what": ("", "whether its parameters are taken, its whole state, or its shape alone"),
     # horizon

@@ -82,6 +82,9 @@ def _of_text(path: str, data: Mapping[str, Any], corpora: list[Tokens]) -> Evalu
     else:
         how = data.get("undecodable") or "error"  # the hub's have none
         documents, _ = text.documents(path, data["field"], 0.0, how)
+        if not first.tokenizer.json and first.bytes_per_token is None:
+            raise BadInput(f"data.path: {path}: is text, but those of training are ids; expected a "
+                           "file of ids, or data.tokenizer, their tokenizer.json")  # fmt: skip
         tokens = text.tokenize_split(([], [d for d in documents if d]), first.tokenizer)
         if tokens.vocab != first.vocab:
             raise BadInput(f"data.vocab: {first.vocab}, but the tokenizer has {tokens.vocab}")

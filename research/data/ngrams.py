@@ -1,35 +1,37 @@
 """Runs of tokens as hashes: what two texts share."""
 
+from collections.abc import Iterator
+
 import numpy as np
 
 OVERLAP_LENGTH = 32  # tokens
 STRETCH = 1 << 22  # tokens hashed at a time
 
 
-def overlap(train: np.ndarray, heldout: np.ndarray, n: int) -> float:
-    """The fraction of the `n`-grams of `heldout` that occur in `train`; n is a power of two.
+def overlap(train: np.ndarray, heldout: np.ndarray, n: int) -> float | None:
+    """The fraction of the `n`-grams of `heldout` that occur in `train`, None where it has none; n
+    is a power of two.
 
-    Long texts are subsampled by hash, the same n-grams on both sides (about a million), which
-    leaves the fraction unbiased.
+    Long texts are subsampled by hash, the same n-grams on both sides (of those held out 65,536 and
+    more), which leaves the fraction unbiased.
     """
-    if min(len(train), len(heldout)) < n:
-        return 0.0
-    classes = np.uint64(max(1, len(train) >> 20))
-    train_hashes, heldout_hashes = (
-        _sampled_hashes(tokens, n, classes) for tokens in (train, heldout)
-    )
-    if not len(train_hashes) or not len(heldout_hashes):
-        return 0.0
-    train_hashes = np.unique(train_hashes)
-    at = np.minimum(np.searchsorted(train_hashes, heldout_hashes), len(train_hashes) - 1)
-    return float(np.mean(train_hashes[at] == heldout_hashes))
+    classes = np.uint64(max(1, min(len(train) >> 20, len(heldout) >> 16)))
+    asked = np.concatenate([np.zeros(0, np.uint64), *_sampled_hashes(heldout, n, classes)])
+    if not len(asked):
+        return None
+    known, at = np.unique(asked, return_inverse=True)
+    found = np.zeros(len(known), bool)
+    for hashes in _sampled_hashes(train, n, classes):
+        nearest = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+        found[nearest[known[nearest] == hashes]] = True
+    return float(found[at].mean())
 
 
-def _sampled_hashes(tokens: np.ndarray, n: int, classes: np.uint64) -> np.ndarray:
+def _sampled_hashes(tokens: np.ndarray, n: int, classes: np.uint64) -> Iterator[np.ndarray]:
     """The hashes of n-grams that fall in class 0; a stretch at a time, as a file may be large."""
-    stretches = (tokens[i : i + STRETCH + n - 1] for i in range(0, len(tokens) - n + 1, STRETCH))
-    hashes = (ngram_hashes(stretch, n) for stretch in stretches)
-    return np.concatenate([h[h % classes == 0] for h in hashes])
+    for start in range(0, len(tokens) - n + 1, STRETCH):
+        hashes = ngram_hashes(tokens[start : start + STRETCH + n - 1], n)
+        yield hashes[hashes % classes == 0]
 
 
 def ngram_hashes(tokens: np.ndarray, n: int) -> np.ndarray:

@@ -55,10 +55,10 @@ def parts(
 
 
 def load_folder(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of ALONE or of all parts, as float32. Raises BadInput where there are none or of
-    another type, UnsafeFile and Damaged as `load`."""
+    """The arrays of ALONE, or of all parts where it is not there, as float32. Raises BadInput where
+    there are none or of another type, UnsafeFile and Damaged as `load`."""
     names = [ALONE]
-    if (folder / INDEX).exists():
+    if (folder / INDEX).exists() and not (folder / ALONE).exists():  # as transformers chooses
         where = files.parse(member(folder, INDEX, 64 << 20), folder / INDEX).get("weight_map")
         if not isinstance(where, dict) or not all(isinstance(n, str) for n in where.values()):
             raise BadInput(f"{folder / INDEX}: its weight_map does not name files")

@@ -248,7 +248,9 @@ def from_tensors(
             parts.setdefault(path, []).append(part)
             if part.shape != parts[path][0].shape:
                 raise BadInput(f"{row.name} is of shape {tensor.shape}, unlike that of block 0")
-    left.pop(HEAD if model["tie_embeddings"] else "", None)
+    twin = left.pop(HEAD, None)  # of a tied head; versions before 5 of theirs do not look at it
+    if twin is not None and not np.array_equal(twin, parts["embed/embedding"][0]):
+        raise BadInput(f"tie_word_embeddings is true, but {HEAD} differs from the embedding")
     if odd := [name for name in left if not name.endswith(BUFFERS)]:
         raise BadInput(f"has a tensor {odd[0]:.80}, which {layout.architecture} has not")
     return {

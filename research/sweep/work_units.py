@@ -313,10 +313,12 @@ def _vmapped_units(
 
 
 def _prefix_units(points: list[Point], runs: Path) -> tuple[list[WorkUnit], list[Point]]:
-    """Units of points that share a prefix, and the points of none."""
+    """Units of points that share a prefix, and the points of none: those that start from another
+    run, and those that keep states (`save.at`), which have to be in their own directories."""
     buckets: dict[Hashable, list[Point]] = {}
     for point in points:
-        if wsd_branching.steps_before_decay(point.run) and point.run.start is None:
+        own = point.run.start is not None or point.run.saving.at
+        if wsd_branching.steps_before_decay(point.run) and not own:
             numbers = tuple(jax.tree.leaves(point.run.hyper._replace(total=0)))
             key = (_program(point.run), point.run.seed, point.run.data_seed, numbers)
             buckets.setdefault(key, []).append(point)

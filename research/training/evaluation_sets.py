@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from research.data import Dataset, evaluation_files
+from research.data.evaluation_files import MOST_COMPARED
 from research.errors import BadInput
 from research.runs.schema import Column
 
@@ -103,7 +104,10 @@ def _rule(
             if shared > TOLD:
                 _warn(f"eval.sets: {name}: {shared:.1%} of its {what} are in the training set")
         elif name != HELDOUT:
-            words += "; whether the training set holds it too is not measured: it is too long"
+            words += (
+                "; whether the training set holds it too is not measured, as it is of sets of 32 "
+                f"tokens and more and of at most {MOST_COMPARED:,} training tokens"
+            )
         if counts[name]:
             lines.append(words)
     return "\n".join(lines)

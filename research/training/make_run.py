@@ -112,7 +112,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
         eval_examples=examples,
         eval_batch=config["eval"]["batch"],
         cadence=_cadence(config, batch, dataset, steps),
-        saving=Saving(**config["save"] | {"at": _moments(config["save"], steps)}),
+        saving=Saving(**config["save"] | {"at": _moments(config, "save", steps)}),
         hang_limits=_hang_limits(config["loop"]),
         trackers=tuple(config["log"]["trackers"]),
         start=start,
@@ -155,16 +155,16 @@ def _examples(options: Mapping[str, Any], dataset: Dataset) -> str:
 
 def _cadence(config: dict, batch: int, dataset: Dataset, steps: int) -> Cadence:
     dispatch = _dispatch(config["loop"]["steps_per_dispatch"], batch, dataset)
-    at = _moments(config["eval"], steps)
+    at = _moments(config, "eval", steps)
     return Cadence(config["eval"]["every"], config["log"]["every"], *dispatch, at)
 
 
-def _moments(section: Mapping[str, Any], steps: int) -> frozenset[int]:
-    if section.get("at") is None:
+def _moments(config: dict, section: str, steps: int) -> frozenset[int]:
+    if (moments := config[section].get("at")) is None:
         return frozenset()
     from research.training.moments import steps_at  # which few runs need
 
-    return steps_at(section["at"], steps)
+    return steps_at(f"{section}.at", moments, steps)
 
 
 def _hang_limits(loop: Mapping[str, Any]) -> tuple[float, float]:

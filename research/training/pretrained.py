@@ -1,9 +1,10 @@
-"""A model in a folder as Hugging Face `transformers` writes it, as what a run starts from
-(`init.run=hf:FOLDER`) or as a model to use."""
+"""A model in a folder as Hugging Face `transformers` writes it, or of their hub by its name, as what
+a run starts from (`init.run=hf:FOLDER`) or as a model to use."""
 
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import numpy as np
 
 from research.config import stored_model
 from research.data import subwords
-from research.errors import BadInput
+from research.errors import BadInput, first_line
 from research.io import files, safetensors_files
 from research.models import Model, huggingface
 from research.runs.manifest import array_digests
 
 PREFIX = "hf:"
+HUB_NAME = re.compile(r"(?P<repo>[\w.-]{1,96}/[\w.-]{1,96})(?:@(?P<revision>[\w./-]{1,96}))?")
+HUB_FILES = ("config.json", "tokenizer.json", "*.safetensors", safetensors_files.INDEX)
 LARGEST_CONFIG, LARGEST_TOKENIZER = 1 << 20, 64 << 20  # bytes
 # Fields that decide what the same arrays compute, or their shapes in a way that one understands.
 COMPARED = (
@@ -39,7 +42,7 @@ class Pretrained:
 
 
 def folder_of(run: str) -> str:
-    """The folder that `hf:FOLDER` names; "" where it is no such name."""
+    """What `hf:FOLDER` or `hf:OWNER/NAME` names; "" where it is no such name."""
     return run.removeprefix(PREFIX) if run.startswith(PREFIX) else ""
 
 
@@ -52,7 +55,7 @@ def read_fields(folder: str) -> dict[str, Any]:
 def read(folder: str) -> Pretrained:
     """The model of a folder; the one read last is remembered while its files are as they were.
     Raises BadInput, UnsafeFile and Damaged, by the file that is wrong."""
-    _check_folder(folder)
+    folder = _place(folder)
     try:
         status = [entry.stat() for entry in sorted(os.scandir(folder), key=lambda e: e.name)]
     except OSError as error:  # a link that leads nowhere, too
@@ -87,8 +90,7 @@ def _read(folder: str, stamp: tuple) -> Pretrained:
 
 
 def _described(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    _check_folder(folder)
-    place = Path(folder)
+    place = Path(_place(folder))
     path = place / "config.json"
     config = files.parse(safetensors_files.member(place, "config.json", LARGEST_CONFIG), path)
     try:
@@ -100,12 +102,35 @@ def _described(folder: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, model
 
 
-def _check_folder(folder: str) -> None:
-    if not os.path.isdir(folder):
-        raise BadInput(
-            f"{folder}: no such folder; expected one with config.json and model.safetensors, such "
-            "as `hf download NAME --local-dir FOLDER` makes"
+def _place(folder: str) -> str:
+    """The folder that has the model: this one, or that of a name on the hub. Raises BadInput."""
+    if os.path.isdir(folder):
+        return folder
+    if found := HUB_NAME.fullmatch(folder):
+        return _from_hub(**found.groupdict())
+    raise BadInput(
+        f"{folder}: no such folder; expected one with config.json and model.safetensors, such as "
+        "`hf download NAME --local-dir FOLDER` makes, or OWNER/NAME, of the hub"
+    )
+
+
+@functools.lru_cache(maxsize=8)  # once a process: every run of a sweep asks
+def _from_hub(repo: str, revision: str | None) -> str:
+    """The snapshot in the cache of the hub, fetched where it is not there; without a network, that
+    of the last time."""
+    name = f"{repo}@{revision}" if revision else repo
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        words = "no such folder, and the hub needs huggingface_hub: pip install 'isoflop[text]'"
+        raise BadInput(f"{name}: {words}") from error
+    try:
+        return snapshot_download(
+            repo, revision=revision, allow_patterns=[*HUB_FILES], ignore_patterns=["*/*"]
         )
+    except Exception as error:
+        words = "no such folder, and the hub does not give it"
+        raise BadInput(f"{name}: {words}: {first_line(error)}") from error
 
 
 def _prefixed(path: Path, error: BadInput) -> BadInput:

@@ -87,6 +87,17 @@ def test_overlap_is_that_of_a_count(n):
     counted = np.mean([bytes(held[i : i + n]) in grams for i in range(len(held) - n + 1)])
     assert ngrams.overlap(train, held, n) == pytest.approx(counted)
     assert ngrams.overlap(train, held[:50] + 10, n) == 0
+    assert ngrams.overlap(train, held[: n - 1], n) is None  # which says nothing
+    assert ngrams.overlap(train[: n - 1], held, n) == 0
+
+
+def test_a_short_text_is_compared_whole_with_a_long_one():
+    """Of which only a share of the runs of tokens could be remembered."""
+    train = np.random.default_rng(0).integers(0, 200, 5 << 20, np.uint8)
+    for start in (0, 1000, 4_500_000):
+        held = np.concatenate([train[start : start + 40], train[start : start + 31][::-1]])
+        assert ngrams.overlap(train, held, 32) == 9 / 40
+    assert ngrams.overlap(train, train[: 1 << 20], 32) == 1  # a sample of both
 
 
 def test_token_files_are_mapped_and_their_ids_checked(tmp_path):

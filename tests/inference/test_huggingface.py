@@ -258,6 +258,46 @@ def test_names_without_a_prefix_and_buffers_are_known(tmp_path):
         pretrained.read(str(folder))
 
 
+def test_a_head_that_is_said_to_be_tied_and_is_not_is_refused(tmp_path):
+    """transformers 5 does not tie it then, 4 does."""
+    folder = export.write_hf(made("llama tied"), tmp_path / "hf")
+    embedding = "model.embed_tokens.weight"
+    rewritten(folder, lambda found: found.update({"lm_head.weight": found[embedding]}))
+    assert same(pretrained.read(str(folder)).leaves, made("llama tied").leaves)
+    rewritten(folder, lambda found: found.update({"lm_head.weight": found[embedding] + 1}))
+    with pytest.raises(BadInput, match=r"tie_word_embeddings is true, but lm_head.weight differs"):
+        pretrained.read(str(folder))
+
+
+def test_of_a_whole_file_and_parts_the_whole_one_is_read(tmp_path):
+    """As transformers does."""
+    folder = export.write_hf(made("llama", 2), tmp_path / "hf")
+    other = dataclasses.replace(made("llama", 2), leaves=leaves_of(LLAMA, seed=1))
+    parts = export.write_hf(other, tmp_path / "parts", largest=20_000)
+    for path in parts.glob("model*"):
+        shutil.copy(path, folder)
+    assert same(pretrained.read(str(folder)).leaves, made("llama", 2).leaves)
+    (folder / "model.safetensors").unlink()
+    assert same(pretrained.read(str(folder)).leaves, other.leaves)
+
+
+def test_a_name_of_the_hub_is_what_lies_in_its_cache(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    names = {"main": "llama", "old": "llama grouped"}
+    cache = tmp_path / "models--some--model"
+    for revision, name in names.items():
+        commit = revision.ljust(40, "0")
+        export.write_hf(made(name), cache / "snapshots" / commit)
+        (cache / "refs").mkdir(exist_ok=True)
+        (cache / "refs" / revision).write_text(commit)
+    for place, name in (("some/model", "llama"), ("some/model@old", "llama grouped")):
+        assert same(pretrained.read(place).leaves, made(name).leaves)
+    with pytest.raises(BadInput, match="some/other: no such folder, and the hub does not give it"):
+        pretrained.read("some/other")
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [

@@ -170,6 +170,7 @@ def test_the_shipped_budgets_share_one_prefix_per_size(corpus, tmp_path):
         {"optim.warmup.amount": 3.0},
         {"optim.warmup.unit": "fraction", "optim.warmup.amount": 0.1},
         {"eval.every": 7},
+        {"save.at": [3]},  # a state that has to lie in its own directory
     ],
     ids=str,
 )
@@ -187,6 +188,8 @@ def test_forced_vmapping_comes_before_prefixes(tiny, tmp_path):
     assert kinds(make_units(points, tmp_path, "auto")) == [("prefix", 2), ("prefix", 2)]
     alone = located(tiny, steps(10, 20), tmp_path, **WSD)
     assert kinds(make_units(alone, tmp_path, "force")) == [("prefix", 2)]
+    keeping = located(tiny, steps(10, 20), tmp_path, **WSD, **{"save.at": [3]})
+    assert kinds(make_units(keeping, tmp_path, "auto")) == [("run", 1)] * 2
 
 
 def launched(workdir, run_id, **content):

@@ -25,7 +25,14 @@ pytestmark = pytest.mark.usefixtures("barely_optimized")
     ],
 )
 def test_moments_are_steps_before_the_last(moments, steps):
-    assert steps_at(moments, 100) == steps
+    assert steps_at("save.at", moments, 100) == steps
+
+
+def test_a_moment_that_is_no_step_of_the_run_is_told(caplog):
+    moments = ["powers of 2", "0.1%", "100%", 97, 500]
+    assert steps_at("eval.at", moments, 97) == {1, 2, 4, 8, 16, 32, 64}
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"eval.at: {x} is no step of a run of 97" for x in ("0.1%", "500")]
 
 
 def test_it_is_evaluated_and_saved_there(tiny, tmp_path):
@@ -73,10 +80,12 @@ def test_the_best_may_be_of_such_evaluations(tiny):
         (["often"], "'often' is no moment of a run; expected a list like"),
         ([0], "0 is no moment"),
         ([True], "True is no moment"),
-        ("powers of 1", "powers of 1; expected those of a number from 1.1 on"),
+        (["powers of 1"], "powers of 1; expected those of a number from 1.1 on"),
+        ("powers of 2", "'powers of 2' is no list of moments; expected a list like"),
+        (500, "500 is no list of moments"),
         (["0%"], "0%; expected more than 0% and at most 100%"),
         (["101%"], "101%; expected"),
-        ([], r"\[\] is no moment"),
+        ([], r"\[\] is no list of moments"),
     ],
 )
 def test_what_is_no_moment_is_refused(tiny, moments, words):

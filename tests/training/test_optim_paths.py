@@ -183,6 +183,8 @@ def test_rules_that_no_parameter_fits_are_refused(tiny, rules, words):
         ([["a", {"lr": 0}]], "'a': lr is 0; expected frozen, or a factor above 0"),
         ([["a", {"decay": -1.0}]], "decay is -1.0; expected a factor of at least 0"),
         ([["a", {"lr": True}]], "lr is True; expected"),
+        ([["a", {"lr": 1e-50}]], "lr is 1e-50; expected frozen, or a factor above 0, in float32"),
+        ([["a", {"decay": 10**400}]], "decay is 1000.*; expected a factor of at least 0, in float"),
     ],
 )
 def test_what_is_no_rule_is_refused_without_jax(tiny, rules, words):
