@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from research.config import registry
 from research.config.schema import FACTS, PLUGS
-from research.config.validation import value_problems
+from research.config.validation import divides, value_problems
 
 
 def model_problems(described: Mapping[str, object]) -> list[str]:
@@ -24,4 +24,5 @@ def model_problems(described: Mapping[str, object]) -> list[str]:
                 out.append(f"model.{key}: {value!r:.50}; expected whole numbers")
         elif key != "name":
             out.append(f"model.{key}: no such key")
-    return out
+    flat = {f"model.{key}": value for key, value in described.items()}
+    return out or [*divides(flat, rows[name][0])]

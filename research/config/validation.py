@@ -67,7 +67,7 @@ def problems(config: Mapping[str, object]) -> list[str]:
     right = {path: value for path, value in flat.items() if path not in wrong}
     if "model.name" not in wrong:
         model = registry.table(*PLUGS["model"])[str(flat["model.name"])][0]
-        out += [*_size(right, model), *_divides(right, model), *_rules(right, model)]
+        out += [*_size(right, model), *divides(right, model), *_rules(right, model)]
     if right.get("eval.headline") is not None and "eval.sets" not in wrong:
         from research.config import json_values  # which few configs have
 
@@ -209,7 +209,7 @@ def _size(flat: Mapping[str, object], model: Path) -> Iterator[str]:
         yield f"size: none, so {', '.join(missing)} must be given"
 
 
-def _divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
+def divides(flat: Mapping[str, object], model: Path) -> Iterator[str]:
     for small, large in registry.literal(model, "DIVISIBILITY"):  # type: ignore[union-attr]
         a, b = flat.get(f"model.{small}"), flat.get(f"model.{large}")
         if isinstance(a, int) and isinstance(b, int) and b % a:

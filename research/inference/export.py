@@ -26,11 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from research import models
 from research.config import stored_model
 from research.errors import BadInput, Damaged, IsoflopError, StorageError, UnsafeFile, first_line
 from research.inference import model_folder
-from research.inference.load import OpenedRun
+from research.inference.load import OpenedRun, built
 from research.io import encryption, files, host, safetensors_files
 from research.params import leaves_by_path, nest
 from research.runs import metrics_log, stored_state
@@ -183,8 +182,8 @@ def open_export(path: str | Path, key: bytes | None = None, verify: str | None =
     about = export.about
     if problems := stored_model.model_problems(about["model"]):
         raise BadInput(*(f"{path}: {problem}" for problem in problems))
+    model = built(about["model"], path)
     try:
-        model = models.build(**about["model"])
         params = nest(export.leaves)
     except (TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{path}: not a model of this version") from error
@@ -193,7 +192,7 @@ def open_export(path: str | Path, key: bytes | None = None, verify: str | None =
 
 def _open_hf(folder: str) -> OpenedRun:
     found = pretrained.read(folder)
-    model = models.build(**found.model)
+    model = built(found.model, found.folder)
     params = nest(pretrained.fitted(found, model))
     data = {} if found.tokenizer is not None else {"path": "unknown.bin"}
     return OpenedRun(found.folder, 0, model, params, found.tokenizer or "", {"data": data})

@@ -1,7 +1,9 @@
 """A trained run, opened to be used: needs neither its data nor its config."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from research import models
 from research.errors import BadInput
@@ -38,10 +40,17 @@ def open_run(path: str | Path) -> OpenedRun:
     """
     directory = find_run_directory(str(path))
     start = locate_checkpoint(str(directory), None, "params")
-    try:
-        model = models.build(**read_model_fields(directory))
-    except (TypeError, KeyError) as error:
-        raise BadInput(f"{directory / 'launch.json'}: not a model of this version") from error
+    model = built(read_model_fields(directory), directory / "launch.json")
     params = stored_state.read_arrays(start.path, start.part)
     config = files.read_json(directory / "config.json", follow=False)
     return OpenedRun(directory, start.step, model, params, start.tokenizer, config)
+
+
+def built(fields: Mapping[str, Any], where: object) -> Model:
+    """The model of these fields, which `where` has. Raises BadInput for what is none."""
+    try:
+        return models.build(**fields)
+    except (TypeError, KeyError) as error:
+        raise BadInput(f"{where}: not a model of this version") from error
+    except ValueError as error:  # what a family says of its own numbers
+        raise BadInput(f"{where}: model.{error}") from error

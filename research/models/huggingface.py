@@ -233,7 +233,8 @@ def from_tensors(
     described: Mapping[str, Any], model: Mapping[str, Any], found: Leaves
 ) -> dict[str, np.ndarray]:
     """The parameters of ours, by path, of tensors by their names; `model` is what `fields` made of
-    `described`. Raises BadInput for a tensor that is missing, too many or of an odd shape."""
+    `described`. Raises BadInput for a tensor that is missing, too many, of an odd shape or not
+    finite."""
     layout = LAYOUTS[described["model_type"]]
     left = {name.removeprefix(layout.prefix): tensor for name, tensor in found.items()}
     parts: dict[str, list[np.ndarray]] = {}
@@ -243,6 +244,8 @@ def from_tensors(
             raise BadInput(f"has no tensor {row.name}")
         if tensor.ndim != row.rank or tensor.shape[-1] % len(row.paths):
             raise BadInput(f"{row.name} is of shape {tensor.shape}, which {row.paths[0]} is not")
+        if not np.isfinite(tensor).all():
+            raise BadInput(f"{row.name} holds numbers that are not finite")
         whole = tensor.T if row.turned else tensor
         for path, part in zip(row.paths, np.split(whole, len(row.paths), axis=-1)):
             parts.setdefault(path, []).append(part)

@@ -214,6 +214,8 @@ def saying(folder, **changes):
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; expected true or false"),
         ({"attention_bias": 2}, "attention_bias is 2; expected true or false"),
         ({"attention_bias": True}, "has no tensor model.layers.0.self_attn.q_proj.bias"),
+        ({"num_key_value_heads": 3}, r"model\.kv_heads: 3 does not divide model\.heads = 4"),
+        ({"num_attention_heads": 5, "head_dim": "absent"}, r"model\.heads: 5 does not divide"),
         ({"num_hidden_layers": 1}, "has a tensor layers.1.*which LlamaForCausalLM has not"),
         ({"num_hidden_layers": 3}, "has no tensor model.layers.2.input_layernorm.weight"),
         ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta is -1.0; expected a number above"),
@@ -282,7 +284,7 @@ def test_of_a_whole_file_and_parts_the_whole_one_is_read(tmp_path):
 
 
 def test_a_name_of_the_hub_is_what_lies_in_its_cache(tmp_path, monkeypatch):
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     names = {"main": "llama", "old": "llama grouped"}
@@ -309,6 +311,18 @@ def test_an_odd_shape_is_refused(folder, name, shape, words):
     rewritten(folder, lambda found: found.update({name: np.ones(shape, np.float32)}))
     with pytest.raises(BadInput, match=words):
         pretrained.read(str(folder))
+
+
+def test_weights_that_are_not_finite_are_refused(folder):
+    rewritten(folder, lambda found: found.update({"model.norm.weight": np.full(32, np.nan, "f4")}))
+    with pytest.raises(BadInput, match=r"hf: model.norm.weight holds numbers that are not finite"):
+        pretrained.read(str(folder))
+
+
+def test_heads_that_no_rotation_turns_are_refused(folder):
+    odd = {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 1}
+    with pytest.raises(BadInput, match=r"hf: model.heads: 32 of 1 features in a width of 32"):
+        export.open_export(f"hf:{saying(folder, **odd)}")
 
 
 def test_halves_are_read_exactly(folder):
@@ -562,6 +576,16 @@ def test_transformers_computes_the_same(theirs, name, depth):
     assert not close(said[f"{folder} logits"], logits(fields, leaves_of(fields, seed=1)))
     np.testing.assert_array_equal(said[f"{folder} greedy"], greedy(fields, model.leaves))
     assert str(said[f"{folder} class"]) == huggingface.LAYOUTS[huggingface.layout_name(fields)][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2 tied"])
+def test_a_model_computed_in_bfloat16_is_theirs_within_its_rounding(theirs, name):
+    top, said = theirs
+    model = made(name, 3)
+    own = logits(model.about["model"] | {"dtype": "bfloat16"}, model.leaves)
+    off = np.abs(said[f"{top / name} 3 logits"] - own).max() / np.abs(own).max()
+    assert 1e-4 < off < 2**-5  # a step of its numbers is 2^-8 of them
 
 
 @pytest.mark.slow
