@@ -26,8 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag("--depths", help="2,4,8,16,32 by default")
     flag("--seeds", type=int, default=3, help="of the initialization, at least 2")
     flag("--lr", type=float, help="of the check; that of the config by default")
-    help_ = "whether it starts at 0 in the check, or as the family draws it"
-    flag("--head", choices=("zero", "drawn"), default="zero", help=help_)
+    help_ = "of the check: the head, and over depths the ends of branches, are 0 or as drawn"
+    flag("--start", choices=("zero", "drawn"), default="zero", help=help_)
     help_ = "of the runs; 1/2, 1, 2 and 4 times the base width by default"
     flag("--rate_widths", help=help_)
     help_ = "learning rates, as multiples of the config's; 1/8 to 8 by factors of 2 by default"
@@ -57,7 +57,7 @@ def parse_flags(args: argparse.Namespace) -> Asked:
     }
     collect.raise_errors()
     given = [{name: value for name, value in part.items() if value} for part in (shapes, varied)]
-    how = {"seeds": args.seeds, "lr": args.lr, "zero_head": args.head == "zero"}
+    how = {"seeds": args.seeds, "lr": args.lr, "zeros": args.start == "zero"}
     return Asked(stages, given[0] | how, given[1] | {"seeds": args.fresh_seeds})
 
 

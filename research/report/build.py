@@ -20,6 +20,7 @@ from research.report import (
     style,
     sweep_figures,
     text,
+    transfer_text,
 )
 from research.report.warning_groups import grouped_warnings
 from research.runs import metrics_log, scores
@@ -95,6 +96,8 @@ def write_report(
     if registrations:
         figures["ladder"] = decision_figures.ladder(*[*registrations.items()][-1], rungs)
         figures |= _forecast_figure(workdir, registrations)
+    transfer = _transfer(workdir, notes)
+    figures |= {f"transfer_{name}": figure for name, figure in transfer.figures.items()}
     drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
     written = {"report": out / "report.html"}
     for name, drawing in drawings.items():
@@ -115,6 +118,7 @@ def write_report(
     result |= {"surfaces": surfaces, "compared": compared, "methods": every}
     result["collapse"] = bundle and bundle.section()
     result |= {"registrations": registrations, "rungs": rungs}
+    result["transfer"] = transfer
     result["downstream"] = {name: _scores_of(members) for name, members in groups.items()}
     result["notes"] = [*notes, *grouping.notes]
     result |= _said(result)
@@ -216,6 +220,15 @@ def _said(result: Mapping[str, Any]) -> dict[str, Any]:
     warnings = grouped_warnings(result["rows"], fits, every, result["notes"])
     out = {"answers": answers, "tables": tables, "agreement": agreement, "warnings": warnings}
     return out | {"methods_text": methods_text}
+
+
+def _transfer(workdir: Path, notes: list[str]) -> transfer_text.Stages:
+    """The check of transfer at the workdir; none, and a note, where it cannot be read."""
+    try:
+        return transfer_text.stages(workdir)
+    except BadInput as error:
+        notes.append(f"no check of transfer is shown: {error.problems[0]}")
+        return transfer_text.Stages()
 
 
 def _multiverse_figure(mix: bool, fit: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,14 @@ CAPTIONS = {
     "recipe": "What a learning rate off its optimum costs, and how the optimum moves. Left: a dot "
     "for each run, and the fitted parabola; right: the best rate of each cell with its 95 % "
     "interval, on the range that was tried.",
+    "coordinates": "How far activations move, and how large the residual is, as models grow. Left "
+    "and middle: the change of each module's activations since the initialization against the "
+    "width, which a rule that is right leaves flat; right: the size of the last residual against "
+    "the depth.",
+    "rate": "Loss against learning rate at every width. Dots are runs, thick bars 95 % intervals "
+    "of the best rate; a rule that is right has all optima at one rate.",
+    "regret": "Losses of fresh seeds at the largest width, by what chose the learning rate. Dots "
+    "are runs, lines their means.",
     "confusion": "Predicted against true classes, of the most accurate run.",
     "metric": "Held-out metric of the runs. Dots are means over seeds, bars their standard "
     "deviation.",

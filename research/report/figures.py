@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 
 from research import scaling
 from research.errors import BadInput
-from research.io import files
 from research.report import build, decision_figures, fit_figures, style, sweep_figures
 from research.report import transfer_text as transfer
 from research.report.methods import BUDGETS, DISTINCT
@@ -26,7 +25,6 @@ from research.scaling.compute_optimal import PER_TOKEN, target_budget
 from research.scaling.laws import METHODS
 from research.tables import table
 
-LARGEST = 64 << 20  # bytes of transfer.json
 INCHES = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72}
 
 
@@ -133,13 +131,10 @@ def _transfer(name: str, part: str, source: Source) -> Figure:
     place = workdir / transfer.FILE
     if not place.exists():
         raise BadInput(f"{name}: no {place}; isoflop transfer --workdir={workdir} measures it")
-    document = files.read_json(place, LARGEST, follow=False)
-    if not isinstance(document, Mapping) or part not in document:
+    found = transfer.stages(workdir, part).figures
+    if part not in found:
         raise BadInput(f"{name}: {place} has no stage {part!r}: isoflop transfer --stages={part}")
-    try:
-        return transfer.DRAWN[part](document[part])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise BadInput(f"{place}: not what isoflop transfer writes ({error})") from error
+    return found[part]
 
 
 def _curves(source: Source) -> Figure:

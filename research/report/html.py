@@ -20,6 +20,7 @@ from research.report import (
     ladder_text,
     methods,
     provenance,
+    recipe_text,
     run_table,
     text,
 )
@@ -106,6 +107,7 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         parts += ["<h2>Explore the fit</h2>", explorer]
     parts += _laws(result, figures)
     parts += downstream_text.page(result["downstream"], len(fits) > 1)
+    parts += recipe_text.page(result, figures.take)
     parts += _still_figures(result, figures)
     parts += ["<h2>Runs</h2>", _runs_table(result["rows"], len(fits) > 1)]
     if matrix := figures.take("confusion"):
@@ -139,7 +141,8 @@ def _findings(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> dic
 
 def _answer(result: Mapping[str, Any]) -> list[str]:
     several = len(result["fits"]) > 1
-    out = []
+    moved = result["transfer"].verdict
+    out = [f'<p class="lead first">{escape(moved[0].upper() + moved[1:])}.</p>'] if moved else []
     for group, sentences in result["answers"].items():
         for i, line in enumerate(sentences):
             words = f"{group}: {line}" if several else line

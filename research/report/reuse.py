@@ -71,9 +71,9 @@ def _made_from(workdir: Path) -> str:
             records[os.path.relpath(os.path.join(folder, name), workdir)] = [
                 *(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
             ]
-    for folder in READ:
-        for path in sorted((workdir / folder).glob("*.json")):
-            records[str(path.relative_to(workdir))] = files.digest_file(path)
+    small = [path for folder in READ for path in sorted((workdir / folder).glob("*.json"))]
+    for path in [*small, *workdir.glob("transfer.json")]:
+        records[str(path.relative_to(workdir))] = files.digest_file(path)
     versions = {name: _version(name) for name in PACKAGES}
     code = files.digest_of(source.library().files)  # without asking git
     return files.digest_of({"records": records, "versions": versions, "code": code,

@@ -1,21 +1,34 @@
-"""A check of transfer, in a terminal and as a figure."""
+"""A check of transfer, in a terminal, as figures and on a report's page."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from research.errors import BadInput
 from research.io import files
 from research.io.text_table import format_table
 from research.report import style
 
-FILE = "transfer.json"
+FILE, LARGEST = "transfer.json", 64 << 20  # bytes
 WORDS = {"rule": "with the rule", "standard": "standard"}
 
 
-def coordinates(found: Mapping[str, Any]) -> str:
+class Told(NamedTuple):
+    """A stage in words: a table, whose first column is text, and sentences."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    lines: Sequence[str]
+
+    def __str__(self) -> str:
+        table = format_table(self.headings, self.rows, right=self.headings[1:])
+        return "\n".join([*([table] if self.rows else []), *self.lines])
+
+
+def coordinates(found: Mapping[str, Any]) -> Told:
     """The largest slope of every module against the width, for sizes and changes, by both."""
     rows = []
     for name in found["rule"]["counted"]:
@@ -27,14 +40,13 @@ def coordinates(found: Mapping[str, Any]) -> str:
                 row.append(f"{worst['slope']:+.3f} at {worst['step']}" if worst else "")
         rows.append(row)
     headings = [f"{words}: {kind}" for words in WORDS.values() for kind in ("size", "change")]
-    table = format_table(["slope in width", *headings], rows, right=headings)
-    lines = [table]
+    lines = []
     for which, words in WORDS.items():
         part = found[which]
         ratio, slope = part["depth_ratio"], part["max_abs_slope_width"]
         over = f", {part['by_depth']['module']} over depths x {ratio:.3g}" if ratio else ""
         lines.append(f"{words} ({part['transfer']}): largest slope in width {slope:.3f}{over}")
-    return "\n".join(lines)
+    return Told(["slope in width", *headings], rows, lines)
 
 
 def draw_coordinates(found: Mapping[str, Any]) -> Figure:
@@ -64,7 +76,7 @@ def draw_coordinates(found: Mapping[str, Any]) -> Figure:
     return sheet.figure
 
 
-def rate(found: Mapping[str, Any]) -> str:
+def rate(found: Mapping[str, Any]) -> Told:
     """The optimum of every width, how far it moves, and whether wider is worse."""
     rows = []
     for i, width in enumerate(found["widths"]):
@@ -74,7 +86,7 @@ def rate(found: Mapping[str, Any]) -> str:
             row += [_optimum(entry), f"{entry['loss']:.4f}"]
         rows.append(row)
     headings = [f"{words}: {kind}" for words in WORDS.values() for kind in ("lr", "least loss")]
-    lines = [format_table(["width", *headings], rows, right=["width", *headings])]
+    lines = []
     for which, words in WORDS.items():
         part = found[which]
         between = part["optimum_shift_interval"]
@@ -87,7 +99,7 @@ def rate(found: Mapping[str, Any]) -> str:
             f"2^{part['optimum_shift_log2']:+.2f}{said} over {found['widths'][-1]} / "
             f"{found['widths'][0]} of the width{bound}; at {part['shared_lr']:.3g} {worse}"
         )
-    return "\n".join(lines)
+    return Told(["width", *headings], rows, lines)
 
 
 def _optimum(entry: Mapping[str, Any]) -> str:
@@ -99,7 +111,7 @@ def _optimum(entry: Mapping[str, Any]) -> str:
     return f"{entry['lr']:.3g}"
 
 
-def regret(found: Mapping[str, Any]) -> str:
+def regret(found: Mapping[str, Any]) -> Told:
     """What the transferred rate loses, against the best with the rule and the standard one."""
     sd = found["seed_sd"]
     lines = [
@@ -113,7 +125,7 @@ def regret(found: Mapping[str, Any]) -> str:
             low, high = part["interval"] or (math.nan, math.nan)
             lines.append(f"against {words}: {part['loss']:+.4f} ({low:+.4f} to {high:+.4f})")
     lines.append(f"one standard deviation of a seed: {'none' if sd is None else f'{sd:.4f}'}")
-    return "\n".join(lines)
+    return Told([], [], lines)
 
 
 def draw_rate(found: Mapping[str, Any]) -> Figure:
@@ -131,8 +143,8 @@ def draw_rate(found: Mapping[str, Any]) -> Figure:
             axes.set(xscale="log", xlabel="learning rate", title=WORDS[which])
             style.log_ticks(axes.xaxis)
         losses = [e["loss"] for which in WORDS for e in found[which]["optima"]]
-        low, high = min(losses), max(losses)
-        room = (low - 0.1 * (high - low), high + 1.0 * (high - low))
+        low, span = min(losses), max(losses) - min(losses) or 1.0
+        room = (low - 0.1 * span, low + 2.0 * span)
         sheet.panels[0].set(ylabel="held-out loss", ylim=room)
         sheet.panels[0].plot([], [], color=style.GRAY, lw=5, alpha=0.3,
                              label="best rate, 95 % interval")  # fmt: skip
@@ -168,4 +180,59 @@ def write(document: Mapping[str, Any], workdir: Path) -> str:
     files.write_json(files.make_directory(workdir) / FILE, document)
     for name, part in document.items():
         style.render_figure(DRAWN[name](part)).save(workdir / name)
-    return "\n".join(WRITTEN[name](part) for name, part in document.items())
+    return "\n".join(str(WRITTEN[name](part)) for name, part in document.items())
+
+
+def verdict(document: Mapping[str, Any]) -> str:
+    """How far the best learning rate moves, with the rule and without, and what the transferred one
+    costs; "" without these stages."""
+    parts = []
+    if found := document.get("rate"):
+        moved = [
+            f"2^{found[which]['optimum_shift_log2']:+.2f} {words}"
+            + (" (a bound)" if found[which]["censored"] else "")
+            for which, words in (("rule", "with the rule"), ("standard", "without"))
+        ]
+        over = found["widths"][-1] / found["widths"][0]
+        parts.append(f"over {over:g} times the width the best learning rate moves by "
+                     f"{' and '.join(moved)}")  # fmt: skip
+    if (found := document.get("regret")) and found["loss"] is not None and found["interval"]:
+        low, high = found["interval"]
+        parts.append(f"the one of width {found['from_width']} costs {found['loss']:+.4f} "
+                     f"({low:+.4f} to {high:+.4f}) at width {found['width']}")  # fmt: skip
+    return "; ".join(parts)
+
+
+def read(workdir: Path) -> Mapping[str, Any]:
+    """The document of a workdir; {} where there is none. Raises BadInput for one that is none of
+    ours."""
+    place = workdir / FILE
+    if not place.exists():
+        return {}
+    document = files.read_json(place, LARGEST, follow=False)
+    if not isinstance(document, Mapping):
+        raise BadInput(f"{place}: not what isoflop transfer writes")
+    return document
+
+
+class Stages(NamedTuple):
+    """What a document says in one sentence, and each of its stages in words and as a figure."""
+
+    verdict: str = ""
+    told: Mapping[str, Told] = {}
+    figures: Mapping[str, Figure] = {}
+
+
+def stages(workdir: Path, only: str | None = None) -> Stages:
+    """Those of the document at `workdir`, or one of them; none where there is no document. Raises
+    BadInput for one that is none of ours."""
+    document = read(workdir)
+    names = [name for name in WRITTEN if name in document and only in (None, name)]
+    try:
+        return Stages(
+            verdict(document),
+            {name: WRITTEN[name](document[name]) for name in names},
+            {name: DRAWN[name](document[name]) for name in names},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise BadInput(f"{workdir / FILE}: not what isoflop transfer writes ({error})") from error

@@ -12,6 +12,7 @@ import numpy as np
 from research.io import files
 from research.scaling import compute_optimal, influence, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
+from research.scaling.followed_rules import ratio_warning, rule_warnings
 from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.statistics import held_out_row, held_out_summary, pooled_sd
@@ -81,6 +82,8 @@ def build_document(
         + _unfinished_warning(fit)
         + _flops_convention_warning(fit)
         + decisive
+        + rule_warnings(fit.parts.fitted)
+        + ratio_warning(fit.parts.fitted, predictions)
         + tuning_warnings(fit.parts.fitted, law.columns, fit.parts.dropped)
         + _warnings(document)
     )

@@ -16,7 +16,7 @@ FLAGS = {
     },
     "huber_delta": {"type": float, "help": "of --objective=huber_log (0.001)"},
     "where": {"help": 'fit these rows: params<=1e6, "val loss"<4, optimizer in (adamw, muon)'},
-    "best_of": {"help": "cell: of rows equal in what the law reads, fit that of least loss"},
+    "best_of": {"help": "cell: of rows equal in what the law reads, fit the best setting"},
     "holdout": {"help": "predict these rows and do not fit them: largest, or comparisons"},
     "drop_top_loss": {"type": int, "metavar": "K", "help": "leave out the K highest losses"},
     "sample": {"type": int, "metavar": "N", "help": "fit N rows that cover sizes and lengths"},

@@ -60,7 +60,7 @@ class Options:
     (the rows with the largest value of the law's column) or comparisons; those rows are predicted
     and not fitted. `predict` are values of the column `against` and `predict_flops` budgets to
     predict at; with `inference_tokens` their optima count these too. `best_of` is "cell" where of
-    the rows that are equal in what the law reads the one of least loss is fitted. `bootstrap`
+    the rows that are equal in what the law reads the best setting is fitted. `bootstrap`
     counts resamples by `cluster` whose quantiles are the
     intervals (None: profile intervals, and resamples only where rows of one cluster err together;
     0: none at all).

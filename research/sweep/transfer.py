@@ -27,13 +27,15 @@ NOT_FLAT = 0.05  # a slope beyond which a check has failed
 
 @dataclass(frozen=True)
 class Check:
-    """What a coordinate check varies, with how many seeds, and whether the head starts at 0."""
+    """What a coordinate check varies, with how many seeds. With `zeros`, what a rule draws smaller
+    along an axis starts at 0 there, so that slopes are of what is learned: the head over widths,
+    the last matrices of residual branches too over depths."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     seeds: int
     lr: float | None = None  # none: that of the config at its base shape
-    zero_head: bool = True
+    zeros: bool = True
 
 
 def default_check(config: Mapping[str, Any]) -> Check:
@@ -54,26 +56,26 @@ def coordinate_check(
     for name, rule in rules.items():
         by_width = {w: (w, base["depth"] or 2) for w in check.widths}
         by_depth = {d: (base["width"], d) for d in check.depths}
-        measured = {}
-        for shape in dict.fromkeys([*by_width.values(), *by_depth.values()]):
-            measured[shape] = _measured(config, rule, shape, check, folder)
-            show(f"{name} {rule}: width {shape[0]}, depth {shape[1]}")
-        out[name] = _describe(
-            {w: measured[s] for w, s in by_width.items()},
-            {d: measured[s] for d, s in by_depth.items()},
-        ) | {"transfer": rule}
+        measured = []
+        for shapes, zeros in ((by_width, "head"), (by_depth, "outputs")):
+            found, start = {}, zeros if check.zeros else "none"
+            for at, shape in shapes.items():
+                found[at] = _measured(config, rule, shape, check, start, folder)
+                show(f"{name} {rule}: width {shape[0]}, depth {shape[1]}")
+            measured.append(found)
+        out[name] = _describe(*measured) | {"transfer": rule}
     shapes = {"widths": list(check.widths), "depths": list(check.depths)}
     how = {"seeds": check.seeds, "steps": STEPS, "lr": _lr(config, check)}
-    return {**shapes, **how, "head": "zero" if check.zero_head else "drawn", **out}
+    return {**shapes, **how, "start": "zero" if check.zeros else "drawn", **out}
 
 
 def _measured(
-    config: dict, rule: str, shape: tuple[int, int], check: Check, folder: Path
+    config: dict, rule: str, shape: tuple[int, int], check: Check, zeros: str, folder: Path
 ) -> dict[str, np.ndarray]:
     run = _run(config, rule, shape, check)
-    path = folder / f"{run.id}-{check.seeds}-{'zero' if check.zero_head else 'drawn'}.json"
+    path = folder / f"{run.id}-{check.seeds}-{zeros}.json"
     if not path.exists():
-        found = coordinates.measure(run, check.seeds, STEPS, check.zero_head)
+        found = coordinates.measure(run, check.seeds, STEPS, zeros)
         if wild := [name for name, x in found.items() if not np.isfinite(x).all()]:
             raise BadInput(
                 f"--lr={_lr(config, check):g}: width {shape[0]}, depth {shape[1]}, rule {rule}: "

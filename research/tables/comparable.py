@@ -166,7 +166,7 @@ def group_rows(
 def _rank(name: str) -> tuple[int, int]:
     """What is measured first, then what was trained, by the facts before the config's keys; how it
     was computed last. Others keep the table's order."""
-    first = (*MEASURED, "group", "optimizer", "schedule")
+    first = (*MEASURED, "group", "optimizer", "schedule", "optim.transfer.rule")
     return (first.index(name) if name in first else len(first), int(name in MADE))
 
 

@@ -13,6 +13,7 @@ from research.runs.settings import is_part_of_a_run
 from research.tables import table
 from research.tables.columns import GROUP_LABEL
 from research.tables.comparable import group_of, value_text
+from research.tables.numbers import parse_number
 
 # What a table records of a run's outcome, its identity and its circumstances, by name. Before a
 # slash, a measure is one of what follows: loss/val, score/cloze.
@@ -101,25 +102,46 @@ def _told_once(rows: Sequence[table.Row], names: Sequence[str]) -> list[str]:
 def best_of_cell(
     rows: Sequence[table.Row], columns: Sequence[str], response: str = "loss"
 ) -> tuple[list[table.Row], list[dict[str, str]]]:
-    """The row of least loss of every cell, and the others with the reason."""
-    kept, dropped = [], []
+    """Of every cell the rows of the setting whose first, by seed, has the least loss, and the
+    others with the reason. That least loss is too low by chance, so it gives way to the setting's
+    other seeds, which no choice has seen, where there are any."""
+    names, kept, dropped = varied_within(rows, columns), [], []
     for cell in cells(rows, columns).values():
-        least = min(cell, key=lambda row: row[response])
-        kept.append(least)
-        reason = f"{BEST_OF}: {least['run']} has the least loss of this size and length"
-        dropped += [{"run": row["run"], "reason": reason} for row in cell if row is not least]
+        tried: dict[tuple[str, ...], list[table.Row]] = {}
+        for row in sorted(cell, key=lambda row: parse_number(row.get("seed")) or 0.0):
+            tried.setdefault(tuple(value_text(row.get(n)) for n in names), []).append(row)
+        first, *again = min(tried.values(), key=lambda of: of[0][response])
+        stay = cell if len(tried) == 1 else again or [first]
+        kept += stay
+        dropped += [
+            {"run": row["run"], "reason": _SEEN if row is first else _beaten(first)}
+            for row in cell
+            if not any(row is other for other in stay)
+        ]
     return kept, dropped
+
+
+_SEEN = f"{BEST_OF}: chosen by this loss, of which other seeds say how low it is by chance"
+
+
+def _beaten(by: table.Row) -> str:
+    return f"{BEST_OF}: {by['run']} has the least loss of this size and length"
 
 
 def tuning_warnings(
     rows: Sequence[table.Row], columns: Sequence[str], dropped: Sequence[Mapping[str, str]]
 ) -> list[str]:
     """What to know of a table in which rows of one cell differ in a setting, or in which only the
-    best row of each was kept."""
-    if chosen := sum(row["reason"].startswith(BEST_OF) for row in dropped):
+    best setting of each was kept."""
+    reasons = [row["reason"] for row in dropped if row["reason"].startswith(BEST_OF)]
+    if chosen := len(reasons) - reasons.count(_SEEN):
+        lucky = {_beaten(row) for row in rows}.intersection(reasons)
+        if not lucky:
+            return []
         return [
-            f"{chosen} rows gave way to a better one of their cell: the least of several losses is "
-            "too low by chance, of five equal runs by 1.2 standard deviations of a run"
+            f"{chosen} rows gave way to a better one of their cell, and the best of {len(lucky)} "
+            "cells were not trained again with another seed: the least of several losses is too "
+            "low by chance, of five equal runs by 1.2 standard deviations of a run"
         ]
     varied = _told_once(rows, varied_within(rows, columns))
     if not varied:

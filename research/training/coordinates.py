@@ -39,18 +39,28 @@ def activations(model: Model, params: dict, inputs: Array) -> dict[str, Array]:
     return out | {"logits": model.unembed(params, outputs) if language else outputs}
 
 
-def zero_output(model: Model, params: dict) -> dict:
-    """The parameters, with a head of its own starting at 0."""
+# What may start at 0 in a check, and the roles of training.transfer that it has.
+ZEROS: dict[str, tuple[str, ...]] = {
+    "outputs": ("output", "branch"),
+    "head": ("output",),
+    "none": (),
+}
+
+
+def with_zeros(model: Model, params: dict, zeros: str) -> dict:
+    """The parameters, with those of ZEROS starting at 0: a head of its own, and the last matrix of
+    every residual branch."""
     roles = by_table(transfer.role_table(model), params, "row of TRANSFER")
-    return jax.tree.map(lambda x, role: x * 0 if role == "output" else x, params, roles)
+    return jax.tree.map(lambda x, role: x * 0 if role in ZEROS[zeros] else x, params, roles)
 
 
-def measure(run: Run, seeds: int, steps: int, zero_head: bool = False) -> dict[str, np.ndarray]:
+def measure(run: Run, seeds: int, steps: int, zeros: str = "none") -> dict[str, np.ndarray]:
     """For every module [seeds, steps + 1, 2]: the RMS of its activations on the first batch, and
     that of their change since the initialization, before each step and after the last. Seeds are
-    of the initialization. With `zero_head` the head starts at 0: the logits of one that is drawn
-    are noise that falls with the root of the width, which a short check takes for a slope (Yang et
-    al. 2022, section D.2)."""
+    of the initialization. What `zeros` names starts at 0: the logits of a head that is drawn are
+    noise that falls with the root of the width, and branches that are drawn add noise that a rule
+    of depth makes fall with its root, which a short check takes for slopes of what is learned (Yang
+    et al. 2022, section D.2)."""
     spec = step_spec(run)
     batches = jax.tree.map(jnp.asarray, host_batches(run, 0, steps, steps))
 
@@ -59,8 +69,7 @@ def measure(run: Run, seeds: int, steps: int, zero_head: bool = False) -> dict[s
 
     def one(key: Array) -> dict[str, Array]:
         state = spec.init(key, batches["inputs"][0], run.hyper)
-        if zero_head:
-            state = state._replace(params=zero_output(run.model, state.params))
+        state = state._replace(params=with_zeros(run.model, state.params, zeros))
         first = read(state.params)
 
         def sizes(params: dict) -> Mapping[str, Array]:

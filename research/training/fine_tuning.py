@@ -60,10 +60,11 @@ def _prefix_errors() -> Iterator[None]:
 
 
 def starting_point(
-    init: Mapping[str, Any], dataset: Dataset, model: Model, inputs: Any, steps: int
+    config: Mapping[str, Any], dataset: Dataset, model: Model, inputs: Any, steps: int
 ) -> StartingPoint:
     """What a run of so many `steps` starts from, by the section `init` of its config. Raises
     BadInput where it cannot."""
+    init = config["init"]
     with _prefix_errors():
         if folder := pretrained.folder_of(init["run"]):
             start = _from_elsewhere(folder, init, model, dataset.tokenizer)
@@ -76,7 +77,24 @@ def starting_point(
         )
     if start.what == "state" and 0 < steps <= start.step:
         raise BadInput(f"horizon: {steps} steps end before init.run's step {start.step}")
+    if start.what == "state":
+        _check_transfer(start.run, config["optim"]["transfer"])
     return match_parameters(start, model, inputs)
+
+
+def _check_transfer(run: Path, here: Mapping[str, Any]) -> None:
+    """Raise BadInput where the optimizer's state at `run` is of gradients in another scale."""
+    optim = files.read_json(run / "config.json", follow=False).get("optim")
+    there = optim.get("transfer") if isinstance(optim, dict) else None
+    if not isinstance(there, dict) or there.get("rule", "none") == "none":  # older runs have none
+        there = {"rule": "none"}
+    if there["rule"] == here["rule"] == "none" or there == dict(here):
+        return
+    words = ["; ".join(f"{k} {v}" for k, v in of.items() if v is not None) for of in (there, here)]
+    raise BadInput(
+        f"optim.transfer: {words[1]}, but the state of init.run is of {words[0]}, which scales "
+        "gradients otherwise; expected the same, or init.what = params"
+    )
 
 
 def locate_checkpoint(run: str, step: int | None, what: str) -> StartingPoint:

@@ -304,7 +304,7 @@ def _starting_point(
         return None
     from research.training import fine_tuning, heldout_check  # which few runs need
 
-    start = fine_tuning.starting_point(init, dataset, model, inputs, steps)
+    start = fine_tuning.starting_point(config, dataset, model, inputs, steps)
     return heldout_check.checked(start, dataset)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import transfer as command
 from research.errors import UNFINISHED, BadInput
+from research.params import leaves_by_path
 from research.report import style, transfer_text
 from research.runs.table import read_table
 from research.sweep import launcher, transfer
@@ -27,7 +28,7 @@ CHECK = transfer.Check((8, 16), (1, 2), 2)
 
 def test_sizes_and_changes_are_those_of_the_steps(tiny):
     run = make_run(tiny(SMALL | {"model.depth": 2}))
-    found, zero = (coordinates.measure(run, 2, 3, zero_head) for zero_head in (False, True))
+    found, zero = (coordinates.measure(run, 2, 3, zeros) for zeros in ("none", "head"))
     assert {"embedding", "blocks/attn", "blocks/mlp", "residual", "logits"} <= found.keys()
     assert all(x.shape == (2, 4, 2) for x in found.values())
     # Nothing has changed yet, but for how two programs round; after a step all has.
@@ -55,12 +56,19 @@ def test_sizes_and_changes_are_those_of_the_steps(tiny):
     assert (zero["embedding"][:, 0] == found["embedding"][:, 0]).all()
 
 
-def test_a_head_that_is_the_embedding_does_not_start_at_zero(tiny):
-    run = make_run(tiny(SMALL | {"model.tie_embeddings": True}))
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("zeros", coordinates.ZEROS)
+def test_what_starts_at_zero_is_the_head_and_the_ends_of_branches(tiny, tied, zeros):
+    run = make_run(tiny(SMALL | {"model.tie_embeddings": tied}))
     inputs = host_batches(run, 0, 1, 1)["inputs"][0]
     params = step_spec(run).init(jax.random.key(0), inputs, run.hyper).params
-    zeroed = coordinates.zero_output(run.model, params)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, zeroed))
+    zeroed = leaves_by_path(coordinates.with_zeros(run.model, params, zeros))
+    wanted = {"head/kernel"} if zeros != "none" and not tied else set()  # not the embedding
+    if zeros == "outputs":
+        wanted |= {"blocks/attn/out/kernel", "blocks/mlp/down/kernel"}
+    for path, leaf in leaves_by_path(params).items():
+        assert bool((zeroed[path] == (0 if path in wanted else leaf)).all()), path
+        assert path not in wanted or leaf.any()
 
 
 def test_a_slope_is_recovered_with_its_interval():
@@ -78,7 +86,10 @@ def test_a_slope_is_recovered_with_its_interval():
 def test_the_document_has_both_and_what_was_measured_is_kept(tiny, tmp_path, monkeypatch):
     """What the steps of a shape change is test_sizes_and_changes_are_those_of_the_steps."""
 
-    def measure(run, seeds, steps, zero_head):
+    starts = set()
+
+    def measure(run, seeds, steps, zeros):
+        starts.add(zeros)
         noise = np.random.default_rng(run.config["model"]["width"]).lognormal(0, 0.1, 6)
         power = 0.0 if run.transfer else 0.5
         sizes = noise.reshape(2, 1, 3)[..., :1] * run.config["model"]["width"] ** power
@@ -87,7 +98,8 @@ def test_the_document_has_both_and_what_was_measured_is_kept(tiny, tmp_path, mon
     monkeypatch.setattr(coordinates, "measure", measure)
     config, said = tiny(SMALL), []
     found = transfer.coordinate_check(config, CHECK, tmp_path, said.append)
-    assert len(said) == 6  # three shapes with the rule, three without
+    assert len(said) == 8  # two widths and two depths, with the rule and without
+    assert starts == {"head", "outputs"}
     assert found["rule"]["transfer"] == "complete_p"
     assert found["standard"]["transfer"] == "none"
     for which in ("rule", "standard"):
@@ -98,16 +110,16 @@ def test_the_document_has_both_and_what_was_measured_is_kept(tiny, tmp_path, mon
         assert part["max_abs_slope_width"] == max(map(abs, slopes))
         assert part["depth_ratio"] >= 1
     assert found["rule"]["max_abs_slope_width"] != found["standard"]["max_abs_slope_width"]
-    words = transfer_text.coordinates(found)
+    words = str(transfer_text.coordinates(found))
     assert "with the rule (complete_p): largest slope in width" in words
     assert style.render_figure(transfer_text.draw_coordinates(found)).png[:4] == b"\x89PNG"
     monkeypatch.setattr(coordinates, "measure", None)  # it is not asked again
     again = transfer.coordinate_check(config, CHECK, tmp_path, said.append)
     assert json.dumps(again) == json.dumps(found)
-    assert found["head"] == "zero"
-    with pytest.raises(TypeError):  # other shapes, or another head, are measured
+    assert found["start"] == "zero"
+    with pytest.raises(TypeError):  # other shapes, or another start, are measured
         transfer.coordinate_check(
-            config, dataclasses.replace(CHECK, zero_head=False), tmp_path, said.append
+            config, dataclasses.replace(CHECK, zeros=False), tmp_path, said.append
         )
     with pytest.raises(TypeError):
         transfer.coordinate_check(config, transfer.Check((8, 24), (1, 2), 2), tmp_path, said.append)

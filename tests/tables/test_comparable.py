@@ -143,6 +143,14 @@ def test_a_column_that_another_implies_is_not_named_and_one_that_parts_further_i
     ]  # fmt: skip
 
 
+def test_a_rule_of_transfer_names_its_group_and_not_the_shape_that_goes_with_it():
+    base = {"optim.transfer.rule": "complete_p", "optim.transfer.depth": 2}
+    none = dict.fromkeys(base, "none")
+    rows = [{**none, **row} for row in own(**base)]
+    assert parting(rows) == ["optim.transfer.rule"]
+    assert group_rows(rows).labels[:2] == ["complete_p", "rule=none"]
+
+
 def test_data_are_named_by_what_says_more_than_their_digest():
     moved = own(**{"data_digest": "b" * 64, "data.path": "other.txt"})
     assert parting(moved) == ["data.path"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from research import models
+from research.config import grid
 from research.errors import BadInput, Damaged
 from research.inference.load import open_run
 from research.io.files import digested
@@ -146,6 +147,22 @@ def test_going_on_from_the_state_equals_the_run_that_was_not_stopped(tiny, sourc
     assert params_only["loss"] != whole["loss"]
     with pytest.raises(BadInput, match="20 steps end before"):
         make_run(tiny({**more, "init.run": str(path)}))
+
+
+def test_a_state_goes_on_by_the_rule_of_transfer_that_it_was_made_by(tiny, source, tmp_path):
+    rule = {"rule": "mup", "width": 8, "depth": None, "head_size": 4}
+    moved = grid.section("optim.transfer", rule)
+    _, parent = fit(tiny({**moved, "horizon.amount": 4.0}), tmp_path / "parent")
+    more = {"init.what": "state", "horizon.amount": 20.0}
+    for run, changes, words in (
+        (source, moved, "rule mup; width 8; head_size 4, but the state of init.run is of rule none"),
+        (parent, {}, "rule none, but the state of init.run is of rule mup"),
+        (parent, {**moved, "optim.transfer.width": 4}, "width 4; head_size 4, but the state of"),
+    ):
+        with pytest.raises(BadInput, match=f"optim.transfer: .*{words}"):
+            make_run(tiny({**changes, **more, "init.run": str(run)}))
+        assert make_run(tiny({**changes, "init.run": str(run)})).start  # parameters alone
+    assert make_run(tiny({**moved, **more, "init.run": str(parent)})).start.what == "state"
 
 
 def test_a_classifier_takes_the_language_model_and_a_new_head(tiny, source):

@@ -1,0 +1,69 @@
+"""What a fit says of the rules that its runs followed."""
+
+import pytest
+
+from research.scaling import analyze
+from research.scaling.followed_rules import followed_rules, ratio_warning, rule_warnings
+from tests.scaling.test_minima import iso_rows
+
+BY_WIDTH = "size given\nlearning rate = 0.2 / width\nwidth {}: {}"
+FIXED = "learning rate = {}, whatever the size"
+MOVED = "transfer complete_p: the numbers of the config hold at width 64, depth 2, head size 16"
+
+
+def rows(*rules):
+    return [{"run": f"r{i}", "rules": text} for i, text in enumerate(rules)]
+
+
+def test_runs_of_one_rule_are_told_with_their_range_of_rates():
+    tuned = rows(*(FIXED.format(lr) for lr in (0.01, 0.001, 0.1)))
+    assert followed_rules(tuned) == {
+        "learning rate = ": {"learning rate = 0.001 to 0.1, whatever the size": 3}
+    }
+    assert rule_warnings(tuned) == []
+    by_width = rows(*(BY_WIDTH.format(w, 0.2 / w) for w in (16, 32)))
+    assert followed_rules(by_width)["learning rate = "] == {"learning rate = 0.2 / width": 2}
+    horizon = "horizon power_lines (Power Lines): the numbers hold at 1e+06 tokens and batch 4"
+    several = rows(*(f"{FIXED.format(1)}\n{horizon}; batch x {x}, tokens x 2" for x in (1, 2)))
+    assert followed_rules(several)["horizon "] == {horizon: 2}
+    assert rule_warnings(several) == []
+    assert followed_rules([{"run": "a", "loss": 1.0}]) == {}  # a table from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ((BY_WIDTH.format(16, 0.1), FIXED.format(0.1)), "learning rate = 0.1, whatever the size"),
+        ((FIXED.format(1), f"{FIXED.format(1)}\n{MOVED}"), "no rule of transfer (1 of them)"),
+        ((MOVED, MOVED.replace("width 64", "width 128")), "hold at width 128"),
+        ((FIXED.format(1), f"{FIXED.format(1)}\nbatch = 0.58 tokens^0.571"), "as the config gives"),
+    ],
+)
+def test_runs_of_several_rules_are_a_warning(rules, says):
+    (told,) = rule_warnings(rows(*rules))
+    assert told.startswith("these runs follow 2 rules: ")
+    assert says in told
+
+
+def test_a_target_of_other_tokens_per_parameter_is_a_warning():
+    runs = [{"run": f"r{n}", "params": 1e6, "tokens": 1e6 * n} for n in (5, 10, 20, 40)]
+    assert ratio_warning(runs, [{"tokens_per_param": 20.0}]) == []
+    assert ratio_warning(runs, [{"tokens_per_param": None}]) == ratio_warning(runs, []) == []
+    (told,) = ratio_warning(runs, [{"tokens_per_param": 20.0}, {"tokens_per_param": 400.0}])
+    assert "0 of 4 runs have within 4 times the 400 tokens per parameter" in told
+    assert "(the runs: 5 to 40)" in told
+    (told,) = ratio_warning(runs, [{"tokens_per_param": 81.0}])
+    assert told.startswith("1 of 4 runs")
+
+
+def test_a_fit_says_that_it_mixes_rules():
+    table = iso_rows(0.001)
+    for i, row in enumerate(table):
+        row["rules"] = BY_WIDTH.format(16, 0.1) if i % 2 else FIXED.format(0.1)
+    law = {"bootstrap": 0}
+    mixed = analyze("chinchilla", table, law, checks_too=False).document
+    assert any("these runs follow 2 rules" in line for line in mixed["warnings"])
+    for row in table:
+        row["rules"] = FIXED.format(0.1)
+    assert not any("rules" in line
+                   for line in analyze("chinchilla", table, law, checks_too=False).document["warnings"])  # fmt: skip
