@@ -61,9 +61,7 @@ def rule_warnings(rows: Sequence[Row]) -> list[str]:
     return out
 
 
-def ratio_warning(
-    rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]]
-) -> list[str]:
+def ratio_warning(rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     """That few runs have about as many tokens per parameter as the optimum at the target: the best
     learning rate, batch and decay are not the same at others."""
     target = predictions[-1].get("tokens_per_param") if predictions else None

@@ -165,13 +165,14 @@ def transfer_rule(
     rule, spec = section["rule"], model.spec
     base = _base_model(section, model)
     depth = 1.0 if rule == "mup" else spec.depth / base.spec.depth
-    heads = getattr(spec, "head_size", 1) / getattr(base.spec, "head_size", 1)
-    table = role_table(model)
+    table, heads = role_table(model), 1.0
+    if any(role.startswith("query") for _, role in table):
+        heads = _shape(spec)["head_size"] / _shape(base.spec)["head_size"]
     if depth != 1 and not any(role == "branch" for _, role in table):
         raise BadInput(
             f"optim.transfer.depth: {section['depth']}, but model.depth is {spec.depth}; {rule} "
-            "scales residual branches, of which this family declares none; expected one depth, or "
-            "the rule mup"
+            "scales residual branches, of which this family declares none; expected one depth"
+            f"{'' if optimizer == 'muon' else ', or the rule mup'}"
         )
     shapes, base_shapes = model.shapes(inputs), leaves_by_path(base.shapes(inputs))
     roles = by_table(table, shapes, f"row of TRANSFER ({type(spec).__module__})")
@@ -262,14 +263,18 @@ def _base_model(section: Mapping[str, Any], model: Model) -> Model:
         raise BadInput(f"optim.transfer: as a base shape, model.{error}") from error
 
 
+def _shape(spec: Any) -> dict[str, int]:
+    """What a rule looks at of a model."""
+    shape = {name: getattr(spec, name) for name in ("width", "depth") if hasattr(spec, name)}
+    return shape | ({"head_size": spec.width // spec.heads} if hasattr(spec, "heads") else {})
+
+
 def _words(section: Mapping[str, Any], model: Model, base: Model, seen: Mapping) -> str:
     """The rule, and on further lines what it makes of this model."""
-    shape = [name for name in ("width", "depth", "head_size") if hasattr(base.spec, name)]
-    if section["rule"] == "mup":
-        shape.remove("depth")
 
     def of(spec: Any) -> str:
-        return ", ".join(f"{name.replace('_', ' ')} {getattr(spec, name)}" for name in shape)
+        shape = {k: v for k, v in _shape(spec).items() if k != "depth" or section["rule"] != "mup"}
+        return ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in shape.items())
 
     lines = [
         f"transfer {section['rule']}: the numbers of the config hold at {of(base.spec)}; "

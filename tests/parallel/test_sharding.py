@@ -95,6 +95,18 @@ def test_every_leaf_lies_where_the_rules_say(tiny):
                 assert spec == found["params/" + path.partition(moment)[2]], path
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("rule", "optimizer"), [("complete_p", "adamw"), ("spectral", "muon")])
+def test_a_rule_of_transfer_takes_the_same_steps_on_a_mesh(rule, optimizer, tiny):
+    base = {"rule": rule, "width": 8, "depth": 1, "head_size": 4}
+    config = optimized(optimizer) | {f"optim.transfer.{key}": x for key, x in base.items()}
+    alone = losses(trainer(tiny(config), MESHES["data 1"]), 10)
+    made = trainer(tiny(config), MESHES["data 2, fsdp 2, tensor 2"])
+    np.testing.assert_allclose(losses(made, 10), alone, rtol=1e-5)
+    without = tiny(config | {"optim.transfer.rule": "none"})
+    assert not np.allclose(losses(trainer(without, MESHES["data 1"]), 10), alone, rtol=1e-3)
+
+
 def optimized(name):
     """A transformer trained by this optimizer; as wide as Adafactor needs to factor."""
     numbers = {f"optim.optimizer.{key}": value for key, value in NUMBERS[name].items()}

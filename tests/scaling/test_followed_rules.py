@@ -60,10 +60,11 @@ def test_a_fit_says_that_it_mixes_rules():
     table = iso_rows(0.001)
     for i, row in enumerate(table):
         row["rules"] = BY_WIDTH.format(16, 0.1) if i % 2 else FIXED.format(0.1)
-    law = {"bootstrap": 0}
-    mixed = analyze("chinchilla", table, law, checks_too=False).document
-    assert any("these runs follow 2 rules" in line for line in mixed["warnings"])
+
+    def told():
+        return analyze("chinchilla", table, {"bootstrap": 0}, checks_too=False).document["warnings"]
+
+    assert any("these runs follow 2 rules" in line for line in told())
     for row in table:
         row["rules"] = FIXED.format(0.1)
-    assert not any("rules" in line
-                   for line in analyze("chinchilla", table, law, checks_too=False).document["warnings"])  # fmt: skip
+    assert not any("rules" in line for line in told())

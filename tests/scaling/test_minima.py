@@ -280,32 +280,31 @@ def test_a_tuning_sweep_is_not_taken_for_seeds(law):
 
 
 def test_a_winner_that_was_trained_again_counts_with_its_fresh_seed_alone():
-    rng = np.random.default_rng(3)
+    rng, rates = np.random.default_rng(3), (2e-4, 2.5e-4, 3e-4, 3.5e-4, 4e-4)
     tuned = [{**r, "seed": 0, "loss": r["loss"] * np.exp(0.02 * rng.normal())}
-             for r in tuned_rows((2e-4, 2.5e-4, 3e-4, 3.5e-4, 4e-4))]  # fmt: skip
-    lucky = quick("chinchilla", tuned, best_of="cell")
+             for r in tuned_rows(rates)]  # fmt: skip
     winners: dict[tuple, dict] = {}
     for row in tuned:
         cell = (row["params"], row["tokens"])
         if row["loss"] < winners.get(cell, {"loss": np.inf})["loss"]:
             winners[cell] = row
-    true = {row["run"]: row["loss"] for row in tuned_rows((2e-4, 2.5e-4, 3e-4, 3.5e-4, 4e-4))}
+    true = {row["run"]: row["loss"] for row in tuned_rows(rates)}
     again = [{**r, "run": f"{r['run']}-again", "seed": 1, "loss": true[r["run"]]}
              for r in winners.values()]  # fmt: skip
-    fresh = quick("chinchilla", [*tuned, *again], best_of="cell")
+    asked = {"best_of": "cell", "predict_flops": [1e21], "bootstrap": 0}
+    lucky = quick("chinchilla", tuned, **asked)
+    fresh = quick("chinchilla", [*tuned, *again], **asked)
     assert fresh["n_points"] == lucky["n_points"] == len(again)
     assert {row["run"] for row in fresh["dropped"]} == {row["run"] for row in tuned}
-    at = dict(predict_flops=[1e21])
-    (of_fresh,) = quick("chinchilla", [*tuned, *again], best_of="cell", **at)["predictions"]
-    (of_lucky,) = quick("chinchilla", tuned, best_of="cell", **at)["predictions"]
-    assert of_lucky["loss"] < 0.99 * of_fresh["loss"]  # the winner's curse
+    (low,), (right,) = ([p["loss"] for p in d["predictions"]] for d in (lucky, fresh))
+    assert low < 0.99 * right  # the winner's curse
     assert not any("too low by chance" in w for w in fresh["warnings"])
-    some = quick("chinchilla", [*tuned, *again[:-2]], best_of="cell")
+    some = quick("chinchilla", [*tuned, *again[:-2]], **asked)
     (told,) = (w for w in some["warnings"] if "too low by chance" in w)
     assert "the best of 2 cells were not trained again with another seed" in told
     # Where nothing was tuned nothing is chosen.
     seeds = [{**r, "run": f"{r['run']}{s}", "seed": s} for r in iso_rows() for s in range(2)]
-    assert quick("chinchilla", seeds, best_of="cell")["n_points"] == len(seeds)
+    assert quick("chinchilla", seeds, **asked)["n_points"] == len(seeds)
 
 
 def test_how_a_run_was_computed_is_no_setting_of_it():

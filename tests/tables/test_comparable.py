@@ -148,7 +148,7 @@ def test_a_rule_of_transfer_names_its_group_and_not_the_shape_that_goes_with_it(
     none = dict.fromkeys(base, "none")
     rows = [{**none, **row} for row in own(**base)]
     assert parting(rows) == ["optim.transfer.rule"]
-    assert group_rows(rows).labels[:2] == ["complete_p", "rule=none"]
+    assert sorted({*group_rows(rows).labels}) == ["complete_p", "rule=none"]
 
 
 def test_data_are_named_by_what_says_more_than_their_digest():

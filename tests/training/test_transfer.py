@@ -133,6 +133,17 @@ def test_normalized_queries_carry_the_scale_of_attention_in_their_gain():
     assert factors(fixed, "complete_p", "adamw")[0]["blocks/attn/query_norm/scale"].forward == 1
 
 
+@pytest.mark.parametrize("family", ["transformer", "encoder"])
+def test_attention_follows_the_head_size_in_every_family_that_has_heads(family):
+    fields = LANGUAGE | {"width": 32, "heads": 4, "kv_heads": 4, "hidden": 64, "bias": True}
+    fields = {k: v for k, v in fields.items() if family == "transformer" or k != "attention"}
+    found, words = factors(models.build(family, **fields), "mup", "adamw")
+    assert found["blocks/attn/query/kernel"].forward == pytest.approx(2**-0.5)  # 8 over 4
+    assert "width 32, head size 8: " in words
+    small, _ = factors(models.build(family, **fields | {"heads": 8}), "mup", "adamw")
+    assert small["blocks/attn/query/kernel"].forward == 1
+
+
 def test_fan_in_is_a_matrix_s_own():
     odd = models.build("transformer", **LANGUAGE | {"width": 32, "hidden": 88})
     found, _ = factors(odd, "mup", "adamw")

@@ -162,6 +162,9 @@ def test_wide_members_have_the_losses_that_they_have_alone(tiny, tmp_path, monke
     assert curves[0] != curves[1]
 
 
+MOVED = {"rule": "complete_p", "width": 8, "depth": 1, "head_size": 4}
+
+
 def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
@@ -179,6 +182,7 @@ def slow(*values):
         slow("resnet_digits", {"model.width": 4, "batch.size": 8}),
         slow("lm_gru", SHORT),
         slow("lm_transformer", {**SHORT, "optim.ema": 0.9}),
+        slow("lm_transformer", {**SHORT, **grid.section("optim.transfer", MOVED)}),
         slow("lm_transformer", {**SHORT, **grid.section("optim.optimizer", MUON)}),
         slow("lm_transformer", {**SHORT, **grid.section("optim.optimizer", FACTOR)}),
     ],
