@@ -17,6 +17,7 @@ from jax import Array
 from research.errors import BadInput
 from research.io import host
 from research.models import Model
+from research.models.device_scope import on_device_of
 from research.params import leaves_by_path
 
 
@@ -64,13 +65,15 @@ def generate(
             window = text[:, -max(1, model.max_length // 2) :]
         room = tokens if model.max_length is None else model.max_length - window.shape[1] + 1
         more = min(room, tokens - generated)
-        token, state = _prefill(model, params, window, how, keys, generated)
+        with on_device_of(params):
+            token, state = _prefill(model, params, window, how, keys, generated)
         # All stretches of a text share one program, whose buffer holds the longest.
         length = tokens if model.max_length is None else model.max_length
         out = jnp.zeros((samples, length), jnp.int32)
-        out = _decode_tokens(
-            model, params, token, state, window.shape[1], out, more, how, keys, generated
-        )
+        with on_device_of(params):
+            out = _decode_tokens(
+                model, params, token, state, window.shape[1], out, more, how, keys, generated
+            )
         text = np.concatenate([text, np.asarray(out)[:, :more]], axis=1)
         generated += more
     return text[:, len(prompt) :]

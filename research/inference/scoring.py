@@ -16,6 +16,7 @@ from jax import Array
 from research import models
 from research.inference.load import OpenedRun
 from research.models import Model
+from research.models.device_scope import on_device_of
 
 SHORTEST = 16  # tokens to which a sequence is padded at least
 MOST_ROWS = 64
@@ -85,7 +86,9 @@ class Scorer:
                 for row, piece in enumerate(batch):
                     last_B[row] = len(piece.tokens) - 2
                     inputs_BxT[row, : len(piece.tokens) - 1] = piece.tokens[:-1]
-                tokens_B = jax.device_get(_likeliest(self.model, self.params, inputs_BxT, last_B))
+                with on_device_of(self.params):
+                    tokens_B = _likeliest(self.model, self.params, inputs_BxT, last_B)
+                tokens_B = jax.device_get(tokens_B)
                 for piece, token in zip(batch, tokens_B, strict=False):
                     said[piece.of].append(int(token))
             left = [i for i in left if not over(i, said[i])]
@@ -114,7 +117,8 @@ class Scorer:
             n = len(tokens) - 1
             inputs_BxT[i, :n], targets_BxT[i, :n] = tokens[:-1], tokens[1:]
             scored_BxT[i, n - scored : n] = True
-        out = _log_likelihoods(self.model, self.params, inputs_BxT, targets_BxT, scored_BxT)
+        with on_device_of(self.params):
+            out = _log_likelihoods(self.model, self.params, inputs_BxT, targets_BxT, scored_BxT)
         return jax.device_get(out)
 
 
