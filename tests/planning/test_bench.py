@@ -20,6 +20,7 @@ from research.runs.directory import RunDirectory, read_launch
 from research.training.loop import train_run
 from research.training.make_run import make_run
 from research.training.trainer import run_mesh
+from tools.bench import peers, turns
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
 
@@ -215,3 +216,32 @@ def test_bad_flags_are_rejected(argv, says):
 def test_the_shipped_cases_are_configs(name):
     _, config, _ = cli.parse_config(cli.config_parser(""), command.flags(command.CASES[name]))
     assert not validation.problems(config)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_beside_peers_a_step_is_a_share_of_the_best_product(amx, monkeypatch, capsys):
+    """Of the fastest library's; and in bfloat16 where the CPU multiplies it."""
+
+    def timed(programs, blocks, seconds):
+        ms = {"ours": 10.0, "nanodo": 20.0, "numpy": 4.0, "xla": 2.0, "bf16": 5.0}
+        flops = {"ours": 1e9, "numpy": 1e9, "xla": 1e9}
+        facts = {name: {"params": 7, "flops": flops.get(name)} for name in programs}
+        return {name: [ms[name]] * 3 for name in programs}, facts
+
+    monkeypatch.setattr(peers, "timed", timed)
+    monkeypatch.setattr(peers, "has_bfloat16", lambda: amx)
+    monkeypatch.setattr(sys, "argv", ["peers", "--nanodo=somewhere", "--case=128/4/16"])
+    assert peers.main() == 0
+    text = capsys.readouterr().out
+    assert "20% of a product by xla" in text
+    found = json.loads(text.splitlines()[-1])
+    assert found.pop("bf16", None) == ({"GPT-2 128/4/16": 2.0} if amx else None)
+    assert found == {"nanodo": {"geomean": 2.0, "min": 2.0}, "limit": {"GPT-2 128/4/16": 0.2}}
+
+
+def test_the_libraries_say_how_fast_their_products_are():
+    programs = {name: turns.Program(peers.products("")[name]) for name in ("numpy", "xla")}
+    for program in programs.values():
+        assert program.facts["flops"] % (2 * 1024**3) == 0
+        assert program.block(1) > 0
+        program.close()

@@ -2,11 +2,12 @@
 same of nanoGPT, compiled, in turn.
 
 python -m tools.bench.gpu [--nanogpt=CHECKOUT --torch_python=INTERPRETER]
+python -m tools.bench.gpu --compile=h100:1      no card, but its compiler: which batch fits
 
 The batch is the largest of BATCHES that both have memory for; a step is one update of that batch.
 MFU is of the FLOPs of accounting's `flops_exact_full`, for both, and of the peak that
 hardware.MACHINES names for the card. Written for a machine that we did not have: nothing here has
-run on a GPU yet.
+run on a GPU yet, but its programs compile for one.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from tools.bench.turns import Program, in_turn, times_faster
@@ -66,6 +68,41 @@ def started(stack: contextlib.ExitStack, commands: dict[str, list[str]]) -> dict
     return out
 
 
+def compiled(case: str, target: str) -> tuple[int, dict]:
+    """The largest of BATCHES whose dispatch fits, by the compiler of `target`, and what `isoflop
+    plan` says of it; of the smallest where none does. Raises SystemExit where it does not compile.
+    """
+    found: dict = {}
+    for batch in BATCHES:
+        command = [sys.executable, "-m", "experiments.plan", *flags(case, batch, "none.bin")]
+        command += [f"--vocab={VOCAB}", f"--compile={target}", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if not done.stdout.startswith("{"):
+            raise SystemExit(f"{case}, batch {batch}: {done.stderr.strip()}")
+        found = json.loads(done.stdout)
+        if found["compiled"]["bytes"]["total"] <= found["available"]:
+            return batch, found
+    return BATCHES[-1], found
+
+
+def compile_all(cases: Iterable[str], target: str) -> int:
+    """What the compiler says of every case; 1 where something lies or moves as nobody asked."""
+    errors = []
+    for case in cases:
+        batch, found = compiled(case, target)
+        total, seconds = found["compiled"]["bytes"]["total"], found["compiled"]["seconds"]
+        fits = "of" if total <= found["available"] else "and does not fit in"
+        print(
+            f"{case}, {found['params']:,} parameters, batch {batch}: {total / 1e9:.3g} GB {fits} "
+            f"{found['available'] / 1e9:.3g}, compiled in {seconds:.0f} s; at most "
+            f"{found['mfu']:.1%} MFU",
+            flush=True,
+        )
+        errors += found["compiled"]["errors"]
+    print(*errors, sep="\n", end="\n" if errors else "")
+    return 1 if errors else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nanodo", help="not used here")
@@ -74,7 +111,10 @@ def main() -> int:
     parser.add_argument("--case", choices=CASES, action="append")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--compile", metavar="TARGET", help="compile for a card that is not here")
     args = parser.parse_args()
+    if args.compile:
+        return compile_all(args.case or CASES, args.compile)
     # The programs lie in the memory of the card side by side.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax

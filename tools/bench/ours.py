@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     _, config, _ = cli.parse_config(cli.config_parser(__doc__), argv)
     config = validated(config)
 
+    from research.models import accounting
     from research.parallel import compile_cache, device_mesh
     from research.planning import benchmark
     from research.training.make_run import make_run
@@ -24,7 +25,8 @@ def main(argv: list[str]) -> int:
     run = make_run(config)
     loop = benchmark.TimedLoop(run, run_mesh(run))
     loop.settle()
-    serve_blocks(loop.block, params=run.facts["params"], device=sys.platform)
+    flops = accounting.step_flops(run.model, run.batch)
+    serve_blocks(loop.block, params=run.facts["params"], flops=flops, device=sys.platform)
     return 0
 
 

@@ -11,12 +11,14 @@ nanodo    one process for every run around nanodo's model and step (nanodo_run.p
 
 Every way begins without compiled programs (ours and alone share a new cache each, nanodo's process
 has none, as its code has it), or with --warm, ours and alone with those of an earlier time. The
-last line is JSON.
+last line is JSON, with the processor seconds of all processes of a way beside its seconds, which
+other programs on the machine disturb less.
 """
 
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -46,12 +48,15 @@ def main() -> int:
     config, module = load_config(args.config)
     points = sweep_points(config, module, "sweep")
     seconds: dict[str, float] = {}
+    processor: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in args.ways.split(","):
             place = Path(folder) / way
             place.mkdir()
+            before = _children_seconds()
             if way == "ours":
-                seconds[way] = ours(args.config, place, args.flags.split(), args.warm)
+                flags = args.flags.split()
+                seconds[way], processor[way] = ours(args.config, place, flags, args.warm)
             elif way == "alone":
                 seconds[way] = alone(args.config, [dict(o) for o, _ in points], place, args.warm)
             elif args.nanodo:
@@ -59,8 +64,14 @@ def main() -> int:
                 seconds[way] = nanodo(args.nanodo, runs, place, 2 if way == "two" else 1)
             else:
                 continue
-            print(f"{way}: {seconds[way]:.1f} s for {len(points)} runs", flush=True)
+            processor.setdefault(way, _children_seconds() - before)
+            print(
+                f"{way}: {seconds[way]:.1f} s for {len(points)} runs, {processor[way]:.1f} s of "
+                "processors",
+                flush=True,
+            )
     out: dict[str, object] = {"seconds": {k: round(v, 1) for k, v in seconds.items()}}
+    out["processor_seconds"] = {k: round(v, 1) for k, v in processor.items()}
     peers = [seconds[way] for way in ("one", "two") if way in seconds]
     if "ours" in seconds and peers:
         out["nanodo"] = round(min(peers) / seconds["ours"], 2)
@@ -70,8 +81,9 @@ def main() -> int:
     return 0
 
 
-def ours(config: str, place: Path, flags: Sequence[str], warm: bool) -> float:
-    """Seconds until the table is there; the report after it is waited for and not counted."""
+def ours(config: str, place: Path, flags: Sequence[str], warm: bool) -> tuple[float, float]:
+    """Seconds until the table is there, of the clock and of processors; the report after it is
+    waited for and not counted."""
     table = place / "sweep" / "table.csv"
     command = [sys.executable, "-m", "experiments.sweep", f"--config={config}"]
     command += [f"--workdir={table.parent}", *flags]
@@ -80,14 +92,25 @@ def ours(config: str, place: Path, flags: Sequence[str], warm: bool) -> float:
         begun = time.perf_counter()
         with open(place / "log", "w") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=_cache(place))
-        seconds = 0.0
+        seconds = processor = 0.0
         while process.poll() is None:
             if not seconds and table.exists():
-                seconds = time.perf_counter() - begun
+                seconds, processor = time.perf_counter() - begun, _seconds_of(process.pid)
             time.sleep(0.02)
         if process.returncode:
             raise SystemExit((place / "log").read_text())
-    return seconds
+    return seconds, processor
+
+
+def _seconds_of(pid: int) -> float:
+    """Of the processors, by a process and by its children that have ended; as Linux tells."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def alone(config: str, points: Sequence[dict], place: Path, warm: bool) -> float:

@@ -64,8 +64,10 @@ class Program:
 
     def close(self) -> None:
         assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
     def _answer(self) -> dict:
         assert self.process.stdout
