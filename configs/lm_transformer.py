@@ -26,7 +26,7 @@ def get_config():
                 "tie_embeddings": False,
                 "dtype": "float32",
                 "attention": "auto",  # cuDNN where it can be, "own" elsewhere; or "xla"
-                "remat": "none",  # or what is kept: "dots", "projections", or nothing: "full"
+                "remat": "none",  # or "dots", "projections", "offload", "full": see docs/running.md
                 "unroll": 1,
             },
             "data": {

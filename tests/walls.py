@@ -64,7 +64,7 @@ INSIDE = {
     "transfer",
     "training.evaluation_sets": "",
     "training.losses": "",
-    "training.chunked_losses": "losses",
+    "training.chunked_losses": "",
     "training.schedules": "",
     "training.optimizers": "schedules",
     "training.muon": "optimizers",

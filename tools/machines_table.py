@@ -3,7 +3,7 @@
 
 python -m tools.machines_table [--row=h100:8]
 
-Needs the extras `cuda` and `tpu`, and takes a quarter of an hour: each row is one call of
+Needs the extras `cuda` and `tpu`, and takes half an hour: each row is one call of
 experiments.plan with --compile.
 """
 
@@ -20,7 +20,7 @@ from research.io.text_table import format_table
 PAGE = Path(__file__).parents[1] / "docs" / "machines.md"
 BEGIN, END = "<!-- printed by `python -m tools.machines_table` -->", "<!-- end of the table -->"
 HEADINGS = ("target", "parameters", "batch, context", "data, fsdp, tensor", "remat")
-HEADINGS += ("GB", "live", "estimate", "fits", "step ≥", "MFU ≤", "received", "errors")
+HEADINGS += ("GB", "live", "estimate", "fits", "step ≥", "MFU ≤", "received", "derived", "errors")
 
 
 class Row(NamedTuple):
@@ -56,11 +56,13 @@ ROWS = (
     Row("h100:1x8x8", 6.7e9, 256, 2048, (1, 64, 1), "none"),
     Row("h100:1x8x8", 6.7e9, 256, 2048, (1, 64, 1), "projections"),
     Row("h100:1x8x8", 6.7e9, 256, 2048, (1, 64, 1), "full"),
+    Row("h100:1x8x8", 6.7e9, 256, 2048, (1, 64, 1), "offload"),
     Row("h100:1x8x8", 13e9, 256, 2048, (1, 64, 1), "dots"),
     Row("h100:1x8x8", 70e9, 256, 2048, (1, 64, 1), "full"),
     Row("a100:8", 1.3e9, 32, 2048, (1, 8, 1), "none"),
     Row("tpu:v6e:4x4", 1.3e9, 64, 2048, (1, 16, 1), "full"),
     Row("tpu:v5p:4x4x4", 6.7e9, 128, 4096, (4, 16, 1), "full"),
+    Row("tpu:v5p:4x4x4", 6.7e9, 128, 4096, (1, 16, 4), "full"),
     Row("tpu:v5e:16x16", 8e9, 256, 2048, (1, 256, 1), "full"),
 )
 
@@ -91,6 +93,7 @@ def cells(row: Row, plan: dict[str, Any]) -> tuple[str, ...]:
         f"{plan['seconds']['step']:.3g}",
         f"{plan['mfu']:.0%}",
         f"{received / 1e9:.3g}" if found else "",
+        f"{sum(plan['traffic'].values()) / 1e9:.3g}",
         str(len(found["errors"])) if found else "",
     )
 

@@ -31,7 +31,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "model.dtype": ("", "precision of matmuls and activations; parameters and losses are float32"),
     "model.attention": ("", "implementation of attention; auto takes the platform's kernel"),
     "model.remat": ("", "what the backward pass recomputes: nothing, all but matmuls, all but the "
-    "projections of the attention, or all"),
+    "projections of the attention (offload: these are kept by the host), or all"),
     "model.unroll": ("layers", "steps of the scan over layers, or of a GRU over tokens, that are "
                      "compiled as one"),
     # data

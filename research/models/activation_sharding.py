@@ -36,23 +36,15 @@ def scatter_tokens(x_MxD: Array) -> Array:
 
 def embedding_lookup(table_VxD: Array, ids_M: Array, dtype: str = "float32") -> Array:
     """The embeddings [M, D] of the ids `ids_M`, in `dtype`."""
-    if not _parameters_are_split():
+    if not parameters_are_split():
         return shard_rows(jnp.take(table_VxD, ids_M, axis=0).astype(dtype))
     from research.models import parameter_sharding
 
     return shard_rows(parameter_sharding.lookup(table_VxD, ids_M, dtype, len(table_VxD)))
 
 
-def gather_head(spec: Any, w: Array) -> Array:
-    """What `unembed` reads, gathered where fsdp splits it: once for all chunks of a batch."""
-    if not _parameters_are_split():
-        return w
-    from research.models import parameter_sharding
-
-    return parameter_sharding.head(w, getattr(spec, "dtype", "float32"), spec.vocab)
-
-
-def _parameters_are_split() -> bool:
+def parameters_are_split() -> bool:
+    """Whether a mesh is in scope whose devices have but a part of a parameter each."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return sizes.get("fsdp", 1) * sizes.get("tensor", 1) > 1
 
@@ -68,13 +60,14 @@ def _split_tokens(x_MxD: Array) -> Any:
 
 
 def platform() -> str:
-    """Of the devices of the mesh in scope, which may be elsewhere; without one, of this process."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    """Of the devices of the mesh in scope, which may be elsewhere; without one, of the device that
+    jax computes on where nothing else is said."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device  # type: ignore[attr-defined]
+    return getattr(device, "platform", device) or jax.default_backend()
 
 
 def _constrain(x: Array, axes: tuple) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or not set(ROWS) <= set(mesh.axis_names):
+    if mesh.empty or mesh.size == 1 or not set(ROWS) <= set(mesh.auto_axes):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

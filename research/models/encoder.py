@@ -62,7 +62,7 @@ class EncoderConfig:
     bias: bool
     tie_embeddings: bool
     dtype: Literal["float32", "bfloat16"]
-    remat: Literal["none", "dots", "projections", "full"]
+    remat: Literal["none", "dots", "projections", "offload", "full"]
     unroll: PositiveInt
 
     def __post_init__(self) -> None:

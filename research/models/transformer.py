@@ -89,7 +89,7 @@ class TransformerConfig:
     tie_embeddings: bool
     dtype: Literal["float32", "bfloat16"]
     attention: Literal["auto", "own", "xla", "cudnn", "splash"]
-    remat: Literal["none", "dots", "projections", "full"]
+    remat: Literal["none", "dots", "projections", "offload", "full"]
     unroll: PositiveInt
 
     def __post_init__(self) -> None:
@@ -186,6 +186,7 @@ class Block(nn.Module):
         cfg = self.cfg
         # With weights of variance ∝ 1/depth, the branches sum to a variance independent of depth.
         out_init = nn.initializers.variance_scaling(0.5 / cfg.depth, "fan_in", "truncated_normal")
+        x_MxD = named(x_MxD, "block_input")
         norm = layers.Norm(cfg.norm, cfg.bias, cfg.dtype, name="attn_norm")
         y_MxD = activation_sharding.gather_tokens(norm(x_MxD))
         y_MxD, cache = Attention(cfg, out_init, name="attn")(y_MxD, cache, T, angles, offset, real)
@@ -200,12 +201,17 @@ class Block(nn.Module):
 def _remat(saved: str) -> type[nn.Module]:
     """Block with activation checkpointing (Chen et al. 2016). Saved for the backward pass: "none",
     all activations; "dots", matmul outputs without the attention maps, which grow as T²;
-    "projections", those of the attention alone; "full", only the block's input."""
+    "projections", those of the attention alone; "offload", the same and the block's input, in the
+    memory of the host (on CPU, in its own); "full", only the block's input."""
+    if saved == "none":
+        return Block
     keep = jax.checkpoint_policies
     policy = {"dots": keep.dots_with_no_batch_dims_saveable, "full": keep.nothing_saveable,
-              "projections": keep.save_only_these_names("projection")}.get(saved)  # fmt: skip
-    if policy is None:
-        return Block
+              "projections": keep.save_only_these_names("projection"),
+              "offload": keep.save_and_offload_only_these_names(
+                  names_which_can_be_saved=[],
+                  names_which_can_be_offloaded=["block_input", "projection"],
+                  offload_src="device", offload_dst="pinned_host")}[saved]  # fmt: skip
     return nn.remat(Block, prevent_cse=False, policy=policy, static_argnums=(3,))  # T
 
 

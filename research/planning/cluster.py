@@ -22,10 +22,17 @@ from research.io.humanize import format_bytes
 from research.models import accounting
 from research.models.sizing import MOST_RUNGS, without_sized
 from research.parallel import device_mesh
-from research.planning import hardware, jaxpr_liveness, memory, roofline
+from research.planning import (
+    hardware,
+    jaxpr_liveness,
+    jaxpr_sharding,
+    memory,
+    parameter_traffic,
+    roofline,
+)
 from research.planning.hardware import Machine
 from research.planning.memory import MemoryEstimate
-from research.planning.roofline import StepSeconds, Traffic
+from research.planning.roofline import ParameterBytes, StepSeconds, Traffic
 from research.training import other_execution
 from research.training.make_run import make_run
 from research.training.run import Run
@@ -79,10 +86,11 @@ def plan_for_mesh(
     mesh, parts = dict(mesh), run.execution.grad_accumulation
     device_mesh.check_rows(mesh, run.batch, parts)
     abstract = device_mesh.abstract_mesh(mesh)
-    kernels = list(jaxpr_liveness.list_kernels(memory.trace_step(run, abstract, machine.platform)))
+    program = memory.trace_step(run, abstract, machine.platform)
+    kernels = list(jaxpr_liveness.list_kernels(program))
     dtype = getattr(run.model.spec, "dtype", "float32")
-    sharded, replicated = _parameter_bytes(run, mesh, 2 if dtype == "bfloat16" else 4)
-    traffic = roofline.collective_traffic(kernels, mesh, sharded, replicated, parts)
+    moved = _parameter_traffic(run, mesh, program, 2 if dtype == "bfloat16" else 4)
+    traffic = roofline.collective_traffic(kernels, mesh, moved)
     kernel_seconds = roofline.kernel_seconds(kernels, machine, dtype)
     seconds = roofline.step_seconds(kernel_seconds, traffic, mesh, machine)
     devices = math.prod(mesh.values())
@@ -99,18 +107,25 @@ def plan_for_mesh(
     )
 
 
-def _parameter_bytes(run: Run, mesh: Mapping[str, int], item: int) -> tuple[float, float]:
-    """Bytes of one tensor slice of the parameters that the fsdp axis splits, in the type of `item`
-    bytes that products are in; and, in float32, of all others."""
+def _parameter_traffic(
+    run: Run, mesh: Mapping[str, int], program: jaxpr_sharding.Program, item: int
+) -> ParameterBytes:
+    """What moves of the parameters, in the type of `item` bytes that products are in; in float32
+    of those that the fsdp axis does not split."""
     _, abstract = place_state(run, device_mesh.abstract_mesh(mesh))
     sharded = replicated = 0.0
-    for leaf in jax.tree.leaves(abstract.params):
+    shared, before = [], len(jax.tree.leaves(abstract.step))
+    for at, leaf in enumerate(jax.tree.leaves(abstract.params), before):
         own = math.prod(leaf.sharding.shard_shape(leaf.shape))
         if "fsdp" in tuple(leaf.sharding.spec):
-            sharded += own * mesh["fsdp"] * item
+            sharded += own * item
+            shared.append((program.level.ins[at], float(own * mesh["fsdp"])))
         else:
             replicated += own * 4
-    return sharded, replicated
+    parts = run.execution.grad_accumulation
+    uses = parameter_traffic.parameter_uses(program.level, shared, parts)
+    moved = item * (uses.gathered + uses.added) + uses.rows
+    return ParameterBytes(moved, parts * sharded, replicated)
 
 
 def _alternatives(run: Run, mesh: Any, platform: str) -> dict[str, MemoryEstimate]:
@@ -291,7 +306,7 @@ def format_plan(plan: Plan, run: Run, device: str, largest: tuple[int, dict] | N
         "",
         "bytes on one device, estimated to about 30 % (--compile asks the compiler)",
         *(f"  {name:<12}{amount}" for name, amount in rows),
-        *(f"  with {key:<22}{size(b.total)}" for key, b in plan.alternatives.items()),
+        *(f"  with {key:<24}{size(b.total)}" for key, b in plan.alternatives.items()),
         "",
         "received by one device in a step, and the time on the links at least",
         *(f"  {axis:<8}{size(count):>8}  {seconds:.3g} s" for (axis, count), seconds in links),

@@ -38,13 +38,15 @@ SPMD_WARNING = "Involuntary full rematerialization"  # the partitioner's words
 
 class Reserved(NamedTuple):
     """Bytes on one device, as `memory_analysis` of the compiled dispatch has them; `live` is what
-    XLA counts as used at its peak, which is less where there are gaps."""
+    XLA counts as used at its peak, which is less where there are gaps; `host`, what the host keeps
+    for the device."""
 
     argument: int
     output: int
     temp: int
     alias: int
     live: int
+    host: int = 0
 
     @property
     def peak(self) -> int:
@@ -55,8 +57,9 @@ class Reserved(NamedTuple):
     @classmethod
     def from_compiled(cls, compiled: Any) -> "Reserved":
         found = compiled.memory_analysis()
-        sizes = {name: getattr(found, f"{name}_size_in_bytes") for name in cls._fields[:-1]}
-        return cls(**sizes, live=found.peak_memory_in_bytes)
+        sizes = {name: getattr(found, f"{name}_size_in_bytes") for name in cls._fields[:4]}
+        host = found.host_temp_size_in_bytes
+        return cls(**sizes, live=found.peak_memory_in_bytes, host=host)
 
 
 def compile_dispatch(run: Run, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Any:
@@ -99,7 +102,8 @@ def describe(compiled: Any, run: Run, mesh: Mesh) -> dict[str, Any]:
             "temporaries": reserved.temp,
             "total": reserved.peak,
         },
-        "live": reserved.live,
+        "live": min(reserved.live, reserved.peak),  # XLA counts what the host keeps in it too
+        "host": reserved.host,
         "collectives": [c._asdict() | {"received": c.received} for c in collectives],
         "buffers": [b._asdict() for b in program.largest()],
         "errors": [
@@ -253,6 +257,7 @@ def format_compiled(found: Mapping[str, Any], available: float | None) -> str:
         f"  {'total':<12}{format_bytes(total)}{fits}",
         f"  {'live':<12}{format_bytes(found['live'])} at the peak; estimated "
         f"{format_bytes(found['estimated'])} ({off:+.0%})",
+        *([f"  {'host':<12}{format_bytes(found['host'])}"] if found["host"] else ()),
         "",
         "received by one device in a step",
         *_collective_lines(found["collectives"]),

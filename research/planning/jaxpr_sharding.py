@@ -11,8 +11,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax.extend.core import Literal
 from jax.sharding import PartitionSpec
+
+from research.training.chunked_losses import OWN_ROWS
 
 # One pass over their operands, fused with their like. What `pad` makes is written, though: that is
 # what XLA was seen to do.
@@ -49,15 +52,18 @@ class Value:
     the tensor axis splits, if any; `ways`, over how many devices it lies in all, where that is not
     told by `split`; `partial`, whether devices of the tensor axis hold terms of a sum; `added`, how
     many bytes they add up then; `sum_of`, the value whose terms it is the sum of; `summed`, whether
-    it is the gradient of one turn of a loop, which devices with other rows add up."""
+    it is the gradient of one turn of a loop, which devices with other rows add up; `on_host`,
+    whether it is kept in the memory of the host."""
 
     __slots__ = (
-        *("added", "kind", "partial", "shape", "size", "split", "sum_of", "summed", "ways"),
+        *("added", "kind", "on_host", "partial", "shape", "size", "split", "sum_of", "summed"),
+        "ways",
     )
 
     def __init__(self, aval: Any, split: int | None = None):
         self.shape: tuple[int, ...] = tuple(getattr(aval, "shape", ()))
         item = getattr(getattr(aval, "dtype", None), "itemsize", 4)
+        self.on_host = getattr(aval, "memory_space", None) == jax.memory.Space.Host
         self.size, self.split, self.ways, self.kind = math.prod(self.shape) * item, split, 0, ""
         self.partial, self.added, self.summed = False, 0.0, False
         self.sum_of: Value | None = None
@@ -93,7 +99,8 @@ class Program:
     `layouts` says of the first inputs, and of the outputs of the same numbers, which dimension the
     tensor axis splits and over how many devices they lie in all. Arrays whose last dimensions
     are `unwritten` are in a kernel and never materialized. `names`, {size of a last dimension:
-    kind}, tells kinds of memory apart.
+    kind}, tells kinds of memory apart. `offloads`: what is put into the memory of the host takes
+    none of the device (XLA for CPU takes no notice of it).
     """
 
     def __init__(
@@ -104,8 +111,10 @@ class Program:
         rows: int = 1,
         unwritten: tuple[int, ...] = (),
         names: Mapping[int, str] | None = None,
+        offloads: bool = True,
     ):
         self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
+        self.offloads = offloads
         self.names = names or {}
         self.state_count = len(layouts)
         ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
@@ -153,7 +162,7 @@ class Program:
         updates, and gradients up to the products that they come from, in loops too."""
         for op in reversed(level.ops):
             out = op.outs[0]
-            if op.name in ELEMENTWISE:
+            if op.name in ELEMENTWISE and op.params.get("name") != OWN_ROWS:
                 order = (
                     op.params["permutation"] if op.name == "transpose" else range(len(out.shape))
                 )
@@ -250,6 +259,8 @@ class Program:
 
     def bytes(self, value: Value) -> float:
         """On one device."""
+        if value.on_host and self.offloads:
+            return 0.0
         if self.unwritten and len(value.shape) > 3:
             sizes = [size for size in value.shape if size > 1]
             if tuple(sizes[-len(self.unwritten) :]) == self.unwritten:

@@ -109,15 +109,16 @@ def trace_step(run: Run, mesh: AnyMesh, platform: str = "cpu") -> jaxpr_sharding
     layouts = tuple(_layout(x) for x in jax.tree.leaves(abstract))
     unwritten = getattr(run.model.family, "unwritten_map", lambda spec, platform: ())
     last = unwritten(run.model.spec, platform)
-    return _program(traced, layouts, row_shards, last, getattr(run.model.spec, "vocab", None))
+    vocab, offloads = getattr(run.model.spec, "vocab", None), platform != "cpu"
+    return _program(traced, layouts, row_shards, last, vocab, offloads)
 
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    traced: tuple, layouts: tuple, rows: int, unwritten: tuple, vocab: int | None
+    traced: tuple, layouts: tuple, rows: int, unwritten: tuple, vocab: int | None, offloads: bool
 ) -> jaxpr_sharding.Program:
-    names = {} if vocab is None else {vocab: "logits"}
-    return jaxpr_sharding.Program(_step_jaxpr(*traced), layouts, traced[-1], rows, unwritten, names)
+    jaxpr, names = _step_jaxpr(*traced), {} if vocab is None else {vocab: "logits"}
+    return jaxpr_sharding.Program(jaxpr, layouts, traced[-1], rows, unwritten, names, offloads)
 
 
 @functools.lru_cache(maxsize=256)

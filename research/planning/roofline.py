@@ -26,6 +26,16 @@ class Traffic(NamedTuple):
     tensor: float
 
 
+class ParameterBytes(NamedTuple):
+    """Of parameters in a step: `moved`, those of which fsdp splits, each as often as it is gathered
+    and its gradient scattered; `own`, a device's part of the same, as often as its gradients are
+    added up; `replicated`, all others."""
+
+    moved: float
+    own: float
+    replicated: float
+
+
 class StepSeconds(NamedTuple):
     """Of a step, at least: its `kernels`, and the traffic of each mesh axis."""
 
@@ -52,25 +62,19 @@ def kernel_seconds(kernels: Iterable[Kernel], machine: Machine, dtype: str) -> f
 
 
 def collective_traffic(
-    kernels: Iterable[Kernel],
-    mesh: Mapping[str, int],
-    sharded: float,
-    replicated: float,
-    parts: int,
+    kernels: Iterable[Kernel], mesh: Mapping[str, int], parameters: ParameterBytes
 ) -> Traffic:
     """Of a step on `mesh`, with ring or tree collectives, of which a device receives (n − 1)/n.
 
-    `sharded` are the bytes of one tensor slice of all parameters that fsdp splits, in the type that
-    they are multiplied in, `replicated` those of the others. Parameters are gathered for the
-    forward and again for the backward pass, and their gradients reduce-scattered, for each of the
-    `parts` of a batch (Rajbhandari et al. 2020, ZeRO stage 3); an all-reduce is both, so twice its
-    bytes.
+    Parameters are gathered for each product of the step and their gradients reduce-scattered
+    (Rajbhandari et al. 2020, ZeRO stage 3, which has two products: forward and backward); an
+    all-reduce is both, so twice its bytes.
     """
     share = {axis: (mesh[axis] - 1) / mesh[axis] for axis in mesh}
     summed = sum(k.times * k.summed for k in kernels)
     return Traffic(
-        data=2 * share["data"] * (parts * sharded / mesh["fsdp"] + replicated),
-        fsdp=share["fsdp"] * (3 * parts * sharded + 2 * replicated),
+        data=2 * share["data"] * (parameters.own + parameters.replicated),
+        fsdp=share["fsdp"] * (parameters.moved + 2 * parameters.replicated),
         tensor=2 * share["tensor"] * summed,
     )
 

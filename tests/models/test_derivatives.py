@@ -38,11 +38,15 @@ def unembed(x_MxD, w_DxV):
     return custom_vjp.dense(x_MxD, w_DxV.astype(x_MxD.dtype), True)
 
 
+def on_one_device(function, rows, head):
+    return function(*rows, *head)
+
+
 def chunked(op, x_NxMxD, w_DxV):
     """The chunked loss as a function of what it is differentiated for."""
     N, M, _ = x_NxMxD.shape
     target = np.random.default_rng(9).integers(w_DxV.shape[1], size=(N, M))
-    return op((jnp.asarray, unembed), x_NxMxD, target, jnp.ones((N, M), w_DxV.dtype), w_DxV)
+    return op((on_one_device, unembed), x_NxMxD, target, jnp.ones((N, M), w_DxV.dtype), w_DxV)
 
 
 def with_static(*static):

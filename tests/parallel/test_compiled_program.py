@@ -11,7 +11,7 @@ import pytest
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.errors import BadInput
-from research.models import activation_sharding
+from research.models import activation_sharding, head_sharding
 from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.planning import cluster, compiled, hlo, memory
@@ -148,6 +148,42 @@ def test_the_tensor_axis_splits_the_tokens_between_blocks(all_axes, tokens_whole
 
     assert kept(all_axes)[1]
     assert kept(tokens_whole) == [True, False]
+
+
+CHUNKED = BLOCK | {"task.chunk": B * T // 4 // 8, "model.width": 96}
+
+
+@pytest.fixture(scope="module")
+def chunked(tiny):
+    return Program(make_run(tiny(CHUNKED)), ALL)
+
+
+@pytest.fixture(scope="module")
+def added_in_each_chunk(tiny):
+    """The same, with a loop over chunks that the partitioner splits."""
+    patch = pytest.MonkeyPatch()
+
+    def by_partitioner(spec, function, rows, weights):
+        return function(*rows, *[head_sharding.head(spec, w) for w in weights])
+
+    patch.setattr(head_sharding, "over_rows", by_partitioner)
+    try:
+        return Program(make_run(tiny(CHUNKED | {"batch.size": 2 * B})), ALL)
+    finally:
+        patch.undo()
+
+
+def test_the_gradient_of_a_head_is_added_up_once(chunked, added_in_each_chunk):
+    """And not in each of the four chunks, or more, of a batch; the head is gathered once."""
+
+    def times(program, *kinds):
+        found = hlo.Program(program.compiled.as_text()).collectives(dict(program.mesh.shape))
+        head = f"[96,{V // 2}]"
+        return sum(c.times for c in found if c.kind in kinds and c.array.endswith(head))
+
+    assert times(chunked, "all-reduce", "reduce-scatter") == 1
+    assert times(chunked, "all-gather") == 1
+    assert times(added_in_each_chunk, "all-reduce", "reduce-scatter") >= 4
 
 
 def rows_move(program):

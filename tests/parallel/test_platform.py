@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from research import models
 from research.errors import BadInput
-from research.models import activation_sharding, conv, custom_vjp, parameter_sharding
+from research.inference import generate, scoring
+from research.models import (
+    activation_sharding,
+    conv,
+    custom_vjp,
+    device_scope,
+    head_sharding,
+    parameter_sharding,
+)
 from research.parallel import device_mesh, tpu_mesh
 
 ONE = (1, 1, 1)
@@ -61,6 +70,51 @@ def test_a_jitted_function_is_traced_again_for_another_platform():
     assert activation_sharding.platform() == "cpu"
 
 
+def test_outside_a_mesh_it_is_that_of_the_parameters(monkeypatch):
+    """And not of the process, which may have other devices too."""
+    seen = []
+
+    def program(model, params):
+        seen.append(activation_sharding.platform())
+        return params
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    params = {"w": jnp.ones(2)}
+    jitted = jax.jit(program, static_argnums=0)
+    with device_scope.on_device_of(params):
+        jitted("one", params)
+    jitted("another", params)
+    with jax.default_device("cpu"):
+        jitted("a third", params)
+    assert seen == ["cpu", "gpu", "cpu"]
+
+
+@pytest.mark.parametrize("by", ["generate", "score", "continue"])
+def test_what_is_generated_or_scored_is_computed_by_its_device(by, monkeypatch):
+    fields = {"vocab": 7, "context": 16, "width": 8, "depth": 1, "heads": 2, "kv_heads": 2}
+    fields |= {"hidden": 8, "norm": "rms", "positions": "rotary", "rotary_theta": 1e4}
+    fields |= {"activation": "swiglu", "qk_norm": False, "bias": False, "tie_embeddings": True}
+    fields |= {"dtype": "float32", "attention": "own", "remat": "none", "unroll": 1}
+    model = models.build("transformer", **fields)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    seen, unembed = [], models.Model.unembed
+
+    def spied(self, params, hidden):
+        seen.append(activation_sharding.platform())
+        return unembed(self, params, hidden)
+
+    monkeypatch.setattr(models.Model, "unembed", spied)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    scorer = scoring.Scorer(SimpleNamespace(model=model, params=params), 0)
+    if by == "generate":
+        generate.generate(model, params, [1, 2], 3)
+    elif by == "score":
+        scorer.score([([1], [2, 3])])
+    else:
+        scorer.continuations([[1, 2]], lambda i, said: len(said) > 0)
+    assert set(seen) == {"cpu"}
+
+
 def test_the_mesh_of_devices_has_their_platform():
     mesh = device_mesh.make_mesh({"data": 2, "fsdp": 2, "tensor": 2}, 8)
     found = []
@@ -92,7 +146,7 @@ def test_a_head_is_gathered_in_the_type_of_its_product():
 
     def text(*shape):
         function = device_mesh.with_mesh_names(
-            mesh, lambda w: parameter_sharding.head(w, "bfloat16", 8)
+            mesh, lambda w: head_sharding.head(SimpleNamespace(dtype="bfloat16", vocab=8), w)
         )
         return str(jax.make_jaxpr(function)(jnp.ones(shape)))
 

@@ -60,6 +60,9 @@ def mesh(data=1, fsdp=1, tensor=1):
     return {"data": data, "fsdp": fsdp, "tensor": tensor}
 
 
+# Those that keep less first.
+REMAT = ("offload", "full", "projections", "dots", "none")
+
 # What is counted.
 
 
@@ -90,14 +93,41 @@ def test_a_block_sums_four_times_the_stream_over_the_tensor_axis():
     assert summed(4, tensor=1) == 0
 
 
-def test_traffic_is_that_of_zero_3(run):
-    """Rajbhandari et al. 2020: three times the parameters, in the type that is multiplied."""
+def test_traffic_is_that_of_the_products(run):
+    """Without remat that of ZeRO stage 3 (Rajbhandari et al. 2020): a layer is gathered forward and
+    backward and its gradient scattered, three times the parameters in the type of products. A table
+    is gathered to be looked up, and what was looked up exchanged in place of its gradient; a head
+    that is read in chunks is gathered once."""
     plan = cluster.plan_for_mesh(run, H100, mesh(fsdp=8))
-    sharded = run.facts["params"] - run.facts["groups"]["norm"]
-    assert plan.traffic.fsdp == pytest.approx(3 * 7 / 8 * 2 * sharded, rel=0.01)
+    groups, rows = run.facts["groups"], 64 // 8 * 2048 * 1024
+    blocks = groups["attention"] + groups["feed_forward"]
+    table = 2 * (2 + 1) * groups["embedding"] + 4 * rows  # looked up in float32, and the head
+    whole = 2 * 3 * blocks + table + 2 * groups["position"] + 4 * 2048 * 1024
+    assert plan.traffic.fsdp == pytest.approx(7 / 8 * whole, rel=1e-3)
     alone = cluster.plan_for_mesh(run, H100, mesh(data=8))
+    sharded = run.facts["params"] - groups["norm"]
     assert alone.traffic.data == pytest.approx(2 * 7 / 8 * 2 * sharded, rel=0.01)
     assert alone.traffic.fsdp == plan.traffic.data == 0
+    tensor = cluster.plan_for_mesh(run, H100, mesh(fsdp=8, tensor=4)).traffic.fsdp
+    assert tensor == pytest.approx(7 / 8 * ((whole - 4 * rows) / 4 + 4 * rows), rel=0.1)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_what_is_recomputed_is_gathered_once_more(parts):
+    """All of a block but its last product, whose result nobody asks for; in every part."""
+
+    def gathered(remat):
+        run = cluster.run_without_data(large(256, 3, 8, parts, remat), vocab=512)
+        return run.facts["groups"], cluster.plan_for_mesh(run, H100, mesh(fsdp=8)).traffic.fsdp
+
+    groups, none = gathered("none")
+    _, full = gathered("full")
+    again = groups["attention"] + groups["feed_forward"] / 2
+    assert full - none == pytest.approx(parts * 7 / 8 * 2 * again, rel=1e-6)
+    assert gathered("dots")[1] == none
+    some = gathered("projections")[1] - none
+    assert some == pytest.approx(parts * 7 / 8 * groups["feed_forward"], rel=1e-6)
+    assert gathered("offload")[1] - none == some
 
 
 def test_state_and_gradients_are_sixteen_bytes_a_parameter(run):
@@ -113,13 +143,22 @@ def test_state_and_gradients_are_sixteen_bytes_a_parameter(run):
 def test_remat_takes_less_and_a_fused_map_nothing(run):
     plan = cluster.plan_for_mesh(run, H100, mesh(fsdp=8), alternatives=True)
     totals = {key: held.total for key, held in plan.alternatives.items()}
-    remat = [totals[f"model.remat={name}"] for name in ("full", "projections", "dots", "none")]
+    remat = [totals[f"model.remat={name}"] for name in REMAT]
     assert remat == sorted(set(remat))
     assert totals["task.chunk=none"] <= totals["task.chunk=0"]
     assert totals["model.remat=none"] == plan.bytes.total
     written = memory.estimate(run, device_mesh.abstract_mesh(mesh(fsdp=8)), "cpu")
     maps = 8 * 8 * 2048**2 * 2  # rows, heads, T, T, bytes
     assert written.total - plan.bytes.total > run.model.spec.depth * maps
+
+
+def test_what_is_offloaded_is_the_hosts_where_there_is_another(run):
+    """XLA for CPU leaves it where it is."""
+    away = cluster.with_execution(run, remat="offload")
+    sizes = device_mesh.abstract_mesh(mesh(fsdp=8))
+    here, there = (memory.estimate(away, sizes, platform) for platform in ("cpu", "gpu"))
+    kept = 5 * 4 * 8 * 2048 * 1024 * 2  # projections and input of 4 blocks, in half precision
+    assert here.activations - there.activations == pytest.approx(kept, rel=0.01)
 
 
 # What is known of machines.

@@ -5,7 +5,7 @@ import pytest
 from tools import machines_table as tool
 
 ESTIMATED = ("target", "parameters", "batch, context", "data, fsdp, tensor", "remat", "estimate")
-ESTIMATED += ("step ≥", "MFU ≤")
+ESTIMATED += ("step ≥", "MFU ≤", "derived")
 
 
 def table(page):
@@ -31,6 +31,8 @@ def test_the_page_holds_what_compilers_said():
         assert float(row["live"]) <= float(row["GB"])
         assert 0.7 < float(row["estimate"]) / float(row["live"]) < 1.3
         assert row["errors"] == "0"
+        near = float(row["derived"]) == pytest.approx(float(row["received"]), rel=0.05)
+        assert near or row["target"].startswith("tpu")
 
 
 def test_the_table_is_replaced_and_nothing_else():

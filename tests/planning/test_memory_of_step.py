@@ -328,16 +328,17 @@ def test_the_rule_leaves_small_vocabularies_whole(tiny):
 
 # Blocks that are worked out again.
 
-REMAT = ("none", "dots", "projections", "full")
+REMAT = ("none", "dots", "projections", "offload", "full")
 
 
 @pytest.mark.slow
 def test_remat_by_name_takes_less_memory_and_gives_the_same_losses(tiny):
     deep = {"model.depth": 6, "batch.size": 32}
     configs = [tiny(deep | {"model.remat": name}) for name in REMAT]
-    none, dots, projections, full = map(temporaries, configs)
+    none, dots, projections, offload, full = map(temporaries, configs)
     assert full < 0.85 * projections
     assert projections < 0.85 * dots
+    assert offload == pytest.approx(projections, rel=0.1)  # on CPU
     assert full < 0.7 * dots
     assert dots < 0.7 * none
     every = [losses(trainer(config))[1] for config in configs]
