@@ -177,7 +177,10 @@ def to_tensors(model: Mapping[str, Any], leaves: Leaves) -> dict[str, np.ndarray
     for path in sorted(leaves.keys() - placed):
         if leaves[path].any():
             name = LAYOUTS[described["model_type"]].architecture
-            raise BadInput(f"parameter {path} is not zero, and {name} has no place for it")
+            raise BadInput(
+                f"parameter {path} is not zero, and {name} has no place for it; where optim.paths "
+                "freezes it in training it stays zero"
+            )
     return out
 
 

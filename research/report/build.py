@@ -302,6 +302,11 @@ def _sweep_figures(
     curves = [(row, records[row["run"]]) for row in rows if records[row["run"]]]
     if curves:
         out["curves"] = sweep_figures.learning_curves(curves, unit, against)
+        for metric in text.set_losses(rows):
+            measured = [m for _, records in curves for m in records if metric.name in m]
+            if any(m[metric.name] != m["loss"] for m in measured):  # else it is the headline
+                figure = sweep_figures.learning_curves(curves, unit, against, metric.name)
+                out[text.figure_name(metric, "curves")] = figure
     if first["analysis"] and not others:
         out["residuals"] = fit_figures.residual_panels(first["analysis"].fit)
     return out

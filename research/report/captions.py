@@ -48,7 +48,9 @@ CAPTIONS = {
     "multiverse": "The exponent under every combination of analysis choices. Left: all refits, "
     "sorted, with the median; right: the median exponent under each choice.",
     "curves": "Learning curves of all runs. Lines are the smoothed training loss, marks the "
-    "held-out loss, of text that no run has trained on; colors go by size.",
+    "held-out loss; colors go by size.",
+    "set": "Learning curves of all runs on another set. Lines are the smoothed training loss, "
+    "marks the loss on the set that the legend names; colors go by size.",
     "collapse": "Learning curves, normalized, and their common curve. Left: a line for each run, "
     "colored by size, and the common curve (dashed); right: each run's deviation from it, and two "
     "standard deviations of batch noise and spread (dashed). Runs that leave the band are orange.",
@@ -72,11 +74,13 @@ CAPTIONS = {
     "metric": "Held-out metric of the runs. Dots are means over seeds, bars their standard "
     "deviation.",
 }
+PREFIXES = {"metric": "metric", "curves": "set"}  # of figures of a metric or a set, before its name
 
 
 def caption(figure: str) -> str:
     """The caption of a figure by its name, which is that of its kind, after its law or group."""
-    kind = "metric" if figure.startswith("metric_") else figure.rpartition("_")[2]
+    prefix, _, name = figure.partition("_")
+    kind = PREFIXES[prefix] if name and prefix in PREFIXES else figure.rpartition("_")[2]
     return CAPTIONS.get(kind, f"Figure: {figure}.")
 
 

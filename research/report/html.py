@@ -233,6 +233,9 @@ def _still_figures(result: Mapping[str, Any], figures: _Figures) -> list[str]:
     for name, heading in STILL.items():
         if figure := figures.take(name):
             out += [f"<h2>{heading}</h2>", *figure]
+            if name == "curves":
+                names = [text.figure_name(m, name) for m in text.set_losses(result["rows"])]
+                out += figures.take(*names)
             if name == "collapse":
                 words = text.collapse_sentences(result["collapse"])
                 out += paragraphs([f"{line}." for line in words])

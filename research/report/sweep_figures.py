@@ -205,9 +205,10 @@ def learning_curves(
     curves: Sequence[tuple[Mapping[str, Any], Sequence[Mapping]]],
     unit: str = "nats per token",
     column: str = "params",
+    measure: str = "loss",
 ) -> Figure:
-    """Training loss (smoothed) and held-out loss against tokens or examples, colored by
-    `column`."""
+    """Training loss (smoothed) and held-out loss against tokens or examples, colored by `column`;
+    `measure`: that of another set, loss/NAME."""
     with style.sheet(6.4, 4.2) as sheet:
         (axes,) = sheet.panels
         sizes = [row.get(column) or 1 for row, _ in curves]
@@ -221,7 +222,7 @@ def learning_curves(
                 tokens, loss = np.array(train[1:]).T
                 axes.plot(tokens, _smooth(loss), color=color, lw=0.8, alpha=0.55,
                           rasterized=len(curves) > 24)  # fmt: skip
-            heldout = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
+            heldout = [(m["tokens"], m[measure]) for m in metrics if measure in m]
             if heldout:
                 axes.plot(*np.array(heldout).T, f"{mark}-", color=color, ms=4, lw=1.6)
         axes.set_xscale("log")
@@ -238,9 +239,11 @@ def learning_curves(
             plain_ticks(axes.yaxis)
         log_ticks(axes.xaxis)
         axes.plot([], [], color=GRAY, lw=0.8, label="training loss, smoothed")
+        other = measure.partition("/")[2]
+        what = f"loss on {plain_label(other)}" if other else "held-out loss"
         for group, (_, mark) in looks.items():
             of = f": {plain_label(group)}" if len(looks) > 1 else ""
-            axes.plot([], [], f"{mark}-", color=GRAY, ms=4, lw=1.6, label=f"held-out loss{of}")
+            axes.plot([], [], f"{mark}-", color=GRAY, ms=4, lw=1.6, label=f"{what}{of}")
         _size_bar(sheet, norm, column)
         style.legend_above(sheet)
     return sheet.figure

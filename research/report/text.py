@@ -75,9 +75,15 @@ def score_statistics(
     ]
 
 
-def figure_name(metric: Column) -> str:
+def figure_name(metric: Column, kind: str = "metric") -> str:
     """The name of the figure of a metric, which is a file's, too: one of a set is loss/NAME."""
-    return f"metric_{metric.name.replace('/', '_')}"
+    return f"{kind}_{metric.name.replace('/', '_')}"
+
+
+def set_losses(rows: Sequence[Row]) -> list[Column]:
+    """Those of `page_metrics` that are the loss on a set of eval.sets, or on what is held out
+    beside them."""
+    return [metric for metric in page_metrics(rows) if metric.name.startswith("loss/")]
 
 
 def page_metrics(rows: Sequence[Row]) -> list[Column]:

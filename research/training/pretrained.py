@@ -1,5 +1,5 @@
-"""A model in a folder as Hugging Face `transformers` writes it, or of the hub by its name, as what a
-run starts from (`init.run=hf:FOLDER`) or as a model to use."""
+"""A model in a folder as Hugging Face `transformers` writes it, or of the hub by its name, as what
+a run starts from (`init.run=hf:FOLDER`) or as a model to use."""
 
 import dataclasses
 import functools

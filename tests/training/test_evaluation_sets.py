@@ -67,6 +67,17 @@ def test_every_set_has_its_columns_everywhere(trained):
     assert {"loss/other", "loss/half"} <= {m["name"] for m in result["metrics"]}
 
 
+def test_the_page_has_the_curve_of_every_other_set(trained, tmp_path):
+    from research.report import build
+
+    _, path, workdir = trained
+    found = build.write_report(workdir, out=tmp_path)
+    curves = {name.split(".")[0] for name in found["files"] if name.startswith("curves")}
+    assert curves == {"curves", "curves_loss_other", "curves_loss_half"}  # heldout: the headline
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("Learning curves of all runs on another set.") == 2
+
+
 def test_the_overlap_is_measured_and_told(trained):
     result = trained[0]
     assert result["overlap/other"] == 0.0
