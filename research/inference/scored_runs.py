@@ -84,11 +84,12 @@ def _stale(entry: Mapping[str, Any] | None, digest: str, recipe: Mapping[str, An
 
 
 def words(entry: Mapping[str, Any]) -> str:
-    """A score in words."""
-    error = entry.get("standard_error")
-    out = f"{entry['accuracy']:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-    if (chance := entry.get("chance")) is not None:
-        out += f" (chance {chance:.3f})"
+    """A score in words: of a task that reads whole texts it has bits per byte alone."""
+    parts, error = [], entry.get("standard_error")
+    if (accuracy := entry.get("accuracy")) is not None:
+        parts.append(f"{accuracy:.3f}" + (f" ± {error:.3f}" if error is not None else ""))
+        if (chance := entry.get("chance")) is not None:
+            parts[0] += f" (chance {chance:.3f})"
     if (bits := entry.get("bits_per_byte")) is not None:
-        out += f", {bits:.3f} bits per byte"
-    return out
+        parts.append(f"{bits:.3f} bits per byte")
+    return ", ".join(parts)

@@ -12,6 +12,7 @@ from research.report.text import interval_end
 HEADINGS = ("FLOPs", "loss", "measured", "by the loss", "directly", "by the measured loss")
 WAYS = ("two_steps", "direct", "measured_loss")
 WORDS = {"two_steps": "by the loss", "direct": "directly"}
+NEEDED = 3  # scores above chance: as many as the curve from there on has parameters
 LAWS = {
     "loss_of_flops": "FLOPs to loss",
     "score_of_loss": "loss to score",
@@ -58,10 +59,15 @@ def table_rows(section: Mapping[str, Any]) -> list[list[str]]:
 
 def sentences(section: Mapping[str, Any]) -> list[str]:
     """How both ways did on what was held out, and what the columns are."""
-    holdout = section["holdout"]
-    shown = "predictions with 95 % intervals of a run"
+    holdout, above = section["holdout"], section.get("above_chance")
+    shown = ["predictions with 95 % intervals of a run"]
+    if above is not None and above < NEEDED:
+        shown.append(
+            f"{above or 'none'} of the scores {'is' if above < 2 else 'are'} above chance by more "
+            f"than two standard errors; a law of them needs {NEEDED}, and this one is of noise"
+        )
     if not holdout["rows"]:
-        return [f"no run is held out: {holdout['why']}", shown]
+        return [f"no run is held out: {holdout['why']}", *shown]
     errors = holdout["errors"]
     count = len(holdout["rows"])
     told = "; ".join(
@@ -73,7 +79,7 @@ def sentences(section: Mapping[str, Any]) -> list[str]:
     return [
         f"{runs} above {flops_text(holdout['largest'])} FLOPs, predicted from "
         f"{holdout['n_points']}, mean absolute error: {told}",
-        shown,
+        *shown,
     ]
 
 

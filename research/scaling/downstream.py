@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.errors import BadInput
+from research.runs.schema import is_number
 from research.scaling.extrapolation import largest_rows
 from research.scaling.fit import Fit, finite_ends
 from research.scaling.laws import Law, logistic, power, saturating
@@ -19,7 +20,8 @@ from research.scaling.options import Options, Split
 from research.tables import table, where
 
 NEEDED = ("flops", "loss", "accuracy")
-CHANCE, RECIPE = "score_chance", "score_recipe"  # columns beside score/TASK
+CHANCE, RECIPE, ERROR = "score_chance", "score_recipe", "score_error"  # columns beside score/TASK
+SURE = 2.0  # standard errors from which on a score is above chance
 LEAST_FLOOR = 1e-6  # in place of a chance of 0, whose logarithm there is not
 LEAST_RISE = 1e-3
 AHEAD = 10.0  # times the largest budget: what is predicted where nothing is asked
@@ -51,6 +53,7 @@ def fit_downstream(rows: Sequence[table.Row], options: Options, column: str) -> 
         "score": column,
         "chance": chance,
         "n_points": len(known),
+        "above_chance": _above_chance(known, column, chance),
         "dropped": dropped,
         "laws": {name: _described(fit) for name, fit in laws._asdict().items()},
         "holdout": _holdout(known, chance, options),
@@ -79,6 +82,15 @@ def _alike(rows: Sequence[table.Row], column: str) -> float | None:
             )
     chance = next(iter(beside), None)
     return None if chance in (None, "") else float(chance)
+
+
+def _above_chance(rows: Sequence[table.Row], column: str, chance: float | None) -> int | None:
+    """How many scores are above chance by more than SURE of their standard errors; None where
+    chance or errors are not known."""
+    errors = [row.get(f"{ERROR}/{column.partition('/')[2]}") for row in rows]
+    if chance is None or not all(is_number(error) for error in errors):
+        return None
+    return sum(row["accuracy"] - chance > SURE * error for row, error in zip(rows, errors))
 
 
 def _laws(rows: Sequence[table.Row], chance: float | None, options: Options) -> Laws:

@@ -49,6 +49,13 @@ def score(workdir, tasks, source=FEW, stop=lambda: False, rows=None):
     return told, missing
 
 
+def test_a_score_may_be_bits_per_byte_alone():
+    """As that of a task of lm-eval that reads whole texts."""
+    assert scored_runs.words({"bits_per_byte": 1.5, "items": 3}) == "1.500 bits per byte"
+    whole = {"accuracy": 0.5, "standard_error": 0.1, "chance": 0.25, "bits_per_byte": 1.5}
+    assert scored_runs.words(whole) == "0.500 ± 0.100 (chance 0.250), 1.500 bits per byte"
+
+
 def test_scores_are_columns_of_the_table(workdir):
     assert not [name for row in read_table(workdir) for name in row if name.startswith("score")]
     told, missing = score(workdir, ["copy", "cloze"])

@@ -150,6 +150,17 @@ def test_the_text_has_both_ways_side_by_side(exact):
     assert "by the loss ±0.000" in shown
 
 
+def test_scores_at_chance_have_a_law_of_noise_and_it_is_said():
+    rows, error = made(noise=0.01, score=lambda flops: 0.25 + 0 * flops), {"score_error/copy": 0.05}
+    said = [downstream_text.downstream(fitted([row | error for row in rows], bootstrap=0))]
+    rows[-1][SCORE] = 0.4
+    said.append(downstream_text.downstream(fitted([row | error for row in rows], bootstrap=0)))
+    assert "none of the scores is above chance by more than two standard errors" in said[0]
+    assert "1 of the scores is above chance by more than two standard errors; a law" in said[1]
+    fine = downstream_text.downstream(fitted([row | error for row in made()], bootstrap=0))
+    assert "above chance" not in fine  # the twin
+
+
 def parsed(*argv):
     import argparse
 
