@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.errors import BadInput
-from research.runs.schema import is_number
 from research.scaling.extrapolation import largest_rows
 from research.scaling.fit import Fit, finite_ends
 from research.scaling.laws import Law, logistic, power, saturating
@@ -87,8 +86,9 @@ def _alike(rows: Sequence[table.Row], column: str) -> float | None:
 def _above_chance(rows: Sequence[table.Row], column: str, chance: float | None) -> int | None:
     """How many scores are above chance by more than SURE of their standard errors; None where
     chance or errors are not known."""
-    errors = [row.get(f"{ERROR}/{column.partition('/')[2]}") for row in rows]
-    if chance is None or not all(is_number(error) for error in errors):
+    found = [row.get(f"{ERROR}/{column.partition('/')[2]}") for row in rows]
+    errors = [error for error in found if isinstance(error, int | float)]
+    if chance is None or len(errors) < len(rows):
         return None
     return sum(row["accuracy"] - chance > SURE * error for row, error in zip(rows, errors))
 

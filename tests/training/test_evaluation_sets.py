@@ -70,7 +70,7 @@ def test_every_set_has_its_columns_everywhere(trained):
 def test_the_page_has_the_curve_of_every_other_set(trained, tmp_path):
     from research.report import build
 
-    _, path, workdir = trained
+    _, _, workdir = trained
     found = build.write_report(workdir, out=tmp_path)
     curves = {name.split(".")[0] for name in found["files"] if name.startswith("curves")}
     assert curves == {"curves", "curves_loss_other", "curves_loss_half"}  # heldout: the headline
