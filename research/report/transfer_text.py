@@ -83,9 +83,10 @@ def rate(found: Mapping[str, Any]) -> Told:
         row = [str(width)]
         for which in WORDS:
             entry = found[which]["optima"][i]
-            row += [_optimum(entry), f"{entry['loss']:.4f}"]
+            row += [_optimum(entry), _curvature(entry), f"{entry['loss']:.4f}"]
         rows.append(row)
-    headings = [f"{words}: {kind}" for words in WORDS.values() for kind in ("lr", "least loss")]
+    kinds = ("lr", "curvature", "least loss")
+    headings = [f"{words}: {kind}" for words in WORDS.values() for kind in kinds]
     lines = []
     for which, words in WORDS.items():
         part = found[which]
@@ -109,6 +110,15 @@ def _optimum(entry: Mapping[str, Any]) -> str:
         low, high = entry["interval"]
         return f"{entry['lr']:.3g} ({low:.3g} to {high:.3g})"
     return f"{entry['lr']:.3g}"
+
+
+def _curvature(entry: Mapping[str, Any]) -> str:
+    """Of log loss over (log lr)^2."""
+    if entry["curvature"] is None:
+        return ""
+    between = entry.get("curvature_interval")
+    ends = f" ({between[0]:.2g} to {between[1]:.2g})" if between else ""
+    return f"{entry['curvature']:.2g}{ends}"
 
 
 def regret(found: Mapping[str, Any]) -> Told:

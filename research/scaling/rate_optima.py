@@ -101,7 +101,7 @@ def _noise(curves: Sequence[Curve]) -> tuple[float, int]:
 def _locate(curve: Curve, noise: float, freedom: int) -> tuple[dict[str, Any], np.ndarray]:
     """The optimum of a width, and draws [K] of log lr (NaN where it has none inside)."""
     x, y = curve.around
-    at, interval, curvature = float(np.log(curve.lr[curve.least])), None, None
+    at, interval, bends, between = float(np.log(curve.lr[curve.least])), None, None, None
     draws = np.full(DRAWS, np.nan)
     if not (censored := curve.censored):
         rng = np.random.default_rng(curve.width)
@@ -109,9 +109,9 @@ def _locate(curve: Curve, noise: float, freedom: int) -> tuple[dict[str, Any], n
         drawn = y[:, None] + spread * rng.standard_normal((len(y), DRAWS))
         vertex, _ = parabola_minimum(x, np.concatenate([y[:, None], drawn], axis=1))
         at = float(vertex[0]) if np.isfinite(vertex[0]) else at
-        curvature = float(np.polyfit(x, y, 2)[0])
+        bends = float(np.polyfit(x, y, 2)[0])
         if freedom:  # without, nothing says how large noise is
-            draws = vertex[1:]
+            draws, between = vertex[1:], _quantiles(np.polyfit(x, drawn, 2)[0])
             ends = _quantiles(draws)
             interval = ends and [math.exp(end) for end in ends]
     losses = [float(loss) if math.isfinite(loss) else None for loss in curve.loss]
@@ -121,7 +121,8 @@ def _locate(curve: Curve, noise: float, freedom: int) -> tuple[dict[str, Any], n
         "lr": math.exp(at),
         "interval": interval,
         "censored": censored,
-        "curvature": curvature,
+        "curvature": bends,
+        "curvature_interval": between,
         "loss": float(curve.loss[curve.least]),
         "tried": {"lr": curve.lr.tolist(), "loss": losses},
     }

@@ -35,7 +35,7 @@ def test_an_optimum_is_recovered_and_how_far_it_moves():
 
 
 def test_intervals_cover_the_optimum_and_widen_with_noise():
-    widths, inside, sizes = (32, 64, 128, 256), 0, {}
+    widths, inside, sizes, bends = (32, 64, 128, 256), 0, {}, 0
     for noise in (0.001, 0.004):
         sizes[noise] = 0.0
         for seed in range(30):
@@ -47,7 +47,11 @@ def test_intervals_cover_the_optimum_and_widen_with_noise():
             sizes[noise] += high - low
             for entry in found["optima"]:
                 assert entry["interval"][0] < entry["lr"] < entry["interval"][1]
+                low, high = entry["curvature_interval"]
+                assert low < entry["curvature"] < high
+                bends += low <= 0.02 <= high
     assert 52 <= inside < 61  # of 60
+    assert 210 <= bends < 240  # of 240
     assert sizes[0.004] > 2 * sizes[0.001]
 
 
