@@ -1,6 +1,7 @@
 """The plan of a sweep as text: a line for every point, totals, and what would bias a law that is
 fitted to these runs. Works on the facts of runs (see run.make_run); needs no jax."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from research.io.humanize import format_bytes, format_duration
@@ -13,6 +14,8 @@ EXACT = "exact_full"  # the convention of the column "flops" (see accounting)
 MAX_CHANGING_SHARE = 0.1  # of the FLOPs, in a part that changes over the sizes
 MAX_WARMUP = 0.2  # of the steps
 MAX_BUDGET_ERROR = 0.01
+# Lines of a run's rules that are its own: the multipliers of its shape, its ratios to a horizon.
+OF_POINT = re.compile(r"horizon |width \d.*: .* x [\d.e+-]+$")
 
 
 def plan_text(
@@ -21,12 +24,15 @@ def plan_text(
     repeats: int = 0,
     device_memory: float | None = None,
 ) -> str:
-    """The plan as text: a line for every point, the rules that they share, totals, warnings, and
-    `notes` (what is trained together, what was dropped and why). `repeats` counts the points that
-    are the same run as another; `device_memory` is in bytes."""
+    """The plan as text: a line for every point, the rules that they share, what those of transfer
+    and horizon make of each, totals, warnings, and `notes` (what is trained together, what was
+    dropped and why). `repeats` counts the points that are the same run as another; `device_memory`
+    is in bytes."""
     facts = [row.facts for row in rows]
     rules = [f["rules"].splitlines() for f in facts]
     shared = [line for line in rules[0] if all(line in other for other in rules)]
+    of_points = [line for lines in rules for line in lines if OF_POINT.match(line)]
+    shared += [line for line in dict.fromkeys(of_points) if line not in shared]
     messages = [f"warning: {line}" for line in _run_warnings(rows, repeats, device_memory)]
     return "\n".join([_table(rows), *shared, *_totals(rows), *messages, *notes])
 

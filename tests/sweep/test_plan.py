@@ -141,6 +141,25 @@ def test_the_text_names_every_point_and_only_columns_that_tell_something():
     )
 
 
+def test_the_plan_has_what_rules_of_transfer_and_horizon_make_of_every_point():
+    words = "transfer mup: the numbers of the config hold at width 32"
+    own = {
+        width: f"width {width}, head size 16: hidden: lr x {32 / width:g}" for width in (64, 128)
+    }
+    ratio = "horizon power_lines (2505.13738): the numbers hold at 1e6; tokens x {}: lr x 1"
+    rows = [
+        row(
+            f"r{width}",
+            rules=f"size {width}: width {width}\n{ratio.format(width)}\n{words}\n{line}",
+        )
+        for width, line in own.items()
+    ]
+    shown = plan_text([*rows, rows[0]]).splitlines()
+    for line in (words, *own.values(), *(ratio.format(width) for width in own)):
+        assert shown.count(line) == 1, line
+    assert not any(line.startswith("size 64:") for line in shown)
+
+
 # Whole plans.
 
 
