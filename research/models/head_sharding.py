@@ -1,5 +1,5 @@
-"""The head of a language model, whose parameters devices share: gathered once, its gradient added up
-once, although its logits are worked out in chunks."""
+"""The head of a language model, whose parameters devices share: gathered once and its gradient
+added up once, although its logits are worked out in chunks."""
 
 import math
 from collections.abc import Callable, Sequence
