@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from research.errors import StorageError
 from research.io import files
-from research.parallel import compile_cache
+from research.parallel import compile_cache, device_mesh
+from research.training.make_run import make_run
+from research.training.trainer import Trainer, run_mesh
 
 SCRIPT = """
 import collections, json, sys
@@ -134,3 +138,34 @@ def test_damaged_entries_are_compiled_again(compute):
         assert again["result"] == first["result"]
         assert again["hits"] < first["misses"]
         assert "persistent compilation cache" in told
+
+
+@pytest.mark.skipif(not jax.__version__.startswith("0.10."), reason="the options of jaxlib 0.10")
+def test_programs_that_compile_in_less_time_make_the_same_numbers(tiny):
+    """Bit for bit those of the optimization that XLA has by default, and of its newer emitters."""
+    run = make_run(tiny({"mesh.data": 1, "loop.steps_per_dispatch": 4}))
+    mesh = run_mesh(run)
+    trainer = Trainer(run, mesh)
+    first = trainer.init()
+    inputs = np.zeros(trainer.inputs.shape, trainer.inputs.dtype)
+    init = jax.jit(
+        device_mesh.with_mesh_names(mesh, trainer.spec.init), out_shardings=trainer.shardings.tree
+    )
+
+    def drawn(seed):
+        made = init.lower(jax.random.key(seed), inputs, trainer.hyper)
+        newer = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 0}
+        return jax.device_get(made.compile(newer)(jax.random.key(seed), inputs, trainer.hyper))
+
+    def equal(one, other):
+        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        return all(np.array_equal(a, b) for a, b in pairs)
+
+    assert equal(jax.device_get(first), drawn(run.seed))
+    assert not equal(jax.device_get(first), drawn(run.seed + 1))
+    batches, count = trainer.batches(0, 4, 4), np.int32(4)
+    lowered = trainer._dispatch.lower(first, batches, trainer.hyper, count)
+    optimized = lowered.compile({"xla_backend_optimization_level": 3})
+    other, _ = optimized(trainer.init(), batches, trainer.hyper, count)
+    state, _ = trainer.steps(first, batches, 4)
+    assert equal(jax.device_get(state), jax.device_get(other))
