@@ -60,8 +60,7 @@ def _split_tokens(x_MxD: Array) -> Any:
 
 
 def platform() -> str:
-    """Of the devices of the mesh in scope, which may be elsewhere; without one, of the device that
-    jax computes on where nothing else is said."""
+    """Of the mesh in scope, whose devices may be elsewhere; without, of jax's default one."""
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.config.jax_default_device  # type: ignore[attr-defined]
     return getattr(device, "platform", device) or jax.default_backend()
 

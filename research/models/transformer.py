@@ -199,20 +199,12 @@ class Block(nn.Module):
 
 
 def _remat(saved: str) -> type[nn.Module]:
-    """Block with activation checkpointing (Chen et al. 2016). Saved for the backward pass: "none",
-    all activations; "dots", matmul outputs without the attention maps, which grow as T²;
-    "projections", those of the attention alone; "offload", the same and the block's input, in the
-    memory of the host (on CPU, in its own); "full", only the block's input."""
+    """Block, of which the backward pass computes again what is not `saved`."""
     if saved == "none":
         return Block
-    keep = jax.checkpoint_policies
-    policy = {"dots": keep.dots_with_no_batch_dims_saveable, "full": keep.nothing_saveable,
-              "projections": keep.save_only_these_names("projection"),
-              "offload": keep.save_and_offload_only_these_names(
-                  names_which_can_be_saved=[],
-                  names_which_can_be_offloaded=["block_input", "projection"],
-                  offload_src="device", offload_dst="pinned_host")}[saved]  # fmt: skip
-    return nn.remat(Block, prevent_cse=False, policy=policy, static_argnums=(3,))  # T
+    from research.models.rematerialization import policy  # which many runs do not need
+
+    return nn.remat(Block, prevent_cse=False, policy=policy(saved), static_argnums=(3,))  # T
 
 
 class Attention(nn.Module):

@@ -154,27 +154,24 @@ class Placement:
         return jax.tree.unflatten(self.structure, self.leaves)
 
 
-# Of XLA for CPU, where these make the same numbers: what runs once is not optimized. With jaxlib
-# 0.10 its older emitters compile that in half the time, and LLVM's first level makes steps that are
-# as fast as its last.
-_ONCE: dict[str, int] = {"xla_backend_optimization_level": 0}
-_STEPS: dict[str, int] = {}
+# Of XLA for CPU, where they change no number: what runs once is not optimized; with jaxlib 0.10 its
+# older emitters compile it in half the time, and steps of LLVM's first level are as fast.
+_ONCE, _STEPS = {"xla_backend_optimization_level": 0}, {}
 if jax.__version__.startswith("0.10."):
     _ONCE["xla_cpu_use_fusion_emitters"] = False
     _STEPS["xla_backend_optimization_level"] = 1
 
 
-def _options(mesh: Mesh, chosen: dict[str, int]) -> dict[str, int] | None:
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+def _on_cpu(mesh: Mesh, options: dict[str, int]) -> dict[str, int] | None:
     barely = jax.config.read("jax_disable_most_optimizations")
-    return chosen if on_cpu and not barely else None
+    return None if barely or mesh.devices.flat[0].platform != "cpu" else options
 
 
 @functools.lru_cache(maxsize=64)
 def init_program(spec: StepSpec, shardings: Placement) -> Callable:
     """(key, inputs, hyper) → the first state, made where it lies, jitted."""
     init = device_mesh.with_mesh_names(shardings.mesh, spec.init)
-    options = _options(shardings.mesh, _ONCE)
+    options = _on_cpu(shardings.mesh, _ONCE)
     return jax.jit(init, out_shardings=shardings.tree, compiler_options=options)
 
 
@@ -190,7 +187,7 @@ def dispatch_program(spec: StepSpec, shardings: Placement) -> jax.stages.Wrapped
     """
     run_steps = steps_while(spec.step, finite_or_skipped)
     run_steps = device_mesh.with_mesh_names(shardings.mesh, run_steps)
-    out, options = (shardings.tree, None), _options(shardings.mesh, _STEPS)
+    out, options = (shardings.tree, None), _on_cpu(shardings.mesh, _STEPS)
     return jax.jit(run_steps, donate_argnums=0, out_shardings=out, compiler_options=options)
 
 
