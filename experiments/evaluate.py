@@ -57,7 +57,8 @@ def main(argv: Sequence[str]) -> int:
     from research.runs.table import read_row, read_table
 
     asked = [*TASKS] if args.tasks == ALL else args.tasks.split(",")
-    names = chosen_runs.check_names(asked, [*TASKS], find_spec("lm_eval") is not None)
+    there = find_spec("lm_eval") is not None
+    names = chosen_runs.check_names(asked, [*TASKS], there, args.include_path)
     workdir, run = chosen_runs.workdir_of(args.runs, args.run)
     rows = chosen_runs.language_models(read_table(workdir), run)
 
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if others := [name for name in names if name not in TASKS]:
         from research.inference.harness import Harness  # which needs lm-eval
 
-        harness = Harness(others, args.include_path, numbers["items"])
+        harness = Harness(others, args.include_path, numbers["items"], [*sources])
         sources |= dict.fromkeys(harness.tasks, harness)
     with stop_signal.StopSignal(end=args.end) as stop:
         missing = scored_runs.score_runs(workdir, rows, sources, stop, show)

@@ -20,13 +20,14 @@ MOST_COMPARED = 1 << 28
 
 class EvaluationFile(NamedTuple):
     """The examples of a file, how many bytes of text its targets are, where that is known, a digest
-    of its content, and the share of it that the training set holds too (None: not measured): of
-    runs of 32 tokens, or of rows."""
+    of its content, the share of it that the training set holds too (None: not measured): of runs of
+    32 tokens, or of rows; and, of text, its hashes for a number of classes (see contents)."""
 
     split: Split
     count_bytes: Callable[[np.ndarray, np.ndarray], int] | None
     digest: str
     overlap: float | None
+    contents: Callable[[int], np.ndarray] | None = None
 
 
 def read(path: str, data: Mapping[str, Any], dataset: Dataset) -> EvaluationFile:
@@ -98,7 +99,8 @@ def _of_text(path: str, data: Mapping[str, Any], corpora: list[Tokens]) -> Evalu
         train = np.concatenate([np.asarray(corpus.train) for corpus in corpora])
         overlap = ngrams.overlap(train, tokens.heldout, ngrams.OVERLAP_LENGTH)
     split = text.Windows(tokens, "heldout", context)
-    return EvaluationFile(split, tokens.count_bytes, tokens.digest, overlap)
+    contents = functools.partial(text.contents, (tokens,), "heldout")
+    return EvaluationFile(split, tokens.count_bytes, tokens.digest, overlap, contents)
 
 
 def _of_rows(split: Split, dataset: Dataset) -> EvaluationFile:

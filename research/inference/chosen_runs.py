@@ -45,9 +45,11 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def check_names(names: Sequence[str], known: Sequence[str], others: bool = False) -> list[str]:
-    """Names of tasks, each once; others than those `known` may be where there are `others`. Raises
-    BadInput for what cannot be."""
+def check_names(
+    names: Sequence[str], known: Sequence[str], others: bool = False, folder: str | None = None
+) -> list[str]:
+    """Names of tasks, each once; others than those `known` may be where there are `others`, and one
+    must be where a `folder` of them is given. Raises BadInput for what cannot be."""
     stripped = [name.strip() for name in names if name.strip()]
     problems = [
         f"--tasks: {name}: no task of the suite ({', '.join(known)}); others are lm-eval's, which "
@@ -57,6 +59,8 @@ def check_names(names: Sequence[str], known: Sequence[str], others: bool = False
     ]
     twice = sorted(name for name in {*stripped} if stripped.count(name) > 1)
     problems += [f"--tasks: {name} is given twice" for name in twice]
+    if folder and stripped and all(name in known for name in stripped):
+        problems.append(f"--include_path={folder}: of no use: the suite has all of --tasks")
     if not stripped:
         problems.append(f"--tasks: expected some of {', '.join(known)}")
     if problems:

@@ -86,11 +86,21 @@ class HarnessModel(TemplateLM):
 class Harness:
     """The tasks of lm-eval by these names, of its own and of the YAML files in `include_path`;
     `items`: of each the first so many, None: all. Raises BadInput for names that it does not
-    know, and for tasks whose documents cannot be had."""
+    know, for tasks whose documents cannot be had, and where a YAML file has one of the names
+    `taken` that are asked, too, and are others' tasks."""
 
-    def __init__(self, names: Sequence[str], include_path: str | None, items: int | None):
+    def __init__(
+        self,
+        names: Sequence[str],
+        include_path: str | None,
+        items: int | None,
+        taken: Sequence[str] = (),
+    ):
         make = importlib.import_module("lm_eval.tasks").TaskManager
         self.manager = make(include_path=include_path, include_defaults=False)
+        if twice := [name for name in taken if name in self.manager.all_tasks]:
+            words = f"a task of the suite, and one of {include_path}; expected another name there"
+            raise BadInput(*(f"--tasks: {name}: {words}" for name in twice))
         if any(name not in self.manager.all_tasks for name in names):
             self.manager = make(include_path=include_path)
         if unknown := [name for name in names if name not in self.manager.all_tasks]:

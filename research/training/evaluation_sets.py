@@ -30,18 +30,20 @@ class EvalSet(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """The sets of a run: `data` holds the headline out, `others` are the rest. `section` is `eval`
-    of its config with every rule applied; `facts` and `rule` are what is said of them."""
+    """The sets of a run: `data` holds the headline out, `others` are the rest. `measured` is `data`
+    with the contents of the headline, where they are known, as those that it holds out. `section`
+    is `eval` of its config with every rule applied; `facts` and `rule` are what is said of them."""
 
     data: Dataset
+    measured: Dataset
     others: tuple[EvalSet, ...]
     section: dict[str, Any]
     facts: dict[str, Any]
     rule: str
 
 
-def load(section: Mapping[str, Any], data: Mapping[str, Any], dataset: Dataset) -> Loaded:
-    """The sets of the section `eval` for a data set of the section `data`. As many examples are
+def load(section: Mapping[str, Any], options: Mapping[str, Any], dataset: Dataset) -> Loaded:
+    """The sets of the section `eval` for a data set of the section `options`. As many examples are
     evaluated of each as of the headline, if `examples` says so, or as it says itself; else all.
 
     Raises BadInput, by the set, for what cannot be read, and where a file is another one than a
@@ -49,9 +51,10 @@ def load(section: Mapping[str, Any], data: Mapping[str, Any], dataset: Dataset) 
     out, parts, problems = dict(section), {HELDOUT: dataset}, []
     entries: list[dict[str, Any]] = [dict(entry) for entry in section["sets"]]
     facts: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for entry in entries:
         try:
-            found = evaluation_files.read(entry["path"], data, dataset)
+            found = evaluation_files.read(entry["path"], options, dataset)
         except BadInput as error:
             lines = (line.removeprefix("data.path: ") for line in error.problems)
             problems += [f"eval.sets: {entry['name']}: {line}" for line in lines]
@@ -60,6 +63,7 @@ def load(section: Mapping[str, Any], data: Mapping[str, Any], dataset: Dataset) 
             problems.append(f"eval.sets: {entry['name']}: {entry['path']} holds something else now")
         held = {"heldout": found.split, "count_bytes": found.count_bytes}
         parts[entry["name"]] = dataclasses.replace(dataset, **held)
+        contents[entry["name"]] = found.contents
         if found.overlap is not None:
             facts[f"overlap/{entry['name']}"] = found.overlap
     if problems:
@@ -83,7 +87,13 @@ def load(section: Mapping[str, Any], data: Mapping[str, Any], dataset: Dataset) 
         for name, part in parts.items()
         if name != headline and len(part.heldout)
     )
-    return Loaded(parts[headline], others, out, facts, _rule(parts, counts, facts, headline))
+    data, own = parts[headline], dataset.contents
+    measured = data
+    if own and (of_file := contents.get(headline)):
+        of_both = lambda part, n: of_file(n) if part == "heldout" else own(part, n)  # noqa: E731
+        measured = dataclasses.replace(data, contents=of_both)
+    rule = _rule(parts, counts, facts, headline)
+    return Loaded(data, measured, others, out, facts, rule)
 
 
 def _rule(

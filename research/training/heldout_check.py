@@ -3,6 +3,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,14 @@ TOLD, REFUSED = 0.01, 0.1
 log = logging.getLogger(__name__)
 
 
-def checked(start: StartingPoint, dataset: Dataset) -> StartingPoint:
-    """`start` of a run on `dataset`, with what `check` says among its rules."""
-    seen = check(dataset, start.run)
-    return dataclasses.replace(start, rule="\n".join(filter(None, [start.rule, seen])))
+def checked(start: StartingPoint, dataset: Dataset, measured: Dataset) -> StartingPoint:
+    """`start` of a run on `dataset`, with what `check` says among its rules, and how much of the
+    headline of its other sets, which `measured` holds out, was trained on."""
+    seen = [check(dataset, start.run)]
+    ancestors = trained_on.read(start.run)
+    if measured.contents is not dataset.contents and ancestors:
+        seen.append(_told("eval.headline", "that set", _worst(measured, ancestors)))
+    return dataclasses.replace(start, rule="\n".join(filter(None, [start.rule, *seen])))
 
 
 def check(dataset: Dataset, start: Path) -> str:
@@ -34,17 +39,25 @@ def check(dataset: Dataset, start: Path) -> str:
     ancestors = trained_on.read(start)
     if not ancestors:
         return "not known: what it was trained on, and so whether that is held out here"
-    worst = max(share_seen(dataset, raw) for raw in ancestors.values())
-    words = f"{worst:.0%} of what is held out here was trained on by init.run or its ancestors"
+    worst, what = _worst(dataset, ancestors), "what is held out here"
     if worst > REFUSED:
         raise BadInput(
-            f"data.heldout: {words}; expected at most {REFUSED:.0%}: the same data with the same "
-            "share, or other data"
+            f"data.heldout: {worst:.0%} of {what} was trained on by init.run or its ancestors; "
+            f"expected at most {REFUSED:.0%}: the same data with the same share, or other data"
         )
-    if worst > TOLD:
-        log.warning("data.heldout: %s", words)
-        return words
-    return ""
+    return _told("data.heldout", what, worst)
+
+
+def _worst(dataset: Dataset, ancestors: Mapping[str, bytes]) -> float:
+    return max(share_seen(dataset, raw) for raw in ancestors.values())
+
+
+def _told(key: str, what: str, share: float) -> str:
+    if share <= TOLD:
+        return ""
+    words = f"{key}: {share:.0%} of {what} was trained on by init.run or its ancestors"
+    log.warning("%s", words)
+    return words
 
 
 def share_seen(dataset: Dataset, raw: bytes) -> float:

@@ -77,7 +77,7 @@ def make_run(config: Mapping[str, Any], dataset: Dataset | None = None) -> Run:
     lr, lr_rule = rated or (0.0, "")
     warmup = collect(_warmup, optim, steps, per_step) if steps else 0
     transfer, transfer_words = collect(_transfer, optim, model, inputs) or (None, "")
-    start = collect(_starting_point, config, dataset, model, inputs, steps)
+    start = collect(_starting_point, config, dataset, model, inputs, steps, loaded)
     collect.raise_errors()
     assert warmup is not None
     resolved = _resolved(config, model, steps, lr, warmup)
@@ -295,7 +295,7 @@ def _transfer(optim: dict, model: Model, inputs: Any) -> "tuple[Transfer | None,
 
 
 def _starting_point(
-    config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int
+    config: dict, dataset: Dataset, model: Model, inputs: Any, steps: int, loaded: Any
 ) -> "StartingPoint | None":
     init = config["init"]
     if init["run"] is None and init["step"] is not None:
@@ -305,7 +305,7 @@ def _starting_point(
     from research.training import fine_tuning, heldout_check  # which few runs need
 
     start = fine_tuning.starting_point(config, dataset, model, inputs, steps)
-    return heldout_check.checked(start, dataset)
+    return heldout_check.checked(start, dataset, loaded.measured if loaded else dataset)
 
 
 def _facts(

@@ -165,6 +165,12 @@ def test_tasks_that_there_are_not_or_that_cannot_be_read_are_refused(folder):
         Harness(["mine"], str(folder), None)
 
 
+def test_a_name_that_the_suite_has_is_refused(folder):
+    Harness(["mine"], str(folder), None, ["copy"])  # the twin
+    with pytest.raises(BadInput, match="--tasks: mine: a task of the suite, and one of "):
+        Harness(["mine"], str(folder), None, ["copy", "mine"])
+
+
 def test_of_a_run_on_ids_nothing_can_be_asked(opened, tmp_path):
     of_ids = OpenedRun(
         tmp_path, 1, opened.model, opened.params, "", {"data": {"path": "train.bin"}}

@@ -231,6 +231,7 @@ def call(*args, **env):
         (["--tasks=copy", "--items=1"], "--items=1: expected a whole number from 2"),
         (["--tasks=copy", "--seed=-1"], "--seed=-1: expected a whole number from 0"),
         (["--tasks=copy", "--include_path=/nowhere"], "--include_path=/nowhere: no such folder"),
+        (["--tasks=copy", "--include_path=."], "--include_path=.: of no use: the suite has all of"),
         (["--tasks=copy", "--run=nothere"], "--run=nothere: no such run; there are"),
         (["--tasks=copy", "--runs=/no/such/folder"], "/no/such/folder"),
         ([], "--tasks"),

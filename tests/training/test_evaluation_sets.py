@@ -3,6 +3,7 @@ and nothing else of a run changes."""
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -146,6 +147,20 @@ def ids(tmp_path_factory):
     for name, part in (("train", tokens[:cut]), ("val", tokens[cut:]), ("all", tokens)):
         part.astype(np.uint16).tofile(folder / f"{name}.bin")
     return folder
+
+
+def test_a_headline_that_an_ancestor_was_trained_on_is_told(tiny, corpus, texts, trained, tmp_path):
+    headline = {"eval.headline": "v", "data.heldout": None, "init.run": str(trained[1])}
+
+    def rules(path, **more):
+        own = {"data.path": str(texts / "other.txt"), "eval.sets": [{"name": "v", "path": path}]}
+        return make_run(tiny(headline | own | more)).facts["rules"]
+
+    assert re.search(r"eval.headline: [78]\d% of that set was trained on", rules(str(corpus)))
+    fresh = tmp_path / "fresh.txt"
+    fresh.write_text((texts / "other.txt").read_text()[::-1])
+    assert "was trained on" not in rules(str(fresh))
+    assert "was trained on" not in rules(str(corpus), **{"init.run": None})
 
 
 def test_prepared_files_of_ids_are_used_as_they_are(tiny, ids, tmp_path):
