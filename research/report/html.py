@@ -146,7 +146,7 @@ def _answer(result: Mapping[str, Any]) -> list[str]:
     for group, sentences in result["answers"].items():
         for i, line in enumerate(sentences):
             words = f"{group}: {line}" if several else line
-            first = "" if i else " first"
+            first = "" if i or moved else " first"
             out.append(f'<p class="lead{first}">{escape(words)}</p>')
     return out
 
