@@ -228,7 +228,8 @@ def test_a_step_that_is_not_there_and_a_damaged_checkpoint_are_reported(tiny, so
         make_run(tiny({"init.run": str(source), "init.step": 5}))
     moved = shutil.copytree(source, tmp_path / "damaged")
     victim = max((moved / "checkpoints" / "12").rglob("d/*"), key=lambda p: p.stat().st_size)
-    victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
+    raw = victim.read_bytes()
+    victim.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     assert make_run(tiny({"init.run": str(moved)})).start.step == 8
     assert (moved / "checkpoints" / "12").is_dir()  # another run's files are not ours to move
     for step in (4, 8):
