@@ -36,7 +36,7 @@ demo-verify: demo  ## predict runs of 3 and 10 times the demo's largest budget, 
 
 LADDER ?= runs/ladder
 DATA ?= packages
-demo-ladder: setup  ## the same up to 100 times, on 82 MB of source or DATA=file.txt: an hour
+demo-ladder: setup  ## the same up to 100 times, on 82 MB of source or DATA=file.txt: over an hour
 	@$(PY) -m experiments.sweep --config=configs/sweeps/lm_isoflop.py --workdir=$(LADDER) \
 		--config.data.path=$(DATA) $(FLAGS)
 	@$(PY) -m experiments.verify --runs=$(LADDER) --rungs=3,10,33,100
