@@ -11,7 +11,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name as named
 from jax.sharding import PartitionSpec
 
-from research.models.activation_sharding import ROWS, parameters_are_split
+from research.models.activation_sharding import ROWS, parameters_are_split, platform
 from research.models.parameter_sharding import GATHERED, constrain
 
 
@@ -61,12 +61,37 @@ def over_rows(
         check_vma=False,
     )
     totals, by_row, terms = made(*rows, *ready)
-    gradients = [constrain(_add_up(g), _head_lies(g[0], spec.vocab)) for g in terms]
+    gradients = [_add_up(g, _head_lies(g[0], spec.vocab)) for g in terms]
     # So that they are added up before anything else is done, and not kept whole until the end.
     by_row, gradients = jax.lax.optimization_barrier((by_row, gradients))
     return totals.sum(), by_row, [g.astype(w.dtype) for g, w in zip(gradients, weights)]
 
 
-def _add_up(terms: Array) -> Array:
-    """The sum over the first axis in the type of the terms, as devices add them up."""
-    return jax.lax.reduce(terms, jnp.zeros((), terms.dtype), jax.lax.add, (0,))
+def _add_up(terms: Array, lies: tuple[str, ...]) -> Array:
+    """The sum over the first axis, in the type of the terms, as devices add them up: a parameter
+    whose dimensions lie along `lies`, or whole.
+
+    Compilers of accelerators are told to scatter it: that for TPUs would add up all of it on every
+    device. (XLA for CPU fails on such sums of bfloat16, and has no scattered ones.)
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    fits = [n % mesh.shape[axis] == 0 for n, axis in zip(terms.shape[1:], lies)]
+    if platform() == "cpu" or not lies or not all(fits):
+        total = jax.lax.reduce(terms, jnp.zeros((), terms.dtype), jax.lax.add, (0,))
+        return constrain(total, lies)
+
+    def of_device(own: Array) -> Array:
+        part = own[0]
+        if mesh.shape["fsdp"] > 1:
+            at = lies.index("fsdp")
+            part = jax.lax.psum_scatter(part, "fsdp", scatter_dimension=at, tiled=True)
+        return jax.lax.psum(part, "data") if mesh.shape["data"] > 1 else part
+
+    whole_on_fsdp = (axis if axis == "tensor" else None for axis in lies)
+    return jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=PartitionSpec(ROWS, *whole_on_fsdp),
+        out_specs=PartitionSpec(*lies),
+        check_vma=False,
+    )(terms)

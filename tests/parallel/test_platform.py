@@ -1,6 +1,7 @@
 """The platform is that of the mesh, wherever a program is traced; TPUs lie in the mesh as they are
 wired."""
 
+import functools
 import logging
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from research import models
 from research.errors import BadInput
@@ -22,6 +24,7 @@ from research.models import (
     parameter_sharding,
 )
 from research.parallel import device_mesh, tpu_mesh
+from research.training import chunked_losses
 
 ONE = (1, 1, 1)
 
@@ -219,3 +222,30 @@ def test_half_a_torus_is_taken_in_order(caplog):
         grid = tpu_mesh.arrange(devices, (3, 1, 1))
     assert [d.id for d in grid.flat] == [0, 5, 10]
     assert "in the order of their numbers" in caplog.text
+
+
+@pytest.mark.parametrize("by", ["cpu", "tpu"])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_a_head_whose_gradient_is_added_up_over_devices_is_the_same(sizes, by, monkeypatch):
+    """As XLA for CPU has to do it, and as compilers of accelerators are told to."""
+    monkeypatch.setattr(head_sharding, "platform", lambda: by)
+    N, M, D, V = 4, 64, 16, 32
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((N, M, D), (D, V)))
+    target, weight = rng.integers(V, size=(N, M)), np.ones((N, M), np.float32)
+    spec = SimpleNamespace(dtype="float32", vocab=V)
+    how = functools.partial(head_sharding.over_rows, spec), lambda x_MxD, w_DxV: x_MxD @ w_DxV
+    loss = lambda x, w: chunked_losses.chunked_cross_entropy(how, x, target, weight, w)  # noqa: E731
+    both = jax.value_and_grad(loss, (0, 1))
+    mesh = device_mesh.make_mesh(dict(zip(device_mesh.AXES, sizes, strict=True)), M)
+    lies = (
+        NamedSharding(mesh, P(None, ("data", "fsdp"))),
+        NamedSharding(mesh, P("fsdp", "tensor")),
+    )
+    on_mesh = jax.jit(device_mesh.with_mesh_names(mesh, both), in_shardings=lies)
+    found, one = on_mesh(*jax.device_put((x, w), lies)), both(x, w)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    text = str(jax.make_jaxpr(device_mesh.with_mesh_names(mesh, both))(x, w))
+    assert ("reduce_scatter" in text) == (by == "tpu" and sizes[1] > 1)
+    assert not np.allclose(found[1][1], both(x, 2 * w)[1][1], atol=1e-3)
