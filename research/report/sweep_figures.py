@@ -137,7 +137,7 @@ def forecast_curves(
             if seen:
                 at = np.array([(record["step"] + 1) / rung["steps"] for record in seen])
                 values = np.array([record["train_loss"] for record in seen])
-                curve = collapse.Curve(rung["run"], at, values, 0.0, rung["params"])
+                curve = collapse.Curve(rung["run"], at, values, 0.0, rung["params"], rung["tokens"])
                 value, error = collapse.smooth(curve)
                 band = {"color": ORANGE, "alpha": 0.25, "lw": 0}
                 axes.fill_between(collapse.SHARES, value - 2 * error, value + 2 * error, **band)

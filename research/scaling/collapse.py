@@ -6,6 +6,10 @@ al. 2025, arXiv:2507.02119). How far the curves of a sweep are apart says how we
 that leaves the bundle is one to look at, and the bundle forecasts the curve of a larger run from
 its last loss. E is that of the law; L(T) is the held-out loss, which is known better than the last
 losses of batches, and what a law predicts.
+
+Where a learning rate is too high for longer runs, what it adds before it decays does not shrink as
+L(T) - E does. So L(t) - L(T) is also fitted as linear in log N and log D, at every share, and a
+forecast weighs both by how well they describe the curves.
 """
 
 import math
@@ -38,16 +42,19 @@ class Curve:
     loss: np.ndarray
     final: float
     params: float
+    tokens: float
 
 
 @dataclass(frozen=True)
 class Bundle:
     """Normalized curves [r, m] at SHARES (NaN where a run has too few records), their standard
     errors by the noise of batches, the curve [m] that they share with its own, and by how much
-    curves differ from it beside noise, relative."""
+    curves differ from it beside noise, relative. `excess` [r, m] is how far above their last loss
+    the curves are."""
 
     floor: float
     curves: Sequence[Curve]
+    excess: np.ndarray
     normalized: np.ndarray
     errors: np.ndarray
     middle: np.ndarray
@@ -65,21 +72,56 @@ class Bundle:
         return self.normalized / self.middle - 1
 
     def forecast(
-        self, predicted: float, run_interval: Sequence[float | None]
+        self, predicted: float, run_interval: Sequence[float | None], params: float, tokens: float
     ) -> dict[str, list[float]] | None:
-        """Losses of batches on the way of a run to a `predicted` loss, with their standard
-        deviations (without the noise of batches); None where its interval is open."""
+        """Losses of batches on the way of a run of that size to a `predicted` loss, with their
+        standard deviations (without the noise of batches); None where its interval is open."""
         low, high = run_interval
         if low is None or high is None or low <= 0 or predicted <= self.floor:
             return None
         final = predicted * math.log(high / low) / (2 * 1.96)
         g = self.middle[self.known]
-        own = (predicted - self.floor) * np.hypot(g * self.spread, self.middle_error[self.known])
+        scale = predicted - self.floor
+        shared = scale * g
+        own = np.hypot(scale * np.hypot(g * self.spread, self.middle_error[self.known]), g * final)
+        linear, sd, weight = self._linear(params, tokens)
+        mean = (1 - weight) * (self.floor + shared) + weight * (predicted + linear)
+        apart = (self.floor + shared) - (predicted + linear)
+        variance = (1 - weight) * own**2 + weight * (sd**2 + final**2)
         return {
             "share": SHARES[self.known].tolist(),
-            "loss": (self.floor + (predicted - self.floor) * g).tolist(),
-            "sd": np.hypot(own, g * final).tolist(),
+            "loss": mean.tolist(),
+            "sd": np.sqrt(variance + weight * (1 - weight) * apart**2).tolist(),
         }
+
+    def _linear(self, params: float, tokens: float) -> tuple[np.ndarray, ...]:
+        """What is above the last loss [k], where the shared curve is known, of a run of that size,
+        by least squares in log N and log D over the curves; its standard deviations [k]; and its
+        weight [k] beside the shared curve, by the likelihood of both (as if shares were one), or 0
+        where too few curves are known."""
+        sizes = np.log([[curve.params, curve.tokens] for curve in self.curves])
+        x = np.column_stack([np.ones(len(sizes)), sizes - sizes.mean(0)])
+        at = np.concatenate([[1.0], np.log([params, tokens]) - sizes.mean(0)])
+        if np.linalg.matrix_rank(x, tol=1e-3 * len(x)) < x.shape[1]:
+            x, at = x[:, :2], at[:2]  # tokens grow as the sizes do
+        scale = np.array([curve.final - self.floor for curve in self.curves])
+        out, telling = [], []
+        for i in np.flatnonzero(self.known):
+            there = np.isfinite(self.excess[:, i])
+            some, y, n = x[there], self.excess[there, i], int(there.sum())
+            if n < some.shape[1] + 2 or np.linalg.matrix_rank(some) < some.shape[1]:
+                out.append((0.0, 0.0, 0.0))
+                continue
+            beta = np.linalg.lstsq(some, y, rcond=None)[0]
+            mean_square = float(np.sum((y - some @ beta) ** 2)) / (n - some.shape[1])
+            spread = at @ np.linalg.inv(some.T @ some) @ at
+            out.append((at @ beta, math.sqrt(mean_square * (1 + spread)), 1.0))
+            off = scale[there] * (self.normalized[there, i] - self.middle[i])
+            shared = float(np.nansum(off**2)) / (n - 1)
+            telling.append(n * math.log(max(shared, 1e-12) / max(mean_square, 1e-12)) / 2)
+        linear, sd, there = np.array(out).T
+        weight = 1 / (1 + np.exp(-np.clip(np.mean(telling), -50, 50))) if telling else 0.0
+        return linear, sd, weight * there
 
     @property
     def late(self) -> np.ndarray:
@@ -140,8 +182,8 @@ def make_curves(
         records = [record for record in read(str(row["run"])) if "train_loss" in record]
         share = np.array([(record["step"] + 1) / row["steps"] for record in records])
         loss = np.array([record["train_loss"] for record in records])
-        final, params = float(row["loss"]), float(row.get("params") or 0.0)
-        out.append(Curve(str(row["run"]), share, loss, final, params))
+        final, params, tokens = (float(row.get(k) or 0.0) for k in ("loss", "params", "tokens"))
+        out.append(Curve(str(row["run"]), share, loss, final, params, tokens))
     return out
 
 
@@ -156,13 +198,15 @@ def make_bundle(curves: Sequence[Curve], floor: float) -> Bundle:
         )
     curves, smoothed = [curve for curve, _ in pairs], [both for _, both in pairs]
     scale = np.array([curve.final - floor for curve in curves])[:, None]
-    normalized = (np.array([value for value, _ in smoothed]) - floor) / scale
+    values = np.array([value for value, _ in smoothed])
+    excess = values - np.array([[curve.final] for curve in curves])
+    normalized = (values - floor) / scale
     errors = np.array([error for _, error in smoothed]) / scale
     enough = np.isfinite(normalized).sum(0) >= FEWEST
     normalized = np.where(enough & (normalized > 0), normalized, math.nan)
     # Those that leave it are no part of what the others share: first by what half of them show.
     middle = np.where(enough, np.nanmedian(np.where(enough, normalized, 1.0), axis=0), math.nan)
-    bundle = Bundle(floor, curves, normalized, errors, middle, middle, 0.0)
+    bundle = Bundle(floor, curves, excess, normalized, errors, middle, middle, 0.0)
     bundle = replace(bundle, spread=_spread(bundle, np.median) / MEDIAN_OF_SQUARES)
     for _ in range(2):
         keep = ~bundle.left

@@ -78,7 +78,8 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
     bundle = _bundle(workdir, forecaster)
     if isinstance(bundle, collapse.Bundle):
         for rung in rungs:
-            rung["curve"] = bundle.forecast(rung["loss"], rung["run_interval"])
+            sizes = rung["params"], rung["tokens"]
+            rung["curve"] = bundle.forecast(rung["loss"], rung["run_interval"], *sizes)
         bundle = bundle.section()
     document = {
         **forecaster.describe(),

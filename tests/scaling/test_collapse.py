@@ -11,7 +11,7 @@ from research.report import sweep_figures, text
 from research.scaling import collapse
 from research.scaling.collapse import Curve, make_bundle, make_curves
 
-E = 1.5
+E, TOKENS = 1.5, 2e5
 
 
 def shape(share):
@@ -25,7 +25,7 @@ def curve(i, noise=0.03, amplitude=None, records=300, changed=lambda share: 1.0,
     amplitude = amplitude or 2.0 * 0.8**i
     loss = E + offset + amplitude * shape(share) * changed(share)
     loss = loss + noise * rng.standard_normal(records)
-    return Curve(f"r{i}", share, loss, E + amplitude, 1e4 * 2.0**i)
+    return Curve(f"r{i}", share, loss, E + amplitude, 1e4 * 2.0**i, TOKENS * 2.0**i)
 
 
 def test_curves_of_one_shape_fall_on_it():
@@ -63,20 +63,54 @@ def test_a_run_that_leaves_the_bundle_is_named_with_where():
     assert "r5: 320k parameters" in lines
 
 
+LARGE = 1e4 * 2**9.3, TOKENS * 2**9.3
+
+
+def hot(i, seed=0):
+    """A curve of a rate that is too high: what is above its last loss does not shrink with it."""
+    rng = np.random.default_rng((i, seed))
+    share = (np.arange(300) + 1) / 300
+    n, d = 1e4 * 2.0 ** (i % 4), TOKENS * 2.0 ** (i // 4 + rng.uniform(-0.3, 0.3))
+    final = E + 60 * n**-0.5 + 200 * d**-0.5
+    excess = (0.3 + 0.04 * math.log(n / 1e4)) * (1 - share)
+    return Curve(f"r{i}", share, final + excess + 0.01 * rng.standard_normal(300), final, n, d)
+
+
+def test_a_forecast_holds_where_curves_do_not_fall_on_one(monkeypatch):
+    """The twin: the shared curve alone, scaled to the predicted loss, is off by far."""
+    bundle = make_bundle([hot(i) for i in range(16)], E)
+    n, d = 1e4 * 2.0**6, TOKENS * 2.0**6
+    final = E + 60 * n**-0.5 + 200 * d**-0.5
+    truth = final + (0.3 + 0.04 * math.log(n / 1e4)) * (1 - collapse.SHARES)
+    apart = []
+    for alone in (False, True):
+        if alone:
+            monkeypatch.setattr(collapse.Bundle, "_linear", lambda *_: (0.0, 0.0, 0.0))
+        forecast = bundle.forecast(final, [0.99 * final, 1.01 * final], n, d)
+        loss, sd = (np.array(forecast[name]) for name in ("loss", "sd"))
+        middle = slice(20, 60)
+        off = loss - truth[bundle.known]
+        apart.append((np.abs(off / sd)[middle].max(), np.abs(off)[middle].max()))
+    assert apart[0][0] < 2
+    assert apart[0][1] < 0.02
+    assert apart[1][0] > 3
+    assert apart[1][1] > 0.1
+
+
 def test_a_forecast_holds_the_curve_of_a_larger_run():
     bundle = make_bundle([curve(i) for i in range(8)], E)
     final = E + 0.25
-    forecast = bundle.forecast(final, [0.98 * final, 1.02 * final])
+    forecast = bundle.forecast(final, [0.98 * final, 1.02 * final], *LARGE)
     share, loss, sd = (np.array(forecast[name]) for name in ("share", "loss", "sd"))
     truth = E + 0.25 * shape(share)
     inside = share >= 0.1
     assert (np.abs(loss - truth) < 2 * sd)[inside].all()
     assert loss[inside] == pytest.approx(truth[inside], rel=0.01)
     assert sd[-1] == pytest.approx(final * math.log(1.02 / 0.98) / 3.92 * loss[-1] / final, rel=0.3)
-    wider = bundle.forecast(final, [0.9 * final, 1.1 * final])
+    wider = bundle.forecast(final, [0.9 * final, 1.1 * final], *LARGE)
     assert (np.array(wider["sd"]) > 2 * sd).all()
-    assert bundle.forecast(final, [None, 2.0]) is None
-    assert bundle.forecast(E - 0.1, [1.3, 1.5]) is None
+    assert bundle.forecast(final, [None, 2.0], *LARGE) is None
+    assert bundle.forecast(E - 0.1, [1.3, 1.5], *LARGE) is None
 
 
 @pytest.mark.parametrize(
@@ -108,7 +142,7 @@ def test_curves_are_read_from_records_of_one_schedule():
 
 def test_smoothing_is_exact_for_lines_in_the_logarithm():
     share = (np.arange(200) + 1) / 200
-    value, error = collapse.smooth(Curve("r", share, 3.0 - np.log(share), 3.0, 1.0))
+    value, error = collapse.smooth(Curve("r", share, 3.0 - np.log(share), 3.0, 1.0, 1.0))
     there = np.isfinite(value)
     assert value[there] == pytest.approx(3.0 - np.log(collapse.SHARES[there]))
     assert (error[there] < 0.05).all()
