@@ -72,7 +72,7 @@ def test_a_key_is_shown_with_its_type_its_shipped_values_and_whether_it_makes_an
     assert row("optim.lr").endswith("| yes |")
     assert row("save.every").endswith("| no |")
     assert row("data.path").endswith("| by its content |")
-    assert "one of none, dots, projections, full" in row("model.remat")
+    assert "one of none, dots, projections, offload, full" in row("model.remat")
 
 
 def test_every_public_name_is_in_the_reference_of_python():
