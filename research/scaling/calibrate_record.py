@@ -28,7 +28,7 @@ class Record:
         self.path, self.plan = folder / "measured.jsonl", plan
 
     def read(self) -> list[Measured]:
-        """Those of the plan that are there. A line that was cut off is none."""
+        """Those of the plan that are there. A line that was cut off or damaged is none."""
         if not self.path.exists():
             return []
         wanted, out = {*self.plan.tasks()}, {}
@@ -36,11 +36,11 @@ class Record:
             try:
                 one = json.loads(line)
                 of, measured = one.pop("of"), Measured(**one)
-            except (ValueError, TypeError, KeyError):
+                answers = {name: tuple(x) for name, x in measured.answers.items()}
+            except (ValueError, TypeError, KeyError, AttributeError):
                 continue
             task = (measured.world, measured.number)
             if of == self.of and task in wanted and measured.method in self.plan.methods:
-                answers = {name: tuple(x) for name, x in measured.answers.items()}
                 measured = dataclasses.replace(measured, answers=answers)
                 out[(*task, measured.method)] = measured
         return list(out.values())

@@ -69,6 +69,16 @@ class Program:
         }
 
 
+OTHER = {"batch.size": 2 * B}  # so that no cached trace of an unchanged program is used
+
+
+def changed_program(config, mesh, module, name, function):
+    """The program as it would be if the library's function did something else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, function)
+        return Program(make_run(config), mesh)
+
+
 @pytest.fixture(scope="module")
 def fsdp(tiny):
     return Program(make_run(tiny(BLOCK)), FSDP)
@@ -82,12 +92,9 @@ def all_axes(tiny):
 @pytest.fixture(scope="module")
 def unsaid(tiny):
     """The same, of a family that does not say where its rows lie."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(activation_sharding, "_constrain", lambda x, axes: x)
-    try:  # another batch, so that no cached trace of the other program is used
-        return Program(make_run(tiny(BLOCK | {"batch.size": 2 * B})), FSDP)
-    finally:
-        patch.undo()
+    return changed_program(
+        tiny(BLOCK | OTHER), FSDP, activation_sharding, "_constrain", lambda x, axes: x
+    )
 
 
 @pytest.mark.parametrize(("name", "ways"), [("fsdp", 8), ("all_axes", 4)])
@@ -130,12 +137,9 @@ def test_fsdp_gathers_one_layer_at_a_time(fsdp, unsaid):
 @pytest.fixture(scope="module")
 def tokens_whole(tiny):
     """The same, of a transformer that leaves its tokens whole on the tensor axis."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(activation_sharding, "_split_tokens", lambda x: None)
-    try:
-        return Program(make_run(tiny(BLOCK | {"batch.size": 2 * B})), ALL)
-    finally:
-        patch.undo()
+    return changed_program(
+        tiny(BLOCK | OTHER), ALL, activation_sharding, "_split_tokens", lambda x: None
+    )
 
 
 def test_the_tensor_axis_splits_the_tokens_between_blocks(all_axes, tokens_whole):
@@ -161,16 +165,11 @@ def chunked(tiny):
 @pytest.fixture(scope="module")
 def added_in_each_chunk(tiny):
     """The same, with a loop over chunks that the partitioner splits."""
-    patch = pytest.MonkeyPatch()
 
     def by_partitioner(spec, function, rows, weights):
         return function(*rows, *[head_sharding.head(spec, w) for w in weights])
 
-    patch.setattr(head_sharding, "over_rows", by_partitioner)
-    try:
-        return Program(make_run(tiny(CHUNKED | {"batch.size": 2 * B})), ALL)
-    finally:
-        patch.undo()
+    return changed_program(tiny(CHUNKED | OTHER), ALL, head_sharding, "over_rows", by_partitioner)
 
 
 def test_the_gradient_of_a_head_is_added_up_once(chunked, added_in_each_chunk):

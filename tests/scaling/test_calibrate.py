@@ -267,7 +267,8 @@ def test_a_calibration_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
     run(capsys, *small(tmp_path / "whole", "--tables=3"))
     run(capsys, *small(tmp_path / "parts", "--tables=1"))
     with open(tmp_path / "parts" / "measured.jsonl", "a") as file:
-        file.write('\n{"of": "cut o')  # by a machine that went down
+        file.write('\n3\n{"of": "x", "world": "seed", "number": 1, "method": "parabola", ')
+        file.write('"answers": {"exponent": 1}, "seconds": 1}\n{"of": "cut o')
     done, task = [], calibrate.measure_task
     monkeypatch.setattr(calibrate, "measure_task", lambda *x: done.append(x[1]) or task(*x))
     told = run(capsys, *small(tmp_path / "parts", "--tables=3"))
