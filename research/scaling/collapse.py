@@ -30,6 +30,7 @@ LEAST = 4  # records within it
 ENOUGH = 0.5  # of the shares, at which a curve has to be known
 FEWEST = 4  # curves of a bundle
 MEDIAN_OF_SQUARES = 0.8  # root of the median to the mean, of squares of a few deviations
+VARIED = 0.05  # standard deviation of a log size or length, from which on a trend is fitted in it
 LEAVES = 3.0  # standard deviations off the bundle
 
 
@@ -98,18 +99,20 @@ class Bundle:
         """What is above the last loss [k], where the shared curve is known, of a run of that size,
         by least squares in log N and log D over the curves; its standard deviations [k]; and its
         weight [k] beside the shared curve, by the likelihood of both (as if shares were one), or 0
-        where too few curves are known."""
+        where too few curves are known, or sizes or tokens are as good as equal."""
         sizes = np.log([[curve.params, curve.tokens] for curve in self.curves])
         x = np.column_stack([np.ones(len(sizes)), sizes - sizes.mean(0)])
         at = np.concatenate([[1.0], np.log([params, tokens]) - sizes.mean(0)])
-        if np.linalg.matrix_rank(x, tol=1e-3 * len(x)) < x.shape[1]:
+        if np.linalg.matrix_rank(x, tol=VARIED * math.sqrt(len(x))) < x.shape[1]:
             x, at = x[:, :2], at[:2]  # tokens grow as the sizes do
+        all_vary = (sizes.std(0) > VARIED).all()
         scale = np.array([curve.final - self.floor for curve in self.curves])
         out, telling = [], []
         for i in np.flatnonzero(self.known):
             there = np.isfinite(self.excess[:, i])
             some, y, n = x[there], self.excess[there, i], int(there.sum())
-            if n < some.shape[1] + 2 or np.linalg.matrix_rank(some) < some.shape[1]:
+            rank = np.linalg.matrix_rank(some, tol=VARIED * math.sqrt(len(some)))
+            if not all_vary or n < some.shape[1] + 2 or rank < some.shape[1]:
                 out.append((0.0, 0.0, 0.0))
                 continue
             beta = np.linalg.lstsq(some, y, rcond=None)[0]

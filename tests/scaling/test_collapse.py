@@ -2,6 +2,7 @@
 share forecasts a larger run."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,17 @@ def test_a_run_that_leaves_the_bundle_is_named_with_where():
     assert "Run r5 (320k parameters) leaves it at" in words
     lines = [line.get_label() for line in sweep_figures.collapse_curves(bundle).axes[0].lines]
     assert "r5: 320k parameters" in lines
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-12, 1e-9, 1e-3])
+@pytest.mark.parametrize("name", ["params", "tokens"])
+def test_no_trend_is_fitted_in_sizes_or_lengths_that_are_as_good_as_equal(name, apart):
+    """Twin: where they differ, the trend has weight (above)."""
+    equal = [replace(hot(i), **{name: 1e4 * (1 + apart * i)}) for i in range(16)]
+    bundle = make_bundle(equal, E)
+    forecast = bundle.forecast(2.0, [1.98, 2.02], 6e5, 1e7)
+    known = bundle.middle[bundle.known]
+    assert forecast["loss"] == pytest.approx(E + 0.5 * known, rel=1e-12)
 
 
 LARGE = 1e4 * 2**9.3, TOKENS * 2**9.3
