@@ -10,6 +10,7 @@ from research.errors import BadInput
 from research.io.text_table import cell, format_table
 from research.runs import scores
 from research.runs.schema import shown_columns
+from research.tables.columns import missing_columns
 
 Row = Mapping[str, Any]
 
@@ -55,13 +56,10 @@ def best_run(rows: Sequence[Row], task: str) -> str | None:
 def _check_columns(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
     if not there:
         return  # no rows: nothing to show, and nothing to say of columns
-    problems = [
-        f"--{flag}: no column {name!r}; there are {', '.join(there)}"
-        for name in names
-        if name not in there
-    ]
-    if problems:
-        raise BadInput(*problems)
+    missing = [name for name in names if name not in there]
+    if missing:
+        known = [dict.fromkeys(there)]
+        raise BadInput(*(f"--{flag}: {words}" for words in missing_columns(missing, known)))
 
 
 def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.errors import BadInput
-from research.tables.columns import advice, name_columns
+from research.tables.columns import advice, missing_columns, name_columns
 from research.tables.numbers import (
     groups_thousands,
     has_decimal_comma,
@@ -22,10 +22,8 @@ def check_columns(rows: Rows, needed: Sequence[str], more: str = "") -> None:
     missing = [name for name in needed if not any(name in row for row in rows)]
     if missing:
         help_ = advice(rows, missing)
-        raise BadInput(
-            *(f"no column {name!r}; {name_columns(rows)}" for name in missing[:-1]),
-            f"no column {missing[-1]!r}; {name_columns(rows)}{help_}{more}",
-        )
+        *others, last = missing_columns(missing, rows)
+        raise BadInput(*others, f"{last}{help_}{more}")
 
 
 def wrong_cell(

@@ -52,6 +52,21 @@ def name_columns(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"there are {', '.join(names)}"
 
 
+def missing_columns(missing: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a message says of columns that no row has: each with the one that may be meant, and all
+    that there are, once."""
+    there = sorted({str(name) for row in rows for name in row} - {UNNAMED, GROUP_LABEL})
+    said = [f"no column {name!r}{did_you_mean(name, there)}" for name in missing]
+    return [*said[:-1], f"{said[-1]}; {name_columns(rows)}"] if said else []
+
+
+def did_you_mean(name: str, there: Sequence[str]) -> str:
+    """The column whose last part is `name`, as of "width" "model.width"; or else one like it."""
+    ends = [column for column in there if re.split(r"[./]", column)[-1] == name]
+    close = ends or difflib.get_close_matches(name, there, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
 def header_unit(name: str, of: str) -> Unit | None:
     """The unit that the header of a count says, of one of COUNTS: "params (M)", "tokens_b",
     "mparams", "n_params_millions", "total_gflops". None where it says none, or one that multiplies
@@ -143,9 +158,8 @@ def _terms(
     while True:
         found, rest = _one_term(rest, there)
         if found is None:
-            close = difflib.get_close_matches(text, there, n=1)
             either = f", nor {text!r}" if out else ""
-            guess = f"; did you mean {close[0]!r}?" if close else ""
+            guess = did_you_mean(text, there)
             raise BadInput(f"{flag}: no column {rest!r}{either}{guess}; {name_columns(rows)}")
         out.append((sign, found))
         if not rest:

@@ -12,7 +12,7 @@ import numpy as np
 from research.errors import BadInput
 from research.tables import charts, file_formats, states
 from research.tables.cells import check_columns, check_commas, wrong_cell
-from research.tables.columns import COUNTS, UNNAMED, Row, name_columns, rename
+from research.tables.columns import COUNTS, UNNAMED, Row, missing_columns, rename
 from research.tables.numbers import (
     has_decimal_comma,
     may_be_decimal_comma,
@@ -275,4 +275,4 @@ def column_arrays(rows: Sequence[Row], names: Sequence[str]) -> dict[str, np.nda
 def require_column(rows: Sequence[Row], flag: str, column: str) -> None:
     """Raises BadInput naming the flag if no row has the column."""
     if not any(row.get(column) not in (None, "") for row in rows):
-        raise BadInput(f"--{flag}={column}: no column {column!r}; {name_columns(rows)}")
+        raise BadInput(f"--{flag}={column}: {missing_columns([column], rows)[0]}")

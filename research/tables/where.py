@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.errors import BadInput
-from research.tables.columns import name_columns
+from research.tables.columns import missing_columns
 from research.tables.numbers import parse_any_number
 
 _QUOTED = r"`[^`]*`|\"[^\"]*\"|'[^']*'"
@@ -47,7 +47,7 @@ def match_where(rows: Sequence[Mapping[str, Any]], text: str, flag: str = "where
     keep, prefix = np.ones(len(rows), bool), f"--{flag}={text}"
     for condition in _conditions(text, flag):
         if rows and not any(condition.name in row for row in rows):
-            raise BadInput(f"{prefix}: no column {condition.name!r}; {name_columns(rows)}")
+            raise BadInput(f"{prefix}: {missing_columns([condition.name], rows)[0]}")
         keep &= _satisfied(rows, condition, prefix)
     return keep
 

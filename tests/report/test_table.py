@@ -133,8 +133,19 @@ def test_rows_are_sorted_and_those_without_a_value_come_last():
     assert runs("-loss") == ["a", "b", "=c"]
     assert runs("-params") == ["=c", "b", "a"]
     assert runs("status") == ["a", "b", "=c"]
-    with pytest.raises(BadInput, match="--sort: no column 'los'; there are run, params"):
+    with pytest.raises(BadInput, match="--sort: no column 'los'; did you mean 'loss'"):
         run_table.sort_rows(ROWS, "los")
+
+
+def test_columns_that_are_not_there_are_met_by_those_that_may_be_meant_and_the_list_is_said_once():
+    rows = [{"run": "a", "model.width": 16, "loss/val": 2.0}]
+    with pytest.raises(BadInput) as e:
+        run_table.select_columns(rows, "width,val,zebra,run")
+    assert list(e.value.problems) == [
+        "--columns: no column 'width'; did you mean 'model.width'?",
+        "--columns: no column 'val'; did you mean 'loss/val'?",
+        "--columns: no column 'zebra'; there are loss/val, model.width, run",
+    ]
 
 
 def test_columns_are_chosen_by_name():
