@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,23 @@ def _build_prior(fit: "Fit", options: Options) -> Prior:
     mean, sd = np.array(list(options.prior.values()), float).T
     rises = uncertainty.allowed_rises(fit.correlated, fit.best, np.eye(len(fit.best))[at], ONE_SD)
     return Prior(at, mean, sd, 2 * rises)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A problem, known by its `content`: many laws nest one, and all ask for its fit."""
+
+    content: tuple
+    problem: Problem = field(compare=False)
+    columns: Mapping[str, np.ndarray] = field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _least_point(task: _Task) -> np.ndarray:
+    """The reported parameters [P] of the least minimum."""
+    starts = starting_points(task.problem, task.columns)
+    theta, values, _ = multistart_minimize(task.problem, starts)
+    return task.problem.law.report(theta[int(np.argmin(values))])
 
 
 class Fit:
@@ -113,13 +131,15 @@ class Fit:
 
     def _nested(self) -> dict[str, list[float]]:
         """The parameters of the nested law, fitted to the same rows."""
-        law = self.law.nested
+        law, p = self.law.nested, self.problem
         assert law
-        simple = dataclasses.replace(self.problem, law=law, x=law.prepare(self.columns), fixed=(),
-                                     prior=None)  # fmt: skip
-        theta, values, _ = multistart_minimize(simple, starting_points(simple, self.columns))
-        best = law.report(theta[int(np.argmin(values))])
-        return {name: [float(v)] for name, v in zip(law.parameters, best, strict=True)}
+        x = law.prepare(self.columns)
+        simple = dataclasses.replace(p, law=law, x=x, fixed=(), prior=None)
+        rows = tuple(array.tobytes() for array in (x, p.log_y, p.weights))
+        found = _least_point(
+            _Task((law.formula, law.parameters, p.objective, p.delta, rows), simple, self.columns)
+        )
+        return {name: [float(v)] for name, v in zip(law.parameters, found, strict=True)}
 
     def _polish(self, best: np.ndarray, value: float, gradient: float) -> tuple:
         """Minimize again from the best point until converged; (theta, value, gradient, converged).

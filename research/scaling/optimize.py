@@ -185,13 +185,14 @@ def minimize(
     fixed: np.ndarray | None = None,
     iterations: int = 300,
     cautious: int = 2,
+    small: float = SMALL,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Local minima from starts theta [K, P]: (theta [K, P], objective [K], gradient norm [K]).
 
     Parameters where `fixed` [P] is true stay, as do those that the problem holds, and all stay
     within the law's bounds; the gradient is that of the free ones. Exact to rounding unless
-    `iterations` run out, which the gradient shows. The first `cautious` steps do without Newton's
-    matrix.
+    `iterations` run out, which the gradient shows; a relative decrease of the objective by `small`
+    is none. The first `cautious` steps do without Newton's matrix.
     """
     theta = np.array(theta, float)
     fixed = problem.fixed_mask if fixed is None else problem.fixed_mask | fixed
@@ -200,7 +201,7 @@ def minimize(
 
     def work(fits: np.ndarray) -> tuple:
         with np.errstate(all="ignore"):  # a step too far is refused, not feared
-            return _Descent(problem.take(fits), theta[fits], fixed, cautious).run(iterations)
+            return _Descent(problem.take(fits), theta[fits], fixed, cautious, small).run(iterations)
 
     if len(blocks) == 1:
         return work(blocks[0])
@@ -245,9 +246,16 @@ def _cores() -> int:
 class _Descent:
     """Fits on their way down, side by side; those that have arrived step out."""
 
-    def __init__(self, problem: Problem, theta: np.ndarray, fixed: np.ndarray, cautious: int):
+    def __init__(
+        self,
+        problem: Problem,
+        theta: np.ndarray,
+        fixed: np.ndarray,
+        cautious: int,
+        small: float,
+    ):
         K = len(theta)
-        self.problem, self.fixed, self.cautious = problem, fixed, cautious
+        self.problem, self.fixed, self.cautious, self.small = problem, fixed, cautious, small
         self.low, self.high = parameter_bounds(problem.law)
         self.theta = np.where(fixed, theta, np.clip(theta, self.low, self.high))
         self.value, self.gradient, self.gauss, self.newton = problem.derivatives(self.theta)
@@ -289,7 +297,7 @@ class _Descent:
         trial = np.where(free, trial, self.theta)
         new = self.problem.derivatives(trial)
         better = new[0] < self.value
-        least = SMALL * self.value
+        least = self.small * self.value
         none = np.where(better, self.value - new[0] <= least, (expected <= least) & (tried < 1))
         self.still = np.where(none, self.still + 1, 0)
         calmer = np.where(self.bold, tried / 30, tried / 6)

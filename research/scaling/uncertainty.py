@@ -27,6 +27,8 @@ from research.scaling.statistics import find_outliers
 PINNED = 20  # relative weight of a row that a fit passes through: off it by under 1 % of a width,
 # while a stiffer one keeps the solver from moving along it
 PASSES = 100  # steps of a refit; those that need more are far beyond the limit
+OF_A_DRAW = 1e-9  # relative decrease that is none: what is left of it is some ten thousandth of a
+# standard deviation of what is drawn
 MANY = 30  # clusters, from which on their scores tell how noise differs between rows
 
 
@@ -248,7 +250,7 @@ def bootstrap(
     weights = problem.weights * counts[:, member]
     prior = _drawn_prior(problem.prior, problem.prior.mean, k, seed) if problem.prior else None
     resampled = dataclasses.replace(problem, weights=weights, prior=prior)
-    return minimize(resampled, np.repeat(best[None], k, 0))[0]
+    return minimize(resampled, np.repeat(best[None], k, 0), small=OF_A_DRAW)[0]
 
 
 def parametric_bootstrap(
@@ -278,7 +280,7 @@ def parametric_bootstrap(
     if prior:  # the tables are of this law, and so is what is known of it beside them
         prior = _drawn_prior(prior, problem.law.report(best)[prior.at], k, seed)
     simulated = dataclasses.replace(problem, log_y=y, prior=prior)
-    return minimize(simulated, np.repeat(best[None], k, 0))[0]
+    return minimize(simulated, np.repeat(best[None], k, 0), small=OF_A_DRAW)[0]
 
 
 def _drawn_prior(prior: Prior, center: np.ndarray, k: int, seed: int) -> Prior:
