@@ -498,7 +498,7 @@ def test_the_command_reads_a_csv_with_other_names(tmp_path):
     command = [sys.executable, "-m", "experiments.fit", f"--runs={path}", f"--out={tmp_path / 'o'}"]
     bad = subprocess.run(command, capture_output=True, text=True, check=False)
     assert bad.returncode == 2
-    assert "no column 'params'; there are N, note, val" in bad.stderr
+    assert "no column 'loss'; there are N, note, val" in bad.stderr
     good = [*command, "--columns=params=N,loss=val", "--holdout=largest", "--predict=1e7"]
     out = subprocess.run(good, capture_output=True, text=True, check=True).stdout
     assert "was predicted as" in out
