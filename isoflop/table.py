@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from research.errors import BadInput
-from research.io.humanize import quantity
+from research.io.humanize import flops_text, quantity
 
 Row = dict[str, Any]
 SHOWN = 30  # rows that a notebook shows
@@ -107,7 +107,7 @@ def _cell(name: str, value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if "flops" in name:  # where B and T would be read as parameters and tokens
-        return f"{value:.3g}"
+        return flops_text(value)
     return quantity(value) if abs(value) >= 1e4 else f"{value:.5g}"
 
 

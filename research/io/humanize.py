@@ -15,8 +15,20 @@ def quantity(value: float) -> str:
 
 def flops_text(value: float) -> str:
     """FLOPs as people write them: 1e13, 2.4e21; K, M and B would read as parameters or tokens."""
+    if not 1e3 <= value < math.inf:
+        return f"{value:.3g}"
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def plain_exponent(text: str) -> str:
+    """A number that was formatted, with its exponent as in flops_text: 1e11 of "1e+11"."""
+    return text.replace("e+0", "e").replace("e+", "e")
+
+
+def significant(value: float, digits: int = 4) -> str:
+    """A measured number in so many digits, of which zeros at its end are some: 1.260."""
+    return f"{value:#.{digits}g}".removesuffix(".") if value else "0"
 
 
 def amount_text(value: float, column: str) -> str:

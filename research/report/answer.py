@@ -8,7 +8,7 @@ from typing import Any
 from research.io.humanize import amount_text, flops_text, quantity
 from research.io.text_table import format_table
 from research.report.methods import NAMES, Methods
-from research.report.text import headline, interval_end, laws_sentence
+from research.report.text import headline, interval_end, laws_sentence, loss_text
 from research.scaling.compute_optimal import AHEAD
 
 HEADINGS = ("method", "exponent of N*", "N*", "D*", "tokens per parameter", "loss")
@@ -38,9 +38,9 @@ def answer_sentences(
         against = document["against"]
         value, at = row.get(document["response"]), row.get(against)
         if value is not None and at is not None:
-            ends = _interval(row["interval"], ".4g")
+            ends = _losses(row["interval"])
             words = f"Expected {document['response']} at {amount_text(at, against)}"
-            out.append(f"{words}: {value:.4g} ({ends}).")
+            out.append(f"{words}: {loss_text(value)} ({ends}).")
     told = headline(document)
     out += [words for words in (f"{verdict}." if verdict else "", told) if words]
     count, of = unfinished
@@ -57,8 +57,8 @@ def _train_sentence(found: Methods) -> str:
     words = f"Train {quantity(best['params'])} parameters on {quantity(best['tokens'])} tokens"
     if best["loss"] is None:
         return f"{words} for {at}."
-    ends = _interval(best["intervals"]["loss"], ".4g")
-    return f"{words} for {at}: expected loss {best['loss']:.4g} ({ends})."
+    ends = _losses(best["intervals"]["loss"])
+    return f"{words} for {at}: expected loss {loss_text(best['loss'])} ({ends})."
 
 
 def _growth_sentence(document: Mapping[str, Any]) -> list[str]:
@@ -95,7 +95,7 @@ def methods_table(found: Methods) -> list[list[str]]:
             cells.append(f"{quantity(best[key])} ({low} to {high})")
         loss = "not predicted"
         if best["loss"] is not None:
-            loss = f"{best['loss']:.4g} ({_interval(best['intervals']['loss'], '.4g')})"
+            loss = f"{loss_text(best['loss'])} ({_losses(best['intervals']['loss'])})"
         out.append([title, exponent, *cells, loss])
     return out
 
@@ -142,6 +142,10 @@ def agreement_sentences(found: Methods) -> list[str]:
         words = laws_sentence(found.document("auto")["laws"])
         out.append(f"{words[0].upper()}{words[1:]}.")
     return out
+
+
+def _losses(ends: Sequence[float | None]) -> str:
+    return " to ".join(map(loss_text, ends))
 
 
 def _interval(ends: Sequence[float | None], spec: str) -> str:

@@ -7,7 +7,7 @@ from research.io.humanize import flops_text
 from research.io.text_table import format_table
 from research.report import text
 from research.report.elements import escape, html_table, paragraphs
-from research.report.text import interval_end
+from research.report.text import interval_end, loss_text
 
 HEADINGS = ("FLOPs", "loss", "measured", "by the loss", "directly", "by the measured loss")
 WAYS = ("two_steps", "direct", "measured_loss")
@@ -46,7 +46,7 @@ def law_lines(section: Mapping[str, Any]) -> list[str]:
 def table_rows(section: Mapping[str, Any]) -> list[list[str]]:
     """The runs that were held out, then the budgets of which nothing is measured."""
     rows = [
-        [flops_text(row["flops"]), f"{row['loss']:.4g}", f"{row['measured']:.3f}"]
+        [flops_text(row["flops"]), loss_text(row["loss"]), f"{row['measured']:.3f}"]
         + [_interval(row[way]) for way in WAYS]
         for row in section["holdout"]["rows"]
     ]

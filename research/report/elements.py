@@ -12,6 +12,7 @@ from research.report.style import Drawing
 LARGE = 120_000  # characters of an SVG
 COLORS = 96
 PIXELS = 4 / 3  # of CSS in a point
+WIDE = 700  # pixels, from which a figure is scrolled on a phone, where it would be illegible
 
 
 def escape(value: object) -> str:
@@ -86,8 +87,11 @@ def figure_element(markup: str, caption: str, finding: str = "") -> str:
     caption's first sentence."""
     spoken = escape(caption.split(". ")[0])
     found = f"<strong>{escape(finding)}</strong> " if finding else ""
+    size = re.search(r'^<(?:svg|img)[^>]*? width="([\d.]+)(pt)?"', markup)
+    wide = size and float(size[1]) * (PIXELS if size[2] else 1) > WIDE
+    kind = 'class="drawn wide" tabindex="0"' if wide else 'class="drawn"'
     return (
-        f'<figure><div class="drawn" role="img" aria-label="{spoken}">{markup}</div>'
+        f'<figure><div {kind} role="img" aria-label="{spoken}">{markup}</div>'
         f"<figcaption>{found}{escape(caption)}</figcaption></figure>"
     )
 

@@ -174,9 +174,9 @@ def _trust(result: Mapping[str, Any]) -> list[str]:
         budget = flops_text(result["methods"][group].target)
         out += [
             f"<h3>How the methods agree{escape(of)}</h3>",
+            f"<p>At {budget} FLOPs (6 N D), with 95 % intervals:</p>",
             html_table(head, body, label=f"methods{of}"),
             *paragraphs(result["agreement"][group]),
-            f"<p>At {budget} FLOPs, all as 6 N D; in brackets 95 % intervals.</p>",
         ]
     out.append(warnings_box(result["warnings"]))
     for group, fit in result["fits"].items():
@@ -282,7 +282,7 @@ def _fit_table(document: Mapping[str, Any], label: str) -> str:
                 name,
                 f"{value:.4g}",
                 f"{interval_end(low)} to {interval_end(high)}",
-                "open" if error is None else f"{error:.2g}",
+                "open" if error is None else f"{error:.3g}",
                 document["identifiability"][name]["flag"],
             ]
         )
@@ -377,7 +377,8 @@ def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:
         html_table(head if len(fits) > 1 else ["", ""], body, len(head), label="provenance")
         + "<p>Every run repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
         "<code>isoflop report --runs=DIR</code>.</p>"
-        f"<pre>{escape(chr(10).join(rules))}</pre>"
+        "<details><summary>Sizes, steps and rates of the runs</summary>"
+        f"<pre>{escape(chr(10).join(rules))}</pre></details>"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from research.errors import BadInput, StorageError
 from research.io import files
-from research.io.humanize import flops_text, quantity
+from research.io.humanize import flops_text, quantity, significant
 from research.report.style import BLUE, GREEN, ORANGE
 from research.runs.schema import AXES, shown_columns
 from research.scaling import Fit
@@ -26,18 +26,35 @@ FACTS = ("run", "group", "params", "tokens", "flops", "lr", "seed")  # beside th
 MOST = 2000  # runs in a chart
 COUNT = "flops_6nd"
 LARGEST = 16 << 20  # bytes of a script that is kept
+# The type of the still figures, in their size.
+LOOK = {
+    "font": "DejaVu Sans, Verdana, system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {"labelFontSize": 13, "titleFontSize": 13, "titleFontWeight": "normal",
+             "gridColor": "#dddddd", "domainColor": "#1b1b1b", "titlePadding": 8},
+}  # fmt: skip
+# The words of the position that the slider is at stand above the chart.
+DRAW = """vegaEmbed("#%(name)s", %(spec)s, {"renderer": "svg", "actions": false})
+  .then(({spec, view}) => {
+    const told = document.getElementById("%(name)s").previousElementSibling;
+    const tell = (_, at) => { told.textContent = spec.usermeta.words[at]; };
+    view.addSignalListener("position", tell);
+    tell("position", view.signal("position"));
+  }).catch(console.error);"""
 
 
 def render_charts(charts: Mapping[str, Any]) -> str:
     """HTML with Vega and every chart, by the id of its element; empty without altair."""
     if not (vega := _vega()):
         return ""
-    parts = [f'<div id="{name}" class="chart"></div>' for name in charts]
+    parts = [
+        f'<div class="chart"><output class="told"></output><div id="{name}"></div></div>'
+        for name in charts
+    ]
     script = [_escape_script(vega)]
     for name, chart in charts.items():
         spec = json.dumps(chart.to_dict()).replace("<", "\\u003c")
-        options = '{"renderer": "svg", "actions": false}'
-        script.append(f'vegaEmbed("#{name}", {spec}, {options}).catch(console.error);')
+        script.append(DRAW % {"name": name, "spec": spec})
     scripts = "".join(f"<script>{part}</script>" for part in script)
     return "\n".join([*parts, scripts])
 
@@ -79,7 +96,7 @@ def column_chart(
     points = []
     for i, value in enumerate(grid):
         words = (
-            f"{noun}: {quantity(value)}\nloss {loss[i]:.4g}\n"
+            f"{noun}: {quantity(value)}\nloss {significant(loss[i])}\n"
             f"95 % interval of the law {_interval_text(band[i])}\n"
             f"95 % interval of a run {_interval_text(run[i])}"
         )
@@ -110,7 +127,7 @@ def budget_chart(
         point = {"step": i, "x": budget}
         if p["loss"] is not None:
             low, high = p["intervals"]["loss"]
-            words += f"\nloss {p['loss']:.4g} ({_interval_text((low, high))})"
+            words += f"\nloss {significant(p['loss'])} ({_interval_text((low, high))})"
             # An open end leaves the picture, and does not make it.
             low, high = max(low or 0.0, p["loss"] / 2), min(high or math.inf, p["loss"] * 2)
             point |= {"loss": p["loss"], "low": low, "high": high}
@@ -140,10 +157,10 @@ def _slider_chart(
     shown += [column.name for column in shown_columns(rows, "summary")]
     values = [{k: row.get(k) for k in {*shown, column}} for row in rows[:MOST]]
     along = alt.Scale(type="log", nice=False, padding=8)
-    words = "replace(format(datum.value, '~s'), 'G', 'B')"  # billions, as people say
+    written = "replace(format(datum.value, '~s'), 'G', 'B')"  # billions, as people say
     if "flops" in column:  # B and T would be read as parameters and tokens
-        words = "replace(format(datum.value, '.2~e'), 'e+', 'e')"
-    ticks = alt.Axis(labelExpr=words, tickCount=7, labelOverlap=True)
+        written = "replace(format(datum.value, '.2~e'), 'e+', 'e')"
+    ticks = alt.Axis(labelExpr=written, tickCount=7, labelOverlap=True)
     x = alt.X("x:Q", scale=along, axis=ticks, title=noun)
     y = alt.Y(
         "loss:Q",
@@ -171,17 +188,15 @@ def _slider_chart(
         here.mark_rule(color=ORANGE).encode(x=x),
         here.mark_point(color=ORANGE, filled=True, size=90).encode(x=x, y=y),
     ]
-    caption = here.mark_text(align="left", baseline="top", fontSize=14, lineBreak="\n").encode(
-        x=alt.value(0), y=alt.value(4), text="words:N"
+    words = [point["words"] for point in points]
+    chart = alt.layer(*layers).properties(
+        width="container", height=330, usermeta={"words": words}, config=LOOK
     )
-    drawn = alt.layer(*layers).properties(width=620, height=330)
-    caption = alt.layer(caption).properties(width=620, height=96)
-    chart = alt.vconcat(caption, drawn).add_params(slider).configure_view(stroke=None)
-    return {"explore": chart}
+    return {"explore": chart.add_params(slider)}
 
 
 def _interval_text(pair: Sequence[float | None] | np.ndarray) -> str:
-    return " to ".join("open" if x is None or not np.isfinite(x) else f"{x:.4g}" for x in pair)
+    return " to ".join("open" if x is None or not np.isfinite(x) else significant(x) for x in pair)
 
 
 def _quantity_interval(pair: Sequence[float | None]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from research.io.humanize import quantity
 from research.io.text_table import format_table
-from research.report.text import interval_end
+from research.report.text import loss_text
 
 HEADINGS = ("times", "parameters", "tokens", "predicted", "95 % of a run", "measured", "error",
             "compute", "inside", "of it E", "law", "registered in")  # fmt: skip
@@ -33,9 +33,8 @@ def table_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             f"{rung['ratio']:.4g}",
             quantity(rung["params"]),
             quantity(rung["tokens"]),
-            f"{rung['predicted']:.4g}",
-            " to ".join(interval_end(end, ".4g") for end in rung["run_interval"])
-            + f" (±{half_width(rung):.2%})",
+            loss_text(rung["predicted"]),
+            " to ".join(map(loss_text, rung["run_interval"])) + f" (±{half_width(rung):.2%})",
             *_outcome(rung),
             f"±{rung['parts']['floor']:.2%}",
             rung["law"],
@@ -57,7 +56,7 @@ def _outcome(rung: Mapping[str, Any]) -> list[str]:
         words = "not trained" if rung["status"] in ("new", "unfinished") else rung["status"]
         return [words, "", "", ""]
     return [
-        f"{rung['measured']:.4g}",
+        loss_text(rung["measured"]),
         f"{rung['error']:+.2%}",
         f"{rung['compute']:.3g}x",
         "yes" if rung["covered"] else "no",

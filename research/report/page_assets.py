@@ -26,12 +26,13 @@ th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(-
 thead th { border-bottom: 2px solid var(--dim); font-weight: 600; vertical-align: bottom;
            white-space: normal; }
 td.text, th.text { text-align: left; }
+td.text:last-child { white-space: normal; overflow-wrap: anywhere; }
 td.wide { white-space: normal; text-align: left; }
 th[aria-sort] button::after { content: " \\2195"; color: var(--dim); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 th button { all: unset; cursor: pointer; }
-th button:focus-visible, .scroll:focus-visible { outline: 2px solid var(--link); }
+th button:focus-visible, .scroll:focus-visible, .drawn:focus-visible { outline: 2px solid var(--link); }
 .tools { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; font-size: .9rem; }
 .tools input { font: inherit; padding: .1rem .4rem; }
 figure { margin: 1rem 0; }
@@ -39,14 +40,18 @@ figcaption { font-size: .9rem; color: var(--dim); max-width: 48rem; margin-top: 
 .drawn, .chart { background: #fff; color: #1b1b1b; padding: .3rem; overflow-x: auto; }
 @media (prefers-color-scheme: dark) { .drawn, .chart { filter: invert(.91) hue-rotate(180deg); } }
 svg, img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
-.chart, .chart.vega-embed { display: block; max-width: 100%; box-sizing: border-box; }
-.chart svg { max-width: none; margin: 0; }
+.chart { max-width: 46rem; margin: 0 auto; }
+.chart .vega-embed { display: block; padding: 0; }
+.chart .told { display: block; white-space: pre-wrap; font-size: .9rem; padding: .2rem .6rem; }
+.chart svg { margin: 0; }
 .chart form label, .vega-bind { font-size: .95rem; }
 .chart input[type=range] { width: 20rem; max-width: 60vw; vertical-align: middle; }
 .chart input[type=range] ~ * { display: none; }
+summary { cursor: pointer; }
 code, pre { background: var(--soft); font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
+  .drawn.wide > * { width: 42rem; max-width: none; margin: 0; }
   body { padding: .8rem; } .lead.first { font-size: 1.25rem; }
   .chart input[type=range] { display: block; width: 80vw; max-width: 80vw; } }
 @media print {

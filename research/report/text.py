@@ -1,13 +1,13 @@
 """What a sweep showed, in words: tables and sentences for a terminal and for the report's page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from research.errors import printable
-from research.io.humanize import amount_text, flops_text, quantity
+from research.io.humanize import amount_text, flops_text, quantity, significant
 from research.io.text_table import format_table
 from research.report.provenance import provenance_line
 from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
@@ -96,6 +96,11 @@ def interval_end(value: float | None, spec: str = ".3g") -> str:
     return "open" if value is None else format(value, spec)
 
 
+def loss_text(value: float | None) -> str:
+    """A loss, or the end of its interval; None is one that the data leave open."""
+    return "open" if value is None else significant(value)
+
+
 def headline(document: Mapping[str, Any] | None) -> str:
     """The result in a sentence: predictions against measurements of the largest runs, which were
     held out, or within the table."""
@@ -107,14 +112,15 @@ def headline(document: Mapping[str, Any] | None) -> str:
     if len(holdout["rows"]) > 1 or document["response"] not in row:
         what = "optimal sizes" if document["law"] == "isoflop" else "runs"
         return f"From {count} runs: {_held_out_words(holdout, f'{what} that were held out')}."
-    low, high = (interval_end(x, ".4g") for x in row["run_interval"])
+    low, high = (loss_text(x) for x in row["run_interval"])
     verdict = "inside" if row["covered"] else "outside"
     at = amount_text(row[document["against"]], document["against"])
     noun, response = NOUNS.get(document["against"], document["against"]), document["response"]
     runs = "smaller runs" if response == "loss" else "runs"
     return (
         f"From {count} {runs}, the {response} at {at} {noun} was predicted as "
-        f"{row[response]:.4g} (95 % interval {low} to {high}); measured: {row['measured']:.4g}, "
+        f"{loss_text(row[response])} (95 % interval {low} to {high}); measured: "
+        f"{loss_text(row['measured'])}, "
         f"{verdict} the interval, {abs(row['error']):.1%} off."
     )
 
@@ -236,14 +242,16 @@ def _parts_words(parts: Mapping[str, float]) -> str:
 
 
 def _multiverse_sentence(section: Mapping[str, Any]) -> str:
-    def ends(key: str, spec: str) -> str:
+    def ends(key: str, written: Callable[[float], str]) -> str:
         spread = section["spread"][key]
-        return " to ".join("open" if spread[k] is None else format(spread[k], spec)
+        return " to ".join("open" if spread[k] is None else written(spread[k])
                            for k in ("least", "most"))  # fmt: skip
 
+    predicted = quantity if section["target"].startswith("the size") else significant
     return (
         f"across {len(section['universes'])} analysis choices, the exponent ranges from "
-        f"{ends('exponent', '.3f')}, and {section['target']} from {ends('prediction', '.4g')}"
+        f"{ends('exponent', '{:.3f}'.format)}, and {section['target']} from "
+        f"{ends('prediction', predicted)}"
     )
 
 
@@ -270,8 +278,8 @@ def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str
     words += f"{row['tokens_per_param']:.3g} tokens per parameter"
     if row["loss"] is None:
         return words
-    low, high = (interval_end(x, ".4g") for x in row["intervals"]["loss"])
-    words += f", loss {row['loss']:.4g} ({low} to {high})"
+    low, high = (loss_text(x) for x in row["intervals"]["loss"])
+    words += f", loss {loss_text(row['loss'])} ({low} to {high})"
     if parts := row.get("parts"):
         words += f": {_parts_words(parts)}"
     if (most := row.get("regret", {}).get("quantile_95")) is not None:
@@ -294,13 +302,13 @@ def _lifetime_lines(row: Mapping[str, Any], served: float) -> list[str]:
 
     cheap, best = row["same_loss"], row["same_total"]
     saved = " to ".join("open" if x is None else f"{x:.1%}" for x in cheap["intervals"]["saved"])
-    low, high = (interval_end(x, ".4g") for x in best["interval"])
+    low, high = (loss_text(x) for x in best["interval"])
     return [
         f"{words}, the cheapest that is as good as the best for {flops_text(row['flops'])} FLOPs "
         f"of training: {size(cheap)}; {flops_text(cheap['total_flops'])} FLOPs in all, "
         f"{cheap['saved']:.1%} ({saved}) less than with that",
         f"{words} and {flops_text(row['flops'])} FLOPs in all: {size(best)}, "
-        f"loss {best['loss']:.4g} ({low} to {high})",
+        f"loss {loss_text(best['loss'])} ({low} to {high})",
     ]
 
 

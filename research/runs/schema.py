@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from research.errors import printable
+from research.io.humanize import plain_exponent
 
 Row = Mapping[str, Any]
 Kind = Literal["number", "text", "object"]
@@ -106,7 +107,8 @@ class Column:
         if value is None:
             return "–"
         try:
-            return format(value, self.format)
+            text = format(value, self.format)
+            return plain_exponent(text) if self.format[-1:] in ("e", "g") else text
         except (TypeError, ValueError, OverflowError):  # of a row from elsewhere
             return str(value)
 

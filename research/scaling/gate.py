@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from research.errors import BadInput
+from research.io.humanize import flops_text
 from research.scaling import compute_optimal
 from research.scaling.extrapolation import amounts
 from research.scaling.fit import Fit
@@ -149,6 +150,6 @@ def _sentence(out: Mapping[str, Any], of: str, allowed: bool | None, high: float
     beyond += f", {1 / near:.3g} times below the table's smallest" if near < 1 / FAR else ""
     verdict = "passed" if out["passed"] else "not passed"
     return (
-        f"gate {verdict}: {out['better']} at {out['at']:.4g} is "
+        f"gate {verdict}: {out['better']} at {flops_text(out['at'])} is "
         f"worth {worth} the {of} of {out['reference']} (95 %: {ends}; {how}{beyond})"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from research.errors import BadInput
+from research.io.humanize import flops_text
 from research.scaling import drift, effects, envelope, isoflop
 from research.scaling.extrapolation import nearest_trial
 from research.scaling.fit import RESAMPLES, Fit
@@ -142,8 +143,8 @@ def _law_of_minima(
         out.append({**point, "loss": point["loss"] if known else None})
         if not known:
             unknown.append(
-                f"the losses at the minima do not tell what the loss is at {point['flops']:.4g} "
-                "FLOPs: it is not predicted"
+                "the losses at the minima do not tell what the loss is at "
+                f"{flops_text(point['flops'])} FLOPs: it is not predicted"
             )
     return {"formula": law.law.formula, "params": law.params, "predictions": out}, unknown
 
@@ -199,7 +200,9 @@ def extrapolate_minima(rows: Sequence[table.Row], options: Options) -> dict[str,
     plain = dataclasses.replace(plain, holdout=f"flops>={least!r}")
     holdout = fit_minima("isoflop", trial.parts.usable, plain)["holdout"]
     if holdout is None:
-        raise BadInput(f"the minimum of the largest budgets ({least:.4g} FLOPs) cannot be located")
+        raise BadInput(
+            f"the minimum of the largest budgets ({flops_text(least)} FLOPs) cannot be located"
+        )
     return trial.section({**holdout, "rule": trial.rule})
 
 

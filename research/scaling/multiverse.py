@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from research.errors import BadInput
+from research.io.humanize import amount_text, flops_text
 from research.scaling import compute_optimal, isoflop, minima_document
 from research.scaling.compute_optimal import AHEAD
 from research.scaling.fit import Fit
@@ -141,9 +142,11 @@ def _refit(
 
 
 def _target_text(law: str, options: Options) -> str:
-    targets = list(options.predict_flops) or list(options.predict)
-    what = "size" if law in METHODS else "loss"
-    where = f"{targets[0]:.3g}" if targets else f"{AHEAD:g} times the largest of the table"
+    what, where = "size" if law in METHODS else "loss", f"{AHEAD:g} times the largest of the table"
+    if options.predict_flops:
+        where = flops_text(options.predict_flops[0])
+    elif options.predict:
+        where = amount_text(options.predict[0], options.against)
     return f"the {what} predicted at {where}"
 
 

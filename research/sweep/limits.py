@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from research.errors import BadInput
+from research.io.humanize import flops_text
 
 Facts = Mapping[str, Any]  # what a table says of a run before it is trained (see run.make_run)
 
@@ -33,7 +34,8 @@ class PlannedRun(NamedTuple):
 
     def __str__(self) -> str:
         f = self.facts
-        return f"run {self.run} ({f['params']:,} params, {f['flops']:.3g} FLOPs, seed {f['seed']})"
+        size = f"{f['params']:,} params, {flops_text(f['flops'])} FLOPs"
+        return f"run {self.run} ({size}, seed {f['seed']})"
 
 
 class Limits(NamedTuple):

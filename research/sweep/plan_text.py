@@ -4,7 +4,7 @@ fitted to these runs. Works on the facts of runs (see run.make_run); needs no ja
 import re
 from collections.abc import Callable, Sequence
 
-from research.io.humanize import format_bytes, format_duration
+from research.io.humanize import flops_text, format_bytes, format_duration
 from research.io.text_table import format_table
 from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
 from research.sweep.limits import Facts, PlannedRun, total_compile_seconds, total_flops
@@ -104,8 +104,9 @@ def _totals(rows: Sequence[PlannedRun]) -> list[str]:
     done = total_flops(row for row in rows if row.status == "done")
     tokens = sum(row.facts["tokens"] for row in rows)
     out = [
-        f"{len(rows)} runs, {tokens:,} tokens, {total_flops(rows):.3g} FLOPs ({done:.3g} done); "
-        "FLOPs count every dot product, forward and backward, with head and full attention map"
+        f"{len(rows)} runs, {tokens:,} tokens, {flops_text(total_flops(rows))} FLOPs "
+        f"({flops_text(done)} done); FLOPs count every dot product, forward and backward, "
+        "with head and full attention map"
     ]
     pending = [row for row in rows if row.pending]
     if pending and all(row.seconds is not None for row in pending):
@@ -141,7 +142,7 @@ def _table(rows: Sequence[PlannedRun]) -> str:
         **{g: lambda r, g=g: r.facts["groups"].get(g, 0) for g in groups},
         "tokens": lambda r: r.facts["tokens"],
         "epochs": lambda r: f"{r.facts['epochs']:.2g}",
-        "FLOPs": lambda r: f"{r.facts['flops']:.3g}",
+        "FLOPs": lambda r: flops_text(r.facts["flops"]),
         "batch": lambda r: r.facts["batch"],
         "steps": lambda r: r.facts["steps"],
         "lr": lambda r: f"{r.facts['lr']:{rate}}",

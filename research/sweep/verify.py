@@ -15,6 +15,7 @@ from research.config import validation
 from research.config.loading import validated
 from research.errors import BadInput, Preempted
 from research.io import files, source
+from research.io.humanize import flops_text
 from research.runs import ladder, metrics_log, tracking
 from research.runs.directory import check_workdir
 from research.scaling import collapse, groups
@@ -70,7 +71,7 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
         if wanted[0] <= 1:
             raise BadInput(
                 f"--flops={asked.flops:g}: expected more than the largest budget of the sweep, "
-                f"{most:.4g} (6 N D)"
+                f"{flops_text(most)} (6 N D)"
             )
         if wanted[0] > FURTHEST:
             raise BadInput(f"--flops={asked.flops:g}: {wanted[0]:.3g} times the sweep's largest")

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from research.errors import BadInput, printable
-from research.io.humanize import format_duration
+from research.io.humanize import flops_text, format_duration
 from research.runs import ladder, lease, metrics_log, tracking
 from research.runs.settings import (
     MOST_SETTINGS,
@@ -282,7 +282,7 @@ def format_line(rows: list[RunStatus]) -> str:
 
 def _format_totals(totals: Totals) -> str:
     counts = ", ".join(f"{n} {s}" for s, n in totals.counts.items())
-    flops = f"{totals.spent:.3g} FLOPs spent, {totals.remaining:.3g} to go"
+    flops = f"{flops_text(totals.spent)} FLOPs spent, {flops_text(totals.remaining)} to go"
     return f"{counts}; {flops}, {_seconds_left(totals.seconds_left)} left{_end(totals)}"
 
 

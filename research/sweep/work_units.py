@@ -20,6 +20,7 @@ import jax
 
 from research.errors import BadInput, Damaged, Diverged, IsoflopError, Lost, Preempted, StorageError
 from research.io import host
+from research.io.humanize import flops_text
 from research.parallel import distributed, joining
 from research.runs import checkpoint
 from research.runs.directory import RunDirectory, read_launch
@@ -157,7 +158,7 @@ def describe_units(units: Sequence[WorkUnit], grouping: str, num_processes: int 
         total = saved + sum(u.flops for u in units)
         lines.append(
             f"{len(shared)} shared prefixes of {sum(len(u.points) for u in shared)} runs save "
-            f"{saved:.3g} of {total:.3g} FLOPs ({saved / total:.0%})"
+            f"{flops_text(saved)} of {flops_text(total)} FLOPs ({saved / total:.0%})"
         )
     if vmapped := [u for u in units if u.members]:
         sizes = ", ".join(str(len(u.members)) for u in vmapped)

@@ -1,6 +1,12 @@
 import pytest
 
-from research.io.humanize import format_bytes, format_duration, quantity
+from research.io.humanize import (
+    flops_text,
+    format_bytes,
+    format_duration,
+    quantity,
+    significant,
+)
 
 
 @pytest.mark.parametrize(
@@ -11,6 +17,13 @@ from research.io.humanize import format_bytes, format_duration, quantity
         (quantity, 3.5e14, "350T"),
         (quantity, 2e15, "2e15"),
         (quantity, float("nan"), "nan"),
+        (flops_text, 1.0000544e11, "1e11"),
+        (flops_text, 2.41379e21, "2.41e21"),
+        (flops_text, 0, "0"),
+        (flops_text, float("inf"), "inf"),
+        (significant, 1.26, "1.260"),
+        (significant, 2900.2, "2900"),
+        (significant, 0.0, "0"),
         (format_bytes, 0, "0 B"),
         (format_bytes, 999, "999 B"),
         (format_bytes, 1024, "1.02 kB"),

@@ -265,7 +265,7 @@ def test_an_open_interval_does_not_make_the_axis(asked):
     ]
     for shown, most in ((document, 1.2), ({**document, "predictions": predictions}, 2.0)):
         chart = interactive.budget_chart(swept(), shown, "nats")["explore"].to_dict()
-        layers = chart["vconcat"][1]["layer"]
+        layers = chart["layer"]
         (band,) = [layer for layer in layers if layer["mark"]["type"] == "area"]
         for point in band["data"]["values"]:
             assert 1 / most <= point["low"] / point["loss"] <= point["high"] / point["loss"] <= most
@@ -276,7 +276,7 @@ def test_dots_and_law_are_of_one_count(asked):
     pytest.importorskip("altair")
     rows = swept()
     chart = interactive.budget_chart(rows, asked.document("chinchilla"), "nats")["explore"]
-    drawn = chart.to_dict()["vconcat"][1]["layer"]
+    drawn = chart.to_dict()["layer"]
     (dots,) = [layer for layer in drawn if layer["mark"]["type"] == "circle"]
     column = dots["encoding"]["x"]["field"]
     at = [value[column] for value in dots["data"]["values"]]

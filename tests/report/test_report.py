@@ -12,7 +12,6 @@ import pytest
 
 from research.errors import BadInput
 from research.io import files
-from research.io.humanize import quantity
 from research.report import build, sweep_figures, text
 from research.runs import schema
 from research.runs.directory import RunDirectory
@@ -219,21 +218,6 @@ def test_the_same_records_give_the_same_files(tmp_path):
     assert (tmp_path / "c" / "report.html").read_bytes() != pages[0]
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (950, "950"),
-        (14_160, "14.2k"),
-        (999_999, "1M"),
-        (1.2e9, "1.2B"),
-        (3.5e14, "350T"),
-        (2e15, "2e15"),
-    ],
-)
-def test_quantities_read_as_people_write_them(value, text):
-    assert quantity(value) == text
-
-
 def test_smoothing_keeps_a_constant_and_has_no_bias_at_the_start():
     np.testing.assert_allclose(sweep_figures._smooth(np.full(50, 2.0)), 2.0)
     assert sweep_figures._smooth(np.arange(50.0))[0] == 0
@@ -266,17 +250,19 @@ def test_a_spread_over_seeds_is_of_runs_that_differ_in_the_seed_alone():
 # In a browser.
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+WINDOW = "--window-size=500,900"
 PROBE = """<script>
 setTimeout(() => {
   const out = document.createElement("pre");
-  const text = () => document.querySelector("#explore svg").textContent;
+  const drawn = document.querySelector("#explore svg").getBoundingClientRect();
+  const text = () => document.querySelector(".chart .told").textContent;
   const slider = document.querySelector("#explore input[type=range]");
   const before = text();
   slider.value = slider.max;
   slider.dispatchEvent(new Event("input"));
   setTimeout(() => {
     out.id = "probe";
-    out.textContent = JSON.stringify([before, text()]);
+    out.textContent = JSON.stringify([before, text(), drawn.right, innerWidth]);
     document.body.appendChild(out);
   }, 500);
 }, 1500);
@@ -310,8 +296,10 @@ def in_browser(page, folder, probe=PROBE, *flags):
 
 def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
     build.write_report(workdir(tmp_path, noisy(0)))
-    (before, after), console = in_browser((tmp_path / "report.html").read_text(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    (before, after, right, wide), console = in_browser(page, tmp_path, PROBE, WINDOW)
     assert not console
+    assert wide / 2 < right <= wide == 500
     losses = [float(re.search(r"loss (\d\.\d+)", text)[1]) for text in (before, after)]
     assert losses[1] < losses[0] - 0.01
 
@@ -326,7 +314,7 @@ def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
     assert "best for" in page
     assert len(page) < 2e6
-    (before, after), console = in_browser(page, tmp_path)
+    (before, after, *_), console = in_browser(page, tmp_path)
     assert not console
     sizes = [re.search(r"N\* ([\d.]+[kMBT])", text)[1] for text in (before, after)]
     assert sizes[0] != sizes[1]

@@ -104,7 +104,7 @@ def test_the_command_says_it_by_one_line_and_its_exit_code(tmp_path, capsys):
     assert command.main([*flags, "--gate=muon>adamw@1e19"]) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("gate ")]
     assert len(said) == 1
-    assert "gate passed: muon at 1e+19 is worth 1." in said[0]
+    assert "gate passed: muon at 1e19 is worth 1." in said[0]
     assert files.read_json(tmp_path / "fit" / "fit.json")["compare"]["gate"]["passed"] is True
     assert command.main([*flags, "--gate=adamw>muon@1e19"]) == 1
     assert "gate not passed" in capsys.readouterr().out
