@@ -33,7 +33,7 @@ def get_config():
                 "lr": 2e-3,
                 "lr_rule": "constant",
                 # The base shape at which these numbers hold, and the rule by which they follow a
-                # model\'s own: "mup", "complete_p", or "spectral" for Muon.
+                # model's own: "mup", "complete_p", or "spectral" for Muon.
                 "transfer": {"rule": "none", "width": None, "depth": None, "head_size": None},
                 # The run at which these numbers hold, and the rule by which they follow tokens and
                 # batch: "power_lines", "complete_p", "marin" or "token_horizon".
@@ -68,5 +68,6 @@ def get_config():
                 "hang_seconds": 60.0,
                 "hang_first_seconds": 3600.0,
             },
-        }
+        },
+        type_safe=False,  # types are checked with everything else, and explained
     )

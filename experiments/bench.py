@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     timed = [f"--blocks={args.blocks}", f"--seconds={args.seconds}"]
     if args.config is None:
         return measure_cases(timed, args.json)
-    config = validated(config)
+    config = validated(config, args.config)
 
     from research.parallel import jax_settings
     from research.planning import benchmark  # jax from here on

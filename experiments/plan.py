@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     for name, value in (("devices", devices), ("vocab", args.vocab)):
         if value is not None and value < 1:
             raise BadInput(f"--{name}={value}: expected at least 1")
-    config = validated(config)
+    config = validated(config, args.config)
     os.environ["JAX_PLATFORMS"] = "cpu"  # no device is needed, so none is taken
 
     from research.planning import cluster, compiled  # jax from here on

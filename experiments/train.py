@@ -24,8 +24,7 @@ def main(argv: Sequence[str]) -> int:
     process_flags.add_flags(parser)
     stop_signal.add_flag(parser)
     process_flags.add_run_flags(parser)
-    help_ = "only resume; refuse to start a new run"
-    parser.add_argument("--resume", action="store_true", help=help_)
+    parser.add_argument("--resume", action="store_true", help="only resume; start no new run")
     help_ = "trace this many steps, after compilation, into the run's profile/"
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=help_)
     help_ = "train even if memory is predicted not to suffice"
@@ -33,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
     args, config, _ = cli.parse_config(parser, argv)
     if args.profile < 0:
         raise BadInput(f"--profile={args.profile}: expected a number of steps, of at least 1")
-    config, place, launcher = validated(config), process_flags.distributed_options(args), orphaned()
+    config = validated(config, args.config)
+    place, launcher = process_flags.distributed_options(args), orphaned()
     count = 1 if place is not None else process_flags.process_count(args)
     with stop_signal.StopSignal(orderly=count > 1, end=args.end) as stop:
         if count > 1:

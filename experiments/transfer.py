@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--grouping", default="auto", help=GROUPING_HELP)
     args, config, _ = cli.parse_config(parser, argv)
     asked, how = transfer_flags.parse_flags(args), launch.parse_flags(args)
-    config, workdir = validated(config), Path(args.workdir)
+    config, workdir = validated(config, args.config), Path(args.workdir)
     if config["optim"]["transfer"]["rule"] == "none":
         raise BadInput("optim.transfer.rule: none; expected the rule that is to be checked")
 

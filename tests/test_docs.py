@@ -18,8 +18,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FOLDERS = ("isoflop", "research", "experiments", "configs", "tools", "tests")
 OTHERS = [ROOT / name for name in ("Makefile", "pyproject.toml", ".github/workflows/ci.yml")]
 # What a reader is told to write, and what stands for any name.
-NEW = {"research/models/bigram.py", "configs/lm_bigram.py"}
-ANY = {"research.models.bigram", "research.models.file", "research.module"}
+NEW = {"research/models/bigram.py", "configs/lm_bigram.py", "research/training/signum.py",
+       "research/data/series.py", "configs/mlp_series.py"}  # fmt: skip
+ANY = {"research.models.bigram", "research.models.file", "research.module",
+       "research.training.signum", "research.data.series"}  # fmt: skip
 
 FILE = re.compile(
     rf"(?<![\w./-])(?:\.\./)?((?:{'|'.join(FOLDERS)})/[\w/]*\w(?:\.(?:py|sh|json))?)(?![\w…*<])"

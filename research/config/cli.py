@@ -117,15 +117,17 @@ def parse_config(
     for text, (path, equals, value) in zip(texts, pairs, strict=True):
         if not equals:
             problems.append(f"{text}: no value; write --config.{path}=VALUE")
-        elif path in known:
+        elif of := known.get(path) or (schema.Field("Section") if value.startswith("{") else None):
             try:
-                changes[path] = parse_value(value, known[path])
+                changes[path] = parse_value(value, of)
             except (ValueError, OverflowError):  # of the whole number that infinity is not
                 wrong = validation.format_value(value)
-                problems.append(f"{path}: {wrong}; expected {schema.expected(known[path])}")
+                problems.append(f"{path}: {wrong}; expected {schema.expected(of)}")
         else:
             changes[path] = value  # `override` says what is wrong with it
     config, more = validation.override(config, changes)
     if problems := problems + more:
-        raise BadInput(*problems, *validation.problems(config))
+        from research.config import places
+
+        raise BadInput(*problems, *places.located(validation.problems(config), args.config, config))
     return args, config, module

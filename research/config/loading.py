@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ ModuleLike = Any
 LARGEST = 1 << 20  # bytes of a .json config
 
 
-def validated(config: dict) -> dict:
-    """The config with numbers in their types. Raises BadInput listing every problem."""
+def validated(config: dict, path: str | None = None) -> dict:
+    """The config, its numbers in their types. Raises BadInput: all problems, by line of `path`."""
     if problems := validation.problems(config):
-        raise BadInput(*problems)
+        from research.config import places
+
+        raise BadInput(*places.located(problems, path, config))
     return validation.coerce(config)
 
 
@@ -62,18 +63,13 @@ def _importable(path: Path) -> None:
 
 
 def call_user_code(function: Callable, *args: object) -> Any:
-    """Report an exception of the user's code by the file and line of theirs that it came from, in
-    whatever library it was raised."""
+    """Report an exception of the user's code by the line of theirs that it came from."""
     try:
         return function(*args)
     except Exception as error:
-        if isinstance(error, SyntaxError):  # the frame is the importer's
-            raise BadInput(f"{error.filename}:{error.lineno}: {error.msg}") from error
-        stack = traceback.walk_tb(error.__traceback__)
-        places = [(frame.f_code.co_filename, line) for frame, line in stack]
-        own = [place for place in places if source.is_users(place[0])]
-        name, line = (own or places)[-1]
-        raise BadInput(f"{name}:{line}: {type(error).__name__}: {error}") from error
+        from research.config import places
+
+        raise places.raised(error) from error
 
 
 def parse_value(text: str, field: registry.Field) -> object:

@@ -79,6 +79,7 @@ SECTIONS: dict[str, Field] = {
 }
 JSON = {  # values that are nested, on the command line as JSON
     "EvalSets": 'a list of objects like {"name": "val", "path": "val.txt"}',
+    "Section": 'an object like {"unit": "tokens", "amount": 1e6}',
     "Moments": 'a list like ["powers of 2", "10%", 500], in steps',
     "PathRules": 'a list of pairs like ["blocks/.*", {"lr": 0.1}] or ["embed/.*", "frozen"]',
 }

@@ -5,8 +5,9 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from research.config import validation
+from research.config import places, validation
 from research.config.loading import ModuleLike, call_user_code
+from research.config.schema import flatten
 from research.errors import BadInput
 
 MOST_POINTS = 100_000  # of a sweep, which may be a generator without end
@@ -39,8 +40,10 @@ def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tu
         if odd := [key for key in point if not isinstance(key, str)]:
             errors.append(f"{sweep}() point {index}: {odd[0]!r:.50} is not a config key")
             continue
+        point = flatten(point)
         resolved, problems = validation.override(config, point)
-        problems = problems or validation.problems(resolved)
+        place = getattr(module, "__file__", None)
+        problems = problems or places.located(validation.problems(resolved), place, resolved)
         wrong += [(f"{index} {dict(point)}", line) for line in problems]
         out.append((dict(point), validation.coerce(resolved)))
     if errors := errors + [f"{sweep}() {line}" for line in problems_of_points(wrong)]:

@@ -29,10 +29,10 @@ _words.maxstring = _words.maxother = _words.maxlong = 60
 def override(config: dict, changes: Mapping[str, object]) -> tuple[dict, list[str]]:
     """A copy of `config` with dotted `changes`, and the problems met.
 
-    Only keys that the schema knows are accepted. Choosing another plug by its name drops the keys
-    that the new one does not have; those that it lacks are then reported as missing.
+    Only keys that the schema knows are accepted; a section takes a mapping of some. Another plug,
+    chosen by its name, drops the keys that it does not have; those that it lacks are then missing.
     """
-    out, problems = copy.deepcopy(config), []
+    out, problems, changes = copy.deepcopy(config), [], flatten(changes)
     for path in sorted(changes, key=lambda path: not path.endswith(".name")):  # plugs first
         known = schema(out)
         *parents, last = path.split(".")

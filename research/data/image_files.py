@@ -20,6 +20,7 @@ import numpy as np
 from research.data import hub_access
 from research.errors import BadInput, first_line
 from research.io import files, links
+from research.io.extras import install_command
 
 MOST_BYTES = 4 << 30  # of pixels in memory
 SOURCES = {
@@ -116,7 +117,7 @@ def read(path: str) -> Source:
 
 
 def _missing(path: str, package: str, extra: str = "data") -> BadInput:
-    return BadInput(f"data.path: {path} comes through {package}; pip install 'isoflop[{extra}]'")
+    return BadInput(f"data.path: {path} comes through {package}; {install_command(extra)}")
 
 
 def _mnist5k() -> Source:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from research.errors import BadInput
+from research.io.extras import install_command
 
 # What pyproject.toml requires, and its extras that `make setup` installs.
 ROOTS = (
@@ -116,7 +117,7 @@ def _closure() -> dict[str, importlib.metadata.Distribution]:
             if name in ROOTS:
                 raise BadInput(
                     f"data.path: packages: {name} is not installed; "
-                    "pip install 'isoflop[data,text,report]'"
+                    + install_command("data", "text", "report")
                 ) from error
             continue  # for another platform, or left out by who installed
         for text in found[name].requires or ():

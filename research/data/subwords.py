@@ -18,6 +18,7 @@ import numpy as np
 from research.data.byte_tokenizer import LARGEST_VOCAB, Tokenizer
 from research.errors import BadInput, first_line
 from research.io import files
+from research.io.extras import install_command
 
 END = "<|endoftext|>"
 # What may stand between documents, the first that a vocabulary has.
@@ -247,7 +248,7 @@ def package(name: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise BadInput(f"{what}: needs the package {name}; pip install 'isoflop[text]'") from error
+        raise BadInput(f"{what}: needs {name}; {install_command('text')}") from error
 
 
 def trained_bpe(vocab: int, documents: Iterable[bytes]) -> Tokenizer:

@@ -13,6 +13,7 @@ from research.data.arrays import LARGEST, Arrays
 from research.data.sampling import is_heldout
 from research.errors import BadInput
 from research.io import arrow, files
+from research.io.extras import install_command
 
 SHOWN = 12  # column names listed in a message
 
@@ -162,7 +163,7 @@ def _diabetes() -> Any:
         from sklearn.datasets import load_diabetes
     except ImportError as error:
         raise BadInput(
-            "data.path: diabetes comes with scikit-learn; pip install 'isoflop[data]'"
+            f"data.path: diabetes comes with scikit-learn; {install_command('data')}"
         ) from error
     import pyarrow
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
+from research.io.extras import install_command
 
 TASK = "language_modeling"
 
@@ -53,7 +54,7 @@ def check_names(
     stripped = [name.strip() for name in names if name.strip()]
     problems = [
         f"--tasks: {name}: no task of the suite ({', '.join(known)}); others are lm-eval's, which "
-        "is not installed: pip install 'isoflop[evaluate]'"
+        f"is not installed: {install_command('evaluate')}"
         for name in stripped
         if name not in known and not others
     ]

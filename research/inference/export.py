@@ -31,6 +31,7 @@ from research.errors import BadInput, Damaged, IsoflopError, StorageError, Unsaf
 from research.inference import model_folder
 from research.inference.load import OpenedRun, built
 from research.io import encryption, files, host, safetensors_files
+from research.io.extras import install_command
 from research.params import leaves_by_path, nest
 from research.runs import metrics_log, stored_state
 from research.runs.table import read_row
@@ -278,7 +279,7 @@ def _model_signing() -> Any:
         import model_signing
     except ImportError as error:
         raise BadInput(
-            f"signatures need the package model-signing; {safetensors_files.EXTRA}"
+            f"signatures need the package model-signing; {install_command('export')}"
         ) from error
     return model_signing
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from research.errors import BadInput, Damaged, UnsafeFile
 from research.io import files
+from research.io.extras import install_command
 
 VARIABLE = "ISOFLOP_EXPORT_KEY"
 MAGIC = b"isoflop sealed 2\n"
@@ -99,6 +100,6 @@ def _cipher(key: bytes, nonce: bytes) -> Any:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
     except ImportError as error:
         raise BadInput(
-            "encryption needs the package cryptography; pip install 'isoflop[export]'"
+            f"encryption needs the package cryptography; {install_command('export')}"
         ) from error
     return Cipher(algorithms.AES(key), modes.GCM(nonce))

@@ -21,11 +21,6 @@ def flops_text(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def plain_exponent(text: str) -> str:
-    """A number that was formatted, with its exponent as in flops_text: 1e11 of "1e+11"."""
-    return text.replace("e+0", "e").replace("e+", "e")
-
-
 def significant(value: float, digits: int = 4) -> str:
     """A measured number in so many digits, of which zeros at its end are some: 1.260."""
     return f"{value:#.{digits}g}".removesuffix(".") if value else "0"

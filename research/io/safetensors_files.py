@@ -9,12 +9,12 @@ import numpy as np
 
 from research.errors import BadInput, Damaged, UnsafeFile, first_line
 from research.io import files, host, links
+from research.io.extras import install_command
 
 ALONE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PART = "model-{:05d}-of-{:05d}.safetensors"
 LARGEST_PART = 5_000_000_000  # bytes of the arrays in one file, unless one array has more
 KINDS = {"F16": np.float16, "F32": np.float32}  # beside BF16, which numpy has not
-EXTRA = "pip install 'isoflop[export]'"
 
 
 def save(arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> bytes:
@@ -110,5 +110,7 @@ def _library() -> Any:
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise BadInput(f"an export needs the package safetensors; {EXTRA}") from error
+        raise BadInput(
+            f"an export needs the package safetensors; {install_command('export')}"
+        ) from error
     return safetensors

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import BadInput
+from research.io.extras import install_command
 from research.launch import process_group
 from research.launch.job import Job, RestartPolicy, start_process
 
@@ -189,7 +190,7 @@ def _connect(address: str) -> Any:
         ray = importlib.import_module("ray")
     except ImportError as error:
         raise BadInput(
-            "--executor=ray: needs the package ray; pip install 'isoflop[ray]'"
+            f"--executor=ray: needs the package ray; {install_command('ray')}"
         ) from error
     # Workers find the code where the launcher found it.
     paths = os.pathsep.join(p or os.getcwd() for p in sys.path)

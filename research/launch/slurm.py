@@ -21,6 +21,7 @@ from typing import Any
 
 from research.config import process_flags
 from research.errors import BadInput
+from research.io.extras import install_command
 from research.launch import process_group
 from research.launch.job import Job, RestartPolicy, start_process
 
@@ -212,7 +213,7 @@ def _executor(logs: Path) -> Any:
         submitit = importlib.import_module("submitit")
     except ImportError as error:
         raise BadInput(
-            "--executor=slurm: needs the package submitit; pip install 'isoflop[slurm]'"
+            f"--executor=slurm: needs the package submitit; {install_command('slurm')}"
         ) from error
     if not shutil.which("sbatch"):
         raise BadInput("--executor=slurm: no command sbatch; expected a node of a Slurm cluster")

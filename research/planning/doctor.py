@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from research.io import host
+from research.io.extras import install_command
 from research.io.humanize import format_bytes
 from research.io.text_table import format_table
 from research.parallel import compile_cache, device_memory
@@ -24,11 +25,12 @@ EXTRAS = {
     "ray": (("ray",), "sweep --executor=ray"),
     "slurm": (("submitit",), "sweep --executor=slurm"),
     "export": (("safetensors", "cryptography", "model_signing"), "export; generate --export"),
+    "evaluate": (("lm_eval",), "evaluate, of the tasks of lm-eval"),
 }
 PROGRAMS = {
     "git": "the commit and the changes that a run was made from",
     "sbatch": "sweep --executor=slurm",
-    "nvidia-smi": "GPUs, with pip install 'isoflop[cuda]'",
+    "nvidia-smi": "GPUs, with the extra cuda",
 }
 
 
@@ -62,8 +64,7 @@ def describe() -> str:
     table = format_table(("extra or program", "is", "needed for"), [*extras, *programs])
     told = [*lines, "", table]
     if wanting := [name for name, has, _ in extras if has != "there"]:
-        told.append(f"missing extras: pip install 'isoflop[{','.join(wanting)}]', in a checkout "
-                    f"'.[{','.join(wanting)}]'")  # fmt: skip
+        told.append(f"missing extras: {install_command(*wanting)}")
     return "\n".join(told)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from research.errors import BadInput
+from research.io.extras import install_command
 from research.planning import hardware
 
 NODE = 8  # GPUs in a host
@@ -122,7 +123,7 @@ def _check_installed(text: str, extra: str, *modules: str) -> None:
             continue
     raise BadInput(
         f"--compile={text}: its compiler is not installed; no device is needed, but "
-        f"`pip install 'isoflop[{extra}]'` (Linux)"
+        f"`{install_command(extra)}` (Linux)"
     )
 
 

@@ -32,7 +32,8 @@ th[aria-sort] button::after { content: " \\2195"; color: var(--dim); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 th button { all: unset; cursor: pointer; }
-th button:focus-visible, .scroll:focus-visible, .drawn:focus-visible { outline: 2px solid var(--link); }
+th button:focus-visible, .scroll:focus-visible, .drawn:focus-visible {
+  outline: 2px solid var(--link); }
 .tools { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; font-size: .9rem; }
 .tools input { font: inherit; padding: .1rem .4rem; }
 figure { margin: 1rem 0; }

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from research.errors import printable
-from research.io.humanize import plain_exponent
 
 Row = Mapping[str, Any]
 Kind = Literal["number", "text", "object"]
@@ -107,8 +106,8 @@ class Column:
         if value is None:
             return "–"
         try:
-            text = format(value, self.format)
-            return plain_exponent(text) if self.format[-1:] in ("e", "g") else text
+            text = format(value, self.format)  # 1e11, as humanize.flops_text has it
+            return text.replace("e+0", "e").replace("e+", "e") if self.kind == "number" else text
         except (TypeError, ValueError, OverflowError):  # of a row from elsewhere
             return str(value)
 

@@ -67,10 +67,10 @@ def check_trackers(names: Sequence[str]) -> None:
                 f"log.trackers: {name!r} is unknown; expected one of {', '.join(TRACKERS)}"
             )
         elif importlib.util.find_spec(PACKAGES[name]) is None:
-            problems.append(
-                f"log.trackers: {name} needs the package {PACKAGES[name]}, which is not installed; "
-                "pip install isoflop[track]"
-            )
+            from research.io.extras import install_command
+
+            command = install_command("track")
+            problems.append(f"log.trackers: {name} needs {PACKAGES[name]}; {command}")
     if problems:
         raise BadInput(*problems)
 

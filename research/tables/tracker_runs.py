@@ -18,6 +18,7 @@ from typing import Any
 
 from research.errors import BadInput, UnsafeFile, first_line
 from research.io import files
+from research.io.extras import install_command
 from research.tables.file_formats import flat
 
 Row = dict[str, Any]
@@ -34,7 +35,7 @@ def _package(name: str, what: str) -> Any:
         package = name.partition(".")[0]
         raise BadInput(
             f"{what}: read by the package {package}, which is not installed; "
-            "pip install 'isoflop[track]'"
+            f"{install_command('track')}"
         ) from error
 
 

@@ -6,7 +6,6 @@ Every rule is put into words that are printed and stored with the run.
 from collections.abc import Mapping
 
 from research.errors import BadInput
-from research.io.humanize import flops_text
 from research.models import Model, accounting
 
 OF_WIDTH = ("constant", "inverse_width")  # rules of the learning rate that know no length
@@ -45,9 +44,8 @@ def training_steps(horizon: Mapping, batch: int, per: Mapping[str, float]) -> tu
         )
     count = max(1, round(steps))
     away = count / steps - 1
-    words = flops_text(amount) if "flops" in unit else f"{amount:,.12g}"
     rounding = f" ({away:+.1%} by whole steps)" if abs(away) > TOLERANCE else ""
-    return count, f"{count:,} steps of {each} for {words} {unit}{rounding}"
+    return count, f"{count:,} steps of {each} for {amount:g} {unit}{rounding}"
 
 
 def peak_learning_rate(optim: Mapping, model: Model) -> tuple[float, str]:

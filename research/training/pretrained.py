@@ -15,6 +15,7 @@ from research.config import stored_model
 from research.data import subwords
 from research.errors import BadInput, first_line
 from research.io import files, safetensors_files
+from research.io.extras import install_command
 from research.models import Model, huggingface
 from research.runs.manifest import array_digests
 
@@ -122,7 +123,7 @@ def _from_hub(repo: str, revision: str | None) -> str:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        words = "no such folder, and the hub needs huggingface_hub: pip install 'isoflop[text]'"
+        words = f"no such folder, and the hub needs huggingface_hub: {install_command('text')}"
         raise BadInput(f"{name}: {words}") from error
     try:
         return snapshot_download(

@@ -124,6 +124,11 @@ def test_what_a_python_config_raises_is_reported_with_its_line(tmp_path):
     path.write_text("def get_config():\n    return {}[3]\n")
     with pytest.raises(BadInput, match=r"c.py:2: KeyError: 3"):
         load_config(str(path))
+    path.write_text(
+        "import ml_collections\n\n\ndef get_config():\n    return ml_collections.ConfigDict().lr\n"
+    )
+    with pytest.raises(BadInput, match=r"c.py:5: AttributeError: '?lr"):
+        load_config(str(path))
     path.write_text("def get_config():\n    pass\n")
     with pytest.raises(BadInput, match="must return a ConfigDict"):
         load_config(str(path))

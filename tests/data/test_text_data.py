@@ -409,7 +409,7 @@ def test_an_empty_folder_and_a_missing_package_are_reported(folder, tmp_path, mo
     with pytest.raises(BadInput, match="the folder is empty"):
         from_hub(tmp_path / "empty")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(BadInput, match=r"^data.path: .*pip install 'isoflop\[text\]'"):
+    with pytest.raises(BadInput, match=r"^data.path: .*pip install -e '.*\[text\]'"):
         from_hub(folder)
 
 

@@ -166,7 +166,7 @@ def test_without_tokenizers_the_way_to_get_it_is_reported(tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     corpus = jsonl(tmp_path / "a.jsonl", documents())
     for name, vocab in (("bpe", 320), (str(path), None)):
-        with pytest.raises(BadInput, match=r"^data.tokenizer: .*pip install 'isoflop\[text\]'"):
+        with pytest.raises(BadInput, match=r"^data.tokenizer: .*pip install -e '.*\[text\]'"):
             load(corpus, tokenizer=name, vocab=vocab)
     assert load(corpus, tokenizer="bytes", vocab=None).facts["vocab"] == 256
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'isoflop[evaluate]'")
+pytest.importorskip("lm_eval", reason="needs lm-eval: the extra evaluate")
 
 from research import models
 from research.errors import BadInput

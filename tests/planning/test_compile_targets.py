@@ -69,7 +69,7 @@ def test_targets_that_no_host_or_machine_has(installed):
 @pytest.mark.parametrize(("text", "extra"), [("h100:8", "cuda"), ("tpu:v5e:4x4", "tpu")])
 def test_a_compiler_that_is_not_installed_is_named(text, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=rf"not installed; .*`pip install 'isoflop\[{extra}\]'`"):
+    with pytest.raises(BadInput, match=rf"not installed; .*`pip install -e '.*\[{extra}\]'`"):
         targets.parse_target(text)
 
 

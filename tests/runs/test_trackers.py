@@ -419,7 +419,7 @@ def test_a_tracker_that_cannot_be_opened_is_dropped(tmp_path, caplog):
 def test_a_package_that_is_missing_is_reported_with_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(trackers.PACKAGES, "wandb", "isoflop_no_such_package")
     monkeypatch.setitem(trackers.PACKAGES, "mlflow", "json")
-    with pytest.raises(BadInput, match=r"wandb needs .*pip install isoflop\[track\]"):
+    with pytest.raises(BadInput, match=r"wandb needs .*pip install -e '.*\[track\]'"):
         opened("wandb", tmp_path / "new")
     assert not (tmp_path / "new").exists()
     trackers.check_trackers(["mlflow"])
