@@ -54,17 +54,25 @@ def _train_sentence(found: Methods) -> str:
     at = f"{flops_text(found.target)} FLOPs (6 N D, {AHEAD:g} times the largest budget)"
     if (best := found.prediction(found.answer)) is None:
         return f"No optimal size for {at}: the law has none there."
-    words = f"Train {quantity(best['params'])} parameters on {quantity(best['tokens'])} tokens"
-    if best["loss"] is None:
-        return f"{words} for {at}."
-    ends = _losses(best["intervals"]["loss"])
-    return f"{words} for {at}: expected loss {loss_text(best['loss'])} ({ends})."
+    size, tokens, loss = quantity(best["params"]), quantity(best["tokens"]), ""
+    if best["loss"] is not None:
+        ends = _losses(best["intervals"]["loss"])
+        loss = f"expected loss {loss_text(best['loss'])} ({ends})"
+    low, high = best["intervals"]["params"]
+    if low and high and high <= WIDE * low:
+        words = f"Train {size} parameters on {tokens} tokens for {at}"
+        return f"{words}: {loss}." if loss else f"{words}."
+    ends = " to ".join("open" if end is None else quantity(end) for end in (low, high))
+    words = f"These runs do not determine the best size for {at}: {size} parameters ({ends})"
+    return f"{words}, {loss}." if loss else f"{words}."
 
 
 def _growth_sentence(document: Mapping[str, Any]) -> list[str]:
     value, ends = _exponent(document)
     if value is None:
         return []
+    if not any(end is not None for end in ends):
+        return ["How the optimal size grows with compute is open."]
     return [f"The optimal size grows as C^{value:.2f} ({_interval(ends, '.2f')})."]
 
 

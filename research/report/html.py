@@ -217,7 +217,9 @@ def _laws(result: Mapping[str, Any], figures: _Figures) -> list[str]:
         for law, heading in SURFACES.items():
             if law in found.reasons:
                 out.append(f"<h2>{heading}{escape(of)}</h2>")
+                details = "".join(f"<li>{escape(line)}</li>" for line in found.details[law])
                 out += paragraphs([f"Left out: {found.reasons[law]}."])
+                out += [f"<ul>{details}</ul>"] if details else []
             elif law in found.analyses:
                 words = text.fit_summary(found.document(law), brief=True, alone=False)
                 out += [f"<h2>{heading}{escape(of)}</h2>", f"<pre>{escape(words)}</pre>"]

@@ -31,11 +31,13 @@ DISTINCT = 3  # sizes and numbers of tokens, below which no method is tried
 
 @dataclass(frozen=True)
 class Methods:
-    """Analyses by the keys of NAMES, why the others are missing, and the target of all."""
+    """Analyses by the keys of NAMES, why the others are missing, in a line and in more, and the
+    target of all."""
 
     target: float = math.nan
     analyses: dict[str, scaling.Analysis] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    details: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def sections(self) -> dict[str, scaling.Analysis]:
@@ -82,5 +84,5 @@ def fit_methods(rows: Sequence[Row], mix: bool, served: float | None) -> Methods
             checks_too = name != "parabola"
             out.analyses[name] = scaling.analyze(law, done, options, checks_too=checks_too)
         except BadInput as error:
-            out.reasons[name] = error.problems[0]
+            out.reasons[name], *out.details[name] = error.problems
     return out

@@ -1,5 +1,5 @@
-"""The warnings of a report, each said once, merged where they differ in a name alone, and grouped
-by what a reader can do about them."""
+"""The warnings of a report, each said once, merged where they differ in a name alone, or between
+methods in a number, and grouped by what a reader can do about them."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +22,7 @@ KINDS = (
            r"|lies? outside|No law was fitted|decide|without (it|them)|misfit|negative|too few"),
 )  # fmt: skip
 NAMED = re.compile(r"^(Run )?([\w.-]{1,60}) is (.+)$", re.DOTALL)
+NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
 PLURAL = (
     (r"\bits\b", "their"),
     (r"\binterval is\b", "intervals are"),
@@ -74,8 +75,10 @@ def grouped_warnings(
         for method, analysis in methods[name].analyses.items() if name in methods else ():
             title = OF_METHOD.get(method, "")
             if method != "parabola":  # says what that of Akima says
+                shapes = {NUMBER.sub("#", line) for line in told}
                 told += [f"{title}: {w}" if title and w not in told else w
-                         for w in analysis.document["warnings"]]  # fmt: skip
+                         for w in analysis.document["warnings"]
+                         if w in told or NUMBER.sub("#", w) not in shapes]  # fmt: skip
         for line in merge_lines(told):
             if line not in notes:
                 told_of.setdefault(line, []).append(name)

@@ -1,13 +1,15 @@
 """The answer that opens a report: one target, one count of FLOPs, every method, every warning."""
 
+import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from research import scaling
 from research.errors import BadInput
-from research.io.humanize import flops_text, quantity
+from research.io.humanize import flops_text, quantity, significant
 from research.report import (
     answer,
     build,
@@ -64,7 +66,7 @@ def test_the_answer_is_that_of_the_average_in_numbers(asked):
     assert first == (
         f"Train {quantity(best['params'])} parameters on {quantity(best['tokens'])} tokens for "
         f"{flops_text(asked.target)} FLOPs (6 N D, 10 times the largest budget): expected loss "
-        f"{best['loss']:.4g} ({low:.4g} to {high:.4g})."
+        f"{significant(best['loss'])} ({significant(low)} to {significant(high)})."
     )
     assert f"C^{document['optimal']['params_exponent']:.2f} (" in growth
     alone = Methods(asked.target, {"chinchilla": asked.analyses["chinchilla"]}, {"auto": "why"})
@@ -72,6 +74,28 @@ def test_the_answer_is_that_of_the_average_in_numbers(asked):
     assert other != first
     assert told == "This is L(N, D), Chinchilla's law, alone: why."
     assert not [w for w in answer.answer_sentences(asked, None) if "alone" in w]
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((None, None), " (open to open), expected loss "),
+        ((2e5, None), " (200k to open), expected loss "),
+        ((1e5, 2e6), " (100k to 2M), expected loss "),
+        ((1e5, 9e5), None),
+    ],
+)
+def test_a_size_that_the_runs_do_not_determine_is_no_advice(asked, ends, words):
+    document = copy.deepcopy(asked.document("auto"))
+    document["predictions"][-1]["intervals"]["params"] = ends
+    document["optimal"]["intervals"]["params_exponent"] = [None, None] if words else [0.4, 0.6]
+    found = Methods(asked.target, {"auto": SimpleNamespace(document=document)})
+    first, growth, *_ = answer.answer_sentences(found, None)
+    assert first.startswith("Train ") == (words is None)
+    if words:
+        assert first.startswith("These runs do not determine the best size for ")
+        assert words in first
+    assert ("is open" in growth) == (words is not None)
 
 
 def test_verdict_and_missing_runs_are_told(asked):
@@ -246,6 +270,26 @@ def test_every_warning_is_said_once_below_what_to_do_about_it(asked):
     without = warning_groups.grouped_warnings(swept(), fits, {}, [])
     assert "Launch again" not in without
     assert not warning_groups.grouped_warnings(swept(), {}, {}, [])
+
+
+def test_what_methods_warn_of_with_other_numbers_is_one_line(asked):
+    law = {"warnings": ["0 of 9 runs are near to 139 tokens per parameter"]}
+    warnings = ["0 of 9 runs are near to 191.5 tokens per parameter", "of its own: 3"]
+    found = Methods(1.0, {"auto": SimpleNamespace(document={"warnings": warnings})})
+    fits = {"": {"rows": [], "document": law, "why": ""}}
+    (lines,) = warning_groups.grouped_warnings([], fits, {"": found}, []).values()
+    assert lines == [*law["warnings"], "of its own: 3"]
+
+
+def test_valleys_that_are_not_bracketed_are_named_with_the_side(tmp_path):
+    """The smallest size is the best of every budget: the section says so, and draws none."""
+    rows = [{**row, "loss": 2 + row["params"] / 1e5} for row in swept()]
+    build.write_report(workdir(tmp_path, rows))
+    section = (tmp_path / "report.html").read_text().partition("from isoFLOP minima</h2>")[2]
+    section = section.partition("<h2>")[0]
+    assert "Left out: isoflop needs two budgets" in section
+    assert section.count("its least loss is at the smallest size</li>") >= 2
+    assert "<svg" not in section
 
 
 def test_a_warning_of_several_groups_names_them_all():
