@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     files.make_directory(out.parent)
     for name, figure in drawn.items():
         path = out if len(drawn) == 1 else out.with_stem(f"{out.stem}-{name}")
-        files.write_atomic(path, style.as_bytes(figure, kind, tight=False))
+        files.write_atomic(path, style.as_bytes(figure, kind, box=None))
         print(path)
     return 0
 

@@ -97,7 +97,13 @@ def looking(name: str, width: float | None = None) -> Iterator[None]:
 
 
 class StyledFigure(Figure):
-    """A figure that is saved in the style that it was drawn in, also by those who changed it."""
+    """A figure that is saved in the style that it was drawn in, also by those who changed it. Once
+    it is `laid_out`, saving lays it out no more, which takes longer than to draw it."""
+
+    laid_out = False
+
+    def get_layout_engine(self) -> Any:
+        return None if self.laid_out else super().get_layout_engine()
 
     def savefig(self, *args: Any, **options: Any) -> None:
         with matplotlib.rc_context(STYLE):
@@ -210,20 +216,26 @@ class Drawing:
 
 
 def render_figure(figure: Figure) -> Drawing:
-    """The figure as PNG and SVG; the same figure gives the same bytes. It is laid out once, which
-    takes longer than to draw it."""
-    png, engine = as_bytes(figure, "png"), figure.get_layout_engine()
-    figure.set_layout_engine("none")
-    svg = as_bytes(figure, "svg")
-    figure.set_layout_engine(engine)
-    return Drawing(png, svg)
+    """The figure as PNG and SVG, without what is white around it; the same figure gives the same
+    bytes. It is laid out once."""
+    dpi = figure.get_dpi()
+    figure.set_dpi(KINDS["png"]["dpi"])
+    with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
+    vars(figure)["laid_out"] = True
+    try:
+        return Drawing(*(as_bytes(figure, kind, box) for kind in ("png", "svg")))
+    finally:
+        del vars(figure)["laid_out"]
+        figure.set_dpi(dpi)
 
 
-def as_bytes(figure: Figure, kind: str, tight: bool = True) -> bytes:
-    """The figure as a file of a kind of KINDS. `tight` cuts off what is white around it; a figure
-    for a column keeps its width."""
+def as_bytes(figure: Figure, kind: str, box: Any = "tight") -> bytes:
+    """The figure as a file of a kind of KINDS. `box` is the part of it, in inches: all but what is
+    white around it ("tight"), or all (None), as of a figure for a column, which keeps its width."""
     raw = io.BytesIO()
-    options: dict[str, Any] = {"bbox_inches": "tight"} if tight else {}
+    options: dict[str, Any] = {} if box is None else {"bbox_inches": box}
     with matplotlib.rc_context(STYLE):
         figure.savefig(raw, format=kind, **KINDS[kind], **options)
     return raw.getvalue()

@@ -162,7 +162,10 @@ def describe_changes(points: Iterable[Point], workdir: str | Path) -> list[str]:
         refused, told = made_by.differences(runs[0], jax_settings.describe(), Path(workdir))
         for line in (*refused, *(["; ".join(told)] if told else [])):
             counts[line] += len(runs)
-    return [f"{count} of {len(ended)} finished runs: {line}" for line, count in counts.items()]
+    return [
+        f"{count} of {len(ended)} finished runs were made differently: {line}"
+        for line, count in counts.items()
+    ]
 
 
 def describe_status(points: Sequence[Point]) -> str:

@@ -31,6 +31,7 @@ from research.runs.table import read_row
 from research.sweep.sweep_file import FACTS, read_sweep_file
 
 POLL_SECONDS = 1.0  # seconds between looks at the files
+PLANNED = 60.0  # seconds for which a sweep is awaited that is not planned yet
 LINE_SECONDS = 10.0  # seconds between plain lines
 DISPATCH = 0.02  # seconds within which the records of one dispatch are written
 ENDED = ("done", "diverged", "failed")
@@ -299,12 +300,21 @@ def _seconds_left(seconds: float | None) -> str:
     return "?" if seconds is None else format_duration(seconds)
 
 
+def _launched(workdir: str) -> list[Path]:
+    return sorted((Path(workdir) / "sweeps").glob("*.json"))
+
+
 def follow(workdir: str) -> int:
     """Show the sweeps of `workdir` until nothing is left to do, or Ctrl-C.
 
-    Raises BadInput if no sweep was launched there.
+    Raises BadInput if none was launched there, nor is within the seconds that planning takes.
     """
-    sweeps = sorted((Path(workdir) / "sweeps").glob("*.json"))
+    if not (sweeps := _launched(workdir)):
+        print(f"no sweep in {workdir} yet: waiting {PLANNED:.0f} s for one that is being planned")
+        end = time.monotonic() + PLANNED
+        while not sweeps and time.monotonic() < end:
+            time.sleep(min(POLL_SECONDS, PLANNED))
+            sweeps = _launched(workdir)
     if not sweeps:
         raise BadInput(f"--watch={workdir}: no sweep was launched there; expected its --workdir")
     with StatusDisplay(workdir, *sweeps) as view, contextlib.suppress(KeyboardInterrupt):

@@ -176,9 +176,22 @@ def test_the_end_is_guessed_also_while_the_first_dispatch_compiles():
     assert watch._format_totals(watch.total([begun])).endswith("? left")
 
 
-def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
+def test_a_sweep_that_is_being_planned_is_awaited(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(watch, "PLANNED", 0.02)
     with pytest.raises(BadInput, match="no sweep was launched there"):
         watch.follow(str(tmp_path))
+
+    def planned(seconds):
+        write_sweep(tmp_path, "r")
+        with RunDirectory(tmp_path, "r") as run:
+            run.write_result({"status": "done", "reason": "", "loss": 1.5})
+
+    monkeypatch.setattr(watch.time, "sleep", planned)
+    assert watch.follow(str(tmp_path)) == 0
+    assert "waiting 0 s for one that is being planned" in capsys.readouterr().out
+
+
+def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
     write_sweep(tmp_path, "r")
     with RunDirectory(tmp_path, "r") as run:
         run.write_result({"status": "done", "reason": "", "loss": 1.5})

@@ -274,7 +274,7 @@ def test_a_sweep_tells_that_its_finished_runs_are_of_other_code(begun, edit, tin
     assert not describe_changes(points, begun.workdir)
     edit(STEP)
     (line,) = describe_changes(points, begun.workdir)
-    assert line == f"1 of 1 finished runs: code: {STEP} changed"
+    assert line == f"1 of 1 finished runs were made differently: code: {STEP} changed"
     assert line in plan_sweep(configs, begun.workdir, Limits()).text.splitlines()
 
 
