@@ -31,6 +31,7 @@ from research.scaling import collapse, downstream
 from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.fit_document import write_document
 from research.scaling.multiverse import refit_universes
+from research.tables import replicates
 from research.tables.comparable import Grouping, group_rows
 from research.tables.where import match_where
 
@@ -185,16 +186,22 @@ def _scores_of(rows: Sequence[Row]) -> dict[str, Any]:
 def _compare_groups(
     fits: Mapping[str, Mapping], surfaces: Mapping[str, Mapping], against: str
 ) -> scaling.Analysis | None:
-    """One law for all groups with a multiplier each, where every group has a law of its own."""
+    """One law for all groups with a multiplier each, where every group has a law of its own; of
+    what was tuned at a size and length the best, since the others say nothing of the groups."""
     if len(fits) < 2 or not all(fit["document"] for fit in fits.values()):
         return None
     both = all("chinchilla" in of_group for of_group in surfaces.values())
     done = [row for fit in fits.values() for row in fit["rows"] if row["status"] == "done"]
     law, options = ("chinchilla", {}) if both else ("power", {"against": against})
+    columns = ("params", "tokens") if both else (against,)
     try:
-        return scaling.analyze(law, done, options, compare_by="group")
+        out = scaling.analyze(law, done, {**options, "best_of": "cell"}, compare_by="group")
     except BadInput:
         return None  # too few runs for so many parameters
+    if tuned := replicates.told_once(done, replicates.varied_within(done, columns)):
+        words = f"of each size and length the best {', '.join(tuned)} of each is compared"
+        out.document["compare"]["words"].append(words)
+    return out
 
 
 def _said(result: Mapping[str, Any]) -> dict[str, Any]:

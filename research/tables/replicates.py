@@ -89,7 +89,7 @@ def varied_within(rows: Sequence[table.Row], columns: Sequence[str]) -> list[str
     return [n for n in names if any(len({value_text(r.get(n)) for r in g}) > 1 for g in groups)]
 
 
-def _told_once(rows: Sequence[table.Row], names: Sequence[str]) -> list[str]:
+def told_once(rows: Sequence[table.Row], names: Sequence[str]) -> list[str]:
     """The columns without those that part the rows as one before them does: lr, optim.lr."""
     parted: dict[tuple[int, ...], str] = {}
     for name in names:
@@ -143,7 +143,7 @@ def tuning_warnings(
             "cells were not trained again with another seed: the least of several losses is too "
             "low by chance, of five equal runs by 1.2 standard deviations of a run"
         ]
-    varied = _told_once(rows, varied_within(rows, columns))
+    varied = told_once(rows, varied_within(rows, columns))
     if not varied:
         return []
     some = ", ".join(varied[:4]) + (", …" if len(varied) > 4 else "")

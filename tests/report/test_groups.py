@@ -1,10 +1,12 @@
 """A report keeps apart what is not comparable and what is not of its sweep, and says what each
 group was made from."""
 
+import math
 import re
 
 import pytest
 
+from research import scaling
 from research.errors import BadInput
 from research.io import files
 from research.report import build, fit_figures, provenance, text
@@ -134,3 +136,27 @@ def test_settings_that_vary_are_columns_of_both_tables(tmp_path):
     for shown in (page_of(tmp_path), text.text_summary(result)):
         assert "optim.optimizer.b2" in shown
         assert "optim.optimizer.b1" not in shown
+
+
+def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path):
+    """B is as good as A, and was also tried at rates that are bad for it."""
+    rows = [{**row, "lr": 0.01} for row in own(**{"optim.clip": "none"})]
+    bad = [
+        {**row, "run": f"x{row['run']}", "lr": 0.1, "loss": 1.05 * row["loss"]}
+        for row in rows if row.get("optim.clip") == "none"
+    ]  # fmt: skip
+    needs = {}
+    for name, some in (("tuned", [*rows, *bad]), ("plain", rows)):
+        result = build.write_report(workdir(tmp_path / name, some))
+        section = result["compared"].document["compare"]
+        (needs[name],) = [g["needs"]["value"] for g in section["groups"].values() if "needs" in g]
+        told = "of each size and length the best lr of each is compared" in section["words"]
+        assert told == (name == "tuned")
+        if name == "tuned":  # the twin: a law through all that was tried
+            every = scaling.analyze(
+                "power", result["rows"], {"against": "params"}, compare_by="group"
+            )
+            pooled = every.document["compare"]["groups"]
+            (needs["all"],) = [g["needs"]["value"] for g in pooled.values() if "needs" in g]
+    assert needs["tuned"] == pytest.approx(needs["plain"], rel=0.05)
+    assert abs(math.log(needs["all"] / needs["plain"])) > 0.1
