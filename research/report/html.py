@@ -143,10 +143,16 @@ def _answer(result: Mapping[str, Any]) -> list[str]:
     several = len(result["fits"]) > 1
     moved = result["transfer"].verdict
     out = [f'<p class="lead first">{escape(moved[0].upper() + moved[1:])}.</p>'] if moved else []
+    if compared := result["compared"]:
+        lines = text.comparison_sentences(compared.document)
+        first = "" if moved else " first"
+        out.append(f'<p class="lead{first}">{escape(lines[0])}</p>')
+        out += [f'<p class="lead">{escape(line)}</p>' for line in lines[1:]]
+    opened = bool(out)
     for group, sentences in result["answers"].items():
         for i, line in enumerate(sentences):
             words = f"{group}: {line}" if several else line
-            first = "" if i or moved else " first"
+            first = "" if i or opened else " first"
             out.append(f'<p class="lead{first}">{escape(words)}</p>')
     return out
 
@@ -170,10 +176,10 @@ def _trust(result: Mapping[str, Any]) -> list[str]:
     several = len(result["fits"]) > 1
     out = ["<h2>How far to trust it</h2>"]
     for group, (head, *body) in result["tables"].items():
-        of = f" of {group}" if several else ""
+        of, named = (f" of {group}", f": {group}") if several else ("", "")
         budget = flops_text(result["methods"][group].target)
         out += [
-            f"<h3>How the methods agree{escape(of)}</h3>",
+            f"<h3>How the methods agree{escape(named)}</h3>",
             f"<p>At {budget} FLOPs (6 N D), with 95 % intervals:</p>",
             html_table(head, body, label=f"methods{of}"),
             *paragraphs(result["agreement"][group]),
@@ -200,7 +206,7 @@ def _compared(result: Mapping[str, Any], figures: _Figures) -> list[str]:
         out += ["<h2>Groups compared</h2>", html_table(side[0], side[1:], label="groups")]
         out.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
     if compared := result["compared"]:
-        words = " ".join(f"{w}." for w in compared.document["compare"]["words"])
+        words = " ".join(text.comparison_sentences(compared.document))
         out += ["<h2>Shared law, one multiplier per group</h2>", *paragraphs([words])]
         out += figures.take("compare")
     return out

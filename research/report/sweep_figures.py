@@ -54,7 +54,8 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
                 axes.fill_between(grid, band[:, 0], band[:, 1], color=color, alpha=0.12, lw=0)
             axes.plot(x[~out], y[~out], marker, color=color, ms=6, ls="none", label=label)
             axes.plot(x[out], y[out], "*", color=color, ms=11, ls="none")
-        axes.plot([], [], "*", color=GRAY, ms=10, ls="none", label="held out of the fit")
+        if any(held_out_runs(fit["document"]) for fit in fits.values()):
+            axes.plot([], [], "*", color=GRAY, ms=10, ls="none", label="held out of the fit")
         if any(fit["analysis"] for fit in fits.values()):
             axes.plot([], [], color=GRAY, lw=1.6, label="laws")
             axes.fill_between([], [], color=GRAY, alpha=0.12, lw=0, label="their 95 % bands")

@@ -92,13 +92,19 @@ def page_metrics(rows: Sequence[Row]) -> list[Column]:
 
 
 def interval_end(value: float | None, spec: str = ".3g") -> str:
-    """The end of an interval; None is one that the data leave open."""
-    return "open" if value is None else format(value, spec)
+    """The end of an interval, "open" where the data leave it so. What rounds to 0 has no sign."""
+    return "open" if value is None else format(float(value), f"z{spec}")
 
 
 def loss_text(value: float | None) -> str:
     """A loss, or the end of its interval; None is one that the data leave open."""
     return "open" if value is None else significant(value)
+
+
+def comparison_sentences(document: Mapping[str, Any]) -> list[str]:
+    """What a shared law says of the groups, whose names keep their letters."""
+    words = document["compare"]["words"]
+    return [f"{w if ' needs ' in w else w[0].upper() + w[1:]}." for w in words]
 
 
 def headline(document: Mapping[str, Any] | None) -> str:
@@ -408,7 +414,7 @@ def text_summary(result: Mapping[str, Any]) -> str:
         lines.append(f"run {entry['run']} leaves the common curve of the others at "
                      f"{entry['share']:.0%} of its training, by {entry['off']:+.1%}")  # fmt: skip
     if compared := result["compared"]:
-        lines += ["", *compared.document["compare"]["words"]]
+        lines[1:1] = comparison_sentences(compared.document)
     if side := comparison_table(rows, result["against"]) if several else []:
         lines += ["", format_table(side[0], side[1:], right=side[0][1:])]
     lines += ["", *(f"warning: {line}" for of in result["warnings"].values() for line in of)]

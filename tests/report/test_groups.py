@@ -50,7 +50,10 @@ def test_runs_of_other_switches_are_compared_with_the_switch_as_a_column(tmp_pat
     assert set(groups) == {"clip=a number", "clip=none"}
     assert "no law:" not in text.text_summary(result)
     page = page_of(tmp_path)
-    (told,) = re.findall(r"(clip=none|clip=a number) needs ([\d.]+) times the", page)
+    told, again = re.findall(r"(clip=none|clip=a number) needs ([\d.]+) times the", page)
+    assert told == again  # what opens the page, and the section
+    assert page.index(" needs ") < page.index("<figure")
+    assert text.text_summary(result).splitlines()[1].startswith(f"{told[0]} needs ")
     # The figure says the same of the same group, which it moves by what is over that.
     figure = fit_figures.draw_figures(result["compared"], "compare")["compare"]
     labels = [line.get_label() for line in figure.axes[1].lines]
