@@ -10,7 +10,23 @@ fi
 # A stamp holds what was installed, so that each lock is installed once for an interpreter.
 stamp="$VENV/.built-from-$(basename "$LOCK" .lock)"
 content="$wanted $(cksum < "$LOCK")"
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$content" ] && [ -x "$VENV/bin/isoflop" ] && exit 0
+root=$(cd "$(dirname "$0")/.." && pwd)
+# The command and the packages of this very checkout, from any folder. pip would have to build them,
+# with a backend that no lock pins.
+link_checkout() {
+    cat > "$VENV/bin/isoflop" << END
+#!/bin/sh
+exec "\$(dirname "\$(readlink -f "\$0")")/python" -P "$root/experiments/__main__.py" "\$@"
+END
+    chmod +x "$VENV/bin/isoflop"
+    site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+    echo "$root" > "$site/isoflop.pth"
+    touch "$VENV/.linked"
+}
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$content" ] && [ -x "$VENV/bin/isoflop" ]; then
+    [ -f "$VENV/.linked" ] || link_checkout
+    exit 0
+fi
 
 if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "error: $PYTHON is Python $wanted; 3.11 or newer is needed, e.g. make setup PYTHON=python3.12" >&2
@@ -29,11 +45,5 @@ if [ ! -f "$VENV/.python" ] || [ "$(cat "$VENV/.python")" != "$wanted" ]; then
     echo "$wanted" > "$VENV/.python"
 fi
 "$VENV/bin/python" -m pip install -qq --require-hashes -r "$LOCK"
-# The command of this very checkout. pip would have to build it, with a backend that no lock pins.
-root=$(cd "$(dirname "$0")/.." && pwd)
-cat > "$VENV/bin/isoflop" << END
-#!/bin/sh
-exec "\$(dirname "\$(readlink -f "\$0")")/python" -P "$root/experiments/__main__.py" "\$@"
-END
-chmod +x "$VENV/bin/isoflop"
+link_checkout
 echo "$content" > "$stamp"

@@ -214,8 +214,10 @@ def test_make_setup_installs_the_command(elsewhere, tmp_path):
     lock.write_text("")
     environment = os.environ | {"LOCK": lock, "VENV": folder, "PYTHON": sys.executable}
     version = ".".join(map(str, sys.version_info[:3]))
-    for _ in range(2):  # an environment without it gets it; the second time nothing is to be done
-        (folder / "bin" / "isoflop").unlink(missing_ok=True)
+    asked = [folder / "bin" / "python", "-P", "-c", "import isoflop; print(isoflop.__file__)"]
+    # An environment without command or packages gets them; else nothing is to be done.
+    for lost in ("bin/isoflop", "bin/isoflop", ".linked"):
+        (folder / lost).unlink(missing_ok=True)
         made = ["sh", str(ROOT / "tools" / "setup.sh"), version]
         subprocess.run(made, env=environment, check=True, capture_output=True)
         for flags, words in ((["--help"], "isoflop COMMAND"), (["trian", "x"], "")):
@@ -223,3 +225,5 @@ def test_make_setup_installs_the_command(elsewhere, tmp_path):
             done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
             assert done.returncode == (2 if flags[1:] else 0), done.stderr
             assert words in done.stdout
+        place = subprocess.run(asked, cwd=elsewhere, capture_output=True, text=True)
+        assert place.stdout.strip() == str(ROOT / "isoflop" / "__init__.py"), place.stderr
