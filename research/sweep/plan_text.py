@@ -42,8 +42,9 @@ def _run_warnings(
 ) -> list[str]:
     out = law_warnings([row.facts for row in rows])
     if repeats:
+        are = "point is" if repeats == 1 else "points are"
         out.append(
-            f"{repeats} points are the same run as another and train once (sizes are rounded to "
+            f"{repeats} {are} the same run as another, which is trained once (sizes are rounded to "
             "whole widths)"
         )
     largest = max((row.memory or 0 for row in rows), default=0)
