@@ -196,7 +196,7 @@ def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
     with RunDirectory(tmp_path, "r") as run:
         run.write_result({"status": "done", "reason": "", "loss": 1.5})
     assert watch.follow(str(tmp_path)) == 0
-    assert "1 done; 8e+06 FLOPs spent, 0 to go, 0 s left" in capsys.readouterr().out
+    assert "1 done; 8e6 FLOPs spent, 0 to go, 0 s left" in capsys.readouterr().out
 
 
 def test_a_holder_elsewhere_runs_while_it_beats(sweep, monkeypatch):
