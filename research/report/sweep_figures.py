@@ -34,7 +34,7 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
     {"rows", "analysis" (None: no law)}; the largest runs, which no law has seen, are stars."""
     with style.sheet(6.4, 4.6) as sheet:
         (axes,) = sheet.panels
-        every, looks = [], style.group_look(fits)
+        every, held, looks = [], False, style.group_look(fits)
         for name, fit in fits.items():
             (color, marker), analysis = looks[name], fit["analysis"]
             done = [r for r in fit["rows"] if r["status"] == "done" and r.get(column)]
@@ -43,7 +43,7 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
             out = np.array(
                 [r["run"] in held_out_runs(analysis and analysis.document) for r in done], bool
             )
-            label = plain_label(name)
+            label, held = plain_label(name), held or bool(out.any())
             if analysis:
                 params = analysis.fit.params
                 label += f": $\\alpha$ = {params['alpha']:.3f}, $E$ = {params['E']:.3f}"
@@ -54,7 +54,7 @@ def group_curves(fits: Mapping[str, Mapping[str, Any]], column: str, unit: str) 
                 axes.fill_between(grid, band[:, 0], band[:, 1], color=color, alpha=0.12, lw=0)
             axes.plot(x[~out], y[~out], marker, color=color, ms=6, ls="none", label=label)
             axes.plot(x[out], y[out], "*", color=color, ms=11, ls="none")
-        if any(held_out_runs(fit["document"]) for fit in fits.values()):
+        if held:
             axes.plot([], [], "*", color=GRAY, ms=10, ls="none", label="held out of the fit")
         if any(fit["analysis"] for fit in fits.values()):
             axes.plot([], [], color=GRAY, lw=1.6, label="laws")
