@@ -107,10 +107,12 @@ class Encoder(nn.Module):
         (B, T), cfg = tokens_BxT.shape, self.cfg
         ids_M = tokens_BxT.reshape(-1)
         masked_M = ids_M == cfg.vocab
+        dtype = cfg.dtype if cfg.positions == "rotary" else "float32"
         x_MxD = activation_sharding.embedding_lookup(
-            self.embed.embedding, jnp.where(masked_M, 0, ids_M)
+            self.embed.embedding, jnp.where(masked_M, 0, ids_M), dtype
         )
-        x_MxD, angles = jnp.where(masked_M[:, None], self.mask.embedding, x_MxD), None
+        mask_1xD, angles = self.mask.embedding.astype(dtype), None
+        x_MxD = jnp.where(masked_M[:, None], mask_1xD, x_MxD)
         if cfg.positions == "rotary":
             angles = layers.rotary_angles(T, cfg.width // cfg.heads, cfg.rotary_theta)
         else:

@@ -96,7 +96,8 @@ class GRU(nn.Module):
         """Hidden states [B·T, D] of the next tokens [B, T], and the updated state."""
         del offset  # a recurrent state has no positions
         # Unit variance at the gates; the embedding table may also be the head.
-        x_MxD = activation_sharding.embedding_lookup(self.embed.embedding, tokens_BxT.reshape(-1))
+        table_VxD, dtype = self.embed.embedding, self.cfg.dtype
+        x_MxD = activation_sharding.embedding_lookup(table_VxD, tokens_BxT.reshape(-1), dtype)
         x_MxD *= math.sqrt(self.cfg.width)
         after = []
         for layer, h_BxD in zip(self.layers, state, strict=True):

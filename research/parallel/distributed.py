@@ -9,7 +9,6 @@ for the others; they notice within joining.SILENCE seconds and exit too.
 """
 
 import contextlib
-import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research import errors
 from research.errors import BadInput, IsoflopError
@@ -86,7 +84,11 @@ def _broadcast_array(array: Any) -> Any:
 
 def any_process(flag: bool) -> bool:
     """Collective: whether `flag` is true in at least one process."""
-    return flag if process_count() == 1 else bool(jax.device_get(_start_any(flag)))
+    if process_count() == 1:
+        return flag
+    from research.parallel import joining  # as above
+
+    return bool(jax.device_get(joining.start_any(flag)))
 
 
 def any_process_delayed(stop: Callable[[], bool]) -> Callable[[], bool]:
@@ -97,10 +99,12 @@ def any_process_delayed(stop: Callable[[], bool]) -> Callable[[], bool]:
     """
     if process_count() == 1:
         return stop
+    from research.parallel import joining  # as above
+
     pending: list[jax.Array] = []
 
     def stop_in_any_process() -> bool:
-        pending.append(_start_any(stop()))
+        pending.append(joining.start_any(stop()))
         return len(pending) > 1 and bool(jax.device_get(pending.pop(0)))
 
     return stop_in_any_process
@@ -112,18 +116,3 @@ def gather(tree: Any) -> Any:
         with jax.transfer_guard("allow"):  # what jax's own collective puts and gets
             tree = multihost_utils.process_allgather(tree, tiled=True)
     return jax.device_get(tree)
-
-
-@functools.cache
-def _max_over_devices() -> tuple[NamedSharding, Callable]:
-    mesh = Mesh(np.array(jax.devices()), ("all",))
-    split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["all"], []))
-    return split, jax.jit(lambda x: x.max(), out_shardings=replicated)
-
-
-def _start_any(flag: bool) -> jax.Array:
-    """The maximum of `flag` over all processes, dispatched but not waited for."""
-    split, maximum = _max_over_devices()
-    flags = np.full(jax.device_count(), flag, np.int32)
-    with jax.transfer_guard("allow"):  # make_array_from_callback counts as implicit
-        return maximum(jax.make_array_from_callback(flags.shape, split, lambda at: flags[at]))

@@ -2,15 +2,18 @@
 
 import atexit
 import contextlib
+import functools
 import itertools
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.errors import (
     IO_ERROR,
@@ -23,7 +26,7 @@ from research.errors import (
     first_line,
 )
 from research.io import terminal
-from research.parallel import device_mesh
+from research.parallel import device_mesh, sharding
 
 # How errors of XLA, gloo and the coordination service begin that come of another process; jaxlib
 # raises them as JaxRuntimeError, or as ValueError where an array is read. Those of this process are
@@ -66,6 +69,33 @@ def joined(place: Mapping[str, Any]) -> Iterator[None]:
         raise raised from error
     else:
         jax.distributed.shutdown()
+
+
+@functools.cache
+def _max_over_devices() -> tuple[NamedSharding, Callable]:
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    split, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["all"], []))
+    return split, jax.jit(lambda x: x.max(), out_shardings=replicated)
+
+
+def start_any(flag: bool) -> jax.Array:
+    """The maximum of `flag` over all processes, dispatched but not waited for."""
+    split, maximum = _max_over_devices()
+    flags = np.full(jax.device_count(), flag, np.int32)
+    with jax.transfer_guard("allow"):  # make_array_from_callback counts as implicit
+        return maximum(jax.make_array_from_callback(flags.shape, split, lambda at: flags[at]))
+
+
+@functools.lru_cache(maxsize=4)
+def own_rows(mesh: Mesh, batch: int) -> np.ndarray | None:
+    """The indices, ascending, of the batch rows that this process has to load: those that its
+    devices hold, or all (None) where another process holds only some of these."""
+    rows: dict[int, set[int]] = {}
+    for device, (at,) in NamedSharding(mesh, sharding.BATCH).devices_indices_map((batch,)).items():
+        rows.setdefault(device.process_index, set()).update(range(batch)[at])
+    own, parts = rows[jax.process_index()], set(map(frozenset, rows.values()))
+    uniform = len(parts) * len(own) == sum(map(len, parts)) == batch
+    return np.array(sorted(own)) if uniform and len(parts) > 1 else None
 
 
 def barrier(error: Exception) -> None:

@@ -77,30 +77,20 @@ def _is_factored(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
     return shape == (1,) or shape in [whole[:i] + whole[i + 1 :] for i in range(len(whole))]
 
 
-def own_rows(mesh: Mesh, batch: int) -> np.ndarray | None:
-    """The indices, ascending, of the batch rows that this process has to load: those that its
-    devices hold, or all (None) where another process holds only some of these."""
-    rows: dict[int, set[int]] = {}
-    for device, (at,) in NamedSharding(mesh, BATCH).devices_indices_map((batch,)).items():
-        rows.setdefault(device.process_index, set()).update(range(batch)[at])
-    own, parts = rows[jax.process_index()], set(map(frozenset, rows.values()))
-    uniform = len(parts) * len(own) == sum(map(len, parts)) == batch
-    return np.array(sorted(own)) if uniform and len(parts) > 1 else None
-
-
-def put_rows(
-    arrays: Mapping[str, np.ndarray], mesh: Mesh, batch: int, stacked: bool
-) -> dict[str, jax.Array]:
-    """Host arrays → global arrays, the axis of the `batch` rows split over data and fsdp: the
-    first, or the second of `stacked` batches. The arrays hold all rows, or those of `own_rows`."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, *BATCH) if stacked else BATCH)
+def put_rows(arrays: Mapping[str, np.ndarray], mesh: Mesh, batch: int) -> dict[str, jax.Array]:
+    """Host arrays [S, B, ...] → global arrays, the axis of the `batch` rows split over data and
+    fsdp. The arrays hold all rows, or those of `joining.own_rows`."""
 
     def put(a: np.ndarray) -> jax.Array:
-        shape = (len(a), batch, *a.shape[2:]) if stacked else (batch, *a.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, a, shape)
+        shape = len(a), batch, *a.shape[2:]
+        return jax.make_array_from_process_local_data(stacked_rows(mesh), a, shape)
 
     with jax.transfer_guard("allow"):  # of several processes it counts as implicit
         return {name: put(a) for name, a in arrays.items()}
+
+
+def stacked_rows(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(None, *BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

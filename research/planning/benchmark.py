@@ -110,9 +110,11 @@ class TimedLoop:
         stats = [device.memory_stats() or {} for device in devices if device.platform != "cpu"]
         if peaks := [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]:
             return float(max(peaks))
-        batches = self.trainer.batches(self.step, 1, self.room)
-        program = compiled.lower_dispatch(self.trainer.run, self.trainer.mesh, batches).compile()
-        return float(compiled.Reserved.from_compiled(program).peak)
+        return self.compiled_bytes()
+
+    def compiled_bytes(self) -> float:
+        """What the compiler says that a dispatch takes of one device."""
+        return float(compiled.Reserved.from_compiled(self.trainer.lower().compile()).peak)
 
 
 class _FullRoomTrainer:

@@ -16,20 +16,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.errors import BadInput, StorageError, first_line
 from research.io import files, source
 from research.io.humanize import format_bytes
 from research.models import sequence_sharding
-from research.parallel import device_mesh, sharding
+from research.parallel import device_mesh
 from research.params import key_path, leaves_by_path, match_path
 from research.planning import cluster, hlo, memory, targets
 from research.planning.targets import Target
 from research.training.run import Run
-from research.training.step import dispatch_program
-from research.training.trainer import check_model, example, place_state, resident, step_spec
+from research.training.step import TrainState
+from research.training.trainer import Trainer, resident
 
 PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "nvidia-cudnn-cu12")
 PACKAGES += ("nvidia-cudnn-cu13",)
@@ -62,35 +60,12 @@ class Reserved(NamedTuple):
         return cls(**sizes, live=found.peak_memory_in_bytes, host=host)
 
 
-def compile_dispatch(run: Run, mesh: Mesh, options: Mapping[str, Any] | None = None) -> Any:
-    """The compiled dispatch of a run on a mesh, whose devices may be elsewhere."""
-    check_model(run, mesh)
-    split = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH))
-    batches = {
-        name: jax.ShapeDtypeStruct(
-            (run.cadence.dispatch, run.batch, *x.shape[1:]), x.dtype, sharding=split
-        )
-        for name, x in example(run).items()
-    }
-    lowered = lower_dispatch(run, mesh, batches)
-    return lowered.compile(dict(options) if options else None)
-
-
-def lower_dispatch(run: Run, mesh: Mesh, batches: Mapping[str, Any]) -> Any:
-    """The program of `Trainer.steps` for abstract batches, to be compiled."""
-    everywhere = sharding.replicated(mesh)
-    number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
-    hyper = jax.tree.map(lambda x: number, run.hyper)
-    steps = jax.ShapeDtypeStruct((), np.int32, sharding=everywhere)
-    shardings, abstract = place_state(run, mesh)
-    program = dispatch_program(step_spec(run, mesh), shardings)
-    return program.lower(abstract, batches, hyper, steps)
-
-
-def describe(compiled: Any, run: Run, mesh: Mesh) -> dict[str, Any]:
-    """What is said of a compiled dispatch, as JSON."""
+def describe(compiled: Any, trainer: Trainer) -> dict[str, Any]:
+    """What is said of the compiled dispatch of a trainer, as JSON."""
+    run, mesh = trainer.run, trainer.mesh
     reserved, held = Reserved.from_compiled(compiled), resident(run, mesh)
     parameters, optimizer = round(held.parameters), round(held.optimizer)
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     program, sizes = hlo.Program(compiled.as_text()), dict(mesh.shape)
     collectives = program.collectives(sizes)
     return {
@@ -102,20 +77,20 @@ def describe(compiled: Any, run: Run, mesh: Mesh) -> dict[str, Any]:
             "temporaries": reserved.temp,
             "total": reserved.peak,
         },
-        "live": min(reserved.live, reserved.peak),  # XLA counts what the host keeps in it too
+        # XLA counts what the host keeps in it too; that for CPU leaves out what is temporary.
+        "live": reserved.peak if on_cpu else min(reserved.live, reserved.peak),
         "host": reserved.host,
         "collectives": [c._asdict() | {"received": c.received} for c in collectives],
         "buffers": [b._asdict() for b in program.largest()],
         "errors": [
-            *_misplaced(compiled, run, mesh),
-            *unwanted(collectives, largest_parameter(run, mesh)),
+            *_misplaced(compiled, trainer.abstract),
+            *unwanted(collectives, largest_parameter(run, trainer.abstract)),
         ],
     }
 
 
-def largest_parameter(run: Run, mesh: Any) -> int:
+def largest_parameter(run: Run, abstract: TrainState) -> int:
     """Elements of the largest parameter of one layer: what a device may have to gather at once."""
-    _, abstract = place_state(run, mesh)
     sizes = []
     for path, leaf in leaves_by_path(abstract.params).items():
         axes = match_path(run.model.sharding, path, "row of its family's SHARDING")
@@ -142,9 +117,8 @@ def unwanted(collectives: Sequence[hlo.Collective], largest: int) -> list[str]:
     return found
 
 
-def _misplaced(compiled: Any, run: Run, mesh: Mesh) -> list[str]:
+def _misplaced(compiled: Any, abstract: TrainState) -> list[str]:
     """Leaves of the state that lie otherwise than asked, before or after a step."""
-    _, abstract = place_state(run, mesh)
     found = []
     for when, lies in (
         ("comes in as", compiled.input_shardings[0][0]),
@@ -236,9 +210,10 @@ def compile_in_child() -> None:
         parts = run.execution.grad_accumulation
         mesh = device_mesh.make_mesh(question["mesh"], run.batch, target.make_devices(), parts)
         began = time.monotonic()
-        compiled = compile_dispatch(run, mesh, targets.COMPILER_OPTIONS.get(target.platform))
+        trainer = Trainer(run, mesh)
+        compiled = trainer.lower().compile(targets.COMPILER_OPTIONS.get(target.platform))
         seconds = time.monotonic() - began
-        print(json.dumps(describe(compiled, run, mesh) | {"seconds": seconds}))
+        print(json.dumps(describe(compiled, trainer) | {"seconds": seconds}))
     except Exception as error:
         print(first_line(error), file=sys.stderr)
         sys.exit(1)

@@ -140,7 +140,7 @@ class Program:
         found = [one._replace(times=times) for one, times in count.items()]
         return sorted(found, key=lambda c: -c.received)
 
-    def largest(self, count: int = 8) -> list[Buffer]:
+    def largest(self, count: int = 32) -> list[Buffer]:
         """The largest arrays that are written, each once."""
         found = {
             Buffer(array.bytes, str(array), instruction.operation)

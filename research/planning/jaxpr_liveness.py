@@ -45,9 +45,10 @@ def _level_peak(
     written, last = _lifetimes(level, top)
     sizes = {id(v): 0.0 if id(v) in free else program.bytes(v) for v in written.values()}
     if program.rows > 1:  # a turn's gradients are added up together: what goes in and what comes
+        makers = {id(v): op for op in level.ops for v in op.outs}
         for key, v in written.items():
             if v.summed:
-                sizes[key], last[key] = 2 * sizes[key], len(level.ops)
+                sizes[key], last[key] = _summed_bytes(program, v, makers), len(level.ops)
     ends: dict[int, list[Value]] = {}
     for key, index in last.items():
         ends.setdefault(index, []).append(written[key])
@@ -84,9 +85,21 @@ def _level_peak(
     return peak
 
 
+def _summed_bytes(program: Program, value: Value, makers: Mapping[int, Op]) -> float:
+    """Of a gradient that devices with other rows add up: its terms, and the sum. On GPUs the terms
+    are in the type of their product, and of the sum each device gets its part alone."""
+    term, part = program.bytes(value), value.size / value.summed
+    if program.platform != "gpu":
+        return 2 * term
+    while (op := makers.get(id(value))) and op.name in ELEMENTWISE and len(op.ins) == 1:
+        value = op.ins[0]
+        term = min(term, program.bytes(value))
+    return term + part
+
+
 def _reused_bytes(op: Op, new: list[float], dying: list[float]) -> float:
     """Bytes that are written in the place of what is read for the last time."""
-    if op.name not in ELEMENTWISE and not op.bodies:
+    if op.name not in ELEMENTWISE and not op.bodies and not op.name.startswith("scatter"):
         return 0.0
     out, freed = 0.0, list(dying)
     for size in new:
@@ -115,6 +128,8 @@ def list_kernels(program: Program, level: Level | None = None, times: int = 1) -
     written, _ = _lifetimes(level, True)
     sources: dict[int, set[int]] = {}
     sizes = {id(v): program.bytes(v) for op in level.ops for v in (*op.ins, *op.outs)}
+    for v in (v for op in level.ops if op.name.startswith("dot") for v in op.ins if v.ways):
+        sizes[id(v)] = v.size / (program.tensor if v.split is not None else 1)  # once gathered
     for op in level.ops:
         if op.bodies:
             yield from list_kernels(program, op.bodies[0], times * op.times)

@@ -15,6 +15,7 @@ import jax
 from jax.extend.core import Literal
 from jax.sharding import PartitionSpec
 
+from research.models.parameter_sharding import GATHERED
 from research.training.chunked_losses import OWN_ROWS
 
 # One pass over their operands, fused with their like. What `pad` makes is written, though: that is
@@ -37,6 +38,7 @@ ELEMENTWISE = CHEAP | EXPENSIVE
 _VIEWS = {
     *("reshape", "squeeze", "expand_dims", "copy", "sharding_constraint", "stop_gradient", "name"),
 }
+CASTS = {"convert_element_type", "name", "copy"}
 REDUCTIONS = {
     *("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or"),
     *("argmax", "argmin"),
@@ -51,9 +53,9 @@ class Value:
     """An array of the program: `shape` and `size` (bytes) as traced; `split`, the dimension that
     the tensor axis splits, if any; `ways`, over how many devices it lies in all, where that is not
     told by `split`; `partial`, whether devices of the tensor axis hold terms of a sum; `added`, how
-    many bytes they add up then; `sum_of`, the value whose terms it is the sum of; `summed`, whether
-    it is the gradient of one turn of a loop, which devices with other rows add up; `on_host`,
-    whether it is kept in the memory of the host."""
+    many bytes they add up then; `sum_of`, the value whose terms it is the sum of; `summed`, of the
+    gradient of one turn of a loop, which devices with other rows add up, over how many devices the
+    sum lies; `on_host`, whether it is kept in the memory of the host."""
 
     __slots__ = (
         *("added", "kind", "on_host", "partial", "shape", "size", "split", "sum_of", "summed"),
@@ -65,7 +67,7 @@ class Value:
         item = getattr(getattr(aval, "dtype", None), "itemsize", 4)
         self.on_host = getattr(aval, "memory_space", None) == jax.memory.Space.Host
         self.size, self.split, self.ways, self.kind = math.prod(self.shape) * item, split, 0, ""
-        self.partial, self.added, self.summed = False, 0.0, False
+        self.partial, self.added, self.summed = False, 0.0, 0
         self.sum_of: Value | None = None
 
 
@@ -99,8 +101,8 @@ class Program:
     `layouts` says of the first inputs, and of the outputs of the same numbers, which dimension the
     tensor axis splits and over how many devices they lie in all. Arrays whose last dimensions
     are `unwritten` are in a kernel and never materialized. `names`, {size of a last dimension:
-    kind}, tells kinds of memory apart. `offloads`: what is put into the memory of the host takes
-    none of the device (XLA for CPU takes no notice of it).
+    kind}, tells kinds of memory apart. What is put into the memory of the host takes none of the
+    device, but on the `platform` "cpu", where XLA takes no notice of it.
     """
 
     def __init__(
@@ -111,10 +113,10 @@ class Program:
         rows: int = 1,
         unwritten: tuple[int, ...] = (),
         names: Mapping[int, str] | None = None,
-        offloads: bool = True,
+        platform: str = "gpu",
     ):
         self.tensor, self.rows, self.unwritten = tensor, rows, unwritten
-        self.offloads = offloads
+        self.platform = platform
         self.names = names or {}
         self.state_count = len(layouts)
         ins = [Value(v.aval) for v in jaxpr.jaxpr.invars]
@@ -124,6 +126,7 @@ class Program:
         for out, (split, ways) in zip(self.level.outs, layouts, strict=False):
             out.split, out.ways = split, ways
         self._lay_out_gradients(self.level)
+        self._lay_out_casts(self.level)
 
     # Building: operations with splits.
 
@@ -177,11 +180,27 @@ class Program:
                 for out, v in zip(op.outs[: body.stacked], op.ins[body.first :], strict=False):
                     v.ways = v.ways or out.ways
                 for out, inner in zip(op.outs, body.outs, strict=False):
-                    inner.summed = bool(out.ways) and out.shape != inner.shape
+                    inner.summed = out.ways if out.shape != inner.shape else 0
                 for v, inner in zip(op.ins, body.ins, strict=False):
                     if v.shape == inner.shape:
                         inner.ways = v.ways
                 self._lay_out_gradients(body)
+
+    def _lay_out_casts(self, level: Level) -> None:
+        """A parameter in another type lies where the parameter does, and so does what a loop keeps
+        of it for another, until it is gathered for a product or by name."""
+        for op in level.ops:
+            first, out = op.ins[0] if op.ins else None, op.outs[0]
+            same = op.name in CASTS and op.params.get("name") != GATHERED
+            if same and first and first.ways and first.shape == out.shape:
+                out.ways, out.split = first.ways, first.split
+            for body in op.bodies:
+                for v, inner in zip(op.ins[len(op.ins) - len(body.ins) :], body.ins, strict=True):
+                    if inner.shape in (v.shape, v.shape[1:]):
+                        inner.ways = inner.ways or v.ways
+                self._lay_out_casts(body)
+                for out, inner in zip(op.outs[body.stacked :], body.outs[body.stacked :]):
+                    out.ways = out.ways or inner.ways
 
     def _loop(self, name: str, params: Mapping, ins: list[Value], outs: list[Value]) -> Op | None:
         if name == "scan":
@@ -259,7 +278,7 @@ class Program:
 
     def bytes(self, value: Value) -> float:
         """On one device."""
-        if value.on_host and self.offloads:
+        if value.on_host and self.platform != "cpu":
             return 0.0
         if self.unwritten and len(value.shape) > 3:
             sizes = [size for size in value.shape if size > 1]

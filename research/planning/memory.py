@@ -109,16 +109,16 @@ def trace_step(run: Run, mesh: AnyMesh, platform: str = "cpu") -> jaxpr_sharding
     layouts = tuple(_layout(x) for x in jax.tree.leaves(abstract))
     unwritten = getattr(run.model.family, "unwritten_map", lambda spec, platform: ())
     last = unwritten(run.model.spec, platform)
-    vocab, offloads = getattr(run.model.spec, "vocab", None), platform != "cpu"
-    return _program(traced, layouts, row_shards, last, vocab, offloads)
+    vocab = getattr(run.model.spec, "vocab", None)
+    return _program(traced, layouts, row_shards, last, vocab, platform)
 
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    traced: tuple, layouts: tuple, rows: int, unwritten: tuple, vocab: int | None, offloads: bool
+    traced: tuple, layouts: tuple, rows: int, unwritten: tuple, vocab: int | None, platform: str
 ) -> jaxpr_sharding.Program:
     jaxpr, names = _step_jaxpr(*traced), {} if vocab is None else {vocab: "logits"}
-    return jaxpr_sharding.Program(jaxpr, layouts, traced[-1], rows, unwritten, names, offloads)
+    return jaxpr_sharding.Program(jaxpr, layouts, traced[-1], rows, unwritten, names, platform)
 
 
 @functools.lru_cache(maxsize=256)

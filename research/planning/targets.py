@@ -50,7 +50,7 @@ CARDS: dict[str, Mapping[str, object]] = {
 }
 # XLA on GPUs chooses tiles for Triton's products by trying them on the card, and finds none for
 # some widths without one: products are cuBLAS's, as most are on a card.
-COMPILER_OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 
 class Target(NamedTuple):

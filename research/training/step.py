@@ -224,7 +224,8 @@ def steps_while(step: Callable, keep_going: Callable[[Any, Any], Array]) -> Call
 @functools.lru_cache(maxsize=64)
 def eval_program(spec: StepSpec, mesh: Mesh) -> Callable:
     """(params, batches [S, B, ...], weights [S, B]) → sums of the task's terms, jitted."""
-    return jax.jit(device_mesh.with_mesh_names(mesh, functools.partial(evaluation_sums, spec)))
+    sums = device_mesh.with_mesh_names(mesh, functools.partial(evaluation_sums, spec))
+    return jax.jit(sums, compiler_options=_on_cpu(mesh, _STEPS))
 
 
 def evaluation_sums(

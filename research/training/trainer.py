@@ -54,7 +54,7 @@ def wait_for(tree: Any, stop: Callable[[], bool]) -> Any:
 
 
 class Trainer:
-    """The state, programs and batches of a Run on a mesh."""
+    """The state, programs and batches of a Run on a mesh, whose devices `init` needs first."""
 
     def __init__(self, run: Run, mesh: Mesh):
         self.run, self.mesh = run, mesh
@@ -63,17 +63,18 @@ class Trainer:
         self.inputs = example_inputs(run.data)
         self.shardings, self.abstract = place_state(run, mesh)
         self._everywhere = sharding.replicated(mesh)
-        self.hyper = jax.device_put(run.hyper, self._everywhere)
         self._dispatch = dispatch_program(self.spec, self.shardings)
-        self._rows = sharding.own_rows(mesh, run.batch)
+
+    @functools.cached_property
+    def hyper(self) -> Hyper:
+        return jax.device_put(self.run.hyper, self._everywhere)
 
     def init(self) -> TrainState:
         """The first state, made where it lies: no device ever holds what it does not own."""
         zeros = np.zeros(self.inputs.shape, self.inputs.dtype)
         make = init_program(self.spec, self.shardings)
         state = make(jax.random.key(self.run.seed), zeros, self.hyper)
-        start = self.run.start
-        if start is None:
+        if (start := self.run.start) is None:
             return state
         if start.what == "state":
             from research.runs import restoring  # as below
@@ -87,13 +88,30 @@ class Trainer:
 
     def batches(self, step: int, n: int, room: int) -> dict[str, Array]:
         """The batches of steps [step, step + n), stacked; blank rows up to `room`."""
-        rows = host_batches(self.run, step, n, room, self._rows)
-        return sharding.put_rows(rows, self.mesh, self.run.batch, stacked=True)
+        at = None
+        if distributed.process_count() > 1:
+            from research.parallel import joining  # which one process does not need
+
+            at = joining.own_rows(self.mesh, self.run.batch)
+        rows = host_batches(self.run, step, n, room, at)
+        return sharding.put_rows(rows, self.mesh, self.run.batch)
 
     def steps(self, state: TrainState, batches: dict, n: int) -> tuple[TrainState, dict]:
         """`n` updates in one dispatch; returns at once. `state` is donated."""
         count = jax.device_put(np.int32(n), self._everywhere)
         return self._dispatch(state, batches, self.hyper, count)
+
+    def lower(self, room: int | None = None) -> jax.stages.Lowered:
+        """The program of `steps`, for the batches of a run's dispatch or with this `room`."""
+        lead, at = (room or self.run.cadence.dispatch, self.run.batch), self._everywhere
+        split = sharding.stacked_rows(self.mesh)
+        batches = {
+            name: jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype, sharding=split)
+            for name, x in example(self.run).items()
+        }
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=at)
+        hyper = abstract_hyper(jax.tree.structure(self.run.hyper), at)
+        return self._dispatch.lower(self.abstract, batches, hyper, count)
 
     def evaluate(self, params: dict, stop: Callable[[], bool] = never_stop) -> dict[str, Any]:
         """The task's metrics on the fixed held-out set, the same examples for every size, and on
@@ -127,7 +145,7 @@ class Trainer:
 
     def _place(self, run: Run) -> tuple[tuple[dict[str, Array], Array], dict[str, Any]]:
         rows = host_heldout(run, device_mesh.batch_shards(self.mesh.shape))
-        put = sharding.put_rows(rows, self.mesh, rows["weights"].shape[1], stacked=True)
+        put = sharding.put_rows(rows, self.mesh, rows["weights"].shape[1])
         return (put, put.pop("weights")), examine(run, rows)
 
 
@@ -191,9 +209,9 @@ def _place_state(
     return Placement(mesh, tuple(leaves), structure), laid_out
 
 
-def abstract_hyper(structure: Any) -> Hyper:
+def abstract_hyper(structure: Any, lies: Any = None) -> Hyper:
     """The traced numbers of all runs whose Hyper has this structure."""
-    number = jax.ShapeDtypeStruct((), np.float32)
+    number = jax.ShapeDtypeStruct((), np.float32, sharding=lies)
     return jax.tree.unflatten(structure, [number] * structure.num_leaves)
 
 

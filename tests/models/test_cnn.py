@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from research import models
 from research.errors import BadInput
@@ -287,7 +288,7 @@ def test_a_mesh_computes_the_same(spec):
     state = TrainState(jnp.int32(0), jax.jit(model.init)(jax.random.key(0), images(spec)), ())
     mesh = device_mesh.make_mesh({"data": 1, "fsdp": 2, "tensor": 2}, BATCH)
     placed = jax.device_put(state, sharding.state_shardings(state, model.sharding, mesh)).params
-    rows = sharding.put_rows({"x": images(spec)}, mesh, BATCH, stacked=False)["x"]
+    rows = jax.device_put(images(spec), NamedSharding(mesh, sharding.BATCH))
     apply = jax.jit(model.apply)
     here, there = apply(state.params, images(spec)), apply(placed, rows)
     np.testing.assert_allclose(here, there, rtol=1e-3, atol=1e-4)

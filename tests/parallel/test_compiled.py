@@ -16,6 +16,7 @@ from research.errors import StorageError
 from research.io import files
 from research.parallel import compile_cache, device_mesh
 from research.training.make_run import make_run
+from research.training.step import eval_program
 from research.training.trainer import Trainer, run_mesh
 
 SCRIPT = """
@@ -164,8 +165,28 @@ def test_programs_that_compile_in_less_time_make_the_same_numbers(tiny):
     assert equal(jax.device_get(first), drawn(run.seed))
     assert not equal(jax.device_get(first), drawn(run.seed + 1))
     batches, count = trainer.batches(0, 4, 4), np.int32(4)
-    lowered = trainer._dispatch.lower(first, batches, trainer.hyper, count)
-    optimized = lowered.compile({"xla_backend_optimization_level": 3})
+    slowly = {"xla_backend_optimization_level": 3}
+    optimized = trainer.lower().compile(slowly)
     other, _ = optimized(trainer.init(), batches, trainer.hyper, count)
     state, _ = trainer.steps(first, batches, 4)
     assert equal(jax.device_get(state), jax.device_get(other))
+    held = state.params, *trainer._heldout[0]
+    sums = eval_program(trainer.spec, mesh)
+    assert equal(sums(*held), sums.lower(*held).compile(slowly)(*held))
+    assert not equal(sums(*held), sums(other.params, held[1], 2 * held[2]))
+
+
+def test_the_program_that_is_planned_is_the_one_that_trains(tiny, monkeypatch):
+    """Made and lowered from abstract arrays, for devices that may be elsewhere: nothing is put."""
+    run = make_run(tiny({"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}))
+    mesh = run_mesh(run)
+    with monkeypatch.context() as patch:
+        for name in ("device_put", "make_array_from_process_local_data"):
+            patch.setattr(jax, name, lambda *args, **kwargs: pytest.fail("an array was put"))
+        trainer = Trainer(run, mesh)
+        planned = trainer.lower().as_text()
+    room = run.cadence.dispatch
+    arguments = trainer.init(), trainer.batches(0, 1, room), trainer.hyper
+    count = jax.device_put(np.int32(1), trainer._everywhere)
+    assert planned == trainer._dispatch.lower(*arguments, count).as_text()
+    assert planned != trainer.lower(room + 1).as_text()

@@ -16,7 +16,7 @@ from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.planning import cluster, compiled, hlo, memory
 from research.training.make_run import make_run
-from research.training.trainer import place_state
+from research.training.trainer import Trainer, place_state
 from tests.parallel.test_sharding import WIDE
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
@@ -44,7 +44,8 @@ class Program:
 
     def __init__(self, run, sizes):
         self.run, self.mesh = run, device_mesh.make_mesh(sizes, run.batch)
-        self.compiled = compiled.compile_dispatch(run, self.mesh)
+        self.trainer = Trainer(run, self.mesh)
+        self.compiled = self.trainer.lower().compile()
         self.collectives = []
         for line in self.compiled.as_text().splitlines():
             if found := COLLECTIVE.search(line):
@@ -60,8 +61,10 @@ class Program:
 
     def arguments(self):
         """{path: bytes on one device} of the state, by the shardings of the compiled program."""
-        _, abstract = place_state(self.run, self.mesh)
-        leaves, shardings = leaves_by_path(abstract), self.compiled.input_shardings[0][0]
+        leaves, shardings = (
+            leaves_by_path(self.trainer.abstract),
+            self.compiled.input_shardings[0][0],
+        )
         lies = leaves_by_path(shardings)
         return {
             path: (math.prod(lies[path].shard_shape(x.shape)) * 4, x.size * 4)
@@ -228,11 +231,10 @@ def test_bytes_are_predicted_without_compiling(name, request):
 def test_what_a_plan_says_of_a_program_is_in_it(name, request):
     """Bytes by class, collectives of every block, and nothing that lies or moves unasked."""
     program = request.getfixturevalue(name)
-    run, mesh = program.run, program.mesh
-    found = compiled.describe(program.compiled, run, mesh)
+    found = compiled.describe(program.compiled, program.trainer)
     assert found["errors"] == []
     held = compiled.Reserved.from_compiled(program.compiled)
-    assert found["bytes"]["total"] == held.peak
+    assert found["bytes"]["total"] == found["live"] == held.peak  # on CPU no gaps are known
     parts = {k: n for k, n in found["bytes"].items() if k != "total"}
     assert sum(parts.values()) == pytest.approx(held.peak, rel=1e-3)
     parameters = sum(n for path, (n, _) in program.arguments().items() if path.startswith("params"))
@@ -243,16 +245,16 @@ def test_what_a_plan_says_of_a_program_is_in_it(name, request):
     assert {c["axes"] for c in kernels} <= {"fsdp", "tensor", "data,fsdp", "data"}
     assert max(b["bytes"] for b in found["buffers"]) == found["buffers"][0]["bytes"]
     # The twin: were the largest parameter smaller, what is gathered would be too much.
-    collectives = hlo.Program(program.compiled.as_text()).collectives(dict(mesh.shape))
+    collectives = hlo.Program(program.compiled.as_text()).collectives(dict(program.mesh.shape))
     assert compiled.unwanted(collectives, WIDTH)
 
 
 def test_a_state_that_lies_otherwise_is_told(fsdp):
     """The twin of `errors` being empty: the same program, asked to lie as on another mesh."""
     other = device_mesh.make_mesh({"data": 8, "fsdp": 1, "tensor": 1}, fsdp.run.batch)
-    found = compiled._misplaced(fsdp.compiled, fsdp.run, other)
+    found = compiled._misplaced(fsdp.compiled, place_state(fsdp.run, other)[1])
     assert any("blocks/mlp/up/kernel comes in as" in line for line in found)
-    assert compiled._misplaced(fsdp.compiled, fsdp.run, fsdp.mesh) == []
+    assert compiled._misplaced(fsdp.compiled, fsdp.trainer.abstract) == []
 
 
 def test_the_steps_of_a_recurrence_wait_for_nobody():

@@ -199,10 +199,10 @@ def test_init_does_not_depend_on_the_mesh(tiny):
 
 def test_each_device_loads_its_own_rows():
     mesh = device_mesh.make_mesh({"data": 4, "fsdp": 2, "tensor": 1}, 16)
-    rows = np.arange(32).reshape(16, 2)
-    put = sharding.put_rows({"x": rows}, mesh, 16, stacked=False)["x"]
+    rows = np.arange(64).reshape(2, 16, 2)
+    put = sharding.put_rows({"x": rows}, mesh, 16)["x"]
     np.testing.assert_array_equal(put, rows)
-    assert {s.data.shape for s in put.addressable_shards} == {(2, 2)}
+    assert {s.data.shape for s in put.addressable_shards} == {(2, 2, 2)}
 
 
 @pytest.mark.fault(

@@ -20,7 +20,7 @@ from research.runs.directory import RunDirectory, read_launch
 from research.training.loop import train_run
 from research.training.make_run import make_run
 from research.training.trainer import run_mesh
-from tools.bench import peers, turns
+from tools.bench import gpu, peers, turns
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
 
@@ -245,3 +245,50 @@ def test_the_libraries_say_how_fast_their_products_are():
         assert program.facts["flops"] % (2 * 1024**3) == 0
         assert program.block(1) > 0
         program.close()
+
+
+@pytest.fixture
+def small_card(monkeypatch, tmp_path):
+    """The cases of a GPU, shrunk so that a CPU trains them."""
+    monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
+    for name, value in (("CONTEXT", 64), ("VOCAB", 512), ("BATCHES", (16, 8, 4))):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "CASES", {"small": (32, 1, 2)})
+    return gpu.random_tokens()
+
+
+def test_the_first_batch_on_a_card_is_one_that_fits_by_the_estimate(small_card):
+    batches = {room: gpu.first_batch("small", small_card, room)[0] for room in (1e9, 4e6, 1.0)}
+    assert batches[1e9] == 16
+    assert batches[1.0] == 4
+    assert 4 <= batches[4e6] < 16
+    assert gpu.first_batch("small", small_card, 1.0)[1] > 6 * 64 * 32 * 512
+
+
+@pytest.mark.slow
+def test_what_a_card_is_asked_is_answered(small_card, monkeypatch, tmp_path, capsys):
+    """The whole path on this CPU: a batch for which there is no memory, then one that is timed; and
+    the small runs, vmapped and one by one."""
+    started = gpu.started
+    monkeypatch.setattr(
+        gpu, "started", lambda stack, c: started(stack, c) if "=16" not in str(c) else {}
+    )
+    args = SimpleNamespace(nanogpt="", torch_python="", blocks=2, seconds=0.05)
+    found = gpu.timed("small", args, small_card, {"peak": 1e12, "memory": 1e9})
+    assert found["batch"] == 8
+    assert 0 < found["ours"]["mfu"] < 1
+    config = tmp_path / "few.py"
+    config.write_text(
+        "from tools.bench import gpt2_groups\n"
+        "def get_config():\n"
+        "    config = gpt2_groups.get_config()\n"
+        "    config.model.update(width=16, hidden=32, depth=1)\n"
+        "    config.horizon.amount = 4.0\n"
+        "    return config\n"
+        "def sweep(config):\n"
+        "    return gpt2_groups.sweep(config)[:3]\n"
+    )
+    seconds = gpu.groups(str(config))
+    assert set(seconds) == {"off", "force"}
+    assert min(seconds.values()) > 0
+    assert "few, grouping=force" in capsys.readouterr().out

@@ -12,7 +12,14 @@ from research.config.loading import load_config, validated
 from research.errors import BadInput
 from research.models import accounting
 from research.parallel import device_mesh
-from research.planning import cluster, hardware, jaxpr_liveness, memory, roofline
+from research.planning import (
+    cluster,
+    hardware,
+    jaxpr_liveness,
+    jaxpr_sharding,
+    memory,
+    roofline,
+)
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
 
@@ -159,6 +166,31 @@ def test_what_is_offloaded_is_the_hosts_where_there_is_another(run):
     here, there = (memory.estimate(away, sizes, platform) for platform in ("cpu", "gpu"))
     kept = 5 * 4 * 8 * 2048 * 1024 * 2  # projections and input of 4 blocks, in half precision
     assert here.activations - there.activations == pytest.approx(kept, rel=0.01)
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_a_parameter_in_another_type_lies_where_the_parameter_does(followed, monkeypatch):
+    """What the forward pass keeps of the parameters of the blocks, in half precision, for the
+    backward pass."""
+    if not followed:
+        monkeypatch.setattr(jaxpr_sharding, "CASTS", frozenset())
+    memory._program.cache_clear()
+    kept = []
+    for ways in (1, 8):
+        run = cluster.run_without_data(large(1024, 4, 8 * ways), vocab=8192)
+        sizes = device_mesh.abstract_mesh(mesh(fsdp=ways))
+        kept.append(memory.estimate(run, sizes, "gpu").activations)
+    memory._program.cache_clear()
+    blocks = 4 * (4 + 2 * 4) * 1024**2
+    assert kept[0] - kept[1] == pytest.approx(7 / 8 * blocks * 2 * followed, abs=1e5)
+
+
+def test_gradients_of_a_block_are_added_up_in_the_type_of_their_products():
+    """On GPUs, each device keeping its part; elsewhere terms and sums are counted in float32."""
+    run = cluster.run_without_data(large(4096, 2, 8, remat="full"), vocab=256)
+    sizes, block = device_mesh.abstract_mesh(mesh(fsdp=8)), (4 + 2 * 4) * 4096**2
+    found = {p: memory.estimate(run, sizes, p).temporary for p in ("gpu", "tpu")}
+    assert found["tpu"] - found["gpu"] == pytest.approx(block * (4 + 4 - 2 - 4 / 8), rel=1e-3)
 
 
 # What is known of machines.

@@ -7,6 +7,7 @@ from research.config.loading import load_config, validated
 from research.parallel import device_mesh
 from research.planning import compiled, memory
 from research.training.make_run import make_run
+from research.training.trainer import Trainer
 from tests.training.test_optimizers import NUMBERS
 
 pytestmark = pytest.mark.usefixtures("barely_optimized")
@@ -79,7 +80,7 @@ def test_bytes_are_those_that_xla_reserves(name, corpus, seen):
     assert not problems
     run = make_run(validated(config))
     mesh = device_mesh.make_mesh(sizes, run.batch, parts=run.execution.grad_accumulation)
-    found = compiled.Reserved.from_compiled(compiled.compile_dispatch(run, mesh)).peak
+    found = compiled.Reserved.from_compiled(Trainer(run, mesh).lower().compile()).peak
     planned = memory.estimate(run, mesh).dispatch
     assert planned == pytest.approx(found, rel=CLOSE.get(name, 0.25))
     seen(1, f"{name} {planned / found - 1:+.1%}")

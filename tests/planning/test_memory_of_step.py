@@ -43,8 +43,7 @@ def trainer(config, sizes=ONE):
 
 def lowered(config, sizes=ONE):
     made = trainer(config, sizes)
-    batches, n = made.batches(0, 4, 4), jax.device_put(np.int32(4))  # as in `losses`: one compile
-    return made, made._dispatch.lower(made.abstract, batches, made.hyper, n)
+    return made, made.lower(4)  # as in `losses`: one compile
 
 
 def compiled(config, sizes=ONE):

@@ -1,6 +1,8 @@
 """Our side of a comparison: the training loop of a config, a block at a time (see turns).
 
 python -m tools.bench.ours --config=FILE --config.KEY=VALUE...
+
+On an accelerator it also says what a device took of its memory at most, and what the compiler said.
 """
 
 import sys
@@ -25,8 +27,10 @@ def main(argv: list[str]) -> int:
     run = make_run(config)
     loop = benchmark.TimedLoop(run, run_mesh(run))
     loop.settle()
-    flops = accounting.step_flops(run.model, run.batch)
-    serve_blocks(loop.block, params=run.facts["params"], flops=flops, device=sys.platform)
+    facts = {"params": run.facts["params"], "flops": accounting.step_flops(run.model, run.batch)}
+    if loop.trainer.mesh.devices.flat[0].platform != "cpu":
+        facts |= {"peak_bytes": loop.bytes(), "compiled_bytes": loop.compiled_bytes()}
+    serve_blocks(loop.block, device=sys.platform, **facts)
     return 0
 
 

@@ -23,7 +23,6 @@ from research.config import validation
 from research.config.loading import load_config, validated
 from research.models import custom_vjp
 from research.parallel import device_mesh
-from research.planning.compiled import lower_dispatch
 from research.training import step, trainer
 from research.training.make_run import make_run
 from research.training.trainer import run_mesh
@@ -63,7 +62,7 @@ def program(changes: dict, without: tuple[str, ...], steps: int) -> Callable[[],
         setattr(custom_vjp, name, PLAIN[name])
     run_trainer = trainer.Trainer(run, run_mesh(run))
     batches = run_trainer.batches(0, steps, steps)
-    compiled = lower_dispatch(run, run_trainer.mesh, batches).compile()
+    compiled = run_trainer.lower(steps).compile()
     for name, op in ours.items():
         setattr(custom_vjp, name, op)
     states, count = [run_trainer.init()], jax.device_put(np.int32(steps))
