@@ -40,8 +40,8 @@ def sweep_points(config: dict, module: ModuleLike | None, sweep: str) -> list[tu
         if odd := [key for key in point if not isinstance(key, str)]:
             errors.append(f"{sweep}() point {index}: {odd[0]!r:.50} is not a config key")
             continue
-        point = flatten(point)
         resolved, problems = validation.override(config, point)
+        point = flatten(point)
         place = getattr(module, "__file__", None)
         problems = problems or places.located(validation.problems(resolved), place, resolved)
         wrong += [(f"{index} {dict(point)}", line) for line in problems]
