@@ -8,9 +8,10 @@ from research.errors import BadInput, UnsafeFile, first_line
 from research.io import files
 
 
-def parquet(path: str | os.PathLike[str] | bytes, what: str) -> Any:
-    """The columns of a parquet file, or of its bytes, that hold numbers, words or times; nested
-    ones are left out. Raises BadInput, which begins with `what`, where it is no parquet file."""
+def parquet(path: str | os.PathLike[str] | bytes, what: str, nested: bool = False) -> Any:
+    """The columns of a parquet file, or of its bytes, that hold numbers, words or times; others
+    are left out unless `nested`. Raises BadInput, which begins with `what`, where it is no parquet
+    file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -21,7 +22,7 @@ def parquet(path: str | os.PathLike[str] | bytes, what: str) -> Any:
             if twice := [name for name in names if names.count(name) > 1]:
                 raise BadInput(f"{what}: more than one column is named {twice[0]!r}")
             flat = [f.name for f in file.schema_arrow if not pyarrow.types.is_nested(f.type)]
-            return file.read(columns=flat)
+            return file.read(columns=None if nested else flat)
     except UnsafeFile as error:
         raise UnsafeFile(f"{what}: {error}") from error
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:

@@ -13,6 +13,7 @@ from research.report.provenance import provenance_line
 from research.runs.schema import NOUNS, Column, is_number, shown_columns, task_metrics
 from research.runs.settings import MOST_SETTINGS, shown_setting, varying_settings
 from research.scaling.compute_optimal import PER_TOKEN
+from research.scaling.laws import AUTO
 from research.scaling.power_laws import SIX_ND
 from research.tables.replicates import replicate_groups
 
@@ -286,7 +287,7 @@ def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str
         return words
     low, high = (loss_text(x) for x in row["intervals"]["loss"])
     words += f", loss {loss_text(row['loss'])} ({low} to {high})"
-    if parts := row.get("parts"):
+    if (parts := row.get("parts")) and document["law"] == AUTO:  # of others, the law is no part
         words += f": {_parts_words(parts)}"
     if (most := row.get("regret", {}).get("quantile_95")) is not None:
         words += f"; this choice costs at most {most:.2g} of loss (95 %)"

@@ -26,9 +26,9 @@ from research.scaling import (
 from research.scaling.fit import FEW, Fit
 from research.scaling.laws import AUTO, METHODS, RECIPE, Law, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
+from research.scaling.statistics import NORMAL
 from research.tables import comparable, sampling, table, where
 
-NORMAL = 1.96  # standard deviations in half of a 95 % interval
 AGAINST_PRIOR = 2.0  # standard deviations between rows and a prior, from which that is told
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from research.scaling import compute_optimal, drift
-from research.scaling.averaging import Average, Member, weigh
+from research.scaling.averaging import Average, weigh
 from research.scaling.effects import log_loss_slope
 from research.scaling.extrapolation import TRIED, effects_of, find_trial, fit_trial
 from research.scaling.fit import Fit
@@ -193,7 +193,7 @@ def predict_loss(
         drifts.append(walk)
         runs.append(drawn[:, 0] + sd * scale * rng.standard_normal(len(drawn)))
         spreads.append(sd)
-        of_floor.append(_floor_share(member, drawn[:, 0]))
+        of_floor.append(compute_optimal.floor_share(law, member.draws, drawn[:, 0]))
     weights = average.weights
     center = float(weights @ centers)
     away = float(weights @ np.square(drifts))
@@ -228,16 +228,6 @@ def _decades_outside(fit: Fit, columns: Mapping[str, np.ndarray]) -> float:
     directions = np.stack([np.cos(angles), np.sin(angles)])[: len(names)]
     beyond = point @ directions - (rows @ directions).max(0)
     return max(0.0, float(beyond.max())) * math.sqrt(len(names))
-
-
-def _floor_share(member: Member, drawn: np.ndarray) -> float:
-    """The share of the variance of a prediction that goes with E: what a known floor would take
-    away."""
-    if "E" not in member.fit.law.parameters or len(drawn) < 3 or not drawn.std():
-        return 0.0
-    floor = member.draws[:, member.fit.law.parameters.index("E")]
-    floor = np.exp(floor)
-    return float(np.corrcoef(floor, drawn)[0, 1] ** 2) if floor.std() else 0.0
 
 
 def _optimal_power_laws(average: Average) -> dict[str, Any]:

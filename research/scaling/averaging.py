@@ -184,5 +184,5 @@ def _aic(fit: Fit) -> float:
 
 def rising(fit: Fit) -> str:
     """Why this is no law of a loss that falls; "" if it is."""
-    names = [name for name in ("alpha", "beta") if fit.params.get(name, 1.0) < 0]
+    names = [name for name in compute_optimal.EXPONENTS if fit.params.get(name, 1.0) < 0]
     return f"{names[0]} is negative: its loss would rise with size or tokens" if names else ""

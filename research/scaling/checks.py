@@ -21,6 +21,8 @@ from research.tables.table import ALIKE, PER_TOKEN, flops_ratio
 FAR, TOO_FAR = 1e3, 1e5  # times the largest of the table: warned of, refused
 # FLOPs over 6 · params · tokens: our own convolutional families reach 1e3, sparse models 1e-2.
 ODD, WRONG = (0.02, 3e3), (1e-4, 1e5)
+EXACT = 1e-6  # to which FLOPs are 6 · params · tokens
+NARROW = 2.0  # times the range of the ratios of one convention, at least, to those of the other
 NEAR = 4.0  # factor within which a unit explains a ratio
 UNITS = {  # ratio of the table: what is in which unit, the flag that says so
     1e-6: ("flops in millions (MFLOPs)", "flops=flops*1e6"),
@@ -36,6 +38,9 @@ UNITS = {  # ratio of the table: what is in which unit, the flag that says so
     1e15: ("params in millions and tokens in billions", "params=params*1e6,tokens=tokens*1e9"),
     1e18: ("params and tokens both in billions", "params=params*1e9,tokens=tokens*1e9"),
 }
+OFF_TOKENS = (1e-3, 1e6)  # tokens of a parameter (median), beyond which one of both has a unit
+LEAST_TO_RANK, RISES = 6, 0.5  # rows, and rank correlation with compute, of what is no loss
+MUCH = 15.0  # nats: of no model that has learned anything; the log of a vocabulary is about 11
 SMALL = {"params": 1e4, "tokens": 1e5}  # below which counts look like millions or billions
 NO_RECIPE = (
     "run", "run_id", "name", "id", "trial", "trial_id", "label", "note", "notes", "comment",
@@ -52,9 +57,11 @@ def check_table(
 ) -> list[str]:
     """Warnings about the usable rows that `law`, of the columns `needed`, is fitted to; `groups`:
     it tells groups apart. Raises BadInput for what cannot be right."""
-    warnings = _check_flops(rows, options)
+    warnings = _check_flops(rows, needed, options)
     if not any(comparable.OWN in row for row in rows):
-        warnings += _small_counts(rows, needed)
+        warnings += _small_counts(rows, needed) or _odd_tokens(rows, needed)
+        warnings += _large_losses(rows, needed)
+    warnings += _rising_losses(rows, needed)
     warnings += _strays(rows, needed)
     warnings += _check_targets(rows, needed, options)
     warnings += _copies(rows, needed)
@@ -63,7 +70,7 @@ def check_table(
     return warnings + ([] if law == "envelope" else curve_warning(rows))
 
 
-def _check_flops(rows: Sequence[Row], options: Options) -> list[str]:
+def _check_flops(rows: Sequence[Row], needed: Sequence[str], options: Options) -> list[str]:
     """FLOPs against 6 · params · tokens. Raises BadInput where they are in another unit, and where
     budgets are needed and only some of the rows have FLOPs of their own convention."""
     ratios = np.array([r for row in rows if (r := flops_ratio(row)) is not None])
@@ -89,15 +96,32 @@ def _check_flops(rows: Sequence[Row], options: Options) -> list[str]:
             f"flops of {len(ratios) - len(spread)} rows are more than 1000 times off those of the "
             "others, relative to 6 * params * tokens: their units may differ"
         )
-    exact = np.abs(ratios - 1) < 1e-6
-    others = ratios[(ratios > ALIKE) | (ratios < 1 / ALIKE)]
-    if exact.sum() >= 2 and len(others) >= 2 and exact.sum() + len(others) == len(ratios):
-        out.append(
-            f"flops of {exact.sum()} rows are exactly 6 * params * tokens, those of the other "
-            f"{len(others)} are {np.median(others):.3g} times that: two conventions in one column; "
-            "--columns='flops=params*tokens*6' counts all by the first"
-        )
-    return out
+    return out + _two_conventions(rows, needed, options)
+
+
+def _two_conventions(rows: Sequence[Row], needed: Sequence[str], options: Options) -> list[str]:
+    """A warning where FLOPs are counted in two ways: their ratios to 6 · params · tokens lie about
+    two values with nothing in between, of which one is 1 or both are of the same sizes. Raises
+    BadInput where the law reads them."""
+    found = sorted((r, float(row["params"])) for row in rows if (r := flops_ratio(row)) is not None)
+    logs = np.log([ratio for ratio, _ in found])
+    if len(found) < 4 or (gap := float(np.diff(logs).max())) < math.log(ALIKE):
+        return []
+    at = int(np.diff(logs).argmax()) + 1
+    low, high = logs[:at], logs[at:]
+    same = {size for _, size in found[:at]} & {size for _, size in found[at:]}
+    exact = any(np.abs(np.expm1(part)).max() < EXACT for part in (low, high))
+    narrow = NARROW * max(np.ptp(low), np.ptp(high)) < gap or exact
+    if min(len(low), len(high)) < 2 or not narrow or not (exact or len(same) > 1):
+        return []
+    words = (
+        f"flops of {len(low)} rows are {math.exp(np.median(low)):.3g} times 6 * params * tokens, "
+        f"those of the other {len(high)} {math.exp(np.median(high)):.3g} times: two conventions in "
+        "one column; --columns='flops=params*tokens*6' counts all alike"
+    )
+    if "flops" in needed and not options.odd_units:
+        raise BadInput(f"{words}, --odd_units takes them as they are")
+    return [words]
 
 
 def check_some_flops(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
@@ -139,8 +163,59 @@ def _small_counts(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
         return []
     return [
         f"at most {most['params']:g} params and {most['tokens']:g} tokens: if these are millions "
-        "or billions, --columns='params=params*1e6,tokens=tokens*1e9'"
+        "or billions, --columns='params=params*1e6,tokens=tokens*1e9'; if logarithms, "
+        "--columns='params=10^params,tokens=10^tokens'"
     ]
+
+
+def _odd_tokens(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """A warning where tokens and parameters can hardly be in one unit."""
+    if not {"params", "tokens"} <= set(needed) or not rows:
+        return []
+    middle = float(np.median([row["tokens"] / row["params"] for row in rows]))
+    if OFF_TOKENS[0] < middle < OFF_TOKENS[1]:
+        return []
+    what = ("tokens", "billions", 1e9) if middle < 1 else ("params", "millions", 1e6)
+    name, unit, factor = what
+    return [
+        f"{middle:.2g} tokens per parameter (median; the first: {rows[0]['tokens']:.4g} and "
+        f"{rows[0]['params']:.4g}): if {name} are in {unit}, --columns='{name}={name}*{factor:g}'; "
+        "budgets and optimal sizes are 6 * params * tokens, and off by that unit"
+    ]
+
+
+def _large_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """A warning where losses look like perplexities, sums over tokens, or percent."""
+    if "loss" not in needed or not rows:
+        return []
+    middle = float(np.median([row["loss"] for row in rows]))
+    if middle < MUCH:
+        return []
+    return [
+        f"losses of about {middle:.4g} (median) are no nats or bits of a token: if they are "
+        "perplexities, --columns='loss=ln(loss)'; if sums or percent, --columns='loss=loss/NUMBER'"
+    ]
+
+
+def _rising_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """A warning where what is called loss grows with compute, as accuracies do."""
+    if not {"loss", "params", "tokens"} <= set(needed) or len(rows) < LEAST_TO_RANK:
+        return []
+    compute, loss = (np.array([f(row) for row in rows]) for f in (_compute, lambda r: r["loss"]))
+    if not np.ptp(loss) or not np.ptp(compute):
+        return []
+    one, other = (np.argsort(np.argsort(x)) for x in (compute, loss))
+    if (along := float(np.corrcoef(one, other)[0, 1])) < RISES:
+        return []
+    return [
+        f"losses rise with compute (rank correlation {along:+.2f}): an accuracy or another score "
+        "is no loss; --law=logistic --against=flops --columns=accuracy=… is of accuracies, and "
+        "--columns='loss=loss*-1' turns log likelihoods"
+    ]
+
+
+def _compute(row: Row) -> float:
+    return row["params"] * row["tokens"]
 
 
 def _amounts(rows: Sequence[Row], column: str) -> list[float]:
@@ -217,6 +292,8 @@ def _of_target(column: str, rows: Sequence[Row], needed: Sequence[str]) -> str:
         what, flag = "FLOPs in GFLOPs", "flops=flops*1e9"
     elif column == "flops":
         what, flag = "tokens in billions", "tokens=tokens*1e9"
+        if np.median([row["tokens"] / row["params"] for row in rows]) > OFF_TOKENS[1]:
+            what, flag = "params in millions", "params=params*1e6"
     else:
         what, flag = f"{column} in millions", f"{column}={column}*1e6"
     return f"if the table has {what}, --columns='{flag}'"

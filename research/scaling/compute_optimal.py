@@ -20,12 +20,13 @@ from research.scaling.statistics import number_budgets, usual_range
 from research.tables.table import Row
 
 PER_TOKEN = 6.0  # training FLOPs per parameter and token
-TOGETHER = 0.2  # range of log(tokens / params) in which they count as one
+TOGETHER = 0.2  # range of a logarithm in which it is one value
 SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
 WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
 POINTS, FINER = 61, 17  # of the grid on which an optimum is searched for, and about its least
 BUDGETS, STEP = 5, 1.1  # of the power law of N*(C): how many, and their range at least
 AHEAD = 10.0  # times the largest budget of a table: where its answer is wanted
+EXPONENTS, FALLS = ("alpha", "beta", "eta"), 1e-9  # of what falls, and more than rounding makes
 FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is reported
 
 
@@ -38,9 +39,15 @@ def has_optimum(law: Law) -> bool:
 
 
 def vary_together(rows: Sequence[Row]) -> bool:
-    """Whether tokens go with parameters, so that no fit can tell what either does."""
-    ratios = [math.log(row["tokens"] / row["params"]) for row in rows]
-    return bool(np.ptp(ratios) < TOGETHER)
+    """Whether no fit can tell what parameters and tokens each do: one of them hardly varies, or
+    tokens go with a positive power of the parameters, so that either term may be the other's."""
+    log_n, log_d = (np.log([row[name] for row in rows]) for name in ("params", "tokens"))
+    if min(np.ptp(log_n), np.ptp(log_d), np.ptp(log_d - log_n)) < TOGETHER:
+        return True
+    if len(rows) < 3:
+        return False
+    slope, level = np.polyfit(log_n, log_d, 1)
+    return bool(slope > 0 and np.ptp(log_d - level - slope * log_n) < TOGETHER)
 
 
 def predict_loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -65,7 +72,10 @@ def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> n
             log_g = np.log(a * values["A"] / (b * values["B"])) / (a + b)
             optima = np.exp(log_g + b / (a + b) * np.log(c))
         return np.where((a > 0) & (b > 0), optima, np.nan)
-    return np.stack([_search_optima(law, theta_KxP, budget) for budget in c], axis=1)
+    found = np.stack([_search_optima(law, theta_KxP, budget) for budget in c], axis=1)
+    at = [i for i, name in enumerate(law.parameters) if name in EXPONENTS]
+    falls = np.all(law.report(theta_KxP)[:, at] > FALLS, axis=1)
+    return np.where(falls[:, None], found, np.nan)  # of a loss that rises nothing is the least
 
 
 def _search_optima(law: Law, theta_KxP: np.ndarray, c: float) -> np.ndarray:
@@ -230,6 +240,7 @@ def _prediction(
         },
         "interval": _finite_ends(of_law),
         "run_interval": _finite_ends(of_run),
+        "parts": fit.parts_of(float(at), of_law, floor_share(law, samples, here)),
         "regret": {
             "median": _or_none(np.median(regret)) if len(regret) else None,
             "quantile_95": _or_none(np.quantile(regret, 0.95)) if len(regret) else None,
@@ -237,6 +248,15 @@ def _prediction(
         "off_size": [_off_size(fit, c, n, factor) for factor in FACTORS],
         "overtrained": [_overtrained(fit, n, d, factor) for factor in (0.5, 0.25, 0.125)],
     }
+
+
+def floor_share(law: Law, draws: np.ndarray, predicted: np.ndarray) -> float:
+    """The share of the variance of a prediction [K] that goes with E of the draws [K, P]: what a
+    known floor would take away."""
+    if "E" not in law.parameters or len(predicted) < 3 or not predicted.std():
+        return 0.0
+    floor = np.exp(draws[:, law.parameters.index("E")])
+    return float(np.corrcoef(floor, predicted)[0, 1] ** 2) if floor.std() else 0.0
 
 
 def _off_size(fit: Fit, c: float, n: float, factor: float) -> dict[str, Any]:

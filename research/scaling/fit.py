@@ -27,6 +27,7 @@ from research.scaling.optimize import (
     starting_points,
 )
 from research.scaling.options import Options, Split
+from research.scaling.statistics import NORMAL
 from research.tables import table
 
 ONE_SD = 0.6827  # the share of what is normal within one standard deviation
@@ -37,6 +38,8 @@ ROUNDING = 1e-10  # of log loss: a law that is this near to every row fits them 
 ROUNDS = 12  # of steps for the best start, until it has arrived
 APART = 0.02  # in a fitted parameter: minima that are further apart are not the same
 MOST_RIVALS = 3
+NO_FLOOR = 1e-3  # of the least response: an E below that is none
+FLOORS = (0.3, 0.6, 0.9)  # of the least response, that E may be instead
 
 
 def build_problem(law: Law, rows: Sequence[table.Row], options: Options) -> Problem:
@@ -207,7 +210,22 @@ class Fit:
                 break
             if not any(near):
                 out.append(self._ends[i])
-        return np.array(out[1:]).reshape(-1, len(self.best))
+        return np.array([*out[1:], *self.floors]).reshape(-1, len(self.best))
+
+    @functools.cached_property
+    def floors(self) -> np.ndarray:
+        """Laws [r, P] with an E that the data allow as well, where the best has none: no step of
+        its logarithm leads away from there."""
+        names, least = self.law.parameters, float(self.problem.log_y.min())
+        at = np.array([name == "E" for name in names])
+        held = self.problem.fixed_mask[at]
+        if held.all() or self.best[at][0] > least + math.log(NO_FLOOR):
+            return self.best[None][:0]
+        theta = np.repeat(self.best[None], len(FLOORS), 0)
+        theta[:, at] = least + np.log(FLOORS)[:, None]
+        theta, values, _ = minimize(self.problem, theta, at)
+        limit = self.value + uncertainty.allowed_rise(self.problem, self.best)
+        return theta[values <= limit]
 
     def _resampled(self, k: int) -> np.ndarray:
         return uncertainty.bootstrap(self.problem, self.best, self.clusters, k, self.options.seed)
@@ -232,7 +250,7 @@ class Fit:
     def simulate(self, k: int) -> np.ndarray:
         """theta [k, P] refitted to tables that this law, with what it leaves, could have made."""
         return uncertainty.parametric_bootstrap(
-            self.problem, self.best, k, self.options.seed, self.effects
+            self.problem, self.best, k, self.options.seed, self.effects, self.floors
         )
 
     def predict(self, columns: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -279,6 +297,21 @@ class Fit:
             ends = np.quantile(self.law.report(self.draws), [0.025, 0.975], axis=0).T
         return {n: finite_ends(p) for n, p in zip(self.law.parameters, ends, strict=True)}
 
+    def parts_of(
+        self, loss: float, ends: Sequence[float] | np.ndarray, floor: float | None = None
+    ) -> dict[str, float | None]:
+        """What the interval of a prediction is made of, as half-widths of 95 % in log loss: noise
+        of a run, parameters (None where that is open), of that E alone where its share of the
+        variance is known (`floor`), and nothing for the choice of the law, which is taken for
+        true."""
+        noise = uncertainty.run_noise(self.problem, self.best)
+        noise /= loss if self.problem.objective == "mse" else 1.0
+        low, high = ends
+        open_ = not (math.isfinite(high) and low > 0)
+        width = None if open_ else float(math.log(high / low)) / 2
+        of_floor = {} if floor is None or width is None else {"floor": math.sqrt(floor) * width}
+        return {"noise": NORMAL * noise, "parameters": width, "law": 0.0, **of_floor}
+
     def rows(self, column: str, x: Sequence[float]) -> list[dict[str, Any]]:
         if not len(x):
             return []
@@ -289,6 +322,7 @@ class Fit:
                 self.law.response: float(loss[i]),
                 "interval": finite_ends(law[i]),
                 "run_interval": finite_ends(one[i]),
+                "parts": self.parts_of(float(loss[i]), law[i]),
             }
             for i in range(len(x))
         ]

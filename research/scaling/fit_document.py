@@ -21,6 +21,7 @@ from research.tables.replicates import replicate_groups, tuning_warnings
 
 UNIT = "as in the table"
 PLAIN = re.compile(r"[\w %/().,-]{1,60}")
+WILD = 0.08  # of log loss: no noise of a run
 OTHER = 1.1  # factor from which two ways of counting FLOPs are told apart
 
 
@@ -61,7 +62,7 @@ def build_document(
             "converged": fit.converged,
         },
         "r2": _r2(fit.problem, fit.best),
-        "noise": uncertainty.run_noise(fit.problem, fit.best),
+        "noise": _noise(fit),
         **seed_noise(fit.parts.usable, law.columns, law.response),
         "method": _method(fit),
         "standard_errors": _standard_errors(fit),
@@ -81,6 +82,7 @@ def build_document(
         + _collinearity_warning(fit)
         + _unfinished_warning(fit)
         + _flops_convention_warning(fit)
+        + _scatter_warning(fit)
         + decisive
         + rule_warnings(fit.parts.fitted)
         + ratio_warning(fit.parts.fitted, predictions)
@@ -99,6 +101,15 @@ def _options(fit: Fit) -> dict[str, Any]:
     chosen["huber_delta"] = fit.options.huber_delta if huber else None
     chosen["bootstrap"] = 0 if fit.draws is None else len(fit.draws)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()}
+
+
+def _noise(fit: Fit) -> dict[str, Any]:
+    """The standard deviation of a run, in log of the response (for --objective=mse in its own
+    units), what tells it, and from how many degrees of freedom."""
+    value = uncertainty.run_noise(fit.problem, fit.best)
+    left = int((~uncertainty.outliers(fit.problem, fit.best)).sum())
+    freedom = max(left - fit.problem.n + fit.problem.freedom, 1)
+    return {"value": value, "source": "scatter about the law", "freedom": freedom}
 
 
 def _method(fit: Fit) -> str:
@@ -200,6 +211,13 @@ def _collinearity_warning(fit: Fit) -> list[str]:
         fit.parts.fitted
     ):
         return []
+    for name in ("params", "tokens"):
+        low, high = (end(row[name] for row in fit.parts.fitted) for end in (min, max))
+        if math.log(high / low) < compute_optimal.TOGETHER:
+            return [
+                f"{name} hardly vary ({low:.3g} to {high:.3g}): what they do cannot be told, so "
+                "there is no optimal size; --law=power is of the other column alone"
+            ]
     return [
         "params and tokens vary together: what each does cannot be told apart, so the exponents "
         "mean little and there is no optimal size; runs with other tokens per parameter are needed"
@@ -220,6 +238,19 @@ def _flops_convention_warning(fit: Fit) -> list[str]:
     return [
         f"budgets of optimal sizes are 6 * params * tokens; the table's flops are {middle:.2g} "
         "times that (median)"
+    ]
+
+
+def _scatter_warning(fit: Fit) -> list[str]:
+    """A warning where rows are off the law by far more than runs of one recipe are."""
+    if not {"params", "tokens", "loss"} <= {*fit.law.columns, fit.law.response}:
+        return []
+    noise = uncertainty.run_noise(fit.problem, fit.best)
+    if fit.problem.objective == "mse" or noise < WILD:
+        return []
+    return [
+        f"a run is off the law by {math.expm1(noise):.0%} (standard deviation), which no "
+        "seed does: rows of several recipes or data, losses in several units, or another law"
     ]
 
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from scipy.special import fdtrc
 
-from research.scaling.fit import FEW, Fit
+from research.scaling.fit import Fit
 from research.scaling.influence import off_the_law
 
 DEGREE = 3  # of the surface in both logarithms
@@ -20,7 +20,7 @@ CHANCE, MISFIT = 1e-4, 0.01  # p-value, and log loss that a law is off beyond no
 def misfit(fit: Fit) -> float:
     """By how much in log loss the law is off its rows beyond noise; 0 where that may be chance or
     matters little, or where there are too few rows to tell."""
-    if not {"params", "tokens"} <= set(fit.law.columns) or fit.problem.n < FEW:
+    if not {"params", "tokens"} <= set(fit.law.columns):
         return 0.0
     kept = ~off_the_law(fit, fit.best)[1]
     log_y = fit.problem.log_y[kept]
@@ -50,7 +50,9 @@ def misfit_warning(fit: Fit, best_of_several: bool = False) -> list[str]:
     which = f"no law here describes these rows: the best, {name}," if best_of_several else (
         f"{name} does not describe these rows: it"
     )  # fmt: skip
+    others = "" if best_of_several else "--law=auto asks other laws too, "
     return [
-        f"{which} is off by {math.expm1(off):.1%} beyond their noise (F test); --law=isoflop reads "
-        "the valleys of budgets alone, or --where leaves out runs far from the best size"
+        f"{which} is off by {math.expm1(off):.1%} beyond their noise (F test); {others}"
+        "--law=isoflop reads the valleys of budgets alone, or --where leaves out runs far from "
+        "the best size"
     ]

@@ -168,6 +168,7 @@ def _widen(
     walk = drift.Drift(np.log(flops), of_points.T, off, levels, slope, effects.PRIORS[-1])
     reach = float(stdtrit(math.inf, 0.975)) * walk.miss(np.log(at), there.T)
     for point, log_loss, away in zip(predictions, center, reach, strict=True):
+        point["parts"]["law"] = float(away)
         for name in ("interval", "run_interval"):
             point[name] = [
                 end and math.exp(log_loss + side * math.hypot(math.log(end) - log_loss, away))
@@ -185,6 +186,7 @@ def _prediction(laws: PowerLaws, law: Mapping[str, Any] | None, c: float) -> dic
     optimum["intervals"] = {**optimum["intervals"], "loss": ends}
     optimum["interval"] = ends
     optimum["run_interval"] = of_loss["run_interval"] if known and of_loss else [None, None]
+    optimum |= {"parts": of_loss["parts"]} if known and of_loss else {}
     return optimum
 
 

@@ -269,7 +269,14 @@ def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
 def _main_reason(dropped: Sequence[dict[str, str]]) -> str:
     """The most frequent reason, for a message."""
     reasons = [row["reason"] for row in dropped]
-    return f", most often: {max(reasons, key=reasons.count)}" if reasons else ""
+    if not reasons:
+        return ""
+    most = max(reasons, key=reasons.count)
+    below = sum(" is -" in reason for reason in reasons)
+    if 2 * below > len(reasons):
+        most += f" ({below} are below 0; laws are of positive losses: --columns='loss=loss*-1' "
+        most += "turns log likelihoods)"
+    return f", most often: {most}"
 
 
 def filter_rows(

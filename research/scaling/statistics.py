@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+NORMAL = 1.96  # standard deviations in half of a 95 % interval
 MEDIAN_OF_NORMAL = 0.6745  # of the size of what is normal with a standard deviation of one
 EFFICIENCY = 0.37  # of a scale from the median, beside one from squares, for normal noise
 SAME_BUDGET = 0.05  # relative: FLOPs this near to each other are one budget

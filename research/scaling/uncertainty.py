@@ -15,7 +15,7 @@ reported as open, which no standard error can say.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
@@ -201,7 +201,16 @@ def prediction_intervals(
     limit = value + allowed_rises(
         problem, best, problem.law.evaluate(best[None], points)[1][0].T, level
     )
-    law = _bracket_ends(profile, center, max(reach, 1e-6), limit[:, None])
+    if problem.fixed_mask.all():  # nothing is left open
+        law = np.stack([center, center], 1)
+    else:
+        law = _bracket_ends(profile, center, max(reach, 1e-6), limit[:, None])
+    for rival in rivals:  # is allowed itself, where no steps from the best lead to it
+        there = problem.law.evaluate(rival[None], points)[0][0]
+        if ((law[:, 0] <= there) & (there <= law[:, 1])).all():
+            continue
+        ends = _bracket_ends(profile, there, max(reach, 1e-6), limit[:, None])
+        law = np.stack([np.minimum(law[:, 0], ends[:, 0]), np.maximum(law[:, 1], ends[:, 1])], 1)
     spread = stdtrit(max(problem.freedom, 1), (1 + level) / 2) * reach
     if problem.objective == "mse":  # noise in the units of the loss, here wanted in log loss
         spread = (spread / np.exp(center))[:, None]
@@ -254,11 +263,16 @@ def bootstrap(
 
 
 def parametric_bootstrap(
-    problem: Problem, best: np.ndarray, k: int, seed: int, effects: Effects | None = None
+    problem: Problem,
+    best: np.ndarray,
+    k: int,
+    seed: int,
+    effects: Effects | None = None,
+    others: Sequence[np.ndarray] | np.ndarray = (),
 ) -> np.ndarray:
-    """theta [k, P] refitted to tables simulated from the law with the noise of a run and, where
-    there are any, with what rows share. Of MANY rows, each keeps the size of its own residual,
-    since noise may differ between them (Wu 1986)."""
+    """theta [k, P] refitted, from the best and `others` [r, P], to tables simulated from the law
+    with the noise of a run and, where there are any, with what rows share. Of MANY rows, each keeps
+    the size of its own residual, since noise may differ between them (Wu 1986)."""
     rng = np.random.default_rng(seed)
     center = problem.law.evaluate(best[None], problem.x)[0][0]
     noise = rng.standard_normal((k, problem.n))
@@ -280,7 +294,12 @@ def parametric_bootstrap(
     if prior:  # the tables are of this law, and so is what is known of it beside them
         prior = _drawn_prior(prior, problem.law.report(best)[prior.at], k, seed)
     simulated = dataclasses.replace(problem, log_y=y, prior=prior)
-    return minimize(simulated, np.repeat(best[None], k, 0), small=OF_A_DRAW)[0]
+    theta, values, _ = minimize(simulated, np.repeat(best[None], k, 0), small=OF_A_DRAW)
+    for begun in others:
+        other, less, _ = minimize(simulated, np.repeat(begun[None], k, 0), small=OF_A_DRAW)
+        theta = np.where((less < values)[:, None], other, theta)
+        values = np.minimum(values, less)
+    return theta
 
 
 def _drawn_prior(prior: Prior, center: np.ndarray, k: int, seed: int) -> Prior:

@@ -1,12 +1,14 @@
 """Columns of a table as somebody else named them: `--columns=loss=val loss,tokens=tokens (B)*1e9`.
 
-A column is another one, or a product or quotient of columns and numbers. Where only a header says
-the unit, as in "params (M)" or "total_gflops", it is applied, and said.
+A column is another one, or a product or quotient of columns and numbers, of which each may be in a
+logarithm or an exponent: ln(ppl), 10^log10_params. Where only a header says the unit, as in
+"params (M)" or "total_gflops", it is applied, and said.
 """
 
 import difflib
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from research.errors import BadInput
@@ -25,7 +27,25 @@ _FLOPS = re.compile(r"(?P<prefix>[kmgtpezy]?)(?:flops?|fl)", re.IGNORECASE)
 _RATE = re.compile(r"fl(?:ops?)?(?:\s*/|[\s_]*per|_)[\s_]*s(?:ec|$|[^a-z])|flop/?ps", re.IGNORECASE)
 _SHORT = ("k", "m", "b", "mn", "bn")  # said in lower case at the end of a header: tokens_b
 _OF_COUNTS = re.compile(r"(?P<prefix>[kmbgt])(?:params?|parameters?|tokens?|toks?)", re.IGNORECASE)
+_OF_PARAMS = re.compile(
+    r"params?[\s_.-]*(?:[(\[].*|non|no|with|without|excl|incl|total|all|active|trainable|matmul|"
+    r"emb|head|count|kaplan|chinchilla|in|[kmbt]$|millions?|billions?)(?:[\W_].*|emb.*|$)",
+    re.IGNORECASE,
+)
 _DAYS = re.compile(r"pf(?:lops?)?(?:/s)?[\s_-]*days?", re.IGNORECASE)
+_LOG = re.compile(r"(?P<base>log_?10|log_?2|ln|log)(?=[\s_.(])", re.IGNORECASE)
+_BASES = {"log10": "10", "log2": "2", "ln": "e"}
+_INVERSE = re.compile(r"(10|2|e)\s*(?:\^|\*\*)\s*")
+_FUNCTION = re.compile(r"(ln|log10|log2|exp)\s*\(\s*")
+FUNCTIONS: Mapping[str, Callable[[float], float]] = {
+    "ln": math.log,
+    "log10": math.log10,
+    "log2": math.log2,
+    "exp": math.exp,
+    "e": math.exp,
+    "10": lambda x: 10.0**x,
+    "2": lambda x: 2.0**x,
+}
 _NAMES = {  # what others call our columns, for advice
     "params": "n params parameters parametercount numparams numparameters nparams modelsize size "
     "nonembeddingparams totalparams paramcount",
@@ -44,6 +64,20 @@ _NAMES = {  # what others call our columns, for advice
 class Unit(NamedTuple):
     factor: float
     words: str
+
+
+class Term(NamedTuple):
+    sign: str  # * or /
+    what: str | float  # a column or a number
+    function: str = ""  # one of FUNCTIONS
+
+
+def is_count(name: str) -> bool:
+    """Whether a column, by its name, counts parameters, tokens or FLOPs: params, flops_6nd. MLflow
+    and Optuna begin the name of every setting with params, as in params.lr and params_lr."""
+    if not name.startswith(COUNTS):
+        return False
+    return name == "params" or not name.startswith("params") or bool(_OF_PARAMS.fullmatch(name))
 
 
 def name_columns(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -114,7 +148,7 @@ def rename(
                 for new, row in zip(out, rows):
                     new[ours] = row.get(name)
                 continue
-            terms = [("*", name), ("*", factor)]
+            terms = [Term("*", name), Term("*", factor)]
         else:
             terms = _terms(text, there, flag, rows)
         for i, (new, row) in enumerate(zip(out, rows)):
@@ -129,6 +163,12 @@ def _unit_to_apply(rows: Sequence[Row], ours: str, name: str, notes: list[str]) 
         raise BadInput(
             f"--columns={ours}={name}: a rate, of which a run has as many as it takes seconds; "
             f"--columns='{ours}={name}*seconds' with the column of those, '{name}*1' as it is"
+        )
+    if ours in MOST_SCALED and (log := _LOG.match(name)):
+        base = _BASES.get(log["base"].lower().replace("_", ""), "10")
+        raise BadInput(
+            f"--columns={ours}={name}: a logarithm, by its name; --columns='{ours}={base}^{name}' "
+            f"takes what it is of, '{ours}={name}*1' the cells as they are"
         )
     if ours not in MOST_SCALED or ours == name or not (unit := header_unit(name, ours)):
         return 1.0
@@ -148,20 +188,18 @@ def _unit_to_apply(rows: Sequence[Row], ours: str, name: str, notes: list[str]) 
     return unit.factor
 
 
-def _terms(
-    text: str, there: Sequence[str], flag: str, rows: Sequence[Row]
-) -> list[tuple[str, str | float]]:
-    """[(* or /, column or number)] of an expression; a name is the longest column that fits, since
-    names may hold the signs themselves."""
-    out: list[tuple[str, str | float]] = []
+def _terms(text: str, there: Sequence[str], flag: str, rows: Sequence[Row]) -> list[Term]:
+    """The terms of an expression; a name is the longest column that fits, since names may hold the
+    signs themselves."""
+    out: list[Term] = []
     sign, rest = "*", text.strip()
     while True:
-        found, rest = _one_term(rest, there)
+        found, function, rest = _one_term(rest, there)
         if found is None:
             either = f", nor {text!r}" if out else ""
             guess = did_you_mean(text, there)
             raise BadInput(f"{flag}: no column {rest!r}{either}{guess}; {name_columns(rows)}")
-        out.append((sign, found))
+        out.append(Term(sign, found, function))
         if not rest:
             return out
         sign, rest = rest[0], rest[1:].strip()
@@ -170,36 +208,60 @@ def _terms(
         sign = "/" if sign == "/" else "*"
 
 
-def _one_term(text: str, there: Sequence[str]) -> tuple[str | float | None, str]:
-    """The first column or number of the text, and what follows it."""
+def _one_term(text: str, there: Sequence[str]) -> tuple[str | float | None, str, str]:
+    """The first column or number of the text, the function that it is in, and what follows."""
+    found, rest = _name_or_number(text, there)
+    if isinstance(found, str):
+        return found, "", rest
+    if inverse := _INVERSE.match(text):
+        inner, after = _name_or_number(text[inverse.end() :], there)
+        if isinstance(inner, str):
+            return inner, inverse[1], after
+    if function := _FUNCTION.match(text):
+        inner, after = _name_or_number(text[function.end() :], there, ")")
+        if inner is not None and after.startswith(")"):
+            return inner, function[1], after[1:].strip()
+    return found, "", rest
+
+
+def _name_or_number(
+    text: str, there: Sequence[str], before: str = ""
+) -> tuple[str | float | None, str]:
+    """The column or number that a text begins with, and what follows it: a sign, nothing, or
+    `before`."""
     if text[:1] in ("`", '"', "'") and (end := text.find(text[0], 1)) > 0:
         name = text[1:end]
         return (name if name in there else None), text[end + 1 :].strip() if name in there else name
     for name in there:  # the longest first
         follows = text[len(name) :].lstrip()
-        if name and text.startswith(name) and (not follows or follows[0] in "*/×"):
+        if name and text.startswith(name) and (not follows or follows[0] in "*/×" + before):
             return name, follows
-    head = re.match(r"[^*/×]+", text)
+    head = re.match(rf"[^*/×{before}]+", text)
     number = parse_any_number(head[0]) if head else None
     if head is None or number is None:
         return None, text
     return number, text[head.end() :].strip()
 
 
-def _product(row: Row, terms: Sequence[tuple[str, str | float]], where: str) -> float | str | None:
+def _product(row: Row, terms: Sequence[Term], where: str) -> float | str | None:
     value = 1.0
-    for sign, term in terms:
+    for sign, term, function in terms:
         if isinstance(term, str):
             cell = row.get(term)
             if is_missing(cell):
                 return None
             number = parse_any_number(cell)
-            if number is None and len([t for _, t in terms if isinstance(t, str)]) == 1:
+            if number is None and len([t for t in terms if isinstance(t.what, str)]) == 1:
                 return str(cell)  # what is wrong with a column is said when it is needed
             if number is None:
                 raise BadInput(f"{where}: {term} is {str(cell)[:60]!r}, expected a number")
         else:
             number = term
+        if function:
+            try:
+                number = FUNCTIONS[function](number)
+            except (ValueError, OverflowError):  # of nothing, or beyond all numbers
+                return math.nan
         if sign == "/" and number == 0:
             return None
         value = value / number if sign == "/" else value * number
@@ -226,16 +288,22 @@ def advice(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
     """The flag that names the missing columns among those that look like them, or nothing."""
     there = list(dict.fromkeys(str(name) for row in rows[:100] for name in row))
     pairs = []
+    counts = [name for name in ("params", "tokens", "flops") if name in there]
     for ours in missing:
         known = {ours.replace("_", ""), *_NAMES.get(ours, "").split()}
         for name in there:
-            bare = re.sub(r"[(\[].*", "", name)
+            log = _LOG.match(name) if ours in MOST_SCALED else None
+            bare = re.sub(r"[(\[]", " ", name[log.end() :]) if log else re.sub(r"[(\[].*", "", name)
             last = re.split(r"[/.:]", bare)[-1]
-            unit = header_unit(name, ours) if ours in MOST_SCALED else None
+            unit = header_unit(name, ours) if ours in MOST_SCALED and not log else None
             if {_letters(bare), _letters(last), _letters(_without(bare, unit))} & known:
                 quoted = f"`{name}`" if "," in name or "=" in name else name
-                pairs.append(f"{ours}={quoted}" + (f"*{unit.factor:g}" if unit else ""))
+                base = _BASES.get(log["base"].lower().replace("_", ""), "10") + "^" if log else ""
+                pairs.append(f"{ours}={base}{quoted}" + (f"*{unit.factor:g}" if unit else ""))
                 break
+        else:
+            if "flops" in counts and len(counts) == 2 and ours in ("params", "tokens"):
+                pairs.append(f"{ours}=flops/{(set(counts) - {'flops'}).pop()}/6")
     return f"; perhaps --columns='{','.join(pairs)}'" if pairs else ""
 
 

@@ -1,33 +1,61 @@
 """Runs of which a table has several rows, along their training."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from research.tables.columns import Row
 from research.tables.numbers import parse_number
+from research.tables.states import is_missing
 
+NAMES = ("name", "run_name", "run_id", "id", "trial_id", "experiment")  # that are no column run
+EVEN, POINTS = 0.02, 6  # relative differences, and how many, of tokens along a logged curve
 AXES = ("tokens", "step", "steps", "flops", "iteration", "training_iteration", "global_step")
 
 
 def curve_warning(rows: Sequence[Row]) -> list[str]:
     """A warning where usable rows look like points of curves. (Evaluations of this project say
     themselves which part of a run they are.)"""
-    curves = [
-        of_run
-        for of_run in _by_run(rows).values()
+    curves = {
+        name: of_run
+        for name, of_run in _by_run(rows).items()
         if len(of_run) > 2
         and len({row.get("params") for row in of_run}) == 1
         and _training_axis(of_run)
-    ]
+    }
     if not curves:
-        return []
-    count = sum(len(of_run) - 1 for of_run in curves)
+        return _evenly_logged(rows)
+    first, of_first = next(iter(curves.items()))
+    count = sum(len(of_run) - 1 for of_run in curves.values())
     return [
         f"{len(curves)} runs have several rows at growing tokens or steps (such as "
-        f"{curves[0][0]['run']}, {len(curves[0])} rows): {count} rows look like points of a curve, "
+        f"{first}, {len(of_first)} rows): {count} rows look like points of a curve, "
         "from before the end of its schedule, for which a law of final losses does not hold; "
         "--last_rows fits the last row of each run, --law=envelope is meant for curves"
+    ]
+
+
+def _evenly_logged(rows: Sequence[Row]) -> list[str]:
+    """A warning where rows without names are of several sizes, each at evenly spaced tokens, as a
+    run logs them: who plans a sweep takes factors."""
+    sizes: dict[Any, set[float]] = defaultdict(set)
+    for row in rows:
+        if row.get("unnamed") and isinstance(row.get("tokens"), float | int):
+            sizes[row.get("params")].add(float(row["tokens"]))
+    even = []
+    for size, tokens in sizes.items():
+        at = sorted(tokens)
+        gaps = [b - a for a, b in itertools.pairwise(at)]
+        if len(at) >= POINTS and max(gaps) - min(gaps) <= EVEN * max(gaps) + 1:
+            even.append((size, len(at)))
+    if len(even) < 2 or 2 * len(even) < len(sizes):
+        return []
+    size, count = even[0]
+    return [
+        f"rows of {len(even)} sizes are at evenly spaced tokens (params {size:.4g}: {count} rows), "
+        "as a run logs its curve: from before the end of a schedule they are too high, and a law "
+        "of final losses does not hold; give a column run, and --last_rows fits the last of each"
     ]
 
 
@@ -37,22 +65,30 @@ def last_rows(rows: Sequence[Row]) -> list[bool]:
     for of_run in _by_run(rows).values():
         axis = _training_axis(of_run) or "tokens"
         last.add(id(max(of_run, key=lambda row: parse_number(row.get(axis)) or 0.0)))
-    return [bool(row.get("unnamed")) or id(row) in last for row in rows]
+    named = {id(row) for of_run in _by_run(rows).values() for row in of_run}
+    return [id(row) not in named or id(row) in last for row in rows]
 
 
 def _by_run(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by their run, or where no column is called so by one that names runs otherwise."""
     runs: dict[str, list[Row]] = defaultdict(list)
+    name = next((n for n in (rows[0] if rows else ()) if _bare(str(n)) in NAMES), None)
     for row in rows:
-        if not row.get("unnamed") and parse_number(row.get("part_of_run")) is None:
-            runs[str(row["run"])].append(row)
+        own = None if row.get("unnamed") else row.get("run")
+        called = own if own is not None or name is None else row.get(name)
+        if not is_missing(called) and parse_number(row.get("part_of_run")) is None:
+            runs[str(called)].append(row)
     return runs
+
+
+def _bare(name: str) -> str:
+    return name.replace("/", ".").split(".")[-1].strip("_ ").lower().replace(" ", "_")
 
 
 def _training_axis(rows: Sequence[Row]) -> str | None:
     """The column in which all rows of a run differ: tokens, steps or FLOPs."""
     for name in dict.fromkeys(str(k) for row in rows for k in row):
-        last = name.replace("/", ".").split(".")[-1].lower().strip("_ ")
-        if last in AXES:
+        if _bare(name) in AXES:
             values: list[Any] = [parse_number(row.get(name)) for row in rows]
             if None not in values and len(set(values)) == len(values):
                 return name

@@ -2,14 +2,18 @@
 or a person wrote. What was not plain is noted, so that nobody is surprised.
 """
 
+import ast
 import codecs
 import csv
 import io
+import itertools
+import json
 import re
-from collections import Counter
 from typing import NamedTuple
 
 from research.errors import BadInput, first_line
+from research.tables.numbers import parse_any_number
+from research.tables.states import is_missing, is_no_number
 
 COMMENT = re.compile(r"\s*(?:#|%|//)")
 _RULE = re.compile(r"\s*\|?[\s:|+=-]+\|?\s*")  # under the header of a table in Markdown
@@ -24,6 +28,18 @@ _MARKS = (
 )
 
 
+# How files begin that are no tables, whatever their names say.
+_OTHERS = (
+    (b"PK\x03\x04", "a spreadsheet or an archive under another name; save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old spreadsheet under another name; save the sheet as CSV"),
+    (b"PAR1", "a parquet file under another name; call it .parquet"),
+    (b"version https://git-lfs", "a pointer of Git LFS; `git lfs pull` gets the file itself"),
+    (b"<!doctype html", "a page of HTML, perhaps of a login, not the table itself"),
+    (b"<html", "a page of HTML, perhaps of a login, not the table itself"),
+)
+_MOST_CELL = 1 << 16  # characters of a cell that holds an object
+
+
 class Sheet(NamedTuple):
     header: list[str]
     rows: list[list[str]]
@@ -36,6 +52,10 @@ def decode(raw: bytes, what: str) -> tuple[str, list[str]]:
     their mark (UTF-16 also without), else Windows-1252. Raises BadInput, beginning with `what`, for
     bytes that are no text."""
     notes = []
+    begins = raw[:64].lstrip().lower()
+    for mark, words in _OTHERS:
+        if begins.startswith(mark.lower()):
+            raise BadInput(f"{what}: {words}")
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "")
     if not encoding and (zeros := raw[:4096].count(0)):
         sample = raw[:4096]
@@ -184,7 +204,12 @@ def _is_number(cell: str) -> bool:
 def _checked(
     header: list[str], rows: list[list[str]], lines: list[int], notes: list[str], what: str
 ) -> Sheet:
-    """The sheet, without columns that are empty from top to bottom."""
+    """The sheet, without columns that are empty from top to bottom; of two that have the same name
+    and the same cells there is one, and others are numbered."""
+    if joined := _second_header(header, rows):
+        both = f"lines {lines[0] - 1} and {lines[0]}"
+        notes.append(f"{both} are both of the header: {', '.join(joined)}")
+        header, rows, lines = joined, rows[1:], lines[1:]
     for line, row in zip(lines, rows):
         if len(row) != len(header):
             hint = ""
@@ -198,8 +223,69 @@ def _checked(
             )
     empty = {i for i, name in enumerate(header) if not name and not any(row[i] for row in rows)}
     kept = [i for i in range(len(header)) if i not in empty]
-    names = [header[i] or f"column {i + 1}" for i in kept]
-    counts = Counter(names)
-    if twice := [name for name in names if counts[name] > 1]:
-        raise BadInput(f"{what}: more than one column is named {twice[0]!r}")
-    return Sheet(names, [[row[i] for i in kept] for row in rows], lines, notes)
+    names = {i: header[i] or f"column {i + 1}" for i in kept}
+    columns: dict[str, list[int]] = {}
+    for i in kept:
+        of_name = columns.setdefault(names[i], [])
+        if not any(all(row[i] == row[j] for row in rows) for j in of_name):
+            of_name.append(i)
+    taken = {*columns}
+    for name, at in columns.items():
+        if len(at) < 2:
+            continue
+        numbered = (f"{name}.{k}" for k in itertools.count(1) if f"{name}.{k}" not in taken)
+        names |= dict(zip(at, numbered))
+        shown = " and ".join(names[i] for i in at[:3])
+        notes.append(f"{len(at)} columns are named {name!r}: they are {shown} here")
+    kept = sorted(i for at in columns.values() for i in at)
+    return Sheet([names[i] for i in kept], [[row[i] for i in kept] for row in rows], lines, notes)
+
+
+def _second_header(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The names of columns where the line below the header is of it too: of words alone, above
+    cells of which those in some columns are all numbers. Units, or the names below merged cells."""
+    if len(rows) < 3 or any(len(row) != len(header) for row in rows[:50]):
+        return []
+    second, below = rows[0], rows[1:50]
+    if any(parse_any_number(cell) is not None or (is_missing(cell) and cell) for cell in second):
+        return []
+    numeric = [i for i, cell in enumerate(second)
+               if cell and all(parse_any_number(row[i]) is not None for row in below)]  # fmt: skip
+    if len(numeric) < 2 or any(is_no_number(second[i]) for i in numeric):
+        return []
+    merged = len({*header}) < len(header)
+    if not merged:  # a line of units
+        return [f"{a} ({b})" if b else a for a, b in zip(header, second)]
+    names, above = [], ""
+    for a, b in zip(header, second):
+        above = a or above
+        names.append(b if b and second.count(b) == 1 else f"{above} {b}".strip() if b else a)
+    return names
+
+
+def objects_in_cells(rows: list[dict]) -> tuple[list[dict], list[str]]:
+    """The rows with cells that hold an object, as W&B's example of an export writes config and
+    summary, as objects; and the columns of these."""
+    found = [
+        name
+        for name in (rows[0] if rows else ())
+        if any(_object(row.get(name)) is not None for row in rows[:20])
+    ]
+    if not found:
+        return rows, []
+    return [
+        {k: (_object(v) or None) if k in found else v for k, v in row.items()} for row in rows
+    ], found
+
+
+def _object(cell: object) -> dict | None:
+    """The object that a cell holds in JSON, or as Python writes it."""
+    if not isinstance(cell, str) or not cell.startswith("{") or len(cell) > _MOST_CELL:
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(cell)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return value if isinstance(value, dict) else None
+    return None

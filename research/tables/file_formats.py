@@ -13,6 +13,7 @@ from research.tables import delimited_text
 
 LARGEST = 1 << 25  # bytes; it is read into Python's own objects
 GZIPPED = b"\x1f\x8b"
+SHORT = 8  # a list that is shown
 DEEPEST = 8  # objects in each other, which become names such as config.model.depth
 ELSEWHERE = {
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet; save it as CSV"),
@@ -68,14 +69,16 @@ def _delimited(separator: str) -> Callable[[bytes, str], TableFile]:
         text, notes = delimited_text.decode(raw, what)
         sheet = delimited_text.sheet(text, what, separator)
         rows = [dict(zip(sheet.header, row, strict=True)) for row in sheet.rows]
-        return TableFile(rows, [f"line {n}" for n in sheet.lines], notes + sheet.notes)
+        rows, objects = delimited_text.objects_in_cells(rows)
+        places, notes = [f"line {n}" for n in sheet.lines], notes + sheet.notes
+        return _flattened(rows, places, notes, what) if objects else TableFile(rows, places, notes)
 
     return read
 
 
 def _parquet(raw: bytes, what: str) -> TableFile:
-    rows = arrow.parquet(raw, what).to_pylist()
-    return TableFile(rows, [f"row {i + 1}" for i in range(len(rows))], [])
+    rows = arrow.parquet(raw, what, nested=True).to_pylist()
+    return _flattened(rows, [f"row {i + 1}" for i in range(len(rows))], [], what)
 
 
 def _json(raw: bytes, what: str) -> TableFile:
@@ -137,7 +140,7 @@ def _json_lines(raw: bytes, what: str) -> TableFile:
 
 
 def _flattened(rows: list, places: list[str], notes: list[str], what: str) -> TableFile:
-    """Objects in objects by joined names; lists are left out."""
+    """Objects in objects by joined names."""
     out = []
     for place, row in zip(places, rows):
         if not isinstance(row, dict):
@@ -147,12 +150,16 @@ def _flattened(rows: list, places: list[str], notes: list[str], what: str) -> Ta
 
 
 def flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(name, value) of what an object holds, with the names of objects in it joined by points."""
+    """(name, value) of what an object holds, with the names of objects in it joined by points. A
+    list is no number, and is words."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             if depth < DEEPEST:
                 yield from flat(value, f"{prefix}{name}.", depth + 1)
-        elif not isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple):
+            words = f"[{', '.join(map(str, value))}]" if len(value) <= SHORT else ""
+            yield f"{prefix}{name}", words or f"[{len(value)} values]"
+        else:
             yield f"{prefix}{name}", value
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from research.runs.settings import is_part_of_a_run
 from research.tables import table
-from research.tables.columns import GROUP_LABEL
+from research.tables.columns import GROUP_LABEL, is_count
 from research.tables.comparable import group_of, value_text
 from research.tables.numbers import parse_number
 
@@ -30,22 +30,28 @@ OUTCOMES = re.compile(
     r"started|ended|created|updated|date|timestamp|host|hostname|node|device|devices|gpu|pid|user|"
     r"id|run|name|runid|run_name|run_id|uuid|path|dir|url|link|notes|note|tags|tag|comment|state|"
     r"status|reason|attempts|restarts|seed|seeds|rank|index|weight|excluded|step|steps|epoch|epochs|"
-    r"part_of_run|unit|versions?|commit|sha|dispatch|cores|instructions|device_kind|source|diff|jax|"
-    r"jax_config|config_files|platform|continued|xla_flags|rules)",
+    r"part_of_run|unit|versions|.+[_/. -]version|commit|sha|dispatch|cores|instructions|"
+    r"device_kind|source|diff|jax|"
+    r"jax_config|config_files|platform|continued|xla_flags|rules|job_?id|job_?name|exit_?code|uri|"
+    r"max_?rss|node_?list)",
     re.IGNORECASE,
 )
-OUTCOME_BEGINS = re.compile(r"(?:train|val|valid|validation|test|eval|heldout|held_out|downstream)"
-                            r"(?:ing)?[_/. -].*|_.*", re.IGNORECASE)  # fmt: skip
+OUTCOME_BEGINS = re.compile(
+    r"(?:train|val|valid|validation|test|eval|heldout|held_out|downstream)(?:ing)?[_/. -].*|_.*|"
+    r"(?:sys|monitoring|source_code)/.*|tags\.mlflow\..*",
+    re.IGNORECASE,
+)
 SETTING = re.compile(r".*(?:lr|learning_rate|batch|warmup|decay|momentum|beta\d?|dropout)",
                      re.IGNORECASE)  # fmt: skip
 
 
 BEST_OF = "--best_of=cell"
+FEW_WORDS = 8  # rows, of which each may have a setting in a word of its own
 
 
 def is_setting(column: str) -> bool:
     """Whether a column, by its name, holds what was chosen for a run before it was trained."""
-    if column in (table.UNNAMED, GROUP_LABEL) or column.startswith(table.COUNTS):
+    if column in (table.UNNAMED, GROUP_LABEL) or is_count(column):
         return False
     if "." in column and not is_part_of_a_run(column):
         return False
@@ -55,10 +61,27 @@ def is_setting(column: str) -> bool:
     return not any(pattern.fullmatch(column) for pattern in outcomes)
 
 
-def settings(rows: Sequence[table.Row]) -> list[str]:
-    """The columns of settings in which rows differ, in the table's order."""
+def settings(rows: Sequence[table.Row], response: str = "loss") -> list[str]:
+    """The columns of settings in which rows differ, in the table's order: none that is the response
+    under another name, or that names every row by a word or a number of its own."""
     names = filter(is_setting, dict.fromkeys(name for row in rows for name in row))
-    return [name for name in names if len({value_text(row.get(name)) for row in rows}) > 1]
+    measured = [value_text(row.get(response)) for row in rows]
+    out = []
+    for name in names:
+        values = [value_text(row.get(name)) for row in rows]
+        chosen = SETTING.fullmatch(name) or not (values == measured or _names_each(values))
+        if len({*values}) > 1 and chosen:
+            out.append(name)
+    return out
+
+
+def _names_each(values: Sequence[str]) -> bool:
+    """Whether every row has a word of its own, or they are counted."""
+    known = {*values} - {""}
+    if len(known) < len(values) or len(values) <= FEW_WORDS:
+        return False
+    numbers = sorted(x for value in known if (x := parse_number(value)) is not None)
+    return not numbers or [x - numbers[0] for x in numbers] == list(range(len(values)))
 
 
 def cells(rows: Sequence[table.Row], columns: Sequence[str]) -> dict[tuple, list[table.Row]]:
@@ -85,6 +108,8 @@ def replicate_groups(
 def varied_within(rows: Sequence[table.Row], columns: Sequence[str]) -> list[str]:
     """The settings in which rows of one cell differ: what was tuned, or is not the same."""
     names = [name for name in settings(rows) if name not in (*columns, "group")]
+    if len({*columns} & {"params", "tokens", "flops"}) < 2:  # of which two give the third
+        names += [n for n in ("params", "tokens") if n not in columns and any(n in r for r in rows)]
     groups = [cell for cell in cells(rows, columns).values() if len(cell) > 1]
     return [n for n in names if any(len({value_text(r.get(n)) for r in g}) > 1 for g in groups)]
 
@@ -147,8 +172,9 @@ def tuning_warnings(
     if not varied:
         return []
     some = ", ".join(varied[:4]) + (", …" if len(varied) > 4 else "")
+    cell = "size and length" if len(columns) > 1 else columns[0]
     return [
-        f"rows of one size and length differ in {some}: they are no replicates, and a law through "
+        f"rows of one {cell} differ in {some}: they are no replicates, and a law through "
         f"all of them is not that of the best; {BEST_OF} takes the least loss of each, "
         f"--where='{varied[0]}==VALUE' one of them"
     ]

@@ -38,6 +38,12 @@ MISSING = _words(
 )
 SPREADSHEET_ERRORS = _words("#div/0! #value! #ref! #num! #name? #null! #error!")
 COLUMNS = _words("status state runstate runstatus trialstate trialstatus jobstate jobstatus")
+# Columns that say by a truth value, or by an exit code, how a run ended: sys/failed, hasCrashed.
+_ENDED_BADLY = _words(
+    "failed hasfailed isfailed crashed hascrashed iscrashed diverged hasdiverged isdiverged "
+    "aborted killed oom running isrunning exitcode returncode"
+)
+_YES, _CODE = _words("true yes 1 1.0"), re.compile(r"(-?\d+)(?:\.0)?(?::(\d+))?")
 _PREFIX = re.compile(
     r"^(?:\w*state|\w*status)[._]+", re.IGNORECASE
 )  # TrialState.PRUNED, JOB_STATE_
@@ -77,6 +83,18 @@ def reason_to_leave_out(status: object, finished: tuple[str, ...] = ()) -> str:
 
 def is_state(value: object) -> bool:
     return isinstance(value, str) and normalized(value) in DONE | NOT_DONE
+
+
+def ended_badly(column: object, value: object) -> bool:
+    """Whether a column that says how a run ended says that it did not end well, or has not yet."""
+    name = re.sub(r"[\W_]+", "", re.split(r"[/.:]", str(column))[-1]).casefold()
+    if name not in _ENDED_BADLY or is_missing(value):
+        return False
+    text = str(value).strip().casefold()
+    if name in ("exitcode", "returncode"):
+        code = _CODE.fullmatch(text)
+        return bool(code) and any(part and int(part) for part in code.groups())
+    return text in _YES
 
 
 def names_states(column: object) -> bool:

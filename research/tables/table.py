@@ -12,7 +12,7 @@ import numpy as np
 from research.errors import BadInput
 from research.tables import charts, file_formats, states
 from research.tables.cells import check_columns, check_commas, wrong_cell
-from research.tables.columns import COUNTS, UNNAMED, Row, missing_columns, rename
+from research.tables.columns import UNNAMED, Row, is_count, missing_columns, rename
 from research.tables.numbers import (
     has_decimal_comma,
     may_be_decimal_comma,
@@ -27,6 +27,10 @@ ALIKE = 1.1  # factor to which FLOPs of one convention agree
 CHART = (
     "; the file is a chart exported from W&B, which holds its metrics alone: export the table of "
     "runs instead (in the project: Runs, then the download button), with its config and summary"
+)
+SCALARS = (
+    "; the file is a scalar of one run, exported from TensorBoard: a table has a row for each run, "
+    "with its params, tokens and last loss"
 )
 
 
@@ -88,6 +92,8 @@ def read_runs(
         found = with_rows(found, _without_commas(found, decimal_comma, str(path)))
     if charts.is_chart(found):
         found = Table(charts.rows_of_chart(found), (), found.notes, CHART)
+    if {*found[0]} == {"Wall time", "Step", "Value"}:
+        found.advice = SCALARS
     found.names = dict(columns or {})
     states_of = next((name for name in found[0] if states.names_states(name)), None)
     if (
@@ -97,16 +103,34 @@ def read_runs(
     ):
         found.names["status"] = states_of
         found.notes.append(f"{states_of!r} is taken for the state of a run (--columns=status=…)")
-    if re.search("ppl|perplex", found.names.get("loss", ""), re.IGNORECASE):
+    if re.fullmatch(r"[^()]*(?:ppl|perplex)[^()]*", found.names.get("loss", ""), re.IGNORECASE):
         found.notes.append(
             f"the loss is {found.names['loss']!r}: the laws are of the loss in nats or bits, the "
-            "logarithm of a perplexity"
+            f"logarithm of a perplexity (--columns='loss=ln({found.names['loss']})')"
         )
     renamed, notes = rename(found, found.names, places_of(found))
     found.notes.extend(notes)
+    if not Path(path).is_dir() and "status" not in (columns or {}):
+        found.notes.extend(_mark_failed(renamed))
     if curves and not (Path(path).is_dir() or has_curves(renamed)):
         raise BadInput(f"--curves: {path} is not a workdir, and no run in it has several rows")
     return with_rows(found, fill_flops(renamed))
+
+
+def _mark_failed(rows: Sequence[Row]) -> list[str]:
+    """Sets the state of rows that another column than that of states says failed, and says so."""
+    out = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        bad = [row for row in rows if states.ended_badly(name, row.get(name))]
+        bad = [row for row in bad if not states.reason_to_leave_out(row.get("status"))]
+        for row in bad:
+            row["status"] = "failed"
+        if bad:
+            out.append(
+                f"{name!r} says of {len(bad)} rows that the run failed or goes on: they are left "
+                "out (--columns=status=… names another column)"
+            )
+    return out
 
 
 def _read(path: str | os.PathLike[str], curves: bool, all_runs: bool) -> Table:
@@ -218,7 +242,7 @@ def usable_rows(
         if reason:
             dropped.append({"run": label, "reason": reason})
         elif not any(i in at for at in texts.values()):
-            others = {k: parse_number(v) for k, v in row.items() if str(k).startswith(COUNTS)}
+            others = {k: parse_number(v) for k, v in row.items() if is_count(str(k))}
             usable.append({**row, **others, "run": label, UNNAMED: unnamed, **values})
     if texts:
         _check_texts(rows, dropped, texts, where)

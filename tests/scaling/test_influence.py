@@ -92,9 +92,9 @@ def test_what_huber_keeps_out_of_the_law_stays_out_of_the_noise_of_a_run():
     """Twin: least squares, which keeps nothing out."""
     rows = grid(crashed=(3, 8, 12, 21, 26))
     document = fit_law("chinchilla", rows, objective="huber_log", predict_flops=[1e23])
-    assert document["noise"] == pytest.approx(0.003, rel=0.4)
+    assert document["noise"]["value"] == pytest.approx(0.003, rel=0.4)
     assert "Huber's loss keeps them out" in told(document, "far off the law")[0]
-    assert fit_law("chinchilla", rows, objective="mse_log")["noise"] > 0.05
+    assert fit_law("chinchilla", rows, objective="mse_log")["noise"]["value"] > 0.05
 
 
 def test_a_crashed_run_that_was_held_out_is_not_covered():
