@@ -40,6 +40,9 @@ UNITS = {  # ratio of the table: what is in which unit, the flag that says so
 }
 OFF_TOKENS = (1e-3, 1e6)  # tokens of a parameter (median), beyond which one of both has a unit
 LEAST_TO_RANK, RISES = 6, 0.5  # rows, and rank correlation with compute, of what is no loss
+BEYOND = 1e60  # of parameters, tokens or FLOPs
+FRESH = 4.0  # epochs, up to which data are as good as fresh (Muennighoff et al. 2023)
+EPOCHS = ("epochs", "epoch", "num_epochs")
 MUCH = 15.0  # nats: of no model that has learned anything; the log of a vocabulary is about 11
 SMALL = {"params": 1e4, "tokens": 1e5}  # below which counts look like millions or billions
 NO_RECIPE = (
@@ -57,10 +60,11 @@ def check_table(
 ) -> list[str]:
     """Warnings about the usable rows that `law`, of the columns `needed`, is fitted to; `groups`:
     it tells groups apart. Raises BadInput for what cannot be right."""
+    _check_sizes(rows, needed)
     warnings = _check_flops(rows, needed, options)
     if not any(comparable.OWN in row for row in rows):
         warnings += _small_counts(rows, needed) or _odd_tokens(rows, needed)
-        warnings += _large_losses(rows, needed)
+        warnings += _large_losses(rows, needed) + _repeated(rows, needed)
     warnings += _rising_losses(rows, needed)
     warnings += _strays(rows, needed)
     warnings += _check_targets(rows, needed, options)
@@ -68,6 +72,34 @@ def check_table(
     if not groups:
         warnings += _mixed_recipes(rows, law)
     return warnings + ([] if law == "envelope" else curve_warning(rows))
+
+
+def _check_sizes(rows: Sequence[Row], needed: Sequence[str]) -> None:
+    """Raises BadInput for a count that nothing has, and whose products are beyond all numbers."""
+    for name in needed:
+        for row in rows if name in COUNTS else ():
+            if row[name] > BEYOND:
+                raise BadInput(
+                    f"{name} of {row.get('run')} is {row[name]:.4g}: not a number of anything; "
+                    f"--where='{name}<{BEYOND:g}' leaves such rows out"
+                )
+
+
+def _repeated(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """A warning where rows saw their data so often that it is not as good as fresh, and the law
+    does not read that."""
+    if "unique_tokens" in needed or "tokens" not in needed:
+        return []
+    times = [row["tokens"] / unique for row in rows
+             if (unique := parse_number(row.get("unique_tokens"))) and unique > 0]  # fmt: skip
+    times += [x for row in rows for name in EPOCHS if (x := parse_number(row.get(name)))]
+    if not (often := sum(x > FRESH for x in times)):
+        return []
+    return [
+        f"{often} rows saw their data more than {FRESH:g} times (up to {max(times):.3g}): repeated "
+        "tokens are worth less than fresh ones, which this law takes them for; "
+        "--law=data_constrained reads unique_tokens, --where leaves such rows out"
+    ]
 
 
 def _check_flops(rows: Sequence[Row], needed: Sequence[str], options: Options) -> list[str]:

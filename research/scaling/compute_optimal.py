@@ -7,7 +7,7 @@ D* = (C / 6)^(alpha / (alpha + beta)) / G. Other laws are searched.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,16 @@ from research.errors import BadInput
 from research.scaling.fit import Fit
 from research.scaling.laws import GROUP, Law
 from research.scaling.power_laws import NAMES, SIX_ND
-from research.scaling.statistics import number_budgets, usual_range
+from research.scaling.statistics import (
+    SAME_BUDGET,
+    number_budgets,
+    number_groups,
+    usual_range,
+)
 from research.tables.table import Row
 
 PER_TOKEN = 6.0  # training FLOPs per parameter and token
+MIN_VALUES = 3  # of params, and of tokens
 TOGETHER = 0.2  # range of a logarithm in which it is one value
 SPAN = 12.0  # decades around sqrt(C / 6) in which an optimum is looked for
 WIDE = 1e6  # factor on a budget or on tokens within which an equal loss is looked for
@@ -48,6 +54,18 @@ def vary_together(rows: Sequence[Row]) -> bool:
         return False
     slope, level = np.polyfit(log_n, log_d, 1)
     return bool(slope > 0 and np.ptp(log_d - level - slope * log_n) < TOGETHER)
+
+
+def too_few_values(law: Law, rows: Sequence[Row], fixed: Collection[str]) -> str:
+    """The count, params or tokens, of which there are too few values for a floor, a coefficient and
+    an exponent; "" where there are enough, or the law has no exponent for each."""
+    if fixed or not {"E", "alpha", "beta"} <= {*law.parameters}:
+        return ""
+    for name in ("params", "tokens"):
+        values = number_groups([row[name] for row in rows], SAME_BUDGET, SAME_BUDGET)
+        if len(np.unique(values)) < MIN_VALUES:
+            return name
+    return ""
 
 
 def predict_loss(law: Law, theta_KxP: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -193,7 +211,8 @@ def predict_optima(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
     samples = fit.samples
     n_all = optimal_params(fit.law, samples, flops)
     n_best = optimal_params(fit.law, fit.best[None], flops)[0]
-    if vary_together(fit.parts.fitted):
+    few = too_few_values(fit.law, fit.parts.fitted, (*fit.options.fix, *fit.options.prior))
+    if few or vary_together(fit.parts.fitted):
         n_best = np.full(len(flops), np.nan)
     c_all = np.asarray(flops, float)
     found = np.isfinite(n_best)

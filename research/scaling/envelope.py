@@ -13,7 +13,7 @@ from research.scaling import power_laws
 from research.scaling.fit import RESAMPLES, cluster_names
 from research.scaling.options import Options
 from research.scaling.power_laws import PowerLaws
-from research.scaling.statistics import SAME_BUDGET
+from research.scaling.statistics import SAME_BUDGET, number_budgets
 from research.tables import table
 
 NEEDED = ("flops", "params", "tokens", "loss")
@@ -121,5 +121,16 @@ def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, A
         "noise": None,
         "scatter": laws.scatter,
         "minima": [{k: float(row[k]) for k in NEEDED[:3]} | {"run": row["run"]} for row in rows],
-        "warnings": [],
+        "warnings": _several_warning(rows),
     }
+
+
+def _several_warning(rows: Sequence[table.Row]) -> list[str]:
+    """A warning where budgets have several optima, which have to be runs of a sweep."""
+    several = len(rows) - len(np.unique(number_budgets([row["flops"] for row in rows])))
+    if 2 * several < len(rows):
+        return []
+    return [
+        f"{len(rows)} rows of {len(rows) - several} budgets were given as optima, of which a "
+        "budget has one: are they the runs of a sweep? --law=isoflop locates the optima of those"
+    ]

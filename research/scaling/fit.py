@@ -204,8 +204,10 @@ class Fit:
         """Other minima [r, P] that the data cannot tell from the best one, at most MOST_RIVALS."""
         limit = self.value + uncertainty.allowed_rise(self.problem, self.best)
         out = [self.best]
+        # An E of none is one law, however little it is.
+        told = np.array([not len(self.floors) or name != "E" for name in self.law.parameters])
         for i in np.argsort(self.values, kind="stable"):
-            near = [np.abs(self._ends[i] - other).max() < APART for other in out]
+            near = [np.abs(self._ends[i] - other)[told].max() < APART for other in out]
             if self.values[i] > limit or len(out) > MOST_RIVALS:
                 break
             if not any(near):

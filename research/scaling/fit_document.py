@@ -207,9 +207,16 @@ def _unfinished_warning(fit: Fit) -> list[str]:
 
 def _collinearity_warning(fit: Fit) -> list[str]:
     """A warning where no fit can tell what size does and what tokens do."""
-    if not compute_optimal.has_optimum(fit.law) or not compute_optimal.vary_together(
-        fit.parts.fitted
-    ):
+    if not compute_optimal.has_optimum(fit.law):
+        return []
+    held = (*fit.options.fix, *fit.options.prior)
+    if few := compute_optimal.too_few_values(fit.law, fit.parts.fitted, held):
+        return [
+            f"{few} have fewer than {compute_optimal.MIN_VALUES} values: what they do beyond them "
+            "is not told by any data (a floor, a coefficient and an exponent), so there is no "
+            "optimal size; --fix=E=… or --prior=E=… gives what is missing"
+        ]
+    if not compute_optimal.vary_together(fit.parts.fitted):
         return []
     for name in ("params", "tokens"):
         low, high = (end(row[name] for row in fit.parts.fitted) for end in (min, max))

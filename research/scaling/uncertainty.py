@@ -179,7 +179,7 @@ def prediction_intervals(
     reach = run_noise(problem, best)
     m = points.shape[-1]
 
-    def profile(targets_MxF: np.ndarray) -> np.ndarray:
+    def profile(targets_MxF: np.ndarray, starts: Sequence[np.ndarray] = ()) -> np.ndarray:
         """The objective of the best laws that pass through these log predictions at the points."""
         fits = targets_MxF.size
         at = np.repeat(np.arange(m), targets_MxF.shape[1])
@@ -193,7 +193,7 @@ def prediction_intervals(
             weights=np.concatenate([problem.weights, [PINNED * problem.weights.sum()]]),
         )
         least = np.inf
-        for begun in (best, *rivals):
+        for begun in starts or (best, *rivals):
             theta = minimize(constrained, np.repeat(begun[None], fits, 0), None, PASSES)[0]
             least = np.minimum(least, problem.value(theta))
         return np.reshape(least, targets_MxF.shape)
@@ -209,7 +209,10 @@ def prediction_intervals(
         there = problem.law.evaluate(rival[None], points)[0][0]
         if ((law[:, 0] <= there) & (there <= law[:, 1])).all():
             continue
-        ends = _bracket_ends(profile, there, max(reach, 1e-6), limit[:, None])
+        ends = _bracket_ends(
+            lambda targets, rival=rival: profile(targets, [rival]),
+            there, max(reach, 1e-6), limit[:, None],
+        )  # fmt: skip
         law = np.stack([np.minimum(law[:, 0], ends[:, 0]), np.maximum(law[:, 1], ends[:, 1])], 1)
     spread = stdtrit(max(problem.freedom, 1), (1 + level) / 2) * reach
     if problem.objective == "mse":  # noise in the units of the loss, here wanted in log loss

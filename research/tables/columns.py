@@ -48,17 +48,18 @@ FUNCTIONS: Mapping[str, Callable[[float], float]] = {
 }
 _NAMES = {  # what others call our columns, for advice
     "params": "n params parameters parametercount numparams numparameters nparams modelsize size "
-    "nonembeddingparams totalparams paramcount",
+    "nonembeddingparams totalparams paramcount nopt nopts paramsopt optparams optimalparams nstar",
     "tokens": "d tokens token tokenstrained trainingtokens traintokens totaltokens numtokens "
-    "ntokens tokensseen datasetsize",
+    "ntokens tokensseen datasetsize dopt dopts tokensopt opttokens optimaltokens dstar",
     "flops": "c flops flop compute trainingflops totalflops trainflops totalgflops gflops "
     "computeflops budget computebudget flopsbudget targetflops",
-    "loss": "loss valloss validationloss evalloss finalloss testloss trainloss evaluationloss "
+    "loss": "l loss valloss validationloss evalloss finalloss testloss trainloss evaluationloss "
     "macroloss evalmacroloss valbpb bpb ce crossentropy",
     "accuracy": "acc accuracy valaccuracy evalaccuracy testaccuracy",
     "unique_tokens": "uniquetokens",
     "run": "name runname runid id trial trialid number",
 }
+_RATIOS = ("dn", "tpp", "tokensperparam", "tokensperparameter", "tokensparams", "ratio")
 
 
 class Unit(NamedTuple):
@@ -304,6 +305,9 @@ def advice(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
         else:
             if "flops" in counts and len(counts) == 2 and ours in ("params", "tokens"):
                 pairs.append(f"{ours}=flops/{(set(counts) - {'flops'}).pop()}/6")
+            elif ours == "tokens" and "params" in counts:
+                of = next((name for name in there if _letters(name) in _RATIOS), None)
+                pairs += [f"tokens=params*{of}"] if of else []
     return f"; perhaps --columns='{','.join(pairs)}'" if pairs else ""
 
 

@@ -162,7 +162,7 @@ def _cells(
         rows = _numbered(reader)
     try:
         for number, row in rows:
-            row = [cell.strip() for cell in row]
+            row = [cell.strip(" \t\n\v\f\r*`" if separator == "|" else None) for cell in row]
             if separator == "|" and len(row) > 2 and not row[0] and not row[-1]:
                 row = row[1:-1]  # | a | b |
             if number < start or not any(row):

@@ -10,7 +10,9 @@ MULTIPLIERS = {
     "": 1.0,
     **dict.fromkeys(("k", "thousand", "thousands"), 1e3),
     **dict.fromkeys(("m", "mm", "mn", "mio", "million", "millions", "mega"), 1e6),
-    **dict.fromkeys(("b", "bn", "g", "mrd", "billion", "billions", "giga"), 1e9),
+    **dict.fromkeys(
+        ("b", "bn", "g", "mrd", "md", "milliard", "milliards", "billion", "billions", "giga"), 1e9
+    ),
     **dict.fromkeys(("t", "tn", "trillion", "trillions", "tera"), 1e12),
     **dict.fromkeys(("p", "peta", "quadrillion"), 1e15),
     **dict.fromkeys(("e", "exa", "quintillion"), 1e18),
