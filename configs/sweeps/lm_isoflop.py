@@ -47,8 +47,8 @@ def get_config():
     return config
 
 
-# Shares of the largest budget, about the best rate there, and the sizes with which FACTORS of it were
-# tried: what configs/recipes/lm_isoflop.json was fitted to.
+# What configs/recipes/lm_isoflop.json was fitted to: shares of the largest budget, about the best
+# rate there, and the sizes with which FACTORS of it were tried.
 TRIED = ((1 / 12, 0.021, (17e3, 54e3, 108e3)), (1 / 3.4, 0.0165, (33e3, 108e3)),
          (1.0, 0.0125, (33e3, 108e3, 179e3, 274e3)))  # fmt: skip
 FACTORS = (0.5, 0.8, 1.25, 2.0)
