@@ -5,12 +5,10 @@ The report fits L(N, D) to all runs and locates the minimum of every budget. --s
 each budget sizes of its own, around 20 tokens per parameter, for where the best are not known.
 """
 
-import pathlib
-
 from configs import lm_transformer
 from research.config import grid
 
-RECIPE = str(pathlib.Path(__file__).parents[1] / "recipes" / "lm_isoflop.json")
+RECIPE = __file__.removesuffix("sweeps/lm_isoflop.py") + "recipes/lm_isoflop.json"
 
 # Shares of the largest budget, and the sizes there. Heads have 16 features or nearly: the sizes
 # between these, with heads of 10 or 14, and the smallest, with one of 8, lie above the others' law.
