@@ -96,7 +96,7 @@ def test_every_command_is_in_the_reference_with_its_flags():
 def test_links_lead_to_pages_of_the_site_or_nowhere():
     pages = docs.site_pages()
     assert "[gallery](gallery.md)" in pages["index.md"]
-    assert "(figures/demo_isoflop.png)" in pages["index.md"]
+    assert "(figures/isoflop_valleys.png)" in pages["index.md"]
     for text in pages.values():
         for target in re.findall(r"\]\(([^)\s#]+)", text):
             assert target in pages or target.startswith(("figures/", "https://")), target
