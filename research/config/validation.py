@@ -32,9 +32,8 @@ def override(config: dict, changes: Mapping[str, object]) -> tuple[dict, list[st
     Only keys that the schema knows are accepted; a section takes a mapping of some. Another plug,
     chosen by its name, drops the keys that it does not have; those that it lacks are then missing.
     """
-    paths = [path for key, value in changes.items() for path in flatten({key: value})]
-    twice = sorted({path for path in paths if paths.count(path) > 1})
-    problems = [f"{path}: set twice, by its own name and in a section" for path in twice]
+    paths = [path for key in changes for path in flatten({key: changes[key]})]
+    problems = sorted({f"{p}: set twice, also in its section" for p in paths if paths.count(p) > 1})
     out, changes = copy.deepcopy(config), flatten(changes)
     for path in sorted(changes, key=lambda path: not path.endswith(".name")):  # plugs first
         known = schema(out)

@@ -201,7 +201,7 @@ SWEEPS = [
     ("({'seed': i} for i in __import__('itertools').count())", "yields more than 100,000 points"),
     ("[]", "yields no points"),
     ("[{}][1]", "IndexError: list index out of range"),
-    ("[{'optim.lr': 1.0, 'optim': {'lr': 2.0}}]", "optim.lr: set twice, by its own name"),
+    ("[{'optim.lr': 1.0, 'optim': {'lr': 2.0}}]", "optim.lr: set twice, also in its section"),
     ("[{'optim': 2.0}]", "optim: is a section; expected its keys"),
 ]
 

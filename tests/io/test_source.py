@@ -184,7 +184,7 @@ def test_git_itself_refuses_the_checkout_of_another_user(checkout):
     ("line", "words"),
     [
         ("config.modle.width = 3", "AttributeError"),
-        ("config.optim.lr = 'a word'", "TypeError"),
+        ("config.size = 1 + 'a word'", "TypeError"),
         ("config.size = 1 / 0", "ZeroDivisionError"),
     ],
 )

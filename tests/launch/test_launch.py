@@ -236,7 +236,9 @@ def test_sbatch_gets_the_options(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("executor", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_a_missing_package_is_reported_with_its_extra(executor, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(BadInput, match=rf"needs the package {package}.*isoflop\[{executor}\]"):
+    with pytest.raises(
+        BadInput, match=rf"needs the package {package}.*pip install .*\[{executor}\]"
+    ):
         launch.EXECUTORS[executor](job(tmp_path, *python("")))
 
 
