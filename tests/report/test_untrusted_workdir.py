@@ -95,7 +95,7 @@ def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
     assert "planted" not in page
     assert "planted" not in drawn
     assert "1 of 1 rungs measured lie inside the interval that was registered" in page
-    assert ">2.33<" in page
+    assert ">2.330<" in page
     forecasts = (tmp_path / "figures" / "forecasts.svg").read_text()
     assert forecasts[forecasts.index("<svg") :] in page
     assert drawn[drawn.index("<svg") :] in page
@@ -104,7 +104,7 @@ def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
     assert svg.read_text() == drawn
     write_registration(tmp_path, of_rung={"run_interval": [None, 2.32]})
     build.write_report(tmp_path)
-    assert "open to 2.32" in (tmp_path / "report.html").read_text()
+    assert "open to 2.320" in (tmp_path / "report.html").read_text()
     assert "0 of 1 rungs measured lie inside" in (tmp_path / "report.html").read_text()
     assert svg.read_text() != drawn
 

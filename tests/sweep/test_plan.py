@@ -233,11 +233,11 @@ def command(corpus, tmp_path, *flags):
 def test_the_command_rejects_and_trims(corpus, tmp_path):
     done = command(corpus, tmp_path, "--max_flops=1.3e12")
     assert done.returncode == 2
-    assert "error: --max_flops=1.3e+12: the 19 runs to train need" in done.stderr
+    assert "error: --max_flops=1.3e+12: the 20 runs to train need" in done.stderr
     done = command(corpus, tmp_path, "--max_flops=1.3e12", "--trim")
     assert done.returncode == 0
-    assert done.stdout.count(" new") == 7
-    assert done.stdout.count("dropped by --max_flops=1.3e+12: run ") == 12
+    assert done.stdout.count(" new") == 5
+    assert done.stdout.count("dropped by --max_flops=1.3e+12: run ") == 15
     assert not (tmp_path / "w").exists()
 
 
