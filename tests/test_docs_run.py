@@ -47,7 +47,7 @@ def listed_runs():
 def place(tmp_path_factory):
     """A folder in which the pages can be followed."""
     out = tmp_path_factory.mktemp("pages")
-    assert len(listed_runs()) == 19
+    assert len(listed_runs()) == 20
     for runs in ("runs/demo", "mine/runs"):
         workdir(out / runs, listed_runs())
     (out / "configs").symlink_to(ROOT / "configs")
