@@ -234,9 +234,10 @@ def _rising_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
     if not {"loss", "params", "tokens"} <= set(needed) or len(rows) < LEAST_TO_RANK:
         return []
     compute, loss = (np.array([f(row) for row in rows]) for f in (_compute, lambda r: r["loss"]))
-    if not np.ptp(loss) or not np.ptp(compute):
+    budgets = np.round(np.log(compute) / math.log(ALIKE))  # whole steps make no other budget
+    one, other = (np.unique(x, return_inverse=True)[1] for x in (budgets, loss))
+    if not np.ptp(one) or not np.ptp(other):
         return []
-    one, other = (np.argsort(np.argsort(x)) for x in (compute, loss))
     if (along := float(np.corrcoef(one, other)[0, 1])) < RISES:
         return []
     return [

@@ -110,6 +110,17 @@ def test_a_loss_that_rises_with_compute_is_told_and_has_no_optimum():
     assert np.isnan(compute_optimal.optimal_params(law, rises[None], [1e21]))
 
 
+def test_budgets_that_differ_by_whole_steps_do_not_rank_losses():
+    sizes = np.geomspace(4e8, 3e9, 8)  # above the optimum: losses rise with size
+    valley = runs([(n, 1e18 / 6 / n * (1 + 1e-13 * n)) for n in sizes])
+    assert not any("losses rise" in words for words in told(valley))
+    two = [*valley, *runs([(n, 3e18 / 6 / n) for n in sizes])]  # and fall with compute
+    assert not any("losses rise" in words for words in told(two))
+    assert any(
+        "losses rise" in words for words in told([{**r, "loss": 9 - r["loss"]} for r in two])
+    )
+
+
 def test_two_ways_of_counting_flops_are_told_and_refused_where_they_are_read():
     rows = runs(GRID)
     mixed = [{**row, "flops": row["flops"] * (1.4 if i % 2 else 1.0)} for i, row in enumerate(rows)]
