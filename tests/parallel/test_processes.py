@@ -307,7 +307,8 @@ def test_a_process_that_dies_in_a_checkpoint_is_no_fault_of_the_disk(where, tiny
     code, codes, output = ended(task, tmp_path)
     assert code == -signal.SIGKILL, output
     assert codes.get(0, HUNG) == HUNG, output
-    assert "cannot be written" not in output.splitlines()[-1]
+    # Process 0 may be ended with its group before it has said a word.
+    assert "cannot be written" not in "".join(output.splitlines()[-1:])
 
 
 @pytest.mark.slow
