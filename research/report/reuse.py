@@ -4,6 +4,7 @@ What a report was made from, and what was written, is remembered in the user's o
 the workdir, which may come from a stranger: $CACHE/reports/<digest of where and how>.json
 """
 
+import itertools
 import logging
 import os
 import sys
@@ -13,8 +14,9 @@ from typing import Any
 
 from research.errors import BadInput, StorageError
 from research.io import files, source
+from research.runs.ladder import FOLDER
 
-READ = ("sweeps", "data", "verify")  # folders of a workdir whose files are small: by content
+READ = ("sweeps", "data", FOLDER)  # folders of a workdir whose files are small: by content
 PACKAGES = ("numpy", "scipy", "matplotlib", "altair", "vl-convert-python")
 LARGEST = 16 << 20
 
@@ -61,10 +63,12 @@ def _memory(asked: str) -> Path:
 
 
 def _made_from(workdir: Path) -> str:
-    """A digest of all that decides a report: the library, what draws, and the records. Records of
-    runs count by size and times: that of the inode nobody can set back."""
+    """A digest of all that decides a report: the library, what draws, and the records, of a
+    ladder's runs too. Records of runs count by size and times: that of the inode nobody can set
+    back."""
     records: dict[str, Any] = {}
-    for folder, names, found in os.walk(workdir / "runs"):
+    places = (workdir / "runs", workdir / FOLDER / "runs")
+    for folder, names, found in itertools.chain(*map(os.walk, places)):
         names[:] = [name for name in names if name != "checkpoints"]
         for name in found:
             status = os.lstat(os.path.join(folder, name))

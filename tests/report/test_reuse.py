@@ -82,6 +82,9 @@ CHANGES = {
     "a record in place": disguised,
     "a record": lambda place: append(place / "runs" / "r3" / "metrics.jsonl"),
     "a result": other_result,
+    "a record of a ladder's run": lambda place: append(
+        files.make_directory(place / "verify" / "runs" / "r9") / "metrics.jsonl"
+    ),
     "a run is removed": lambda place: os.rename(place / "runs" / "r8", place / "gone"),
     "the page": lambda place: (place / "report.html").write_text("another"),
     "a figure": lambda place: (place / "figures" / "loss.png").unlink(),
