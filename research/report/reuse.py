@@ -15,6 +15,7 @@ from typing import Any
 from research.errors import BadInput, StorageError
 from research.io import files, source
 from research.runs.ladder import FOLDER
+from research.runs.table import newest_sweep
 
 READ = ("sweeps", "data", FOLDER)  # folders of a workdir whose files are small: by content
 PACKAGES = ("numpy", "scipy", "matplotlib", "altair", "vl-convert-python")
@@ -63,10 +64,11 @@ def _memory(asked: str) -> Path:
 
 
 def _made_from(workdir: Path) -> str:
-    """A digest of all that decides a report: the library, what draws, and the records, of a
-    ladder's runs too. Records of runs count by size and times: that of the inode nobody can set
-    back."""
-    records: dict[str, Any] = {}
+    """A digest of all that decides a report: the library, what draws, which sweep was launched
+    last, and the records, of a ladder's runs too. Records of runs count by size and times: that of
+    the inode nobody can set back."""
+    newest = newest_sweep(workdir)
+    records: dict[str, Any] = {"newest sweep": newest and newest.name}
     places = (workdir / "runs", workdir / FOLDER / "runs")
     for folder, names, found in itertools.chain(*map(os.walk, places)):
         names[:] = [name for name in names if name != "checkpoints"]

@@ -128,20 +128,25 @@ def read_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return out
 
 
+def newest_sweep(workdir: str | os.PathLike[str]) -> Path | None:
+    """The file of the sweep that was launched last in `workdir`; None where none was."""
+    found = (Path(workdir) / "sweeps").glob("*.json")
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def split_by_sweep(
     workdir: str | os.PathLike[str], rows: Sequence[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows whose runs are points of the sweep that was launched last in `workdir`, and the
     others: its config or its data were other ones once. All of them are of it where none was
     launched."""
-    sweeps = sorted((Path(workdir) / "sweeps").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
-    if not sweeps:
+    if (path := newest_sweep(workdir)) is None:
         return list(rows), []
-    sweep = files.read_json(sweeps[-1], limit=LARGEST_SWEEP, follow=False)
+    sweep = files.read_json(path, limit=LARGEST_SWEEP, follow=False)
     try:
         points = {str(point["run"]) for point in sweep["points"]}
     except (KeyError, TypeError) as error:
-        raise BadInput(f"{sweeps[-1]}: not a sweep of this version ({error})") from error
+        raise BadInput(f"{path}: not a sweep of this version ({error})") from error
     own = [row for row in rows if row["run"] in points]
     return own, [row for row in rows if row["run"] not in points]
 

@@ -18,6 +18,7 @@ from research.io import files, source
 from research.io.humanize import flops_text
 from research.runs import ladder, metrics_log, tracking
 from research.runs.directory import check_workdir
+from research.runs.table import newest_sweep
 from research.scaling import collapse, groups
 from research.scaling.compute_optimal import AHEAD, PER_TOKEN
 from research.scaling.laws import AUTO
@@ -266,7 +267,6 @@ def _config(workdir: Path, size: float, tokens: float) -> dict:
 
 
 def _newest_sweep(workdir: Path) -> dict[str, Any]:
-    sweeps = sorted((workdir / "sweeps").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not sweeps:
+    if (path := newest_sweep(workdir)) is None:
         raise BadInput(f"--runs={workdir}: no sweep was launched there; expected its --workdir")
-    return files.read_json(sweeps[-1], limit=1 << 30)
+    return files.read_json(path, limit=1 << 30)

@@ -116,6 +116,20 @@ def test_whatever_changes_a_report_makes_it_again(change, swept):
     assert report()[1] == 0
 
 
+def test_an_earlier_sweep_that_is_launched_again_makes_it_again(swept):
+    """What it reports are the runs of the last launch, whose file was there already."""
+    place, report, _ = swept
+    folder = files.make_directory(place / "sweeps")
+    for seconds, name in enumerate(("earlier", "later"), 1):
+        (folder / f"{name}.json").write_text("{}")
+        os.utime(folder / f"{name}.json", (seconds, seconds))
+    assert report()[1] == 1
+    os.utime(folder / "later.json", (9, 9))  # which was the newest already
+    assert report()[1] == 0
+    os.utime(folder / "earlier.json")
+    assert report()[1] == 1
+
+
 def test_other_code_and_other_questions_make_it_again(swept, monkeypatch, tmp_path):
     _, report, _ = swept
     assert report(against="tokens")[1] == 1
