@@ -130,8 +130,8 @@ def read_evaluations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def newest_sweep(workdir: str | os.PathLike[str]) -> Path | None:
     """The file of the sweep that was launched last in `workdir`; None where none was."""
-    found = (Path(workdir) / "sweeps").glob("*.json")
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    sweeps = sorted((Path(workdir) / "sweeps").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+    return sweeps[-1] if sweeps else None
 
 
 def split_by_sweep(
