@@ -16,7 +16,8 @@ HEADINGS = {
 
 
 def calibration_table(document: Mapping[str, Any]) -> str:
-    """Coverage and, in parentheses, the median width of the intervals, for worlds and methods."""
+    """Coverage and, in parentheses, the median width of the intervals, for worlds and methods, and
+    what there is to say of the table whose shape they have."""
     rows = []
     for world, methods in document["worlds"].items():
         for method, cells in methods.items():
@@ -39,7 +40,7 @@ def calibration_table(document: Mapping[str, Any]) -> str:
         "the truth).\n"
         f"open: tables with an interval that has an open end. failed: tables without an answer.\n\n"
         f"{table}"
-    )
+    ) + "".join(f"\nwarning: {line}" for line in document["warnings"])
 
 
 def _cell(cell: Mapping[str, Any]) -> str:

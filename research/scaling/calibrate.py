@@ -192,6 +192,7 @@ def summarize(plan: Plan, measured: Iterable[Measured]) -> dict[str, Any]:
             "noise": plan.shape.noise,
             "scatter": plan.shape.scatter,
         },
+        "warnings": list(plan.shape.warnings),
         "truths": {world: plan.truths(world) for world in plan.worlds},
         "worlds": worlds,
     }

@@ -56,7 +56,7 @@ def parse_plan(args: argparse.Namespace) -> "tuple[calibrate.Plan, int]":
         rows = table.read_runs(args.runs, columns, decimal_comma=args.decimal_comma)
         of_table = {name: getattr(args, name) for name in OF_A_TABLE if getattr(args, name)}
         of_table["finished"] = flags.parse_words(args.finished)
-        shape = worlds.shape_of(rows, fits | of_table)
+        shape = worlds.shape_of(rows, fits | of_table, not truth)
     else:
         shape = worlds.isoflop_shape()
     given = {"truth": truth, "noise": args.noise, "scatter": args.scatter}

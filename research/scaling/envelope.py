@@ -17,6 +17,7 @@ from research.scaling.statistics import SAME_BUDGET, number_budgets
 from research.tables import table
 
 NEEDED = ("flops", "params", "tokens", "loss")
+NEAR, OTHER_RATIO = 2.0, 1.5  # factors: compute that is compared, tokens per parameter that differ
 
 
 def lower_hull(log_c: np.ndarray, log_loss: np.ndarray) -> np.ndarray:
@@ -49,7 +50,34 @@ def _turns_up(x: np.ndarray, y: np.ndarray, a: int, b: int, c: int) -> bool:
     return (y[b] - y[a]) * (x[c] - x[a]) >= (y[c] - y[a]) * (x[b] - x[a])
 
 
+def _had_a_choice(values: dict[str, np.ndarray], on: np.ndarray) -> int:
+    """Of how many points `on` the envelope there are runs of about the same compute with both more
+    and fewer tokens per parameter. Any other is the best of what was run by the choice of runs."""
+    ratio = values["tokens"] - values["params"]
+    count = 0
+    for i in on:
+        near = np.abs(values["flops"] - values["flops"][i]) <= np.log(NEAR)
+        off = ratio[near] - ratio[i]
+        count += bool(off.max() > np.log(OTHER_RATIO) and off.min() < -np.log(OTHER_RATIO))
+    return count
+
+
+def _no_choice(chosen: int, on: int) -> list[str]:
+    """A warning where most points on the envelope had nothing to be better than. Raises BadInput
+    where all had."""
+    words = (
+        "on the envelope, the table has no runs of about the same compute with both more and fewer "
+        "tokens per parameter: the power laws through them are how the runs were chosen, not what "
+        "is optimal"
+    )
+    if not chosen:
+        raise BadInput(f"of all {on} runs {words}")
+    return [f"of {on - chosen} of the {on} runs {words}"] if 2 * chosen < on else []
+
+
 def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
+    """The power laws through the envelope. Raises BadInput where few runs lie on it, and where none
+    of them is compared with others of its compute."""
     values = {k: np.log(v) for k, v in table.column_arrays(rows, NEEDED).items()}
 
     def through_hull(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +97,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
             f"{len(on)} of {len(rows)} runs lie on the envelope of loss against flops; the power "
             "laws through it need at least 3"
         )
+    told = _no_choice(_had_a_choice(values, on), len(on))
     clusters = cluster_names(rows, options.cluster)
     names, member = np.unique(clusters, return_inverse=True)
     members = [np.flatnonzero(member == i) for i in range(len(names))]
@@ -100,7 +129,8 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
         ],
         "warnings": [
             f"{len(on)} of {len(rows)} points are on the envelope: the exponents depend strongly "
-            "on which runs and checkpoints are in the table"
+            "on which runs and checkpoints are in the table",
+            *told,
         ],
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from research.errors import BadInput
 from research.scaling import uncertainty
 from research.scaling.analysis import analyze
 from research.scaling.compute_optimal import PER_TOKEN, SPAN
@@ -68,6 +69,7 @@ class Shape:
     truth: Mapping[str, float]
     noise: float
     scatter: float = SCATTER
+    warnings: Sequence[str] = ()  # about the table that it was read from, and the truth in it
 
     @property
     def largest_budget(self) -> float:
@@ -154,17 +156,27 @@ def isoflop_shape() -> Shape:
     return replace(whole.shape, rows=rows)
 
 
-def shape_of(rows: Sequence[table.Row], options: Mapping[str, Any]) -> Shape:
+def shape_of(rows: Sequence[table.Row], options: Mapping[str, Any], found: bool = True) -> Shape:
     """The shape of a table: the runs that `options` (of Options) choose, the law fitted to them,
-    and the noise about it. Raises BadInput for a table that the law cannot be fitted to."""
-    fit = analyze("chinchilla", rows, options, checks_too=False).fit
+    and the noise about it. Raises BadInput for a table that the law cannot be fitted to, and where
+    the law that is `found` has no optimum, so that it is no truth."""
+    analysis = analyze("chinchilla", rows, options, checks_too=False)
+    fit, optimal = analysis.fit, analysis.document["optimal"]
     assert fit
+    if found and not (optimal and optimal["params_exponent"]):
+        values = ", ".join(f"{name} = {value:.4g}" for name, value in fit.params.items())
+        raise BadInput(
+            f"the law that was found in the table has no optimal size ({values}), so no truth of "
+            "simulated tables: --truth=E=…,A=…,B=…,alpha=…,beta=… gives one",
+            *analysis.document["warnings"],
+        )
     shaped = []
     for row in fit.parts.fitted:
         n, flops = row["params"], row.get("flops") or PER_TOKEN * row["params"] * row["tokens"]
         others = {k: v for k, v in row.items() if not k.startswith((*COUNTS, "loss"))}
         shaped.append({**others, **_counts(n, flops)})
-    return Shape(shaped, fit.params, uncertainty.run_noise(fit.problem, fit.best))
+    noise = uncertainty.run_noise(fit.problem, fit.best)
+    return Shape(shaped, fit.params, noise, warnings=tuple(analysis.document["warnings"]))
 
 
 def _counts(n: float, flops: float) -> dict[str, float]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments import calibrate as command
-from research.errors import BadInput
+from research.errors import BadInput, StorageError
 from research.io import source
 from research.report import calibration_text
 from research.scaling import calibrate, calibrate_record, fit_law, uncertainty, worlds
@@ -127,6 +127,21 @@ def test_the_shape_of_a_table_is_its_runs_its_law_and_its_noise(shape):
     assert 0 < len(some.rows) < len(rows)
     with pytest.raises(BadInput, match="distinct points of params, tokens to fit"):
         worlds.shape_of(rows[:4], {})
+
+
+def test_a_law_without_an_optimum_is_no_truth_and_what_is_told_of_a_table_is_told(shape):
+    """Twin: the truth that is given."""
+    tied = [{**row, "tokens": 20 * row["params"], "flops": None} for row in shape.rows]
+    truth = worlds.Simulator(shape, worlds.WORLDS["seed"])
+    tied = [{**row, "loss": truth.loss(row["params"], row["tokens"])} for row in tied]
+    with pytest.raises(BadInput, match="no truth of simulated tables: --truth="):
+        worlds.shape_of(tied, {})
+    given = dataclasses.replace(worlds.shape_of(tied, {}, found=False), truth=shape.truth)
+    assert any("vary together" in words for words in given.warnings)
+    document = calibrate.summarize(plan(given), [])
+    assert document["warnings"] == list(given.warnings)
+    assert f"warning: {given.warnings[0]}" in calibration_text.calibration_table(document)
+    assert not calibrate.summarize(plan(shape), [])["warnings"]
 
 
 @pytest.mark.slow
@@ -282,6 +297,38 @@ def test_a_calibration_goes_on_where_it_was(capsys, tmp_path, monkeypatch):
     assert not done
     run(capsys, *small(tmp_path / "parts", "--tables=1", "--seed=1"))
     assert len(done) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"world": ["seed"]},
+        {"number": "0"},
+        {"seconds": "x"},
+        {"answers": {"exponent": [0.5, None, "x"]}},
+        {"answers": {"exponent": [0.5]}},
+        {"answers": {"exponent": [math.nan, 0.4, 0.6]}},
+    ],
+)
+def test_a_damaged_line_is_no_measurement(damage, tmp_path, shape):
+    """Twin: the line as it was written is one."""
+    record = calibrate_record.Record(tmp_path, plan(shape))
+    one = calibrate.Measured("seed", 0, "parabola", {"exponent": (0.5, None, 0.6)}, 1.0)
+    record.add([one])
+    with open(record.path, "ab") as file:
+        file.write(b"\n\x00\xff\n")
+    assert record.read() == [one]
+    line = json.loads(record.path.read_bytes().split(b"\n")[1])
+    record.path.write_text(json.dumps(line | damage))
+    assert record.read() == []
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path, shape):
+    record = calibrate_record.Record(tmp_path, plan(shape))
+    record.path.symlink_to("/dev/full")
+    one = calibrate.Measured("seed", 0, "parabola", {}, 1.0)
+    with pytest.raises(StorageError, match=r"measured.jsonl: cannot be written: No space left"):
+        record.add([one])
 
 
 def test_measurements_by_other_code_do_not_count(tmp_path, shape, monkeypatch):

@@ -163,3 +163,22 @@ def test_runs_given_as_optima_are_told():
     words = fit_law("optima", rows)["warnings"]
     assert any("21 rows of 3 budgets were given as optima" in line for line in words)
     assert not fit_law("optima", rows[::7])["warnings"]
+
+
+def test_an_envelope_of_runs_that_had_no_choice_is_no_optimum():
+    """One or two lengths for each size: the exponent of .5 is that of the design. Twin: budgets at
+    which several sizes were tried."""
+    for ratios in ((20,), (20, 25)):
+        with pytest.raises(BadInput, match="how the runs were chosen"):
+            fit_law("envelope", runs([(n, k * n) for n in SIZES for k in ratios]), bootstrap=0)
+    tried = [(n, c / n) for c in (1e16, 1e17, 1e18, 1e19) for n in SIZES]
+    found = fit_law("envelope", runs(tried, noise=0), bootstrap=0)
+    assert not any("how the runs were chosen" in words for words in found["warnings"])
+
+
+def test_an_envelope_of_runs_that_mostly_had_no_choice_is_told():
+    middle = SIZES[3]
+    some = [(middle / 1.3, 8 * middle), (middle / 1.5, 30 * middle), (1.5 * middle, 13 * middle)]
+    found = fit_law("envelope", runs([(n, 20 * n) for n in SIZES] + some, noise=0), bootstrap=0)
+    (words,) = [w for w in found["warnings"] if "how the runs were chosen" in w]
+    assert words.startswith("of 4 of the 5 runs")
