@@ -17,6 +17,7 @@ from research.report import style
 from research.report.style import BLUE, GRAY, GREEN, ORANGE
 from research.runs.schema import AXES
 from research.scaling import Fit, isoflop
+from research.scaling.budgets import drop_outliers, group_by_budget
 from research.scaling.compare import rescaled_columns
 from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.laws import GROUP
@@ -150,7 +151,7 @@ def _closed_interval(point: Mapping[str, Any], key: str) -> tuple[float, float] 
 def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Figure:
     """Loss against size at every budget, the curves that were laid through the runs of each, and
     their minima."""
-    budgets, _ = isoflop.group_by_budget(isoflop.drop_outliers(rows)[0])
+    budgets, _ = group_by_budget(drop_outliers(rows)[0])
     by_6nd = document["options"]["six_nd"]
     low, high = budgets[0].flops, budgets[-1].flops
     norm = LogNorm(low, max(high, low * 1.01))

@@ -18,7 +18,7 @@ KINDS = (
     (AGAIN, r"^Runs? .* (is|are) (failed|diverged|unfinished|new|running|stopped)"),
     (COUNTING, r"6 \* params \* tokens|akima and parabola|Huber|units?\b|convention|\(--objective"),
     (MORE, r"constrained|identified|at (its|their) bound|starts agree|\bfewer than|needs? \d"
-           r"|repeated: the noise|do not tell|two budgets|on the envelope|vary together|known to ±"
+           r"|noise of a run is|do not tell|two budgets|on the envelope|vary together|known to ±"
            r"|lies? outside|No law was fitted|decide|without (it|them)|misfit|negative|too few"),
 )  # fmt: skip
 NAMED = re.compile(r"^(Run )?([\w.-]{1,60}) is (.+)$", re.DOTALL)

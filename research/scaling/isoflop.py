@@ -10,48 +10,34 @@ valley's own curve allow.
 """
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.special import fdtrc, stdtr
 
 from research.errors import BadInput
 from research.scaling import power_laws
+from research.scaling.budgets import (
+    DEFAULT_NOISE,
+    MIN_SIZES,
+    SAME_SIZE,
+    Budget,
+    Noise,
+    drop_outliers,
+    estimate_noise,
+    group_by_budget,
+    merged_sizes,
+)
 from research.scaling.fit import RESAMPLES
 from research.scaling.options import Options
 from research.scaling.power_laws import PowerLaws
-from research.scaling.statistics import SAME_BUDGET, number_budgets, number_groups, pooled_sd
+from research.scaling.statistics import SAME_BUDGET
 from research.tables import table
-from research.tables.replicates import replicate_groups
 
-SAME_SIZE = 0.05  # relative: sizes this near to each other are one
-MIN_SIZES = 4  # of a budget
 POINTS = 25  # at which an interpolation is evaluated, between two sizes
-WINDOW = 5  # sizes around a minimum, through which a cubic has one degree of freedom left
-DEFAULT_NOISE = 5e-4  # of log loss, where nothing tells it: 0.002 nats at a loss of 4
-DIFFERENT = 0.05  # p-value below which replicates and valleys are of different noise
-OUTLIER, OUTLIER_SHARE = 1e-4, 0.02  # p-value, and share of the loss above the valley
 DISAGREE = 0.02  # in the exponent of N*, between the two methods
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The runs of one budget by log size: log tokens and log loss are means over the runs of one
-    size, which `runs` counts."""
-
-    flops: float
-    log_n: np.ndarray
-    log_d: np.ndarray
-    log_loss: np.ndarray
-    runs: np.ndarray
-
-    @property
-    def name(self) -> str:
-        return f"budget {self.flops:.4g}"
 
 
 @dataclass(frozen=True)
@@ -109,16 +95,6 @@ class Minimum:
 
 
 @dataclass(frozen=True)
-class Noise:
-    """The standard deviation of the log loss of one run, what tells it, and from how many degrees
-    of freedom (None: it is given or assumed)."""
-
-    value: float
-    source: str
-    freedom: int | None = None
-
-
-@dataclass(frozen=True)
 class Minima:
     """The minima of all budgets by one method, the power laws through them (None for fewer than
     two), and the budgets without one, with the reason."""
@@ -126,48 +102,6 @@ class Minima:
     minima: list[Minimum]
     laws: PowerLaws | None
     dropped: list[dict[str, str]] = field(default_factory=list)
-
-
-def group_by_budget(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[str, str]]]:
-    """The budgets with enough sizes, and the others with the reason."""
-    out, dropped = [], []
-    for group in _budgets(rows):
-        flops = math.exp(_mean_log(group, "flops"))
-        sizes = list(_sizes(group))
-        if len(sizes) < MIN_SIZES:
-            reason = f"{len(sizes)} sizes at this budget; at least {MIN_SIZES} are needed"
-            dropped.append({"run": f"budget {flops:.4g}", "reason": reason})
-            continue
-        log_n, log_d, log_loss = (
-            np.array([_mean_log(rows, name) for rows in sizes])
-            for name in ("params", "tokens", "loss")
-        )
-        runs = np.array([len(rows) for rows in sizes])
-        out.append(Budget(flops, log_n, log_d, log_loss, runs))
-    return out, dropped
-
-
-def _budgets(rows: Iterable[table.Row]) -> Iterable[list[table.Row]]:
-    """The rows of each budget."""
-    return _groups(rows, "flops", number_budgets)
-
-
-def _sizes(rows: Iterable[table.Row]) -> Iterable[list[table.Row]]:
-    """The rows of each size, of which nearly equal ones are one."""
-    return _groups(rows, "params", lambda values: number_groups(values, SAME_SIZE, SAME_SIZE))
-
-
-def _groups(
-    rows: Iterable[table.Row], column: str, number: Callable[[list[float]], np.ndarray]
-) -> Iterable[list[table.Row]]:
-    rows = sorted(rows, key=lambda row: row[column])
-    numbers = number([row[column] for row in rows])
-    for _, group in itertools.groupby(zip(numbers, rows, strict=True), key=lambda pair: pair[0]):
-        yield [row for _, row in group]
-
-
-def _mean_log(rows: Sequence[table.Row], column: str) -> float:
-    return float(np.mean([math.log(row[column]) for row in rows]))
 
 
 Located = tuple[np.ndarray, np.ndarray]  # log N* [K] (NaN on the edge), log loss there [K]
@@ -291,14 +225,14 @@ def _warnings(
     out = []
     if few := sum(len(budget.log_n) < 5 for budget in budgets):
         out.append(f"{few} {'budget has' if few == 1 else 'budgets have'} fewer than 5 sizes")
-    if merged := _merged_sizes(rows):
+    if merged := merged_sizes(rows):
         out.append(
             f"sizes within {SAME_SIZE:.0%} of each other are one size, with the mean of their "
             f"losses: {merged[0]}" + ("; …" if len(merged) > 1 else "")
         )
-    if noise.source.startswith(("assumed", "scatter")):
-        words = "assumed to be" if noise.source.startswith("assumed") else "taken from the scatter:"
-        why = "no run was repeated" if "replicates" not in noise.source else noise.source
+    if why := noise.source.partition(": ")[2]:
+        assumed = noise.value <= DEFAULT_NOISE  # which is also the least that a scatter counts for
+        words = "assumed to be" if assumed else "taken from the scatter:"
         out.append(f"{why}: the noise of a run is {words} {noise.value:.2%} of its loss (--noise)")
     if len(chosen.minima) == 2:
         out.append("two budgets draw a line, and say nothing of how far others would lie from it")
@@ -310,99 +244,6 @@ def _warnings(
                 "valleys are not parabolas"
             )
     return out
-
-
-def _merged_sizes(rows: Sequence[table.Row]) -> list[str]:
-    """Of every budget, the sizes that differ and are counted as one."""
-    out = []
-    for group in _budgets(rows):
-        for size in _sizes(group):
-            counts = sorted({row["params"] for row in size})
-            if len(counts) > 1:
-                out.append(f"{counts[0]:,.9g} and {counts[-1]:,.9g} at {size[0]['flops']:.4g}")
-    return out
-
-
-def drop_outliers(
-    rows: Sequence[table.Row],
-) -> tuple[list[table.Row], list[dict[str, str]]]:
-    """The rows without those far above the valley of their own budget, and those with the reason.
-
-    A run that crashed or was cut off has a loss that is too high, and the minimum of a smooth curve
-    would follow it. Studentized deleted residuals about a cubic, one row after another:
-    statistics.find_outliers, whose scale is a median, has no say over so few (of seven rows with
-    three degrees of freedom, 2,000 standard deviations off).
-    """
-    kept, dropped = [], []
-    for group in _budgets(rows):
-        while (worst := _worst_outlier(group)) is not None:
-            index, sds, above = worst
-            reason = (
-                f"its loss lies {above:.1%} above the valley of its budget, {sds:.0f} standard "
-                "deviations: an outlier"
-            )
-            dropped.append({"run": group[index]["run"], "reason": reason})
-            group = [row for i, row in enumerate(group) if i != index]
-        kept += group
-    return kept, dropped
-
-
-def _worst_outlier(group: Sequence[table.Row]) -> tuple[int, float, float] | None:
-    """(index, standard deviations, share of the loss) of the row furthest above a cubic through the
-    others, if that is no chance; never the smallest or largest size, which a cubic cannot judge."""
-    x, y = (np.log([row[name] for row in group]) for name in ("params", "loss"))
-    if len(np.unique(x)) < 7:
-        return None
-    basis = np.vander((x - x.mean()) / np.ptp(x), 4)
-    q, _ = np.linalg.qr(basis)
-    r, leverage = y - q @ (q.T @ y), (q * q).sum(1)
-    freedom = len(x) - 5
-    rest = np.maximum((r @ r) - r * r / np.maximum(1 - leverage, 1e-9), 1e-24) / freedom
-    with np.errstate(all="ignore"):
-        t = r / np.sqrt(rest * (1 - leverage))
-        above = np.expm1(r / (1 - leverage))
-    t[(x == x.min()) | (x == x.max()) | ~np.isfinite(t)] = -np.inf
-    worst = int(t.argmax())
-    p = float(stdtr(freedom, -t[worst])) * len(x)
-    if p < OUTLIER and above[worst] > OUTLIER_SHARE:
-        return worst, float(t[worst]), float(above[worst])
-    return None
-
-
-def estimate_noise(rows: Sequence[table.Row], budgets: Sequence[Budget], options: Options) -> Noise:
-    """The standard deviation of log loss of one run: given, or that of replicates unless the
-    valleys are rougher than they, or that of the valleys, or an assumption."""
-    if options.noise is not None:
-        return Noise(options.noise, "given")
-    groups = replicate_groups(rows, ("flops", "params")).values()
-    sd, freedom = pooled_sd([[math.log(row["loss"]) for row in group] for group in groups])
-    rough, valleys = _valley_scatter(budgets)
-    if freedom >= 2 and sd:
-        ratio = (rough / sd) ** 2
-        if not valleys or fdtrc(valleys, freedom, ratio) > DIFFERENT:
-            return Noise(sd, "replicates", freedom)
-        source = f"scatter about smooth valleys; replicates alone say {sd:.2%}"
-        return Noise(rough, source, valleys)
-    if valleys >= 2:
-        return Noise(max(DEFAULT_NOISE, rough), "scatter about smooth valleys", valleys)
-    return Noise(DEFAULT_NOISE, "assumed: no budget has replicates")
-
-
-def _valley_scatter(budgets: Sequence[Budget]) -> tuple[float, int]:
-    """The standard deviation of a run about a cubic through the WINDOW sizes around the least loss
-    of each budget, and its degrees of freedom."""
-    squares, freedom = 0.0, 0
-    for budget in budgets:
-        middle = int(budget.log_loss.argmin())
-        first = max(0, min(middle - WINDOW // 2, len(budget.log_n) - WINDOW))
-        at = slice(first, first + WINDOW)
-        x, y = budget.log_n[at] - budget.log_n[middle], budget.log_loss[at]
-        if len(x) == WINDOW:
-            r = y - np.polyval(np.polyfit(x, y, WINDOW - 2), x)
-            # A cubic through means of several runs is off by less than one run is.
-            squares += float(np.sum(r * r)) * float(np.mean(budget.runs[at]))
-            freedom += 1
-    return (math.sqrt(squares / freedom) if freedom else 0.0), freedom
 
 
 def sample_minima(

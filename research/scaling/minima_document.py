@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from research.errors import BadInput
 from research.io.humanize import flops_text
 from research.scaling import drift, effects, envelope, isoflop
+from research.scaling.budgets import Noise, group_by_budget
 from research.scaling.extrapolation import nearest_trial
 from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
@@ -215,9 +216,9 @@ def _check_held_out(
     options: Options,
 ) -> dict[str, Any] | None:
     """The optimal sizes of held-out budgets, beside what was extrapolated."""
-    budgets, _ = isoflop.group_by_budget(held_out)
+    budgets, _ = group_by_budget(held_out)
     minima, _ = isoflop.sample_minima(
-        budgets, options.method, isoflop.Noise(**noise), RESAMPLES, options.seed
+        budgets, options.method, Noise(**noise), RESAMPLES, options.seed
     )
     rows = []
     for minimum in minima:

@@ -16,6 +16,7 @@ from research.scaling import (
     uncertainty,
     worlds,
 )
+from research.scaling.budgets import drop_outliers, estimate_noise, group_by_budget
 from research.scaling.drift import Drift
 from research.scaling.options import Options
 from research.scaling.statistics import usual_range
@@ -233,9 +234,9 @@ def test_how_far_laws_drift_is_what_published_sweeps_allow(monkeypatch):
     monkeypatch.setattr(drift, "STEPS", shares / drift.SHARE)
     total = np.zeros(len(shares))
     for setting in sorted({row["setting"] for row in rows}):
-        some = isoflop.drop_outliers([row for row in rows if row["setting"] == setting])[0]
-        budgets, _ = isoflop.group_by_budget(some)
-        noise = isoflop.estimate_noise(some, budgets, Options())
+        some = drop_outliers([row for row in rows if row["setting"] == setting])[0]
+        budgets, _ = group_by_budget(some)
+        noise = estimate_noise(some, budgets, Options())
         minima, _ = isoflop.sample_minima(budgets, "akima", noise, 400, 0)
         log_c, log_n = (np.array(x) for x in zip(*((np.log(m.budget.flops), m.log_n)
                                                    for m in minima), strict=True))  # fmt: skip

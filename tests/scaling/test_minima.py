@@ -28,6 +28,7 @@ from research.scaling import (
     power_laws,
     split_rows,
 )
+from research.scaling.budgets import Budget, Noise, group_by_budget
 from research.scaling.envelope import lower_hull
 from research.scaling.flags import parse_next_config, render_sweep_config
 from research.scaling.isoflop import akima_minimum, parabola_minimum
@@ -211,8 +212,8 @@ def test_nearly_equal_sizes_are_one_size():
 def test_a_minimum_below_everything_measured_is_not_believed():
     log_n = np.linspace(0, 2, 8)
     flat = np.log(2.0) + 0.001 * (log_n - 1) ** 2
-    budget = isoflop.Budget(1e20, log_n, -log_n, flat, np.ones(8))
-    noise = isoflop.Noise(1e-4, "given")
+    budget = Budget(1e20, log_n, -log_n, flat, np.ones(8))
+    noise = Noise(1e-4, "given")
     inside = np.ones(10, bool)
     assert not isoflop._unbelievable(budget, inside, flat.min() - 2e-4, noise)
     assert "below every measured one" in isoflop._unbelievable(
@@ -324,10 +325,28 @@ def test_a_few_replicates_are_compared_with_the_valleys():
     rows = iso_rows(0.004, seed=5, span=5)
     again = [{**r, "run": f"{r['run']}b", "loss": r["loss"] * 1.00001} for r in rows[20:23]]
     document = quick("isoflop", [*rows, *again])
-    assert document["noise"]["source"].startswith("scatter about smooth valleys")
+    assert document["noise"]["source"].startswith("scatter about smooth valleys: replicates alone")
     assert document["noise"]["value"] > 1e-3
     honest = [{**r, "run": f"{r['run']}b", "loss": r["loss"] * 1.006} for r in rows[20:23]]
     assert quick("isoflop", [*rows, *honest])["noise"]["source"] == "replicates"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "repeated", "by", "why"),
+    [
+        (4, 0, 1.0, "no run was repeated: the noise of a run is assumed"),
+        (4, 1, 1.001, "too few runs are repeated: the noise of a run is assumed"),
+        (5, 1, 1.001, "too few runs are repeated: the noise of a run is taken from the scatter"),
+        (5, 3, 1.0, "only copies are repeated: the noise of a run is taken from the scatter"),
+        (5, 3, 1.004, ""),
+    ],
+)
+def test_why_noise_is_not_that_of_replicates_is_told(sizes, repeated, by, why):
+    rows = iso_rows(0.001, sizes=sizes, budgets=BUDGETS[:3])
+    again = [{**r, "run": f"{r['run']}b", "loss": r["loss"] * by} for r in rows[1 : 1 + repeated]]
+    told = [w for w in quick("isoflop", [*rows, *again])["warnings"] if "the noise of a run" in w]
+    assert len(told) == bool(why)
+    assert all(line.startswith(why) for line in told)
 
 
 def test_no_resamples_give_no_intervals():
@@ -428,13 +447,9 @@ def test_the_envelope_of_whole_training_curves(tmp_path):
 def test_budgets_that_are_met_roughly_are_the_same():
     rng = np.random.default_rng(0)
     rough = [{**r, "flops": r["flops"] * (1 + 0.01 * rng.standard_normal())} for r in iso_rows()]
-    assert (
-        len(isoflop.group_by_budget(rough)[0])
-        == len(isoflop.group_by_budget(iso_rows())[0])
-        == len(BUDGETS)
-    )
+    assert len(group_by_budget(rough)[0]) == len(group_by_budget(iso_rows())[0]) == len(BUDGETS)
     apart = [{**r, "flops": r["flops"] * (1 + 0.2 * (i % 2))} for i, r in enumerate(iso_rows())]
-    assert len(isoflop.group_by_budget(apart)[0]) > len(BUDGETS)
+    assert len(group_by_budget(apart)[0]) > len(BUDGETS)
 
 
 def test_given_optima_have_their_power_laws_by_plain_least_squares(tmp_path):

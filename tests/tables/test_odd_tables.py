@@ -7,7 +7,8 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import analyze, fit_law, isoflop
+from research.scaling import analyze, fit_law
+from research.scaling.budgets import group_by_budget
 from research.scaling.envelope import lower_hull
 from research.tables import table
 from tests.scaling.test_minima import TRUTH, iso_rows, loss_at, two_recipes
@@ -166,16 +167,14 @@ def test_replicates_locate_a_minimum_more_sharply():
     ]
     many, few = fit_law("isoflop", rows), fit_law("isoflop", rows[::4])
     assert many["noise"]["value"] == pytest.approx(0.002, rel=0.2)
-    assert few["noise"]["source"] == "scatter about smooth valleys"
+    assert few["noise"]["source"] == "scatter about smooth valleys: no run was repeated"
 
     def width(document):
         low, high = document["intervals"]["params_exponent"]
         return high - low
 
     assert width(many) < 0.8 * width(few)
-    assert isoflop.group_by_budget(rows)[0][0].runs.tolist() == [4] * len(
-        isoflop.group_by_budget(rows)[0][0].runs
-    )
+    assert group_by_budget(rows)[0][0].runs.tolist() == [4] * len(group_by_budget(rows)[0][0].runs)
 
 
 def test_a_small_group_has_its_place_on_the_shared_law():
