@@ -20,7 +20,7 @@ from research.scaling import Fit, isoflop
 from research.scaling.budgets import drop_outliers, group_by_budget
 from research.scaling.compare import rescaled_columns
 from research.scaling.compute_optimal import PER_TOKEN
-from research.scaling.laws import GROUP
+from research.scaling.law import GROUP
 from research.tables import table
 
 SHOWN = 1e3  # times an optimum: an interval that reaches further is cut there, or no axis holds it

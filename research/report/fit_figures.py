@@ -15,7 +15,7 @@ from research.report import decision_figures, recipe_figures, style
 from research.report.style import BLUE, GRAY, GREEN, ORANGE
 from research.runs.schema import AXES
 from research.scaling import Analysis, Fit, compute_optimal, uncertainty
-from research.scaling.laws import GROUP
+from research.scaling.law import GROUP
 from research.tables import table
 
 LEVELS = 9  # iso-loss contours, about

@@ -10,14 +10,16 @@ if TYPE_CHECKING:
     from research.scaling.analysis import Analysis, analyze, fit_law
     from research.scaling.fit import Fit
     from research.scaling.fit_document import loss_unit
-    from research.scaling.laws import LAWS, Law, named_law
+    from research.scaling.law import Law
+    from research.scaling.laws import LAWS, named_law
     from research.scaling.options import Options, split_rows
 
 _HOME = {
     **dict.fromkeys(("Analysis", "analyze", "fit_law"), "analysis"),
     "Fit": "fit",
     "loss_unit": "fit_document",
-    **dict.fromkeys(("LAWS", "Law", "named_law"), "laws"),
+    "Law": "law",
+    **dict.fromkeys(("LAWS", "named_law"), "laws"),
     **dict.fromkeys(("Options", "split_rows"), "options"),
 }
 

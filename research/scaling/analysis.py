@@ -24,7 +24,8 @@ from research.scaling import (
     recipes,
 )
 from research.scaling.fit import FEW, Fit
-from research.scaling.laws import AUTO, METHODS, RECIPE, Law, named_law
+from research.scaling.law import Law
+from research.scaling.laws import AUTO, METHODS, RECIPE, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
 from research.scaling.statistics import NORMAL
 from research.tables import comparable, sampling, table, where

@@ -23,7 +23,7 @@ from research.scaling.extrapolation import TRIED, effects_of, find_trial, fit_tr
 from research.scaling.fit import Fit
 from research.scaling.fit_document import build_document
 from research.scaling.lack_of_fit import misfit_warning
-from research.scaling.laws import Law
+from research.scaling.law import Law
 from research.scaling.options import Options, Split
 from research.scaling.power_laws import NAMES, SIX_ND
 from research.scaling.statistics import held_out_row, held_out_summary, usual_range

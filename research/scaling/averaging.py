@@ -21,7 +21,8 @@ from research.errors import BadInput
 from research.scaling import compute_optimal
 from research.scaling.extrapolation import effects_of, score_largest, stretch
 from research.scaling.fit import Fit
-from research.scaling.laws import Law, break_points, broken_size, named_law
+from research.scaling.law import Law
+from research.scaling.laws import break_points, broken_size, named_law
 from research.scaling.options import Options, filter_rows, split_rows
 from research.tables import table
 

@@ -16,7 +16,7 @@ from scipy.special import fdtrc
 from research.errors import BadInput
 from research.scaling import gate as gates
 from research.scaling.fit import Fit
-from research.scaling.laws import GROUP, Columns, Law, Params
+from research.scaling.law import GROUP, Columns, Law, Params
 from research.scaling.options import Options, Split, split_rows
 from research.tables import table
 from research.tables.comparable import group_of, group_value

@@ -14,7 +14,7 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling.fit import Fit
-from research.scaling.laws import GROUP, Law
+from research.scaling.law import GROUP, Law
 from research.scaling.power_laws import NAMES, SIX_ND
 from research.scaling.statistics import (
     SAME_BUDGET,

@@ -19,7 +19,7 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling import compute_optimal
 from research.scaling.fit import ROUNDING, Fit, finite_ends
-from research.scaling.laws import Law
+from research.scaling.law import Law
 from research.scaling.options import Options, Split
 from research.tables.table import Row
 

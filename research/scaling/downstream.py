@@ -14,7 +14,8 @@ import numpy as np
 from research.errors import BadInput
 from research.scaling.extrapolation import largest_rows
 from research.scaling.fit import Fit, finite_ends
-from research.scaling.laws import Law, logistic, power, saturating
+from research.scaling.law import Law
+from research.scaling.laws import logistic, power, saturating
 from research.scaling.options import Options, Split
 from research.tables import table, where
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from research.scaling.laws import GROUP, Law
+from research.scaling.law import GROUP, Law
 from research.scaling.optimize import Problem
 from research.scaling.statistics import number_groups
 from research.tables import table

@@ -21,7 +21,7 @@ from research.scaling.compute_optimal import PER_TOKEN, vary_together
 from research.scaling.effects import Effects
 from research.scaling.fit import Fit
 from research.scaling.fit_document import held_out_section
-from research.scaling.laws import Law
+from research.scaling.law import Law
 from research.scaling.options import Options, Split
 from research.scaling.power_laws import SIX_ND
 from research.scaling.statistics import SAME_BUDGET, number_budgets, usual_range

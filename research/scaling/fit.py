@@ -17,7 +17,7 @@ from scipy.special import stdtrit
 from research.errors import BadInput
 from research.scaling import uncertainty
 from research.scaling.effects import Effects, estimate_effects
-from research.scaling.laws import Law
+from research.scaling.law import Law
 from research.scaling.optimize import (
     Prior,
     Problem,

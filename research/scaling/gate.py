@@ -17,7 +17,7 @@ from research.io.humanize import flops_text
 from research.scaling import compute_optimal
 from research.scaling.extrapolation import amounts
 from research.scaling.fit import Fit
-from research.scaling.laws import Law
+from research.scaling.law import Law
 from research.scaling.statistics import usual_range
 
 REACH = 6.0  # decades around a budget in which an equal loss is looked for

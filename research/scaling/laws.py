@@ -1,133 +1,38 @@
-"""Scaling laws. A law is names, transforms and a prediction; to add one, write it and its line.
+"""Scaling laws of losses and scores. To add one, write it and its line in LAWS:
 
-A prediction takes the parameters and the columns of a table by name, in numpy:
-
-    floor = Law(
-        name="floor",
-        formula="L(N) = E + A / N^alpha",
-        columns=("params",),
-        parameters=("E", "A", "alpha"),
-        positive=("E", "A"),
-        starts={"alpha": (0.1, 0.3, 1.0)},
-        predict=lambda p, x: p["E"] + p["A"] * x["params"] ** -p["alpha"],
-    )
-
-Its derivative is taken by a complex step (Squire and Trapp 1998), exact to rounding, so `predict`
-must be made of analytic functions (no abs, no maximum). A law that is a sum of exponentials of what
-is linear in its parameters may give its `terms` instead: log L = logsumexp(e, a - alpha log N) has
-a softmax as its gradient (Hoffmann et al. 2022, appendix D), and that is much faster.
+floor = Law(
+    name="floor",
+    formula="L(N) = E + A / N^alpha",
+    columns=("params",),
+    parameters=("E", "A", "alpha"),
+    positive=("E", "A"),
+    starts={"alpha": (0.1, 0.3, 1.0)},
+    predict=lambda p, x: p["E"] + p["A"] * x["params"] ** -p["alpha"],
+)
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from research.errors import BadInput
+from research.scaling.law import Columns, Law, Params, stack_terms
 
-Columns = Mapping[str, np.ndarray]
-Params = Mapping[str, Any]
-Starts = Sequence[float] | Callable[[Columns, np.ndarray], Sequence[float] | np.ndarray]
 EXPONENTS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
-GROUP = "group_number"  # the column of a law of several groups; 0 is the reference
-STEP = 1e-30  # of the complex step: there is no difference to cancel
 LETTERS = {"params": "N", "tokens": "D", "train": "D", "unique": "D", "flops": "C"}
 
 
-@dataclass(frozen=True)
-class Law:
-    """`parameters` as they are reported; the `positive` ones are fitted as their logarithm.
-
-    `columns` are what the prediction of `response` reads. `starts` gives values from which fits
-    begin (or a function of the columns and the response that does) for the parameters in which the
-    prediction is not linear; the others, which must be positive, are found for each combination by
-    non-negative least squares. `bounds` keep a reported parameter where it has a meaning.
-    A `nested` law is fitted first, and its parameters are where those of the same name begin.
-    """
-
-    name: str
-    formula: str
-    columns: tuple[str, ...]
-    parameters: tuple[str, ...]
-    positive: tuple[str, ...]
-    starts: Mapping[str, Starts]
-    predict: Callable[[Params, Columns], Any] | None = None
-    terms: Callable[[Columns], np.ndarray] | None = None
-    response: str = "loss"
-    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    nested: "Law | None" = None
-
-    def prepare(self, columns: Columns) -> np.ndarray:
-        """What `evaluate` reads of n rows: terms [T, P, n], or the columns [C, n]."""
-        if self.terms:
-            return self.terms(columns)
-        return np.stack([np.asarray(columns[name], float) for name in self.columns])
-
-    def shared(self, x: np.ndarray) -> bool:
-        """Whether all fits have the same rows, rather than each its own ([K, n, ...])."""
-        return x.ndim == (3 if self.terms else 2)
-
-    def evaluate(self, theta_KxP: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
-        """Log prediction [K, n], its derivative [K, P, n], and for laws given by terms the share of
-        each term [T, K, n] (from which the second derivative follows)."""
-        if self.terms:
-            return self._sum(theta_KxP, x)
-        return *self._complex_step(theta_KxP, x), None
-
-    def _sum(self, theta_KxP: np.ndarray, x: np.ndarray) -> tuple:
-        T, P, n = x.shape[-3:]
-        if self.shared(x):
-            share_TxKxn = theta_KxP @ x
-        else:
-            share_TxKxn = np.einsum("ktpn,kp->tkn", x, theta_KxP)
-        top_Kxn = share_TxKxn.max(0)
-        share_TxKxn -= top_Kxn
-        np.exp(share_TxKxn, out=share_TxKxn)
-        total_Kxn = share_TxKxn.sum(0)
-        share_TxKxn /= total_Kxn
-        derivative_KxPxn = np.zeros((len(theta_KxP), P, n))
-        for t, p in np.argwhere(x.reshape(-1, T, P, n).any((0, 3))):
-            derivative_KxPxn[:, p] += share_TxKxn[t] * x[..., t, p, :]
-        return top_Kxn + np.log(total_Kxn), derivative_KxPxn, share_TxKxn
-
-    def _complex_step(self, theta_KxP: np.ndarray, x: np.ndarray) -> tuple:
-        columns = {name: x[..., i, :] for i, name in enumerate(self.columns)}
-        (K, P), n = theta_KxP.shape, x.shape[-1]
-        value, derivative = np.empty((K, n)), np.empty((K, P, n))
-        with np.errstate(all="ignore"):  # far from the data a law may have no finite value
-            for i in range(P):
-                moved = theta_KxP + STEP * 1j * (np.arange(P) == i)
-                predicted = np.broadcast_to(self._predict(moved, columns), (K, n))
-                value = np.real(predicted)
-                derivative[:, i] = np.imag(predicted) / STEP / value
-            return np.log(value), derivative
-
-    def _predict(self, theta_KxP: np.ndarray, columns: Columns) -> Any:
-        assert self.predict
-        values = np.where(self._logged, np.exp(np.where(self._logged, theta_KxP, 0)), theta_KxP)
-        named = {name: values[:, i, None] for i, name in enumerate(self.parameters)}
-        return self.predict(named, columns)
-
-    @property
-    def _logged(self) -> np.ndarray:
-        return np.array([name in self.positive for name in self.parameters])
-
-    def report(self, theta: np.ndarray) -> np.ndarray:
-        """Fitted → reported parameters, [..., P] → [..., P]."""
-        logged = self._logged
-        return np.where(logged, np.exp(np.where(logged, theta, 0.0)), theta)
-
-    def fitted(self, reported: np.ndarray) -> np.ndarray:
-        """Reported → fitted parameters, [..., P] → [..., P]."""
-        logged = self._logged
-        return np.where(logged, np.log(np.where(logged, reported, 1.0)), reported)
+def _log_sum(a: Any, b: Any) -> Any:
+    """log(exp(a) + exp(b)), of complex numbers too. The larger is taken out: nothing overflows."""
+    top = np.maximum(np.real(a), np.real(b))
+    return top + np.log(np.exp(a - top) + np.exp(b - top))
 
 
-def _terms(*terms: Mapping[str, np.ndarray | float], of: Sequence[str]) -> np.ndarray:
-    """[T, P, n] from terms that map a parameter to what multiplies it; `of` orders parameters."""
-    zero = np.zeros(max(np.size(v) for term in terms for v in term.values()))
-    return np.array([[zero + term.get(name, 0.0) for name in of] for term in terms])
+def _falling(height: Any, z: Any) -> Any:
+    """height / (1 + exp(z)), likewise."""
+    top = np.maximum(np.real(z), 0.0)
+    return height * np.exp(-top) / (np.exp(-top) + np.exp(z - top))
 
 
 def power(column: str = "params") -> Law:
@@ -142,7 +47,7 @@ def power(column: str = "params") -> Law:
         positive=("E", "A"),
         starts={"alpha": EXPONENTS},
         predict=lambda p, x: p["E"] + p["A"] * x[column] ** -p["alpha"],
-        terms=lambda x: _terms({"E": 1.0}, {"A": 1.0, "alpha": -np.log(x[column])}, of=names),
+        terms=lambda x: stack_terms({"E": 1.0}, {"A": 1.0, "alpha": -np.log(x[column])}, of=names),
     )
 
 
@@ -159,7 +64,7 @@ def chinchilla() -> Law:
         predict=lambda p, x: (
             p["E"] + p["A"] * x["params"] ** -p["alpha"] + p["B"] * x["tokens"] ** -p["beta"]
         ),
-        terms=lambda x: _terms(
+        terms=lambda x: stack_terms(
             {"E": 1.0},
             {"A": 1.0, "alpha": -np.log(x["params"])},
             {"B": 1.0, "beta": -np.log(x["tokens"])},
@@ -175,7 +80,7 @@ def interaction() -> Law:
 
     def terms(x: Columns) -> np.ndarray:
         n, d = -np.log(x["params"]), -np.log(x["tokens"])
-        return _terms(
+        return stack_terms(
             {"E": 1.0}, {"A": 1.0, "alpha": n}, {"B": 1.0, "beta": d},
             {"G": 1.0, "alpha": n, "beta": d}, of=names,
         )  # fmt: skip
@@ -203,8 +108,7 @@ def skaling() -> Law:
     def predict(p: Params, x: Columns) -> Any:
         n = np.log(p["A"]) - p["alpha"] * np.log(x["params"])
         d = np.log(p["B"]) - p["beta"] * np.log(x["tokens"])
-        top = np.maximum(np.real(n), np.real(d))
-        return p["E"] + np.exp(p["k"] * (top + np.log(np.exp(n - top) + np.exp(d - top))))
+        return p["E"] + np.exp(p["k"] * _log_sum(n, d))
 
     return Law(
         name="skaling",
@@ -229,9 +133,7 @@ def broken_size(at: float | None = None) -> Law:
     names = ("E", "A", "B", "alpha", "beta", "shift")
 
     def bend(log_n: Any, log_b: Any) -> Any:
-        z = (log_n - log_b) / BREAK_WIDTH
-        top = np.maximum(np.real(z), 0.0)
-        return -BREAK_WIDTH * (top + np.log(np.exp(-top) + np.exp(z - top)))
+        return -BREAK_WIDTH * _log_sum(0.0, (log_n - log_b) / BREAK_WIDTH)
 
     def predict(p: Params, x: Columns) -> Any:
         log_n, log_b = np.log(x["params"]), np.log(at or p["N_b"])
@@ -242,7 +144,7 @@ def broken_size(at: float | None = None) -> Law:
         assert at
         log_n = np.log(x["params"])
         size = {"A": 1.0, "alpha": -log_n, "shift": bend(log_n, np.log(at))}
-        return _terms({"E": 1.0}, size, {"B": 1.0, "beta": -np.log(x["tokens"])}, of=names)
+        return stack_terms({"E": 1.0}, size, {"B": 1.0, "beta": -np.log(x["tokens"])}, of=names)
 
     return Law(
         name="broken_size",
@@ -276,7 +178,9 @@ def overtraining() -> Law:
     def terms(x: Columns) -> np.ndarray:
         m = np.log(x["tokens"] / x["params"])
         c = np.log(6 * x["params"] * x["tokens"])
-        return _terms({"E": 1.0}, {"A": 1.0, "eta": m - c}, {"B": 1.0, "eta": -m - c}, of=names)
+        return stack_terms(
+            {"E": 1.0}, {"A": 1.0, "eta": m - c}, {"B": 1.0, "eta": -m - c}, of=names
+        )
 
     def predict(p: Params, x: Columns) -> Any:
         m, c = x["tokens"] / x["params"], 6 * x["params"] * x["tokens"]
@@ -305,8 +209,7 @@ def kaplan() -> Law:
     def predict(p: Params, x: Columns) -> Any:
         a = p["alpha"] / p["beta"] * np.log(p["Nc"] / x["params"])
         b = np.log(p["Dc"] / x["tokens"])
-        top = np.maximum(np.real(a), np.real(b))
-        return np.exp(p["beta"] * (top + np.log(np.exp(a - top) + np.exp(b - top))))
+        return np.exp(p["beta"] * _log_sum(a, b))
 
     return Law(
         name="kaplan",
@@ -370,9 +273,7 @@ def broken(column: str = "params") -> Law:
 
     def predict(p: Params, x: Columns) -> Any:
         log_x = np.log(x[column])
-        z = (log_x - np.log(p["x_b"])) / p["f"]
-        top = np.maximum(np.real(z), 0.0)
-        bend = top + np.log(np.exp(-top) + np.exp(z - top))
+        bend = _log_sum(0.0, (log_x - np.log(p["x_b"])) / p["f"])
         return p["E"] + p["A"] * np.exp(-p["c0"] * log_x - p["c1"] * p["f"] * bend)
 
     return Law(
@@ -384,7 +285,7 @@ def broken(column: str = "params") -> Law:
         starts={
             "c0": (0.05, 0.2, 0.5, 1.0),
             "c1": (-0.3, 0.3, 1.0),
-            "x_b": lambda x, y: np.geomspace(x[column].min(), x[column].max(), 5)[1:-1],
+            "x_b": lambda x, y: break_points(x[column]),
             "f": (0.1, 0.5),
         },
         predict=predict,
@@ -397,9 +298,7 @@ def saturating() -> Law:
     for a high loss and at its ceiling for a low one (the second step of Bhagia et al. 2024)."""
 
     def predict(p: Params, x: Columns) -> Any:
-        z = p["k"] * (x["loss"] - p["L0"])
-        top = np.maximum(np.real(z), 0.0)  # exp of what is never positive
-        return p["floor"] + p["rise"] * np.exp(-top) / (np.exp(-top) + np.exp(z - top))
+        return p["floor"] + _falling(p["rise"], p["k"] * (x["loss"] - p["L0"]))
 
     return Law(
         name="saturating",
@@ -423,8 +322,7 @@ def logistic(column: str = "params") -> Law:
 
     def predict(p: Params, x: Columns) -> Any:
         z = p["k"] * (np.log(p["x_half"]) - np.log(x[column]))
-        top = np.maximum(np.real(z), 0.0)
-        return p["floor"] + p["rise"] * np.exp(-top) / (np.exp(-top) + np.exp(z - top))
+        return p["floor"] + _falling(p["rise"], z)
 
     return Law(
         name="logistic",

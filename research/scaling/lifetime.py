@@ -24,7 +24,7 @@ from research.scaling.compute_optimal import (
     vary_together,
 )
 from research.scaling.extrapolation import FURTHER
-from research.scaling.laws import GROUP, Law
+from research.scaling.law import GROUP, Law
 from research.scaling.options import Options
 
 PER_SERVED = 2.0  # FLOPs of inference per parameter and token

@@ -19,7 +19,8 @@ from research.io.humanize import amount_text, flops_text
 from research.scaling import compute_optimal, isoflop, minima_document
 from research.scaling.compute_optimal import AHEAD
 from research.scaling.fit import Fit
-from research.scaling.laws import METHODS, Law, named_law
+from research.scaling.law import Law
+from research.scaling.laws import METHODS, named_law
 from research.scaling.options import Options, split_rows
 from research.tables import numbers, states, table
 

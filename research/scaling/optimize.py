@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from research.scaling.laws import Columns, Law
+from research.scaling.law import Columns, Law
 
 OBJECTIVES = ("huber_log", "mse_log", "mse")
 BLOCK = 1 << 15  # fits x rows that are worked on at once: what a core's cache holds

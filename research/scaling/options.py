@@ -8,7 +8,8 @@ from numbers import Integral, Real
 import numpy as np
 
 from research.errors import BadInput
-from research.scaling.laws import AGAINST, AUTO, METHODS, METHODS_OF_MINIMA, Law
+from research.scaling.law import Law
+from research.scaling.laws import AGAINST, AUTO, METHODS, METHODS_OF_MINIMA
 from research.scaling.optimize import OBJECTIVES
 from research.tables import curves, replicates, sampling, table, where
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from research.errors import BadInput
 from research.scaling.fit import Fit
-from research.scaling.laws import EXPONENTS, RECIPE, Columns, Law, Params, chinchilla, power
+from research.scaling.law import Columns, Law, Params
+from research.scaling.laws import EXPONENTS, RECIPE, chinchilla, power
 from research.scaling.options import Options, split_rows
 from research.tables.table import Row, usable_rows, with_rows
 

@@ -17,7 +17,8 @@ from research.scaling.analysis import has_outliers
 from research.scaling.averaging import Average
 from research.scaling.compute_optimal import PER_TOKEN, has_optimum, largest_budget
 from research.scaling.fit_document import loss_unit
-from research.scaling.laws import AUTO, GROUP, LAWS, named_law
+from research.scaling.law import GROUP
+from research.scaling.laws import AUTO, LAWS, named_law
 from research.scaling.options import Options
 from research.tables.table import Row
 
