@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-ITEM = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "c64": 8, "c128": 16}  # else bits / 8
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z0-9\-]*)\((.*)$")
@@ -38,9 +37,9 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        bits = re.search(r"\d+", self.dtype)
-        item = ITEM.get(self.dtype) or (int(bits[0]) / 8 if bits else 0)
-        return int(item * math.prod(self.shape))
+        named = re.search(r"\d+", self.dtype)
+        bits = int(named[0]) if named else 8 * (self.dtype == "pred")  # a token has none
+        return bits * math.prod(self.shape) // 8
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
@@ -132,7 +131,7 @@ class Program:
             if not re.fullmatch(KINDS, kind):
                 continue
             axes, ways = _over(instruction.rest, mesh)
-            for array in _moved(instruction, kind, ways):
+            for array in _moved(instruction, kind):
                 whole = array.bytes * (ways if kind == "reduce-scatter" else 1)
                 label = str(array) if kind != "reduce-scatter" else f"{ways} x {array}"
                 one = Collective(kind, axes, label, whole, 1, ways, instruction.operation)
@@ -151,7 +150,7 @@ class Program:
         return sorted(found, reverse=True)[:count]
 
 
-def _moved(instruction: Instruction, kind: str, ways: int) -> Sequence[Array]:
+def _moved(instruction: Instruction, kind: str) -> Sequence[Array]:
     """The results of a collective; one that is started names its operands before them."""
     arrays = [array for array in instruction.arrays if array.shape or kind == "all-reduce"]
     twice = instruction.kind.endswith("-start") and kind != "all-reduce" and len(arrays) > 1

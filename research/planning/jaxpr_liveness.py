@@ -208,12 +208,13 @@ def _lifetimes(level: Level, outputs_live: bool) -> tuple[dict[int, Value], dict
             if id(v) in carried:
                 end = len(level.ops)
             ends[id(v)] = end
-            if _is_written(op, v, after, level, id(v) in outs):
+            if _is_written(op, after, level, id(v) in outs):
                 written[id(v)], last[id(v)] = v, end
     return written, last
 
 
-def _is_written(op: Op, v: Value, after: list[int], level: Level, is_out: bool) -> bool:
+def _is_written(op: Op, after: list[int], level: Level, is_out: bool) -> bool:
+    """Whether its results are written to memory, where the operations `after` read them."""
     if op.bodies:
         return True
     if is_view(op):

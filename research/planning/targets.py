@@ -78,13 +78,10 @@ class Target(NamedTuple):
         here = jax.devices()  # which also finds the compilers that are installed
         if self.platform == "cpu":
             return here[: self.devices]
-        more = {}
         if self.platform == "gpu":
             more = {"topology": self.topology, "target_config": _target_config(self.device)}
-            topology = topologies.get_topology_desc(platform="cuda", topology_name="", **more)
-        else:
-            topology = topologies.get_topology_desc(self.topology, platform="tpu")
-        return topology.devices
+            return topologies.get_topology_desc("", platform="cuda", **more).devices
+        return topologies.get_topology_desc(self.topology, platform="tpu").devices
 
 
 def parse_target(text: str) -> Target:

@@ -1,11 +1,10 @@
 """A prediction averaged over laws, by their weights (research/scaling/averaging.py).
 
-Draws of every law,
-weighted so, are one predictive distribution: its interval holds noise, parameters and the choice of
-the law, and says how much of it is which. Beyond the table a law may also drift away from what is
-true, as budgets are seen to do within it: at a decade by DRIFT times as much, and with the root of
-the distance, as a random walk does. DRIFT is set by what public ladders showed at ten to a hundred
-times their compute (docs/reproductions.md).
+Draws of every law, weighted so, are one predictive distribution: its interval holds noise,
+parameters and the choice of the law, and says how much of it is which. Beyond the table a law may
+also drift away from what is true, as budgets are seen to do within it: at a decade by DRIFT times
+as much, and with the root of the distance, as a random walk does. DRIFT is set by what public
+ladders showed at ten to a hundred times their compute (docs/reproductions.md).
 """
 
 import dataclasses

@@ -91,7 +91,7 @@ def candidates(rows: Sequence[table.Row], options: Options) -> list[Law]:
     if any(len({row[name] for row in both}) == 1 for name in ("params", "tokens")):
         return of_one
     out = [named_law(name) for name in BY_BOTH if name != "broken_size"]
-    if len(out) < len(BY_BOTH):
+    if "broken_size" in BY_BOTH:
         sizes = np.array([row["params"] for row in both])
         out += [broken_size(float(at)) for at in break_points(sizes)]
     return out

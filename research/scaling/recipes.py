@@ -29,6 +29,8 @@ FORMAT = "isoflop-recipe-1"
 PARABOLA = 0.1  # of the best loss of a cell: further up, a parabola in the logarithm does not hold
 DEPENDS = {"params": "N", "tokens": "D", "batch_tokens": "B"}
 FAR = 1e4  # times the center of a table, beyond which no optimum is looked for
+SLOPES = {"lr": (-0.3, 0.0), "batch_tokens": (0.3,)}  # of an optimum, from which fits begin
+DRAWS = 200  # simulated tables for the intervals of the optima
 LEAST = 3  # values of a column from which a law can have a parabola in it
 # Exponents of lr in (params, tokens, batch_tokens), and the constant where one is published.
 RULES: dict[str, tuple[tuple[float, float, float], float | None]] = {
@@ -112,65 +114,51 @@ def _build_law(moving: Sequence[str], batches: bool, center: Mapping[str, float]
     `batches`; parameters of the optima hold at the `center` of the table."""
     sizes = [name for name in moving if name != "batch_tokens"]
     base = {0: None, 1: power(sizes[0]) if len(sizes) == 1 else None, 2: chinchilla()}[len(sizes)]
-    of_rate = {f"lr_{DEPENDS[name]}": name for name in moving}
-    of_batch = {f"batch_{DEPENDS[name]}": name for name in sizes} if batches else {}
-    own = ("k", "lr_star", *of_rate, *(("h", "batch_star", *of_batch) if batches else ()))
-
-    def logs(x: Columns, names: Mapping[str, str]) -> dict[str, np.ndarray]:
-        return {p: np.log(x[name] / center[name]) for p, name in names.items()}
+    parabolas = [("k", "lr_star", {f"lr_{DEPENDS[name]}": name for name in moving}, "lr")]
+    if batches:
+        slopes = {f"batch_{DEPENDS[name]}": name for name in sizes}
+        parabolas.append(("h", "batch_star", slopes, "batch_tokens"))
 
     def predict(p: Params, x: Columns) -> Any:
         loss: Any = base.predict(p, x) if base and base.predict else p["E"]
-        rate = np.log(x["lr"]) - np.log(p["lr_star"])
-        for name, log_x in logs(x, of_rate).items():
-            rate = rate - p[name] * log_x
-        loss = loss + p["k"] * rate * rate
-        if batches:
-            batch = np.log(x["batch_tokens"]) - np.log(p["batch_star"])
-            for name, log_x in logs(x, of_batch).items():
-                batch = batch - p[name] * log_x
-            loss = loss + p["h"] * batch * batch
+        for curvature, star, slopes, column in parabolas:
+            off = np.log(x[column]) - np.log(p[star])
+            for slope, of in slopes.items():
+                off = off - p[slope] * np.log(x[of] / center[of])
+            loss = loss + p[curvature] * off * off
         return loss
 
     def around(column: str) -> Any:
         return lambda x, y: np.quantile(x[column], [0.25, 0.5, 0.75], method="nearest")
 
-    stars = {"lr_star": "lr", **({"batch_star": "batch_tokens"} if batches else {})}
-    starts: dict[str, Any] = {"lr_star": around("lr"), **dict.fromkeys(of_rate, (-0.3, 0.0))}
-    if batches:
-        starts |= {"batch_star": around("batch_tokens"), **dict.fromkeys(of_batch, (0.3,))}
+    parameters, positive = (base.parameters, base.positive) if base else (("E",), ("E",))
+    starts: dict[str, Any] = {}
+    bounds: dict[str, tuple[float, float]] = {}
+    formula, optima = base.formula if base else "L = E", []
+    for curvature, star, slopes, column in parabolas:
+        parameters, positive = (*parameters, curvature, star, *slopes), (*positive, curvature, star)
+        starts |= {star: around(column), **dict.fromkeys(slopes, SLOPES[column])}
+        bounds |= dict.fromkeys(slopes, (-3.0, 3.0))
+        bounds[star] = center[column] / FAR, center[column] * FAR
+        letter = {"batch_tokens": "B"}.get(column, column)
+        formula += f" + {curvature} log({letter} / {letter}*)^2"
+        powers = [f"{DEPENDS[of]}^{slope}" for slope, of in slopes.items()]
+        optima.append(" ".join([f"{letter}* = {star}", *powers]))
     if len(sizes) == 1:
         starts["alpha"] = EXPONENTS[2:8]
-
-    def words(star: str, of: Mapping[str, str]) -> str:
-        return " ".join([star, *(f"{DEPENDS[column]}^{name}" for name, column in of.items())])
-
-    terms = [f"lr* = {words('lr_star', of_rate)}"]
-    terms += [f"B* = {words('batch_star', of_batch)}"] if batches else []
     return RecipeLaw(
         name=RECIPE,
-        formula=(base.formula if base else "L = E")
-        + " + k log(lr / lr*)^2"
-        + (" + h log(B / B*)^2" if batches else "")
-        + f"; {', '.join(terms)}, relative to the table's center",
+        formula=f"{formula}; {', '.join(optima)}, relative to the table's center",
         columns=(*sizes, "lr", *(("batch_tokens",) if "batch_tokens" in moving else ())),
-        parameters=(*(base.parameters if base else ("E",)), *own),
-        positive=(
-            *(base.positive if base else ("E",)),
-            *("k", "lr_star"),
-            *(("h", "batch_star") if batches else ()),
-        ),
+        parameters=parameters,
+        positive=positive,
         starts=starts,
         predict=predict,
-        bounds=dict.fromkeys((*of_rate, *of_batch), (-3.0, 3.0))
-        | {star: (center[c] / FAR, center[c] * FAR) for star, c in stars.items()},
+        bounds=bounds,
         nested=base if len(sizes) == 2 else None,
         center=center,
         bases=tuple(zip("AB", ("alpha", "beta"), sizes, strict=False)),
-        parabolas=(
-            ("k", "lr_star", of_rate, "lr"),
-            *((("h", "batch_star", of_batch, "batch_tokens"),) if batches else ()),
-        ),
+        parabolas=tuple(parabolas),
     )
 
 
@@ -302,9 +290,6 @@ def recipe_section(law: RecipeLaw, fit: Fit, options: Options) -> dict[str, Any]
             "tried there: the law of all cells places it, no run does"
         )
     return {**section, "words": [*_recipe_words(fit), *words], "warnings": told}
-
-
-DRAWS = 200  # simulated tables for the intervals of the optima
 
 
 def _cells(rows: Sequence[Row], law: Law) -> list[dict[str, Any]]:

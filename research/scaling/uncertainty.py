@@ -29,6 +29,7 @@ PINNED = 20  # relative weight of a row that a fit passes through: off it by und
 PASSES = 100  # steps of a refit; those that need more are far beyond the limit
 OF_A_DRAW = 1e-9  # relative decrease that is none: what is left of it is some ten thousandth of a
 # standard deviation of what is drawn
+LEVEL = 0.95  # of every interval
 MANY = 30  # clusters, from which on their scores tell how noise differs between rows
 
 
@@ -53,7 +54,7 @@ def _weighted_residuals(problem: Problem, theta: np.ndarray) -> np.ndarray:
     return np.sqrt(weights) * problem.residuals(theta[None])[0][0]
 
 
-def allowed_rise(problem: Problem, theta: np.ndarray, level: float = 0.95) -> float:
+def allowed_rise(problem: Problem, theta: np.ndarray, level: float = LEVEL) -> float:
     """By how much the objective may exceed its least value within the interval."""
     pull = np.sqrt(problem.weights) * problem.influence(theta[None])[0]
     count, freedom = _count_clusters(problem)
@@ -133,12 +134,11 @@ def parameter_intervals(
     best: np.ndarray,
     value: float,
     rivals: np.ndarray,
-    level: float = 0.95,
 ) -> list[tuple[float, float]]:
     """The profile interval of each fitted parameter; an end is ±inf where the data leave it open.
     That of one that is held is its value. It reaches over `rivals` [r, P], other minima that the
     data allow."""
-    limits = value + allowed_rises(problem, best, np.eye(len(best)), level)
+    limits = value + allowed_rises(problem, best, np.eye(len(best)), LEVEL)
     out = []
     for i, name in enumerate(problem.law.parameters):
         if problem.fixed_mask[i]:
@@ -171,7 +171,6 @@ def prediction_intervals(
     value: float,
     rivals: np.ndarray,
     points: np.ndarray,
-    level: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For points (what `law.prepare` makes of m rows): the log prediction [m], the interval of the
     law there [m, 2], and that of one new run there [m, 2], which has the noise of a run as well."""
@@ -199,7 +198,7 @@ def prediction_intervals(
         return np.reshape(least, targets_MxF.shape)
 
     limit = value + allowed_rises(
-        problem, best, problem.law.evaluate(best[None], points)[1][0].T, level
+        problem, best, problem.law.evaluate(best[None], points)[1][0].T, LEVEL
     )
     if problem.fixed_mask.all():  # nothing is left open
         law = np.stack([center, center], 1)
@@ -214,7 +213,7 @@ def prediction_intervals(
             there, max(reach, 1e-6), limit[:, None],
         )  # fmt: skip
         law = np.stack([np.minimum(law[:, 0], ends[:, 0]), np.maximum(law[:, 1], ends[:, 1])], 1)
-    spread = stdtrit(max(problem.freedom, 1), (1 + level) / 2) * reach
+    spread = stdtrit(max(problem.freedom, 1), (1 + LEVEL) / 2) * reach
     if problem.objective == "mse":  # noise in the units of the loss, here wanted in log loss
         spread = (spread / np.exp(center))[:, None]
     one_run = np.hypot(np.abs(law - center[:, None]), spread)

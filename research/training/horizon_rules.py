@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from research.config import schema
 from research.errors import BadInput
 from research.io import files
 from research.models import Model, accounting
@@ -49,11 +48,9 @@ def examples(rule: str, horizon: Mapping, per: Mapping[str, float]) -> float:
 
 
 def isoflop_budget(horizon: Mapping, examples: int, per: Mapping[str, float]) -> dict[str, Any]:
-    """Of an isoFLOP cell: the FLOPs that it was given, by which convention, and by what part whole
-    steps miss them. {} for a horizon of another unit."""
+    """Of a horizon in FLOPs, an isoFLOP cell: how many it was given, by which convention, and by
+    what part whole steps miss them."""
     unit, amount = horizon["unit"], horizon["amount"]
-    if unit not in schema.FLOPS_UNITS:
-        return {}
     name = accounting.FLOPS_CONVENTION if unit == "flops" else unit.removeprefix("flops_")
     away = examples * per[unit] / amount - 1
     return {"budget": amount, "budget_convention": name, "budget_away": away}

@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -172,10 +172,9 @@ def step_spec(run: Run, mesh: AnyMesh | None = None) -> StepSpec:
     return spec._replace(internals=internals.internals(run.cadence.log, run.task, run.model))
 
 
-def run_mesh(run: Run, devices: Sequence[Any] | None = None) -> Mesh:
+def run_mesh(run: Run) -> Mesh:
     """The mesh of a run on the devices that are here. Raises BadInput where there is none."""
-    parts = run.execution.grad_accumulation
-    return device_mesh.make_mesh(run.mesh, run.batch, devices, parts)
+    return device_mesh.make_mesh(run.mesh, run.batch, parts=run.execution.grad_accumulation)
 
 
 def place_state(run: Run, mesh: AnyMesh) -> tuple[Placement, TrainState]:
