@@ -11,20 +11,24 @@ from typing import NamedTuple
 import numpy as np
 
 KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all"
+# A fusion of the compiler for TPUs: it adds up and keeps a part, which is to scatter.
+FUSED = "all-reduce-scatter"
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][a-z0-9\-]*)\((.*)$")
 _SHAPE = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(body|calls|to_apply|branch_computations|\w+_computation)=\{?([^,}\s]+)")
+_LOOP = re.compile(r"\b(condition|body)=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\]"
     r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
 )
+_CHAIN = re.compile(r'\bchain_id="(\d+)"')
 _OP = re.compile(r'op_name="([^"]*)"')
 # What is no array of its own: names of others, and what is called is looked into.
-_NAMES = frozenset(
-    ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
-)
+_PART = "get-tuple-element"
+_ENTRY = re.compile(r"\bindex=(\d+)")
+_NAMES = frozenset(("parameter", "tuple", _PART, "bitcast", "while", "conditional", "call"))
 # Parts of an operation's name that say how it came about and not what it is.
 _WRAPPERS = frozenset(
     ("while", "body", "cond", "closed_call", "checkpoint", "rematted_computation")
@@ -46,9 +50,14 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
+    name: str
     kind: str
     arrays: tuple[Array, ...]
     rest: str  # operands and attributes
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
 
     @property
     def operation(self) -> str:
@@ -79,6 +88,11 @@ class Collective(NamedTuple):
         return self.times * self.bytes * share * (2 if self.kind == "all-reduce" else 1)
 
 
+def _constant(instruction: Instruction) -> int | None:
+    found = re.match(r"(\d+)\)", instruction.rest)
+    return int(found[1]) if found else None
+
+
 class Buffer(NamedTuple):
     bytes: int
     array: str
@@ -90,15 +104,18 @@ class Program:
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
-        self.entry, current = "", []
+        self.entry, name, current = "", "", []
         for line in text.splitlines():
             if header := _HEADER.match(line):
-                current = self.computations[header[2]] = []
-                self.entry = header[2] if header[1] else self.entry
+                name = header[2]
+                current = self.computations[name] = []
+                self.entry = name if header[1] else self.entry
             elif found := _LINE.match(line):
                 shapes = _SHAPE.findall(found[2])
                 arrays = [Array(t, tuple(int(n) for n in d.split(",") if n)) for t, d in shapes]
-                current.append(Instruction(found[3], tuple(arrays), found[4]))
+                fused = name.startswith(FUSED) and found[3] == "all-reduce"
+                kind = FUSED if fused else found[3]
+                current.append(Instruction(found[1], kind, tuple(arrays), found[4]))
 
     def instructions(
         self, name: str | None = None, times: int = 1, within: bool = True
@@ -114,26 +131,53 @@ class Program:
                 yield from self.instructions(called.lstrip("%"), inner, within)
 
     def _trips(self, loop: Instruction) -> int:
+        """How often the body runs: up to what its counter is compared with, by what it grows (a
+        loop that was unrolled counts by more than one)."""
         if found := _TRIPS.search(loop.rest):
             return int(found[1])
-        condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)
-        compared = self.computations.get(condition[1], []) if condition else []
-        if not compared or compared[-1].kind != "compare":
+        called = dict(_LOOP.findall(loop.rest))
+        test = self.computations.get(called["condition"], [])
+        if not test or test[-1].kind != "compare":
             return 1
-        limits = [re.match(r"(\d+)\)", i.rest) for i in compared if i.kind == "constant"]
-        return next((int(found[1]) for found in limits if found), 1)
+        named = {one.name: one for one in test}
+        compared = [named[name] for name in test[-1].operands if name in named]
+        limit = next((_constant(one) for one in compared if one.kind == "constant"), None)
+        at = next((_ENTRY.search(one.rest) for one in compared if one.kind == _PART), None)
+        return -(-limit // self._stride(called["body"], at and int(at[1]))) if limit else 1
+
+    def _stride(self, body: str, at: int | None) -> int:
+        """What is added to entry `at` of what a loop carries, 1 where that cannot be read."""
+        instructions = self.computations.get(body, [])
+        named = {one.name: one for one in instructions}
+        carried = instructions[-1].operands if instructions else []
+        grown = named.get(carried[at]) if at is not None and at < len(carried) else None
+        if grown is None or grown.kind != "add":
+            return 1
+        added = [named[name] for name in grown.operands if name in named]
+        return next((_constant(one) or 1 for one in added if one.kind == "constant"), 1)
 
     def collectives(self, mesh: Mapping[str, int]) -> list[Collective]:
-        """Of a program on `mesh`, {axis: devices}, the most received first."""
+        """Of a program on `mesh`, {axis: devices}, the most received first.
+
+        The compiler for TPUs starts a collective in one fusion, advances it in others and ends it
+        in another, and writes it out in each, with the number of their chain: it is one.
+        """
         count: dict[Collective, int] = defaultdict(int)
+        chains = set()
         for instruction, times in self.instructions():
-            kind = instruction.kind.removesuffix("-start")
+            fused = instruction.kind == FUSED
+            kind = "reduce-scatter" if fused else instruction.kind.removesuffix("-start")
             if not re.fullmatch(KINDS, kind):
                 continue
+            if chain := _CHAIN.search(instruction.rest):
+                if chain[1] in chains:
+                    continue
+                chains.add(chain[1])
             axes, ways = _over(instruction.rest, mesh)
             for array in _moved(instruction, kind):
-                whole = array.bytes * (ways if kind == "reduce-scatter" else 1)
-                label = str(array) if kind != "reduce-scatter" else f"{ways} x {array}"
+                part = kind == "reduce-scatter" and not fused
+                whole = array.bytes * (ways if part else 1)
+                label = f"{ways} x {array}" if part else str(array)
                 one = Collective(kind, axes, label, whole, 1, ways, instruction.operation)
                 count[one] += times
         found = [one._replace(times=times) for one, times in count.items()]

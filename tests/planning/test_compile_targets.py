@@ -139,6 +139,42 @@ def test_collectives_are_counted_in_a_step(groups):
     assert by_array["f32[]"].kind == "all-reduce"
 
 
+CARRIED = """attn/dot_general"}
+  ROOT %carried = (s32[], f32[16,8]) tuple(%next, /*index=1*/%w)"""
+
+
+def test_an_unrolled_loop_runs_as_often_as_its_counter_says():
+    """The compiler for TPUs unrolls a gather that overlaps with its product by two, and counts by
+    two."""
+    counted = TEXT.replace("GROUPS", "[2,4]<=[8]").replace(
+        "  ROOT %lt = pred[] compare(%i, %limit)",
+        "  %i = s32[] get-tuple-element(%p), index=0\n  ROOT %lt = pred[] compare(%i, %limit)",
+    )
+    for stride, times in ((1, 5), (2, 3), (5, 1)):
+        text = counted.replace(
+            "  ROOT %big = f32",
+            f"  %by = s32[] constant({stride})\n  %next = s32[] add(%k, %by)\n  %big = f32",
+        ).replace('attn/dot_general"}', CARRIED)
+        by_array = {c.array: c for c in hlo.Program(text).collectives(MESH)}
+        assert by_array["bf16[16,8]"].times == times
+
+
+def test_a_collective_that_runs_beside_others_is_one():
+    """The compiler for TPUs writes it out in each fusion that it overlaps with."""
+    piece = """
+%NAME (p: bf16[4,8]) -> bf16[16,8] {
+  ROOT %g = bf16[16,8] all-gather(%p), replica_groups=GROUPS, attributes={chain_id="CHAIN"}
+}
+"""
+    text, calls = TEXT, ""
+    for name, chain in (("start", 4), ("middle", 4), ("done", 4), ("another", 5)):
+        text = piece.replace("NAME", name).replace("CHAIN", str(chain)) + text
+        calls += f"  %{name}c = bf16[16,8] fusion(%w), kind=kCustom, calls=%{name}\n"
+    text = text.replace("  %gd = ", calls + "  %gd = ").replace("GROUPS", "[2,4]<=[8]")
+    found = hlo.Program(text).collectives(MESH)
+    assert sum(c.times for c in found if c.array == "bf16[16,8]") == 5 * (1 + 2)
+
+
 def test_strided_groups_are_those_of_an_outer_axis():
     for groups in ("{{0,4},{1,5},{2,6},{3,7}}", "[4,2]<=[2,4]T(1,0)"):
         found = hlo.Program(TEXT.replace("GROUPS", groups)).collectives(MESH)
@@ -353,3 +389,22 @@ def test_the_benchmark_of_a_gpu_compiles_for_one(case, tmp_path, monkeypatch, ca
     assert "does not fit" not in text
     with pytest.raises(SystemExit, match="--compile=b52:1: expected h100:8"):
         gpu.compile_all([case], "b52:1")
+
+
+def test_a_sum_of_which_a_part_is_kept_is_scattered():
+    """As the compiler for TPUs writes it; a sum that is kept whole is not."""
+    fusion = """
+%NAME (p: bf16[16,8]) -> bf16[4,8] {
+  %sum = bf16[16,8] all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %part = bf16[4,8] dynamic-slice(%sum, %at), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (p: bf16[16,8]) -> bf16[4,8] {
+  ROOT %f = bf16[4,8] fusion(%p), kind=kCustom, calls=%NAME
+}
+"""
+    (scattered,) = hlo.Program(fusion.replace("NAME", "all-reduce-scatter.7")).collectives(MESH)
+    (whole,) = hlo.Program(fusion.replace("NAME", "fused_computation")).collectives(MESH)
+    assert (scattered.kind, whole.kind) == ("reduce-scatter", "all-reduce")
+    assert (scattered.axes, scattered.bytes) == ("fsdp", 256) == (whole.axes, whole.bytes)
+    assert whole.received == 2 * scattered.received == 2 * 256 * 3 / 4
