@@ -64,13 +64,7 @@ def write_report(
     workdir = Path(workdir)
     out = files.make_directory(out) if out else workdir
     check_workdir(out)
-    rows, notes = _runs_of_sweep(workdir, all_runs)
-    if where:
-        met = match_where(rows, where)
-        notes.append(f"--where={where}: {int(met.sum())} of {len(rows)} runs")
-        rows = [row for row, keep in zip(rows, met, strict=True) if keep]
-        if not rows:
-            raise BadInput(f"--where={where}: no run meets it")
+    rows, notes = _runs_of_sweep(workdir, all_runs, where)
     against = against or text.varying_column(rows)
     rows, grouping = _group(rows)
     groups = {"": rows} if mix and grouping.several else text.rows_by_group(rows)
@@ -81,53 +75,77 @@ def write_report(
     if len(groups) > 1:
         notes.append(told_of_groups(len(groups), grouping, bool(compared)))
     records = {row["run"]: metrics_log.read_records(workdir / "runs" / row["run"]) for row in rows}
-    figures = _sweep_figures(rows, records, fits, against)
-    if bundle := _bundle(fits, records):
-        figures["collapse"] = sweep_figures.collapse_curves(bundle)
-    if compared:
-        figures["compare"] = fit_figures.draw_figures(compared, "compare")["compare"]
-    if every_way and len(fits) == 1:
-        figures |= _multiverse_figure(mix, *fits.values())
-    for group, analyses in surfaces.items():
-        for law, analysis in analyses.items():
-            for kind, figure in fit_figures.draw_figures(analysis).items():
-                if kind not in figures:  # the multiverse is there already
-                    figures[f"{html.figure_name(surfaces, group, law)}_{kind}"] = figure
-    registrations, rungs = read_registrations(workdir), read_ladder(workdir)
-    if registrations:
-        figures["ladder"] = decision_figures.ladder(*[*registrations.items()][-1], rungs)
-        figures |= _forecast_figure(workdir, registrations)
-    transfer = _transfer(workdir, notes)
-    figures |= {f"transfer_{name}": figure for name, figure in transfer.figures.items()}
-    drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
-    written = {"report": out / "report.html"}
-    for name, drawing in drawings.items():
-        written[f"{name}.png"], written[f"{name}.svg"] = drawing.save(out / "figures" / name)
-    for name, fit in fits.items():
-        if fit["document"]:
-            stem = "fit" if len(fits) == 1 else f"fit-{html.slug(name)}"
-            written[stem] = write_document(out, fit["document"], stem)
-    others = [("compare", compared)] if compared else []
-    for group, found in every.items():
-        kept = [name for name in found.analyses if name != "parabola"]  # that of Akima has both
-        others += [(html.figure_name(every, group, law), found.analyses[law]) for law in kept]
-    for name, analysis in others:
-        written[f"fit-{name}"] = write_document(out, analysis.document, f"fit-{name}")
-    places = sorted((workdir / "data").glob("*.json"))
-    cards = [files.read_json(place, follow=False) for place in places]
-    result = {"rows": rows, "against": against, "fits": fits, "cards": cards, "files": written}
-    result |= {"surfaces": surfaces, "compared": compared, "methods": every}
-    result["collapse"] = bundle and bundle.section()
-    result |= {"registrations": registrations, "rungs": rungs}
-    result["transfer"] = transfer
+    multiverse = _multiverse_figure(mix, *fits.values()) if every_way and len(fits) == 1 else {}
+    bundle = _bundle(fits, records)
+    result = {"rows": rows, "against": against, "fits": fits, "surfaces": surfaces}
+    result |= {"compared": compared, "methods": every, "collapse": bundle and bundle.section()}
+    result |= {"registrations": read_registrations(workdir), "rungs": read_ladder(workdir)}
+    result |= {"transfer": _transfer(workdir, notes), "cards": _cards(workdir)}
     result["downstream"] = {name: _scores_of(members) for name, members in groups.items()}
     result["notes"] = [*notes, *grouping.notes]
+    figures = _figures(workdir, result, records, bundle, multiverse)
+    drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
+    result["files"] = written = _write_parts(out, result, drawings)
     result |= _said(result)
     files.write_atomic(written["report"], html.render_page(result, drawings))
     return result
 
 
-def _runs_of_sweep(workdir: Path, all_runs: bool) -> tuple[list[Row], list[str]]:
+def _figures(
+    workdir: Path,
+    result: Mapping[str, Any],
+    records: Mapping[str, list[Row]],
+    bundle: collapse.Bundle | None,
+    multiverse: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All figures of the page by name."""
+    out = _sweep_figures(result["rows"], records, result["fits"], result["against"])
+    if bundle:
+        out["collapse"] = sweep_figures.collapse_curves(bundle)
+    if compared := result["compared"]:
+        out["compare"] = fit_figures.draw_figures(compared, "compare")["compare"]
+    out |= multiverse
+    for group, analyses in result["surfaces"].items():
+        for law, analysis in analyses.items():
+            for kind, figure in fit_figures.draw_figures(analysis).items():
+                if kind not in out:  # the multiverse is there already
+                    out[f"{html.figure_name(result['surfaces'], group, law)}_{kind}"] = figure
+    if registrations := result["registrations"]:
+        name, newest = [*registrations.items()][-1]
+        out["ladder"] = decision_figures.ladder(name, newest, result["rungs"])
+        out |= _forecast_figure(workdir, registrations)
+    transfer = result["transfer"].figures
+    return out | {f"transfer_{name}": figure for name, figure in transfer.items()}
+
+
+def _write_parts(
+    out: Path, result: Mapping[str, Any], drawings: Mapping[str, style.Drawing]
+) -> dict[str, Path]:
+    """Write the figures and the documents of all fits; their paths by name, and that of the page,
+    which is yet to be written."""
+    written = {"report": out / "report.html"}
+    for name, drawing in drawings.items():
+        written[f"{name}.png"], written[f"{name}.svg"] = drawing.save(out / "figures" / name)
+    for name, fit in result["fits"].items():
+        if fit["document"]:
+            stem = "fit" if len(result["fits"]) == 1 else f"fit-{html.slug(name)}"
+            written[stem] = write_document(out, fit["document"], stem)
+    others = [("compare", result["compared"])] if result["compared"] else []
+    for group, found in result["methods"].items():
+        for law, analysis in found.analyses.items():
+            if law != "parabola":  # that of Akima has both
+                others.append((html.figure_name(result["methods"], group, law), analysis))
+    for name, analysis in others:
+        written[f"fit-{name}"] = write_document(out, analysis.document, f"fit-{name}")
+    return written
+
+
+def _cards(workdir: Path) -> list[dict[str, Any]]:
+    places = sorted((workdir / "data").glob("*.json"))
+    return [files.read_json(place, follow=False) for place in places]
+
+
+def _runs_of_sweep(workdir: Path, all_runs: bool, where: str | None) -> tuple[list[Row], list[str]]:
     """The rows of the runs to report, and what there is to say of others."""
     rows, others = read_table(workdir), []
     if not all_runs:
@@ -135,6 +153,12 @@ def _runs_of_sweep(workdir: Path, all_runs: bool) -> tuple[list[Row], list[str]]
     notes = [others_note(others)] if others else []
     if not rows:
         raise BadInput(f"--runs={workdir}: no runs yet", *notes)
+    if where:
+        met = match_where(rows, where)
+        notes.append(f"--where={where}: {int(met.sum())} of {len(rows)} runs")
+        rows = [row for row, keep in zip(rows, met, strict=True) if keep]
+        if not rows:
+            raise BadInput(f"--where={where}: no run meets it")
     return rows, notes
 
 

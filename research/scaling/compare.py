@@ -35,6 +35,46 @@ def fit_groups(
     Raises BadInput for fewer than two groups, for a group that is too small, and where the shared
     law's loss does not fall.
     """
+    names = _group_names(law, rows, options, column)
+    asked = gates.parse_gate(gate, names) if gate else None
+    if asked:
+        names.sort(key=lambda name: name != asked.reference)
+    numbered = table.with_rows(
+        rows, [{**row, GROUP: 1.0 + names.index(group_value(row, column))} for row in rows]
+    )
+    joint = build_shared_law(law, names)
+    parts = split_rows(joint, numbered, options)
+    fit = Fit(joint, parts, options)
+    if reason := rising_loss(fit):
+        raise BadInput(f"--compare={column}: {reason}; no compute is worth anything there")
+    own, groups = {}, {}
+    intervals = fit.reported_intervals()
+    for name in names:
+        its = [row for row in parts.fitted if group_value(row, column) == name]
+        if not its:
+            raise BadInput(f"--compare={column}: no row of group {name!r} is left to fit")
+        if (alone := _fit_alone(law, its, options)) is not None:
+            own[name] = alone
+        groups[name] = {"n_points": len(its), "params": alone.params if alone else None}
+        if name != names[0]:
+            label = f"multiplier[{name}]"
+            m, (low, high) = fit.params[label], intervals[label]
+            groups[name]["compute_multiplier"] = {"value": m, "interval": [low, high]}
+            needs = [1 / high if high else None, 1 / low if low else None]
+            groups[name]["needs"] = {"value": 1 / m, "interval": needs}
+    test = _f_test(law, joint, parts, own, options)
+    section = {"column": column, "reference": names[0], "groups": groups, "test": test}
+    one = law.columns[0] if len(law.columns) == 1 else "flops"
+    section["of"] = NOUNS.get(one, one.replace("_", " "))
+    section["words"] = comparison_sentences(section)
+    if asked:
+        section["gate"] = gates.decide(asked, law, section, own, fit)
+        section["words"].insert(0, section["gate"]["words"])
+    return fit, section
+
+
+def _group_names(law: Law, rows: Sequence[table.Row], options: Options, column: str) -> list[str]:
+    """The groups, by name. Raises BadInput for what cannot be compared."""
     if options.init or options.score:
         flag = "init" if options.init else "score"
         raise BadInput(f"--{flag}: is for one law; --compare adds a parameter for every group")
@@ -53,54 +93,17 @@ def fit_groups(
     names = sorted({group_value(row, column) for row in rows})
     if len(names) < 2:
         raise BadInput(f"--compare={column}: every row is {names[0]!r}; two groups are needed")
-    asked = gates.parse_gate(gate, names) if gate else None
-    if asked:
-        names.sort(key=lambda name: name != asked.reference)
-    numbered = table.with_rows(
-        rows, [{**row, GROUP: 1.0 + names.index(group_value(row, column))} for row in rows]
-    )
-    joint = build_shared_law(law, names)
-    parts = split_rows(joint, numbered, options)
-    fit = Fit(joint, parts, options)
-    if reason := rising_loss(fit):
-        raise BadInput(f"--compare={column}: {reason}; no compute is worth anything there")
-    own, counts = {}, {}
+    return names
+
+
+def _fit_alone(law: Law, rows: Sequence[table.Row], options: Options) -> Fit | None:
+    """The law of one group; None for too few rows, which still have a place on the shared law."""
     alone = dataclasses.replace(options, where=None, holdout=None, drop_top_loss=0)
-    for name in names:
-        its = [row for row in parts.fitted if group_value(row, column) == name]
-        if not its:
-            raise BadInput(f"--compare={column}: no row of group {name!r} is left to fit")
-        counts[name] = len(its)
-        try:
-            parts_of = split_rows(law, its, alone)
-        except BadInput:  # too few rows for a law of its own, but they have a place on the shared
-            continue
-        own[name] = Fit(law, Split(parts_of.fitted, [], []), options, resample=False)
-    intervals = fit.reported_intervals()
-    groups = {}
-    for i, name in enumerate(names):
-        entry: dict[str, Any] = {
-            "n_points": counts[name],
-            "params": own[name].params if name in own else None,
-        }
-        if i:
-            label = f"multiplier[{name}]"
-            m, (low, high) = fit.params[label], intervals[label]
-            entry["compute_multiplier"] = {"value": m, "interval": [low, high]}
-            entry["needs"] = {
-                "value": 1 / m,
-                "interval": [1 / high if high else None, 1 / low if low else None],
-            }
-        groups[name] = entry
-    test = _f_test(law, joint, parts, own, options)
-    section = {"column": column, "reference": names[0], "groups": groups, "test": test}
-    one = law.columns[0] if len(law.columns) == 1 else "flops"
-    section["of"] = NOUNS.get(one, one.replace("_", " "))
-    section["words"] = comparison_sentences(section)
-    if asked:
-        section["gate"] = gates.decide(asked, law, section, own, fit)
-        section["words"].insert(0, section["gate"]["words"])
-    return fit, section
+    try:
+        fitted = split_rows(law, rows, alone).fitted
+    except BadInput:
+        return None
+    return Fit(law, Split(fitted, [], []), options, resample=False)
 
 
 def rescaled_columns(law: Law) -> list[str]:
@@ -154,7 +157,8 @@ def _f_test(
     law: Law, joint: Law, parts: Split, own: dict[str, Fit], options: Options
 ) -> dict[str, Any]:
     """Whether one law for all explains the rows as well as one each; rows of one size or budget of
-    a group may err together, as its own law shows (generalized least squares)."""
+    a group may err together, as its own law shows (generalized least squares). Nothing is tested
+    where laws of their own have no more free parameters than the shared one."""
     none = {"f": None, "p_value": None, "shared_exponents_justified": None}
     if len(own) <= len(joint.parameters) - len(law.parameters):  # a group has no law of its own
         return none
@@ -164,7 +168,7 @@ def _f_test(
     count = sum(int((~f.problem.fixed_mask).sum()) for f in separate)
     more = count - int((~shared.problem.fixed_mask).sum())
     left = sum(f.problem.n for f in separate) - count
-    if left <= 0 or sum(f.value for f in separate) <= 0:
+    if more <= 0 or left <= 0 or sum(f.value for f in separate) <= 0:
         return none
     value = sum(_sum_of_squares([_whitened(f, f)]) for f in separate)
     together = _sum_of_squares([_whitened(shared, f) for f in separate])
@@ -204,7 +208,9 @@ def comparison_sentences(section: dict[str, Any]) -> list[str]:
             )
     p = section["test"]["p_value"]
     if p is None:
-        out.append("too few rows to test whether the groups share their exponents")
+        out.append(
+            "too few rows, or free parameters, to test whether the groups share their exponents"
+        )
     elif section["test"]["shared_exponents_justified"]:
         out.append(f"the data allow shared exponents (F test, p = {p:.2g})")
     else:

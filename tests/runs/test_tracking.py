@@ -50,6 +50,8 @@ def test_what_else_moved_is_told():
     words = str(track(CURVE, rising, STEPS))
     assert words.endswith("; gradient norm 3 times what it was")
     assert "learning rate" not in words
+    falling = records(0.5, 0.2, grad_norm=lambda share: 1.0 if share < 0.45 else 0.25)
+    assert str(track(CURVE, falling, STEPS)).endswith("; gradient norm 0.25 times what it was")
     without = [{k: r[k] for k in ("step", "train_loss")} for r in rising]
     assert str(track(CURVE, without, STEPS)).endswith("sd above")
 

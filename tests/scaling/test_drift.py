@@ -171,7 +171,7 @@ def test_the_usual_range_ends_before_a_stray_and_not_before_a_large_run():
     assert usual_range([*budgets, 9e23]) == (budgets[0], 9e23)  # a ladder's last rung
     assert usual_range([*budgets, *[1e30] * 9]) == (budgets[0], 1e30)  # no few
     assert usual_range([1e10, 1e20]) == (1e10, 1e20)
-    assert usual_range(10.0 ** np.arange(10, 34, 3)) == (1e10, 1e31)  # steps alike
+    assert usual_range(10.0 ** np.arange(10, 42, 4)) == (1e10, 1e38)  # steps alike
 
 
 def table_of(world, stray=False):

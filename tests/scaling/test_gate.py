@@ -150,6 +150,28 @@ def test_a_gate_that_asks_nothing_is_refused(text, said):
         decided(curve(1.5), text)
 
 
+@pytest.mark.parametrize("fixed", [{"E", "alpha"}, {"E", "A", "alpha"}])
+def test_exponents_that_are_given_are_not_tested(fixed):
+    """A law for each group has then no more parameters than the shared one. Twin: a floor alone."""
+    known = {"E": 1.6, "A": 40.0, "alpha": 0.3}
+
+    def found(names):
+        fix = {name: known[name] for name in names}
+        rng = np.random.default_rng(0)
+        rows = [
+            {"run": f"{group}{i}", "group": group, "params": n,
+             "loss": (1.6 + 40 * (m * n) ** -0.3) * np.exp(1e-3 * rng.standard_normal())}
+            for group, m in (("a", 1.0), ("b", 1.5))
+            for i, n in enumerate(np.geomspace(1e6, 1e9, 8))
+        ]  # fmt: skip
+        return analyze("power", rows, {"bootstrap": 0, "fix": fix}, compare_by="group").document
+
+    untested = found(fixed)["compare"]
+    assert untested["test"] == dict.fromkeys(("f", "p_value", "shared_exponents_justified"))
+    assert "too few rows, or free parameters" in untested["words"][-1]
+    assert found({"E"})["compare"]["test"]["p_value"] is not None
+
+
 def test_a_gate_needs_groups():
     with pytest.raises(BadInput, match=r"--gate=muon>adamw@1e20: .* --compare=COLUMN"):
         analyze("chinchilla", grid(1.5), {}, gate="muon>adamw@1e20")

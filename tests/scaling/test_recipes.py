@@ -133,6 +133,8 @@ def test_batch_and_context_are_batch_tokens():
         del row["batch_tokens"]
     with_it = recipes.with_batch_tokens(rows)
     assert [row["batch_tokens"] for row in with_it] == [r["batch_tokens"] for r in sweep()]
+    of_its_own = {"batch": 8, "context": 128, "batch_tokens": 5.0}
+    assert recipes.with_batch_tokens([of_its_own])[0]["batch_tokens"] == 5.0
 
 
 def test_rows_far_from_their_optimum_are_left_out_and_told():

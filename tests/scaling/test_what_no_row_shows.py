@@ -150,6 +150,8 @@ def test_repeated_data_are_told():
     few = [{**row, "unique_tokens": 5e9} for row in rows]
     assert any("more than 4 times (up to 12)" in words for words in told(few))
     assert not any("saw their data" in words for words in told(few, (*ROWS, "unique_tokens")))
+    epochs = [{**row, "epochs": 3 + i} for i, row in enumerate(rows[:9])]
+    assert any("7 rows saw their data more than 4 times (up to 11)" in w for w in told(epochs))
 
 
 def test_a_count_beyond_all_numbers_is_refused():

@@ -113,6 +113,9 @@ def test_columns_of_one_name_are_one_where_they_are_equal_and_numbered_where_not
     rows = read(tmp_path / "t.csv", twice, "loss=loss.1")
     assert is_grid(rows)
     assert rows.notes == ["2 columns are named 'loss': they are loss.1 and loss.2 here"]
+    third = as_csv([[*x, "9", "8"] for x in LINES], (*COUNTS, "loss", "loss.1"))
+    (told,) = read(tmp_path / "t.csv", third, "loss=loss.2").notes
+    assert told == "2 columns are named 'loss': they are loss.2 and loss.3 here"
     assert is_grid(read(tmp_path / "t.csv", as_csv([[*x, 1, 2] for x in LINES],
                                                    (*COUNTS, "note", "note"))))  # fmt: skip
 
