@@ -41,7 +41,9 @@ def lookup(table_VxD: Array, ids_M: Array, dtype: str, V: int) -> Array:
 
 def _lookup_backward(dtype: str, V: int, ids_M: Array, g_MxD: Array) -> tuple[Array, None]:
     zeros_VxD = jnp.zeros((V, g_MxD.shape[1]), jnp.float32)
-    g_MxD = g_MxD.astype(zeros_VxD.dtype)
+    # Features go to where they lie before rows are added up; only those of "data" are left to add.
+    g_MxD = constrain(g_MxD.astype(zeros_VxD.dtype), ("data", "fsdp"))
+    ids_M = constrain(ids_M, ("data",))
     return constrain(zeros_VxD.at[ids_M].add(g_MxD), ("tensor", "fsdp")), None
 
 

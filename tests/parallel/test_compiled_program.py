@@ -11,7 +11,7 @@ import pytest
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.errors import BadInput
-from research.models import activation_sharding, head_sharding
+from research.models import activation_sharding, head_sharding, parameter_sharding
 from research.parallel import device_mesh
 from research.params import leaves_by_path
 from research.planning import cluster, compiled, hlo, memory
@@ -186,6 +186,38 @@ def test_the_gradient_of_a_head_is_added_up_once(chunked, added_in_each_chunk):
     assert times(chunked, "all-reduce", "reduce-scatter") == 1
     assert times(chunked, "all-gather") == 1
     assert times(added_in_each_chunk, "all-reduce", "reduce-scatter") >= 4
+
+
+BOTH = {"data": 2, "fsdp": 4, "tensor": 1}
+
+
+@pytest.fixture(scope="module")
+def both(tiny):
+    return Program(make_run(tiny(BLOCK)), BOTH)
+
+
+@pytest.fixture(scope="module")
+def features_late(tiny):
+    """The same, where rows are added up with all of their features."""
+    constrain = parameter_sharding.constrain
+
+    def unless_features(x, axes):
+        return x if axes == ("data", "fsdp") else constrain(x, axes)
+
+    return changed_program(
+        tiny(BLOCK | OTHER), BOTH, parameter_sharding, "constrain", unless_features
+    )
+
+
+def test_the_gradient_of_an_embedding_is_whole_on_no_device(both, features_late):
+    """Also where data and fsdp both split the rows: one device adds up its own features."""
+
+    def added(program):
+        found = hlo.Program(program.compiled.as_text()).collectives(dict(program.mesh.shape))
+        return {c.axes for c in found if c.kind == "all-reduce" and c.array == f"f32[{V},{WIDTH}]"}
+
+    assert added(both) == set()
+    assert added(features_late) == {"data,fsdp"}
 
 
 def rows_move(program):
