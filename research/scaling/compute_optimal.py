@@ -89,7 +89,8 @@ def optimal_params(law: Law, theta_KxP: np.ndarray, flops: Sequence[float]) -> n
         with np.errstate(all="ignore"):
             log_g = np.log(a * values["A"] / (b * values["B"])) / (a + b)
             optima = np.exp(log_g + b / (a + b) * np.log(c))
-        return np.where((a > 0) & (b > 0), optima, np.nan)
+            there = (a > FALLS) & (b > FALLS) & np.isfinite(np.log(optima))
+        return np.where(there, optima, np.nan)
     found = np.stack([_search_optima(law, theta_KxP, budget) for budget in c], axis=1)
     at = [i for i, name in enumerate(law.parameters) if name in EXPONENTS]
     falls = np.all(law.report(theta_KxP)[:, at] > FALLS, axis=1)

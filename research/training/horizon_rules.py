@@ -15,6 +15,7 @@ from research.training.horizon import TOLERANCE, peak_learning_rate
 REFERENCE_TOKENS = 1e6  # at which rules with a free constant give batch.size itself
 RECIPE_FORMAT = "isoflop-recipe-1"  # of scaling.recipes
 LARGEST_RECIPE = 1 << 20  # bytes
+LARGEST_LOG = 80.0  # of a rate or a batch: beyond it none is a float32
 
 
 class Point(NamedTuple):
@@ -77,6 +78,7 @@ def batch_size(
     of the horizon."""
     rule, size = batch["rule"], batch["size"]
     tokens, number = run.tokens, run.tokens / run.context
+    fitted = _recipe(recipe, "log_batch") if rule == "fitted" else None
     if not 0 < tokens < 2**63:
         raise BadInput(
             f"horizon.amount: {horizon['amount']:g} {horizon['unit']} are {tokens:.3g} tokens; "
@@ -86,10 +88,10 @@ def batch_size(
         best = size * (tokens / REFERENCE_TOKENS) ** _POWER_OF_TOKENS[rule]
         power = "sqrt(tokens / 1e+06)" if rule == "sqrt_tokens" else "(tokens / 1e+06)^0.383"
         words = f"batch = {size} {power}"
-    elif rule == "fitted":
-        law = _recipe(recipe, "log_batch")
-        best = math.exp(_logarithm(law["log_batch"], run, None)) / run.context
-        words = f"batch = that of the recipe {recipe}, {_law_words(law['log_batch'])}, in tokens"
+    elif fitted:
+        law = fitted["log_batch"]
+        best = _best(law, run, None) / run.context
+        words = f"batch = that of the recipe {recipe}, {_law_words(law)}, in tokens"
     else:
         law, formula = _TOKENS_OF_BATCH[rule]
         best = law(run) / run.context
@@ -97,10 +99,11 @@ def batch_size(
     chosen = 2 ** max(0, round(math.log2(max(best, 1))))
     while chosen > 1 and abs(max(1, round(number / chosen)) * chosen / number - 1) > TOLERANCE:
         chosen //= 2
-    follows = "" if rule == "fitted" else "; the learning rate does not follow it"
+    follows = "" if fitted else "; the learning rate does not follow it"
+    outside = _outside(fitted, run, chosen) if fitted else ""
     return chosen, (
         f"{words}, to a power of 2, halved until whole steps are within {TOLERANCE:.0%} of the "
-        f"horizon{follows}\n{tokens:.4g} tokens: batch {chosen}"
+        f"horizon{follows}\n{tokens:.4g} tokens: batch {chosen}{outside}"
     )
 
 
@@ -134,11 +137,10 @@ def _rate(optim: Mapping[str, Any], model: Model, run: Point, batch: int) -> tup
     rule, lr = optim["lr_rule"], optim["lr"]
     if rule == "fitted":
         law = _recipe(optim["recipe"], "log_lr")
-        rate = lr * math.exp(_logarithm(law["log_lr"], run, batch * run.context))
+        rate = lr * _best(law["log_lr"], run, batch * run.context)
         words = f"learning rate = {lr:g} x that of the recipe {optim['recipe']}, "
         words += f"{_law_words(law['log_lr'])}\n{_of(run, batch)}: {rate:.4g}"
-        if outside := _outside(law, run, batch):
-            words += f"\noutside the recipe: {outside}"
+        words += _outside(law, run, batch)
     elif rule in _RATES:
         law, formula = _RATES[rule]
         rate = lr * law(run)
@@ -234,10 +236,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _logarithm(law: Mapping[str, float], run: Point, batch_tokens: float | None) -> float:
-    out = law["constant"] + law.get("params", 0.0) * math.log(run.params)
-    out += law.get("tokens", 0.0) * math.log(run.tokens)
-    return out + (law.get("batch", 0.0) * math.log(batch_tokens) if batch_tokens else 0.0)
+def _best(law: Mapping[str, float], run: Point, batch_tokens: float | None) -> float:
+    """What a law of a recipe says of a run. Raises BadInput where that is no number."""
+    log = law["constant"] + law.get("params", 0.0) * math.log(run.params)
+    log += law.get("tokens", 0.0) * math.log(run.tokens)
+    log += law.get("batch", 0.0) * math.log(batch_tokens) if batch_tokens else 0.0
+    if not abs(log) < LARGEST_LOG:
+        raise BadInput(f"optim.recipe: its law gives e^{log:.4g} for this run")
+    return math.exp(log)
 
 
 def _law_words(law: Mapping[str, float]) -> str:
@@ -246,11 +252,11 @@ def _law_words(law: Mapping[str, float]) -> str:
 
 
 def _outside(recipe: Mapping[str, Any], run: Point, batch: int) -> str:
-    """Where a run lies beyond what the recipe was fitted to, in words, or ""."""
+    """A line that says where a run lies beyond what the recipe was fitted to, or ""."""
     here = {"params": run.params, "tokens": run.tokens, "batch_tokens": batch * run.context}
     beyond = [
         f"{name} {here[name]:.3g}, fitted from {low:.3g} to {high:.3g}"
         for name, (low, high) in recipe.get("where", {}).items()
         if name in here and not low <= here[name] <= high
     ]
-    return "; ".join(beyond)
+    return f"\noutside the recipe: {'; '.join(beyond)}" if beyond else ""

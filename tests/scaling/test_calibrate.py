@@ -332,13 +332,14 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, shape):
 
 
 def test_measurements_by_other_code_do_not_count(tmp_path, shape, monkeypatch):
-    of = calibrate_record.Record(tmp_path, plan(shape)).of
+    one = calibrate.Measured("seed", 0, "parabola", {"exponent": (0.5, None, 0.6)}, 1.0)
+    calibrate_record.Record(tmp_path, plan(shape)).add([one])
     files = dict(source.library().files)
     changed = files | {"research/report/page.py": "x"}
     monkeypatch.setattr(source, "library", lambda: source.Library(changed, frozenset()))
-    assert calibrate_record.Record(tmp_path, plan(shape)).of == of
+    assert calibrate_record.Record(tmp_path, plan(shape)).read() == [one]
     changed |= {"research/scaling/drift.py": "x"}
-    assert calibrate_record.Record(tmp_path, plan(shape)).of != of
+    assert calibrate_record.Record(tmp_path, plan(shape)).read() == []
 
 
 def test_ctrl_c_ends_the_workers_and_keeps_what_was_measured(tmp_path):

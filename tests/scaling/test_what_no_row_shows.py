@@ -144,6 +144,14 @@ def test_rows_that_differ_in_tokens_are_no_seeds_of_a_law_of_params():
     assert seed_noise(alike, ("params",))["seed_noise"]
 
 
+@pytest.mark.parametrize(("exponent", "known"), [(4e-14, False), (0.3, True)])
+def test_exponents_that_are_nothing_but_rounding_have_no_optimum(exponent, known):
+    """As where all losses are one: N* was 0, with all tokens of the budget."""
+    law = named_law("chinchilla")
+    theta = law.fitted(np.array([[1.7, 4e-4, 7e-4, exponent, 1.1 * exponent]]))
+    assert np.isfinite(compute_optimal.optimal_params(law, theta, [1e21])).all() == known
+
+
 def test_repeated_data_are_told():
     rows = runs(GRID)
     assert not any("saw their data" in words for words in told(rows))

@@ -150,6 +150,8 @@ def test_a_fitted_recipe_gives_rate_and_batch_and_says_where_it_was_not_fitted(t
     (told,) = [line for line in law_warnings([run.facts, long.facts]) if "recipe" in line]
     assert told.startswith("1 of 2 runs lie outside what their recipe was fitted to: tokens 1.05e")
     assert long.id == make_run(long.config).id  # without the file
+    rate_given = own | {"optim.recipe": recipe(), "horizon.amount": 2.0**20}
+    assert "outside the recipe: tokens 1.05e+06" in make_run(tiny(rate_given)).facts["rules"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +163,8 @@ def test_a_fitted_recipe_gives_rate_and_batch_and_says_where_it_was_not_fitted(t
         ({"log_lr": {"constant": "a"}}, "log_lr and where must hold numbers alone"),
         ({"where": {"params": [1.0]}}, "log_lr and where must hold numbers alone"),
         ({"where": 3}, "log_lr and where must hold numbers alone"),
+        ({"log_lr": {"constant": 1e3}}, r"its law gives e\^1000 for this run"),
+        ({"log_lr": {"constant": -1e3}}, r"its law gives e\^-1000 for this run"),
     ],
 )
 def test_a_recipe_that_is_none_is_refused(tiny, recipe, changes, says):
