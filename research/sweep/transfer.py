@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from research.config import validation
 from research.config.loading import validated
@@ -21,7 +22,6 @@ from research.training.make_run import make_run
 from research.training.run import Run
 
 STEPS, FIRST = 10, 2  # of a check; the step from which slopes count: before, logits are noise
-T_95 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by the number of seeds
 NOT_FLAT = 0.05  # a slope beyond which a check has failed
 
 
@@ -184,7 +184,7 @@ def _describe(
 
 def _slopes(widths: Sequence[int], sizes_WxSxT: np.ndarray) -> list[dict[str, Any]]:
     """Slopes of log size against log width at the steps from FIRST: their mean over the seeds, with
-    a 95 % interval."""
+    a 95 % interval by Student's t."""
     x = np.log(np.array(widths, float))
     x -= x.mean()
     out = []
@@ -192,6 +192,7 @@ def _slopes(widths: Sequence[int], sizes_WxSxT: np.ndarray) -> list[dict[str, An
         with np.errstate(divide="ignore", invalid="ignore"):
             slopes = x @ np.log(sizes_WxSxT[..., step]) / (x @ x)
         mean, count = float(np.mean(slopes)), len(slopes)
-        off = T_95.get(count, 2.6) * float(np.std(slopes, ddof=1)) / math.sqrt(count)
+        t = float(stdtrit(count - 1, 0.975))
+        off = t * float(np.std(slopes, ddof=1)) / math.sqrt(count)
         out.append({"step": step, "slope": mean, "interval": [mean - off, mean + off]})
     return out

@@ -83,6 +83,15 @@ def test_a_slope_is_recovered_with_its_interval():
     assert found[0]["interval"][0] > 0.25
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 20])
+def test_intervals_of_slopes_hold_the_true_one_in_95_percent(seeds):
+    rng = np.random.default_rng(0)
+    sizes = np.exp(rng.normal(0, 0.1, (4, seeds, 2002)))  # flat, at 2,000 steps that count
+    found = transfer._slopes([8, 16, 32, 64], sizes)
+    held = np.mean([entry["interval"][0] <= 0 <= entry["interval"][1] for entry in found])
+    assert held == pytest.approx(0.95, abs=0.02)
+
+
 def test_the_document_has_both_and_what_was_measured_is_kept(tiny, tmp_path, monkeypatch):
     """What the steps of a shape change is test_sizes_and_changes_are_those_of_the_steps."""
 
