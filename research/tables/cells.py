@@ -1,6 +1,7 @@
 """What a message says of cells that cannot be read: the first, where it stands, and the flag that
 would help."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from research.tables.numbers import (
 )
 
 SHOWN = 60  # characters of a cell in a message
+# A number and its error or its unit: "3.68 ± 0.02", "3.684(12)", "3.68 nats".
+_BEGINS = re.compile(r"\s*([+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?)\s*((?:±|\+/?-|\(|[a-z]{3}).*)", re.I)
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -56,6 +59,10 @@ def wrong_cell(
     more = f", and {rest} more {'row is' if rest == 1 else 'rows are'} no number" if rest else ""
     if has_decimal_comma(cell):
         hint = f"--decimal_comma reads it as {with_point(cell)}"
+    elif found := _BEGINS.match(cell):
+        hint = (
+            f"a number alone is expected, {found[1]}: put {found[2].strip()!r} into another column"
+        )
     elif len(cells) == len(rows):
         hint = f"--columns={name}=… names another column; {name_columns(rows)}"
     else:

@@ -60,6 +60,16 @@ _NAMES = {  # what others call our columns, for advice
     "run": "name runname runid id trial trialid number",
 }
 _RATIOS = ("dn", "tpp", "tokensperparam", "tokensperparameter", "tokensparams", "ratio")
+_STEPS = (
+    "steps", "step", "trainsteps", "trainingsteps", "numsteps", "nsteps", "maxsteps", "totalsteps",
+    "iterations", "iters", "updates",
+)  # fmt: skip
+_BATCH = ("batchtokens", "tokensperbatch", "tokensperstep", "batchsizetokens", "tokensbatch")
+_SEQUENCES = ("batch", "batchsize", "globalbatchsize", "trainbatchsize", "bs", "gbs")
+_LENGTH = (
+    "seqlen", "sequencelength", "seqlength", "maxseqlen", "context", "contextlength", "contextlen",
+    "ctx", "blocksize",
+)  # fmt: skip
 
 
 class Unit(NamedTuple):
@@ -152,6 +162,7 @@ def rename(
             terms = [Term("*", name), Term("*", factor)]
         else:
             terms = _terms(text, there, flag, rows)
+            notes += _unit_left_out(ours, text, terms)
         for i, (new, row) in enumerate(zip(out, rows)):
             new[ours] = _product(row, terms, f"{flag}: {_place(places, i)}")
     return out, notes
@@ -187,6 +198,20 @@ def _unit_to_apply(rows: Sequence[Row], ours: str, name: str, notes: list[str]) 
         f"--columns='{ours}={name}*1'"
     )
     return unit.factor
+
+
+def _unit_left_out(ours: str, text: str, terms: Sequence[Term]) -> list[str]:
+    """What to say of a product of columns whose headers say a unit, and of no number."""
+    if ours not in MOST_SCALED or any(not isinstance(term.what, str) for term in terms):
+        return []
+    for _, name, function in terms:
+        if not function and (unit := header_unit(str(name), ours)):
+            return [
+                f"{ours}={text} takes the cells of {name!r} as they are, whose header says "
+                f"{unit.words}: if it is to count, --columns='{ours}={text}*{unit.factor:g}'; if "
+                f"not, '{ours}={text}*1'"
+            ]
+    return []
 
 
 def _terms(text: str, there: Sequence[str], flag: str, rows: Sequence[Row]) -> list[Term]:
@@ -307,8 +332,23 @@ def advice(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
                 pairs.append(f"{ours}=flops/{(set(counts) - {'flops'}).pop()}/6")
             elif ours == "tokens" and "params" in counts:
                 of = next((name for name in there if _letters(name) in _RATIOS), None)
-                pairs += [f"tokens=params*{of}"] if of else []
+                product = [f"params*{of}"] if of else _of_steps(there)
+                pairs += [f"tokens={text}" for text in product]
     return f"; perhaps --columns='{','.join(pairs)}'" if pairs else ""
+
+
+def _of_steps(there: Sequence[str]) -> list[str]:
+    """The product of steps and what is in one, where the table has no tokens; or nothing."""
+    named = {_letters(re.split(r"[/.]", name)[-1]): name for name in reversed(there)}
+
+    def first(names: Sequence[str]) -> str | None:
+        return next((named[name] for name in names if name in named), None)
+
+    steps, batch = first(_STEPS), first(_BATCH)
+    sequences, length = first(_SEQUENCES), first(_LENGTH)
+    if steps and batch:
+        return [f"{steps}*{batch}"]
+    return [f"{steps}*{sequences}*{length}"] if steps and sequences and length else []
 
 
 def _without(name: str, unit: Unit | None) -> str:

@@ -195,3 +195,44 @@ def test_points_of_curves_are_told_without_a_column_run():
     assert "3 runs have several rows" in curve_warning(named)[0]
     assert sum(last_rows(named)) == 3
     assert all(last_rows(planned))
+
+
+def test_a_product_of_columns_whose_header_says_a_unit_is_told(tmp_path):
+    """Twins: a factor of one's own, and a header without a unit."""
+    (tmp_path / "t.csv").write_text("run,N (M),D/N,loss\na,20,30,3.5\nb,40,30,3.4\n")
+    (tmp_path / "u.csv").write_text("run,N,D/N,loss\na,20,30,3.5\nb,40,30,3.4\n")
+
+    def told(name, tokens):
+        return table.notes_of(table.read_runs(tmp_path / name, {"tokens": tokens}))
+
+    (note,) = told("t.csv", "N (M)*D/N")
+    assert note.startswith("tokens=N (M)*D/N takes the cells of 'N (M)' as they are")
+    assert "--columns='tokens=N (M)*D/N*1e+06'" in note
+    assert not told("t.csv", "N (M)*D/N*1e6")
+    assert not told("t.csv", "N (M)*D/N*1")
+    assert not told("u.csv", "N*D/N")
+
+
+@pytest.mark.parametrize(
+    ("header", "flag"),
+    [
+        ("params,steps,tokens_per_step,loss", "--columns='tokens=steps*tokens_per_step'"),
+        ("params,train.step,batch_size,seq_len,loss", "'tokens=train.step*batch_size*seq_len'"),
+        ("params,step,batch_size,loss", None),
+    ],
+)
+def test_tokens_are_found_in_steps(header, flag, tmp_path):
+    (tmp_path / "t.csv").write_text(f"{header}\n{','.join('9' * len(header.split(',')))}\n")
+    with pytest.raises(BadInput, match="no column 'tokens'") as found:
+        table.usable_rows(table.read_runs(tmp_path / "t.csv"), ("params", "tokens", "loss"))
+    assert (flag in str(found.value)) if flag else ("--columns" not in str(found.value))
+
+
+@pytest.mark.parametrize(
+    ("cell", "rest"), [("3.68 ± 0.02", "± 0.02"), ("3.684(12)", "(12)"), ("3.68 nats", "nats")]
+)
+def test_a_number_with_its_error_or_unit_is_refused_with_what_to_do(cell, rest, tmp_path):
+    (tmp_path / "t.csv").write_text(f"params,tokens,loss\n1e6,1e8,{cell}\n2e6,1e8,{cell}\n")
+    with pytest.raises(BadInput, match="a number alone is expected, 3.68") as found:
+        table.usable_rows(table.read_runs(tmp_path / "t.csv"), ("params", "tokens", "loss"))
+    assert f"put {rest!r} into another column" in str(found.value)
