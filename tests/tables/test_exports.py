@@ -14,7 +14,7 @@ import pytest
 from research.errors import BadInput
 from research.scaling import checks
 from research.scaling.options import Options
-from research.tables import replicates, states
+from research.tables import replicates, states, table
 from research.tables.curves import curve_warning, last_rows
 from tests.tables.test_tables_from_elsewhere import GRID, LINES, as_csv, is_grid, read, usable
 
@@ -233,6 +233,6 @@ def test_tokens_are_found_in_steps(header, flag, tmp_path):
 )
 def test_a_number_with_its_error_or_unit_is_refused_with_what_to_do(cell, rest, tmp_path):
     (tmp_path / "t.csv").write_text(f"params,tokens,loss\n1e6,1e8,{cell}\n2e6,1e8,{cell}\n")
-    with pytest.raises(BadInput, match="a number alone is expected, 3.68") as found:
+    with pytest.raises(BadInput, match=r"a number alone is expected, 3\.68") as found:
         table.usable_rows(table.read_runs(tmp_path / "t.csv"), ("params", "tokens", "loss"))
     assert f"put {rest!r} into another column" in str(found.value)
