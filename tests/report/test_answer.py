@@ -301,6 +301,12 @@ def test_a_warning_of_several_groups_names_them_all():
     assert second == ["another (of two)"]
 
 
+def test_what_a_note_says_no_group_says_again():
+    fits = {name: {"rows": [], "document": {"warnings": ["a note"]}, "why": ""} for name in "ab"}
+    told = warning_groups.grouped_warnings([], fits, {}, ["a note"])
+    assert [line for of in told.values() for line in of] == ["a note"]
+
+
 def test_an_open_interval_does_not_make_the_axis(asked):
     pytest.importorskip("altair")
     document = asked.document("chinchilla")

@@ -49,10 +49,20 @@ def test_a_spread_beside_the_noise_is_measured():
     assert make_bundle(curves, E).spread == pytest.approx(wanted, rel=0.25)
 
 
-def test_a_run_that_leaves_the_bundle_is_named_with_where():
-    late = [curve(i, changed=lambda u, i=i: 1 + (0.4 * np.maximum(u - 0.5, 0) if i == 5 else 0 * u))
+def with_one_that_leaves(by):
+    """Curves of which the sixth rises from the middle of training on."""
+    late = [curve(i, changed=lambda u, i=i: 1 + (by * np.maximum(u - 0.5, 0) if i == 5 else 0 * u))
             for i in range(10)]  # fmt: skip
-    bundle = make_bundle(late, E)
+    return make_bundle(late, E)
+
+
+@pytest.mark.parametrize(("by", "left"), [(0.05, []), (0.1, ["r5"])])  # 2.2 and 4.4 of its errors
+def test_a_run_is_off_the_bundle_from_three_standard_deviations_on(by, left):
+    assert [entry["run"] for entry in with_one_that_leaves(by).section()["leaving"]] == left
+
+
+def test_a_run_that_leaves_the_bundle_is_named_with_where():
+    bundle = with_one_that_leaves(0.4)
     (left,) = bundle.section()["leaving"]
     assert left["run"] == "r5"
     assert 0.45 < left["share"] < 0.7

@@ -144,7 +144,7 @@ def test_a_column_that_another_implies_is_not_named_and_one_that_parts_further_i
 
 
 def test_a_rule_of_transfer_names_its_group_and_not_the_shape_that_goes_with_it():
-    base = {"optim.transfer.rule": "complete_p", "optim.transfer.depth": 2}
+    base = {"optim.transfer.depth": 2, "optim.transfer.rule": "complete_p"}
     none = dict.fromkeys(base, "none")
     rows = [{**none, **row} for row in own(**base)]
     assert parting(rows) == ["optim.transfer.rule"]
