@@ -39,11 +39,12 @@ UNITS = {  # ratio of the table: what is in which unit, the flag that says so
     1e18: ("params and tokens both in billions", "params=params*1e9,tokens=tokens*1e9"),
 }
 OFF_TOKENS = (1e-3, 1e6)  # tokens of a parameter (median), beyond which one of both has a unit
+OTHER_UNIT = 100.0  # factor between tokens per parameter of some rows and of the others
 LEAST_TO_RANK, RISES = 6, 0.5  # rows, and rank correlation with compute, of what is no loss
 BEYOND = 1e60  # of parameters, tokens or FLOPs
 FRESH = 4.0  # epochs, up to which data are as good as fresh (Muennighoff et al. 2023)
 EPOCHS = ("epochs", "epoch", "num_epochs")
-MUCH = 15.0  # nats: of no model that has learned anything; the log of a vocabulary is about 11
+MUCH = 10.0  # nats: of no model that has learned anything; the log of a vocabulary is about 11
 SMALL = {"params": 1e4, "tokens": 1e5}  # below which counts look like millions or billions
 NO_RECIPE = (
     "run", "run_id", "name", "id", "trial", "trial_id", "label", "note", "notes", "comment",
@@ -201,18 +202,27 @@ def _small_counts(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
 
 
 def _odd_tokens(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
-    """A warning where tokens and parameters can hardly be in one unit."""
+    """A warning where tokens and parameters can hardly be in one unit, in all rows or in some."""
     if not {"params", "tokens"} <= set(needed) or not rows:
         return []
-    middle = float(np.median([row["tokens"] / row["params"] for row in rows]))
+    ratios = np.sort([row["tokens"] / row["params"] for row in rows])
+    middle, gaps = float(np.median(ratios)), ratios[1:] / ratios[:-1]
+    at = 1 + int(gaps.argmax()) if len(gaps) else 0
+    if 2 <= at <= len(ratios) - 2 and gaps.max() > OTHER_UNIT:
+        return [
+            f"{at} rows have up to {ratios[at - 1]:.2g} tokens per parameter, the other "
+            f"{len(ratios) - at} from {ratios[at]:.2g} on, and none are between: tokens (or "
+            "params) may be in two units, or some be steps"
+        ]
     if OFF_TOKENS[0] < middle < OFF_TOKENS[1]:
         return []
     what = ("tokens", "billions", 1e9) if middle < 1 else ("params", "millions", 1e6)
     name, unit, factor = what
+    steps = " (steps: times the tokens of one)" if middle < 1 else ""
     return [
         f"{middle:.2g} tokens per parameter (median; the first: {rows[0]['tokens']:.4g} and "
-        f"{rows[0]['params']:.4g}): if {name} are in {unit}, --columns='{name}={name}*{factor:g}'; "
-        "budgets and optimal sizes are 6 * params * tokens, and off by that unit"
+        f"{rows[0]['params']:.4g}): if {name} are in {unit}, --columns='{name}={name}*{factor:g}'"
+        f"{steps}; budgets and optimal sizes are 6 * params * tokens, and off by that unit"
     ]
 
 
@@ -366,6 +376,7 @@ def _mixed_recipes(rows: Sequence[Row], law: str) -> list[str]:
         if (
             any(parse_number(word) is not None for word in words)
             or min(words.values()) < LEAST_ROWS
+            or _names_a_count(rows, name)
         ):
             continue
         shown = ", ".join(sorted(words)[:3]) + (", …" if len(words) > 3 else "")
@@ -375,3 +386,21 @@ def _mixed_recipes(rows: Sequence[Row], law: str) -> list[str]:
             f"{compare_flag(law)}='{name}' compares them"
         )
     return out
+
+
+def _names_a_count(rows: Sequence[Row], name: str) -> bool:
+    """Whether each word of a column is the name of one size, length, budget or number of tokens per
+    parameter, as of "10xC"."""
+    for count in ("params", "tokens", "flops", "tokens per parameter"):
+        pairs = set()
+        for row in rows:
+            value = parse_number(row.get(count))
+            n, d = parse_number(row.get("params")), parse_number(row.get("tokens"))
+            if count not in COUNTS and n and d:
+                value = d / n
+            of = round(math.log(value) / math.log(ALIKE)) if value and value > 0 else None
+            pairs.add((str(row.get(name)), of))
+        words, values = ({*x} for x in zip(*pairs))
+        if None not in values and len(words) == len(values) == len(pairs) > 2:
+            return True
+    return False

@@ -23,7 +23,7 @@ GROUP_LABEL = (
 COUNTS = ("params", "flops", "tokens", "unique_tokens")  # how columns of numbers begin
 MOST_SCALED = {"params": 1e15, "tokens": 1e17, "unique_tokens": 1e17, "flops": 1e32}
 _BRACKETS = re.compile(r"[(\[]\s*(?:in\s+)?([^()\[\]]+?)\s*[)\]]\s*$")
-_FLOPS = re.compile(r"(?P<prefix>[kmgtpezy]?)(?:flops?|fl)", re.IGNORECASE)
+_FLOPS = re.compile(r"(?P<prefix>[kmgtpezy]?)(?:flops?|fl|macs?)", re.IGNORECASE)
 _RATE = re.compile(r"fl(?:ops?)?(?:\s*/|[\s_]*per|_)[\s_]*s(?:ec|$|[^a-z])|flop/?ps", re.IGNORECASE)
 _SHORT = ("k", "m", "b", "mn", "bn")  # said in lower case at the end of a header: tokens_b
 _OF_COUNTS = re.compile(r"(?P<prefix>[kmbgt])(?:params?|parameters?|tokens?|toks?)", re.IGNORECASE)
@@ -126,6 +126,7 @@ def header_unit(name: str, of: str) -> Unit | None:
     for word in [brackets[1].strip(), *words] if brackets else words:
         if compute and (found := _FLOPS.fullmatch(word)):
             factor = 1.0 if _RATE.search(name) else MULTIPLIERS[found["prefix"].lower()]
+            factor *= 2.0 if "mac" in word.lower() else 1.0  # a multiplication and an addition
             return Unit(factor, word) if factor != 1 else None
         if not compute and (found := _OF_COUNTS.fullmatch(word)):
             return Unit(MULTIPLIERS[found["prefix"].lower()], found["prefix"])

@@ -45,6 +45,8 @@ SETTING = re.compile(r".*(?:lr|learning_rate|batch|warmup|decay|momentum|beta\d?
                      re.IGNORECASE)  # fmt: skip
 
 
+OTHER_COUNTS = re.compile(r"unique_tokens.*|params_.*|(?:num_|n_)?epochs", re.IGNORECASE)
+SAME_COUNT = 1.01  # factor
 BEST_OF = "--best_of=cell"
 FEW_WORDS = 8  # rows, of which each may have a setting in a word of its own
 
@@ -111,7 +113,21 @@ def varied_within(rows: Sequence[table.Row], columns: Sequence[str]) -> list[str
     if len({*columns} & {"params", "tokens", "flops"}) < 2:  # of which two give the third
         names += [n for n in ("params", "tokens") if n not in columns and any(n in r for r in rows)]
     groups = [cell for cell in cells(rows, columns).values() if len(cell) > 1]
-    return [n for n in names if any(len({value_text(r.get(n)) for r in g}) > 1 for g in groups)]
+    out = [n for n in names if any(len({value_text(r.get(n)) for r in g}) > 1 for g in groups)]
+    if len({*columns} & {"params", "tokens", "flops"}) < 2:
+        return out
+    # Of one size and length: another count of parameters is another model, and how often data were
+    # seen is of other data.
+    counts = dict.fromkeys(name for row in rows for name in row if OTHER_COUNTS.fullmatch(name))
+    return out + [
+        n for n in counts if n not in (*columns, *names) and any(_apart(g, n) for g in groups)
+    ]
+
+
+def _apart(rows: Sequence[table.Row], name: str) -> bool:
+    """Whether a count differs between the rows by more than rounding or a few steps."""
+    values = [x for row in rows if (x := parse_number(row.get(name))) and x > 0]
+    return bool(values) and max(values) > SAME_COUNT * min(values)
 
 
 def told_once(rows: Sequence[table.Row], names: Sequence[str]) -> list[str]:

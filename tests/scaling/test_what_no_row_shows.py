@@ -192,3 +192,22 @@ def test_an_envelope_of_runs_that_mostly_had_no_choice_is_told():
     found = fit_law("envelope", runs([(n, 20 * n) for n in SIZES] + some, noise=0), bootstrap=0)
     (words,) = [w for w in found["warnings"] if "how the runs were chosen" in w]
     assert words.startswith("of 4 of the 5 runs")
+
+
+def test_tokens_that_are_steps_in_some_rows_are_told():
+    """Twin: rows that are all tokens, whatever the tokens per parameter."""
+    rows = runs([(n, k * n) for n in SIZES for k in (1, 20, 200, 2000)])
+    assert not checks._odd_tokens(rows, ROWS)
+    mixed = [{**r, "tokens": r["tokens"] / (2**19 if i % 2 else 1)} for i, r in enumerate(rows)]
+    (words,) = checks._odd_tokens(mixed, ROWS)
+    assert words.startswith("14 rows have up to 0.0038 tokens per parameter, the other 14 from 1 ")
+    assert "or some be steps" in words
+    (words,) = checks._odd_tokens([{**r, "tokens": r["tokens"] / 2**19} for r in rows], ROWS)
+    assert "steps: times the tokens of one" in words
+
+
+def test_perplexities_of_good_models_are_no_losses():
+    rows = runs(GRID)
+    assert not checks._large_losses(rows, ROWS)
+    told = checks._large_losses([{**r, "loss": math.exp(r["loss"] - 0.4)} for r in rows], ROWS)
+    assert "--columns='loss=ln(loss)'" in told[0]

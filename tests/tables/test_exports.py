@@ -236,3 +236,11 @@ def test_a_number_with_its_error_or_unit_is_refused_with_what_to_do(cell, rest, 
     with pytest.raises(BadInput, match=r"a number alone is expected, 3\.68") as found:
         table.usable_rows(table.read_runs(tmp_path / "t.csv"), ("params", "tokens", "loss"))
     assert f"put {rest!r} into another column" in str(found.value)
+
+
+@pytest.mark.parametrize(("header", "factor"), [("macs", 2.0), ("GMACs", 2e9), ("fmacro", 1.0)])
+def test_a_multiplication_and_an_addition_are_two_flops(header, factor, tmp_path):
+    (tmp_path / "t.csv").write_text(f"params,tokens,loss,{header}\n1e6,1e8,3,3e5\n2e6,1e8,3,6e5\n")
+    rows = table.read_runs(tmp_path / "t.csv", {"flops": header})
+    assert [float(row["flops"]) for row in rows] == [3e5 * factor, 6e5 * factor]
+    assert any(f"times {factor:g}" in note for note in table.notes_of(rows)) == (factor != 1)

@@ -6,6 +6,7 @@ import pytest
 
 from research.report import text
 from research.runs import scores
+from research.scaling import checks
 from research.tables import replicates
 from research.training.tasks import TASKS
 
@@ -46,3 +47,32 @@ def test_groups_of_runs_that_differ_in_a_setting_show_how_far():
     rows += [run("b", 0, 9.0, tokens=9e9, status="failed")]
     table = text.comparison_table(rows, "params")
     assert table[1] == ["loss at 1k parameters", "1.0000 to 4.0000 (3 settings)", "2.5000"]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("unique_tokens", (1e6, 2.5e5), True),  # one epoch, and four
+        ("epochs", (1, 4), True),
+        ("params_non_embedding", (900.0, 500.0), True),
+        ("params_non_embedding", (900.0, 901.0), False),
+        ("epochs", (3.99, 4), False),
+        ("epoch", (3, 4), False),  # where the best checkpoint was
+        ("tokens_per_second", (100, 200), False),
+    ],
+)
+def test_rows_of_one_size_and_length_with_another_count_are_no_replicates(name, values, told):
+    rows = [{"run": str(i), "params": 1e3, "tokens": 1e6, "loss": 3.0 + i / 7, name: value}
+            for i, value in enumerate(values)]  # fmt: skip
+    assert replicates.varied_within(rows, ["params", "tokens"]) == [name] * told
+    assert len(replicates.replicate_groups(rows, ["params", "tokens"])) == 1 + told
+
+
+def test_a_column_that_names_sizes_or_lengths_is_no_recipe():
+    """Twin: words that go with nothing."""
+    rows = [{"run": f"{n}-{k}", "params": n, "tokens": 20 * n * k, "length": f"{k}xC",
+             "model": f"ViT-{n:.0e}", "kind": "abc"[i % 3], "loss": 3.0, "flops": None}
+            for i, n in enumerate((1e6, 3e6, 1e7, 3e7)) for k in (1, 2, 5, 10)]  # fmt: skip
+    told = checks._mixed_recipes(rows, "chinchilla")
+    assert [words for words in told if "'length'" in words or "'model'" in words] == []
+    assert any("3 values of 'kind'" in words for words in told)
