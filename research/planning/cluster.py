@@ -299,10 +299,11 @@ def format_plan(plan: Plan, run: Run, device: str, largest: tuple[int, dict] | N
     rows += [("total", f"{size(plan.bytes.total)}, {verdict} in {size(plan.available)}")]
     links = zip(plan.traffic._asdict().items(), plan.seconds[1:], strict=True)
     unit = "tokens" if run.data.tokens_per_example > 1 else "examples"
+    parts = run.execution.grad_accumulation
+    in_parts = f", in {parts} parts" if parts > 1 else ""
     lines = [
         f"{run.facts['family']}, {run.facts['params']:,} parameters, on {count} x {device}: {mesh}",
-        f"batch {run.batch}, in {run.execution.grad_accumulation} parts, "
-        f"{run.tokens_per_step:,} {unit} a step",
+        f"batch {run.batch}{in_parts}, {run.tokens_per_step:,} {unit} a step",
         "",
         "bytes on one device, estimated to about 30 % (--compile asks the compiler)",
         *(f"  {name:<12}{amount}" for name, amount in rows),

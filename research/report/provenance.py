@@ -92,5 +92,5 @@ def _counted(values: Sequence[str]) -> list[str]:
     found = sorted(counts, key=lambda value: -counts[value])
     if len(found) < 2:
         return found
-    named = [f"{value} ({counts[value]} runs)" for value in found[:MOST]]
+    named = [f"{value} ({n} run{'s' * (n > 1)})" for value in found[:MOST] for n in [counts[value]]]
     return [*named, f"{len(found) - MOST} more"] if len(found) > MOST else named

@@ -23,7 +23,7 @@ def rules_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def ratio_sentence(rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any] | None) -> str:
     """Between which tokens per parameter the runs lie, and the optimum at the target; "" where
-    that is nothing to say."""
+    there is nothing to say."""
     ratios = tokens_per_param([dict(row) for row in rows if row.get("status") == "done"])
     predictions = (document or {}).get("predictions") or [{}]
     target = predictions[-1].get("tokens_per_param")

@@ -65,7 +65,7 @@ def _check_columns(flag: str, names: Sequence[str], there: Sequence[str]) -> Non
 def as_text(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Aligned columns, numbers to the right, and how many rows there are."""
     cells = [[_cell_value(row.get(name)) for name in names] for row in rows]
-    return f"{format_table(names, cells)}\n{len(rows)} runs"
+    return f"{format_table(names, cells)}\n{len(rows)} run{'s' * (len(rows) != 1)}"
 
 
 def as_csv(rows: Sequence[Row], names: Sequence[str]) -> str:

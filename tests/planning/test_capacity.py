@@ -320,3 +320,10 @@ def test_bad_input_ends_with_2():
         assert done.returncode == 2
         assert words in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_parts_of_a_batch_are_told_where_there_are_several(run):
+    plan = cluster.plan_for_mesh(run, H100, mesh(fsdp=8))
+    assert "parts" not in cluster.format_plan(plan, run, "h100", None)
+    parted = cluster.with_execution(run, grad_accumulation=2)
+    assert f"batch {run.batch}, in 2 parts, " in cluster.format_plan(plan, parted, "h100", None)

@@ -123,6 +123,8 @@ def test_provenance_counts_what_differs_inside_of_a_group():
     assert table["commit"] == (
         "000000000000 (2 runs); 111111111111 (2 runs); 222222222222 (2 runs); 2 more"
     )
+    few = {line[0]: line[1] for line in provenance.provenance_table({"": rows[:3]})}
+    assert few["commit"] == "000000000000 (2 runs); 111111111111 (1 run)"
     assert table["jax"] == "0.9.0"
     assert "code" not in table
     unfinished = [*rows, {"status": "failed"}]
