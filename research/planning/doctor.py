@@ -24,7 +24,10 @@ EXTRAS = {
     "track": (("tensorboardX", "wandb", "mlflow"), "log.trackers; fit --runs=wandb:… and mlflow:…"),
     "ray": (("ray",), "sweep --executor=ray"),
     "slurm": (("submitit",), "sweep --executor=slurm"),
-    "export": (("safetensors", "cryptography", "model_signing"), "export; generate --export"),
+    "export": (
+        ("safetensors", "cryptography", "model_signing", "OpenSSL"),
+        "export; generate --export",
+    ),
     "evaluate": (("lm_eval",), "evaluate, of the tasks of lm-eval"),
 }
 PROGRAMS = {

@@ -1,5 +1,8 @@
 """`isoflop init` writes a config for data of one's own, whose sweep can be planned."""
 
+import tomllib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -100,3 +103,12 @@ def test_the_doctor_says_what_is_there_and_what_is_missing(monkeypatch, capsys):
     assert "no nothing_of_this_name" in said
     assert said.splitlines()[-1].startswith("missing extras: pip install -e '")
     assert "report" in said.splitlines()[-1].partition("[")[2]
+
+
+def test_the_doctor_knows_the_packages_of_every_extra():
+    from research.planning.doctor import EXTRAS
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    ours = {name: len(extras[name]) for name in extras.keys() - {"cuda", "tpu", "docs", "dev"}}
+    assert {name: len(packages) for name, (packages, _) in EXTRAS.items()} == ours
