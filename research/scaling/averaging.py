@@ -140,8 +140,6 @@ def weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
             if reason:
                 others.append({"law": fit.law.name, "weight": 0.0, "reason": reason})
         fits = [entry for entry, reason in zip(fits, reasons, strict=True) if not reason]
-        if not fits:
-            raise BadInput(*(f"{entry['law']}: {entry['reason']}" for entry in others))
     if any(score is None for *_, score in fits):  # to be weighed alike or not at all
         fits = [(fit, aic, None) for fit, aic, _ in fits]
     # One kind of law is one candidate, at however many sizes its exponent may change.
