@@ -240,12 +240,13 @@ def laws_sentence(laws: Sequence[Mapping[str, Any]]) -> str:
     return f"the rows speak for {alone} alone"
 
 
-def _parts_words(parts: Mapping[str, float]) -> str:
+def _parts_words(parts: Mapping[str, float | None]) -> str:
     """What an interval is made of."""
-    words = f"±{parts['noise']:.2%} noise of a run, ±{parts['parameters']:.2%} parameters"
-    if parts["floor"] > 0.005 * parts["parameters"]:
-        words += f" (±{parts['floor']:.2%} by E alone)"
-    return words + f", ±{parts['law']:.2%} choice of the law"
+    of = {name: "open" if x is None else f"±{x:.2%}" for name, x in parts.items()}
+    words = f"{of['noise']} noise of a run, {of['parameters']} parameters"
+    if (parts["floor"] or 0.0) > 0.005 * (parts["parameters"] or 0.0):
+        words += f" ({of['floor']} by E alone)"
+    return words + f", {of['law']} choice of the law"
 
 
 def _multiverse_sentence(section: Mapping[str, Any]) -> str:

@@ -119,7 +119,7 @@ def optimal_size(average: Average, c: float) -> tuple[float, list[float]]:
 def _optimum(average: Average, c: float) -> dict[str, Any]:
     n, best = optimal_size(average, c)
     if not math.isfinite(n):
-        return {"flops": float(c), "params": None, "tokens": None, "loss": None}
+        return compute_optimal.no_optimum(c)
     d = c / compute_optimal.PER_TOKEN / n
     point = {"params": [n], "tokens": [d]}
     predicted, losses = predict_loss(average, point)

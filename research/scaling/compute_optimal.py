@@ -33,6 +33,7 @@ POINTS, FINER = 61, 17  # of the grid on which an optimum is searched for, and a
 BUDGETS, STEP = 5, 1.1  # of the power law of N*(C): how many, and their range at least
 AHEAD = 10.0  # times the largest budget of a table: where its answer is wanted
 EXPONENTS, FALLS = ("alpha", "beta", "eta"), 1e-9  # of what falls, and more than rounding makes
+NO_PARTS: dict[str, None] = dict.fromkeys(("noise", "parameters", "law"))  # of no loss
 FACTORS = (0.25, 0.5, 2.0, 4.0)  # of the optimal size, whose cost is reported
 
 
@@ -224,9 +225,22 @@ def predict_optima(fit: Fit, flops: Sequence[float]) -> list[dict[str, Any]]:
     return [
         _prediction(fit, c, n_best[i], samples, n_all[:, i], next(losses))
         if found[i]
-        else {"flops": float(c), "params": None, "tokens": None, "loss": None}
+        else no_optimum(c)
         for i, c in enumerate(flops)
     ]
+
+
+def no_optimum(c: float) -> dict[str, Any]:
+    """The prediction of a budget at which no optimum is known: all its keys, without a value."""
+    names = ("params", "tokens", "tokens_per_param", "loss")
+    return {
+        "flops": float(c),
+        **dict.fromkeys(names),
+        "intervals": {name: [None, None] for name in (*names, "run")},
+        "interval": [None, None],
+        "run_interval": [None, None],
+        "parts": dict(NO_PARTS),
+    }
 
 
 def _prediction(

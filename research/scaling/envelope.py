@@ -122,7 +122,7 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
         ],
         "method": f"{resamples} resamples by {options.cluster}, or Student's t about the line "
         "where that is wider",
-        "noise": None,
+        "noise": {"value": None, "source": "not read", "freedom": None},
         "scatter": laws.scatter,
         "minima": [
             {k: float(rows[i][k]) for k in NEEDED} | {"run": rows[i]["run"]} for i in on.tolist()
@@ -148,7 +148,7 @@ def fit_given_optima(rows: Sequence[table.Row], options: Options) -> dict[str, A
         "laws": laws,
         "dropped": [],
         "method": f"least squares through {len(rows)} given optima, Student's t",
-        "noise": None,
+        "noise": {"value": None, "source": "not read", "freedom": None},
         "scatter": laws.scatter,
         "minima": [{k: float(row[k]) for k in NEEDED[:3]} | {"run": row["run"]} for row in rows],
         "warnings": _several_warning(rows),

@@ -14,6 +14,7 @@ from research.errors import BadInput
 from research.io.humanize import flops_text
 from research.scaling import drift, effects, envelope, isoflop
 from research.scaling.budgets import Noise, group_by_budget
+from research.scaling.compute_optimal import NO_PARTS
 from research.scaling.extrapolation import nearest_trial
 from research.scaling.fit import RESAMPLES, Fit
 from research.scaling.fit_document import left_out_warning, loss_unit, seed_noise
@@ -187,7 +188,7 @@ def _prediction(laws: PowerLaws, law: Mapping[str, Any] | None, c: float) -> dic
     optimum["intervals"] = {**optimum["intervals"], "loss": ends}
     optimum["interval"] = ends
     optimum["run_interval"] = of_loss["run_interval"] if known and of_loss else [None, None]
-    optimum |= {"parts": of_loss["parts"]} if known and of_loss else {}
+    optimum["parts"] = of_loss["parts"] if known and of_loss else dict(NO_PARTS)
     return optimum
 
 
