@@ -1,4 +1,4 @@
-"""How held-out loss falls with the number of parameters, at one token budget: the demo's sweep.
+"""How held-out loss falls with the number of parameters, at one token budget.
 
 The data order of the three seeds at one size differs too, so their spread is the noise of a run.
 """

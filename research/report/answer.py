@@ -23,10 +23,11 @@ def answer_sentences(
     document: Mapping[str, Any] | None,
     verdict: str = "",
     unfinished: tuple[int, int] = (0, 0),
+    why: str = "",
 ) -> list[str]:
     """What a group of runs says: what to train at the target, how the optimal size grows, the
     `verdict` on larger runs, what was held out; and how many of its runs are not done, of how many.
-    `document` is that of its law, where there is no target."""
+    `document` is that of its law, where there is no target; `why` there is none."""
     out = []
     if found.answer:
         document = found.document(found.answer)
@@ -41,8 +42,12 @@ def answer_sentences(
             ends = _losses(row["interval"])
             words = f"Expected {document['response']} at {amount_text(at, against)}"
             out.append(f"{words}: {loss_text(value)} ({ends}).")
+    elif why:
+        out += ["No law was fitted to these runs.", f"{why[0].upper()}{why[1:]}."]
     told = headline(document)
     out += [words for words in (f"{verdict}." if verdict else "", told) if words]
+    if document and document["options"]["best_of"]:
+        out.append("Of each size and length, only the best of the settings that were tried counts.")
     count, of = unfinished
     if count:
         are = "is" if count == 1 else "are"

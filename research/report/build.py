@@ -185,7 +185,9 @@ def _fit_group(
 ) -> dict[str, Any]:
     if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
         return {"rows": rows, "analysis": None, "document": law.document, "why": ""}
+    done = [row for row in rows if row["status"] == "done" and row.get(against)]
     options = {"against": against, "holdout": "largest", "mix": mix}
+    options["best_of"] = methods.best_of(done, (against,))
     try:
         analysis = scaling.analyze("power", rows, options)
     except BadInput as error:
@@ -243,6 +245,7 @@ def _said(result: Mapping[str, Any]) -> dict[str, Any]:
             fit["document"],
             verdict if name == of_rungs else "",
             (missing, len(fit["rows"])),
+            fit["why"],
         )
         if body := answer.methods_table(every[name]):
             tables[name] = [[*answer.HEADINGS], *body]
@@ -271,6 +274,7 @@ def _multiverse_figure(mix: bool, fit: Mapping[str, Any]) -> dict[str, Any]:
         "holdout": document["options"]["holdout"],
         "against": document["against"],
         "mix": mix,
+        "best_of": document["options"]["best_of"],
     }
     try:
         document["multiverse"] = refit_universes(document["law"], done, scaling.Options(**options))
@@ -320,7 +324,10 @@ def _sweep_figures(
     if done and others:
         out["loss"] = sweep_figures.group_curves(fits, against, unit)
     elif done and (first["analysis"] or not first["document"]):
-        out["loss"] = fit_figures.loss_curve(done, against, unit, first["analysis"])
+        rates = {row.get("lr") for row in done}
+        tuned = not first["document"] and methods.best_of(done, (against,)) and len(rates) > 1
+        column = "lr" if tuned else against
+        out["loss"] = fit_figures.loss_curve(done, column, unit, first["analysis"])
     for metric in text.page_metrics(done) if len(done) > 1 else ():
         name = metric.name
         series = {n: text.score_statistics(f["rows"], against, name) for n, f in fits.items()}

@@ -25,6 +25,9 @@ CAPTIONS = {
     "were fitted, circles runs that were left out; the line is the law with its 95 % band, stars "
     "are runs held out of the fit, beside the predictions (diamonds) with the 95 % interval of a "
     "run.",
+    "runs": "Held-out loss of the finished runs, to which no law was fitted.",
+    "groups": "Held-out loss of the runs of all groups, and the laws of groups that have one of "
+    "this column, with their 95 % bands; stars are runs held out of them.",
     "losses": "Held-out loss against parameters, tokens and training FLOPs 6 N D. Dots are runs, "
     "colored by parameters, stars runs that were held out; the lines are the lowest loss that the "
     "law allows: at a size with unlimited tokens, at a number of tokens with unlimited parameters, "
@@ -54,9 +57,9 @@ CAPTIONS = {
     "collapse": "Learning curves, normalized, and their common curve. Left: a line for each run, "
     "colored by size, and the common curve (dashed); right: each run's deviation from it, and two "
     "standard deviations of batch noise and spread (dashed). Runs that leave the band are orange.",
-    "compare": "Losses of all groups, before and after their multiplier of compute. Right: the "
-    "same runs at compute times the multiplier of their group, on one line if that is all that "
-    "tells them apart.",
+    "compare": "Losses of all groups, before and after their multiplier of compute. Left: the "
+    "runs; right: the same runs at compute times the multiplier of their group, where the groups "
+    "lie on each other if that is all that tells them apart.",
     "settling": "The loss predicted at the target as runs were added, the cheapest first. The band "
     "is the 95 % interval of the law.",
     "recipe": "What a learning rate off its optimum costs, and how the optimum moves. Left: a dot "
@@ -71,8 +74,8 @@ CAPTIONS = {
     "regret": "Losses of fresh seeds at the largest width, by what chose the learning rate. Dots "
     "are runs, lines their means.",
     "confusion": "Predicted against true classes, of the most accurate run.",
-    "metric": "Held-out metric of the runs. Dots are means over seeds, bars their standard "
-    "deviation.",
+    "metric": "Held-out metric of the runs. A dot is a run, or the mean of runs that differ in "
+    "the seed alone, with their standard deviation as a bar.",
 }
 PREFIXES = {"metric": "metric", "curves": "set"}  # of figures of a metric or a set, before its name
 

@@ -172,8 +172,8 @@ def isoflop_curves(document: Mapping[str, Any], rows: Sequence[table.Row]) -> Fi
                     axes.plot(*isoflop.valley_curve(budget, name), color=color, **VALLEYS[name][1])
             if len(budgets) <= FEW:
                 axes.annotate(style.flops_text(budget.flops), (at[0][-1], at[1][-1]), (6, 0),
-                              textcoords="offset points", va="center", fontsize="small",
-                              color=color)  # fmt: skip
+                              textcoords="offset points", va="center",
+                              fontsize="small")  # fmt: skip
         for name, side in document["methods"].items():
             at = [(m["params"], m["loss"]) for m in side["minima"]]
             marker, line = VALLEYS[name]
@@ -276,14 +276,14 @@ def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
             law = fit.predict({columns[0]: grid, GROUP: np.ones(48)})[0]
             scaled.plot(grid, law, color=GRAY, lw=1.2, zorder=1, label="the shared law")
         if len(columns) == 1:
-            words = style.axis_label(columns[0], AXES)
+            words, flops = style.axis_label(columns[0], AXES), "flops" in columns[0]
         else:
-            words = "$6ND$" if set(columns) == {"params", "tokens"} else " · ".join(columns)
-        flops = words == "$6ND$" or "flops" in columns[0]
+            flops = set(columns) == {"params", "tokens"}
+            words = style.axis_label("flops", AXES, True) if flops else " · ".join(columns)
         for axes, text in ((raw, words), (scaled, f"{words} × multiplier")):
             axes.set(xscale="log", xlabel=text)
             style.log_ticks(axes.xaxis, flops=flops)
-            axes.legend()
+        style.legend_above(sheet, scaled)
         raw.set_ylabel(f"held-out loss ({unit})")
     return sheet.figure
 

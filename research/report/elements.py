@@ -12,6 +12,7 @@ from research.report.style import Drawing
 LARGE = 120_000  # characters of an SVG
 COLORS = 96
 PIXELS = 4 / 3  # of CSS in a point
+INTERVAL = re.compile(r"^(\S+) (\(\S+ to \S+\))$")  # 1.2 (1.1 to 1.3)
 WIDE = 700  # pixels, from which a figure is scrolled on a phone, where it would be illegible
 
 
@@ -32,10 +33,12 @@ def html_table(
     values: Sequence[Sequence[object]] = (),
 ) -> str:
     """A table in a box that scrolls, also by keyboard; the first `text` columns are words. With
-    `values`, what the cells stand for, readers sort it by a click and filter it."""
+    `values`, what the cells stand for (words where some are), readers sort it by a click and filter
+    it."""
+    words_too = {i for row in values for i, value in enumerate(row) if isinstance(value, str)}
 
     def kind(i: int) -> str:
-        return ' class="text"' if i < text else ""
+        return ' class="text"' if i < text or i in words_too else ""
 
     headings = "".join(
         f'<th scope="col"{kind(i)}>{escape(name)}</th>' if name else "<td></td>"
@@ -57,7 +60,8 @@ def html_table(
             stands = ""
             if isinstance(value, int | float) and math.isfinite(value):
                 stands = f' data-value="{float(value)!r}"'
-            inner.append(f"<td{kind(i)}{stands}>{escape(cell)}</td>")
+            words = INTERVAL.sub(r"\1 <span>\2</span>", escape(cell))
+            inner.append(f"<td{kind(i)}{stands}>{words}</td>")
         rows.append(f"<tr>{''.join(inner)}</tr>")
     sortable = ' class="sortable"' if values else ""
     return (

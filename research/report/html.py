@@ -71,15 +71,18 @@ STILL = {
 class _Figures:
     """The figures by name, each of which is shown once."""
 
-    def __init__(self, drawings: Mapping[str, Drawing], found: Mapping[str, str]):
+    def __init__(self, drawings: Mapping[str, Drawing], found: Mapping[str, str], of_loss: str):
         self._left = {name: embed_figure(drawing) for name, drawing in drawings.items()}
         self._found = found
+        self._kinds = {"loss": of_loss}
 
     def take(self, *names: str) -> list[str]:
         """The elements of those that there are and that are not on the page yet."""
-        left, found = self._left, self._found
+        left, found, kinds = self._left, self._found, self._kinds
         return [
-            figure_element(left.pop(n), caption(n), found.get(n, "")) for n in names if n in left
+            figure_element(left.pop(n), caption(kinds.get(n, n)), found.get(n, ""))
+            for n in names
+            if n in left
         ]
 
     def of(self, stem: str) -> list[str]:
@@ -92,7 +95,10 @@ class _Figures:
 
 def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> str:
     """The whole page, of what build.write_report found and the figures by name."""
-    figures, fits = _Figures(drawings, _findings(result, drawings)), result["fits"]
+    fits = result["fits"]
+    (first, *others) = fits.values()
+    of_loss = "groups" if others else "loss" if first["analysis"] else "runs"
+    figures = _Figures(drawings, _findings(result, drawings), of_loss)
     name = str(result["rows"][0].get("name") or "sweep")
     parts = [
         f"<h1>{escape(name)}</h1>",
@@ -104,7 +110,7 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         *_compared(result, figures),
     ]
     if explorer := _explorer(result):
-        parts += ["<h2>Explore the fit</h2>", explorer]
+        parts += ['<section class="explore">', "<h2>Explore the fit</h2>", explorer, "</section>"]
     parts += _laws(result, figures)
     parts += downstream_text.page(result["downstream"], len(fits) > 1)
     parts += recipe_text.page(result, figures.take)
@@ -113,7 +119,8 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
     if matrix := figures.take("confusion"):
         best = best_classifier([row for row in result["rows"] if row["status"] == "done"])
         parts += ["<h2>Per-class metrics</h2>", *matrix, _class_table(best) if best else ""]
-    parts += ["<h2>Data</h2>", *map(_data_card, result["cards"], itertools.count(1))]
+    if cards := result["cards"]:
+        parts += ["<h2>Data</h2>", *map(_data_card, cards, itertools.count(1))]
     parts += ["<h2>Provenance</h2>", _provenance(fits)]
     body = "\n".join(parts)
     return (
@@ -173,8 +180,7 @@ def _rungs(result: Mapping[str, Any], figures: _Figures) -> list[str]:
 
 def _trust(result: Mapping[str, Any]) -> list[str]:
     """How the methods agree, all warnings, and what the parameters are known to."""
-    several = len(result["fits"]) > 1
-    out = ["<h2>How far to trust it</h2>"]
+    several, out = len(result["fits"]) > 1, []
     for group, (head, *body) in result["tables"].items():
         of, named = (f" of {group}", f": {group}") if several else ("", "")
         budget = flops_text(result["methods"][group].target)
@@ -194,7 +200,7 @@ def _trust(result: Mapping[str, Any]) -> list[str]:
                 _fit_table(document, f"parameters{named}"),
                 *paragraphs([expected] if expected else []),
             ]
-    return out
+    return ["<h2>How far to trust it</h2>", *out] if any(out) else []
 
 
 def _compared(result: Mapping[str, Any], figures: _Figures) -> list[str]:
@@ -204,7 +210,10 @@ def _compared(result: Mapping[str, Any], figures: _Figures) -> list[str]:
     )
     if side:
         out += ["<h2>Groups compared</h2>", html_table(side[0], side[1:], label="groups")]
-        out.append("<p>Mean ± standard deviation (runs) where there is more than one.</p>")
+        out.append(
+            "<p>Of several lengths, the longest of each group. Mean ± standard deviation (runs) "
+            "where there is more than one.</p>"
+        )
     if compared := result["compared"]:
         words = " ".join(text.comparison_sentences(compared.document))
         out += ["<h2>Shared law, one multiplier per group</h2>", *paragraphs([words])]
@@ -380,13 +389,14 @@ def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:
     rules = dict.fromkeys(
         line for row in rows for line in str(row.get("rules", "")).splitlines() if line
     )
+    told = escape("\n".join(rules))
+    summary = "<summary>Sizes, steps and rates of the runs</summary>"
+    details = f"<details>{summary}<pre>{told}</pre></details>" if told else ""
     head, *body = provenance.provenance_table({name: fit["rows"] for name, fit in fits.items()})
     return (
         html_table(head if len(fits) > 1 else ["", ""], body, len(head), label="provenance")
         + "<p>Every run repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
-        "<code>isoflop report --runs=DIR</code>.</p>"
-        "<details><summary>Sizes, steps and rates of the runs</summary>"
-        f"<pre>{escape(chr(10).join(rules))}</pre></details>"
+        "<code>isoflop report --runs=DIR</code>.</p>" + details
     )
 
 

@@ -155,12 +155,14 @@ def _slider_chart(
     )
     shown = [k for k in FACTS if any(row.get(k) is not None for row in rows)]
     shown += [column.name for column in shown_columns(rows, "summary")]
-    values = [{k: row.get(k) for k in {*shown, column}} for row in rows[:MOST]]
+    dots = [{k: row.get(k) for k in {*shown, column}} for row in rows[:MOST]]
     along = alt.Scale(type="log", nice=False, padding=8)
     written = "replace(format(datum.value, '~s'), 'G', 'B')"  # billions, as people say
     if "flops" in column:  # B and T would be read as parameters and tokens
         written = "replace(format(datum.value, '.2~e'), 'e+', 'e')"
-    ticks = alt.Axis(labelExpr=written, tickCount=7, labelOverlap=True)
+    along_x = [point["x"] for point in points] + [row[column] for row in rows]
+    values = _round_values(min(along_x), max(along_x))
+    ticks = alt.Axis(labelExpr=written, values=values, labelOverlap="greedy", labelSeparation=6)
     x = alt.X("x:Q", scale=along, axis=ticks, title=noun)
     y = alt.Y(
         "loss:Q",
@@ -171,7 +173,7 @@ def _slider_chart(
     law = alt.Chart(alt.Data(values=list(points)))
     here = law.transform_filter("datum.step == position")
     runs = (
-        alt.Chart(alt.Data(values=values))
+        alt.Chart(alt.Data(values=dots))
         .mark_circle(size=60, color=BLUE, opacity=0.9)
         .encode(
             x=alt.X(f"{column}:Q", scale=along, axis=ticks, title=noun),
@@ -193,6 +195,14 @@ def _slider_chart(
         width="container", height=330, usermeta={"words": words}, config=LOOK
     )
     return {"explore": chart.add_params(slider)}
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """The labels of a logarithmic axis: 1, 2, 5, 10, …, and fewer where it spans decades."""
+    decades = math.log10(high / low)
+    steps = (1, 2, 5) if decades < 1.5 else (1, 3) if decades < 3 else (1,)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [x for power in powers for step in steps if low <= (x := step * 10.0**power) <= high]
 
 
 def _interval_text(pair: Sequence[float | None] | np.ndarray) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from research import scaling
 from research.errors import BadInput
 from research.scaling.compute_optimal import PER_TOKEN, target_budget
+from research.tables.replicates import varied_within
 
 Row = dict[str, Any]
 
@@ -59,6 +60,13 @@ class Methods:
         return found if found and found["params"] is not None else None
 
 
+def best_of(rows: Sequence[Row], columns: Sequence[str]) -> str | None:
+    """The option of a fit to rows of which some were tuned: what a law through all that was tried
+    says is not what the best setting does. None where they differ in size or length as well."""
+    varied = varied_within(rows, columns)
+    return None if not varied or {"params", "tokens"}.intersection(varied) else "cell"
+
+
 def fit_methods(rows: Sequence[Row], mix: bool, served: float | None) -> Methods:
     """All methods on the finished runs of a group; none where these do not vary both size and
     tokens. The optima of the law also count `served` tokens of inference."""
@@ -71,7 +79,7 @@ def fit_methods(rows: Sequence[Row], mix: bool, served: float | None) -> Methods
     grid = [*np.geomspace(least, target, BUDGETS)[:-1].tolist(), target]
     out = Methods(target)
     for name in NAMES:
-        options: dict[str, Any] = {"mix": mix}
+        options: dict[str, Any] = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
         if name == "chinchilla" and served:
             options["inference_tokens"] = served
         try:

@@ -26,7 +26,10 @@ th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(-
 thead th { border-bottom: 2px solid var(--dim); font-weight: 600; vertical-align: bottom;
            white-space: normal; }
 td.text, th.text { text-align: left; }
-td.text:last-child { white-space: normal; overflow-wrap: anywhere; }
+td span { display: block; }
+td.text:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
+.sortable td.text { white-space: normal; overflow-wrap: anywhere; min-width: 4rem; }
+.sortable td:first-child { min-width: 7rem; }
 td.wide { white-space: normal; text-align: left; }
 th[aria-sort] button::after { content: " \\2195"; color: var(--dim); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
@@ -53,12 +56,13 @@ code, pre { background: var(--soft); font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   .drawn.wide > * { width: 42rem; max-width: none; margin: 0; }
+  tbody th { white-space: normal; min-width: 6.5rem; }
   body { padding: .8rem; } .lead.first { font-size: 1.25rem; }
   .chart input[type=range] { display: block; width: 80vw; max-width: 80vw; } }
 @media print {
   :root { --ink: #000; --paper: #fff; --soft: #fff; --line: #ccc; --dim: #333; --warn: #fff; }
   body { max-width: none; font-size: 10pt; padding: 0; }
-  .scroll { overflow: visible; } .drawn { filter: none; } .tools, .chart { display: none; }
+  .scroll { overflow: visible; } .drawn { filter: none; } .tools, .explore { display: none; }
   table { font-size: 7pt; } th, td { padding: .1rem .25rem; }
   figure, tr, .warn { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """

@@ -9,7 +9,7 @@ import contextvars
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
 }
 SHORT = 2.5  # decades of an axis, up to which there are labels between them
-LABEL = 5.5  # width of a label of FLOPs, with the room about it, over the size of its type
-DECADE = 15.0  # of an axis, up to which its labels of FLOPs may be near to each other
+# Of a label of FLOPs and of an amount the width, and of all the height, with the room about them,
+# over the size of their type.
+LABEL, AMOUNT, LINE = 5.5, 3.4, 1.6
+# Steps within a decade, with the decimal logarithm of the smallest of them.
+STEPS = {(1.0, 2.0, 5.0): math.log10(2), (1.0, 3.0): math.log10(3)}
 LOWEST = 0.62  # height of a panel over its width, where panels are below each other
 NARROW = 18.0  # panels of fewer widths of the type are put below each other
 
@@ -278,17 +281,33 @@ def plain_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def log_ticks(axis: Any, steps: Sequence[int] = (1, 2, 5), flops: bool = False) -> None:
-    """1k, 10k, 1M rather than powers of ten, but of FLOPs; steps between them where the range is
-    short."""
-    low, high = axis.get_view_interval()
-    decades = math.log10(high / max(low, 1e-300))
-    short = decades < SHORT
-    if flops and high > DECADE * low:
-        room = axis.axes.get_position().width * axis.figure.get_figwidth() * 72
-        wide = LABEL * matplotlib.rcParams["font.size"]
-        steps = (1, 3) if axis.axis_name == "y" or 2 * decades * wide < room else (1,)
-    axis.set_major_locator(LogLocator(subs=steps if short else (1,), numticks=8))
+class _RoomyTicks(LogLocator):
+    """Ticks in the smallest steps whose labels, `wide` points each, do not touch; whole decades
+    where the range is long. How much room there is, the layout decides as the figure is drawn."""
+
+    def __init__(self, wide: float):
+        super().__init__(numticks=8)
+        self.wide = wide
+
+    def __call__(self) -> Any:
+        axis: Any = self.axis
+        box, (low, high) = axis.axes.bbox, axis.get_view_interval()
+        decades = max(math.log10(high / max(low, 1e-300)), 1e-9)
+        along = box.width if axis.axis_name == "x" else box.height
+        room = along * 72 / axis.figure.dpi / decades  # of a decade
+        subs = (1.0,)
+        if decades < SHORT:  # below a decade there may be no power of ten
+            least = [s for s, gap in STEPS.items() if gap * room >= self.wide]
+            subs = least[0] if least else (1.0,) if decades >= 1 else [*STEPS][-1]
+        self.set_params(subs=subs)
+        return super().__call__()
+
+
+def log_ticks(axis: Any, flops: bool = False) -> None:
+    """1k, 10k, 1M rather than powers of ten, but of FLOPs; steps between them where there is
+    room."""
     words = flops_text if flops else quantity
+    ems = LINE if axis.axis_name == "y" else LABEL if flops else AMOUNT
+    axis.set_major_locator(_RoomyTicks(ems * matplotlib.rcParams["font.size"]))
     axis.set_major_formatter(FuncFormatter(lambda v, _: words(v)))
     axis.set_minor_formatter(NullFormatter())

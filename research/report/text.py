@@ -112,7 +112,7 @@ def headline(document: Mapping[str, Any] | None) -> str:
     """The result in a sentence: predictions against measurements of the largest runs, which were
     held out, or within the table."""
     if not document:
-        return "Too few finished runs to fit a law and check it."
+        return ""
     if not (holdout := document["holdout"]):
         return _extrapolation_sentence(document)
     count, row = document["n_points"], holdout["rows"][-1]

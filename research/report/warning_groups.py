@@ -10,16 +10,18 @@ from research.report.methods import Methods
 Row = Mapping[str, Any]
 
 AGAIN = "Launch again"
+LOWER = "Lower the learning rate of these (they are not trained again when launched again)"
 MORE = "More runs would narrow this (isoflop fit --next_runs proposes them)"
 COUNTING = "Ways of counting and fitting (isoflop fit --multiverse shows what they change)"
 DATA = "Which runs and data these are"
 # The first whose pattern is found in a warning; what no pattern knows is of DATA.
 KINDS = (
-    (AGAIN, r"^Runs? .* (is|are) (failed|diverged|unfinished|new|running|stopped)"),
+    (LOWER, r"^Runs? .* (is|are) diverged"),
+    (AGAIN, r"^Runs? .* (is|are) (failed|unfinished|new|running|stopped)"),
     (COUNTING, r"6 \* params \* tokens|akima and parabola|Huber|units?\b|convention|\(--objective"),
     (MORE, r"constrained|identified|at (its|their) bound|starts agree|\bfewer than|needs? \d"
            r"|noise of a run is|do not tell|two budgets|on the envelope|vary together|known to ±"
-           r"|lies? outside|No law was fitted|decide|without (it|them)|misfit|negative|too few"),
+           r"|lies? outside|decide|without (it|them)|misfit|negative|too few"),
 )  # fmt: skip
 NAMED = re.compile(r"^(Run )?([\w.-]{1,60}) is (.+)$", re.DOTALL)
 NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
@@ -53,6 +55,10 @@ def _joined(kind: str, rest: str, names: Sequence[str]) -> str:
     return f"{'Runs ' if kind else ''}{every} are {rest}"
 
 
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def grouped_warnings(
     rows: Sequence[Row],
     fits: Mapping[str, Mapping[str, Any]],
@@ -61,15 +67,13 @@ def grouped_warnings(
 ) -> dict[str, list[str]]:
     """The lines by what to do about them."""
     lines = merge_lines(
-        f"Run {row['run']} is {row['status']}. {row.get('reason', '')}".strip()
+        f"Run {row['run']} is {row['status']}. {_sentence(str(row.get('reason') or ''))}".strip()
         for row in rows
         if row["status"] != "done"
     )
     lines += notes
     told_of: dict[str, list[str]] = {}
     for name, fit in fits.items():
-        if fit["why"]:
-            told_of.setdefault(f"No law was fitted: {fit['why']}", []).append(name)
         document = fit["document"]
         told = list(document["warnings"]) if document else []
         for method, analysis in methods[name].analyses.items() if name in methods else ():
@@ -89,7 +93,7 @@ def grouped_warnings(
         lines.append(
             f"{len(repeated)} runs saw more tokens than the corpus has: data were repeated"
         )
-    out: dict[str, list[str]] = {AGAIN: [], MORE: [], COUNTING: [], DATA: []}
+    out: dict[str, list[str]] = {AGAIN: [], LOWER: [], MORE: [], COUNTING: [], DATA: []}
     for line in dict.fromkeys(lines):
         out[next((kind for kind, pattern in KINDS if re.search(pattern, line)), DATA)].append(line)
     return {kind: found for kind, found in out.items() if found}

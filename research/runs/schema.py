@@ -136,7 +136,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("flops", format=".3g", shown=TABLE, heading="exact FLOPs", noun="FLOPs",
            axis="training FLOPs C"),
     Column("steps", format=",d", shown=("table",)),
-    Column("lr", format=".3g", shown=TABLE, heading="learning rate"),
+    Column("lr", format=".3g", shown=TABLE, heading="learning rate", axis="learning rate"),
     Column("seed", format="d", shown=TABLE),
     Column("loss", axis="held-out loss", better="low"),
     Column("closed_form_loss", shown=("line", "page"), heading="closed form"),

@@ -162,8 +162,8 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
     dropped = outliers + dropped
     if len(budgets) < 2:
         raise BadInput(
-            f"{len(budgets)} budgets with at least {MIN_SIZES} sizes; isoflop needs 2. A budget is "
-            f"a distinct value of flops (to {SAME_BUDGET:.0%})",
+            f"{'1 budget' if budgets else 'no budgets'} with at least {MIN_SIZES} sizes; isoflop "
+            f"needs 2. A budget is a distinct value of flops (to {SAME_BUDGET:.0%})",
             *(f"{row['run']}: {row['reason']}" for row in dropped[:5]),
         )
     noise = estimate_noise(rows, budgets, options)

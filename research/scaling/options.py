@@ -259,10 +259,16 @@ def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
         what = f"values of {against}"
         if len(law.columns) > 1:
             what = f"points of {', '.join(law.columns)}"
+        others = {"run held out": held_out, "row left out": dropped}
+        words = ", ".join(
+            f"{len(rows)} {name if len(rows) == 1 else name.replace(' ', 's ', 1)}"
+            for name, rows in others.items()
+            if rows
+        )
+        apart = f" ({words}{_main_reason(dropped)})" if words else ""
         raise BadInput(
-            f"{distinct} distinct {what} to fit ({len(held_out)} runs held out, {len(dropped)} "
-            f"rows left out{_main_reason(dropped)}); {law.formula} has {needs - 1} parameters and "
-            f"needs at least {needs}"
+            f"{distinct} distinct {what} to fit{apart}; {law.formula} has {needs - 1} parameters "
+            f"and needs at least {needs}"
         )
     return Split(fitted, held_out, dropped)
 

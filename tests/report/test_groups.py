@@ -150,13 +150,15 @@ def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path
         {**row, "run": f"x{row['run']}", "lr": 0.1, "loss": 1.05 * row["loss"]}
         for row in rows if row.get("optim.clip") == "none"
     ]  # fmt: skip
-    needs = {}
+    needs, own_law = {}, {}
     for name, some in (("tuned", [*rows, *bad]), ("plain", rows)):
         result = build.write_report(workdir(tmp_path / name, some))
         section = result["compared"].document["compare"]
         (needs[name],) = [g["needs"]["value"] for g in section["groups"].values() if "needs" in g]
         told = "of each size and length the best lr of each is compared" in section["words"]
         assert told == (name == "tuned")
+        assert ("only the best of the settings" in page_of(tmp_path / name)) == (name == "tuned")
+        own_law[name] = result["fits"]["clip=none"]["document"]
         if name == "tuned":  # the twin: a law through all that was tried
             every = scaling.analyze(
                 "power", result["rows"], {"against": "params"}, compare_by="group"
@@ -164,4 +166,9 @@ def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path
             pooled = every.document["compare"]["groups"]
             (needs["all"],) = [g["needs"]["value"] for g in pooled.values() if "needs" in g]
     assert needs["tuned"] == pytest.approx(needs["plain"], rel=0.05)
+    # The group's own law is that of the best rates, too; the twin is that of all.
+    assert own_law["tuned"]["params"] == pytest.approx(own_law["plain"]["params"])
+    both = [row for row in [*rows, *bad] if row.get("optim.clip") == "none"]
+    of_all = scaling.analyze("power", both, {"against": "params", "holdout": "largest"}).document
+    assert of_all["params"]["E"] != pytest.approx(own_law["plain"]["params"]["E"], rel=0.01)
     assert abs(math.log(needs["all"] / needs["plain"])) > 0.1

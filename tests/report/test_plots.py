@@ -91,6 +91,39 @@ def test_axes_and_legends_say_what_is_drawn(name, drawn):
     assert re.search(r"FLOPs|parameters", words)
 
 
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_labels_of_ticks_do_not_touch(name, drawn):
+    figure = drawn[name]
+    figure.draw_without_rendering()
+    boxes = [shown_labels(axes.xaxis) for axes in figure.axes if axes.get_xlabel()]
+    assert boxes
+    for labels in boxes:
+        assert len(labels) > 1
+        assert all(a.x1 + 2 < b.x0 for a, b in pairwise(labels))
+
+
+def test_labels_have_the_finest_steps_for_which_there_is_room():
+    counts = []
+    for wide in (1.2, 2.0, 6.0):
+        with style.looking("paper", wide), style.sheet(6.4, 4.2) as sheet:
+            (axes,) = sheet.panels
+            axes.plot([3e4, 2.5e6], [1, 2])
+            axes.set_xscale("log")
+            style.log_ticks(axes.xaxis)
+        sheet.figure.draw_without_rendering()
+        labels = shown_labels(axes.xaxis)
+        assert all(a.x1 < b.x0 for a, b in pairwise(labels))
+        counts.append(len(labels))
+    assert counts == [2, 5, 6]
+
+
+def shown_labels(axis):
+    """The boxes of the labels within the axis, from the left."""
+    low, high = axis.get_view_interval()
+    shown = [t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high]
+    return sorted((label.get_window_extent() for label in shown), key=lambda box: box.x0)
+
+
 @pytest.mark.parametrize("look", ["paper", "talk"])
 def test_the_size_of_a_look_is_that_of_the_figure_and_its_type(look, source):
     (figure,) = figures.draw(["isoflop"], source, look).values()
@@ -312,7 +345,7 @@ def test_several_figures_are_files_of_their_own(suffix, begins, place, tmp_path,
         (["--figure=transfer"], "transfer: no .*transfer.json; isoflop transfer"),
         (["--figure=loss"], "loss: parameters and tokens both vary"),
         (["--figure=contours", "--law=isoflop"], "contours: is no figure of the law isoflop"),
-        (["--figure=isoflop", "--where=flops<2e12"], "isoflop: 1 budgets with at least 4 sizes"),
+        (["--figure=isoflop", "--where=flops<2e12"], "isoflop: 1 budget with at least 4 sizes"),
         (["--figure=isoflop", "--where=flops<2"], "no finished runs with --where=flops<2"),
         (["--figure=contours", "--law=chinchila"], "chinchila"),
     ],

@@ -115,8 +115,36 @@ def test_too_few_runs_are_shown_without_a_law(tmp_path, count):
     result = build.write_report(workdir(tmp_path, noisy(0)[:count]))
     assert result["fits"][""]["document"] is None
     assert "no law" in text.text_summary(result)
-    assert "No law was fitted" in (tmp_path / "report.html").read_text()
+    page = without_scripts((tmp_path / "report.html").read_text())
+    assert (
+        page.index("No law was fitted")
+        < page.index("distinct values of params")
+        < page.index("<svg")
+    )
+    assert "to which no law was fitted" in page
+    # Nothing stands below these headings, and no line is on the figure.
+    for absent in ("<h2>Data", "<h2>How far to trust it", "<details>", "95 % band"):
+        assert absent not in page
     assert not (tmp_path / "fit.json").exists()
+
+
+def test_a_law_is_in_the_caption_where_there_is_one(tmp_path):
+    build.write_report(workdir(tmp_path, noisy(0)))
+    page = without_scripts((tmp_path / "report.html").read_text())
+    assert "to which no law was fitted" not in page
+    assert "95 % band" in page
+
+
+def test_rates_at_one_size_are_drawn_against_the_rate(tmp_path):
+    rows = [{**row, "params": 10_000} for row in noisy(0)]
+    tried = [{**row, "lr": 0.01 * 1.5**i} for i, row in enumerate(rows)]
+    labels = []
+    for some in (tried, rows):
+        some = [{**row, "status": "done"} for row in some]
+        fits = {"": {"rows": some, "analysis": None, "document": None}}
+        figure = build._sweep_figures(some, {row["run"]: [] for row in some}, fits, "params")
+        labels.append(figure["loss"].axes[0].get_xlabel())
+    assert labels == ["learning rate", "parameters $N$"]
 
 
 def two_groups(changes=()):
