@@ -9,7 +9,7 @@ from research.report.methods import Methods
 
 Row = Mapping[str, Any]
 
-AGAIN = "Launch again"
+AGAIN = "Launch again, those that failed with --retry_failed"
 LOWER = "Lower the learning rate of these (they are not trained again when launched again)"
 MORE = "More runs would narrow this (isoflop fit --next_runs proposes them)"
 COUNTING = "Ways of counting and fitting (isoflop fit --multiverse shows what they change)"

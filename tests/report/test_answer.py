@@ -262,7 +262,7 @@ def test_every_warning_is_said_once_below_what_to_do_about_it(asked):
     groups = warning_groups.grouped_warnings(rows, fits, {"": asked}, ["a note", "a note"])
     lines = [line for of in groups.values() for line in of]
     assert len(lines) == len(set(lines))
-    assert groups["Launch again"] == ["Run lost is failed. <b>fire</b>"]
+    assert groups[warning_groups.AGAIN] == ["Run lost is failed. <b>fire</b>"]
     # A run that diverged is not trained again.
     far = [{"run": "far", "status": "diverged", "reason": "the loss is not finite at step 3"}]
     lower = warning_groups.grouped_warnings(far, {}, {}, [])
@@ -274,7 +274,7 @@ def test_every_warning_is_said_once_below_what_to_do_about_it(asked):
     assert counted in groups[warning_groups.COUNTING]
     assert "1.3 times" in counted
     without = warning_groups.grouped_warnings(swept(), fits, {}, [])
-    assert "Launch again" not in without
+    assert warning_groups.AGAIN not in without
     assert not warning_groups.grouped_warnings(swept(), {}, {}, [])
 
 
