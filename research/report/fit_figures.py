@@ -20,7 +20,7 @@ from research.tables import table
 
 LEVELS = 9  # iso-loss contours, about
 SHARE = 0.98  # of the resamples, that a panel of two parameters shows
-EDGE = 0.07  # of the axes, without labels of contours
+EDGE, CLEAR = 0.07, 0.05  # of the axes, without labels of contours: of a border, and of a mark
 WITHOUT_LIMIT = 1e6  # times the most of a table
 
 
@@ -235,21 +235,25 @@ def loss_contours(fit: Fit, document: Mapping[str, Any]) -> Figure:
         style.plain_ticks(bar.ax.yaxis)
         for _ in range(2):  # the gaps of labels are of the layout, which settles as it is drawn
             sheet.figure.draw_without_rendering()
+        drawn = [*n, *best], [*d, *c / 6 / best]
         axes.clabel(lines, fmt="%g", fontsize="x-small", colors="#444444", inline_spacing=3,
-                    manual=_label_places(axes, lines))  # fmt: skip
+                    manual=_label_places(axes, lines, drawn))  # fmt: skip
     return sheet.figure
 
 
-def _label_places(axes: Any, lines: Any) -> list[tuple[float, float]]:
+def _label_places(axes: Any, lines: Any, drawn: Any) -> list[tuple[float, float]]:
     """A point of each contour for its label: well inside the axes, to the lower right, where
-    contours are far from each other."""
-    out = []
+    contours are far from each other, and on nothing that is `drawn`, if that can be."""
+    out, to_axes = [], axes.transData + axes.transAxes.inverted()
+    taken = to_axes.transform(np.transpose(drawn))
     for segments in lines.allsegs:
         points = np.concatenate([np.asarray(s) for s in segments]) if len(segments) else None
         if points is None or not len(points):
             continue
-        at = axes.transAxes.inverted().transform(axes.transData.transform(points))
+        at = to_axes.transform(points)
         inside = ((at > EDGE) & (at < 1 - EDGE)).all(1)
+        free = inside & (np.abs(at[:, None] - taken).max(2).min(1) > CLEAR)
+        inside = free if free.any() else inside
         if inside.any():
             best = np.where(inside, at[:, 0] - at[:, 1], -np.inf).argmax()
             out.append((float(points[best, 0]), float(points[best, 1])))

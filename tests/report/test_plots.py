@@ -179,12 +179,15 @@ def test_labels_of_contours_lie_on_their_lines_inside_the_axes(drawn):
     box = axes.get_window_extent()
     labels = [text for text in axes.texts if re.fullmatch(r"[\d.]+", text.get_text())]
     assert len(labels) >= 4
+    (frontier,) = [line for line in axes.lines if line.get_label() == "efficient frontier"]
+    crossed = axes.transData.transform(frontier.get_xydata())
     for text in labels:
         own = text.get_window_extent()
         assert box.x0 < own.x0
         assert own.x1 < box.x1
         assert box.y0 < own.y0
         assert own.y1 < box.y1
+        assert not any(own.contains(x, y) for x, y in crossed)
         assert len(text.get_text()) <= 4  # a round number
 
 
