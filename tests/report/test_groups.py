@@ -166,9 +166,8 @@ def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path
             pooled = every.document["compare"]["groups"]
             (needs["all"],) = [g["needs"]["value"] for g in pooled.values() if "needs" in g]
     assert needs["tuned"] == pytest.approx(needs["plain"], rel=0.05)
-    # The group's own law is that of the best rates, too; the twin is that of all.
-    assert own_law["tuned"]["params"] == pytest.approx(own_law["plain"]["params"])
-    both = [row for row in [*rows, *bad] if row.get("optim.clip") == "none"]
-    of_all = scaling.analyze("power", both, {"against": "params", "holdout": "largest"}).document
-    assert of_all["params"]["E"] != pytest.approx(own_law["plain"]["params"]["E"], rel=0.01)
+    # The group's own law is that of the best rates, too.
+    left_out = {name: {row["run"] for row in law["dropped"]} for name, law in own_law.items()}
+    assert left_out["tuned"] >= {row["run"] for row in bad}
+    assert not left_out["plain"]
     assert abs(math.log(needs["all"] / needs["plain"])) > 0.1
