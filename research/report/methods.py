@@ -14,7 +14,7 @@ import numpy as np
 from research import scaling
 from research.errors import BadInput
 from research.scaling.compute_optimal import PER_TOKEN, target_budget
-from research.tables.replicates import varied_within
+from research.tables.replicates import OTHER_COUNTS, varied_within
 
 Row = dict[str, Any]
 
@@ -62,9 +62,11 @@ class Methods:
 
 def best_of(rows: Sequence[Row], columns: Sequence[str]) -> str | None:
     """The option of a fit to rows of which some were tuned: what a law through all that was tried
-    says is not what the best setting does. None where they differ in size or length as well."""
+    says is not what the best setting does. None where they differ in size, length or unique data,
+    too, which nobody tunes."""
     varied = varied_within(rows, columns)
-    return None if not varied or {"params", "tokens"}.intersection(varied) else "cell"
+    counts = [n for n in varied if n in ("params", "tokens") or OTHER_COUNTS.fullmatch(n)]
+    return "cell" if varied and not counts else None
 
 
 def fit_methods(rows: Sequence[Row], mix: bool, served: float | None) -> Methods:

@@ -9,7 +9,7 @@ import pytest
 from research import scaling
 from research.errors import BadInput
 from research.io import files
-from research.report import build, fit_figures, provenance, text
+from research.report import build, fit_figures, methods, provenance, text
 from tests.report.test_report import without_scripts, workdir
 from tests.runs.test_settings import launched
 from tests.scaling.test_scaling import noisy
@@ -166,8 +166,21 @@ def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path
             pooled = every.document["compare"]["groups"]
             (needs["all"],) = [g["needs"]["value"] for g in pooled.values() if "needs" in g]
     assert needs["tuned"] == pytest.approx(needs["plain"], rel=0.05)
+    assert abs(math.log(needs["all"] / needs["plain"])) > 0.1
     # The group's own law is that of the best rates, too.
     left_out = {name: {row["run"] for row in law["dropped"]} for name, law in own_law.items()}
     assert left_out["tuned"] >= {row["run"] for row in bad}
     assert not left_out["plain"]
-    assert abs(math.log(needs["all"] / needs["plain"])) > 0.1
+
+
+def test_what_was_tuned_is_chosen_among_and_what_was_counted_is_not():
+    rows = [{"run": f"{i}", "params": 1e4, "tokens": 1e6, "loss": 2.0 + i} for i in range(3)]
+    for name, values, chosen in (
+        ("lr", (0.01, 0.02, 0.03), "cell"),
+        ("seed", (0, 1, 2), None),
+        ("unique_tokens", (1e6, 2e5, 1e5), None),
+    ):
+        some = [{**row, name: value} for row, value in zip(rows, values, strict=True)]
+        assert methods.best_of(some, ("params", "tokens")) == chosen, name
+    longer = [{**row, "tokens": 1e6 * (1 + i), "lr": 0.01 * i} for i, row in enumerate(rows, 1)]
+    assert methods.best_of(longer, ("params",)) is None
