@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.__main__ import COMMANDS
+from isoflop.law import Law
 from research.config import cli
 from research.config.schema import SECTIONS
 from research.errors import BadInput
@@ -65,6 +66,8 @@ def is_member(module, name):
     a config and names of files."""
     if module == "isoflop":  # the package, and not the method of that name
         return name in defined(ROOT / "isoflop" / "__init__.py")
+    if module == "law":  # what isoflop.fit gives, and not the module of that name
+        return hasattr(Law, name)
     files = list((ROOT / "research").rglob(f"{module}.py"))
     key = any(path.startswith(f"{module}.") for path in SECTIONS)
     suffix = name in ("py", "json", "jsonl", "parquet", "csv", "html", "svg", "png")
