@@ -10,6 +10,7 @@ Ommen 2017), else a law of six parameters has all the weight of eighteen rows.
 
 import functools
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ DRAWS = 500  # of the heaviest law
 FEWEST = 0.2  # of that: of a law of less weight, whose draws count for less
 SPEAKS = 0.15  # weight of a law that may stand for all
 LEAST = 0.01  # weight, below which a law is told and not drawn
+VANISHED = 0.01  # of the least loss: a floor that is none
 TELLING = 3  # rows, that a table counts as where laws are told apart by how they follow it
 # What predictions of a law at ten times the compute have been worth, those of the others being 1:
 # one over how many times as far off they were (docs/reproductions.md).
@@ -134,8 +136,10 @@ def weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
             errors = errors or tuple(error.problems)
     if not fits:
         raise BadInput(*errors)
-    reasons = [rising(fit) for fit, *_ in fits]
-    if not all(reasons):
+    for why, spared in ((rising, all), (floorless, operator.itemgetter(0))):
+        reasons = [why(fit) for fit, *_ in fits]
+        if spared(reasons):
+            continue
         for (fit, *_), reason in zip(fits, reasons, strict=True):
             if reason:
                 others.append({"law": fit.law.name, "weight": 0.0, "reason": reason})
@@ -153,11 +157,11 @@ def weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
     ]
     weights = np.exp(np.array(scores) - max(scores))
     weights /= weights.sum()
-    kept = weights >= LEAST
+    enough = weights >= LEAST
     members = []
-    for (fit, aic, score), weight, keep in zip(fits, weights, kept, strict=True):
+    for (fit, aic, score), weight, keep in zip(fits, weights, enough, strict=True):
         if keep:
-            share = float(weight / weights[kept].sum())
+            share = float(weight / weights[enough].sum())
             few = math.ceil(draws * max(FEWEST, weight / weights.max()))
             members.append(Member(fit, share, aic, score, _draws(fit, few), stretch(fit)))
         else:
@@ -185,3 +189,14 @@ def rising(fit: Fit) -> str:
     """Why this is no law of a loss that falls; "" if it is."""
     names = [name for name in compute_optimal.EXPONENTS if fit.params.get(name, 1.0) < 0]
     return f"{names[0]} is negative: its loss would rise with size or tokens" if names else ""
+
+
+def floorless(fit: Fit) -> str:
+    """Why this law is left out where the simplest, which it contains, has a floor; "" if it has
+    one too. An E of nothing is the edge of what E may be, and no text can be predicted without a
+    loss: there a bend has taken the place of the floor, and what it says is far too low
+    (docs/reproductions.md)."""
+    least = float(np.exp(fit.problem.log_y.min()))
+    if fit.params.get("E", least) >= VANISHED * least:
+        return ""
+    return "its E vanishes, where the simplest law has a floor: its loss would go to nothing"

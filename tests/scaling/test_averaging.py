@@ -257,6 +257,26 @@ def test_a_law_whose_loss_would_rise_has_no_weight(monkeypatch):
     assert [bool(reason) for reason in fits] == [True, False]
 
 
+def test_a_law_that_bends_in_place_of_a_floor_has_no_weight(monkeypatch):
+    """But where the simplest law has no floor either, nobody knows that there is one."""
+    monkeypatch.setattr(averaging, "BY_BOTH", ("chinchilla", "skaling"))
+
+    def average(k, floor, size, tokens):
+        rows = iso_rows()[::3]
+        for row in rows:
+            two = size * row["params"] ** -0.34 + tokens * row["tokens"] ** -0.59
+            row["loss"] = floor + two**k
+        options = Options(bootstrap=0)
+        return averaging.fit_average(averaging.candidates(rows, options), rows, options)
+
+    bent, straight = average(0.54, 0.0, 78.0, 4700.0), average(1.0, 0.0, 78.0, 4700.0)
+    assert "skaling" not in [member.fit.law.name for member in bent.members]
+    (reason,) = [other["reason"] for other in bent.others]
+    assert "E vanishes" in reason
+    assert not any("E vanishes" in other["reason"] for other in straight.others)
+    assert averaging.floorless(straight.members[0].fit)
+
+
 def test_a_law_drifts_by_what_budgets_do_and_by_how_far_the_point_is(plain):
     fit = fitted(iso_rows())
 
