@@ -287,6 +287,7 @@ def test_what_methods_warn_of_with_other_numbers_is_one_line(asked):
     assert lines == [*law["warnings"], "of its own: 3"]
 
 
+@pytest.mark.slow
 def test_valleys_that_are_not_bracketed_are_named_with_the_side(tmp_path):
     """The smallest size is the best of every budget: the section says so, and draws none."""
     rows = [{**row, "loss": 2 + row["params"] / 1e5} for row in swept()]

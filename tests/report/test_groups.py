@@ -143,6 +143,7 @@ def test_settings_that_vary_are_columns_of_both_tables(tmp_path):
         assert "optim.optimizer.b1" not in shown
 
 
+@pytest.mark.slow
 def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path):
     """B is as good as A, and was also tried at rates that are bad for it."""
     rows = [{**row, "lr": 0.01} for row in own(**{"optim.clip": "none"})]

@@ -106,6 +106,7 @@ def test_a_check_that_is_none_of_ours_is_told_and_the_page_is_made(tmp_path):
     assert not build.write_report(place)["transfer"].told
 
 
+@pytest.mark.slow
 def test_a_report_is_made_again_when_its_check_of_transfer_changes(tmp_path, monkeypatch):
     place = workdir(tmp_path / "runs", ruled())
     monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
@@ -128,6 +129,7 @@ def test_the_page_says_which_rules_its_runs_followed(tmp_path, mixed):
     assert ("whatever the size</th>" in section) is mixed
 
 
+@pytest.mark.slow
 def test_the_page_has_the_tokens_per_parameter_of_its_runs(tmp_path):
     rng, rows = np.random.default_rng(0), []
     for n in np.geomspace(1e5, 1e6, 4):

@@ -380,6 +380,7 @@ def test_a_report_of_some_runs_is_written_elsewhere(tmp_path):
     assert (place / "report.html").exists(), "the twin: without, it lies in the workdir"
 
 
+@pytest.mark.slow
 def test_scores_of_tasks_have_their_laws_on_the_page(tmp_path):
     rows = noisy(0)
     rows = [row | {"flops": row["params"] * 6e4, "tokens": 10_000} for row in rows]

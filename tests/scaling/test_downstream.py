@@ -97,6 +97,7 @@ def test_other_runs_can_be_held_out():
     assert section["holdout"]["largest"] <= 1e15
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_is_measured_and_grow_with_the_noise():
     inside, widths = 0, {}
     for noise in (0.003, 0.03):
@@ -150,6 +151,7 @@ def test_the_text_has_both_ways_side_by_side(exact):
     assert "by the loss ±0.000" in shown
 
 
+@pytest.mark.slow
 def test_scores_at_chance_have_a_law_of_noise_and_it_is_said():
     rows, error = made(noise=0.01, score=lambda flops: 0.25 + 0 * flops), {"score_error/copy": 0.05}
     said = [downstream_text.downstream(fitted([row | error for row in rows], bootstrap=0))]

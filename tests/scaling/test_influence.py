@@ -45,6 +45,7 @@ def told(document, words):
     return [text for text in document["warnings"] if words in text]
 
 
+@pytest.mark.slow
 def test_one_diverged_run_among_few_is_named_with_what_it_does_to_the_answer():
     """Twin: the same table without it."""
     rows = grid()[:24]

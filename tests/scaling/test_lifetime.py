@@ -117,6 +117,7 @@ def test_what_has_no_such_optimum_is_refused(law, options, problem):
         section(iso_rows(0.01), law, **options)
 
 
+@pytest.mark.slow
 def test_where_params_and_tokens_vary_together_there_is_none():
     rows = [{"run": f"r{i}", "params": n, "tokens": 20 * n, "flops": 120 * n * n,
              "loss": 2 + 400 / n**0.4 + i % 2 / 1e3}

@@ -165,7 +165,6 @@ def test_what_cannot_be_a_recipe_is_refused(rows, flags, said):
         analyze("recipe", rows, {}, **flags)
 
 
-@pytest.mark.slow
 def without_optimum(curvature):
     """Losses that do not depend on the learning rate, or are highest at the best one."""
     rng, rows = np.random.default_rng(0), sweep()

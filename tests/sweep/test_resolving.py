@@ -52,6 +52,7 @@ def test_the_planner_makes_one_run_of_every_config_and_inline_none(cells, tmp_pa
     assert resolved == []
 
 
+@pytest.mark.slow
 def test_a_worker_makes_each_run_once(cells, tmp_path, resolved):
     points = plan_sweep(cells, tmp_path, Limits()).points
     file = write_points(points, tmp_path)

@@ -65,6 +65,7 @@ def test_a_sample_is_of_the_rows_that_meet_the_condition(many):
     assert len(set(names(sample))) == 50
 
 
+@pytest.mark.slow
 def test_too_many_rows_are_rejected_with_advice(many):
     with pytest.raises(BadInput, match=r"30,000 rows: .*at most 10,000; --sample=500 fits"):
         scaling.analyze("chinchilla", many, {})
