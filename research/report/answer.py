@@ -138,7 +138,8 @@ def agreement_sentences(found: Methods) -> list[str]:
         if low <= high:
             ends = " to ".join("open" if math.isinf(x) or not x else quantity(x)
                                for x in (low, high))  # fmt: skip
-            words = f"The 95 % intervals of N* of all {len(spans)} methods overlap ({ends})"
+            which = "both" if len(spans) == 2 else f"all {len(spans)}"
+            words = f"The 95 % intervals of N* of {which} methods overlap ({ends})"
         else:
             above = max(spans, key=lambda name: spans[name][0])
             below = min(spans, key=lambda name: spans[name][1])
