@@ -275,6 +275,10 @@ def test_a_law_that_bends_in_place_of_a_floor_has_no_weight(monkeypatch):
     assert "E vanishes" in reason
     assert not any("E vanishes" in other["reason"] for other in straight.others)
     assert averaging.floorless(straight.members[0].fit)
+    # Not even where the law that contains it has one.
+    only_there = average(1.5, 3e-4, 78.0, 4700.0)
+    assert [bool(averaging.floorless(fit)) for fit in only_there.fits] == [True, False]
+    assert not any("E vanishes" in other["reason"] for other in only_there.others)
 
 
 def test_a_law_drifts_by_what_budgets_do_and_by_how_far_the_point_is(plain):
