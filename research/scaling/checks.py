@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from research.errors import BadInput
+from research.scaling import trends
 from research.scaling.options import Options, compare_flag
 from research.scaling.statistics import usual_range
 from research.tables import comparable, states
@@ -40,7 +41,6 @@ UNITS = {  # ratio of the table: what is in which unit, the flag that says so
 }
 OFF_TOKENS = (1e-3, 1e6)  # tokens of a parameter (median), beyond which one of both has a unit
 OTHER_UNIT = 100.0  # factor between tokens per parameter of some rows and of the others
-LEAST_TO_RANK, RISES = 6, 0.5  # rows, and rank correlation with compute, of what is no loss
 BEYOND = 1e60  # of parameters, tokens or FLOPs
 FRESH = 4.0  # epochs, up to which data are as good as fresh (Muennighoff et al. 2023)
 EPOCHS = ("epochs", "epoch", "num_epochs")
@@ -66,7 +66,7 @@ def check_table(
     if not any(comparable.OWN in row for row in rows):
         warnings += _small_counts(rows, needed) or _odd_tokens(rows, needed)
         warnings += _large_losses(rows, needed) + _repeated(rows, needed)
-    warnings += _rising_losses(rows, needed)
+    warnings += trends.check_trends(rows, needed)
     warnings += _strays(rows, needed)
     warnings += _check_targets(rows, needed, options)
     warnings += _copies(rows, needed)
@@ -237,28 +237,6 @@ def _large_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
         f"losses of about {middle:.4g} (median) are no nats or bits of a token: if they are "
         "perplexities, --columns='loss=ln(loss)'; if sums or percent, --columns='loss=loss/NUMBER'"
     ]
-
-
-def _rising_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
-    """A warning where what is called loss grows with compute, as accuracies do."""
-    if not {"loss", "params", "tokens"} <= set(needed) or len(rows) < LEAST_TO_RANK:
-        return []
-    compute, loss = (np.array([f(row) for row in rows]) for f in (_compute, lambda r: r["loss"]))
-    budgets = np.round(np.log(compute) / math.log(ALIKE))  # whole steps make no other budget
-    one, other = (np.unique(x, return_inverse=True)[1] for x in (budgets, loss))
-    if not np.ptp(one) or not np.ptp(other):
-        return []
-    if (along := float(np.corrcoef(one, other)[0, 1])) < RISES:
-        return []
-    return [
-        f"losses rise with compute (rank correlation {along:+.2f}): an accuracy or another score "
-        "is no loss; --law=logistic --against=flops --columns=accuracy=… is of accuracies, and "
-        "--columns='loss=loss*-1' turns log likelihoods"
-    ]
-
-
-def _compute(row: Row) -> float:
-    return row["params"] * row["tokens"]
 
 
 def _amounts(rows: Sequence[Row], column: str) -> list[float]:

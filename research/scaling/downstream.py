@@ -17,6 +17,7 @@ from research.scaling.fit import Fit, finite_ends
 from research.scaling.law import Law
 from research.scaling.laws import logistic, power, saturating
 from research.scaling.options import Options, Split
+from research.scaling.trends import is_trend, rank_correlation
 from research.tables import table, where
 
 NEEDED = ("flops", "loss", "accuracy")
@@ -40,14 +41,16 @@ def fit_downstream(rows: Sequence[table.Row], options: Options, column: str) -> 
     """The section "downstream" of fit.json: the laws of a column of scores, the largest runs as
     each way predicts them, and both ways at the budgets that are asked for.
 
-    Raises BadInput where a row has no such column, where scores were not measured alike, and for
-    rows that are too few for the laws.
+    Raises BadInput where no row has such a column, where scores were not measured alike, are no
+    shares between 0 and 1, or get worse as the loss falls, and for rows that are too few for the
+    laws.
     """
     table.require_column(rows, "downstream", column)
     chance = _alike(rows, column)
     named = table.with_rows(rows, [{**row, "accuracy": row.get(column)} for row in rows])
     usable, dropped = table.usable_rows(named, NEEDED, options.where, options.finished)
     known = [row for row in usable if table.row_weight(row)]
+    _check_scores(known, column)
     laws = _laws(known, chance, options)
     out: dict[str, Any] = {
         "score": column,
@@ -82,6 +85,23 @@ def _alike(rows: Sequence[table.Row], column: str) -> float | None:
             )
     chance = next(iter(beside), None)
     return None if chance in (None, "") else float(chance)
+
+
+def _check_scores(rows: Sequence[table.Row], column: str) -> None:
+    """Raise BadInput for scores that neither way can describe: both rise, from chance to at most
+    1, as compute grows and the loss falls."""
+    scores, losses = ([row[name] for row in rows] for name in ("accuracy", "loss"))
+    if scores and not 0 <= min(scores) <= max(scores) <= 1:
+        raise BadInput(
+            f"--downstream={column}: scores from {min(scores):.4g} to {max(scores):.4g}; expected "
+            f"shares between 0 and 1: of percent, --columns='{column}={column}/100'"
+        )
+    if (along := rank_correlation(losses, scores)) > 0 and is_trend(along, len(rows)):
+        raise BadInput(
+            f"--downstream={column}: the scores get worse as the loss falls (rank correlation with "
+            f"the loss {along:+.2f}), and these laws are of scores that get better; of an error "
+            "rate, add a column of 1 minus it to the table"
+        )
 
 
 def _above_chance(rows: Sequence[table.Row], column: str, chance: float | None) -> int | None:

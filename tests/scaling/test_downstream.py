@@ -9,7 +9,7 @@ import pytest
 from experiments import fit as command
 from research.errors import BadInput
 from research.report import downstream_text
-from research.scaling import Options, downstream, flags
+from research.scaling import Options, downstream, flags, trends
 
 SCORE = "score/copy"
 FLOPS = np.geomspace(1e12, 3e15, 16)
@@ -134,6 +134,36 @@ def test_scores_that_were_not_measured_alike_are_refused():
         downstream.fit_downstream(rows, Options(), "score/other")
 
 
+def test_scores_that_no_way_describes_are_refused():
+    """Percent was clipped to 1, and error rates had flat laws, with exit code 0."""
+    free = {"score_chance/copy": ""}
+    percent = [{**row, SCORE: 100 * row[SCORE], **free} for row in made(noise=0.01)]
+    with pytest.raises(BadInput, match="expected shares between 0 and 1: of percent"):
+        fitted(percent)
+    rates = [{**row, SCORE: 1 - row[SCORE], **free} for row in made(noise=0.01)]
+    with pytest.raises(BadInput, match=r"get worse as the loss falls \(rank correlation"):
+        fitted(rates)
+    for seed in range(5):  # scores of chance alone have a direction too
+        downstream._check_scores(
+            [{**row, "accuracy": row[SCORE]} for row in at_chance(seed)], SCORE
+        )
+
+
+def at_chance(seed=0):
+    return made(seed, noise=0.01, score=lambda flops: 0.25 + 0 * flops)
+
+
+@pytest.mark.parametrize("by", ["loss", "flops"])
+def test_scores_that_fall_are_told_where_a_law_rises(by):
+    rows = [{**row, "accuracy": row[SCORE]} for row in made(noise=0.01)]
+    rates = [{**row, "accuracy": 1 - row[SCORE]} for row in rows]
+    (told,) = trends.check_trends(rates, (by, "accuracy"))
+    assert "add a column of 1 minus it" in told
+    assert not trends.check_trends(rows, (by, "accuracy"))
+    some = [{**row, "accuracy": row[SCORE]} for row in at_chance()]
+    assert not trends.check_trends(some, (by, "accuracy"))
+
+
 def test_few_rows_have_no_hold_out_and_fewer_no_law():
     section = fitted(made(flops=FLOPS[::4]))
     assert section["holdout"]["rows"] == []
@@ -153,7 +183,7 @@ def test_the_text_has_both_ways_side_by_side(exact):
 
 @pytest.mark.slow
 def test_scores_at_chance_have_a_law_of_noise_and_it_is_said():
-    rows, error = made(noise=0.01, score=lambda flops: 0.25 + 0 * flops), {"score_error/copy": 0.05}
+    rows, error = at_chance(), {"score_error/copy": 0.05}
     said = [downstream_text.downstream(fitted([row | error for row in rows], bootstrap=0))]
     rows[-1][SCORE] = 0.4
     said.append(downstream_text.downstream(fitted([row | error for row in rows], bootstrap=0)))

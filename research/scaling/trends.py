@@ -1,0 +1,60 @@
+"""Whether what is called a loss, or a score, gets better with compute at all: an accuracy among the
+losses, or an error rate among the scores, is described by no law here, and fitted all the same.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from research.tables.columns import COUNTS, Row
+from research.tables.table import ALIKE
+
+LEAST_TO_RANK, RISES = 6, 0.5  # rows, and rank correlation with compute, of what is no loss
+SURE = 2.5  # standard deviations of a rank correlation of what is not related
+
+
+def check_trends(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """Warnings about rows whose losses rise with compute, or whose scores fall, where a law of the
+    columns `needed` reads these."""
+    return _rising_losses(rows, needed) + _falling_scores(rows, needed)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """The correlation of the ranks of x [n] and y [n], of which equal values share one; 0 where
+    either does not vary."""
+    a, b = (np.unique(values, return_inverse=True)[1] for values in (x, y))
+    return float(np.corrcoef(a, b)[0, 1]) if len(a) and np.ptp(a) and np.ptp(b) else 0.0
+
+
+def is_trend(correlation: float, n: int) -> bool:
+    """Whether a rank correlation of n pairs is large, and larger than 99 % are by chance."""
+    return abs(correlation) >= max(RISES, SURE / math.sqrt(max(n - 1, 1)))
+
+
+def _rising_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    if not {"loss", "params", "tokens"} <= set(needed) or len(rows) < LEAST_TO_RANK:
+        return []
+    # By whole steps, which make no other budget of one.
+    budgets = np.round(np.log([row["params"] * row["tokens"] for row in rows]) / math.log(ALIKE))
+    if (along := rank_correlation(budgets.tolist(), [row["loss"] for row in rows])) < RISES:
+        return []
+    return [
+        f"losses rise with compute (rank correlation {along:+.2f}): an accuracy or another score "
+        "is no loss; --law=logistic --against=flops --columns=accuracy=… is of accuracies, and "
+        "--columns='loss=loss*-1' turns log likelihoods"
+    ]
+
+
+def _falling_scores(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    by = needed[0]
+    if "accuracy" not in needed or by not in (*COUNTS, "loss"):
+        return []
+    along = rank_correlation(*([row[name] for row in rows] for name in (by, "accuracy")))
+    if (along > 0) == (by != "loss") or not is_trend(along, len(rows)):
+        return []
+    how = "the loss falls" if by == "loss" else f"{by} grow"
+    return [
+        f"scores fall as {how} (rank correlation with {by} {along:+.2f}), and the law rises: it "
+        "does not describe them; of an error rate, add a column of 1 minus it to the table"
+    ]
