@@ -24,6 +24,7 @@ import jax
 
 from research.config import validation
 from research.config.loading import load_config, validated
+from research.io import worker_processes
 
 # In a shell's background it is ignored, and so it would be by the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -49,6 +50,8 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
 
+
+worker_processes.MOST = 0  # the suite has workers of its own, and takes all cores
 
 TINY = {
     "size": None,

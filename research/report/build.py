@@ -30,7 +30,6 @@ from research.runs.table import others_note, read_table, split_by_sweep
 from research.scaling import collapse, downstream
 from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.fit_document import write_document
-from research.scaling.multiverse import refit_universes
 from research.tables import replicates
 from research.tables.comparable import Grouping, group_rows
 from research.tables.where import match_where
@@ -68,14 +67,13 @@ def write_report(
     against = against or text.varying_column(rows)
     rows, grouping = _group(rows)
     groups = {"": rows} if mix and grouping.several else text.rows_by_group(rows)
-    every = {name: methods.fit_methods(m, mix, inference_tokens) for name, m in groups.items()}
+    every = methods.fit_methods(groups, mix, inference_tokens, every_way)
     surfaces = {name: found.sections for name, found in every.items()}
     fits = {name: _fit_group(m, against, mix, surfaces[name]) for name, m in groups.items()}
     compared = _compare_groups(fits, surfaces, against) if grouping.measured_alike else None
     if len(groups) > 1:
         notes.append(told_of_groups(len(groups), grouping, bool(compared)))
     records = {row["run"]: metrics_log.read_records(workdir / "runs" / row["run"]) for row in rows}
-    multiverse = _multiverse_figure(mix, *fits.values()) if every_way and len(fits) == 1 else {}
     bundle = _bundle(fits, records)
     result = {"rows": rows, "against": against, "fits": fits, "surfaces": surfaces}
     result |= {"compared": compared, "methods": every, "collapse": bundle and bundle.section()}
@@ -83,8 +81,15 @@ def write_report(
     result |= {"transfer": _transfer(workdir, notes), "cards": _cards(workdir)}
     result["downstream"] = {name: _scores_of(members) for name, members in groups.items()}
     result["notes"] = [*notes, *grouping.notes]
-    figures = _figures(workdir, result, records, bundle, multiverse)
+    figures = _figures(workdir, result, records, bundle)
+    if every_way and len(fits) == 1 and (document := next(iter(fits.values()))["document"]):
+        (group, found), *_ = every.items()
+        figures |= _multiverse_figure(mix, document, found, groups[group])
     drawings = {name: style.render_figure(figure) for name, figure in figures.items()}
+    for group, found in every.items():
+        for law, drawn in found.drawings.items():
+            stem = html.figure_name(every, group, law)
+            drawings |= {f"{stem}_{kind}": drawing for kind, drawing in drawn.items()}
     result["files"] = written = _write_parts(out, result, drawings)
     result |= _said(result)
     files.write_atomic(written["report"], html.render_page(result, drawings))
@@ -96,20 +101,13 @@ def _figures(
     result: Mapping[str, Any],
     records: Mapping[str, list[Row]],
     bundle: collapse.Bundle | None,
-    multiverse: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All figures of the page by name."""
+    """The figures of the page by name, but for those of laws and methods."""
     out = _sweep_figures(result["rows"], records, result["fits"], result["against"])
     if bundle:
         out["collapse"] = sweep_figures.collapse_curves(bundle)
     if compared := result["compared"]:
         out["compare"] = fit_figures.draw_figures(compared, "compare")["compare"]
-    out |= multiverse
-    for group, analyses in result["surfaces"].items():
-        for law, analysis in analyses.items():
-            for kind, figure in fit_figures.draw_figures(analysis).items():
-                if kind not in out:  # the multiverse is there already
-                    out[f"{html.figure_name(result['surfaces'], group, law)}_{kind}"] = figure
     if registrations := result["registrations"]:
         name, newest = [*registrations.items()][-1]
         out["ladder"] = decision_figures.ladder(name, newest, result["rungs"])
@@ -265,21 +263,19 @@ def _transfer(workdir: Path, notes: list[str]) -> transfer_text.Stages:
         return transfer_text.Stages()
 
 
-def _multiverse_figure(mix: bool, fit: Mapping[str, Any]) -> dict[str, Any]:
-    """The figure of the multiverse, which the fit's document then holds; {} without a law."""
-    if not (document := fit["document"]):
+def _multiverse_figure(
+    mix: bool, document: dict[str, Any], found: methods.Methods, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """The figure of the multiverse, which the fit's document then holds; {} without one."""
+    multiverse = found.multiverse
+    if "chinchilla" not in found.analyses:
+        done = [row for row in rows if row["status"] == "done"]
+        options = {"against": document["against"], "mix": mix}
+        options |= {name: document["options"][name] for name in ("holdout", "best_of")}
+        multiverse = methods.refit_every_way(document["law"], done, options)
+    if not multiverse:
         return {}
-    done = [row for row in fit["rows"] if row["status"] == "done"]
-    options = {
-        "holdout": document["options"]["holdout"],
-        "against": document["against"],
-        "mix": mix,
-        "best_of": document["options"]["best_of"],
-    }
-    try:
-        document["multiverse"] = refit_universes(document["law"], done, scaling.Options(**options))
-    except BadInput:
-        return {}
+    document["multiverse"] = multiverse
     return {"multiverse": decision_figures.multiverse_spread(document)}
 
 

@@ -1,19 +1,24 @@
-"""Every way of asking a group of runs for its compute-optimal size, at one target.
+"""Every way of asking groups of runs for their compute-optimal sizes, at one target a group.
 
 Budgets are 6 N D throughout, also for the methods that locate minima: a sweep plans its valleys by
 its own count of FLOPs, and the power laws through their minima are in 6 N* D*.
 """
 
+import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from research import scaling
 from research.errors import BadInput
+from research.io.worker_processes import run_jobs
+from research.report import fit_figures, style
 from research.scaling.compute_optimal import PER_TOKEN, target_budget
+from research.scaling.multiverse import refit_universes
 from research.tables.replicates import OTHER_COUNTS, varied_within
 
 Row = dict[str, Any]
@@ -32,13 +37,15 @@ DISTINCT = 3  # sizes and numbers of tokens, below which no method is tried
 
 @dataclass(frozen=True)
 class Methods:
-    """Analyses by the keys of NAMES, why the others are missing, in a line and in more, and the
-    target of all."""
+    """The target of all; analyses by the keys of NAMES, without their fits; why the others are
+    missing, in a line and in more; the law's multiverse; and the figures of SECTIONS by kind."""
 
     target: float = math.nan
     analyses: dict[str, scaling.Analysis] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     details: dict[str, list[str]] = field(default_factory=dict)
+    multiverse: dict[str, Any] = field(default_factory=dict)
+    drawings: dict[str, dict[str, style.Drawing]] = field(default_factory=dict)
 
     @property
     def sections(self) -> dict[str, scaling.Analysis]:
@@ -69,30 +76,76 @@ def best_of(rows: Sequence[Row], columns: Sequence[str]) -> str | None:
     return "cell" if varied and not counts else None
 
 
-def fit_methods(rows: Sequence[Row], mix: bool, served: float | None) -> Methods:
-    """All methods on the finished runs of a group; none where these do not vary both size and
-    tokens. The optima of the law also count `served` tokens of inference."""
-    done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
-    done = [row for row in done if row.get("params") and row.get("flops")]
-    if any(len({row[name] for row in done}) < DISTINCT for name in ("tokens", "params")):
-        return Methods()
+def fit_methods(
+    groups: Mapping[str, Sequence[Row]],
+    mix: bool,
+    served: float | None = None,
+    every_way: bool = False,
+    draw: bool = True,
+) -> dict[str, Methods]:
+    """All methods on the finished runs of each group; none where these do not vary both size and
+    tokens. The optima of the law also count `served` tokens of inference. With `every_way` the law
+    of a single group is fitted under every convention, and with `draw` all figures are drawn too:
+    other processes take part in that (`run_jobs`)."""
+    out, jobs = {name: Methods() for name in groups}, {}
+    for group, rows in groups.items():
+        done = [row for row in rows if row["status"] == "done" and row.get("tokens")]
+        done = [row for row in done if row.get("params") and row.get("flops")]
+        if all(len({row[name] for row in done}) >= DISTINCT for name in ("tokens", "params")):
+            out[group] = Methods(target_budget(done))
+            fit = functools.partial(_fit_method, done, mix, served, draw)
+            if every_way and len(groups) == 1:
+                options = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
+                jobs[group, ""] = functools.partial(refit_every_way, "chinchilla", done, options)
+            jobs |= {(group, name): functools.partial(fit, name) for name in NAMES}
+    for (group, name), tried in zip(jobs, run_jobs([*jobs.values()]), strict=True):
+        if not name:
+            out[group].multiverse.update(tried)
+        elif tried.analysis:
+            out[group].analyses[name] = tried.analysis
+            out[group].drawings[name] = tried.drawings or {}
+        else:
+            out[group].reasons[name], *out[group].details[name] = tried.problems
+    return out
+
+
+def refit_every_way(law: str, rows: Sequence[Row], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The multiverse of a law on finished runs; {} where nothing could be fitted."""
+    try:
+        return refit_universes(law, rows, scaling.Options(**options))
+    except BadInput:
+        return {}
+
+
+class _Tried(NamedTuple):
+    """A method's analysis and figures, or why it cannot be had."""
+
+    analysis: scaling.Analysis | None = None
+    drawings: dict[str, style.Drawing] | None = None
+    problems: tuple[str, ...] = ()
+
+
+def _fit_method(
+    done: Sequence[Row], mix: bool, served: float | None, draw: bool, name: str
+) -> _Tried:
+    """A method of NAMES on finished runs of one group."""
     target = target_budget(done)
     least = min(PER_TOKEN * row["params"] * row["tokens"] for row in done)
     grid = [*np.geomspace(least, target, BUDGETS)[:-1].tolist(), target]
-    out = Methods(target)
-    for name in NAMES:
-        options: dict[str, Any] = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
-        if name == "chinchilla" and served:
-            options["inference_tokens"] = served
-        try:
-            options["predict_flops"] = [target] if name == "auto" else grid
-            law = name
-            if name not in ("auto", "chinchilla"):
-                options["six_nd"] = True
-            if name == "parabola":
-                law, options["method"] = "isoflop", "parabola"
-            checks_too = name != "parabola"
-            out.analyses[name] = scaling.analyze(law, done, options, checks_too=checks_too)
-        except BadInput as error:
-            out.reasons[name], *out.details[name] = error.problems
-    return out
+    options: dict[str, Any] = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
+    if name == "chinchilla" and served:
+        options["inference_tokens"] = served
+    options["predict_flops"], law = [target] if name == "auto" else grid, name
+    if name not in ("auto", "chinchilla"):
+        options["six_nd"] = True
+    if name == "parabola":
+        law, options["method"] = "isoflop", "parabola"
+    try:
+        analysis = scaling.analyze(law, done, options, checks_too=name != "parabola")
+    except BadInput as error:
+        return _Tried(problems=error.problems)
+    drawings = {}
+    if draw and name in SECTIONS:
+        figures = fit_figures.draw_figures(analysis)
+        drawings = {kind: style.render_figure(figure) for kind, figure in figures.items()}
+    return _Tried(dataclasses.replace(analysis, fit=None), drawings)

@@ -224,7 +224,7 @@ def render_figure(figure: Figure) -> Drawing:
     dpi = figure.get_dpi()
     figure.set_dpi(KINDS["png"]["dpi"])
     with matplotlib.rc_context(STYLE):
-        figure.draw_without_rendering()
+        figure.get_layout_engine().execute(figure)
         box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
     vars(figure)["laid_out"] = True
     try:

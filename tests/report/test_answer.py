@@ -42,7 +42,7 @@ def six_nd(prediction):
 
 @pytest.fixture(scope="module")
 def asked():
-    return fit_methods(swept(), False, None)
+    return fit_methods({"": swept()}, False, None, draw=False)[""]
 
 
 def test_all_methods_speak_of_one_target_by_one_count(asked):
@@ -123,7 +123,7 @@ def curved():
 
 def test_the_page_says_one_exponent_and_one_optimum_wherever_it_says_them():
     rows = curved()
-    found = fit_methods(rows, False, None)
+    found = fit_methods({"": rows}, False, None, draw=False)[""]
     document = found.document("isoflop")
     value, ends = document["optimal"]["params_exponent"], document["optimal"]["intervals"]
     words = f"{value:.2f} ({' to '.join(f'{x:.2f}' for x in ends['params_exponent'])})"
@@ -169,7 +169,7 @@ def test_budgets_of_6nd_are_those_of_a_table_that_counts_so(law):
 def test_a_method_that_is_left_out_says_why():
     # The least loss of each budget is that of its smallest size: no valley has a left side.
     rows = [{**r, "loss": 9 * r["params"] ** 0.02 / r["flops"] ** 0.05} for r in swept()]
-    found = fit_methods(rows, False, None)
+    found = fit_methods({"": rows}, False, None, draw=False)[""]
     assert "isoflop" in found.reasons
     lines = {line[0]: line[1] for line in answer.methods_table(found)}
     for name, reason in found.reasons.items():
@@ -180,7 +180,7 @@ def test_a_method_that_is_left_out_says_why():
 
 
 def test_runs_of_one_size_are_asked_by_no_method():
-    found = fit_methods([{**r, "params": 1000} for r in swept()], False, None)
+    found = fit_methods({"": [{**r, "params": 1000} for r in swept()]}, False, None, draw=False)[""]
     assert (found.analyses, found.reasons, found.answer) == ({}, {}, "")
     assert math.isnan(found.target)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from research.errors import BadInput
-from research.io import files
+from research.io import files, worker_processes
 from research.report import build, sweep_figures, text
 from research.runs import schema
 from research.runs.directory import RunDirectory
@@ -333,9 +333,14 @@ def test_the_slider_changes_the_prediction_in_a_browser(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path):
+def test_a_grid_of_sizes_and_tokens_has_its_surface_and_its_minima(tmp_path, monkeypatch):
     rows = [{**row, "status": "done"} for row in iso_rows(0.001, sizes=7, budgets=BUDGETS[:4])]
     result = build.write_report(workdir(tmp_path, rows))
+    monkeypatch.setattr(worker_processes, "MOST", 1)
+    with_another = build.write_report(tmp_path, out=tmp_path / "again")["files"]
+    assert {name: path.read_bytes() for name, path in with_another.items()} == {
+        name: path.read_bytes() for name, path in result["files"].items()
+    }
     assert set(result["surfaces"][""]) == {"chinchilla", "isoflop", "envelope"}
     page = (tmp_path / "report.html").read_text()
     for name in ("chinchilla_contours", "chinchilla_frontier", "isoflop_isoflop"):
