@@ -237,7 +237,10 @@ def laws_sentence(laws: Sequence[Mapping[str, Any]]) -> str:
     alone = shown[0].split()[0]
     if not all(law.get("fitted", True) for law in laws):
         return f"{alone} alone could be fitted, so no interval holds the choice of the law"
-    return f"the rows speak for {alone} alone"
+    if left_out := {law["law"]: law["reason"] for law in laws if not law["weight"]}:
+        told = "; ".join(f"{name} is left out: {reason}" for name, reason in left_out.items())
+        return f"predictions are of {alone} alone: {told}"
+    return f"predictions are of {alone} alone: the other laws have next to no weight"
 
 
 def _parts_words(parts: Mapping[str, float | None]) -> str:

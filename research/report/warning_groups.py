@@ -18,7 +18,8 @@ DATA = "Which runs and data these are"
 KINDS = (
     (LOWER, r"^Runs? .* (is|are) diverged"),
     (AGAIN, r"^Runs? .* (is|are) (failed|unfinished|new|running|stopped)"),
-    (COUNTING, r"6 \* params \* tokens|akima and parabola|Huber|units?\b|convention|\(--objective"),
+    (COUNTING, r"6 \* params \* tokens|akima and parabola|Huber|units?\b|convention|\(--objective"
+               r"|follows these rows better"),
     (MORE, r"constrained|identified|at (its|their) bound|starts agree|\bfewer than|needs? \d"
            r"|noise of a run is|do not tell|two budgets|on the envelope|vary together|known to ±"
            r"|lies? outside|decide|without (it|them)|misfit|negative|too few"),

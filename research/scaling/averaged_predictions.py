@@ -30,6 +30,7 @@ from research.tables import table
 
 WIDE = 0.2  # of a log loss: half an interval, from which on a prediction says little
 EQUAL = 0.5  # exponent of N* where sizes and tokens grow alike
+SURELY = 10.0  # of AIC, by which a law follows rows better than another beyond doubt
 DRIFT = 6.0  # at a decade of compute beyond the table, in what a budget is off the law (sd)
 
 
@@ -37,7 +38,8 @@ def build_average(average: Average, options: Options) -> dict[str, Any]:
     """The document of fit.json: that of `Average.best`, with averaged predictions."""
     predictions = _predictions(average, options)
     document = build_document(average.best, predictions, _check_held_out(average, options.holdout))
-    document["warnings"][:0] = misfit_warning(average.best, best_of_several=True)
+    document["warnings"][:0] = misfit_warning([m.fit for m in average.members], averaged=True)
+    document["warnings"] += _floor_warning(average)
     document["warnings"] += _wide_warnings(average.best.law.response, predictions)
     document |= {
         "law": "auto",
@@ -86,6 +88,19 @@ def _predictions(average: Average, options: Options) -> list[dict[str, Any]]:
         points = [*options.predict, *options.predict_flops]
         return [{column: float(x), **predict_loss(average, {column: [x]})[0]} for x in points]
     return [_optimum(average, c) for c in options.predict_flops]
+
+
+def _floor_warning(average: Average) -> list[str]:
+    """A warning where a law that was left out for want of a floor follows the rows better than all
+    that were averaged."""
+    least = min(m.aic for m in average.members)
+    better = [x for x in average.others if not x.get("floor", True) and x["aic"] < least - SURELY]
+    return [
+        f"{other['law']} follows these rows better than the laws that are averaged (AIC lower by "
+        f"{least - other['aic']:.3g}), and is left out, as its E vanishes: if this loss has no "
+        f"floor, --law={other['law']} is nearer, and the average too high beyond the table"
+        for other in better[:1]
+    ]
 
 
 def _wide_warnings(response: str, predictions: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -10,7 +10,6 @@ Ommen 2017), else a law of six parameters has all the weight of eighteen rows.
 
 import functools
 import math
-import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,8 @@ TELLING = 3  # rows, that a table counts as where laws are told apart by how the
 # one over how many times as far off they were (docs/reproductions.md).
 RECORD = {"skaling": 0.2}
 
+Weighed = tuple[Fit, float, float | None]  # with its AIC, and `score_largest`
+
 
 @dataclass(frozen=True)
 class Member:
@@ -55,16 +56,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Average:
-    """Members with weights that sum to one, the simplest first, and the laws that could not be
-    fitted or weigh next to nothing, with the reason."""
+    """Members with weights that sum to one, in the order of the candidates, and the laws that could
+    not be fitted, were left out or weigh next to nothing, with the reason."""
 
     members: list[Member]
     others: list[dict[str, Any]]
-    fits: list[Fit]  # of all candidates
+    fits: list[Fit]  # of all candidates that could be fitted
 
     @property
     def best(self) -> Fit:
-        """The simplest law of some weight, whose parameters stand for the average."""
+        """The first law of some weight, whose parameters stand for the average."""
         heaviest = max(self.members, key=lambda m: m.weight)
         return next((m for m in self.members if m.weight >= SPEAKS), heaviest).fit
 
@@ -124,26 +125,8 @@ def average_of(fit: Fit) -> Average:
 def weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
     """The laws (by name, and how each is fitted) that can be fitted, with their weights, and so
     many draws of the heaviest."""
-    fits, others = [], []
-    errors: tuple[str, ...] = ()
-    for name, make in laws:
-        try:
-            fit = make()
-            fits.append((fit, _aic(fit), score_largest(fit)))
-        except BadInput as error:
-            reason = error.problems[0]
-            others.append({"law": name, "weight": 0.0, "fitted": False, "reason": reason})
-            errors = errors or tuple(error.problems)
-    if not fits:
-        raise BadInput(*errors)
-    for why, spared in ((rising, all), (floorless, operator.itemgetter(0))):
-        reasons = [why(fit) for fit, *_ in fits]
-        if spared(reasons):
-            continue
-        for (fit, *_), reason in zip(fits, reasons, strict=True):
-            if reason:
-                others.append({"law": fit.law.name, "weight": 0.0, "reason": reason})
-        fits = [entry for entry, reason in zip(fits, reasons, strict=True) if not reason]
+    found, others = _fit_all(laws)
+    fits = _leave_out(found, others)
     if any(score is None for *_, score in fits):  # to be weighed alike or not at all
         fits = [(fit, aic, None) for fit, aic, _ in fits]
     # One kind of law is one candidate, at however many sizes its exponent may change.
@@ -165,9 +148,51 @@ def weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
             few = math.ceil(draws * max(FEWEST, weight / weights.max()))
             members.append(Member(fit, share, aic, score, _draws(fit, few), stretch(fit)))
         else:
-            reason = f"the rows speak against it: weight {weight:.1g}"
-            others.append({"law": fit.law.name, "weight": float(weight), "reason": reason})
-    return Average(members, others, [fit for fit, *_ in fits])
+            reason = f"its weight, {weight:.1g}, is too small to count"
+            others.append({"law": fit.law.name, "weight": float(weight), "aic": aic,
+                           "reason": reason})  # fmt: skip
+    return Average(members, others, [fit for fit, *_ in found])
+
+
+def _fit_all(
+    laws: Sequence[tuple[str, Callable[[], Fit]]],
+) -> tuple[list[Weighed], list[dict[str, Any]]]:
+    """The fits, each with its AIC and how it predicts the largest budgets, and the laws that could
+    not be fitted, with the reason. Raises BadInput where none can be."""
+    fits, others = [], []
+    errors: tuple[str, ...] = ()
+    for name, make in laws:
+        try:
+            fit = make()
+            fits.append((fit, _aic(fit), score_largest(fit)))
+        except BadInput as error:
+            reason = error.problems[0]
+            others.append({"law": name, "weight": 0.0, "fitted": False, "reason": reason})
+            errors = errors or tuple(error.problems)
+    if not fits:
+        raise BadInput(*errors)
+    return fits, others
+
+
+def _leave_out(fits: list[Weighed], others: list[dict[str, Any]]) -> list[Weighed]:
+    """The fits whose loss falls (all, where none does), and has a floor where the first's has one;
+    to the `others` those without.
+
+    An E of nothing is the edge of what E may be, and no text can be predicted without a loss: in
+    laws that bend, the bend has then taken the place of the floor, and what they say is far too low
+    (docs/reproductions.md)."""
+    falls = [not rising(fit) for fit, *_ in fits]
+    kept = []
+    for (fit, aic, score), right in zip(fits, falls, strict=True):
+        told = {"law": fit.law.name, "weight": 0.0, "aic": aic}
+        if not right and any(falls):
+            others.append(told | {"reason": rising(fit)})
+        elif kept and has_floor(kept[0][0]) and not has_floor(fit):
+            reason = f"its E vanishes, and that of {kept[0][0].law.name} does not"
+            others.append(told | {"floor": False, "reason": reason})
+        else:
+            kept.append((fit, aic, score))
+    return kept
 
 
 def _draws(fit: Fit, k: int) -> np.ndarray:
@@ -191,12 +216,7 @@ def rising(fit: Fit) -> str:
     return f"{names[0]} is negative: its loss would rise with size or tokens" if names else ""
 
 
-def floorless(fit: Fit) -> str:
-    """Why this law is left out where the simplest, which it contains, has a floor; "" if it has
-    one too. An E of nothing is the edge of what E may be, and no text can be predicted without a
-    loss: there a bend has taken the place of the floor, and what it says is far too low
-    (docs/reproductions.md)."""
+def has_floor(fit: Fit) -> bool:
+    """Whether E is more than nothing beside the least loss of the rows."""
     least = float(np.exp(fit.problem.log_y.min()))
-    if fit.params.get("E", least) >= VANISHED * least:
-        return ""
-    return "its E vanishes, where the simplest law has a floor: its loss would go to nothing"
+    return fit.params.get("E", least) >= VANISHED * least

@@ -41,7 +41,7 @@ def build_document(
     rows, unless those of an average are given."""
     law, options, told = fit.law, fit.options, []
     if predictions is None:
-        told = misfit_warning(fit)
+        told = misfit_warning([fit])
         predictions, holdout = _predictions(fit), held_out_section(fit)
     agree = float(np.mean(fit.values <= fit.value * (1 + AGREE) + fit.exact))
     document = {

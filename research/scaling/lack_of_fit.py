@@ -6,6 +6,7 @@ where it is off them by a percent beyond what the surface leaves too.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import fdtrc
@@ -41,16 +42,17 @@ def misfit(fit: Fit) -> float:
     return beyond if beyond > MISFIT else 0.0
 
 
-def misfit_warning(fit: Fit, best_of_several: bool = False) -> list[str]:
-    """A warning, with what to do, where the law (or the best of several) does not describe the
+def misfit_warning(fits: Sequence[Fit], averaged: bool = False) -> list[str]:
+    """A warning, with what to do, where a law, or none of those that are `averaged`, describes the
     rows."""
-    if not (off := misfit(fit)):
+    off, name = min((misfit(fit), fit.law.name) for fit in fits)
+    if not off:
         return []
-    name = fit.law.name
-    which = f"no law here describes these rows: the best, {name}," if best_of_several else (
-        f"{name} does not describe these rows: it"
-    )  # fmt: skip
-    others = "" if best_of_several else "--law=auto asks other laws too, "
+    if averaged:
+        which, others = f"no law here describes these rows: the nearest, {name},", ""
+    else:
+        which = f"{name} does not describe these rows: it"
+        others = "--law=auto asks other laws too, "
     return [
         f"{which} is off by {math.expm1(off):.1%} beyond their noise (F test); {others}"
         "--law=isoflop reads the valleys of budgets alone, or --where leaves out runs far from "

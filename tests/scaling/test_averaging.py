@@ -18,6 +18,7 @@ from research.scaling import (
     design,
     effects,
     fit_law,
+    lack_of_fit,
     named_law,
     split_rows,
 )
@@ -272,13 +273,32 @@ def test_a_law_that_bends_in_place_of_a_floor_has_no_weight(monkeypatch):
     bent, straight = average(0.54, 0.0, 78.0, 4700.0), average(1.0, 0.0, 78.0, 4700.0)
     assert "skaling" not in [member.fit.law.name for member in bent.members]
     (reason,) = [other["reason"] for other in bent.others]
-    assert "E vanishes" in reason
+    assert reason == "its E vanishes, and that of chinchilla does not"
     assert not any("E vanishes" in other["reason"] for other in straight.others)
-    assert averaging.floorless(straight.members[0].fit)
+    assert not averaging.has_floor(straight.members[0].fit)
     # Not even where the law that contains it has one.
     only_there = average(1.5, 3e-4, 78.0, 4700.0)
-    assert [bool(averaging.floorless(fit)) for fit in only_there.fits] == [True, False]
+    assert [averaging.has_floor(fit) for fit in only_there.fits] == [False, True]
     assert not any("E vanishes" in other["reason"] for other in only_there.others)
+    # That it would have followed the rows better is told.
+    assert [fit.law.name for fit in bent.fits] == ["chinchilla", "skaling"]
+    (told,) = averaged_predictions._floor_warning(bent)
+    assert told.startswith("skaling follows these rows better")
+    assert not averaged_predictions._floor_warning(straight)
+    document = averaged_predictions.build_average(bent, Options(bootstrap=0))
+    assert told in document["warnings"]
+    said = text.laws_sentence(document["laws"])
+    assert said == f"predictions are of chinchilla alone: skaling is left out: {reason}"
+
+
+def test_a_law_that_describes_the_rows_is_asked_before_none_is_said_to(monkeypatch):
+    off = {"chinchilla": 0.02, "skaling": 0.0}
+    fits = [fitted(iso_rows(noise=0.01), law) for law in off]
+    monkeypatch.setattr(lack_of_fit, "misfit", lambda fit: off[fit.law.name])
+    assert not lack_of_fit.misfit_warning(fits, averaged=True)
+    off["skaling"] = 0.03
+    (told,) = lack_of_fit.misfit_warning(fits, averaged=True)
+    assert told.startswith("no law here describes these rows: the nearest, chinchilla, is off by 2")
 
 
 def test_a_law_drifts_by_what_budgets_do_and_by_how_far_the_point_is(plain):
@@ -345,9 +365,9 @@ def test_how_rows_are_followed_counts_as_a_few_rows(monkeypatch, few_laws):
 def test_the_page_says_that_other_laws_could_not_be_fitted():
     one = {"law": "chinchilla", "weight": 1.0}
     lost = {"law": "skaling", "weight": 0.0, "fitted": False, "reason": "too few rows"}
-    weak = {"law": "skaling", "weight": 1e-9, "reason": "the rows speak against it"}
+    weak = {"law": "skaling", "weight": 1e-9, "reason": "too small"}
     assert "could be fitted" in text.laws_sentence([one, lost])
-    assert text.laws_sentence([one, weak]) == "the rows speak for chinchilla alone"
+    assert text.laws_sentence([one, weak]).endswith("the other laws have next to no weight")
 
 
 def test_sizes_and_budgets_of_one_row_share_what_the_others_tell():
@@ -476,7 +496,7 @@ def test_rows_that_no_law_describes_are_told_with_what_to_do(few_laws):
             for row in iso_rows()]  # fmt: skip
     bent = iso_rows(interaction=2.0)
     (words,) = told("auto", wavy)
-    assert words.startswith("no law here describes these rows: the best, ")
+    assert words.startswith("no law here describes these rows: the nearest, ")
     assert "--law=isoflop" in words
     (words,) = told("chinchilla", bent)
     assert words.startswith("chinchilla does not describe these rows: it is off by 2")
