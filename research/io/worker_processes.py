@@ -6,6 +6,7 @@ notebook, or come from standard input.
 
 import collections
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -93,6 +94,7 @@ class _Worker:
 def serve(fileno: int) -> None:
     """The other process. Ctrl-C is left to the first, which ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.set_threshold(50_000, 20, 50)  # as a command does
     pipe = Connection(fileno)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
