@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 MIN_TIMED_SECONDS = 1.0  # seconds that a program is timed for
 MAX_EXTRAPOLATION = 4.0  # how many times beyond the programs that were timed a prediction goes
-# Programs whose activations are traced. Those between are interpolated: in the shipped sweeps the sum
-# of all bytes is at most 12 % off (four traces: 13 %).
+# Programs whose activations are traced. Those between are interpolated: in the shipped sweeps all
+# bytes together are at most 12 % off (with four traces: 13 %).
 TRACED_PROGRAMS = 3
 
 
