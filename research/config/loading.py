@@ -15,6 +15,7 @@ from research.io import files, source
 
 ModuleLike = Any
 LARGEST = 1 << 20  # bytes of a .json config
+SHIPPED = Path(__file__).parents[2]  # where the folder `configs` is, installed or in a checkout
 
 
 def validated(config: dict, path: str | None = None) -> dict:
@@ -27,8 +28,11 @@ def validated(config: dict, path: str | None = None) -> dict:
 
 
 def load_config(path: str) -> tuple[dict, ModuleLike | None]:
-    """A config as a plain nested dict. Raises BadInput."""
-    suffix = Path(path).suffix
+    """A config as a plain nested dict: a file, or one of those that come with Isoflop by the name
+    that it has there, "configs/…". Raises BadInput."""
+    suffix, shipped = Path(path).suffix, SHIPPED / path
+    if Path(path).parts[:1] == ("configs",) and not os.path.exists(path) and shipped.is_file():
+        path = str(shipped)
     if suffix == ".json":
         config = files.read_json(path, LARGEST)
         source.note_config(path)

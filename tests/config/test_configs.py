@@ -61,6 +61,19 @@ def test_every_point_of_a_sweep_resolves_to_a_run_of_its_own(path, name, corpus)
     assert len({run.id for run in runs}) == len(runs) > 1
 
 
+def test_a_shipped_config_is_there_in_any_folder_unless_the_user_has_one(tmp_path, monkeypatch):
+    name = "configs/sweeps/lm_isoflop.py"
+    shipped = load_config(name)[0]
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name)[0] == shipped
+    own = tmp_path / name
+    own.parent.mkdir(parents=True)
+    own.write_text("def get_config():\n    return {'seed': 7}\n")
+    assert load_config(name)[0] == {"seed": 7}
+    with pytest.raises(BadInput, match=r"--config=configs/nothing\.py: no such file"):
+        load_config("configs/nothing.py")
+
+
 def test_a_config_may_have_several_sweeps(corpus):
     assert {"lr", "batch", "sweep"} == {name for path, name in ALL_SWEEPS if "tuning" in path.name}
     assert all((path, "sweep") in ALL_SWEEPS for path in SWEEPS)
