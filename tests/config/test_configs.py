@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,19 @@ def test_a_shipped_config_is_there_in_any_folder_unless_the_user_has_one(tmp_pat
     assert load_config(name)[0] == {"seed": 7}
     with pytest.raises(BadInput, match=r"--config=configs/nothing\.py: no such file"):
         load_config("configs/nothing.py")
+
+
+def test_an_installed_copy_has_what_configs_read():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    kept = {
+        path.relative_to(ROOT)
+        for package, patterns in setup["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package).glob(pattern)
+    }
+    packages = [name.rstrip("*") for name in setup["packages"]["find"]["include"]]
+    there = {path.relative_to(ROOT) for name in packages for path in (ROOT / name).rglob("*.*")}
+    assert {path for path in there if path.suffix not in (".py", ".pyc")} == kept != set()
 
 
 def test_a_config_may_have_several_sweeps(corpus):
