@@ -6,12 +6,16 @@ import getpass
 import os
 import random
 import signal
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+# Else each of the commands that tests start would compile every module again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the commands do; workers would wait for each other
 if metadata.version("jaxlib").startswith("0.10."):
