@@ -86,6 +86,14 @@ def barely_optimized():
     jax.clear_caches()  # or a later test would run what was compiled here
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """For tests of `fit` that are not about its figures, which take longer than most fits."""
+    from research.report import fit_figures
+
+    monkeypatch.setattr(fit_figures, "draw_figures", lambda *_: {})
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A .txt of 300 kB in which words follow each other by chance, so that there is something to

@@ -194,7 +194,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(st.dictionaries(st.sampled_from([*schema.schema(base()), "model", "optim", "x"]), VALUES))
 def test_no_mutation_of_a_config_raises_anything_but_bad_input(changes):
     config = base()

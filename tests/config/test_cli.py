@@ -191,7 +191,7 @@ def test_a_run_repeats_from_its_own_config(tiny, tmp_path):
     assert "is done already" in third.stdout
 
 
-@pytest.mark.parametrize("entry", ["train", "sweep"])
+@pytest.mark.parametrize("entry", ["train", pytest.param("sweep", marks=pytest.mark.slow)])
 def test_a_mesh_that_does_not_fit_is_rejected_and_nothing_is_written(entry, corpus, tmp_path):
     config = {"train": CONFIG, "sweep": "--config=configs/sweeps/lm_params.py"}[entry]
     done = call(

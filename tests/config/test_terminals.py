@@ -209,12 +209,11 @@ def as_nobody(tmp_path, *argv, **environ):
     return command("-c", code, *argv, env=env, text=True), folder / f"isoflop-{os.getuid()}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "homes",
-    [
-        pytest.param(home, marks=() if name == "none" else pytest.mark.slow, id=name)
-        for name, home in HOMES.items()
-    ],
+    HOMES.values(),
+    ids=HOMES.keys(),
 )
 def test_a_user_without_a_home_trains_and_reports(homes, tmp_path, tiny):
     (tmp_path / "config.json").write_text(files.indented(tiny({"horizon.amount": 2.0})))

@@ -19,6 +19,7 @@ from tests.scaling.test_scaling import noisy
 
 WORDS = {
     "script": "<script>alert(1)</script>",
+    "end of a script": "</script><script>document.title = 'gotcha'</script>",
     "image": "<img src=x onerror=alert(1)>",
     "end of an SVG": "</text></svg><svg onload=alert(1)>",
     "end of a comment": "--><script>alert(1)</script><!--",
@@ -61,7 +62,10 @@ def test_words_do_no_harm_in_the_report(tmp_path):
     card = {**dict.fromkeys(words, words[0]), "source": words[0], "overlap": words[0]}
     write_data_card(tmp_path, "0" * 64, lambda: card)
     result = build.write_report(workdir(tmp_path, rows, name=words[0]))
-    page = without_scripts((tmp_path / "report.html").read_text())
+    whole = (tmp_path / "report.html").read_text()
+    page = without_scripts(whole)
+    assert WORDS["end of a script"] not in whole
+    assert "<b>fire" not in page  # what a run failed of
     for word in words:
         assert html.escape(word) in page or not word.isprintable()
         assert word not in page or "<" not in word

@@ -77,19 +77,6 @@ def test_training_may_load_what_it_imports_and_nothing_above_it():
     assert {REPORT, "experiments/train.py"} <= source.library().files.keys()
 
 
-def test_every_module_that_training_loads_is_known_to_be(tmp_path, corpus):
-    """The twin of the static list: a real process that has trained."""
-    from tests.training.test_train_path import loaded
-
-    names = loaded(tmp_path, corpus)
-    training = source.library().training
-    paths = {name: f"{name.replace('.', '/')}.py" for name in names}
-    unknown = [n for n, p in paths.items() if not {p, p[:-3] + "/__init__.py"} & training]
-    # What only the command loads, of which nothing reaches a step.
-    assert set(unknown) <= {"research.config.cli", "research.config.process_flags",
-                            "research.config.stop_signal", "research.config.loading"}  # fmt: skip
-
-
 WRITE = f"""
 import json, sys
 from pathlib import Path

@@ -249,6 +249,7 @@ def test_every_rung_is_a_valid_model_and_larger_than_the_one_below():
         before = count["params"]
 
 
+@pytest.mark.slow
 def test_a_loss_falls_when_it_is_trained():
     """A sequence that only memory predicts: every token is the one before the last."""
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ def law():
     return isoflop.fit(grid(), "chinchilla", predict_flops=1e21)
 
 
-def test_a_law_is_what_the_command_writes(law, tmp_path):
+def test_a_law_is_what_the_command_writes(law, tmp_path, without_figures):
     (tmp_path / "runs.json").write_text(json.dumps(grid()))
     flags = [f"--runs={tmp_path / 'runs.json'}", f"--out={tmp_path / 'out'}"]
     command.main([*flags, "--law=chinchilla", "--predict_flops=1e21"])

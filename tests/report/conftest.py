@@ -3,7 +3,9 @@ import pytest
 from research.scaling import multiverse
 
 
-@pytest.fixture(autouse=True)
-def one_objective(monkeypatch):
+@pytest.fixture(autouse=True, scope="package")
+def one_objective():
     """Half of a page's time is the multiverse, whose objectives tests/scaling tries."""
-    monkeypatch.setattr(multiverse, "OBJECTIVES", multiverse.OBJECTIVES[1:2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiverse, "OBJECTIVES", multiverse.OBJECTIVES[1:2])
+        yield

@@ -93,7 +93,7 @@ def test_of_sizes_and_tokens_the_best_size_of_each_budget_is_compared():
     assert least(1e20, 0.35) != pytest.approx(least(1e20, 0.36), rel=2e-3)  # a twin
 
 
-def test_the_command_says_it_by_one_line_and_its_exit_code(tmp_path, capsys):
+def test_the_command_says_it_by_one_line_and_its_exit_code(tmp_path, capsys, without_figures):
     rows, path = curve(1.5), tmp_path / "runs.csv"
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

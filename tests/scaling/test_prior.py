@@ -120,7 +120,7 @@ def test_a_prior_that_cannot_be_is_refused(law, prior, words):
 @pytest.mark.parametrize(
     "sign", ["+-", *(pytest.param(s, marks=pytest.mark.slow) for s in ("±", "+/-"))]
 )
-def test_the_flag_takes_several(sign, tmp_path, capsys):
+def test_the_flag_takes_several(sign, tmp_path, capsys, without_figures):
     lines = [f"{row['params']},{row['tokens']},{row['loss']}" for row in iso_rows()]
     (tmp_path / "runs.csv").write_text("\n".join(["params,tokens,loss", *lines]))
     flags = [f"--runs={tmp_path / 'runs.csv'}", "--law=chinchilla", f"--out={tmp_path / 'out'}"]

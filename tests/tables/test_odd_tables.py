@@ -29,7 +29,10 @@ def grid(**changed):
     ("law", "rows", "flags"),
     [
         ("power", rows_of(SIZES, law_at(SIZES)), ["--predict=1e10", "--holdout=largest"]),
-        ("chinchilla", grid(), ["--predict_flops=1e22", "--anytime", "--next_runs=1e21"]),
+        pytest.param(
+            *("chinchilla", grid(), ["--predict_flops=1e22", "--anytime", "--next_runs=1e21"]),
+            marks=pytest.mark.slow,
+        ),
         pytest.param("overtraining", grid(), ["--multiverse"], marks=pytest.mark.slow),
         pytest.param("isoflop", iso_rows(), ["--multiverse"], marks=pytest.mark.slow),
         pytest.param(
@@ -52,7 +55,9 @@ def test_the_command_ends_well_on_tables_without_noise(law, rows, flags, tmp_pat
     assert not [w for w in document["warnings"] if "move" in w or "agree" in w]
 
 
-@pytest.mark.parametrize(("alpha", "floor"), [(0.02, 1.0), (0.02, 0.0), (0.005, 2.0)])
+@pytest.mark.parametrize(
+    ("alpha", "floor"), [(0.02, 1.0), (0.02, 0.0), pytest.param(0.005, 2.0, marks=pytest.mark.slow)]
+)
 def test_small_exponents_are_found(alpha, floor):
     loss = floor + 3 * SIZES**-alpha
     document = fit_law("power", rows_of(SIZES, loss), bootstrap=0)

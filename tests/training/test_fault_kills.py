@@ -259,10 +259,8 @@ def signalled(victim, tmp_path, number, *before):
     "as SIGTERM, exit code 75; SIGXCPU, which is repeated, never ends the process at once",
     "SIGHUP, SIGXCPU, SIGALRM, SIGUSR2 in training",
 )
-@pytest.mark.parametrize(
-    "why",
-    [pytest.param(w, marks=() if w == "a lost terminal" else pytest.mark.slow) for w in OTHERS],
-)
+@pytest.mark.slow  # one handler serves these, SIGTERM and SIGINT, of which others tell
+@pytest.mark.parametrize("why", OTHERS)
 def test_whatever_asks_a_run_to_end_saves_it(why, victim, tmp_path, seen):
     child = signalled(victim, tmp_path, signal.Signals[OTHERS[why]])
     assert child.wait() == 75, child.said

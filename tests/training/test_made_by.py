@@ -2,6 +2,7 @@
 which is recorded."""
 
 import csv
+import functools
 import json
 import logging
 import os
@@ -342,6 +343,17 @@ SETTINGS = "import jax; from research.parallel import distributed, jax_settings"
 NUMBERS = "x = jax.random.normal(jax.random.key(0)); print(float(x), x.dtype)"
 
 
+@functools.cache
+def numbers(code, **environment):
+    """What a process draws after `code`, and what it says."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{SETTINGS}\n{code}\n{NUMBERS}"], cwd=ROOT,
+        env=os.environ | environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -352,14 +364,6 @@ NUMBERS = "x = jax.random.normal(jax.random.key(0)); print(float(x), x.dtype)"
     ],
 )
 def test_no_variable_decides_what_a_random_number_is(name, value):
-    def numbers(code, **environment):
-        done = subprocess.run(
-            [sys.executable, "-c", f"{SETTINGS}\n{code}\n{NUMBERS}"], cwd=ROOT,
-            env=os.environ | environment, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
-
     expected, quiet = numbers("jax_settings.fix()")
     assert "has no effect" not in quiet
     found, said = numbers("jax_settings.fix()", **{name: value})

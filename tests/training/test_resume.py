@@ -4,7 +4,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -70,21 +69,3 @@ def test_a_killed_run_ends_bitwise_as_an_undisturbed_one(tiny, tmp_path):
     assert without_clock(metrics) == without_clock(expected)
     raw = (path / "metrics.jsonl").read_text()
     assert raw.count('"resume"') > 1, "no launch was interrupted: the test tested nothing"
-
-
-def test_a_terminated_run_saves_and_says_so_by_its_exit_code(tiny, tmp_path):
-    config = tiny(CHANGES | {"horizon.amount": 100_000.0, "save.every": 0})
-    config_file = tmp_path / "config.json"
-    config_file.write_text(json.dumps(config))
-    metrics = RunDirectory(tmp_path, make_run(config).id).path / "metrics.jsonl"
-    process = subprocess.Popen(
-        command(config_file, tmp_path), env=SMALL_MACHINE, stderr=subprocess.PIPE, text=True
-    )
-    while not metrics.exists() or metrics.stat().st_size < 500:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.terminate()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors
-    step = max(r["step"] for r in metrics_log.read_records(metrics.parent))
-    assert (metrics.parent / "checkpoints" / str(step + 1)).is_dir()

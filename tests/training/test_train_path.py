@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from research.config.loading import validated
+from research.io import source
 from research.sweep.points import resolve_points
 from research.sweep.worker import check_points, run_worker
 from research.training.progress import Progress
@@ -54,15 +55,31 @@ def elsewhere(modules):
     return [name for name in modules if name.split(".")[1:2] and name.split(".")[1] in ELSEWHERE]
 
 
-def test_training_loads_little_and_nothing_of_planning_or_analysis(tmp_path, corpus):
-    lines = loaded(tmp_path, corpus)
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory, corpus):
+    return loaded(tmp_path_factory.mktemp("path"), corpus)
+
+
+def test_training_loads_little_and_nothing_of_planning_or_analysis(lines):
     assert not elsewhere(lines)
     total = sum(lines.values())
     assert total <= LINES, f"the train path has grown to {total} lines"
     assert total > LINES - SLACK, f"the train path has {total} lines: lower LINES"
 
 
+def test_every_module_that_training_loads_is_known_to_be(lines):
+    """A record names the code of these (research/io/source.py), by a static list."""
+    training = source.library().training
+    paths = {name: f"{name.replace('.', '/')}.py" for name in lines}
+    unknown = [n for n, p in paths.items() if not {p, p[:-3] + "/__init__.py"} & training]
+    # What only the command loads, of which nothing reaches a step.
+    assert set(unknown) <= {"research.config.cli", "research.config.process_flags",
+                            "research.config.stop_signal", "research.config.loading"}  # fmt: skip
+
+
+@pytest.mark.slow
 def test_what_training_should_not_load_is_seen(tmp_path, corpus):
+    """The twin of both."""
     assert elsewhere(loaded(tmp_path, corpus, first=["research.planning.memory"]))
 
 
