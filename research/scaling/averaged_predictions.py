@@ -111,11 +111,16 @@ def _wide_warnings(response: str, predictions: Sequence[Mapping[str, Any]]) -> l
             continue
         if (half := math.log(high / low) / 2) <= WIDE:
             continue
-        return [
-            f"the {response} is known to ±{math.expm1(half):.0%} only: no law here describes these "
-            "rows well enough to go so far; runs far from the best size of their budget are the "
-            "usual reason (--where leaves them out, --law=isoflop reads the valleys alone)"
-        ]
+        parts = point["parts"]
+        why = "the laws that fit these rows disagree so far out"
+        if parts["law"] < parts["parameters"]:
+            why = "these rows do not determine the parameters of a law well enough to go so far"
+        if "flops" in point and "params" in point:
+            why += (
+                "; runs far from the best size of their budget are the usual reason (--where "
+                "leaves them out, --law=isoflop reads the valleys alone)"
+            )
+        return [f"the {response} is known to ±{math.expm1(half):.0%} only: {why}"]
     return []
 
 

@@ -36,8 +36,8 @@ FACTS = ("params", "tokens", "flops", "steps", "epochs")
 @dataclass(frozen=True)
 class Asked:
     """The rungs that are asked for: as ratios to the largest budget of the sweep, or one as a
-    budget 6 N D. `law` None is whatever was registered, else the average. `again` registers what
-    was registered before once more, by what the sweep says now."""
+    budget 6 N D; of a `law`, or of any (None: what no law has registered is predicted by the
+    average). `again` registers what was registered before once more, by what the sweep says now."""
 
     ratios: Sequence[float] = ()
     flops: float | None = None
@@ -154,14 +154,15 @@ def _predict_rung(workdir: Path, forecaster: Forecaster, ratio: float) -> dict[s
 
 
 def rung_points(workdir: str | Path, asked: Asked) -> list[Point]:
-    """The runs of the rungs that are asked for (all that are registered, where none is), smallest
-    first. Raises BadInput where the data are not what they were at registration."""
+    """The runs of the rungs that are asked for (where no ratio or budget is, all that are
+    registered), smallest first. Raises BadInput where the data are not what they were at
+    registration."""
     folder = Path(workdir) / ladder.FOLDER
     points = [
         _point(folder, name, rung)
         for name, registration in ladder.read_registrations(workdir).items()
         for rung in registration["rungs"]
-        if _is_asked(rung, asked)
+        if asked.law in (None, registration["law"]) and _is_asked(rung, asked)
     ]
     points = list({point.run.id: point for point in points}.values())
     return sorted(points, key=lambda point: point.run.facts["flops"])

@@ -301,6 +301,24 @@ def test_a_law_that_describes_the_rows_is_asked_before_none_is_said_to(monkeypat
     assert told.startswith("no law here describes these rows: the nearest, chinchilla, is off by 2")
 
 
+def test_a_prediction_that_says_little_tells_why():
+    def told(by_laws, **at):
+        parts = {"law": 0.3 if by_laws else 0.1, "parameters": 0.2}
+        point = {**at, "interval": [1.0, 2.0], "parts": parts}
+        (words,) = averaged_predictions._wide_warnings("loss", [point])
+        assert words.startswith("the loss is known to ±41% only: ")
+        return words
+
+    assert "disagree" in told(True, flops=1e21)
+    assert "do not determine the parameters" in told(False, flops=1e21)
+    # Budgets have best sizes only where sizes and tokens are read.
+    for by_laws in (True, False):
+        assert "best size of their budget" in told(by_laws, flops=1e21, params=1e9)
+        assert "best size of their budget" not in told(by_laws, flops=1e21)
+    narrow = {"flops": 1e21, "interval": [1.0, 1.1], "parts": {"law": 0.0, "parameters": 0.05}}
+    assert not averaged_predictions._wide_warnings("loss", [narrow])
+
+
 def test_a_law_drifts_by_what_budgets_do_and_by_how_far_the_point_is(plain):
     fit = fitted(iso_rows())
 

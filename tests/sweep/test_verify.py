@@ -100,6 +100,10 @@ def test_what_was_not_registered_is_a_registration_of_its_own(swept):
     assert [rung["ratio"] for rung in second["rungs"]] == [6.0]
     chosen = registered(swept, 3.0, law="chinchilla")
     assert [law["law"] for law in chosen["laws"]] == ["chinchilla"]
+    # Of a law that is named, its own rungs alone are trained.
+    of = [point.run.id for point in verify.rung_points(swept, Asked(law="chinchilla"))]
+    assert of == [rung["run"] for rung in chosen["rungs"]]
+    assert len(verify.rung_points(swept, Asked())) > len(of)
     again = registered(swept, again=True)
     names = ["registration.json", *(f"registration-{i}.json" for i in (2, 3, 4))]
     assert ladder.read_registrations(swept) == dict(
