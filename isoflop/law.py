@@ -103,9 +103,9 @@ class Law:
         return json.dumps(self.document, indent=2)
 
     def __repr__(self) -> str:
-        from research.report import text
+        from research.report import fit_text
 
-        return text.fit_summary(self.document)
+        return fit_text.fit_summary(self.document)
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"

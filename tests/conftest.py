@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 
-# Else each of the commands that tests start would compile every module again.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"  # before jax is imported
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # as the commands do; workers would wait for each other
 if metadata.version("jaxlib").startswith("0.10."):
@@ -29,6 +26,10 @@ import jax
 from research.config import validation
 from research.config.loading import load_config, validated
 from research.io import worker_processes
+
+# Else each of the commands that tests start would compile every module again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # In a shell's background it is ignored, and so it would be by the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,8 +7,8 @@ from typing import Any
 
 from research.io.humanize import amount_text, flops_text, quantity
 from research.io.text_table import format_table
+from research.report.fit_text import headline, interval_end, laws_sentence, loss_text
 from research.report.methods import NAMES, Methods
-from research.report.text import headline, interval_end, laws_sentence, loss_text
 from research.scaling.compute_optimal import AHEAD
 
 HEADINGS = ("method", "exponent of N*", "N*", "D*", "tokens per parameter", "loss")

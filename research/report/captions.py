@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.io.humanize import flops_text, quantity
-from research.report.text import interval_end
+from research.report.fit_text import interval_end
 from research.scaling.compute_optimal import PER_TOKEN
 
 METHODS = {"akima": "Akima's interpolation", "parabola": "the parabola"}

@@ -5,9 +5,9 @@ from typing import Any
 
 from research.io.humanize import flops_text
 from research.io.text_table import format_table
-from research.report import text
+from research.report import fit_text
 from research.report.elements import escape, html_table, paragraphs
-from research.report.text import interval_end, loss_text
+from research.report.fit_text import interval_end, loss_text
 
 HEADINGS = ("FLOPs", "loss", "measured", "by the loss", "directly", "by the measured loss")
 WAYS = ("two_steps", "direct", "measured_loss")
@@ -22,7 +22,7 @@ LAWS = {
 
 def summary(document: Mapping[str, Any]) -> str:
     """What a fit found, and the laws of scores where there are any."""
-    words, section = text.fit_summary(document), document.get("downstream")
+    words, section = fit_text.fit_summary(document), document.get("downstream")
     return f"{words}\n{downstream(section)}" if section else words
 
 

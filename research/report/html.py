@@ -16,6 +16,7 @@ from research import scaling
 from research.io.humanize import flops_text
 from research.report import (
     downstream_text,
+    fit_text,
     interactive,
     ladder_text,
     methods,
@@ -33,9 +34,9 @@ from research.report.elements import (
     paragraphs,
     warnings_box,
 )
+from research.report.fit_text import interval_end
 from research.report.page_assets import CSS, SCRIPT
 from research.report.style import Drawing
-from research.report.text import interval_end
 from research.runs import scores
 from research.runs.schema import NOUNS, shown_columns
 from research.runs.settings import shown_setting, varying_settings
@@ -151,7 +152,7 @@ def _answer(result: Mapping[str, Any]) -> list[str]:
     moved = result["transfer"].verdict
     out = [f'<p class="lead first">{escape(moved[0].upper() + moved[1:])}.</p>'] if moved else []
     if compared := result["compared"]:
-        lines = text.comparison_sentences(compared.document)
+        lines = fit_text.comparison_sentences(compared.document)
         first = "" if moved else " first"
         out.append(f'<p class="lead{first}">{escape(lines[0])}</p>')
         out += [f'<p class="lead">{escape(line)}</p>' for line in lines[1:]]
@@ -195,7 +196,7 @@ def _trust(result: Mapping[str, Any]) -> list[str]:
         if document := fit["document"]:
             named = f" of {group}" if several else ""
             out.append(f"<h3>Fitted law{escape(named)}</h3>")
-            expected = text.expected_exponent_sentence(result["cards"], document)
+            expected = fit_text.expected_exponent_sentence(result["cards"], document)
             out += [
                 _fit_table(document, f"parameters{named}"),
                 *paragraphs([expected] if expected else []),
@@ -215,7 +216,7 @@ def _compared(result: Mapping[str, Any], figures: _Figures) -> list[str]:
             "where there is more than one.</p>"
         )
     if compared := result["compared"]:
-        words = " ".join(text.comparison_sentences(compared.document))
+        words = " ".join(fit_text.comparison_sentences(compared.document))
         out += ["<h2>Shared law, one multiplier per group</h2>", *paragraphs([words])]
         out += figures.take("compare")
     return out
@@ -236,7 +237,7 @@ def _laws(result: Mapping[str, Any], figures: _Figures) -> list[str]:
                 out += paragraphs([f"Left out: {found.reasons[law]}."])
                 out += [f"<ul>{details}</ul>"] if details else []
             elif law in found.analyses:
-                words = text.fit_summary(found.document(law), brief=True, alone=False)
+                words = fit_text.fit_summary(found.document(law), brief=True, alone=False)
                 out += [f"<h2>{heading}{escape(of)}</h2>", f"<pre>{escape(words)}</pre>"]
                 out += figures.of(f"{figure_name(fits, group, law)}_")
     for metric in text.page_metrics(result["rows"]):

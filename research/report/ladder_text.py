@@ -7,7 +7,7 @@ from typing import Any
 
 from research.io.humanize import quantity
 from research.io.text_table import format_table
-from research.report.text import loss_text
+from research.report.fit_text import loss_text
 
 HEADINGS = ("times", "parameters", "tokens", "predicted", "95 % of a run", "measured", "error",
             "compute", "inside", "of it E", "law", "registered in")  # fmt: skip

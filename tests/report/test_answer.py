@@ -15,6 +15,7 @@ from research.report import (
     build,
     captions,
     decision_figures,
+    fit_text,
     interactive,
     text,
     warning_groups,
@@ -134,7 +135,7 @@ def test_the_page_says_one_exponent_and_one_optimum_wherever_it_says_them():
     legend = [text.get_text() for of in figure.legends for text in of.get_texts()]
     words_of_figure = words.replace(" (", "}$ (", 1)
     assert f"Akima, minima: $N^* \\propto C^{{{words_of_figure}, $C = 6ND$" in legend
-    summary = text.fit_summary(document, brief=True, alone=False)
+    summary = fit_text.fit_summary(document, brief=True, alone=False)
     assert f"a = {value:.4g} (" in summary
     assert f"best for {flops_text(found.target)} FLOPs: {line[2]} parameters" in summary
     assert f"At {flops_text(found.target)} FLOPs (6 N D)" in captions.finding("frontier", document)
@@ -142,7 +143,7 @@ def test_the_page_says_one_exponent_and_one_optimum_wherever_it_says_them():
     own = scaling.analyze("isoflop", rows, {"predict_flops": [found.target]}, checks_too=False)
     assert own.document["optimal"]["flops_convention"] == "the table's"
     assert f"{own.document['params']['params_exponent']:.2f}" != f"{value:.2f}"
-    assert "as the table counts them" in text.fit_summary(own.document)
+    assert "as the table counts them" in fit_text.fit_summary(own.document)
 
 
 @pytest.mark.parametrize("law", ["isoflop", "envelope"])

@@ -12,7 +12,7 @@ import pytest
 
 from research.errors import BadInput
 from research.io import files, worker_processes
-from research.report import build, sweep_figures, text
+from research.report import build, fit_text, sweep_figures, text
 from research.runs import schema
 from research.runs.directory import RunDirectory
 from research.runs.table import write_table
@@ -215,11 +215,13 @@ def test_classifiers_show_accuracy_and_the_confusion_of_the_best_run(tmp_path):
 @pytest.mark.parametrize(("expected", "verdict"), [(0.4, "inside"), (3.0, "outside")])
 def test_the_exponent_is_compared_with_the_one_that_the_data_were_made_for(expected, verdict):
     document = {"params": {"alpha": 0.41}, "intervals": {"alpha": [0.3, None]}}
-    words = text.expected_exponent_sentence([{"expected_exponent": expected}], document)
+    words = fit_text.expected_exponent_sentence([{"expected_exponent": expected}], document)
     document["intervals"]["alpha"] = [0.3, 0.5]
-    assert verdict in text.expected_exponent_sentence([{"expected_exponent": expected}], document)
+    assert verdict in fit_text.expected_exponent_sentence(
+        [{"expected_exponent": expected}], document
+    )
     assert "0.41 (0.3 to open)" in words
-    assert text.expected_exponent_sentence([{}], document) == ""
+    assert fit_text.expected_exponent_sentence([{}], document) == ""
 
 
 def test_no_runs_is_bad_input(tmp_path):

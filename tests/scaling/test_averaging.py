@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.errors import BadInput
-from research.report import text
+from research.report import fit_text
 from research.scaling import (
     Fit,
     Options,
@@ -163,7 +163,7 @@ def test_an_average_says_what_its_interval_is_made_of(plain, few_laws):
     assert far["parts"]["law"] > 3 * near["parts"]["law"]
     noisy = fit_law("auto", iso_rows(noise=0.01), predict_flops=[1e21])["predictions"][0]
     assert noisy["parts"]["noise"] > 4 * near["parts"]["noise"]
-    words = text.fit_summary(plain)
+    words = fit_text.fit_summary(plain)
     assert "averaged over laws" in words
     assert "choice of the law" in words
 
@@ -287,7 +287,7 @@ def test_a_law_that_bends_in_place_of_a_floor_has_no_weight(monkeypatch):
     assert not averaged_predictions._floor_warning(straight)
     document = averaged_predictions.build_average(bent, Options(bootstrap=0))
     assert told in document["warnings"]
-    said = text.laws_sentence(document["laws"])
+    said = fit_text.laws_sentence(document["laws"])
     assert said == f"predictions are of chinchilla alone: skaling is left out: {reason}"
 
 
@@ -384,8 +384,8 @@ def test_the_page_says_that_other_laws_could_not_be_fitted():
     one = {"law": "chinchilla", "weight": 1.0}
     lost = {"law": "skaling", "weight": 0.0, "fitted": False, "reason": "too few rows"}
     weak = {"law": "skaling", "weight": 1e-9, "reason": "too small"}
-    assert "could be fitted" in text.laws_sentence([one, lost])
-    assert text.laws_sentence([one, weak]).endswith("the other laws have next to no weight")
+    assert "could be fitted" in fit_text.laws_sentence([one, lost])
+    assert fit_text.laws_sentence([one, weak]).endswith("the other laws have next to no weight")
 
 
 def test_sizes_and_budgets_of_one_row_share_what_the_others_tell():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from research.errors import BadInput
-from research.report import text
+from research.report import fit_text
 from research.scaling import analyze, averaging, extrapolation, fit_law
 from tests.scaling.test_averaging import iso_rows
 
@@ -75,7 +75,9 @@ def test_a_table_that_is_too_small_for_a_trial_says_why():
         trial_of(together)
     document = fit_law("chinchilla", largest)
     assert document["extrapolation"]["rows"] == []
-    assert text.headline(document).startswith("No extrapolation could be tried within the table:")
+    assert fit_text.headline(document).startswith(
+        "No extrapolation could be tried within the table:"
+    )
     assert trial_of(iso_rows()).parts.fitted
 
 
@@ -89,8 +91,8 @@ def test_the_answer_begins_with_what_the_law_made_of_the_largest_runs(law, few_l
     assert trial["n_points"] < len(rows)
     assert trial["covered"] >= len(trial["rows"]) - 1
     assert trial["mean_absolute_error"] < 0.003
-    first = text.fit_summary(document).splitlines()[0]
-    assert first == text.headline(document)
+    first = fit_text.fit_summary(document).splitlines()[0]
+    assert first == fit_text.headline(document)
     assert f"from the {trial['n_points']} runs of at most 8.1e19 FLOPs" in first
     assert f"{len(trial['rows'])} runs at 9 times as much lie inside" in first
 
@@ -102,7 +104,7 @@ def test_the_answer_begins_with_what_the_law_made_of_the_largest_runs(law, few_l
 def test_rows_that_are_held_out_by_hand_lead_in_its_place():
     document = fit_law("chinchilla", iso_rows(), holdout="params>3e9")
     assert document["extrapolation"] is None
-    first = text.fit_summary(document).splitlines()[0]
+    first = fit_text.fit_summary(document).splitlines()[0]
     assert f"of {len(document['holdout']['rows'])} runs that were held out lie inside" in first
 
 
@@ -113,7 +115,7 @@ def test_sizes_at_minima_and_laws_of_one_column_are_tried_too():
     assert trial["ratio"] == pytest.approx(9, rel=0.01)
     (row,) = trial["rows"]
     assert abs(np.log(row["params"] / row["measured"])) < 0.5
-    assert "1 of 1 optimal sizes at 9 times as much" in text.headline(document)
+    assert "1 of 1 optimal sizes at 9 times as much" in fit_text.headline(document)
     one = [{"params": n, "loss": 1.4 + 32 / n**0.4} for n in np.geomspace(1e4, 1e6, 7)]
     trial = fit_law("power", one)["extrapolation"]
     assert [row["params"] for row in trial["rows"]] == pytest.approx([1e6 / 10 ** (1 / 3), 1e6])

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from research.errors import BadInput
-from research.report import interactive, text
+from research.report import fit_text, interactive
 from research.scaling import analyze, averaging, compute_optimal, lifetime, named_law
 from research.scaling.options import Options
 from tests.scaling.test_minima import iso_rows
@@ -92,10 +92,10 @@ def test_an_average_lies_among_its_laws():
 
 def test_it_is_told_in_words_and_on_the_slider():
     document = section(iso_rows(0.01), inference_tokens=1e12)
-    words = text.fit_summary(document)
+    words = fit_text.fit_summary(document)
     assert "with 1T tokens of inference, the cheapest that is as good as the best for 1e22" in words
     assert "less than with that" in words
-    assert "tokens of inference" not in text.fit_summary(section(iso_rows(0.01)))
+    assert "tokens of inference" not in fit_text.fit_summary(section(iso_rows(0.01)))
     rows = [{"run": "r", "flops": 1e21, "loss": 2.0, "params": 1e9, "tokens": 1e11}]
     for used in (document, {**document, "inference": None}):
         chart = interactive.budget_chart(rows, used, "nats")["explore"].to_dict()

@@ -8,7 +8,7 @@ import pytest
 from experiments import fit as command
 from research.errors import BadInput
 from research.io import files
-from research.report import text
+from research.report import fit_text
 from research.scaling import Fit, Options, averaging, fit_law, named_law, split_rows
 from tests.scaling.test_averaging import iso_rows
 
@@ -83,10 +83,10 @@ def test_the_answer_without_the_prior_stands_beside_it(monkeypatch):
     assert document["options"]["prior"] == {"E": [1.8, 1e-3]}
     (before,), (after,) = plain["predictions"], document["predictions"]
     assert np.ptp(after["interval"]) < 0.8 * np.ptp(before["interval"])
-    words = text.fit_summary(document)
+    words = fit_text.fit_summary(document)
     assert "without the prior: E = " in words
     assert f"loss {before['loss']:.4g} " in words
-    assert "without the prior" not in text.fit_summary(plain)
+    assert "without the prior" not in fit_text.fit_summary(plain)
 
 
 def test_rows_that_speak_against_the_prior_are_told():

@@ -11,7 +11,7 @@ import pytest
 
 from research import scaling
 from research.errors import BadInput
-from research.report import text
+from research.report import fit_text
 from research.runs.directory import RunDirectory
 from research.runs.table import write_table
 from research.scaling import LAWS, Options, fit_law, optimize
@@ -230,7 +230,7 @@ def test_accuracy_is_reported_as_accuracy():
     rows = [
         {"run": str(i), "loss": x, "accuracy": y} for i, (x, y) in enumerate(zip(losses, accuracy))
     ]
-    words = text.fit_summary(fit_law("saturating", rows, predict=[2.5], holdout="loss<2.1"))
+    words = fit_text.fit_summary(fit_law("saturating", rows, predict=[2.5], holdout="loss<2.1"))
     (predicted,) = [line for line in words.splitlines() if "predicted at" in line]
     assert predicted.startswith("predicted at 2.5: 0.7111")
     (held,) = [line for line in words.splitlines() if line.startswith("From")]
