@@ -34,7 +34,7 @@ def table_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             quantity(rung["params"]),
             quantity(rung["tokens"]),
             loss_text(rung["predicted"]),
-            " to ".join(map(loss_text, rung["run_interval"])) + f" (±{half_width(rung):.2%})",
+            " to ".join(map(loss_text, rung["run_interval"])) + _half_width_text(rung),
             *_outcome(rung),
             f"±{rung['parts']['floor']:.2%}",
             rung["law"],
@@ -44,10 +44,10 @@ def table_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     ]
 
 
-def half_width(rung: Mapping[str, Any]) -> float:
-    """Of the interval of a run, relative; not finite where an end is open."""
+def _half_width_text(rung: Mapping[str, Any]) -> str:
+    """Of the interval of a run, relative; nothing where an end of it is open."""
     low, high = rung["run_interval"]
-    return math.inf if low is None or high is None or low <= 0 else math.sqrt(high / low) - 1
+    return "" if low is None or high is None or low <= 0 else f" (±{math.sqrt(high / low) - 1:.2%})"
 
 
 def _outcome(rung: Mapping[str, Any]) -> list[str]:

@@ -135,6 +135,10 @@ def test_a_rung_is_compared_with_its_run(swept):
     assert ladder.read_ladder(swept) == [one, other]
     words = ladder_text.measured([one, other])
     assert "of 2 rungs measured lie inside" in words
+    assert "(±" in words
+    (row,) = ladder_text.table_rows([{**one, "run_interval": [None, 2.0]}])
+    assert row[ladder_text.HEADINGS.index("95 % of a run")].startswith("open to 2")
+    assert "inf" not in " ".join(row)
     assert "had been trained before" not in words
     registered(swept, 3.0, again=True)
     words = ladder_text.measured(ladder.read_ladder(swept))
