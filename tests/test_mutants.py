@@ -175,6 +175,7 @@ def test_a_thousand_mutants_are_rejected_or_train(seed, sound, tmp_path, seen):
     seen(250, ", ".join(f"{number} {became}" for became, number in count.items()))
 
 
+@pytest.mark.slow
 def test_every_sound_config_is_planned(sound, tmp_path):
     judge = Judge(tmp_path, 0)
     for config in sound:

@@ -73,9 +73,6 @@ def test_runs_are_mixed_where_that_is_asked_for_and_the_page_says_so(tmp_path):
     assert document["mixed"]["data_digest"]["a" * 64] == len(noisy(0))
     assert document["n_points"] == len(rows) - 2
     assert "rows that are not comparable share this law (--mix): data_digest" in page_of(tmp_path)
-    alike = build.write_report(workdir(tmp_path / "alike", own()), mix=True)
-    assert "mixed" not in next(iter(alike["fits"].values()))["document"]
-    assert "--mix" not in page_of(tmp_path / "alike")
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ def answer(law, rows, **options):
     return analyze(law, rows, {"predict_flops": [1e25], **options}, checks_too=False).document
 
 
-@pytest.mark.parametrize("law", ["chinchilla", "isoflop"])
+@pytest.mark.parametrize("law", [pytest.param("chinchilla", marks=pytest.mark.slow), "isoflop"])
 def test_one_stray_run_does_not_silence_what_is_extrapolated(law):
     """Twin: as many runs up there as below are data."""
     for stray in (False, True):

@@ -746,6 +746,7 @@ def run(*flags):
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_contract_and_its_figures(tmp_path):
     path = write(tmp_path / "r.csv", two_recipes(noise=0.003))
     done = run(

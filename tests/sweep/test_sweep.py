@@ -174,6 +174,7 @@ def test_every_point_that_cannot_run_is_reported_together(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_plan_of_the_command_writes_and_trains_nothing(corpus, tmp_path):
     command = [
         *(sys.executable, "-m", "experiments.sweep", "--plan", f"--workdir={tmp_path / 'w'}"),
