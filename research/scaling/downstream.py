@@ -19,6 +19,7 @@ from research.scaling.laws import logistic, power, saturating
 from research.scaling.options import Options, Split
 from research.scaling.trends import is_trend, rank_correlation
 from research.tables import table, where
+from research.tables.numbers import parse_number
 
 NEEDED = ("flops", "loss", "accuracy")
 CHANCE, RECIPE, ERROR = "score_chance", "score_recipe", "score_error"  # columns beside score/TASK
@@ -72,8 +73,8 @@ def fit_downstream(rows: Sequence[table.Row], options: Options, column: str) -> 
 
 
 def _alike(rows: Sequence[table.Row], column: str) -> float | None:
-    """The chance of a column of scores, None where it is unknown. Raises BadInput where the scores
-    were not measured in the same way."""
+    """The chance of a column of scores, None where it is unknown. Raises BadInput where it is none,
+    and where the scores were not measured in the same way."""
     task = column.partition("/")[2]
     for name in (RECIPE, CHANCE):
         beside = {row.get(f"{name}/{task}") for row in rows if row.get(column) not in (None, "")}
@@ -83,8 +84,12 @@ def _alike(rows: Sequence[table.Row], column: str) -> float | None:
                 f"--downstream={column}: the scores were not measured alike ({name}/{task}: "
                 f"{told}); evaluate all runs with the same options, or choose some with --where"
             )
-    chance = next(iter(beside), None)
-    return None if chance in (None, "") else float(chance)
+    if (cell := next(iter(beside), None)) in (None, ""):
+        return None
+    chance = parse_number(cell)
+    if chance is None or not 0 <= chance < 1:
+        raise BadInput(f"{CHANCE}/{task}: {str(cell)[:60]!r}; expected a share from 0 to below 1")
+    return chance
 
 
 def _check_scores(rows: Sequence[table.Row], column: str) -> None:

@@ -146,6 +146,9 @@ def test_scores_that_no_way_describes_are_refused():
     rates = [{**row, SCORE: 1 - row[SCORE], **free} for row in made(noise=0.01)]
     with pytest.raises(BadInput, match=r"get worse as the loss falls \(rank correlation"):
         fitted(rates)
+    for chance in (25, "a quarter"):
+        with pytest.raises(BadInput, match=f"score_chance/copy: '{chance}'; expected a share"):
+            fitted([{**row, "score_chance/copy": chance} for row in made()])
     for seed in range(5):  # scores of chance alone have a direction too
         downstream._check_scores(
             [{**row, "accuracy": row[SCORE]} for row in at_chance(seed)], SCORE
