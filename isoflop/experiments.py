@@ -27,8 +27,11 @@ def plan(
         raise BadInput(*problems)
     configs = sweeps.sweep_points(loaded, module, sweep)
 
+    from research.parallel import jax_settings
     from research.sweep.limits import Limits
     from research.sweep.plan import plan_sweep  # jax from here on
+
+    jax_settings.prepare()
 
     with tempfile.TemporaryDirectory() as nowhere:
         planned = plan_sweep(configs, Path(workdir or nowhere), Limits())

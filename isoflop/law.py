@@ -14,7 +14,8 @@ from research.errors import BadInput
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PREDICTED = ("params", "tokens", "tokens_per_param", "loss", "interval", "run_interval")
+PREDICTED = ("params", "params_interval", "tokens", "tokens_interval", "loss", "interval",
+             "run_interval")  # fmt: skip
 
 
 class Law:
@@ -48,9 +49,10 @@ class Law:
         **columns: float | Sequence[float],
     ) -> Table:
         """Predictions, a row each. For training budgets `flops`: the compute-optimal params and
-        tokens, and the loss with its `interval` (95 %, of the law) and `run_interval` (of one run).
-        Or for columns of the law, as params=1e9, tokens=2e10: the loss there. Raises BadInput for
-        what the law does not predict."""
+        tokens with `params_interval` and `tokens_interval`, and the loss with its `interval` (95 %,
+        of the law) and `run_interval` (of one run), None where the law predicts no loss. Or for
+        columns of the law, as params=1e9, tokens=2e10: the loss there. Raises BadInput for what
+        the law does not predict."""
         if (flops is None) == (not columns):
             raise BadInput("predict: expected budgets (flops=1e21), or columns of the law")
         if flops is not None:
@@ -59,7 +61,9 @@ class Law:
             raise BadInput(f"predict: {self.name} predicts budgets; give flops=…")
         law = self.analysis.fit.law
         if unknown := sorted(set(columns) ^ set(law.columns)):
-            raise BadInput(f"predict: {law.name} reads {', '.join(law.columns)}: see {unknown[0]}")
+            wrong = "missing" if unknown[0] in law.columns else "no column of it"
+            raise BadInput(f"predict: {law.name} reads {', '.join(law.columns)} (or give flops=…); "
+                           f"{unknown[0]}: {wrong}")  # fmt: skip
         given = {name: _numbers(value) for name, value in columns.items()}
         if len({len(values) for values in given.values()}) > 1:
             raise BadInput("predict: the columns have different lengths")
@@ -75,7 +79,12 @@ class Law:
     def _at_budgets(self, flops: list[float]) -> Table:
         options = {**self._options, "predict_flops": flops}
         found = scaling.analyze(self.name, self._rows, options, checks_too=False)
-        return Table(found.document["predictions"], shown=("flops", *PREDICTED))
+        rows = []
+        for row in found.document["predictions"]:
+            ends = {f"{name}_interval": row["intervals"].get(name) for name in ("params", "tokens")}
+            unknown = {} if row.get("loss") is not None else dict.fromkeys(PREDICTED[-2:])
+            rows.append({**row, **ends, **unknown})
+        return Table(rows, shown=("flops", *PREDICTED))
 
     def figures(self) -> "dict[str, Figure]":
         """matplotlib figures by their names, to be changed and saved."""
@@ -108,7 +117,11 @@ class Law:
         return fit_text.fit_summary(self.document)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        lines = [html.escape(line) for line in repr(self).splitlines()]
+        warnings = [line for line in lines if line.startswith("warning: ")]
+        items = "".join(f"<li>{line.removeprefix('warning: ')}</li>" for line in warnings)
+        text = "".join(f"<p>{line}</p>" for line in lines if line not in warnings)
+        return text + (f"<p>Warnings:</p><ul>{items}</ul>" if items else "")
 
 
 def _numbers(value: float | Sequence[float]) -> list[float]:

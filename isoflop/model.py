@@ -72,5 +72,5 @@ class LanguageModel:
 
 def load(run: str | os.PathLike[str]) -> LanguageModel:
     """See `isoflop.load_model`."""
-    jax_settings.fix()
+    jax_settings.prepare()
     return LanguageModel(open_run(command.chosen(os.fspath(run))))

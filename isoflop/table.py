@@ -1,5 +1,6 @@
 """Rows of named columns, shown as a table by notebooks."""
 
+import difflib
 import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,9 @@ class Table(Sequence[Row]):
         if isinstance(index, int):
             return self.rows[index]
         if index not in self.columns:
-            raise KeyError(f"no column {index!r}; there are {', '.join(self.columns)}")
+            close = difflib.get_close_matches(index, self.columns, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "its .columns are the names"
+            raise KeyError(f"no column {index!r}; {hint}")
         return [row.get(index) for row in self.rows]
 
     def __iter__(self) -> Iterator[Row]:

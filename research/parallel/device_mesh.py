@@ -1,5 +1,6 @@
 """The device mesh: its axes, its devices, and its names in the programs that run on it."""
 
+import contextlib
 import functools
 import math
 import os
@@ -23,7 +24,8 @@ def use_all_cpu_cores() -> None:
     jax_num_cpu_devices that is already set, takes precedence.
     """
     if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices == -1:  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", host.cores())
+        with contextlib.suppress(RuntimeError):  # in use already, by a notebook: its devices stay
+            jax.config.update("jax_num_cpu_devices", host.cores())
 
 
 def check_devices() -> None:

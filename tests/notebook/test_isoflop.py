@@ -13,12 +13,23 @@ import pytest
 
 import isoflop
 from experiments import fit as command
+from research.io import host
 from tests.scaling.test_influence import grid
 from tests.scaling.test_scaling import noisy
 from tools import docs
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+
+
+PLANNED, SHRUNK = str(ROOT / "configs/sweeps/mlp_params.py"), {"horizon.amount": 0.2}
+
+
+def valleys():
+    """Two budgets, about their optima, which predict no loss elsewhere."""
+    cells = [(c, n) for c in (1e20, 4e20) for n in (2e8, 4e8, 8e8, 1.6e9, 3.2e9, 6.4e9)]
+    return [{"params": n, "tokens": c / n / 6, "flops": c, "loss": 1.8 + 480 / n**0.35 + 2100 /
+             (c / n / 6) ** 0.37} for c, n in cells]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +60,38 @@ def test_predictions_are_rows(law):
     assert low <= at[0]["interval"][0] < at[0]["loss"] < at[0]["interval"][1] <= high
 
 
+def test_a_prediction_shows_the_intervals_of_what_is_predicted_and_of_nothing_else(law):
+    (row,) = law.predict(flops=1e21)
+    assert row["params_interval"][0] < row["params"] < row["params_interval"][1]
+    assert "params_interval" in repr(law.predict(flops=1e21))
+    minima = isoflop.fit(valleys(), "isoflop").predict(flops=1e21)  # of two minima, no loss
+    assert minima[0]["loss"] is None
+    assert minima[0]["params_interval"] is not None
+    assert "run_interval" not in repr(minima)
+    assert "run_interval" in repr(law.predict(flops=1e21))
+
+
+def test_a_law_shows_its_warnings_as_a_list(law):
+    shown = isoflop.fit(valleys(), "isoflop")._repr_html_()
+    assert "<li>" in shown
+    assert "warning:" not in shown
+    assert "<pre>" not in law._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("before", "devices"),
+    [(f"import isoflop; isoflop.plan({PLANNED!r}, **{SHRUNK!r})", None),
+     ("import jax; jax.devices()", 1)],
+)  # fmt: skip
+def test_a_sweep_may_follow_whatever_has_used_jax_in_this_process(before, devices, tmp_path):
+    code = (f"{before}; import jax; from research.parallel import jax_settings; "
+            "jax_settings.prepare(); print(jax.device_count())")  # fmt: skip
+    known = {k: v for k, v in os.environ.items() if k not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, text=True,
+                          capture_output=True, env=known | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert int(done.stdout.split()[-1]) == (devices or host.cores())
+
+
 def test_figures_can_be_changed(law, tmp_path):
     figure = law.plot()
     figure.axes[0].set_title("mine")
@@ -64,7 +107,8 @@ def test_figures_can_be_changed(law, tmp_path):
     [
         (lambda law: law.predict(), "flops=1e21"),
         (lambda law: law.predict(flops=1e21, params=1e9), "expected budgets"),
-        (lambda law: law.predict(params=1e9), "reads params, tokens"),
+        (lambda law: law.predict(params=1e9), "reads params, tokens .* tokens: missing"),
+        (lambda law: law.predict(param=1e9, params=1, tokens=1), "param: no column of it"),
         (lambda law: law.predict(params=[1e9, 2e9], tokens=1e9), "different lengths"),
         (lambda law: isoflop.fit(grid(), holdot="largest"), "did you mean 'holdout'"),
         (lambda law: isoflop.fit(grid(), "chinchila"), "expected one of auto"),
@@ -105,8 +149,10 @@ def test_a_table_is_rows_columns_and_what_is_shown(tmp_path):
     shown = isoflop.load(tmp_path / "runs.json", columns={"group": "name"})._repr_html_()
     assert "&lt;b&gt;" in shown
     assert "<b>" not in shown
-    with pytest.raises(KeyError, match="there are"):
+    with pytest.raises(KeyError, match="did you mean 'loss'"):
         table["los"]
+    with pytest.raises(KeyError, match="columns are the names"):
+        table["zzz"]
 
 
 def test_nothing_of_jax_is_loaded_for_a_law(tmp_path):
