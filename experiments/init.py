@@ -1,6 +1,7 @@
 """Write a config with a sweep for data of your own.
 
   python -m experiments.init --out=DIR --data=corpus.txt
+  python -m experiments.init --out=DIR --data=corpus.txt --vocab=1024     (a BPE of 1,024 tokens)
   python -m experiments.init --out=DIR --data=table.csv --target=COLUMN
   python -m experiments.init --out=DIR --data=FOLDER            (one folder for each class)
 
@@ -18,11 +19,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, help="a folder, for experiment.py and its runs")
     parser.add_argument("--data", required=True, help="a file, or a folder with one for each class")
     parser.add_argument("--target", help="of a table: the column to be predicted")
+    words = "of a text: train a byte-pair encoding of so many tokens; default: bytes"
+    parser.add_argument("--vocab", type=int, help=words)
     args = parser.parse_args(argv)
 
     from research.config import starter
 
-    print(starter.write(args.out, args.data, args.target))
+    print(starter.write(args.out, args.data, args.target, args.vocab))
     return 0
 
 

@@ -10,6 +10,7 @@ from research.io import arrow, files
 NAME = "experiment.py"
 TEXT, TABLES, IMAGES = (".txt", ".jsonl", ".bin"), (".csv", ".tsv", ".parquet"), (".npz",)
 FEW_BYTES = 4_000_000  # of text: of less, all that is held out is evaluated
+BYTES, WIDTHS, LAYERS = 256, (16, 24, 32, 48, 64), 3  # what a text's sweep is made of
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 HEAD = '''"""{about} Written by `isoflop init`; yours to change.
@@ -25,8 +26,8 @@ from configs import {base}
 from research.config import grid
 '''
 LANGUAGE = """
-BUDGETS = (2e11, 4.8e11, 1.2e12)  # FLOPs of a run; one of the last takes seconds on two cores
-SIZES = (17e3, 33e3, 54e3, 108e3, 179e3)  # parameters aimed at; they must bracket the best
+BUDGETS = {budgets}  # FLOPs of a run; the plan says what all cost
+SIZES = {sizes}  # parameters aimed at; they must bracket the best
 
 
 def get_config():
@@ -107,15 +108,20 @@ def sweep(config):
 """
 
 
-def write(out: str, data: str, target: str | None = None) -> str:
-    """Write OUT/experiment.py for `data`; returns what to do with it. Raises BadInput for data that
-    no data set reads, and for a file that is already there."""
+def write(out: str, data: str, target: str | None = None, vocab: int | None = None) -> str:
+    """Write OUT/experiment.py for `data`; returns what to do with it. `vocab` is how many tokens a
+    byte-pair encoding of a text has. Raises BadInput for data that no data set reads, and for a
+    file that is already there."""
     place, source = Path(out) / NAME, Path(data)
     if place.exists():
         raise BadInput(f"--out={out}: {place} is there already; remove it, or name another folder")
     if not source.exists():
         raise BadInput(f"--data={data}: no such file or folder")
-    base, about, body, values = _template(source, target)
+    base, about, body, values = _template(source, target, vocab)
+    if vocab is not None and (body is not LANGUAGE or source.suffix.lower() == ".bin"):
+        raise BadInput(f"--vocab={vocab}: is of a text that is to be tokenized; {data} is none")
+    if vocab is not None and not BYTES < vocab <= 1 << 16:
+        raise BadInput(f"--vocab={vocab}: expected {BYTES + 1} to {1 << 16} tokens")
     if target is not None and body is not TABULAR:
         raise BadInput(f"--target={target}: is for a table; {data} is none")
     name = "".join(c if c.isalnum() else "_" for c in source.stem) or "own"
@@ -132,7 +138,9 @@ def write(out: str, data: str, target: str | None = None) -> str:
     )
 
 
-def _template(source: Path, target: str | None) -> tuple[str, str, str, dict[str, object]]:
+def _template(
+    source: Path, target: str | None, of_words: int | None
+) -> tuple[str, str, str, dict[str, object]]:
     """The config to begin from, what the file is about, its body and what fills that."""
     if source.is_dir():
         found = [path.suffix.lower() for path in sorted(source.rglob("*"))[:1000] if path.is_file()]
@@ -152,11 +160,13 @@ def _template(source: Path, target: str | None) -> tuple[str, str, str, dict[str
         vocab = (
             "    config.data.vocab = None  # of the ids in the file: one more than the largest\n"
         )
-        words = '    config.data.tokenizer = "bytes"  # or "bpe", with data.vocab = 2048\n'
+        words = '    config.data.tokenizer = "bytes"  # `isoflop init --vocab=1024` has a BPE\n'
+        if of_words is not None:
+            words = f'    config.data.tokenizer, config.data.vocab = "bpe", {of_words}\n'
         about = f"IsoFLOP sweep of language models on {source.name}."
         few = source.stat().st_size < FEW_BYTES
         facts = {"vocab": vocab if kind == ".bin" else words, "examples": None if few else 1024}
-        return "lm_transformer", about, LANGUAGE, facts
+        return "lm_transformer", about, LANGUAGE, facts | _grid(of_words or BYTES)
     if kind in IMAGES:
         about = f"Networks of growing size on images, {source.name}."
         return "cnn_digits", about, PICTURED, {"resize": None}
@@ -169,6 +179,19 @@ def _template(source: Path, target: str | None) -> tuple[str, str, str, dict[str
         )
     every = ", ".join((*TEXT, *TABLES, *IMAGES))
     raise BadInput(f"--data={source}: expected {every}, or a folder with one for each class")
+
+
+def _grid(vocab: int) -> dict[str, object]:
+    """The sizes of WIDTHS at a vocabulary, and budgets that train the middle one on as many tokens
+    as at any other: the embedding and the head grow with the vocabulary, the head's FLOPs too."""
+    middle, blocks = WIDTHS[len(WIDTHS) // 2], 12 * LAYERS
+    more = (vocab + blocks * middle) / (BYTES + blocks * middle)
+    sizes = [2 * vocab * width + blocks * width**2 for width in WIDTHS]
+    budgets = [f"{x * more:.1e}".replace("e+", "e") for x in (2e11, 4.8e11, 1.2e12)]
+    return {
+        "budgets": f"({', '.join(budgets)})",
+        "sizes": f"({', '.join(f'{n / 1e3:.0f}e3' for n in sizes)})",
+    }
 
 
 def _table(source: Path, target: str | None) -> dict[str, object]:

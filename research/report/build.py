@@ -184,13 +184,16 @@ def _fit_group(
     if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
         return {"rows": rows, "analysis": None, "document": law.document, "why": ""}
     done = [row for row in rows if row["status"] == "done" and row.get(against)]
-    options = {"against": against, "holdout": "largest", "mix": mix}
-    options["best_of"] = methods.best_of(done, (against,))
-    try:
-        analysis = scaling.analyze("power", rows, options)
-    except BadInput as error:
-        return {"rows": rows, "analysis": None, "document": None, "why": str(error)}
-    return {"rows": rows, "analysis": analysis, "document": analysis.document, "why": ""}
+    options = {"against": against, "mix": mix, "best_of": methods.best_of(done, (against,))}
+    why = ""
+    for holdout in ("largest", None):  # of four sizes all are needed
+        try:
+            analysis = scaling.analyze("power", rows, {**options, "holdout": holdout})
+        except BadInput as error:
+            why = str(error)
+        else:
+            return {"rows": rows, "analysis": analysis, "document": analysis.document, "why": ""}
+    return {"rows": rows, "analysis": None, "document": None, "why": why}
 
 
 def _scores_of(rows: Sequence[Row]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.io.humanize import flops_text, quantity
-from research.report.fit_text import interval_end
+from research.report.fit_text import estimate, interval_end
 from research.scaling.compute_optimal import PER_TOKEN
 
 METHODS = {"akima": "Akima's interpolation", "parabola": "the parabola"}
@@ -19,7 +19,8 @@ CAPTIONS = {
     "isoflop": "Loss against size at each budget. A color is a budget, labeled with the exact "
     "FLOPs of its runs; solid lines are Akima's interpolation through them, dashed ones the "
     "parabola fitted to them, and large marks the minima of either, as means over draws of the "
-    "noise. The power laws of N* in the legend, with 95 % intervals, are in C = 6 N D, as are all "
+    "noise. A budget without curves has no minimum between its sizes. The power laws of N* in the "
+    "legend, with 95 % intervals, are in C = 6 N D, as are all "
     "budgets on this page that are not called exact.",
     "loss": "Held-out loss of the runs, and the law that was fitted to them. Dots are runs that "
     "were fitted, circles runs that were left out; the line is the law with its 95 % band, stars "
@@ -31,14 +32,15 @@ CAPTIONS = {
     "losses": "Held-out loss against parameters, tokens and training FLOPs 6 N D. Dots are runs, "
     "colored by parameters, stars runs that were held out; the lines are the lowest loss that the "
     "law allows: at a size with unlimited tokens, at a number of tokens with unlimited parameters, "
-    "and at a budget.",
+    "and at a budget; one that is not seen lies below the panel.",
     "contours": "Loss of the law over parameters and tokens. Gray lines join equal losses, dots "
     "are the runs in the color of their measured loss, and the orange line is the efficient "
     "frontier: the best size of each budget. It is absent where all of it lies outside.",
     "frontier": "Optimal parameters, optimal tokens and their ratio against training FLOPs 6 N D. "
-    "The solid line is this fit, with the band of its 95 % intervals, or the optima of budgets "
-    "with theirs where these are known; the dotted line is the largest budget of the runs, beyond "
-    "which all is extrapolated. Dashed lines are published laws that come within a factor of 10.",
+    "The solid line is this fit, whose exponent has its 95 % interval in the legend, with the band "
+    "of these intervals, or the optima of budgets with theirs; the dotted line is the largest "
+    "budget of the runs, beyond which all is extrapolated. Dashed lines are published laws that "
+    "come within a factor of 10.",
     "envelope": "Loss against training FLOPs 6 N D, and the lower convex hull. "
     "Dots are runs, colored by parameters; the line joins those that lie on the hull.",
     "residuals": "Measured loss over the law, against what the law reads. Dots are runs that were "
@@ -124,7 +126,7 @@ def _of_floor(document: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     ends = document["intervals"]["E"]
-    return f"The law's irreducible loss is E = {value:.3g} ({_span(ends, '.3g')})."
+    return f"The law's irreducible loss is E = {estimate(value, *ends)} ({_span(ends, '.3g')})."
 
 
 def _of_hull(document: Mapping[str, Any]) -> str:

@@ -85,8 +85,9 @@ def frontier(
             n = law["params_coefficient"] * c ** law["params_exponent"]
             d = law["tokens_coefficient"] * c ** law["tokens_exponent"]
             sizes, at = n, PER_TOKEN * n * d
+            words = f"this fit: {_exponent_text(law)}"
             for axes, values in zip(sheet.panels, (n, d, d / n), strict=True):
-                axes.plot(at, values, color=BLUE, lw=1.8, label="this fit")
+                axes.plot(at, values, color=BLUE, lw=1.8, label=words)
         for (label, k, a, _), color in zip(PUBLISHED, (GRAY, GREEN), strict=True):
             n = k * at**a
             if sizes is not None and np.abs(np.log10(n / sizes)).min() > math.log10(NEAR):

@@ -166,6 +166,9 @@ def loss_panels(fit: Fit, document: Mapping[str, Any]) -> Figure:
             axes.set(xscale="log", yscale="log", xlabel=style.axis_label(name, AXES, True))
             style.log_ticks(axes.xaxis, flops=name == "flops")
             style.plain_ticks(axes.yaxis)
+        losses = [row["loss"] for row in fit.parts.usable]
+        least = min(losses) * min(losses) / max(losses)  # the runs keep half of the panel
+        sheet.panels[0].set_ylim(bottom=max(least, sheet.panels[0].get_ylim()[0]))
         sheet.panels[0].set_ylabel(f"held-out loss ({document['unit']})")
         bar = sheet.figure.colorbar(
             matplotlib.cm.ScalarMappable(norm, style.SIZES), ax=sheet.panels, aspect=30

@@ -24,6 +24,12 @@ def interval_end(value: float | None, spec: str = ".3g") -> str:
     return "open" if value is None else format(float(value), f"z{spec}")
 
 
+def estimate(value: float, low: float | None, high: float | None) -> str:
+    """A fitted number; one that its interval, which reaches 0, cannot tell from 0 at all is 0."""
+    nothing = low is not None and high is not None and low <= 0
+    return "0" if nothing and abs(value) < 1e-6 * (high - low) else f"{value:.4g}"  # type: ignore
+
+
 def loss_text(value: float | None) -> str:
     """A loss, or the end of its interval; None is one that the data leave open."""
     return "open" if value is None else significant(value)
@@ -79,7 +85,7 @@ def _extrapolation_sentence(document: Mapping[str, Any]) -> str:
     if not trial:
         return ""
     if "why" in trial:
-        return f"No extrapolation could be tried within the table: {trial['why']}."
+        return f"No backtest: {trial['why']}."
     count = " (6 N D)" if trial.get("flops_convention") == SIX_ND else ""
     unit = f"{NOUNS.get(trial['column'], trial['column'])}{count}"
     most = amount_text(trial["largest"], trial["column"])
@@ -99,7 +105,7 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False, alone: bool = 
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
         ends = f"{interval_end(low)} to {interval_end(high)}"
-        parts.append(f"{LETTERS.get(name, name)} = {value:.4g} ({ends})")
+        parts.append(f"{LETTERS.get(name, name)} = {estimate(value, low, high)} ({ends})")
     lines = [words] if alone and (words := headline(document)) else []
     lines.append(f"{document['formula']}: {', '.join(parts)}; 95 % by {document['method']}")
     if (fall := document["fall"]) and fall["in_seed_sd"]:

@@ -34,7 +34,7 @@ from research.report.elements import (
     paragraphs,
     warnings_box,
 )
-from research.report.fit_text import interval_end
+from research.report.fit_text import estimate, interval_end
 from research.report.page_assets import CSS, SCRIPT
 from research.report.style import Drawing
 from research.runs import scores
@@ -44,6 +44,8 @@ from research.runs.settings import shown_setting, varying_settings
 Row = dict[str, Any]
 
 MOST_SETTINGS = 8  # of those that vary, as columns
+IDENTIFIED = {"ok": "yes", "weak": "poorly", "open": "no: its interval is open",
+              "at_bound": "no: at its bound", "fixed": "fixed"}  # fmt: skip
 OBJECTIVES = {
     "mse_log": "least squares of the log loss",
     "mse": "least squares of the loss",
@@ -290,7 +292,7 @@ def best_classifier(done: Sequence[Row]) -> Row | None:
 
 
 def _fit_table(document: Mapping[str, Any], label: str) -> str:
-    head = ["parameter", "value", "95 % interval", "standard error", "identified?"]
+    head = ["parameter", "value", "95 % interval", "standard error", "identified"]
     body = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
@@ -298,10 +300,10 @@ def _fit_table(document: Mapping[str, Any], label: str) -> str:
         body.append(
             [
                 name,
-                f"{value:.4g}",
+                estimate(value, low, high),
                 f"{interval_end(low)} to {interval_end(high)}",
                 "open" if error is None else f"{error:.3g}",
-                document["identifiability"][name]["flag"],
+                IDENTIFIED[document["identifiability"][name]["flag"]],
             ]
         )
     noise, fall = document["seed_noise"], document["fall"]
@@ -396,8 +398,8 @@ def _provenance(fits: Mapping[str, Mapping[str, Any]]) -> str:
     head, *body = provenance.provenance_table({name: fit["rows"] for name, fit in fits.items()})
     return (
         html_table(head if len(fits) > 1 else ["", ""], body, len(head), label="provenance")
-        + "<p>Every run repeats from <code>runs/&lt;id&gt;/config.json</code>; this page from "
-        "<code>isoflop report --runs=DIR</code>.</p>" + details
+        + "<p>Every run can be repeated from <code>runs/&lt;id&gt;/config.json</code>; this page "
+        "from <code>isoflop report --runs=DIR</code>.</p>" + details
     )
 
 

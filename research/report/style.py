@@ -54,6 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None}},
 }
+PRINTED = 300  # dots per inch of a PNG for a column or a slide
 SHORT = 2.5  # decades of an axis, up to which there are labels between them
 # Of a label of FLOPs and of an amount the width, and of all the height, with the room about them,
 # over the size of their type.
@@ -238,9 +239,13 @@ def as_bytes(figure: Figure, kind: str, box: Any = "tight") -> bytes:
     """The figure as a file of a kind of KINDS. `box` is the part of it, in inches: all but what is
     white around it ("tight"), or all (None), as of a figure for a column, which keeps its width."""
     raw = io.BytesIO()
-    options: dict[str, Any] = {} if box is None else {"bbox_inches": box}
+    options = dict(KINDS[kind])
+    if box is not None:
+        options["bbox_inches"] = box
+    elif kind == "png":
+        options["dpi"] = PRINTED
     with matplotlib.rc_context(STYLE):
-        figure.savefig(raw, format=kind, **KINDS[kind], **options)
+        figure.savefig(raw, format=kind, **options)
     return raw.getvalue()
 
 

@@ -22,7 +22,7 @@ KINDS = (
                r"|follows these rows better"),
     (MORE, r"constrained|identified|at (its|their) bound|starts agree|\bfewer than|needs? \d"
            r"|noise of a run is|do not tell|two budgets|on the envelope|vary together|known to ±"
-           r"|lies? outside|decide|without (it|them)|misfit|negative|too few"),
+           r"|lies? outside|decide|without (it|them)|misfit|negative|too few|that was tried"),
 )  # fmt: skip
 NAMED = re.compile(r"^(Run )?([\w.-]{1,60}) is (.+)$", re.DOTALL)
 NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")

@@ -28,7 +28,7 @@ from research.scaling.law import Law
 from research.scaling.laws import AUTO, METHODS, RECIPE, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
 from research.scaling.statistics import NORMAL
-from research.tables import comparable, sampling, table, where
+from research.tables import comparable, replicates, sampling, table, where
 
 AGAINST_PRIOR = 2.0  # standard deviations between rows and a prior, from which that is told
 
@@ -296,6 +296,8 @@ def _checked(
     met = [row for row, k in zip(rows, keep) if k]
     told = table.notes_of(rows) + checks.check_some_flops(met, needed)
     told += checks.check_table(usable, needed, options, law, bool(compare_by))
+    if options.best_of:
+        told += replicates.edge_warnings(usable, needed[:-1], response)
     of_groups, mixed = groups.check(usable, grouping, law, options.mix, compare_by)
     return usable, of_groups + told, mixed
 

@@ -103,10 +103,10 @@ def nearest_trial(
         if enough:
             found.append((abs(math.log(at / limit / wanted)), limit, some))
     if not found:
-        more = f" of {budgets} budgets and {MIN_SIZES} sizes" if len(columns) > 1 else ""
+        more = f", of {budgets} budgets and {MIN_SIZES} sizes" if len(columns) > 1 else ""
         raise BadInput(
-            f"the rows below the largest {column} ({amount_text(amount.max(), column)}) are fewer "
-            f"than the {needs}{more} that a fit to them would need"
+            f"a fit to the rows below the largest {column} ({amount_text(amount.max(), column)}) "
+            f"needs at least {needs}{more}, and there are fewer"
         )
     _, limit, some = min(found, key=lambda entry: entry[:2])
     far = [row for row, out in zip(rows, held, strict=True) if out]

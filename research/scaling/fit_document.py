@@ -305,7 +305,8 @@ def left_out_warning(dropped: Sequence[Mapping[str, str]]) -> list[str]:
         return []
     some = "; ".join(f"{row['run']}: {row['reason']}" for row in dropped[:3])
     more = "; …" if len(dropped) > 3 else ""
-    count = "1 row was" if len(dropped) == 1 else f"{len(dropped)} rows were"
+    noun = "budget" if all(row["run"].startswith("budget ") for row in dropped) else "row"
+    count = f"1 {noun} was" if len(dropped) == 1 else f"{len(dropped)} {noun}s were"
     return [f"{count} left out ({some}{more})"]
 
 

@@ -72,9 +72,9 @@ def ratio_warning(rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]])
     if near >= min(LEAST, len(ratios)):
         return []
     return [
-        f"{near} of {len(ratios)} runs have within {NEAR:g} times the {target:.3g} tokens per "
-        f"parameter of the optimum at the target (the runs: {min(ratios):.3g} to "
-        f"{max(ratios):.3g}): hyperparameters that are right for these need not be right there"
+        f"the optimum at the target has {target:.3g} tokens per parameter, the runs "
+        f"{min(ratios):.3g} to {max(ratios):.3g}, {near} of {len(ratios)} within a factor of "
+        f"{NEAR:g} of it: the best hyperparameters may differ there"
     ]
 
 

@@ -235,7 +235,7 @@ def _warnings(
         words = "assumed to be" if assumed else "taken from the scatter:"
         out.append(f"{why}: the noise of a run is {words} {noise.value:.2%} of its loss (--noise)")
     if len(chosen.minima) == 2:
-        out.append("two budgets draw a line, and say nothing of how far others would lie from it")
+        out.append("two budgets lie on any line: how far others would lie from it is unknown")
     if len(sides) == 2:
         one, two = (side["params_exponent"] for side in sides.values())
         if abs(one - two) > DISAGREE:
@@ -288,8 +288,8 @@ def _unbelievable(budget: Budget, valid: np.ndarray, least: float, noise: Noise)
     if valid.mean() < 0.5:
         side = "smallest" if lowest == 0 else "largest"
         edge = lowest in (0, len(budget.log_n) - 1)
-        where = f"its least loss is at the {side} size" if edge else "its valley is not convex"
-        return f"the minimum is inside in {valid.mean():.0%} of the draws; {where}"
+        where = f"its lowest loss is at its {side} size" if edge else "its valley is not convex"
+        return f"{where}: the minimum lies between its sizes in {valid.mean():.0%} of the draws"
     # Through equally spaced sizes, the least of a parabola is below both sizes beside it by at most
     # an eighth of the rise to the next.
     beside = budget.log_loss[max(lowest - 1, 0) : lowest + 2] - budget.log_loss[lowest]

@@ -12,6 +12,7 @@ from research.sweep.limits import Facts, PlannedRun, total_compile_seconds, tota
 EXACT = "exact_full"  # the convention of the column "flops" (see accounting)
 # What is warned of. Porian et al. 2024 move the exponent from 0.84 to 0.57 by fixing these.
 MAX_CHANGING_SHARE = 0.1  # of the FLOPs, in a part that changes over the sizes
+VOCABULARY, MAX_VOCABULARY = ("embedding", "position", "head"), 0.5  # groups; of the parameters
 MAX_WARMUP = 0.2  # of the steps
 MAX_BUDGET_ERROR = 0.01
 # Lines of a run's rules that are its own: the multipliers of its shape, its ratios to a horizon.
@@ -69,6 +70,14 @@ def law_warnings(facts: Sequence[Facts]) -> list[str]:
                     "FLOPs; an exponent will depend on whether it is counted: compare "
                     "conventions (isoflop fit --multiverse)"
                 )
+        mine = [f for f in facts if f["group"] == group and f.get("groups")]
+        shares = [sum(f["groups"].get(p, 0) for p in VOCABULARY) / f["params"] for f in mine]
+        if max(shares, default=0) > MAX_VOCABULARY:
+            out.append(
+                f"{group}: embedding and head are {min(shares):.0%} to {max(shares):.0%} of the "
+                "parameters; a law will depend on whether they are counted: larger models, or a "
+                "smaller vocabulary, are more like large ones"
+            )
     for name in dict.fromkeys(f.get("budget_convention", EXACT) for f in facts):
         if name != EXACT:
             out.append(

@@ -180,6 +180,7 @@ class StatusDisplay:
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self._next = self._next_line = 0.0
         self._last_status: dict[str, str] = {}
+        self._last_line = ""
 
     def __enter__(self) -> "StatusDisplay":
         return self
@@ -214,7 +215,9 @@ class StatusDisplay:
         self._last_status = {row.run: row.status for row in rows}
         if time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_SECONDS
-            print(format_line(rows), flush=True)
+            if (line := format_line(rows)) != self._last_line:
+                print(line, flush=True)
+            self._last_line = line
 
 
 def status_table(rows: list[RunStatus], height: int = 40, width: int = 120) -> Group:
@@ -318,6 +321,9 @@ def follow(workdir: str) -> int:
     if not sweeps:
         raise BadInput(f"--watch={workdir}: no sweep was launched there; expected its --workdir")
     with StatusDisplay(workdir, *sweeps) as view, contextlib.suppress(KeyboardInterrupt):
+        waiting = {row.status for row in view.monitor.rows()} - {*ENDED}
+        if waiting and "running" not in waiting:
+            print("no run is being trained now: the same isoflop sweep command again continues")
         while any(row.status not in ENDED for row in view.show() or view.monitor.rows()):
             time.sleep(POLL_SECONDS)
     print(_format_totals(total(view.monitor.rows())))

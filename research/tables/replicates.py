@@ -169,6 +169,34 @@ def _beaten(by: table.Row) -> str:
     return f"{BEST_OF}: {by['run']} has the least loss of this size and length"
 
 
+def edge_warnings(
+    rows: Sequence[table.Row], columns: Sequence[str], response: str = "loss"
+) -> list[str]:
+    """Where the best of the numbers that were tried in a cell is the last on its side: a bound of
+    the best, which a comparison of best settings takes for the best itself."""
+    told: dict[tuple, str] = {}
+    groups: dict[str, list[list[table.Row]]] = {}
+    for key, cell in cells(rows, columns).items():
+        groups.setdefault(key[-1], []).append(cell)
+    for name in varied_within(rows, columns):
+        for group, of_group in groups.items():
+            where: list[str] = []
+            for cell in of_group:
+                tried = [parse_number(row.get(name)) for row in cell]
+                known = {x for x in tried if x is not None}
+                if len(known) > 1 and len(known) == len({value_text(r.get(name)) for r in cell}):
+                    at = tried[min(range(len(cell)), key=lambda i: cell[i][response])]
+                    where.append({min(known): "smallest", max(known): "largest"}.get(at, ""))
+            for side, further in (("smallest", "smaller"), ("largest", "larger")):
+                if count := where.count(side):
+                    at_all = f"{count} of {len(where)} sizes and lengths"
+                    line = (f"the best {name} of {at_all} is the {side} that was tried, so "
+                            f"{further} ones may be better: add them before comparing")  # fmt: skip
+                    told.setdefault((group, side, tuple(where)), f"{group}: {line}" if group else
+                                    line)  # fmt: skip
+    return list(told.values())
+
+
 def tuning_warnings(
     rows: Sequence[table.Row], columns: Sequence[str], dropped: Sequence[Mapping[str, str]]
 ) -> list[str]:

@@ -43,6 +43,7 @@ def data(tmp_path, corpus):
     ("name", "flags", "expected"),
     [
         ("own.txt", [], {"tokenizer": "bytes", "context": 128}),
+        ("own.txt", ["--vocab=300"], {"tokenizer": "bpe", "vocab": 300}),
         ("table.csv", ["--target=y"], {"kind": "numbers", "columns": ["x"]}),
         ("table.csv", ["--target=kind"], {"kind": "classes", "columns": None}),
         ("images", [], {"name": "images", "resize": 32}),
@@ -73,6 +74,8 @@ def test_the_config_is_of_the_data_and_its_sweep_is_sound(name, flags, expected,
         ("table.csv", [], "no --target; expected .* of x, y, kind"),
         ("table.csv", ["--target=z"], "--target=z: no such column"),
         ("own.txt", ["--target=z"], "is for a table"),
+        ("own.txt", ["--vocab=256"], "expected 257 to 65536 tokens"),
+        ("table.csv", ["--target=y", "--vocab=300"], "is of a text"),
         ("new.docx", [], "expected .txt"),
         ("empty", [], "a folder without images"),
     ],
@@ -83,6 +86,22 @@ def test_what_no_data_set_reads_is_refused_and_nothing_is_written(name, flags, w
     with pytest.raises(BadInput, match=words):
         init.main([f"--out={data / 'new'}", f"--data={data / name}", *flags])
     assert not (data / "new").exists()
+
+
+@pytest.mark.parametrize("vocab", [300, 4096])
+def test_a_larger_vocabulary_has_the_same_widths_and_as_many_tokens(vocab, data):
+    """The sizes are those of the same transformers, of which none is rounded into another."""
+    made = {}
+    for name, flags in (("a", []), ("b", [f"--vocab={vocab}"])):
+        init.main([f"--out={data / name}", f"--data={data / 'own.txt'}", *flags])
+        module = load_config(str(data / name / "experiment.py"))[1]
+        made[name] = module.SIZES, module.BUDGETS
+    (sizes, budgets), (larger, dearer) = made.values()
+    widths = [16, 24, 32, 48, 64]
+    assert [b - a for a, b in zip(sizes, larger)] == pytest.approx(
+        [2 * (vocab - 256) * width for width in widths], abs=1000
+    )
+    assert all(b > a for a, b in zip(budgets, dearer))
 
 
 def test_what_is_wrong_with_every_point_is_said_once():

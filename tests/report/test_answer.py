@@ -288,6 +288,27 @@ def test_what_methods_warn_of_with_other_numbers_is_one_line(asked):
     assert lines == [*law["warnings"], "of its own: 3"]
 
 
+def test_four_sizes_have_a_law_though_none_can_be_held_out():
+    rows = [{"run": f"r{n}", "params": n, "tokens": 1e6, "loss": 2 + 50 / n**0.5, "status": "done"}
+            for n in (1e3, 1e4, 1e5, 1e6, 1e7)]  # fmt: skip
+    few, some = (build._fit_group(part, "params", False, {}) for part in (rows[:4], rows))
+    assert few["document"]["holdout"] is None
+    assert few["document"]["n_points"] == 4
+    assert some["document"]["holdout"] is not None
+    none = build._fit_group(rows[:3], "params", False, {})
+    assert none["document"] is None
+    assert "3 distinct values of params" in none["why"]
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "words"),
+    [(2.4e-11, 0.0, 0.66, "0"), (3.8e-16, -1.5, 1.5, "0"), (6.2e-6, 8e-22, 2e11, "6.2e-06"),
+     (0.1, 0.0, 0.66, "0.1"), (2.4e-11, 0.0, None, "2.4e-11")],
+)  # fmt: skip
+def test_a_number_that_its_interval_cannot_tell_from_nothing_is_0(value, low, high, words):
+    assert fit_text.estimate(value, low, high) == words
+
+
 @pytest.mark.slow
 def test_valleys_that_are_not_bracketed_are_named_with_the_side(tmp_path):
     """The smallest size is the best of every budget: the section says so, and draws none."""
@@ -296,7 +317,7 @@ def test_valleys_that_are_not_bracketed_are_named_with_the_side(tmp_path):
     section = (tmp_path / "report.html").read_text().partition("from isoFLOP minima</h2>")[2]
     section = section.partition("<h2>")[0]
     assert "Left out: isoflop needs two budgets" in section
-    assert section.count("its least loss is at the smallest size</li>") >= 2
+    assert section.count("its lowest loss is at its smallest size: ") >= 2
     assert "<svg" not in section
 
 
@@ -358,7 +379,7 @@ def test_a_frontier_is_of_6nd_also_where_the_table_counts_otherwise(law, asked):
         assert minimum["flops"] == pytest.approx(six_nd(minimum))
         if law == "isoflop":
             assert minimum["budget"] == pytest.approx(COUNT * six_nd(minimum), rel=0.05)
-    (fit,) = [at for at in axes.lines if at.get_label() == "this fit"]
+    (fit,) = [at for at in axes.lines if str(at.get_label()).startswith("this fit: ")]
     x, n = (np.log(np.asarray(values)) for values in (fit.get_xdata(), fit.get_ydata()))
     assert np.diff(n) / np.diff(x) == pytest.approx(document["optimal"]["params_exponent"])
 

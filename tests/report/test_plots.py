@@ -331,6 +331,19 @@ def test_several_figures_are_files_of_their_own(suffix, begins, place, tmp_path,
     assert capsys.readouterr().out.split() == [str(path) for path in written]
     assert [path.read_bytes()[: len(begins)] for path in written] == [begins] * 2
     assert not out.exists()
+    if suffix == "png":  # as printers ask for, at the width of a column
+        assert Image.open(written[0]).size[0] == pytest.approx(3.3 * 300, abs=1)
+
+
+def test_a_law_without_a_floor_leaves_the_runs_half_of_their_panel():
+    bent = [{**row, "loss": 40 * row["tokens"] ** -0.2} for row in grid()]
+    panels = figures.draw(["losses"], figures.Source(bent), "page")["losses"].axes[:3]
+    losses = [row["loss"] for row in bent]
+    low, high = (np.log(end) for end in panels[0].get_ylim())
+    assert np.log(max(losses) / min(losses)) > 0.45 * (high - low)
+    assert low < np.log(min(losses))
+    least = min(float(np.min(at.get_ydata())) for axes in panels for at in axes.lines)
+    assert np.log(least) < low  # the twin: the law itself goes further down
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_a_table_that_is_too_small_for_a_trial_says_why():
     document = fit_law("chinchilla", largest)
     assert document["extrapolation"]["rows"] == []
     assert fit_text.headline(document).startswith(
-        "No extrapolation could be tried within the table:"
+        "No backtest: a fit to the rows below the largest"
     )
     assert trial_of(iso_rows()).parts.fitted
 

@@ -192,7 +192,7 @@ def test_few_budgets_do_not_show_that_there_is_no_scatter():
     width = [np.ptp(d["intervals"]["params_exponent"]) for d in (few, many)]
     assert width[0] > 2 * width[1]
     two = quick("isoflop", iso_rows(0.0005, budgets=BUDGETS[[0, 6]]))
-    assert any("two budgets draw a line" in w for w in two["warnings"])
+    assert any("two budgets lie on any line" in w for w in two["warnings"])
 
 
 def test_nearly_equal_sizes_are_one_size():
@@ -278,6 +278,20 @@ def test_a_tuning_sweep_is_not_taken_for_seeds(law):
     assert not any("differ in" in w for w in of_seeds["warnings"])
     with pytest.raises(BadInput, match="expected cell"):
         quick(law, tuned_rows(), best_of="size")
+
+
+@pytest.mark.parametrize("law", ["isoflop", "chinchilla"])
+@pytest.mark.parametrize(
+    ("rates", "side"),
+    [((3e-4, 1e-3), "smallest"), ((1e-4, 3e-4), "largest"), ((1e-4, 3e-4, 1e-3), None)],
+)
+def test_a_best_rate_at_the_end_of_those_tried_is_named(law, rates, side):
+    document = quick(law, tuned_rows(rates), best_of="cell")
+    told = [w for w in document["warnings"] if "that was tried" in w]
+    assert len(told) == (side is not None)
+    count = document["n_points"]
+    assert all(f"lr of {count} of {count} sizes and lengths is the {side}" in w for w in told)
+    assert not any("that was tried" in w for w in quick(law, tuned_rows(rates))["warnings"])
 
 
 def test_a_winner_that_was_trained_again_counts_with_its_fresh_seed_alone():

@@ -97,6 +97,10 @@ def test_what_biases_a_law_is_warned_of():
     cases = (
         ("the head takes 5% to 30%", {"head_share": 0.3}),
         ("the attention takes 5% to 20%", {"attention_share": 0.2}),
+        (
+            "embedding and head are 40% to 60% of the parameters",
+            {"groups": {"attention": 400, "embedding": 200, "head": 400}},
+        ),
         ("warm-up takes over 20% of the steps of 1 of 2 runs", {"warmup_steps": 30}),
         ("1 of 2 runs see more tokens than there are", {"epochs": 1.5}),
         ("--columns=flops=flops_6nd", {"budget_convention": "6nd"}),

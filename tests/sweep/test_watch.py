@@ -1,5 +1,6 @@
 """The view of a sweep says what its files say, and no more than the end of them is read."""
 
+import contextlib
 import io
 import json
 import os
@@ -117,6 +118,8 @@ def test_plain_lines_report_what_ended_and_the_progress_of_the_rest(sweep, capsy
         run.write_result({"status": "done", "reason": "", "loss": 1.5})
     shown.show()
     assert "run stopped: done loss 1.5000" in capsys.readouterr().out
+    shown.show()
+    assert capsys.readouterr().out == ""  # what did not change is not said again
 
 
 def test_the_table_shows_those_at_work_first_and_counts_the_rest(sweep):
@@ -197,6 +200,24 @@ def test_watching_ends_when_nothing_is_left(tmp_path, capsys):
         run.write_result({"status": "done", "reason": "", "loss": 1.5})
     assert watch.follow(str(tmp_path)) == 0
     assert "1 done; 8e6 FLOPs spent, 0 to go, 0 s left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_sweep_that_nobody_trains_says_how_it_goes_on(held, tmp_path, capsys, monkeypatch):
+    write_sweep(tmp_path, "r")
+    run = RunDirectory(tmp_path, "r")
+    if held:
+        run.__enter__()
+
+    def ended(seconds):
+        with run if not held else contextlib.nullcontext(run) as at:
+            at.write_result({"status": "done", "reason": "", "loss": 1.5})
+
+    monkeypatch.setattr(watch.time, "sleep", ended)
+    assert watch.follow(str(tmp_path)) == 0
+    assert ("no run is being trained now" in capsys.readouterr().out) == (not held)
+    if held:
+        run.__exit__()
 
 
 def test_a_holder_elsewhere_runs_while_it_beats(sweep, monkeypatch):
