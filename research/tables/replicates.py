@@ -175,25 +175,24 @@ def edge_warnings(
     """Where the best of the numbers that were tried in a cell is the last on its side: a bound of
     the best, which a comparison of best settings takes for the best itself."""
     told: dict[tuple, str] = {}
-    groups: dict[str, list[list[table.Row]]] = {}
-    for key, cell in cells(rows, columns).items():
-        groups.setdefault(key[-1], []).append(cell)
     for name in varied_within(rows, columns):
-        for group, of_group in groups.items():
-            where: list[str] = []
-            for cell in of_group:
-                tried = [parse_number(row.get(name)) for row in cell]
-                known = {x for x in tried if x is not None}
-                if len(known) > 1 and len(known) == len({value_text(r.get(name)) for r in cell}):
-                    at = tried[min(range(len(cell)), key=lambda i: cell[i][response])]
-                    where.append({min(known): "smallest", max(known): "largest"}.get(at, ""))
-            for side, further in (("smallest", "smaller"), ("largest", "larger")):
-                if count := where.count(side):
-                    at_all = f"{count} of {len(where)} sizes and lengths"
-                    line = (f"the best {name} of {at_all} is the {side} that was tried, so "
-                            f"{further} ones may be better: add them before comparing")  # fmt: skip
-                    told.setdefault((group, side, tuple(where)), f"{group}: {line}" if group else
-                                    line)  # fmt: skip
+        ends: dict[str, list[str]] = {}  # of a group's cells, on which the best lies
+        for key, cell in cells(rows, columns).items():
+            tried = [(row[response], parse_number(row.get(name))) for row in cell]
+            numbers = {x for _, x in tried if x is not None}
+            if len(numbers) > 1 and all(x is not None for _, x in tried):
+                named = {min(numbers): "smallest", max(numbers): "largest"}
+                ends.setdefault(key[-1], []).append(named.get(min(tried)[1] or 0.0, ""))
+        for group, found in ends.items():
+            for end, further in (("smallest", "smaller"), ("largest", "larger")):
+                if count := found.count(end):
+                    line = (
+                        f"the best {name} of {count} of {len(found)} sizes and lengths is the "
+                        f"{end} that was tried, so {further} ones may be better: add them before "
+                        "comparing"
+                    )
+                    line = f"{group}: {line}" if group else line
+                    told.setdefault((group, end, *found), line)
     return list(told.values())
 
 
