@@ -31,7 +31,7 @@ OUTCOMES = re.compile(
     r"id|run|name|runid|run_name|run_id|uuid|path|dir|url|link|notes|note|tags|tag|comment|state|"
     r"status|reason|attempts|restarts|seed|seeds|rank|index|weight|excluded|step|steps|epoch|epochs|"
     r"part_of_run|unit|versions|.+[_/. -]version|commit|sha|dispatch|cores|instructions|"
-    r"device_kind|source|diff|jax|"
+    r"device_kind|device_count|source|diff|jax|"
     r"jax_config|config_files|platform|continued|xla_flags|rules|job_?id|job_?name|exit_?code|uri|"
     r"max_?rss|node_?list)",
     re.IGNORECASE,
