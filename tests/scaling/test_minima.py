@@ -325,7 +325,8 @@ def test_a_winner_that_was_trained_again_counts_with_its_fresh_seed_alone():
 def test_how_a_run_was_computed_is_no_setting_of_it():
     seeds = [
         {**r, "run": f"{r['run']}{s}", "seed": s, "loss": r["loss"] * (1 + s / 1e3),
-         "steps_per_dispatch": 50 + s, "cores": 1 + s, "device_count": 1 + s, "groups": {"head": int(r["params"])}}
+         "steps_per_dispatch": 50 + s, "cores": 1 + s, "device_count": 1 + s,
+         "groups": {"head": int(r["params"])}}
         for r in iso_rows() for s in range(3)
     ]  # fmt: skip
     document = quick("isoflop", seeds)
