@@ -193,6 +193,9 @@ def _fit_group(
             why = str(error)
         else:
             return {"rows": rows, "analysis": analysis, "document": analysis.document, "why": ""}
+    sizes, lengths = (len({row.get(name) for row in done}) for name in ("params", "tokens"))
+    if 1 < min(sizes, lengths) < methods.DISTINCT:
+        why += f". L(N, D) needs {methods.DISTINCT} sizes and lengths: there are {sizes}, {lengths}"
     return {"rows": rows, "analysis": None, "document": None, "why": why}
 
 

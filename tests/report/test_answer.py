@@ -298,6 +298,11 @@ def test_four_sizes_have_a_law_though_none_can_be_held_out():
     none = build._fit_group(rows[:3], "params", False, {})
     assert none["document"] is None
     assert "3 distinct values of params" in none["why"]
+    assert "sizes and lengths" not in none["why"]
+    both = [{**row, "tokens": d, "run": f"{row['run']}{d}"} for row in rows[:3] for d in (1e6, 2e6)]
+    assert (
+        "3 sizes and lengths: there are 3, 2" in build._fit_group(both, "params", False, {})["why"]
+    )
 
 
 @pytest.mark.parametrize(
