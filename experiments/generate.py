@@ -81,12 +81,7 @@ def chosen(runs: str, run: str | None = None) -> Path:
     if run or not (path / "config.json").is_file():
         rows = [r for r in read_table(path) if run in (None, r["run"])]
         if (name := run_table.best_run(rows, "language_modeling")) is None:
-            which = (
-                f"its run {run} is no finished language model"
-                if run
-                else "no finished language model"
-            )
-            raise BadInput(f"{path}: {which}; expected a run, or a workdir with one")
+            raise BadInput(f"{path}: no finished language model ({run or 'expected a workdir'})")
         path = path / "runs" / name
         print(f"run {name} of {len(rows)}", file=sys.stderr)
     if (task := read_row(path).get("task")) != "language_modeling":

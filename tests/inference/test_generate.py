@@ -309,7 +309,7 @@ def test_the_command_writes_what_the_library_does(workdir):
         (["--tokens=some"], "invalid int value: 'some'"),
         (["--samples=0", "--seed=-1"], "--seed=-1: expected a whole number from 0"),
         (["--prompt="], "--prompt=: expected what the text begins with"),
-        (["--run=nothere"], "its run nothere is no finished language model"),
+        (["--run=nothere"], "no finished language model (nothere)"),
         (["--runs=/no/such/folder"], "/no/such/folder"),
         (["--top-k=3"], "unrecognized arguments"),
     ],
