@@ -332,7 +332,8 @@ def test_several_figures_are_files_of_their_own(suffix, begins, place, tmp_path,
     assert [path.read_bytes()[: len(begins)] for path in written] == [begins] * 2
     assert not out.exists()
     if suffix == "png":  # as printers ask for, at the width of a column
-        assert Image.open(written[0]).size[0] == pytest.approx(3.3 * 300, abs=1)
+        with Image.open(written[0]) as image:
+            assert image.size[0] == pytest.approx(3.3 * 300, abs=1)
 
 
 def test_a_law_without_a_floor_leaves_the_runs_half_of_their_panel():
