@@ -71,8 +71,12 @@ def sentences(section: Mapping[str, Any]) -> list[str]:
     errors = holdout["errors"]
     count = len(holdout["rows"])
     told = "; ".join(
-        f"{words} ±{errors[way]['mean_absolute_error']:.3f}, {errors[way]['covered']} of {count} "
-        "inside"
+        f"{words} ±{errors[way]['mean_absolute_error']:.3f}, "
+        + (
+            f"{errors[way]['covered']} of {count} inside"
+            if any(row[way]["run_interval"] != [None, None] for row in holdout["rows"])
+            else "without intervals"
+        )
         for way, words in WORDS.items()
     )
     runs = "1 run" if count == 1 else f"{count} runs"

@@ -49,7 +49,7 @@ def headline(document: Mapping[str, Any] | None) -> str:
     if not (holdout := document["holdout"]):
         return _extrapolation_sentence(document)
     count, row = document["n_points"], holdout["rows"][-1]
-    if len(holdout["rows"]) > 1 or document["response"] not in row:
+    if len(holdout["rows"]) > 1 or document["response"] not in row or not _has_interval(row):
         what = "optimal sizes" if document["law"] == "isoflop" else "runs"
         return f"From {count} runs: {_held_out_words(holdout, f'{what} that were held out')}."
     low, high = (loss_text(x) for x in row["run_interval"])
@@ -65,16 +65,22 @@ def headline(document: Mapping[str, Any] | None) -> str:
     )
 
 
+def _has_interval(row: Mapping[str, Any]) -> bool:
+    return any(end is not None for end in row["run_interval"])
+
+
 def _held_out_words(holdout: Mapping[str, Any], what: str) -> str:
     """How the predictions of several runs, `what` they are, compare with their measurements."""
+    off = f"mean absolute error {holdout['mean_absolute_error']:.2%}, bias {holdout['bias']:+.2%}"
+    if not any(map(_has_interval, holdout["rows"])):  # of which nothing is outside
+        return f"{what} have no intervals; {off}"
     half = holdout["half_width"]
     width = "an end of it open" if half is None else f"±{half:.2%}"
     if half is not None and half > 1:
         width = f"a factor of {1 + half:.3g} either way, which says little"
     return (
         f"{holdout['covered']} of {len(holdout['rows'])} {what} lie inside their 95 % interval "
-        f"({width}); mean absolute error {holdout['mean_absolute_error']:.2%}, bias "
-        f"{holdout['bias']:+.2%}"
+        f"({width}); {off}"
     )
 
 

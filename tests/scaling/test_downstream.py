@@ -184,7 +184,10 @@ def test_the_text_has_both_ways_side_by_side(exact):
     assert "chance 0.25" in shown
     assert "FLOPs to score: accuracy(C) = floor + rise / (1 + (x_half / C)^k)" in shown
     assert len(downstream_text.table_rows(exact)) == len(exact["holdout"]["rows"]) + 1
-    assert "by the loss ±0.000" in shown
+    assert "by the loss ±0.000, 3 of 3 inside" in shown
+    assert "by the loss ±0.000, without intervals" in downstream_text.downstream(
+        fitted(made(), bootstrap=0)
+    )
 
 
 @pytest.mark.slow

@@ -106,6 +106,12 @@ def test_rows_that_are_held_out_by_hand_lead_in_its_place():
     assert document["extrapolation"] is None
     first = fit_text.fit_summary(document).splitlines()[0]
     assert f"of {len(document['holdout']['rows'])} runs that were held out lie inside" in first
+    # Nothing is inside an interval that there is not.
+    for rows in (document["holdout"]["rows"], document["holdout"]["rows"][:1]):
+        none = [{**row, "run_interval": [None, None]} for row in rows]
+        first = fit_text.headline({**document, "holdout": {**document["holdout"], "rows": none}})
+        assert "runs that were held out have no intervals; mean absolute error" in first
+        assert "inside" not in first
 
 
 def test_sizes_at_minima_and_laws_of_one_column_are_tried_too():
