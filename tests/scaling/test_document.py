@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from research.report import text
+from research.report import fit_text
 from research.scaling import analyze
 from tests.scaling.test_what_no_row_shows import GRID, SIZES, runs
 
@@ -46,6 +46,6 @@ def test_a_document_has_what_is_promised(law, rows, options, known):
 def test_a_part_without_an_end_is_called_open():
     parts = {"noise": 0.01, "parameters": None, "law": 0.02, "floor": None}
     assert (
-        text._parts_words(parts)
+        fit_text._parts_words(parts)
         == "±1.00% noise of a run, open parameters, ±2.00% choice of the law"
     )
