@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     options, columns = flags.parse_options(args), flags.parse_columns(args)
 
     from research.report import curve_text
-    from research.scaling import Options, groups
+    from research.scaling import Options, check_names, groups
     from research.scaling.laws import CURVE
     from research.tables import table
 
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         flags.check_curve_flags(args)
         print(curve_text.write_fit(rows, args.runs, Options(**options), Path(args.out)))
         return 0
+    check_names(args.law, rows, Options(**options))
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
     if len(parts) == 1:
         return 0 if fit_part(args, parts.popitem()[1], options, sweep) else 1
@@ -60,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
             print(f"no law: {error}")
             failures[name] = tuple(error.problems)
     if len(failures) == len(parts):
-        raise BadInput(*(f"{name}: {line}" for name, of in failures.items() for line in of))
+        name, (first, *_) = next(iter(failures.items()))
+        raise BadInput(
+            f"none of {len(parts)} groups has a law ({name}: {first}); --mix fits all together"
+        )
     return 0
 
 

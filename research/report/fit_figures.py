@@ -79,7 +79,7 @@ def loss_curve(
     response = str(document["response"]) if document else "loss"
     held_out = style.held_out_runs(document)
     out = {r["run"] for r in (document or {}).get("dropped", [])}
-    done = [r for r in rows if r.get("status", "done") == "done" and r.get(column)]
+    done = [r for r in rows if r.get(column)]
     x, y = (np.array([r[k] for r in done], float) for k in (column, response))
     kinds = np.array([(r["run"] in held_out) + 2 * (r["run"] in out) for r in done], int)
     with style.sheet(6.4, 4.2) as sheet:

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from research.scaling.analysis import Analysis, analyze, fit_law
+    from research.scaling.analysis import Analysis, analyze, check_names, fit_law
     from research.scaling.fit import Fit
     from research.scaling.fit_document import loss_unit
     from research.scaling.law import Law
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from research.scaling.options import Options, split_rows
 
 _HOME = {
-    **dict.fromkeys(("Analysis", "analyze", "fit_law"), "analysis"),
+    **dict.fromkeys(("Analysis", "analyze", "check_names", "fit_law"), "analysis"),
     "Fit": "fit",
     "loss_unit": "fit_document",
     "Law": "law",
@@ -30,6 +30,7 @@ __all__ = [
     "Law",
     "Options",
     "analyze",
+    "check_names",
     "fit_law",
     "loss_unit",
     "named_law",

@@ -29,6 +29,8 @@ from research.scaling.laws import AUTO, METHODS, RECIPE, named_law
 from research.scaling.options import Options, check_used, filter_rows, split_rows
 from research.scaling.statistics import NORMAL
 from research.tables import comparable, replicates, sampling, table, where
+from research.tables.advice import unread_tokens
+from research.tables.cells import check_columns
 
 AGAINST_PRIOR = 2.0  # standard deviations between rows and a prior, from which that is told
 
@@ -106,6 +108,7 @@ def analyze(
     chosen.check()
     check_used(law if isinstance(law, str) else law.name, options)
     asked.check()
+    check_names(law, rows, chosen)
     few = (chosen.sample, chosen.seed, chosen.where, chosen.last_rows)
     most = sampling.MOST_OF_AVERAGE if law == AUTO else sampling.MOST_ROWS
     most = math.inf if law in METHODS else most  # these take no long
@@ -140,6 +143,21 @@ def analyze(
         of = f"{sampled['rows']:,} of {sampled['of']:,} rows"
         sections["warnings"].insert(0, f"fitted to a sample of {of} (--sample, --seed)")
     return Analysis(_replace_non_finite(sections), answer.fit, answer.usable)
+
+
+def check_names(law: str | Law, rows: Sequence[table.Row], options: Options) -> None:
+    """Raises BadInput where the table has none of a column that the law reads, with the flag that
+    names it, before anything else is said of the table."""
+    if law == RECIPE:
+        return  # which reads columns by several names
+    if isinstance(law, str) and law in METHODS:
+        needed: Sequence[str] = minima_document.needed_columns(law)
+    elif law == AUTO:
+        needed = (options.against, "loss")
+    else:
+        named = named_law(law, options.against) if isinstance(law, str) else law
+        needed = (*named.columns, named.response)
+    check_columns(rows, needed, getattr(rows, "advice", ""))
 
 
 def _by_minima(
@@ -298,6 +316,7 @@ def _checked(
     told += checks.check_table(usable, needed, options, law, bool(compare_by))
     if options.best_of:
         told += replicates.edge_warnings(usable, needed[:-1], response)
+    told += unread_tokens(usable, rows) if [*needed] == ["params", "loss"] else []
     of_groups, mixed = groups.check(usable, grouping, law, options.mix, compare_by)
     return usable, of_groups + told, mixed
 

@@ -85,7 +85,7 @@ def _ways(grouping: Grouping, law: str) -> str:
     column = name if PLAIN.fullmatch(name) else f'"{name}"'
     quoted = value if PLAIN.fullmatch(value) else f'"{value}"'
     condition = f"{column}!=none" if value == A_NUMBER else f"{column}=={quoted}"
-    compares = f"{compare_flag(law)}={name}"
+    compares = f"{compare_flag(law)}=" + (name if PLAIN.fullmatch(name) else f"'{name}'")
     return f"--where='{condition}' takes one, {compares} compares, --mix fits all together"
 
 

@@ -23,7 +23,7 @@ from research.scaling.options import Options, Split, filter_rows, hold_out_rows
 from research.scaling.power_laws import PowerLaws
 from research.scaling.statistics import held_out_row, held_out_summary
 from research.tables import table
-from research.tables.columns import advice
+from research.tables.advice import flag, guess
 from research.tables.replicates import tuning_warnings
 
 NEEDED = envelope.NEEDED
@@ -112,9 +112,12 @@ def _budgets_elsewhere(rows: Sequence[table.Row], dropped: Sequence[Mapping[str,
     if not few or any(abs((table.flops_ratio(row) or 1.0) - 1) > 1e-9 for row in rows):
         return ""
     without = [{k: v for k, v in row.items() if k != "flops"} for row in rows]
-    if not (found := advice(without, ["flops"])):
+    if not (found := guess(without, "flops")):
         return ""
-    return f"budgets are 6 * params * tokens, by which runs of one budget may fall apart{found}"
+    return (
+        "budgets are 6 * params * tokens, by which runs of one budget may fall apart; perhaps "
+        f"--columns='{flag(rows, {'flops': found})}'"
+    )
 
 
 def _law_of_minima(

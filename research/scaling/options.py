@@ -11,7 +11,7 @@ from research.errors import BadInput
 from research.scaling.law import Law
 from research.scaling.laws import AGAINST, AUTO, METHODS, METHODS_OF_MINIMA
 from research.scaling.optimize import OBJECTIVES
-from research.tables import curves, replicates, sampling, table, where
+from research.tables import curves, replicates, sampling, states, table, where
 
 # What not every law uses; the others refuse it.
 ONLY_FOR = {
@@ -283,6 +283,8 @@ def _main_reason(dropped: Sequence[dict[str, str]]) -> str:
     if 2 * below > len(reasons):
         most += f" ({below} are below 0; laws are of positive losses: --columns='loss=loss*-1' "
         most += "turns log likelihoods)"
+    if states.is_state(most):
+        most = f"its state {most!r}; --finished='{most}' takes such runs"
     return f", most often: {most}"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.errors import BadInput
-from research.tables.columns import advice, missing_columns, name_columns
+from research.tables.advice import advice, guess_all
+from research.tables.columns import name_columns
 from research.tables.numbers import (
     groups_thousands,
     has_decimal_comma,
@@ -25,22 +26,23 @@ def check_columns(rows: Rows, needed: Sequence[str], more: str = "") -> None:
     """Raises BadInput for columns that no row has, with the flag that may name them, and `more`."""
     missing = [name for name in needed if not any(name in row for row in rows)]
     if missing:
-        help_ = advice(rows, missing) or _of_shape(rows, missing)
-        *others, last = missing_columns(missing, rows)
-        raise BadInput(*others, f"{last}{help_}{more}")
+        help_ = _of_shape(rows, missing) or advice(rows, missing)
+        *others, last = (f"no column {name!r}" for name in missing)
+        raise BadInput(*others, f"{last}; {name_columns(rows)}{help_}{more}")
 
 
 def _of_shape(rows: Rows, missing: Sequence[str]) -> str:
     """What to say of a table that has runs as columns, or a column for each size."""
     names = [str(name) for name in (rows[0] if rows else ())]
     first = [str(row.get(names[0], "")).strip() for row in rows[:100]] if names else []
-    if set(missing) <= {*first} or advice([dict.fromkeys(first)], missing):
+    found = guess_all(rows, missing)
+    if not found and (set(missing) <= {*first} or guess_all([dict.fromkeys(first)], missing)):
         return (
             f"; the table looks transposed, with a column for each run ({', '.join(first[:3])} are "
             "rows): a row for each run is expected (in pandas: df.set_index(df.columns[0]).T)"
         )
     sizes = [name for name in names if parse_any_number(name) is not None]
-    if len(sizes) > 2:
+    if not found and len(sizes) > 2:
         return (
             f"; the table has a column for each of {', '.join(sizes[:3])}, …: a row for each run "
             "is expected, with these in a column (in pandas: df.melt)"

@@ -26,15 +26,15 @@ _BRACKETS = re.compile(r"[(\[]\s*(?:in\s+)?([^()\[\]]+?)\s*[)\]]\s*$")
 _FLOPS = re.compile(r"(?P<prefix>[kmgtpezy]?)(?:flops?|fl|macs?)", re.IGNORECASE)
 _RATE = re.compile(r"fl(?:ops?)?(?:\s*/|[\s_]*per|_)[\s_]*s(?:ec|$|[^a-z])|flop/?ps", re.IGNORECASE)
 _SHORT = ("k", "m", "b", "mn", "bn")  # said in lower case at the end of a header: tokens_b
-_OF_COUNTS = re.compile(r"(?P<prefix>[kmbgt])(?:params?|parameters?|tokens?|toks?)", re.IGNORECASE)
+OF_COUNTS = re.compile(r"(?P<prefix>[kmbgt])(?:params?|parameters?|tokens?|toks?)", re.IGNORECASE)
 _OF_PARAMS = re.compile(
     r"params?[\s_.-]*(?:[(\[].*|non|no|with|without|excl|incl|total|all|active|trainable|matmul|"
     r"emb|head|count|kaplan|chinchilla|in|[kmbt]$|millions?|billions?)(?:[\W_].*|emb.*|$)",
     re.IGNORECASE,
 )
 _DAYS = re.compile(r"pf(?:lops?)?(?:/s)?[\s_-]*days?", re.IGNORECASE)
-_LOG = re.compile(r"(?P<base>log_?10|log_?2|ln|log)(?=[\s_.(])", re.IGNORECASE)
-_BASES = {"log10": "10", "log2": "2", "ln": "e"}
+LOG = re.compile(r"(?P<base>log_?10|log_?2|ln|log)(?=[\s_.(])", re.IGNORECASE)
+BASES = {"log10": "10", "log2": "2", "ln": "e"}
 _INVERSE = re.compile(r"(10|2|e)\s*(?:\^|\*\*)\s*")
 _FUNCTION = re.compile(r"(ln|log10|log2|exp)\s*\(\s*")
 FUNCTIONS: Mapping[str, Callable[[float], float]] = {
@@ -46,30 +46,6 @@ FUNCTIONS: Mapping[str, Callable[[float], float]] = {
     "10": lambda x: 10.0**x,
     "2": lambda x: 2.0**x,
 }
-_NAMES = {  # what others call our columns, for advice
-    "params": "n params parameters parametercount numparams numparameters nparams modelsize size "
-    "nonembeddingparams totalparams paramcount nopt nopts paramsopt optparams optimalparams nstar",
-    "tokens": "d tokens token tokenstrained trainingtokens traintokens totaltokens numtokens "
-    "ntokens tokensseen datasetsize dopt dopts tokensopt opttokens optimaltokens dstar",
-    "flops": "c flops flop compute trainingflops totalflops trainflops totalgflops gflops "
-    "computeflops budget computebudget flopsbudget targetflops",
-    "loss": "l loss valloss validationloss evalloss finalloss testloss trainloss evaluationloss "
-    "macroloss evalmacroloss valbpb bpb ce crossentropy",
-    "accuracy": "acc accuracy valaccuracy evalaccuracy testaccuracy",
-    "unique_tokens": "uniquetokens",
-    "run": "name runname runid id trial trialid number",
-}
-_RATIOS = ("dn", "tpp", "tokensperparam", "tokensperparameter", "tokensparams", "ratio")
-_STEPS = (
-    "steps", "step", "trainsteps", "trainingsteps", "numsteps", "nsteps", "maxsteps", "totalsteps",
-    "iterations", "iters", "updates",
-)  # fmt: skip
-_BATCH = ("batchtokens", "tokensperbatch", "tokensperstep", "batchsizetokens", "tokensbatch")
-_SEQUENCES = ("batch", "batchsize", "globalbatchsize", "trainbatchsize", "bs", "gbs")
-_LENGTH = (
-    "seqlen", "sequencelength", "seqlength", "maxseqlen", "context", "contextlength", "contextlen",
-    "ctx", "blocksize",
-)  # fmt: skip
 
 
 class Unit(NamedTuple):
@@ -122,13 +98,13 @@ def header_unit(name: str, of: str) -> Unit | None:
     brackets = _BRACKETS.search(name)
     if brackets and (number := parse_any_number(brackets[1])) is not None and number > 1:
         return Unit(number, brackets[1])
-    words = _words(name)
+    words = words_of(name)
     for word in [brackets[1].strip(), *words] if brackets else words:
         if compute and (found := _FLOPS.fullmatch(word)):
             factor = 1.0 if _RATE.search(name) else MULTIPLIERS[found["prefix"].lower()]
             factor *= 2.0 if "mac" in word.lower() else 1.0  # a multiplication and an addition
             return Unit(factor, word) if factor != 1 else None
-        if not compute and (found := _OF_COUNTS.fullmatch(word)):
+        if not compute and (found := OF_COUNTS.fullmatch(word)):
             return Unit(MULTIPLIERS[found["prefix"].lower()], found["prefix"])
     for word in ([brackets[1].strip()] if brackets else []) + words[::-1]:
         last = word == words[-1] and (word.isupper() or (not compute and word in _SHORT))
@@ -138,7 +114,7 @@ def header_unit(name: str, of: str) -> Unit | None:
     return None
 
 
-def _words(name: str) -> list[str]:
+def words_of(name: str) -> list[str]:
     """The words of a header, of which "nParamsM" has three."""
     return re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
 
@@ -177,8 +153,8 @@ def _unit_to_apply(rows: Sequence[Row], ours: str, name: str, notes: list[str]) 
             f"--columns={ours}={name}: a rate, of which a run has as many as it takes seconds; "
             f"--columns='{ours}={name}*seconds' with the column of those, '{name}*1' as it is"
         )
-    if ours in MOST_SCALED and (log := _LOG.match(name)):
-        base = _BASES.get(log["base"].lower().replace("_", ""), "10")
+    if ours in MOST_SCALED and (log := LOG.match(name)):
+        base = BASES.get(log["base"].lower().replace("_", ""), "10")
         raise BadInput(
             f"--columns={ours}={name}: a logarithm, by its name; --columns='{ours}={base}^{name}' "
             f"takes what it is of, '{ours}={name}*1' the cells as they are"
@@ -309,57 +285,3 @@ def split_pairs(text: str) -> Iterator[str]:
     for part in re.findall(r"(?:`[^`]*`|\"[^\"]*\"|'[^']*'|[^,])+", text):
         if part.strip():
             yield part
-
-
-def advice(rows: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> str:
-    """The flag that names the missing columns among those that look like them, or nothing."""
-    there = list(dict.fromkeys(str(name) for row in rows[:100] for name in row))
-    pairs = []
-    counts = [name for name in ("params", "tokens", "flops") if name in there]
-    for ours in missing:
-        known = {ours.replace("_", ""), *_NAMES.get(ours, "").split()}
-        for name in there:
-            log = _LOG.match(name) if ours in MOST_SCALED else None
-            bare = re.sub(r"[(\[]", " ", name[log.end() :]) if log else re.sub(r"[(\[].*", "", name)
-            last = re.split(r"[/.:]", bare)[-1]
-            unit = header_unit(name, ours) if ours in MOST_SCALED and not log else None
-            if {_letters(bare), _letters(last), _letters(_without(bare, unit))} & known:
-                quoted = f"`{name}`" if "," in name or "=" in name else name
-                base = _BASES.get(log["base"].lower().replace("_", ""), "10") + "^" if log else ""
-                pairs.append(f"{ours}={base}{quoted}" + (f"*{unit.factor:g}" if unit else ""))
-                break
-        else:
-            if "flops" in counts and len(counts) == 2 and ours in ("params", "tokens"):
-                pairs.append(f"{ours}=flops/{(set(counts) - {'flops'}).pop()}/6")
-            elif ours == "tokens" and "params" in counts:
-                of = next((name for name in there if _letters(name) in _RATIOS), None)
-                product = [f"params*{of}"] if of else _of_steps(there)
-                pairs += [f"tokens={text}" for text in product]
-    return f"; perhaps --columns='{','.join(pairs)}'" if pairs else ""
-
-
-def _of_steps(there: Sequence[str]) -> list[str]:
-    """The product of steps and what is in one, where the table has no tokens; or nothing."""
-    named = {_letters(re.split(r"[/.]", name)[-1]): name for name in reversed(there)}
-
-    def first(names: Sequence[str]) -> str | None:
-        return next((named[name] for name in names if name in named), None)
-
-    steps, batch = first(_STEPS), first(_BATCH)
-    sequences, length = first(_SEQUENCES), first(_LENGTH)
-    if steps and batch:
-        return [f"{steps}*{batch}"]
-    return [f"{steps}*{sequences}*{length}"] if steps and sequences and length else []
-
-
-def _without(name: str, unit: Unit | None) -> str:
-    """The header without the word, or the first letter of one, that says its unit."""
-    if not unit:
-        return name
-    words = [word for word in _words(name) if word != unit.words]
-    glued = [word for word in words if _OF_COUNTS.fullmatch(word)]
-    return "".join(word[1:] if word in glued else word for word in words)
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"[^a-z]", "", text.lower())

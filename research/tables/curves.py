@@ -1,6 +1,7 @@
 """Runs of which a table has several rows, along their training."""
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from research.tables.numbers import parse_number
 from research.tables.states import is_missing
 
 NAMES = ("name", "run_name", "run_id", "id", "trial_id", "experiment")  # that are no column run
+_ID = re.compile(r"(?!(?:data|dataset|group|sweep|user|node|gpu|job|task)_)\w+_u?u?id")
 EVEN, POINTS = 0.02, 6  # relative differences, and how many, of tokens along a logged curve
 AXES = ("tokens", "step", "steps", "flops", "iteration", "training_iteration", "global_step")
 
@@ -72,7 +74,9 @@ def last_rows(rows: Sequence[Row]) -> list[bool]:
 def _by_run(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows by their run, or where no column is called so by one that names runs otherwise."""
     runs: dict[str, list[Row]] = defaultdict(list)
-    name = next((n for n in (rows[0] if rows else ()) if _bare(str(n)) in NAMES), None)
+    names = [str(n) for n in (rows[0] if rows else ())]
+    name = next((n for n in names if _bare(n) in NAMES), None)
+    name = name or next((n for n in names if _ID.fullmatch(_bare(n))), None)
     for row in rows:
         own = None if row.get("unnamed") else row.get("run")
         called = own if own is not None or name is None else row.get(name)

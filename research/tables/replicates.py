@@ -22,7 +22,20 @@ MEASURES = (
     r"rmse|mse|mae|score|metric|metrics|f1|recall|auc|auroc|confusion|overlap|"
     r"(?:macro|micro|class|weighted)_precision|score_(?:bits|chance|recipe))"
 )
-OF_SOMETHING = re.compile(f"{MEASURES}/.*", re.IGNORECASE)
+OF_SOMETHING = re.compile(
+    f"{MEASURES}/.*|"
+    # loss_c4, acc_hellaswag, acc5, recall@5, tokens_per_sec, "tok / sec", rep, err_low, hex_color
+    r"(?:.*[_/. -])?(?:loss|perplexity|ppl|bpb|acc|accuracy)_"
+    r"(?!weights?|coeff?|lambda|scale|fn|func|function|type|name|kind|reduction|chunks?|mask|norm|"
+    r"steps?)\w+|"
+    r"(?:.*[_/. -])?(?:acc|top|hits)_?@?\d+|.*(?:recall|precision|pass)@\d+|"
+    r"(?:.*[_/. -])?(?:miou|iou|bleu|rouge\w*|mean_average_precision|mean_per_class_recall|"
+    r"deviance)|"
+    r".+(?:per[_ ]|/ ?)s(?:ec(?:ond)?)?(?:_per_.*)?|(?:loss|acc|accuracy)_?(?:std|se|sd|stderr)|"
+    r"(?:.*[_/. -])?(?:rep|reps|repeat|replicate|replica|err_low|err_high|ci_low|ci_high|"
+    r"color|colour|gpus|num_gpus|gpu_type|gpu_model|gpu_hours|hours|days)|std|stderr",
+    re.IGNORECASE,
+)
 OUTCOMES = re.compile(
     f"{MEASURES}|"
     r"(?:.*[_/. -])?(?:grad_norm|runtime|seconds|time|duration|walltime|elapsed|"

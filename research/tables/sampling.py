@@ -60,7 +60,7 @@ def _met(rows: Sequence[Row], condition: str | None, last_rows: bool) -> list[Ro
     if condition:
         keep = where.match_where(met, condition)
         met = [row for row, meets in zip(met, keep, strict=True) if meets]
-    if last_rows and all("run" in row for row in met):
+    if last_rows:
         met = [row for row, keep in zip(met, curves.last_rows(met), strict=True) if keep]
     return met
 

@@ -14,7 +14,22 @@ MEASURED = {
     column.name for name in TASKS.values() for column in pkgutil.resolve_name(name).METRICS
 } | {"macro_recall", "class_f1", "confusion", "loss/val", "bits_per_byte/val", "overlap/val"}
 MEASURED |= {f"{kind}/copy" for kind in (*scores.COLUMNS, scores.RECIPE)}
-CHOSEN = ("precision", "loss_fn", "optimizer", "model/width", "config/lr", "weight/decay", "recipe")
+MEASURED |= {"loss_c4", "eval/loss_validation", "acc5", "recall@5", "samples_per_sec", "tok / sec"}
+MEASURED |= {"rep", "hex_color", "err_low", "loss_std", "train_contrastive_loss", "deviance"}
+CHOSEN = (
+    "init_std",
+    "acc_steps",
+    "top_k",
+    "loss_scale",
+    "loss_type",
+    "precision",
+    "loss_fn",
+    "optimizer",
+    "model/width",
+    "config/lr",
+    "weight/decay",
+    "recipe",
+)
 
 
 @pytest.mark.parametrize("name", sorted(MEASURED))

@@ -1,0 +1,118 @@
+"""What is said of a table whose columns have other names: a flag that works as it stands."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from experiments import fit as command
+from research.errors import BadInput
+from research.scaling.flags import _parse_pairs
+from research.tables import table
+from tests.tables.test_tables_from_elsewhere import GRID, as_csv, is_grid
+
+NEEDED = ("params", "loss")  # of the default law, which reads tokens where there are any
+
+
+def flag_of(path, needed=NEEDED, columns=""):
+    rows = table.read_runs(path, _parse_pairs("columns", columns))
+    with pytest.raises(BadInput) as refused:
+        table.usable_rows(rows, needed)
+    return re.findall(r"--columns='([^']*)'", str(refused.value))[0]
+
+
+def lines(*make):
+    return [[f(n, d, y) for f in make] for n, d, y in GRID]
+
+
+TABLES = {
+    "a letter each": (("N", "D", "C", "loss"), [lambda n, d, y: n, lambda n, d, y: d,
+                                                lambda n, d, y: 6 * n * d, lambda n, d, y: y]),
+    "sets of losses": (("model_size", "num_params", "train_loss", "C4 Eval Loss", "loss_std",
+                        "tokens_seen"),
+                       [lambda n, d, y: "tiny", lambda n, d, y: n, lambda n, d, y: 9.0,
+                        lambda n, d, y: y, lambda n, d, y: 0.1, lambda n, d, y: d]),
+    "budgets": (("compute_budget", "training_tokens", "validation_loss"),
+                [lambda n, d, y: 6 * n * d, lambda n, d, y: d, lambda n, d, y: y]),
+    "perplexity": (("total_parameter_count", "flops", "lambada_ppl"),
+                   [lambda n, d, y: n, lambda n, d, y: 6 * n * d, lambda n, d, y: np.exp(y)]),
+    "units": (("Model Size (B)", "Pretraining Data Size (T)", "nll"),
+              [lambda n, d, y: n / 1e9, lambda n, d, y: d / 1e12, lambda n, d, y: y]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_advised_flag_reads_the_table_whole(tmp_path, name):
+    header, make = TABLES[name]
+    path = tmp_path / "t.csv"
+    path.write_text(as_csv(lines(*make), header))
+    flag = flag_of(path)
+    assert is_grid(table.read_runs(path, _parse_pairs("columns", flag)))
+
+
+def test_the_advised_flag_keeps_what_was_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(as_csv(lines(*TABLES["a letter each"][1]), ("N", "D", "C", "nats")))
+    flag = flag_of(path, columns="loss=nats")
+    assert flag == "loss=nats,params=N,tokens=D,flops=C"
+    assert is_grid(table.read_runs(path, _parse_pairs("columns", flag)))
+
+
+def test_what_cannot_be_is_not_advised(tmp_path):
+    """FLOPs of one forward pass, a size in words, and weights or errors of a loss. Twin: the same
+    columns with numbers that may be."""
+    header = ("name", "n_params", "gflops", "loss_weight", "val_loss_se", "val_loss")
+    for flops, advised in ((3.4, False), (6 * 1e9 * 2e10 / 1e9, True)):
+        path = tmp_path / "t.csv"
+        path.write_text(as_csv([["a", 1e9, flops, 0.1, 0.2, 3.0]], header))
+        assert ("gflops" in flag_of(path)) == advised
+        assert "loss=val_loss," in flag_of(path) + ","
+
+
+def test_a_table_of_scores_is_told_its_law(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(as_csv([[n, 6 * n * d, 0.5] for n, d, _ in GRID], ("N", "FLOPs", "MMLU")))
+    with pytest.raises(BadInput, match=r"--law=logistic --against=flops --columns='flops=FLOPs,"):
+        table.usable_rows(table.read_runs(path), NEEDED)
+
+
+def run(tmp_path, text, *flags):
+    (tmp_path / "t.csv").write_text(text)
+    return command.main([f"--runs={tmp_path / 't.csv'}", f"--out={tmp_path / 'o'}", *flags])
+
+
+def test_a_law_of_params_alone_tells_of_tokens_that_it_does_not_read(tmp_path):
+    """Twin: tokens that go with the size, of which a law of params knows as much."""
+    for factor, told in ((lambda n, d: d, True), (lambda n, d: 20 * n, False)):
+        text = as_csv([[n, factor(n, d), y] for n, d, y in GRID], ("N", "D", "loss"))
+        assert run(tmp_path, text, "--law=power", "--columns=params=N", "--bootstrap=0") == 0
+        warnings = json.loads((tmp_path / "o" / "fit.json").read_text())["warnings"]
+        assert any("--columns='params=N,tokens=D'" in w for w in warnings) == told
+
+
+def test_missing_columns_are_said_once_before_groups_and_row_limits(tmp_path, capsys):
+    text = as_csv([[(i % 2 and "adamw") or "muon", n, d, y] for i, (n, d, y) in enumerate(GRID * 50)],
+                  ("optimizer", "N", "D", "L"))  # fmt: skip
+    with pytest.raises(BadInput, match="no column 'params'") as refused:
+        run(tmp_path, text)
+    assert len(refused.value.problems) == 2
+    assert "perhaps --columns='params=N,loss=L,tokens=D'" in str(refused.value)
+    assert not capsys.readouterr().out
+
+
+def test_rows_in_a_state_of_another_word_are_fitted_and_drawn(tmp_path):
+    """The figure of a law of one column left out runs whose state is finished, and failed."""
+    text = as_csv([[n, y, "finished"] for n, _, y in GRID[::4]], ("params", "loss", "State"))
+    assert run(tmp_path, text, "--law=power", "--bootstrap=0") == 0
+    failed = text.replace("finished", "failed")
+    with pytest.raises(BadInput, match="its state 'failed'; --finished='failed' takes such runs"):
+        run(tmp_path, failed, "--law=power")
+    assert run(tmp_path, failed, "--law=power", "--finished=failed", "--bootstrap=0") == 0
+
+
+def test_groups_are_compared_by_a_flag_that_a_shell_takes(tmp_path, capsys):
+    text = as_csv([[2048 * (1 + i % 2), n, d, y] for i, (n, d, y) in enumerate(GRID)],
+                  ("seq len", "params", "tokens", "loss"))  # fmt: skip
+    assert run(tmp_path, text, "--bootstrap=0", "--law=chinchilla") == 0
+    assert "--compare='seq len' compares" in capsys.readouterr().out
