@@ -283,6 +283,10 @@ def _main_reason(dropped: Sequence[dict[str, str]]) -> str:
     if 2 * below > len(reasons):
         most += f" ({below} are below 0; laws are of positive losses: --columns='loss=loss*-1' "
         most += "turns log likelihoods)"
+    words = dict.fromkeys(word for r in reasons if (word := states.unknown_state(r)))
+    if len(words) > 1:
+        flag = ",".join(words)
+        most = f"states that are not known: --finished='{flag}' takes runs in any of them"
     if states.is_state(most):
         most = f"its state {most!r}; --finished='{most}' takes such runs"
     return f", most often: {most}"

@@ -52,7 +52,8 @@ _WORDS = {
     "tokens": (
         "tokens|token|toks|tok|samples seen|examples seen|images seen|data size|dataset size",
         "per second sec s batch param params parameter vocab max context length seq step update "
-        "layer gpu epoch eval loss lower upper",
+        "layer gpu epoch eval loss lower upper visual special new prompt generated inference input "
+        "output",
     ),
     "loss": (
         "loss|losses|nll|xent|bpb|bpc|deviance|perplexity|ppl|cross entropy",
@@ -60,6 +61,7 @@ _WORDS = {
         "lower upper ci min max z aux balance load ratio count gap diff delta",
     ),
 }
+_OF_MUCH = _of("modelsize size number budget ratio")  # by which less is called
 _LOGARITHM_OF = _of("perplexity ppl")
 _HELD_OUT = _of("val valid validation eval evaluation test heldout")
 _SCORES = _of("acc acc1 acc5 accuracy top1 score mmlu hellaswag arc piqa winogrande lambada gsm8k")
@@ -86,6 +88,13 @@ def advice(rows: Rows, missing: Sequence[str]) -> str:
     elsewhere = _of_scores(rows, missing) or _of_lists(rows)
     if elsewhere and (not pairs or ("loss" in missing and "loss" not in pairs)):
         return elsewhere
+    axis = next((ours for ours in ("flops", "tokens") if guess(rows, ours)), None)
+    if "params" in missing and "params" not in pairs and axis:
+        pairs |= {axis: str(guess(rows, axis))}
+        return (
+            f"; no column is called as parameters are; --law=power --against={axis} "
+            f"--columns='{flag(rows, pairs)}' fits a law without them"
+        )
     return f"; perhaps --columns='{flag(rows, pairs)}'" if pairs else ""
 
 
@@ -135,8 +144,8 @@ def _rank(name: str, ours: str) -> tuple[int, int] | None:
     unit = None if ours not in MOST_SCALED or LOG.match(name) else header_unit(name, ours)
     spellings = {_letters(bare), _letters(re.split(r"[/.:]", bare)[-1])}
     known = {ours.replace("_", ""), *_NAMES.get(ours, "").split()}
-    if (spellings | {_letters(_without(bare, unit))}) & known:
-        return 0, 0
+    if found := (spellings | {_letters(_without(bare, unit))}) & known:
+        return 0, int(found <= _OF_MUCH)
     some, none = _WORDS.get(ours, ("", ""))
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).lower())
     ways = [way.split() for way in some.split("|") if way]
@@ -242,8 +251,8 @@ def unread_tokens(usable: Rows, rows: Rows) -> list[str]:
 def _of_scores(rows: Rows, missing: Sequence[str]) -> str:
     """Which law a table of scores has."""
     names = dict.fromkeys(str(name) for row in rows[:MANY] for name in row)
-    score = next((n for n in names if _SCORES & {*re.findall(r"[a-z]+\d*", n.lower())}
-                  and _may_be_numbers(rows, n)), None)  # fmt: skip
+    called = [n for n in names if _SCORES & {*re.findall(r"[a-z]+\d*", n.lower())}]
+    score = next((n for n in called if _may_be_scores(rows, n)), None)
     if "loss" not in missing or not score:
         return ""
     axes = {ours: text for ours in ("flops", "params", "tokens") if (text := guess(rows, ours))}
@@ -253,6 +262,12 @@ def _of_scores(rows: Rows, missing: Sequence[str]) -> str:
         f"; {score!r} is a score by its name: --law=logistic --against={against} "
         f"--columns='{flag(rows, pairs)}'"
     )
+
+
+def _may_be_scores(rows: Rows, name: str) -> bool:
+    """Whether numbers may be fractions or percent, and are not all whole: those count something."""
+    found = [x for row in rows[:MANY] if (x := parse_any_number(row.get(name))) is not None]
+    return any(x % 1 for x in found) and all(0 <= x <= 100 for x in found)
 
 
 def _of_lists(rows: Rows) -> str:

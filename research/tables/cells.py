@@ -26,7 +26,7 @@ def check_columns(rows: Rows, needed: Sequence[str], more: str = "") -> None:
     """Raises BadInput for columns that no row has, with the flag that may name them, and `more`."""
     missing = [name for name in needed if not any(name in row for row in rows)]
     if missing:
-        help_ = _of_shape(rows, missing) or advice(rows, missing)
+        help_ = "" if more else _of_shape(rows, missing) or advice(rows, missing)
         *others, last = (f"no column {name!r}" for name in missing)
         raise BadInput(*others, f"{last}; {name_columns(rows)}{help_}{more}")
 

@@ -101,9 +101,12 @@ def header_unit(name: str, of: str) -> Unit | None:
     words = words_of(name)
     for word in [brackets[1].strip(), *words] if brackets else words:
         if compute and (found := _FLOPS.fullmatch(word)):
-            factor = 1.0 if _RATE.search(name) else MULTIPLIERS[found["prefix"].lower()]
+            if _RATE.search(name):
+                return None
+            factor = MULTIPLIERS[found["prefix"].lower()]
             factor *= 2.0 if "mac" in word.lower() else 1.0  # a multiplication and an addition
-            return Unit(factor, word) if factor != 1 else None
+            if factor != 1:  # else brackets may say it: FLOPs (P)
+                return Unit(factor, word)
         if not compute and (found := OF_COUNTS.fullmatch(word)):
             return Unit(MULTIPLIERS[found["prefix"].lower()], found["prefix"])
     for word in ([brackets[1].strip()] if brackets else []) + words[::-1]:

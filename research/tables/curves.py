@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +13,7 @@ from research.tables.states import is_missing
 NAMES = ("name", "run_name", "run_id", "id", "trial_id", "experiment")  # that are no column run
 _ID = re.compile(r"(?!(?:data|dataset|group|sweep|user|node|gpu|job|task)_)\w+_u?u?id")
 EVEN, POINTS = 0.02, 6  # relative differences, and how many, of tokens along a logged curve
+AT_STEP = ("step", "global_step", "iteration", "training_iteration", "iter")
 AXES = ("tokens", "step", "steps", "flops", "iteration", "training_iteration", "global_step")
 
 
@@ -27,7 +28,7 @@ def curve_warning(rows: Sequence[Row]) -> list[str]:
         and _training_axis(of_run)
     }
     if not curves:
-        return _evenly_logged(rows)
+        return _evenly_logged(rows) or _of_steps(rows)
     first, of_first = next(iter(curves.items()))
     count = sum(len(of_run) - 1 for of_run in curves.values())
     return [
@@ -58,6 +59,23 @@ def _evenly_logged(rows: Sequence[Row]) -> list[str]:
         f"rows of {len(even)} sizes are at evenly spaced tokens (params {size:.4g}: {count} rows), "
         "as a run logs its curve: from before the end of a schedule they are too high, and a law "
         "of final losses does not hold; give a column run, and --last_rows fits the last of each"
+    ]
+
+
+def _of_steps(rows: Sequence[Row]) -> list[str]:
+    """A warning where rows without names are of a few steps each, as a log has them: who plans a
+    sweep says how many steps a run has, not at which it is."""
+    names = dict.fromkeys(str(k) for row in rows for k in row)
+    name = next((n for n in names if _bare(n) in AT_STEP), None)
+    if name is None or not all(row.get("unnamed") for row in rows):
+        return []
+    counts = Counter(parse_number(row.get(name)) for row in rows)
+    if len(counts) < 3 or min(counts.values()) < 2:
+        return []
+    return [
+        f"{name!r} has {len(counts)} values, each of several rows: points of curves, from before "
+        "the end of a schedule, are too high for a law of final losses; give a column run, and "
+        f"--last_rows fits the last of each, or --where='{name}==VALUE'"
     ]
 
 

@@ -118,6 +118,9 @@ def sheet(text: str, what: str, separator: str = "") -> Sheet:
             return _checked(named, cells[header:], numbers[header:], notes, what)
     if header >= len(cells):
         return Sheet([], [], [], notes)
+    if separator == "|" and (end := _end_of_table(cells, header)) < len(cells):
+        notes.append(f"line {numbers[end]} on is no row of the first table, and was left out")
+        cells, numbers = cells[:end], numbers[:end]
     return _checked(cells[header], cells[header + 1 :], numbers[header + 1 :], notes, what)
 
 
@@ -191,6 +194,12 @@ def _header_at(cells: list[list[str]]) -> tuple[int, int]:
         if sum(map(bool, row)) > 1:
             return i, i
     return 0, 0
+
+
+def _end_of_table(cells: list[list[str]], header: int) -> int:
+    """Where the words of a page go on below its first table: a line of one cell, or the end."""
+    after = range(header + 1, len(cells))
+    return next((i for i in after if len(cells[i]) == 1 < len(cells[header])), len(cells))
 
 
 def _is_number(cell: str) -> bool:

@@ -14,6 +14,7 @@ from research.tables import delimited_text
 LARGEST = 1 << 25  # bytes; it is read into Python's own objects
 GZIPPED = b"\x1f\x8b"
 SHORT = 8  # a list that is shown
+NAMED = 4  # names of an object in a list, that are shown
 DEEPEST = 8  # objects in each other, which become names such as config.model.depth
 ELSEWHERE = {
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet; save it as CSV"),
@@ -24,6 +25,22 @@ ELSEWHERE = {
     ".db": "a database; an MLflow store is read as --runs=mlflow:PATH",
     ".wandb": "a record of W&B; its folder is read as --runs=wandb:FOLDER",
 }
+
+
+def files_of_runs(folder: Path) -> str:
+    """What to say of a folder that is no workdir, of which each file may be a run; or nothing."""
+    found = [path.suffix for path in folder.iterdir() if path.suffix in (".json", ".csv")]
+    if not found:
+        return ""
+    suffix = max(sorted({*found}), key=found.count)
+    if suffix == ".json":
+        make = "json.dump([json.load(open(f)) for f in sorted(files)], open('runs.json', 'w'))"
+    else:
+        make = "pd.concat([pd.read_csv(f).assign(run=f) for f in files]).to_csv('runs.csv')"
+    return (
+        f"; it holds {found.count(suffix)} files {suffix}: a table is one file, which in Python "
+        f"files = glob.glob('{folder}/*{suffix}'); {make} makes of them"
+    )
 
 
 class TableFile(NamedTuple):
@@ -109,7 +126,8 @@ def _rows_of_json(value: object) -> list | None:
         return [dict(zip(names, row)) if isinstance(row, list) else row for row in value["data"]]
     for name in ("data", "runs", "rows", "results", "trials"):  # beside a header of other things
         if isinstance(inner := value.get(name), list) and all(isinstance(x, dict) for x in inner):
-            return inner
+            beside = dict(flat({k: v for k, v in value.items() if not isinstance(v, list)}))
+            return [{**beside, **x} for x in inner]
     columns = list(value.values())
     if columns and all(isinstance(x, list) for x in columns) and len(set(map(len, columns))) == 1:
         return [dict(zip(value, row)) for row in zip(*columns)]
@@ -151,11 +169,20 @@ def _flattened(rows: list, places: list[str], notes: list[str], what: str) -> Ta
 
 def flat(row: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
     """(name, value) of what an object holds, with the names of objects in it joined by points. A
-    list is no number, and is words."""
+    list is no number, and is words, unless it holds one object alone."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             if depth < DEEPEST:
                 yield from flat(value, f"{prefix}{name}.", depth + 1)
+        elif (
+            isinstance(value, list | tuple) and value and all(isinstance(x, Mapping) for x in value)
+        ):
+            if len(value) == 1 and depth < DEEPEST:
+                yield from flat(value[0], f"{prefix}{name}.", depth + 1)
+            else:
+                inner = list(value[0])
+                some = ", ".join(map(str, inner[:NAMED])) + (", …" if len(inner) > NAMED else "")
+                yield f"{prefix}{name}", f"[{len(value)} objects: {some}]"
         elif isinstance(value, list | tuple):
             words = f"[{', '.join(map(str, value))}]" if len(value) <= SHORT else ""
             yield f"{prefix}{name}", words or f"[{len(value)} values]"

@@ -81,6 +81,12 @@ def reason_to_leave_out(status: object, finished: tuple[str, ...] = ()) -> str:
     return f"its state {said[:40]!r} is not known (--finished={said[:40]})"
 
 
+def unknown_state(reason: str) -> str:
+    """The word of a `reason_to_leave_out` that is no known state, or nothing."""
+    found = re.fullmatch(r"its state .* is not known \(--finished=(.*)\)", reason)
+    return found[1] if found else ""
+
+
 def is_state(value: object) -> bool:
     return isinstance(value, str) and normalized(value) in DONE | NOT_DONE
 

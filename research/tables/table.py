@@ -143,6 +143,10 @@ def _read(path: str | os.PathLike[str], curves: bool, all_runs: bool) -> Table:
     if path.is_dir():
         from research.runs import table as runs
 
+        if not (path / "runs").is_dir() and (others := file_formats.files_of_runs(path)):
+            raise BadInput(
+                f"--runs={path}: no directory runs, as the workdir of a sweep has{others}"
+            )
         rows = runs.read_evaluations(path) if curves else runs.read_table(path)
         own, others = (rows, []) if all_runs else runs.split_by_sweep(path, rows)
         return Table(own, notes=[runs.others_note(others)] if others else [])

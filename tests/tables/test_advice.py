@@ -92,8 +92,9 @@ def test_a_law_of_params_alone_tells_of_tokens_that_it_does_not_read(tmp_path):
 
 
 def test_missing_columns_are_said_once_before_groups_and_row_limits(tmp_path, capsys):
-    text = as_csv([[(i % 2 and "adamw") or "muon", n, d, y] for i, (n, d, y) in enumerate(GRID * 50)],
-                  ("optimizer", "N", "D", "L"))  # fmt: skip
+    words = ("adamw", "muon")
+    rows = [[words[i % 2], n, d, y] for i, (n, d, y) in enumerate(GRID * 50)]
+    text = as_csv(rows, ("optimizer", "N", "D", "L"))
     with pytest.raises(BadInput, match="no column 'params'") as refused:
         run(tmp_path, text)
     assert len(refused.value.problems) == 2
@@ -116,3 +117,59 @@ def test_groups_are_compared_by_a_flag_that_a_shell_takes(tmp_path, capsys):
                   ("seq len", "params", "tokens", "loss"))  # fmt: skip
     assert run(tmp_path, text, "--bootstrap=0", "--law=chinchilla") == 0
     assert "--compare='seq len' compares" in capsys.readouterr().out
+
+
+def test_every_state_that_is_not_known_is_named_where_they_take_all_rows(tmp_path):
+    words = ("keep", "discard")
+    rows = [[n, y, words[i % 2]] for i, (n, _, y) in enumerate(GRID[::2])]
+    with pytest.raises(BadInput, match="--finished='keep,discard' takes runs in any") as refused:
+        run(tmp_path, as_csv(rows, ("params", "loss", "status")), "--law=power")
+    flag = re.findall(r"--finished='[^']*'", str(refused.value))[0].replace("'", "")
+    text = as_csv(rows, ("params", "loss", "status"))
+    assert run(tmp_path, text, "--law=power", flag, "--bootstrap=0") == 0
+
+
+def test_the_words_below_a_table_of_a_page_are_no_rows(tmp_path):
+    """Twin: a row of too few cells, which is one."""
+    header, rule = "| params | tokens | loss |", "|---|---|---|"
+    rows = [f"| {n:g} | {d:g} | {y} |" for n, d, y in GRID]
+    words = ["", "## Findings", "", "- **S**: 2.1 (+3 %)", "| other | table |", "| 1 | 2 |"]
+    path = tmp_path / "t.md"
+    path.write_text("\n".join(["# Results", "", header, rule, *rows, *words]))
+    found = table.read_runs(path)
+    assert is_grid(found)
+    assert any("on is no row of the first table" in note for note in found.notes)
+    path.write_text("\n".join([header, rule, *rows[:-1], "| 1e9 | 2e9 |"]))
+    with pytest.raises(BadInput, match="has 2 cells, the header 3"):
+        table.read_runs(path)
+
+
+def test_what_stands_beside_a_list_of_runs_is_of_each(tmp_path):
+    path = tmp_path / "t.json"
+    runs = [{"tokens": d, "loss": y, "eval": [{"name": "c4", "ce": y}]} for n, d, y in GRID[:4]]
+    path.write_text(json.dumps({"model": {"params": GRID[0][0]}, "runs": runs}))
+    rows = table.read_runs(path, {"params": "model.params", "loss": "eval.ce"})
+    found = [(r["params"], r["tokens"], r["loss"]) for r in table.usable_rows(rows, NEEDED)[0]]
+    assert sorted(found) == sorted(GRID[:4])
+
+
+def test_a_list_of_evaluations_is_told_and_a_folder_of_runs_too(tmp_path):
+    evaluations = [{"val_data": "c4", "loss": 3.0}, {"val_data": "wiki", "loss": 2.0}]
+    of_run = {"params": 1e9, "acc": 8, "results": evaluations}
+    (tmp_path / "t.json").write_text(json.dumps([of_run, of_run]))
+    with pytest.raises(
+        BadInput, match=r"'results' is a list of 2 objects .*\(with val_data, loss\)"
+    ):
+        table.usable_rows(table.read_runs(tmp_path / "t.json"), NEEDED)
+    with pytest.raises(BadInput, match=r"it holds 1 files \.json: a table is one file"):
+        table.read_runs(tmp_path)
+
+
+def test_points_of_a_log_without_names_are_told(tmp_path):
+    """Twin: the same numbers as the steps that each run had in all."""
+    for name, told in (("Step", True), ("steps", False)):
+        lines = [[n, y, i % 4] for i, (n, _, y) in enumerate(GRID)]
+        assert run(tmp_path, as_csv(lines, ("params", "loss", name)), "--law=power",
+                   "--bootstrap=0") == 0  # fmt: skip
+        warnings = json.loads((tmp_path / "o" / "fit.json").read_text())["warnings"]
+        assert any("'Step' has 4 values" in w for w in warnings) == told

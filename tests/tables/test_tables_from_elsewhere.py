@@ -201,6 +201,8 @@ def test_thousands_are_grouped_where_no_decimal_comma_is_possible(tmp_path):
         *(("tokens [billions]", "tokens", 1e9), ("params in millions", "params", 1e6)),
         *(("throughput/total_gflops", "flops", 1e9), ("compute (PF-days)", "flops", 8.64e19)),
         *(("FLOPs (1e18)", "flops", 1e18), ("train TFLOPs", "flops", 1e12)),
+        *(("FLOPs (P)", "flops", 1e15), ("flops [T]", "flops", 1e12), ("FLOPs", "flops", None)),
+        *(("GFLOPs (total)", "flops", 1e9), ("FLOPs (total)", "flops", None)),
         *(("mparams", "params", 1e6), ("params_m", "params", 1e6), ("nParamsM", "params", 1e6)),
         *(("n_params_millions", "params", 1e6), ("tokens_b", "tokens", 1e9)),
         *(("Btokens", "tokens", 1e9), ("billions_of_tokens", "tokens", 1e9)),
