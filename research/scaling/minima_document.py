@@ -100,23 +100,28 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         else None,
     }
     document["warnings"] = parts["warnings"] + tuned + unknown + _warnings(document)
-    if name == "isoflop" and (other := _budgets_elsewhere(usable, document["dropped"])):
+    if name == "isoflop" and (other := _budgets_elsewhere(rows, usable, document["dropped"])):
         document["warnings"].append(other)
     return document
 
 
-def _budgets_elsewhere(rows: Sequence[table.Row], dropped: Sequence[Mapping[str, str]]) -> str:
-    """What to say where budgets of 6 N D have too few sizes and another column may name those that
-    were meant; else ""."""
+def _budgets_elsewhere(
+    table_rows: Sequence[table.Row],
+    rows: Sequence[table.Row],
+    dropped: Sequence[Mapping[str, str]],
+) -> str:
+    """What to say where budgets of 6 N D, of the usable `rows`, have too few sizes and another
+    column of the table may name those that were meant; else ""."""
     few = any("sizes at this budget" in row["reason"] for row in dropped)
     if not few or any(abs((table.flops_ratio(row) or 1.0) - 1) > 1e-9 for row in rows):
         return ""
     without = [{k: v for k, v in row.items() if k != "flops"} for row in rows]
-    if not (found := guess(without, "flops")):
+    found = guess(without, "flops")
+    if not found or found in getattr(table_rows, "names", {}).values():
         return ""
     return (
         "budgets are 6 * params * tokens, by which runs of one budget may fall apart; perhaps "
-        f"--columns='{flag(rows, {'flops': found})}'"
+        f"--columns='{flag(table_rows, {'flops': found})}'"
     )
 
 

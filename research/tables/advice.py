@@ -70,7 +70,7 @@ _ODD = 1e6  # tokens of a parameter, or parameters of a token, that no run has
 _RATIOS = ("dn", "tpp", "tokensperparam", "tokensperparameter", "tokensparams", "ratio")
 _STEPS = (
     "steps", "step", "trainsteps", "trainingsteps", "numsteps", "nsteps", "maxsteps", "totalsteps",
-    "iterations", "iters", "updates",
+    "iterations", "iters", "maxiters", "numiters", "niters", "updates",
 )  # fmt: skip
 _BATCH = ("batchtokens", "tokensperbatch", "tokensperstep", "batchsizetokens", "tokensbatch")
 _SEQUENCES = ("batch", "batchsize", "globalbatchsize", "trainbatchsize", "bs", "gbs")
@@ -131,9 +131,10 @@ def guess(rows: Rows, ours: str) -> str | None:
     header says; None where no name says so."""
     there = list(dict.fromkeys(str(name) for row in rows[:MANY] for name in row))
     found = [
-        (rank, i, name)
+        (kind, _mostly_empty(rows, name), worse, i, name)
         for i, name in enumerate(there)
         if (rank := _rank(name, ours)) is not None and _may_be_numbers(rows, name)
+        for kind, worse in (rank,)
     ]
     return _expression(min(found)[-1], ours) if found else None
 
@@ -144,15 +145,15 @@ def _rank(name: str, ours: str) -> tuple[int, int] | None:
     unit = None if ours not in MOST_SCALED or LOG.match(name) else header_unit(name, ours)
     spellings = {_letters(bare), _letters(re.split(r"[/.:]", bare)[-1])}
     known = {ours.replace("_", ""), *_NAMES.get(ours, "").split()}
-    if found := (spellings | {_letters(_without(bare, unit))}) & known:
-        return 0, int(found <= _OF_MUCH)
-    some, none = _WORDS.get(ours, ("", ""))
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).lower())
+    held_out = ours == "loss" and bool(_HELD_OUT & {*words})
+    trained = ours == "loss" and not held_out and any(word.startswith("train") for word in words)
+    if found := (spellings | {_letters(_without(bare, unit))}) & known:
+        return 3 * trained, int(found <= _OF_MUCH)
+    some, none = _WORDS.get(ours, ("", ""))
     ways = [way.split() for way in some.split("|") if way]
     if not any({*way} <= {*words} for way in ways) or _of(none) & {*words}:
         return None
-    held_out = ours == "loss" and bool(_HELD_OUT & {*words})
-    trained = ours == "loss" and not held_out and any(word.startswith("train") for word in words)
     worse = 2 * trained + (ours == "loss" and bool(_LOGARITHM_OF & {*words}))
     return 1 + worse + (ours == "loss" and not held_out), len(words)
 
@@ -176,6 +177,10 @@ def _expression(name: str, ours: str) -> str:
 def _may_be_numbers(rows: Rows, name: str) -> bool:
     cells = [cell for row in rows[:MANY] if not is_missing(cell := row.get(name))]
     return not cells or any(parse_any_number(cell) is not None for cell in cells)
+
+
+def _mostly_empty(rows: Rows, name: str) -> bool:
+    return 2 * sum(is_missing(row.get(name)) for row in rows[:MANY]) > len(rows[:MANY])
 
 
 def _derived(rows: Rows, ours: str, known: Mapping[str, str]) -> str | None:
