@@ -61,10 +61,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"no law: {error}")
             failures[name] = tuple(error.problems)
     if len(failures) == len(parts):
-        name, (first, *_) = next(iter(failures.items()))
-        raise BadInput(
-            f"none of {len(parts)} groups has a law ({name}: {first}); --mix fits all together"
-        )
+        raise groups.none_fitted(failures)
     return 0
 
 

@@ -1,7 +1,7 @@
 """The groups of a table in an analysis: labelled, refused where they would share a law, split."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from research.errors import BadInput
 from research.scaling.options import Options, compare_flag
@@ -118,6 +118,14 @@ def told_of_split(rows: Sequence[Row], options: Options, law: str) -> str:
     return (
         f"rows of {count} groups are not comparable, and have a law each: {grouping.words()}; "
         f"{_ways(grouping, law)}"
+    )
+
+
+def none_fitted(failures: Mapping[str, Sequence[str]]) -> BadInput:
+    """What to raise where no group has a law, of which each was told: the reason of the first."""
+    name, (first, *_) = next(iter(failures.items()))
+    return BadInput(
+        f"none of {len(failures)} groups has a law ({name}: {first}); --mix fits all together"
     )
 
 

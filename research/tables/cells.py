@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from research.errors import BadInput
-from research.tables.advice import advice, guess_all
 from research.tables.columns import name_columns
 from research.tables.numbers import (
     groups_thousands,
@@ -26,6 +25,8 @@ def check_columns(rows: Rows, needed: Sequence[str], more: str = "") -> None:
     """Raises BadInput for columns that no row has, with the flag that may name them, and `more`."""
     missing = [name for name in needed if not any(name in row for row in rows)]
     if missing:
+        from research.tables.advice import advice  # of a table that is refused alone
+
         help_ = "" if more else _of_shape(rows, missing) or advice(rows, missing)
         *others, last = (f"no column {name!r}" for name in missing)
         raise BadInput(*others, f"{last}; {name_columns(rows)}{help_}{more}")
@@ -33,6 +34,8 @@ def check_columns(rows: Rows, needed: Sequence[str], more: str = "") -> None:
 
 def _of_shape(rows: Rows, missing: Sequence[str]) -> str:
     """What to say of a table that has runs as columns, or a column for each size."""
+    from research.tables.advice import guess_all
+
     names = [str(name) for name in (rows[0] if rows else ())]
     first = [str(row.get(names[0], "")).strip() for row in rows[:100]] if names else []
     found = guess_all(rows, missing)

@@ -18,7 +18,7 @@ MEASURED |= {"loss_c4", "eval/loss_validation", "acc5", "recall@5", "samples_per
 MEASURED |= {"rep", "hex_color", "err_low", "loss_std", "train_contrastive_loss", "deviance"}
 CHOSEN = (
     "init_std",
-    "acc_steps",
+    "accumulation",
     "top_k",
     "loss_scale",
     "loss_type",
