@@ -28,6 +28,7 @@ from research.scaling.optimize import (
 )
 from research.scaling.options import Options, Split
 from research.scaling.statistics import NORMAL
+from research.scaling.trends import highest_score
 from research.tables import table
 
 ONE_SD = 0.6827  # the share of what is normal within one standard deviation
@@ -318,6 +319,9 @@ class Fit:
         if not len(x):
             return []
         loss, law, one = self.at(column, x)
+        if self.law.response == "accuracy":
+            most = highest_score(self.parts.fitted)
+            loss, law, one = (np.minimum(ends, most) for ends in (loss, law, one))
         return [
             {
                 column: float(x[i]),

@@ -16,6 +16,7 @@ from research.scaling.followed_rules import ratio_warning, rule_warnings
 from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.statistics import held_out_row, held_out_summary, pooled_sd
+from research.scaling.trends import beyond_scores
 from research.tables import numbers, table
 from research.tables.replicates import replicate_groups, tuning_warnings
 
@@ -83,6 +84,7 @@ def build_document(
         + _unfinished_warning(fit)
         + _flops_convention_warning(fit)
         + _scatter_warning(fit)
+        + beyond_scores(fit.parts.fitted, predictions)
         + decisive
         + rule_warnings(fit.parts.fitted)
         + ratio_warning(fit.parts.fitted, predictions)

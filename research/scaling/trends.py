@@ -3,7 +3,8 @@ losses, or an error rate among the scores, is described by no law here, and fitt
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,27 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 def is_trend(correlation: float, n: int) -> bool:
     """Whether a rank correlation of n pairs is large, and larger than 99 % are by chance."""
     return abs(correlation) >= max(RISES, SURE / math.sqrt(max(n - 1, 1)))
+
+
+def highest_score(rows: Sequence[Row]) -> float:
+    """The most that a score of these rows may be: 1, or 100 of percent; inf of another response."""
+    most = max((float(row.get("accuracy") or 0.0) for row in rows), default=0.0)
+    return next((limit for limit in (1.0, 100.0) if 0 < most <= limit), math.inf)
+
+
+def beyond_scores(rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning where a law of scores was cut off at the most that one may be."""
+    most = highest_score(rows)
+    cut = [p for p in predictions if "accuracy" in p
+           and most in (p["accuracy"], *p["interval"], *p["run_interval"])]  # fmt: skip
+    if not cut or most == math.inf:
+        return []
+    above = sum(p["accuracy"] == most for p in cut)
+    what = f"{above} of {len(predictions)} predictions are" if above else "intervals are"
+    return [
+        f"{what} cut off at {most:g}, the most that a score may be: the law goes beyond it, so "
+        "these rows do not tell where scores level off, nor what they are so far out"
+    ]
 
 
 def _rising_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:

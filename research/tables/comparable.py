@@ -80,7 +80,7 @@ class Grouping:
     def measured_alike(self) -> bool:
         """Whether the losses of the groups are of the same thing, so that these may be compared."""
         return not any(
-            name in (*MEASURED, *READABLE) or _bare(name) in OF_DATA | LENGTHS
+            name in (*MEASURED, *READABLE) or _is_data(_bare(name)) or _bare(name) in LENGTHS
             for name in self.counts
         )
 
@@ -121,7 +121,12 @@ def may_part(name: str, own: bool) -> bool:
         return True
     if own and "." in name:
         return is_part_of_a_run(name) and not name.startswith(("init.run", "init.step"))
-    return _bare(name) in OF_DATA | OF_RECIPE | LENGTHS | PRECISIONS
+    bare = _bare(name)
+    return _is_data(bare) or bare in OF_RECIPE | LENGTHS | PRECISIONS
+
+
+def _is_data(bare: str) -> bool:
+    return bare in OF_DATA or bare.endswith("dataset")  # upstream_dataset, downstream_dataset
 
 
 def _bare(name: str) -> str:

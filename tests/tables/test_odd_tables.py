@@ -7,7 +7,7 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import analyze, fit_law
+from research.scaling import Options, analyze, fit_law, groups
 from research.scaling.budgets import group_by_budget
 from research.scaling.envelope import lower_hull
 from research.tables import table
@@ -193,3 +193,28 @@ def test_a_small_group_has_its_place_on_the_shared_law():
     assert "too few rows" in section["words"][-1]
     with pytest.raises(BadInput, match="--score"):
         analyze("chinchilla", rows, {"score": TRUTH}, compare_by="group")
+
+
+@pytest.mark.parametrize("most", [1.0, 100.0])
+def test_no_score_beyond_the_most_is_predicted(most):
+    """Twin: scores that level off below it, of which nothing is cut off."""
+    x = np.geomspace(1e18, 1e21, 12)
+    for rise, cut in ((1.3, True), (0.5, False)):
+        score = most * (0.1 + rise / (1 + (1e20 / x) ** 0.5))
+        rows = [{"run": f"{i}", "flops": c, "accuracy": y} for i, (c, y) in enumerate(zip(x, score))
+                if y < most]  # fmt: skip
+        document = fit_law("logistic", rows, against="flops", predict=[1e24], bootstrap=0)
+        (point,) = document["predictions"]
+        assert point["accuracy"] <= most
+        assert max(point["interval"][1], point["run_interval"][1]) <= most
+        assert (point["accuracy"] == most) == cut
+        told = [w for w in document["warnings"] if f"cut off at {most:g}" in w]
+        assert len(told) == cut
+
+
+def test_scores_of_several_sets_are_groups():
+    """Twin: a column of another name with the same words, which is told and parts nothing."""
+    for name, parts in (("downstream_dataset", 2), ("upstream_dataset", 2), ("shape", 1)):
+        rows = [{"flops": 10.0**i, "accuracy": 0.1 + 0.01 * i, name: words}
+                for i in range(8) for words in ("cifar", "imagenet")]  # fmt: skip
+        assert len(groups.split(rows, Options())) == parts
