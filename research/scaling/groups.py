@@ -18,6 +18,7 @@ from research.tables.comparable import (
 from research.tables.table import Table, notes_of, places_of, with_rows
 
 LONGEST = 60  # characters of a folder's name
+TOLD = 4  # groups, of which an error says what is wrong
 PLAIN = re.compile(r"[\w.+/-]+")
 
 
@@ -122,11 +123,11 @@ def told_of_split(rows: Sequence[Row], options: Options, law: str) -> str:
 
 
 def none_fitted(failures: Mapping[str, Sequence[str]]) -> BadInput:
-    """What to raise where no group has a law, of which each was told: the reason of the first."""
-    name, (first, *_) = next(iter(failures.items()))
-    return BadInput(
-        f"none of {len(failures)} groups has a law ({name}: {first}); --mix fits all together"
-    )
+    """What to raise where no group has a law: what is wrong with the first few."""
+    some = list(failures.items())[:TOLD]
+    more = len(failures) - len(some)
+    rest = [f"nor has any of {more} more groups; --mix fits all together"] if more else []
+    return BadInput(*(f"{name}: {line}" for name, of in some for line in of), *rest)
 
 
 def folder(name: str, others: Iterable[str]) -> str:

@@ -364,6 +364,10 @@ def test_a_group_without_a_law_is_told_and_none_at_all_is_an_error(
     with pytest.raises(BadInput) as error:
         fit(few, tmp_path / "few")
     assert [line.partition(":")[0] for line in error.value.problems] == ["muon", "sgd"]
+    many = [{**r, "optimizer": f"o{i % 9}"} for i, r in enumerate(grid())]
+    with pytest.raises(BadInput) as error:
+        fit(write(tmp_path / "many.json", many), tmp_path / "many")
+    assert error.value.problems[-1].startswith("nor has any of 5 more groups; --mix")
 
 
 def test_a_group_with_many_problems_does_not_hide_another_with_a_law(tmp_path, capsys):
