@@ -38,6 +38,7 @@ from research.tables import table
 
 POINTS = 25  # at which an interpolation is evaluated, between two sizes
 DISAGREE = 0.02  # in the exponent of N*, between the two methods
+OTHERWISE = "--law=auto fits laws to the rows of a grid of sizes and lengths, which has no valleys"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
     if len(budgets) < 2:
         raise BadInput(
             f"{'1 budget' if budgets else 'no budgets'} with at least {MIN_SIZES} sizes; isoflop "
-            f"needs 2. A budget is a distinct value of flops (to {SAME_BUDGET:.0%})",
+            f"needs 2. A budget is a distinct value of flops (to {SAME_BUDGET:.0%}); {OTHERWISE}",
             *(f"{row['run']}: {row['reason']}" for row in dropped[:5]),
         )
     noise = estimate_noise(rows, budgets, options)
@@ -172,7 +173,8 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
     chosen = methods[options.method]
     if chosen.laws is None:
         raise BadInput(
-            f"isoflop needs two budgets whose minimum lies between their sizes ({options.method})",
+            f"isoflop needs two budgets whose minimum lies between their sizes ({options.method}); "
+            f"{OTHERWISE}",
             *(f"{row['run']}: {row['reason']}" for row in chosen.dropped[:8]),
         )
     sides = {
