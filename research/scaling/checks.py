@@ -53,6 +53,7 @@ NO_RECIPE = (
     "comparable", "gpu", "device", "hardware", "flops_convention", "task", "experiment", "tags",
     "commit", "version", "seed",
 )  # fmt: skip
+EXPERTS = ("experts", "numexperts", "nexperts", "numberofexperts", "expertcount", "nroutedexperts")
 MOST_KINDS, LEAST_ROWS = 12, 3  # of a column of words that may be a recipe
 
 
@@ -71,7 +72,7 @@ def check_table(
     warnings += _check_targets(rows, needed, options)
     warnings += _copies(rows, needed)
     if not groups:
-        warnings += _mixed_recipes(rows, law)
+        warnings += _mixed_recipes(rows, law) + _experts(rows, needed)
     return warnings + ([] if law == "envelope" else curve_warning(rows))
 
 
@@ -364,6 +365,22 @@ def _mixed_recipes(rows: Sequence[Row], law: str) -> list[str]:
             f"{compare_flag(law)}='{name}' compares them"
         )
     return out
+
+
+def _experts(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
+    """A warning where rows differ in the number of experts, of which a token meets a few."""
+    names = dict.fromkeys(str(k) for row in rows for k in row if "params" in needed)
+    for name in names:
+        bare = "".join(c for c in name.replace("/", ".").split(".")[-1].lower() if c.isalpha())
+        values = {x for row in rows if (x := parse_number(row.get(name))) is not None}
+        if bare in EXPERTS and len(values) > 1 and not any(comparable.OWN in row for row in rows):
+            return [
+                f"rows differ in {name!r} ({min(values):g} to {max(values):g}): a token meets some "
+                "of the experts, so 6 * params * tokens is not the compute of all parameters, and "
+                f"no law here knows of experts; --columns='group={name}' gives each number a law, "
+                f"--where='{name}==VALUE' takes one"
+            ]
+    return []
 
 
 def _names_a_count(rows: Sequence[Row], name: str) -> bool:

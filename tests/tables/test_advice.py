@@ -8,6 +8,7 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
+from research.scaling import Options, groups
 from research.scaling.flags import _parse_pairs
 from research.tables import table
 from tests.tables.test_tables_from_elsewhere import GRID, as_csv, is_grid
@@ -181,3 +182,15 @@ def test_points_of_a_log_without_names_are_told(tmp_path):
                    "--bootstrap=0") == 0  # fmt: skip
         warnings = json.loads((tmp_path / "o" / "fit.json").read_text())["warnings"]
         assert any("'Step' has 4 values" in w for w in warnings) == told
+
+
+def test_rows_of_several_numbers_of_experts_are_told(tmp_path):
+    """Twin: one number of experts in all rows."""
+    for experts, told in (((8, 8), False), ((1, 64), True)):
+        rows = [[n, d, y, experts[i % 2]] for i, (n, d, y) in enumerate(GRID)]
+        text = as_csv(rows, ("params", "tokens", "loss", "model.num_experts"))
+        assert run(tmp_path, text, "--law=chinchilla", "--bootstrap=0") == 0
+        warnings = json.loads((tmp_path / "o" / "fit.json").read_text())["warnings"]
+        assert any("rows differ in 'model.num_experts' (1 to 64)" in w for w in warnings) == told
+    rows = table.read_runs(tmp_path / "t.csv", {"group": "model.num_experts"})
+    assert len(groups.split(rows, Options())) == 2
