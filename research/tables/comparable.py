@@ -149,6 +149,9 @@ def group_rows(
     keys: list[tuple[str, ...]] = [()] * len(decide)
     for name in sorted((n for n in names if may_part(n, own) and n not in but), key=_rank):
         values = _values(decide, name, own, notes)
+        if not values and name == "group" and "group" in getattr(rows, "names", {}):
+            values = [value_text(row.get(name)) for row in decide]  # numbers too: it was asked for
+            values = values if len({*values}) > 1 else []
         if not values:
             silent[name] = [value_text(row.get(name)) for row in decide]
         if values and len({*zip(keys, values)}) > len({*keys}):
