@@ -168,7 +168,8 @@ def _expression(name: str, ours: str) -> str:
     log = LOG.match(name) if ours in MOST_SCALED else None
     unit = header_unit(name, ours) if ours in MOST_SCALED and not log else None
     quoted = f"`{name}`" if "," in name or "=" in name else name
-    if ours == "loss" and _LOGARITHM_OF & {*re.findall(r"[a-z]+", name.lower())}:
+    words = {*re.findall(r"[a-z]+", name.lower())}
+    if ours == "loss" and _LOGARITHM_OF & words and not words & {"log", "ln"}:
         return f"ln({quoted})"
     base = BASES.get(log["base"].lower().replace("_", ""), "10") + "^" if log else ""
     return base + quoted + (f"*{unit.factor:g}" if unit else "")

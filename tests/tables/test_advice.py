@@ -79,6 +79,13 @@ def test_what_cannot_be_is_not_advised(tmp_path):
         assert "loss=val_loss," in flag_of(path) + ","
 
 
+@pytest.mark.parametrize(("name", "expected"), [("ppl", "ln(ppl)"), ("log_ppl", "log_ppl")])
+def test_a_perplexity_is_put_into_a_logarithm_once(tmp_path, name, expected):
+    path = tmp_path / "t.csv"
+    path.write_text(as_csv([[1e9, 2e10, 3.0]], ("N", "D", name)))
+    assert flag_of(path) == f"params=N,loss={expected},tokens=D"
+
+
 def test_a_table_of_scores_is_told_its_law(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(as_csv([[n, 6 * n * d, 0.5] for n, d, _ in GRID], ("N", "FLOPs", "MMLU")))
