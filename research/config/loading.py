@@ -1,11 +1,11 @@
 """Config files and their sweeps: loaded, overridden, checked."""
 
-import dataclasses
 import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from research.io import files, source
 
 ModuleLike = Any
 LARGEST = 1 << 20  # bytes of a .json config
-SHIPPED = Path(__file__).parents[2]  # where the folder `configs` is, installed or in a checkout
 
 
 def validated(config: dict, path: str | None = None) -> dict:
@@ -28,9 +27,8 @@ def validated(config: dict, path: str | None = None) -> dict:
 
 
 def load_config(path: str) -> tuple[dict, ModuleLike | None]:
-    """A config as a plain nested dict: a file, or one of those that come with Isoflop by the name
-    that it has there, "configs/…". Raises BadInput."""
-    suffix, shipped = Path(path).suffix, SHIPPED / path
+    """A config (a file, or a shipped one: "configs/…") as a plain nested dict. Raises BadInput."""
+    suffix, shipped = Path(path).suffix, Path(__file__).parents[2] / path
     if Path(path).parts[:1] == ("configs",) and not os.path.exists(path) and shipped.is_file():
         path = str(shipped)
     if suffix == ".json":
@@ -84,8 +82,7 @@ def parse_value(text: str, field: registry.Field) -> object:
     if kind in schema.JSON:
         return json.loads(text)
     if field.many:
-        one = dataclasses.replace(field, many=False)
-        return [parse_value(part, one) for part in text.split(",") if part]
+        return [parse_value(part, replace(field, many=False)) for part in text.split(",") if part]
     if kind in schema.RANGES:
         number = float(text)
         if schema.RANGES[kind][0] is float:

@@ -18,9 +18,8 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def use_all_cpu_cores() -> None:
-    """On CPU, one XLA device per core that this process may use: XLA runs the elementwise ops of a
-    small model on one core per device. JAX_NUM_CPU_DEVICES, a jax_num_cpu_devices that is set, and
-    the devices of a jax that is in use already, take precedence."""
+    """On CPU, one XLA device per core, since XLA runs the elementwise ops of a small model on one.
+    What JAX_NUM_CPU_DEVICES or jax_num_cpu_devices ask for stays, as does a jax that is in use."""
     if "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices == -1:  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError):  # of a jax in use, as in a notebook
             jax.config.update("jax_num_cpu_devices", host.cores())
