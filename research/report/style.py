@@ -225,7 +225,8 @@ def render_figure(figure: Figure) -> Drawing:
     dpi = figure.get_dpi()
     figure.set_dpi(KINDS["png"]["dpi"])
     with matplotlib.rc_context(STYLE):
-        figure.get_layout_engine().execute(figure)
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
         box = figure.get_tightbbox().padded(matplotlib.rcParams["savefig.pad_inches"])
     vars(figure)["laid_out"] = True
     try:
