@@ -204,7 +204,7 @@ def edge_warnings(
                         f"{end} that was tried, so {further} ones may be better: add them before "
                         "comparing"
                     )
-                    line = f"{group}: {line}" if group else line
+                    line = f"{group}: {line}" if len(ends) > 1 else line
                     told.setdefault((group, end, *found), line)
     return list(told.values())
 
