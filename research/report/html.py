@@ -106,8 +106,8 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
     parts = [
         f"<h1>{escape(name)}</h1>",
         *_answer(result),
-        # Of several groups no valleys come first: the figure of all is that of the losses.
-        *figures.first("ladder", "isoflop_isoflop", "loss", "chinchilla_losses"),
+        # Of several groups no valleys come first: what compares them does, or the losses of all.
+        *figures.first("ladder", "compare", "isoflop_isoflop", "loss", "chinchilla_losses"),
         *_rungs(result, figures),
         *_trust(result),
         *_compared(result, figures),
