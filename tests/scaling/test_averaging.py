@@ -495,14 +495,19 @@ def test_a_stage_that_leaves_the_interval_before_it_is_no_reason_to_stop():
     assert inside.startswith("stop")
 
 
-def test_a_prediction_that_is_hardly_known_says_so():
-    def point(low, high):
-        return {"loss": 3.0, "interval": [low, high]}
+def test_a_prediction_that_is_hardly_known_says_so_and_why():
+    def told(*points, law=0.3, parameters=0.1, **more):
+        parts = {"noise": 0.01, "parameters": parameters, "law": law}
+        each = [{"loss": 3.0, "interval": [*ends], "parts": parts, **more} for ends in points]
+        return averaged_predictions._wide_warnings("loss", each)
 
-    (words,) = averaged_predictions._wide_warnings("loss", [point(2.9, 3.1), point(2.0, 4.5)])
-    assert "±50%" in words
+    (words,) = told((2.9, 3.1), (2.0, 4.5), flops=1e20, params=1e9)
+    assert words.startswith("the loss is known to ±50% only: the laws that fit these rows disagree")
     assert "--law=isoflop" in words
-    assert not averaged_predictions._wide_warnings("loss", [point(2.6, 3.4), point(None, 4.5)])
+    (words,) = told((2.0, 4.5), law=0.1, parameters=0.3)
+    assert "do not determine the parameters" in words
+    assert "--law=isoflop" not in words
+    assert not told((2.6, 3.4), (None, 4.5))
 
 
 @pytest.mark.slow
