@@ -3,7 +3,7 @@ import pytest
 from research.scaling import multiverse
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def one_objective():
     """Half of a page's time is the multiverse, whose objectives tests/scaling tries."""
     with pytest.MonkeyPatch.context() as patch:

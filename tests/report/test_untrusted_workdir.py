@@ -85,9 +85,7 @@ def verified_sweep(path):
 @pytest.mark.slow
 def test_the_verification_is_drawn_from_its_record_alone(tmp_path, monkeypatch):
     none = methods.Methods()  # slow, and not asked about here
-    monkeypatch.setattr(
-        methods, "fit_methods", lambda groups, mix, served: dict.fromkeys(groups, none)
-    )
+    monkeypatch.setattr(methods, "fit_methods", lambda groups, *args: dict.fromkeys(groups, none))
     verified_sweep(tmp_path)
     files.make_directory(tmp_path / "figures")
     svg = tmp_path / "figures" / "ladder.svg"
