@@ -286,6 +286,7 @@ def only_run(workdir):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_mlflow_has_one_run_with_each_step_once(flow):
     workdir, _ = flow
     run = only_run(workdir)
@@ -299,6 +300,7 @@ def test_mlflow_has_one_run_with_each_step_once(flow):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_mlflow_ends_with_the_result(flow):
     run = only_run(flow[0])
     assert run.info.status == "FINISHED"
@@ -307,6 +309,7 @@ def test_mlflow_ends_with_the_result(flow):
     assert "result.status" not in run.data.metrics
 
 
+@pytest.mark.slow
 def test_mlflow_continues_with_another_cadence_and_repeats_nothing(flow):
     """Last of the tests of this store: it adds to it."""
     workdir, _ = flow
@@ -327,6 +330,7 @@ def test_mlflow_continues_with_another_cadence_and_repeats_nothing(flow):
     assert only_run(workdir).data.params["log.every"] == "1"
 
 
+@pytest.mark.slow
 def test_the_database_of_mlflow_stays_in_a_workdir_whose_name_a_uri_would_split(
     tmp_path, environment, monkeypatch, flow
 ):
@@ -343,6 +347,7 @@ def test_the_database_of_mlflow_stays_in_a_workdir_whose_name_a_uri_would_split(
     assert found == ["a run", "new", "new"]
 
 
+@pytest.mark.slow
 def test_mlflow_writes_where_it_is_told(tmp_path, environment, monkeypatch, flow):
     """A copy of the store, since a new one takes seconds to make."""
     (tmp_path / "told.db").write_bytes((flow[0] / "mlflow.db").read_bytes())
@@ -361,7 +366,9 @@ def test_mlflow_writes_where_it_is_told(tmp_path, environment, monkeypatch, flow
 # All of them
 
 
-@pytest.mark.parametrize("fixture", ["board", "biases", "flow"])
+@pytest.mark.parametrize(
+    "fixture", ["board", "biases", pytest.param("flow", marks=pytest.mark.slow)]
+)
 def test_nothing_is_written_to_home_and_nobody_is_called(fixture, request):
     asked, left = request.getfixturevalue(fixture)[1]
     assert stays_at_home(asked, left)

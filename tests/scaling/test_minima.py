@@ -280,7 +280,7 @@ def test_a_tuning_sweep_is_not_taken_for_seeds(law):
         quick(law, tuned_rows(), best_of="size")
 
 
-@pytest.mark.parametrize("law", ["isoflop", "chinchilla"])
+@pytest.mark.parametrize("law", ["isoflop", pytest.param("chinchilla", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("rates", "side"),
     [((3e-4, 1e-3), "smallest"), ((1e-4, 3e-4), "largest"), ((1e-4, 3e-4, 1e-3), None)],

@@ -128,6 +128,7 @@ def test_rows_in_a_state_of_another_word_are_fitted_and_drawn(tmp_path):
     assert run(tmp_path, failed, "--law=power", "--finished=failed", "--bootstrap=0") == 0
 
 
+@pytest.mark.slow
 def test_groups_are_compared_by_a_flag_that_a_shell_takes(tmp_path, capsys):
     text = as_csv([[2048 * (1 + i % 2), n, d, y] for i, (n, d, y) in enumerate(GRID)],
                   ("seq len", "params", "tokens", "loss"))  # fmt: skip
@@ -191,6 +192,7 @@ def test_points_of_a_log_without_names_are_told(tmp_path):
         assert any("'Step' has 4 values" in w for w in warnings) == told
 
 
+@pytest.mark.slow
 def test_rows_of_several_numbers_of_experts_are_told(tmp_path):
     """Twin: one number of experts in all rows."""
     for experts, told in (((8, 8), False), ((1, 64), True)):
