@@ -93,9 +93,9 @@ def fit_methods(
         done = [row for row in done if row.get("params") and row.get("flops")]
         if all(len({row[name] for row in done}) >= DISTINCT for name in ("tokens", "params")):
             out[group] = Methods(target_budget(done))
-            fit = functools.partial(_fit_method, done, mix, served, draw)
+            options = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
+            fit = functools.partial(_fit_method, done, options, out[group].target, served, draw)
             if every_way and len(groups) == 1:
-                options = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
                 jobs[group, ""] = functools.partial(refit_every_way, "chinchilla", done, options)
             jobs |= {(group, name): functools.partial(fit, name) for name in NAMES}
     for (group, name), tried in zip(jobs, run_jobs([*jobs.values()]), strict=True):
@@ -126,13 +126,17 @@ class _Tried(NamedTuple):
 
 
 def _fit_method(
-    done: Sequence[Row], mix: bool, served: float | None, draw: bool, name: str
+    done: Sequence[Row],
+    common: Mapping[str, Any],
+    target: float,
+    served: float | None,
+    draw: bool,
+    name: str,
 ) -> _Tried:
-    """A method of NAMES on finished runs of one group."""
-    target = target_budget(done)
+    """A method of NAMES on finished runs of one group, by options that all methods share."""
     least = min(PER_TOKEN * row["params"] * row["tokens"] for row in done)
     grid = [*np.geomspace(least, target, BUDGETS)[:-1].tolist(), target]
-    options: dict[str, Any] = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
+    options = dict(common)
     if name == "chinchilla" and served:
         options["inference_tokens"] = served
     options["predict_flops"], law = [target] if name == "auto" else grid, name
