@@ -52,11 +52,11 @@ class Model:
 
     @property
     def groups(self) -> tuple:
-        return (*self.family.GROUPS, *(_pooled().POOLED_GROUPS if self.classes else ()))
+        return (*self.family.GROUPS, *(pooled().POOLED_GROUPS if self.classes else ()))
 
     @property
     def sharding(self) -> tuple:
-        return (*self.family.SHARDING, *(_pooled().POOLED_SHARDING if self.classes else ()))
+        return (*self.family.SHARDING, *(pooled().POOLED_SHARDING if self.classes else ()))
 
     def forward_flops(self) -> dict[str, int]:
         """Forward FLOPs of one example's matmuls, by part (see accounting)."""
@@ -103,28 +103,27 @@ class Model:
         return jax.tree.map(lambda x: x, _shapes(self, inputs))
 
 
-def _pooled() -> Any:
-    """pooled_classifier, imported only by runs that use it."""
-    from research.models import pooled_classifier
+# Imported only by runs that use it.
+pooled = functools.partial(importlib.import_module, "research.models.pooled_classifier")
 
-    return pooled_classifier
+
+def _everything(module: nn.Module, inputs: Array) -> Array:
+    """All that a model can be asked for, so that all its parameters are there."""
+    outputs = module(inputs)  # type: ignore[operator]
+    return module.unembed(outputs) if hasattr(module, "unembed") else outputs  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=64)
 def _init(module: nn.Module) -> Callable[[Array, Array], dict]:
-    """`init` of a module, traced once for both its shapes and its compiled program."""
-
-    def everything(module: nn.Module, inputs: Array) -> Array:
-        outputs = module(inputs)  # type: ignore[operator]
-        return module.unembed(outputs) if hasattr(module, "unembed") else outputs  # type: ignore[attr-defined]
-
-    init = functools.partial(module.init, method=everything)
-    return jax.jit(lambda key, inputs: init(key, inputs)["params"], inline=True)
+    return jax.jit(lambda key, x: module.init(key, x, method=_everything)["params"], inline=True)
 
 
 @functools.lru_cache(maxsize=4096)  # a sweep asks for every size many times
 def _shapes(model: Model, inputs: Any) -> dict:
-    return jax.eval_shape(model.init, jax.eval_shape(jax.random.key, 0), inputs)
+    # Not `init`: by `apply`, layers need not draw what they hold.
+    made = functools.partial(model.module.apply, {}, method=_everything, mutable=["params"])
+    rngs = {"params": jax.eval_shape(jax.random.key, 0)}
+    return jax.eval_shape(lambda rngs, x: made(x, rngs=rngs)[1]["params"], rngs, inputs)
 
 
 def family(name: str) -> Any:
@@ -147,5 +146,5 @@ def build(
     spec = make(**{k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()})
     module = spec if isinstance(spec, nn.Module) else spec.module()
     if classes:
-        module = _pooled().Pooled(module, classes, -1 if pad is None else pad)
+        module = pooled().Pooled(module, classes, -1 if pad is None else pad)
     return Model(spec, module, classes)

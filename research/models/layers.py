@@ -48,7 +48,9 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x_MxI: Array) -> Array:
-        w_IxO = self.param("kernel", self.kernel_init, (x_MxI.shape[-1], self.features))
+        # Flax asks for a draw wherever it wants a shape; to trace one takes longer than the layer.
+        init = self.kernel_init if self.is_initializing() else nn.initializers.zeros
+        w_IxO = self.param("kernel", init, (x_MxI.shape[-1], self.features))
         y: Any = custom_vjp.dense(x_MxI.astype(self.dtype), w_IxO.astype(self.dtype), self.wide)
         if not self.bias:
             return y

@@ -229,11 +229,7 @@ def _matrices(shapes: dict) -> set[str]:
 
 
 def role_table(model: Model) -> PathTable[str]:
-    pooled: tuple = ()
-    if model.classes:
-        from research.models import pooled_classifier
-
-        pooled = pooled_classifier.POOLED_TRANSFER
+    pooled = models.pooled().POOLED_TRANSFER if model.classes else ()
     return (*model.family.TRANSFER, *pooled)
 
 
