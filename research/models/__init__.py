@@ -107,10 +107,9 @@ class Model:
 pooled = functools.partial(importlib.import_module, "research.models.pooled_classifier")
 
 
-def _everything(module: nn.Module, inputs: Array) -> Array:
+def _everything(module: Any, inputs: Array) -> Array:
     """All that a model can be asked for, so that all its parameters are there."""
-    outputs = module(inputs)  # type: ignore[operator]
-    return module.unembed(outputs) if hasattr(module, "unembed") else outputs  # type: ignore[attr-defined]
+    return module.unembed(module(inputs)) if hasattr(module, "unembed") else module(inputs)
 
 
 @functools.lru_cache(maxsize=64)
@@ -122,8 +121,8 @@ def _init(module: nn.Module) -> Callable[[Array, Array], dict]:
 def _shapes(model: Model, inputs: Any) -> dict:
     # Not `init`: by `apply`, layers need not draw what they hold.
     made = functools.partial(model.module.apply, {}, method=_everything, mutable=["params"])
-    rngs = {"params": jax.eval_shape(jax.random.key, 0)}
-    return jax.eval_shape(lambda rngs, x: made(x, rngs=rngs)[1]["params"], rngs, inputs)
+    key = jax.eval_shape(jax.random.key, 0)
+    return jax.eval_shape(lambda key, x: made(x, rngs={"params": key})[1]["params"], key, inputs)
 
 
 def family(name: str) -> Any:
