@@ -230,6 +230,7 @@ def test_an_example_does_not_see_the_others_of_its_batch(spec):
     assert np.abs(changed[1:] - before[1:]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
 @pytest.mark.parametrize("shape", [(28, 28, 1), (8, 8, 1), (32, 48, 3)])
 def test_every_rung_is_a_valid_model_and_larger_than_the_one_below(name, shape):

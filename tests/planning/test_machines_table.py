@@ -16,6 +16,7 @@ def table(page):
     return [dict(zip(split[0], row, strict=True)) for row in split[2:]]
 
 
+@pytest.mark.slow
 def test_the_page_holds_what_is_planned():
     """Of one row, as each is a process; what a compiler says is not asked again."""
     rows, row = table(tool.PAGE.read_text()), tool.ROWS[1]

@@ -30,6 +30,7 @@ def trained(tiny, workdir, amounts, grouping="auto"):
     return read_table(workdir)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_shared_prefix_has_its_whole_curve(tiny, tmp_path):
     shared = trained(tiny, tmp_path / "shared", (30, 40))
     assert [row for row in shared if row.get("shared_prefix")]

@@ -101,6 +101,7 @@ def test_a_sweep_none_of_whose_runs_has_begun_has_no_report(tmp_path):
     assert "--all_runs" in str(error.value)
 
 
+@pytest.mark.slow
 def test_every_group_says_what_it_was_made_from(tmp_path):
     rows = own(code="d" * 16, versions={"jax": "0.9.1"})
     result = build.write_report(workdir(tmp_path, rows))

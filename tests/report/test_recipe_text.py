@@ -95,6 +95,7 @@ def test_the_page_has_the_check_of_transfer_with_its_figures(tmp_path):
         assert (tmp_path / "figures" / f"transfer_{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_a_check_that_is_none_of_ours_is_told_and_the_page_is_made(tmp_path):
     place = workdir(tmp_path, ruled())
     (tmp_path / "transfer.json").write_text('{"rate": {"rule": 3}, "<b>": 1}')

@@ -57,6 +57,7 @@ def test_a_better_recipe_passes_and_the_worse_one_does_not():
     assert worse["multiplier"]["value"] == pytest.approx(1 / better["multiplier"]["value"], 1e-3)
 
 
+@pytest.mark.slow
 def test_equal_recipes_seldom_pass():
     outcomes = [decided(curve(1.0, seed=s), "muon>adamw@1e19") for s in range(10)]
     assert [o["passed"] for o in outcomes].count(True) <= 2  # .025 each

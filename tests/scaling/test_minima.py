@@ -541,6 +541,7 @@ def test_a_recipe_that_needs_less_compute_is_measured(law):
     assert "muon needs 0." in section["words"][0]
 
 
+@pytest.mark.slow
 def test_exponents_that_are_not_shared_are_noticed():
     found = analyze(
         "chinchilla", two_recipes(1.0, 0.002, 0.32), {"bootstrap": 100}, compare_by="group"
@@ -593,6 +594,7 @@ def test_a_multiverse_counts_parameters_every_way():
 # What to run next.
 
 
+@pytest.mark.slow
 def test_the_proposed_runs_narrow_the_prediction_as_promised():
     rows = iso_rows(0.01, sizes=5, budgets=BUDGETS[:4])
     options = {"predict_flops": [1e22], "objective": "mse_log"}

@@ -26,6 +26,7 @@ SMALL = RULE | {"model.width": 8, "model.hidden": 16, "model.depth": 1, "data.co
 CHECK = transfer.Check((8, 16), (1, 2), 2)
 
 
+@pytest.mark.slow
 def test_sizes_and_changes_are_those_of_the_steps(tiny):
     run = make_run(tiny(SMALL | {"model.depth": 2}))
     found, zero = (coordinates.measure(run, 2, 3, zeros) for zeros in ("none", "head"))

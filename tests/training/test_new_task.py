@@ -109,6 +109,7 @@ def test_a_metric_is_shown_by_one_declaration_beside_its_task(tmp_path):
     assert log.count('"within_one"') == 2
 
 
+@pytest.mark.slow
 def test_a_metric_without_a_declaration_is_in_the_record_alone(tmp_path):
     bare = re.sub(r"    METRICS = .*\n", "", TASK)
     assert bare != TASK
