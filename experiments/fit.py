@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
     if len(parts) == 1:
         return 0 if fit_part(args, parts.popitem()[1], options, sweep) else 1
-    print(printable(groups.told_of_split(rows, Options(**options), args.law)))
+    print(*map(printable, groups.told_of_split(rows, Options(**options), args.law)), sep="\n")
     failures: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
         print(f"\n{printable(name)}:")

@@ -89,7 +89,14 @@ def candidates(rows: Sequence[table.Row], options: Options) -> list[Law]:
     if options.predict or options.against != "params" or not {*READ_BOTH} <= columns:
         return of_one
     of_size, both = (_fitted_rows(rows, needed, options) for needed in (READ_ONE, READ_BOTH))
-    if not both or len(both) < len(of_size) / 2 or compute_optimal.vary_together(both):
+    if not both or len(both) < len(of_size) / 2:
+        return of_one
+    if compute_optimal.vary_together(both):
+        if options.predict_flops:
+            raise BadInput(
+                "--predict_flops: params and tokens vary together in these rows, so no optimal "
+                "size can be told; --against=flops predicts the loss of such runs at a budget"
+            )
         return of_one
     if any(len({row[name] for row in both}) == 1 for name in ("params", "tokens")):
         return of_one

@@ -88,7 +88,7 @@ def build_document(
         + decisive
         + rule_warnings(fit.parts.fitted)
         + ratio_warning(fit.parts.fitted, predictions)
-        + tuning_warnings(fit.parts.fitted, law.columns, fit.parts.dropped)
+        + tuning_warnings(fit.parts.fitted, law.columns, fit.parts.dropped, law.response)
         + _warnings(document)
     )
     return document

@@ -48,7 +48,7 @@ def check(
         return list(grouping.notes), {}  # which is said where groups are compared
     if not grouping.several or len(labels) < 2:
         return list(grouping.notes), {}
-    words = grouping.words()
+    words, spelled = grouping.words(), _spellings(grouping)
     if compare_by:
         within: dict[str, set[str]] = {}
         for row in rows:
@@ -63,6 +63,7 @@ def check(
         out = list(grouping.notes)
         if others and compare_by != "group" and not mixed:
             out.append(f"groups of {compare_by} may differ in {', '.join(others)} too: {words}")
+        out += spelled
         if not grouping.measured_alike:
             out.append(f"the losses of the groups are not of one measure: {words}")
         if not mixed:
@@ -90,6 +91,21 @@ def _ways(grouping: Grouping, law: str) -> str:
     return f"--where='{condition}' takes one, {compares} compares, --mix fits all together"
 
 
+def _spellings(grouping: Grouping) -> list[str]:
+    """A warning for each column with values that differ in case or punctuation alone."""
+    out = []
+    for name, values in grouping.counts.items():
+        alike: dict[str, list[str]] = {}
+        for value in values:
+            alike.setdefault(re.sub(r"[\W_]+", "", value).casefold(), []).append(value)
+        if found := [" and ".join(map(repr, v)) for k, v in alike.items() if k and len(v) > 1]:
+            out.append(
+                f"{name}: {', '.join(found)} differ in case or punctuation alone, and count as "
+                "different; if they are one, the table should write them alike"
+            )
+    return out
+
+
 def split(rows: Sequence[Row], options: Options) -> dict[str, Table]:
     """The rows by group, those of a group in the order of the table; one where all are comparable,
     or are to be mixed. A row that cannot be fitted is where it would be."""
@@ -112,14 +128,15 @@ def split(rows: Sequence[Row], options: Options) -> dict[str, Table]:
     return out
 
 
-def told_of_split(rows: Sequence[Row], options: Options, law: str) -> str:
-    """Why a table has several laws, and what else could be asked for."""
+def told_of_split(rows: Sequence[Row], options: Options, law: str) -> list[str]:
+    """Why a table has several laws, and what else could be asked for; a warning for each line."""
     _, grouping = grouped(rows, options)
     count = len({*grouping.labels})
-    return (
+    said = (
         f"rows of {count} groups are not comparable, and have a law each: {grouping.words()}; "
         f"{_ways(grouping, law)}"
     )
+    return [said, *(f"warning: {line}" for line in _spellings(grouping))]
 
 
 def none_fitted(failures: Mapping[str, Sequence[str]]) -> BadInput:

@@ -12,6 +12,7 @@ from research.scaling.law import Law
 from research.scaling.laws import AGAINST, AUTO, METHODS, METHODS_OF_MINIMA
 from research.scaling.optimize import OBJECTIVES
 from research.tables import curves, replicates, sampling, states, table, where
+from research.tables.numbers import parse_number
 
 # What not every law uses; the others refuse it.
 ONLY_FOR = {
@@ -256,9 +257,10 @@ def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
     distinct = len({tuple(row[c] for c in law.columns) for row in fitted})
     needs = len(law.parameters) - len(options.fix) + 1
     if distinct < needs:
-        what = f"values of {against}"
+        s = "" if distinct == 1 else "s"
+        what = f"value{s} of {against}"
         if len(law.columns) > 1:
-            what = f"points of {', '.join(law.columns)}"
+            what = f"point{s} of {', '.join(law.columns)}"
         others = {"run held out": held_out, "row left out": dropped}
         words = ", ".join(
             f"{len(rows)} {name if len(rows) == 1 else name.replace(' ', 's ', 1)}"
@@ -268,9 +270,18 @@ def split_rows(law: Law, rows: Sequence[table.Row], options: Options) -> Split:
         apart = f" ({words}{_main_reason(dropped)})" if words else ""
         raise BadInput(
             f"{distinct} distinct {what} to fit{apart}; {law.formula} has {needs - 1} parameters "
-            f"and needs at least {needs}"
+            f"and needs at least {needs}{_other_column(law, fitted, needs)}"
         )
     return Split(fitted, held_out, dropped)
+
+
+def _other_column(law: Law, rows: Sequence[table.Row], needs: int) -> str:
+    """The flag by which a law of one column reads another, which varies enough."""
+    for name in ("tokens", "flops", "params") if law.name in AGAINST else ():
+        values = {x for row in rows if (x := parse_number(row.get(name)))}
+        if name != law.columns[0] and len(values) >= needs:
+            return f"; there are {len(values)} of {name}: --against={name} is a law of these"
+    return ""
 
 
 def _main_reason(dropped: Sequence[dict[str, str]]) -> str:

@@ -17,7 +17,7 @@ from research.tables.columns import (
     rename,
     words_of,
 )
-from research.tables.numbers import parse_any_number
+from research.tables.numbers import has_decimal_comma, parse_any_number
 from research.tables.states import is_missing, names_states
 
 MANY = 100  # rows, by which a column is judged
@@ -31,7 +31,7 @@ _NAMES = {  # what others call our columns
     "flops": "c flops flop compute trainingflops totalflops trainflops totalgflops gflops "
     "computeflops budget computebudget flopsbudget targetflops",
     "loss": "l loss valloss validationloss evalloss finalloss testloss evaluationloss "
-    "macroloss evalmacroloss valbpb bpb ce crossentropy",
+    "macroloss evalmacroloss valbpb bpb bitsbyte bitstoken ce crossentropy",
     "accuracy": "acc accuracy valaccuracy evalaccuracy testaccuracy",
     "unique_tokens": "uniquetokens",
     "run": "name runname runid id trial trialid number",
@@ -56,13 +56,16 @@ _WORDS = {
         "output",
     ),
     "loss": (
-        "loss|losses|nll|xent|bpb|bpc|deviance|perplexity|ppl|cross entropy",
+        "loss|losses|nll|xent|bpb|bpc|deviance|perplexity|ppl|cross entropy|bits byte|bits token|"
+        "bits char|bits character|log likelihood|loglikelihood|log prob|logprob",
         "weight weights coef coeff lambda scale fn function name type std stderr se sd err error "
         "lower upper ci min max z aux balance load ratio count gap diff delta",
     ),
 }
 _OF_MUCH = _of("modelsize size number budget ratio")  # by which less is called
 _LOGARITHM_OF = _of("perplexity ppl")
+_LIKELY = _of("likelihood loglikelihood prob logprob")
+_ACTIVE = _of("active activated")  # of the parameters of a sparse model: those that cost compute
 _HELD_OUT = _of("val valid validation eval evaluation test heldout")
 _SCORES = _of("acc acc1 acc5 accuracy top1 score mmlu hellaswag arc piqa winogrande lambada gsm8k")
 _CONVENTIONS = (1e-4, 1e5)  # of FLOPs over 6 · params · tokens, of which one may be
@@ -136,7 +139,12 @@ def guess(rows: Rows, ours: str) -> str | None:
         if (rank := _rank(name, ours)) is not None and _may_be_numbers(rows, name)
         for kind, worse in (rank,)
     ]
-    return _expression(min(found)[-1], ours) if found else None
+    if not found:
+        return None
+    name = min(found)[-1]
+    values = [x for row in rows[:MANY] if (x := parse_any_number(row.get(name))) is not None]
+    falls = ours == "loss" and _LIKELY & {*_spelled(name)} and values and max(values) < 0
+    return _expression(name, ours) + ("*-1" if falls else "")
 
 
 def _rank(name: str, ours: str) -> tuple[int, int] | None:
@@ -145,9 +153,11 @@ def _rank(name: str, ours: str) -> tuple[int, int] | None:
     unit = None if ours not in MOST_SCALED or LOG.match(name) else header_unit(name, ours)
     spellings = {_letters(bare), _letters(re.split(r"[/.:]", bare)[-1])}
     known = {ours.replace("_", ""), *_NAMES.get(ours, "").split()}
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).lower())
+    words = _spelled(bare)
     held_out = ours == "loss" and bool(_HELD_OUT & {*words})
     trained = ours == "loss" and not held_out and any(word.startswith("train") for word in words)
+    if ours == "params" and _ACTIVE & {*words}:
+        return -1, len(words)
     if found := (spellings | {_letters(_without(bare, unit))}) & known:
         return 3 * trained, int(found <= _OF_MUCH)
     some, none = _WORDS.get(ours, ("", ""))
@@ -156,6 +166,10 @@ def _rank(name: str, ours: str) -> tuple[int, int] | None:
         return None
     worse = 2 * trained + (ours == "loss" and bool(_LOGARITHM_OF & {*words}))
     return 1 + worse + (ours == "loss" and not held_out), len(words)
+
+
+def _spelled(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def _bare(name: str, ours: str) -> str:
@@ -177,7 +191,9 @@ def _expression(name: str, ours: str) -> str:
 
 def _may_be_numbers(rows: Rows, name: str) -> bool:
     cells = [cell for row in rows[:MANY] if not is_missing(cell := row.get(name))]
-    return not cells or any(parse_any_number(cell) is not None for cell in cells)
+    return not cells or any(
+        parse_any_number(cell) is not None or has_decimal_comma(cell) for cell in cells
+    )
 
 
 def _mostly_empty(rows: Rows, name: str) -> bool:

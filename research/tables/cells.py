@@ -2,6 +2,7 @@
 would help."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,13 @@ from research.tables.numbers import (
 )
 
 SHOWN = 60  # characters of a cell in a message
-# A number and its error or its unit: "3.68 ± 0.02", "3.684(12)", "3.68 nats".
-_BEGINS = re.compile(r"\s*([+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?)\s*((?:±|\+/?-|\(|[a-z]{3}).*)", re.I)
+# A number and its error or its unit: "3.68 ± 0.02", "3.684(12)", "3.68 nats", "1.4B*";
+# or the mark of a footnote.
+_BEGINS = re.compile(
+    r"\s*([+-]?\d[\d,]*\.?\d*(?:e[+-]?\d+)?(?:[kmbgt](?![a-z]))?)\s*"
+    r"((?:±|\+/?-|[(\[*†‡§¶]|[a-z]{3}).*)",
+    re.IGNORECASE,
+)
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -33,23 +39,51 @@ def check_columns(rows: Rows, needed: Sequence[str], more: str = "") -> None:
 
 
 def _of_shape(rows: Rows, missing: Sequence[str]) -> str:
-    """What to say of a table that has runs as columns, or a column for each size."""
+    """What to say of a table that has runs as columns, a column for each size, a row for each
+    quantity, or no header."""
     from research.tables.advice import guess_all
 
     names = [str(name) for name in (rows[0] if rows else ())]
     first = [str(row.get(names[0], "")).strip() for row in rows[:100]] if names else []
     found = guess_all(rows, missing)
+    if not found and (long := _long_format(rows, names, missing)):
+        return long
     if not found and (set(missing) <= {*first} or guess_all([dict.fromkeys(first)], missing)):
         return (
             f"; the table looks transposed, with a column for each run ({', '.join(first[:3])} are "
             "rows): a row for each run is expected (in pandas: df.set_index(df.columns[0]).T)"
         )
     sizes = [name for name in names if parse_any_number(name) is not None]
+    if names and len(sizes) == len(names):
+        return (
+            f"; the first line is numbers alone ({', '.join(names[:3])}): a header is expected "
+            "above it, with a name for each column"
+        )
     if not found and len(sizes) > 2:
         return (
             f"; the table has a column for each of {', '.join(sizes[:3])}, …: a row for each run "
             "is expected, with these in a column (in pandas: df.melt)"
         )
+    return ""
+
+
+def _long_format(rows: Rows, names: Sequence[str], missing: Sequence[str]) -> str:
+    """What to say of a table in which a column names the quantities, each of several rows."""
+    from research.tables.advice import guess_all
+
+    values = [n for n in names if all(parse_any_number(row.get(n)) is not None for row in rows)]
+    for name in names:
+        words = Counter(str(row.get(name)).strip() for row in rows)
+        if name in values or not values or min(words.values()) < 2:
+            continue
+        called = guess_all([dict.fromkeys(words)], missing)
+        if all(ours in words or ours in called for ours in missing):
+            others = [n for n in names if n not in (name, values[-1])]
+            return (
+                f"; the table has a row for each of {', '.join([*words][:3])}, … ({name!r}): a row "
+                f"for each run is expected, with these as columns (in pandas: df.pivot(index="
+                f"{others}, columns={name!r}, values={values[-1]!r}).reset_index())"
+            )
     return ""
 
 

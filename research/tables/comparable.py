@@ -38,7 +38,7 @@ READABLE = ("data.name", "data.tokenizer", "data.path", "data.paths", "data.weig
 OF_DATA = _words(
     "dataset datasets data corpus corpora dataname datasetname traindata trainset trainingdata "
     "datamix datamixture mixture tokenizer tokeniser tokenizername evalset evaldata evaldataset "
-    "valset valdata validationset validset testset task lossunit unit units datadigest"
+    "tok valset valdata validationset validset testset task lossunit unit units datadigest"
 )
 OF_RECIPE = _words(
     "group optimizer optimiser optim opt optimizername optimizertype schedule scheduler lrschedule "

@@ -37,6 +37,7 @@ _OTHERS = (
     (b"<!doctype html", "a page of HTML, perhaps of a login, not the table itself"),
     (b"<html", "a page of HTML, perhaps of a login, not the table itself"),
 )
+_LATEX = re.compile(r"\s*\\(?:begin\{|toprule|midrule|hline)|[^&]+&.*\\\\\s*(?:\\hline)?\s*")
 _MOST_CELL = 1 << 16  # characters of a cell that holds an object
 
 
@@ -94,6 +95,8 @@ def sheet(text: str, what: str, separator: str = "") -> Sheet:
     if lines and (sep := _SEP.fullmatch(lines[0])):
         separator, start = sep[1], 1
     first = next((i for i in range(start, len(lines)) if _is_content(lines[i])), None)
+    if first is not None and any(map(_LATEX.fullmatch, lines[first : first + 20])):
+        raise BadInput(f"{what}: a table in LaTeX; write it as CSV, with commas for &")
     if first is None:
         commented = [i for i in range(start, len(lines)) if COMMENT.match(lines[i])]
         if not commented:

@@ -156,30 +156,39 @@ def told_once(rows: Sequence[table.Row], names: Sequence[str]) -> list[str]:
 def best_of_cell(
     rows: Sequence[table.Row], columns: Sequence[str], response: str = "loss"
 ) -> tuple[list[table.Row], list[dict[str, str]]]:
-    """Of every cell the rows of the setting whose first, by seed, has the least loss, and the
-    others with the reason. That least loss is too low by chance, so it gives way to the setting's
-    other seeds, which no choice has seen, where there are any."""
+    """Of every cell the rows of the setting whose first, by seed, has the least loss (the highest
+    accuracy), and the others with the reason. That loss is too low by chance, so it gives way to
+    the setting's other seeds, which no choice has seen, where there are any."""
     names, kept, dropped = varied_within(rows, columns), [], []
     for cell in cells(rows, columns).values():
         tried: dict[tuple[str, ...], list[table.Row]] = {}
         for row in sorted(cell, key=lambda row: parse_number(row.get("seed")) or 0.0):
             tried.setdefault(tuple(value_text(row.get(n)) for n in names), []).append(row)
-        first, *again = min(tried.values(), key=lambda of: of[0][response])
+        first, *again = min(tried.values(), key=lambda of: _sense(response) * of[0][response])
         stay = cell if len(tried) == 1 else again or [first]
         kept += stay
         dropped += [
-            {"run": row["run"], "reason": _SEEN if row is first else _beaten(first)}
+            {"run": row["run"], "reason": _SEEN if row is first else _beaten(first, response)}
             for row in cell
             if not any(row is other for other in stay)
         ]
     return kept, dropped
 
 
-_SEEN = f"{BEST_OF}: chosen by this loss, of which other seeds say how low it is by chance"
+_SEEN = f"{BEST_OF}: chosen by this one, of which other seeds say how good it is by chance"
 
 
-def _beaten(by: table.Row) -> str:
-    return f"{BEST_OF}: {by['run']} has the least loss of this size and length"
+def _sense(response: str) -> int:
+    """1 where less is better, -1 where more is."""
+    return -1 if response == "accuracy" else 1
+
+
+def _best(response: str) -> str:
+    return "highest accuracy" if response == "accuracy" else "least loss"
+
+
+def _beaten(by: table.Row, response: str) -> str:
+    return f"{BEST_OF}: {by['run']} has the {_best(response)} of this size and length"
 
 
 def edge_warnings(
@@ -191,7 +200,9 @@ def edge_warnings(
     for name in varied_within(rows, columns):
         ends: dict[str, list[str]] = {}  # of a group's cells, on which the best lies
         for key, cell in cells(rows, columns).items():
-            tried = [(row[response], parse_number(row.get(name))) for row in cell]
+            tried = [
+                (_sense(response) * row[response], parse_number(row.get(name))) for row in cell
+            ]
             numbers = {x for _, x in tried if x is not None}
             if len(numbers) > 1 and all(x is not None for _, x in tried):
                 named = {min(numbers): "smallest", max(numbers): "largest"}
@@ -210,19 +221,22 @@ def edge_warnings(
 
 
 def tuning_warnings(
-    rows: Sequence[table.Row], columns: Sequence[str], dropped: Sequence[Mapping[str, str]]
+    rows: Sequence[table.Row],
+    columns: Sequence[str],
+    dropped: Sequence[Mapping[str, str]],
+    response: str = "loss",
 ) -> list[str]:
     """What to know of a table in which rows of one cell differ in a setting, or in which only the
     best setting of each was kept."""
     reasons = [row["reason"] for row in dropped if row["reason"].startswith(BEST_OF)]
     if chosen := len(reasons) - reasons.count(_SEEN):
-        lucky = {_beaten(row) for row in rows}.intersection(reasons)
+        lucky = {_beaten(row, response) for row in rows}.intersection(reasons)
         if not lucky:
             return []
         return [
             f"{chosen} rows gave way to a better one of their cell, and the best of {len(lucky)} "
-            "cells were not trained again with another seed: the least of several losses is too "
-            "low by chance, of five equal runs by 1.2 standard deviations of a run"
+            "cells were not trained again with another seed: the best of several is too good by "
+            "chance, of five equal runs by 1.2 standard deviations of a run"
         ]
     varied = told_once(rows, varied_within(rows, columns))
     if not varied:
@@ -231,6 +245,6 @@ def tuning_warnings(
     cell = "size and length" if len(columns) > 1 else columns[0]
     return [
         f"rows of one {cell} differ in {some}: they are no replicates, and a law through "
-        f"all of them is not that of the best; {BEST_OF} takes the least loss of each, "
+        f"all of them is not that of the best; {BEST_OF} takes the {_best(response)} of each, "
         f"--where='{varied[0]}==VALUE' one of them"
     ]

@@ -46,6 +46,13 @@ TABLES = {
     "a header of each size": (("Params", "N", "D", "loss"),
                               [lambda n, d, y: "12M" if n == d / 50 else "", lambda n, d, y: n,
                                lambda n, d, y: d, lambda n, d, y: y]),
+    "both counts of a sparse model": (("total params", "active params", "tokens", "loss"),
+                                      [lambda n, d, y: 8 * n, lambda n, d, y: n,
+                                       lambda n, d, y: d, lambda n, d, y: y]),
+    "bits of a byte": (("Params", "Tokens", "Pile bits-per-byte"),
+                       [lambda n, d, y: n, lambda n, d, y: d, lambda n, d, y: y]),
+    "a likelihood": (("Params", "Tokens", "log_likelihood"),
+                     [lambda n, d, y: n, lambda n, d, y: d, lambda n, d, y: -y]),
     "units": (("Model Size (B)", "Pretraining Data Size (T)", "nll"),
               [lambda n, d, y: n / 1e9, lambda n, d, y: d / 1e12, lambda n, d, y: y]),
 }  # fmt: skip
@@ -84,6 +91,12 @@ def test_a_perplexity_is_put_into_a_logarithm_once(tmp_path, name, expected):
     path = tmp_path / "t.csv"
     path.write_text(as_csv([[1e9, 2e10, 3.0]], ("N", "D", name)))
     assert flag_of(path) == f"params=N,loss={expected},tokens=D"
+
+
+def test_columns_with_decimal_commas_are_advised(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("Parameter;Token;val_loss\n5,0E+07;1,2E+9;3,91\n1,0E+08;1,2E+9;3,71\n")
+    assert flag_of(path) == "params=Parameter,loss=val_loss,tokens=Token"
 
 
 def test_a_table_of_scores_is_told_its_law(tmp_path):

@@ -380,6 +380,14 @@ def test_a_group_with_many_problems_does_not_hide_another_with_a_law(tmp_path, c
     assert [p.parent.name for p in tmp_path.glob("o/*/fit.json")] == ["a"]
 
 
+def test_values_that_differ_in_case_alone_are_told():
+    """Twin: names that differ in more."""
+    for other, told in (("adamw", True), ("Adam-W", True), ("muon", False)):
+        rows = [{**r, "optimizer": other if i % 2 else "AdamW"} for i, r in enumerate(grid())]
+        lines = groups.told_of_split(rows, Options(), "chinchilla")
+        assert any(f"'AdamW' and '{other}' differ in case" in line for line in lines) == told
+
+
 def test_a_condition_on_a_column_of_one_group_is_kept(tmp_path):
     rows = [{**r, "group": "a"} if i % 2 else {**r, "group": "b", "width": 64}
             for i, r in enumerate(grid())]  # fmt: skip

@@ -163,6 +163,36 @@ def test_tables_with_runs_or_sizes_as_columns_are_told(tmp_path):
     assert "a column for each" not in str(refused.value)
 
 
+def test_a_table_with_a_row_for_each_quantity_is_told(tmp_path):
+    """Twin: a column of words beside a number, which name no quantity that is missing."""
+    for names, told in ((COUNTS, True), (("N", "D", "val_loss"), True), (("a", "b", "c"), False)):
+        long = [[f"r{i}", name, x] for i, line in enumerate(LINES) for name, x in zip(names, line)]
+        path = tmp_path / "t.csv"
+        with pytest.raises(BadInput) as refused:
+            usable(read(path, as_csv(long, ("run", "metric", "value"))))
+        assert "transposed" not in str(refused.value)
+        pivot = "df.pivot(index=['run'], columns='metric', values='value').reset_index()"
+        assert (pivot in str(refused.value)) == told
+
+
+def test_a_table_without_a_header_is_told(tmp_path):
+    with pytest.raises(
+        BadInput, match=r"first line is numbers alone \(20000000, 1000000000, "
+    ) as e:
+        usable(read(tmp_path / "t.csv", as_csv(LINES[1:], LINES[0])))
+    assert "a column for each" not in str(e.value)
+
+
+@pytest.mark.parametrize("around", [("\\begin{tabular}{rr}\n", "\\end{tabular}"), ("", "")])
+def test_a_table_in_latex_is_told(around, tmp_path):
+    """Twin: a comma for &, and a name that holds that sign."""
+    lines = [" & ".join(line) + " \\\\\n" for line in (COUNTS, *LINES)]
+    with pytest.raises(BadInput, match="a table in LaTeX"):
+        read(tmp_path / "t.txt", around[0] + "".join(lines) + around[1])
+    assert is_grid(read(tmp_path / "t.csv", as_csv([[*x, "R&D"] for x in LINES],
+                                                   (*COUNTS, "team"))))  # fmt: skip
+
+
 def told(rows):
     return checks.check_table(rows, COUNTS, Options(), "chinchilla", False)
 
@@ -229,7 +259,15 @@ def test_tokens_are_found_in_steps(header, flag, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cell", "rest"), [("3.68 ± 0.02", "± 0.02"), ("3.684(12)", "(12)"), ("3.68 nats", "nats")]
+    ("cell", "rest"),
+    [
+        ("3.68 ± 0.02", "± 0.02"),
+        ("3.684(12)", "(12)"),
+        ("3.68 nats", "nats"),
+        ("3.68*", "*"),
+        ("3.68B†", "†"),
+        ("3.68 [2]", "[2]"),
+    ],
 )
 def test_a_number_with_its_error_or_unit_is_refused_with_what_to_do(cell, rest, tmp_path):
     (tmp_path / "t.csv").write_text(f"params,tokens,loss\n1e6,1e8,{cell}\n2e6,1e8,{cell}\n")

@@ -213,6 +213,23 @@ def test_no_score_beyond_the_most_is_predicted(most):
         assert len(told) == cut
 
 
+def test_the_column_that_varies_is_named_where_another_does_not():
+    """Twin: no column that varies enough."""
+    for count, told in ((10, True), (3, False)):
+        rows = [{"run": f"{i}", "params": 1e9, "tokens": 1e9 * 2**i, "loss": 3 - i / 9}
+                for i in range(count)]  # fmt: skip
+        with pytest.raises(BadInput, match="1 distinct value of params to fit") as refused:
+            fit_law("power", rows)
+        assert ("there are 10 of tokens: --against=tokens" in str(refused.value)) == told
+
+
+def test_budgets_of_tokens_that_go_with_params_are_told(tmp_path):
+    rows = [{"run": f"{i}", "params": 1e8 * 2**i, "tokens": 2e9 * 2**i, "loss": 3 - i / 9}
+            for i in range(7)]  # fmt: skip
+    with pytest.raises(BadInput, match=r"params and tokens vary together.*--against=flops"):
+        analyze("auto", rows, {"predict_flops": [1e24]})
+
+
 def test_scores_of_several_sets_are_groups():
     """Twin: a column of another name with the same words, which is told and parts nothing."""
     for name, parts in (("downstream_dataset", 2), ("upstream_dataset", 2), ("shape", 1)):

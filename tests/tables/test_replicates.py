@@ -83,6 +83,21 @@ def test_rows_of_one_size_and_length_with_another_count_are_no_replicates(name, 
     assert len(replicates.replicate_groups(rows, ["params", "tokens"])) == 1 + told
 
 
+@pytest.mark.parametrize("response", ["loss", "accuracy"])
+def test_the_best_of_a_cell_is_the_least_loss_or_the_highest_accuracy(response):
+    rows = [{"run": f"{lr}", "flops": 1e18, "lr": lr, response: y}
+            for lr, y in ((1e-3, 0.5), (2e-3, 0.7), (4e-3, 0.6))]  # fmt: skip
+    (best,), dropped = replicates.best_of_cell(rows, ["flops"], response)
+    assert best[response] == (0.5 if response == "loss" else 0.7)
+    words = "least loss" if response == "loss" else "highest accuracy"
+    assert all(f"{best['run']} has the {words}" in row["reason"] for row in dropped)
+    (told,) = replicates.tuning_warnings([best], ["flops"], dropped, response)
+    assert "best of 1 cells" in told
+    assert words in replicates.tuning_warnings(rows, ["flops"], [], response)[0]
+    edges = replicates.edge_warnings(rows, ["flops"], response)
+    assert any("smallest" in line for line in edges) == (response == "loss")
+
+
 def test_a_column_that_names_sizes_or_lengths_is_no_recipe():
     """Twin: words that go with nothing."""
     rows = [{"run": f"{n}-{k}", "params": n, "tokens": 20 * n * k, "length": f"{k}xC",
