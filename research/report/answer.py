@@ -47,7 +47,7 @@ def answer_sentences(
     told = headline(document)
     out += [words for words in (f"{verdict}." if verdict else "", told) if words]
     if document and document["options"]["best_of"]:
-        out.append("Of each size and length, only the best of the settings that were tried counts.")
+        out.append("Only the best setting of each size and length counts.")
     count, of = unfinished
     if count:
         are = "is" if count == 1 else "are"
@@ -77,7 +77,7 @@ def _growth_sentence(document: Mapping[str, Any]) -> list[str]:
     if value is None:
         return []
     if not any(end is not None for end in ends):
-        return ["How the optimal size grows with compute is open."]
+        return ["The exponent of the optimal size is not identified: its interval is open."]
     return [f"The optimal size grows as C^{value:.2f} ({_interval(ends, '.2f')})."]
 
 

@@ -229,7 +229,7 @@ def _compare_groups(
     except BadInput:
         return None  # too few runs for so many parameters
     if tuned := replicates.told_once(done, replicates.varied_within(done, columns)):
-        words = f"of each size and length the best {', '.join(tuned)} of each is compared"
+        words = f"each group is compared at its best {', '.join(tuned)} for each size and length"
         out.document["compare"]["words"].append(words)
     return out
 
@@ -335,7 +335,8 @@ def _sweep_figures(
         series = {n: text.score_statistics(f["rows"], against, name) for n, f in fits.items()}
         if any(series.values()):
             label = f"held-out {style.plain_label(metric.axis or metric.title)}"
-            figure = sweep_figures.score_curves(series, against, label)
+            budgets = [] if others else text.score_budgets(first["rows"], against, name)
+            figure = sweep_figures.score_curves(series, against, label, budgets)
             out[text.figure_name(metric)] = figure
     if best := html.best_classifier(done):
         out["confusion"] = sweep_figures.confusion_matrix(best["confusion"], best["class_names"])

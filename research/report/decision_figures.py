@@ -94,7 +94,9 @@ def frontier(
                 continue
             for axes, values in zip(sheet.panels, (n, at / 6 / n, at / 6 / n / n), strict=True):
                 axes.plot(at, values, color=color, lw=1.1, ls="--", label=label)
+        band = document.get("frontier", [])
         for axes, key in zip(sheet.panels, ("params", "tokens", "tokens_per_param"), strict=True):
+            _draw_band(axes, key, band)
             _draw_optima(axes, key, optima, points)
             if rows:
                 most = max(PER_TOKEN * row["params"] * row["tokens"] for row in rows)
@@ -102,10 +104,26 @@ def frontier(
             axes.set(xscale="log", yscale="log", xlabel=style.axis_label("flops", AXES, True))
             style.log_ticks(axes.xaxis, flops=True)
             style.log_ticks(axes.yaxis)
+            if band:  # which may span many decades, and the line would look flat
+                found = [p[key] for p in band]
+                low, high = axes.get_ylim()
+                axes.set_ylim(max(low, min(found) / NEAR), min(high, max(found) * NEAR))
         for axes, label in zip(sheet.panels, OPTIMAL, strict=True):
             axes.set_ylabel(label)
         style.legend_above(sheet)
     return sheet.figure
+
+
+def _draw_band(axes: Any, key: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """The 95 % band of one panel, through the intervals of `points` along the frontier."""
+    spans = [
+        (PER_TOKEN * p["params"] * p["tokens"], *np.clip(span, p[key] / SHOWN, p[key] * SHOWN))
+        for p in points
+        if (span := _closed_interval(p, key))
+    ]
+    if spans:
+        at, low, high = zip(*spans, strict=True)
+        axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
 
 
 def _draw_optima(
@@ -118,16 +136,15 @@ def _draw_optima(
         for at, p in zip(optima, points, strict=True)
         if (span := _closed_interval(p, key)) and (value := _value(p, key))
     ]
-    if not few and spans:
-        at, low, high = zip(*spans, strict=True)
-        axes.fill_between(at, low, high, color=BLUE, alpha=0.15, lw=0, label="95 % band")
+    if not few:
+        _draw_band(axes, key, points)
     for at, p in zip(optima, points, strict=True) if few else ():
         axes.plot(at, _value(p, key), "o", color=ORANGE, ms=5, zorder=3,
                   label=None if told else "optima of budgets")  # fmt: skip
         told = True
     for i, (at, low, high) in enumerate(spans if few else ()):
         axes.plot([at, at], [low, high], color=ORANGE, lw=1.2,
-                  label=None if i else "95 % interval")  # fmt: skip
+                  label=None if i else "their 95 % intervals")  # fmt: skip
 
 
 def _value(point: Mapping[str, Any], key: str) -> float:
@@ -342,9 +359,9 @@ def ladder(
     name: str, registration: Mapping[str, Any], rungs: Sequence[Mapping[str, Any]]
 ) -> Figure:
     """Left, loss against FLOPs 6 N D: the runs that were fitted, the least loss of a budget as it
-    was registered with its 95 % band, and the rungs as predicted and as measured. Right, how far
-    each is off its prediction, within its intervals. Rungs of other
-    registrations are gray."""
+    was registered with its 95 % band, and the rungs as predicted and as measured. Right, the error
+    of each prediction and its intervals, relative to what was measured (to the prediction of a rung
+    that is not). Rungs of other registrations are gray."""
     line = registration["line"]
     budgets = [point["budget"] for point in line]
     shown = [rung["loss"] for rung in registration["rungs"]] + [row["loss"] for row in line]
@@ -366,13 +383,13 @@ def ladder(
         left.plot([], [], "*", color=ORANGE, ms=10, label="measured afterwards")
         if any(rung["registration"] != name for rung in rungs):
             left.plot([], [], "D", color=GRAY, mfc="white", ms=5, label="of another registration")
-        right.axhline(0, color=GREEN, lw=1.2)
+        right.axhline(0, color=GRAY, lw=1.0)
         right.plot([], [], color=ORANGE, lw=4.0, label="95 % interval of the law")
         right.plot([], [], "_-", color=ORANGE, lw=1.2, ms=12, label="95 % interval of a run")
         left.set(xscale="log", yscale="log", xlabel=style.axis_label("flops", AXES, True))
         left.set_ylabel(f"held-out loss ({style.plain_label(registration['unit'])})")
         right.set(xscale="log", xlabel="times the largest budget of the sweep")
-        right.set_ylabel("measured / predicted − 1 (%)")
+        right.set_ylabel("predicted / measured − 1 (%)")
         ratios = sorted({rung["ratio"] for rung in rungs})
         right.set_xticks(ratios, [f"{ratio:.3g}" for ratio in ratios])
         right.set_xticks([], minor=True)
@@ -385,17 +402,19 @@ def ladder(
 
 def _draw_rung(left: Any, right: Any, rung: Mapping[str, Any], color: str) -> None:
     at, center = PER_TOKEN * rung["params"] * rung["tokens"], rung["predicted"]
+    measured = rung["measured"]
     for name, width in (("run_interval", 1.2), ("interval", 4.0)):
         # An open end is drawn as far as a half, or twice, what was predicted.
         ends = [x or f * center for x, f in zip(rung[name], (0.5, 2.0), strict=True)]
-        off = [100 * (end / center - 1) for end in ends]
+        off = [100 * (end / (measured or center) - 1) for end in ends]
         marker = "_" if name == "run_interval" else ""
         right.plot([rung["ratio"]] * 2, off, marker=marker, ms=12, color=color, lw=width,
                    solid_capstyle="butt")  # fmt: skip
         if name == "run_interval":
             left.plot([at] * 2, ends, color=color, lw=width)
     left.plot(at, center, "D", color=color, mfc="white", ms=5, zorder=4)
-    if rung["measured"] is not None:
-        left.plot(at, rung["measured"], "*", color=color, ms=10, zorder=5)
-        off = 100 * (rung["measured"] / center - 1)
-        right.plot(rung["ratio"], off, "*", color=color, ms=11, zorder=5)
+    if measured is not None:
+        left.plot(at, measured, "*", color=color, ms=10, zorder=5)
+        right.plot(rung["ratio"], 0, "*", color=color, ms=11, zorder=5)
+        off = 100 * (center / measured - 1)
+        right.plot(rung["ratio"], off, "D", color=color, mfc="white", ms=5, zorder=6)

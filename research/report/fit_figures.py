@@ -189,10 +189,15 @@ def _least_losses(fit: Fit) -> list[tuple[np.ndarray, np.ndarray]]:
         with np.errstate(all="ignore"):
             return compute_optimal.predict_loss(fit.law, fit.best[None], params, tokens)[0]
 
-    # Some laws rise again where one of both is far beyond the other: the least is looked for.
+    # Some laws rise again where one of both is far beyond the other: the least is looked for. One
+    # that rises from the table on has none there: its least lies at fewer tokens or parameters.
     far = np.geomspace(1, WITHOUT_LIMIT, 61)
-    by_n = np.nanmin([loss(n_grid, np.full(60, d.max() * times)) for times in far], 0)
-    by_d = np.nanmin([loss(np.full(60, n.max() * times), d_grid) for times in far], 0)
+
+    def least(losses: list[np.ndarray]) -> np.ndarray:
+        return np.where(losses[1] > losses[0], np.nan, np.nanmin(losses, 0))
+
+    by_n = least([loss(n_grid, np.full(60, d.max() * times)) for times in far])
+    by_d = least([loss(np.full(60, n.max() * times), d_grid) for times in far])
     return [(n_grid, by_n), (d_grid, by_d), (c, loss(best, c / 6 / best))]
 
 

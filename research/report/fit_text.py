@@ -119,7 +119,7 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False, alone: bool = 
         nats = " nats" if "nats" in document["unit"] else ""
         lines.append(
             f"the loss falls by {fall['nats']:.3g}{nats} from the smallest to the largest, "
-            f"{fall['in_seed_sd']:.0f} standard deviations of a seed ({sd:.2g})"
+            f"{fall['in_seed_sd']:.0f} times the seed-to-seed standard deviation ({sd:.2g})"
         )
     if laws := document.get("laws"):
         lines.append(laws_sentence(laws))

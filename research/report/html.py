@@ -25,7 +25,7 @@ from research.report import (
     run_table,
     text,
 )
-from research.report.captions import caption, finding
+from research.report.captions import best_run_sentence, caption, finding
 from research.report.elements import (
     embed_figure,
     escape,
@@ -38,11 +38,13 @@ from research.report.fit_text import estimate, interval_end
 from research.report.page_assets import CSS, SCRIPT
 from research.report.style import Drawing
 from research.runs import scores
-from research.runs.schema import NOUNS, shown_columns
+from research.runs.schema import COLUMNS, NOUNS, shown_columns
 from research.runs.settings import shown_setting, varying_settings
 
 Row = dict[str, Any]
 
+LOSS = next(column for column in COLUMNS if column.name == "loss")
+MOST_PARTS = 4  # that a reader of many groups sees unfolded
 MOST_SETTINGS = 8  # of those that vary, as columns
 IDENTIFIED = {"ok": "yes", "weak": "poorly", "open": "no: its interval is open",
               "at_bound": "no: at its bound", "fixed": "fixed"}  # fmt: skip
@@ -107,7 +109,9 @@ def render_page(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> s
         f"<h1>{escape(name)}</h1>",
         *_answer(result),
         # Of several groups no valleys come first: what compares them does, or the losses of all.
-        *figures.first("ladder", "compare", "isoflop_isoflop", "loss", "chinchilla_losses"),
+        *figures.first(
+            "transfer_rate", "ladder", "compare", "isoflop_isoflop", "loss", "chinchilla_losses"
+        ),
         *_rungs(result, figures),
         *_trust(result),
         *_compared(result, figures),
@@ -144,8 +148,23 @@ def _findings(result: Mapping[str, Any], drawings: Mapping[str, Drawing]) -> dic
                 if name.startswith(stem):
                     out[name] = finding(name.removeprefix(stem), analysis.document)
     documents = [fit["document"] for fit in result["fits"].values()]
-    if "multiverse" in drawings:
-        out["multiverse"] = finding("multiverse", documents[0])
+    if len(documents) == 1 and documents[0]:
+        for name in ("multiverse", "loss", "residuals"):
+            if name in drawings:
+                out[name] = finding(name, documents[0])
+    if words := ladder_text.verdict(result["rungs"]):
+        out["ladder"] = f"{words}."
+    if compared := result["compared"]:
+        out["compare"] = fit_text.comparison_sentences(compared.document)[0]
+    rows = result["rows"]
+    for metric in text.page_metrics(rows):
+        out[text.figure_name(metric)] = best_run_sentence(rows, metric)
+    out["curves"] = best_run_sentence(rows, LOSS)
+    if section := result["collapse"]:
+        out["collapse"] = (
+            f"The curves deviate from their common one by {section['all']:.1%}; batch noise alone "
+            f"would give {section['noise']:.1%}."
+        )
     return out
 
 
@@ -158,13 +177,20 @@ def _answer(result: Mapping[str, Any]) -> list[str]:
         first = "" if moved else " first"
         out.append(f'<p class="lead{first}">{escape(lines[0])}</p>')
         out += [f'<p class="lead">{escape(line)}</p>' for line in lines[1:]]
-    opened = bool(out)
+    opened, each = bool(out), []
     for group, sentences in result["answers"].items():
         for i, line in enumerate(sentences):
             words = f"{group}: {line}" if several else line
             first = "" if i or opened else " first"
-            out.append(f'<p class="lead{first}">{escape(words)}</p>')
-    return out
+            each.append(f'<p class="lead{first}">{escape(words)}</p>')
+    return [*out, *_folded(f"What each of the {len(result['answers'])} groups says", each, opened)]
+
+
+def _folded(summary: str, parts: Sequence[str], opened: bool = True) -> list[str]:
+    """Parts that a reader unfolds, where there are more than MOST_PARTS and others come first."""
+    if not opened or len(parts) <= MOST_PARTS:
+        return [*parts]
+    return [f"<details><summary>{escape(summary)}</summary>", *parts, "</details>"]
 
 
 def _rungs(result: Mapping[str, Any], figures: _Figures) -> list[str]:
@@ -175,7 +201,7 @@ def _rungs(result: Mapping[str, Any], figures: _Figures) -> list[str]:
     told += [ladder_text.registration_line(*each) for each in result["registrations"].items()]
     return [
         "<h2>Larger runs, predicted and measured</h2>",
-        html_table(ladder_text.HEADINGS, ladder_text.table_rows(rungs), text=0, label="rungs"),
+        html_table(*ladder_text.table_rows(rungs), text=0, label="rungs"),
         *figures.take("forecasts"),
         *paragraphs([f"{line}." for line in told]),
     ]
@@ -194,15 +220,16 @@ def _trust(result: Mapping[str, Any]) -> list[str]:
             *paragraphs(result["agreement"][group]),
         ]
     out.append(warnings_box(result["warnings"]))
+    laws: list[str] = []
     for group, fit in result["fits"].items():
         if document := fit["document"]:
             named = f" of {group}" if several else ""
-            out.append(f"<h3>Fitted law{escape(named)}</h3>")
             expected = fit_text.expected_exponent_sentence(result["cards"], document)
-            out += [
-                _fit_table(document, f"parameters{named}"),
-                *paragraphs([expected] if expected else []),
-            ]
+            parts = [f"<h3>Fitted law{escape(named)}</h3>",
+                     _fit_table(document, f"parameters{named}"),
+                     *paragraphs([expected] if expected else [])]  # fmt: skip
+            laws.append("\n".join(parts))
+    out += _folded(f"The fitted laws of {len(laws)} groups", laws)
     return ["<h2>How far to trust it</h2>", *out] if any(out) else []
 
 
@@ -214,8 +241,8 @@ def _compared(result: Mapping[str, Any], figures: _Figures) -> list[str]:
     if side:
         out += ["<h2>Groups compared</h2>", html_table(side[0], side[1:], label="groups")]
         out.append(
-            "<p>Of several lengths, the longest of each group. Mean ± standard deviation (runs) "
-            "where there is more than one.</p>"
+            "<p>At the largest number of tokens of each group; mean ± standard deviation (runs) "
+            "where there is more than one run.</p>"
         )
     if compared := result["compared"]:
         words = " ".join(fit_text.comparison_sentences(compared.document))
@@ -310,9 +337,10 @@ def _fit_table(document: Mapping[str, Any], label: str) -> str:
     seeds = ""
     if noise and fall["in_seed_sd"]:
         seeds = (
-            f" The seed's standard deviation is {noise['sd']:.3g} ({document['unit']}; "
-            f"{noise['degrees_of_freedom']} degrees of freedom); from the smallest to the largest "
-            f"the loss falls by {fall['nats']:.3g}, {fall['in_seed_sd']:.0f} of it."
+            f" The seed-to-seed standard deviation is {noise['sd']:.3g} ({document['unit']}; "
+            f"{noise['degrees_of_freedom']} degrees of freedom); the loss falls by "
+            f"{fall['nats']:.3g} from the smallest to the largest, {fall['in_seed_sd']:.0f} times "
+            "as much."
         )
     agree, certificate = document["starts"], document["certificate"]
     below = " below the held-out size" if document["holdout"] else ""
@@ -347,7 +375,9 @@ def _runs_table(rows: Sequence[Row], several: bool) -> str:
     }
     table = base64.b64encode(run_table.as_csv(rows, names).encode()).decode()
     link = f'<a download="runs.csv" href="data:text/csv;base64,{table}">Download CSV</a>'
-    head = [*(column.title for column in shown), *varying]
+    seen = {row.get("context") == 1 for row in rows}  # one token of context: an example
+    of_kind = {} if len(seen) > 1 else {"tokens": "examples seen" if True in seen else "tokens"}
+    head = [*(of_kind.get(column.name, column.title) for column in shown), *varying]
     values = [[row.get(name) for name in names] for row in rows]
     return (
         f'<div class="tools">{link}</div>'

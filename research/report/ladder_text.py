@@ -10,7 +10,7 @@ from research.io.text_table import format_table
 from research.report.fit_text import loss_text
 
 HEADINGS = ("times", "parameters", "tokens", "predicted", "95 % of a run", "measured", "error",
-            "compute", "inside", "of it E", "law", "registered in")  # fmt: skip
+            "compute", "inside", "from E", "law", "registered in")  # fmt: skip
 LEFT = ("inside", "law", "registered in")
 
 
@@ -23,12 +23,15 @@ def registered(workdir: str | Path, path: Path | None) -> str:
 
 def measured(rungs: Sequence[Mapping[str, Any]]) -> str:
     """The ladder as a table, and what there is to say of it."""
-    table = format_table(HEADINGS, table_rows(rungs), left=LEFT, right=HEADINGS[:9])
-    return "\n".join(["", table, *sentences(rungs)])
+    head, rows = table_rows(rungs)
+    return "\n".join(
+        ["", format_table(head, rows, left=LEFT, right=HEADINGS[:9]), *sentences(rungs)]
+    )
 
 
-def table_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    return [
+def table_rows(rungs: Sequence[Mapping[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+    """Headings and rows; the law and its registration where there are several."""
+    rows = [
         [
             f"{rung['ratio']:.4g}",
             quantity(rung["params"]),
@@ -42,6 +45,9 @@ def table_rows(rungs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         ]
         for rung in rungs
     ]
+    several = len({(rung["law"], rung["registration"]) for rung in rungs}) > 1
+    shown = len(HEADINGS) if several else len(HEADINGS) - 2
+    return HEADINGS[:shown], [row[:shown] for row in rows]
 
 
 def _half_width_text(rung: Mapping[str, Any]) -> str:

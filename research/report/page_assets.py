@@ -51,7 +51,7 @@ svg, img { max-width: 100%; height: auto; display: block; margin: 0 auto; }
 .chart form label, .vega-bind { font-size: .95rem; }
 .chart input[type=range] { width: 20rem; max-width: 60vw; vertical-align: middle; }
 .chart input[type=range] ~ * { display: none; }
-summary { cursor: pointer; }
+summary { cursor: pointer; margin: .5rem 0; }
 code, pre { background: var(--soft); font-size: .85rem; }
 pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {

@@ -61,6 +61,9 @@ SHORT = 2.5  # decades of an axis, up to which there are labels between them
 LABEL, AMOUNT, LINE = 5.5, 3.4, 1.6
 # Steps within a decade, with the decimal logarithm of the smallest of them.
 STEPS = {(1.0, 2.0, 5.0): math.log10(2), (1.0, 3.0): math.log10(3)}
+MATHEMATICS = re.compile(r"\\\w+|[${}^_*]")  # of a label, what takes no room
+MOST = 7  # ticks of an axis that is shorter than a decade
+TALLEST = 2.0  # times the height of a design, up to which a figure grows for its labels
 LOWEST = 0.62  # height of a panel over its width, where panels are below each other
 NARROW = 18.0  # panels of fewer widths of the type are put below each other
 
@@ -150,6 +153,42 @@ def sheet(
                 other.set_ylabel(other.get_ylabel() or out.panels[0].get_ylabel())
                 other.tick_params(labelleft=True)
         _scale_marks(figure, look.marks)
+        if look.width:
+            _fit_labels(figure)
+
+
+def _fit_labels(figure: Figure) -> None:
+    """Break labels of axes that are longer than these, and let the figure grow where a broken one
+    still is: in large type, or on a narrow figure, they would be cut or lie on each other."""
+    figure.draw_without_rendering()
+    grow = 1.0
+    for axes in figure.axes:
+        for axis, side in ((axes.xaxis, "width"), (axes.yaxis, "height")):
+            room = getattr(axes.bbox if side == "height" else figure.bbox, side)
+            box = axis.label.get_window_extent()
+            beyond = box.x0 < 0 or box.x1 > figure.bbox.width
+            if axis.label.get_text() and (beyond or getattr(box, side) > room):
+                words = axis.label.get_text()
+                visible = len(MATHEMATICS.sub("", words))
+                axis.label.set_text(_broken(words, math.ceil(0.6 * visible)))
+                axis.label.set_multialignment("center")
+                long = getattr(axis.label.get_window_extent(), side)
+                grow = max(grow, long / room) if side == "height" else grow
+    if grow > 1:
+        figure.set_figheight(figure.get_figheight() * min(grow, TALLEST))
+
+
+def _broken(words: str, most: int) -> str:
+    """Words in lines of at most `most` visible characters, where that can be; mathematics is not
+    broken."""
+    lines, long = [""], 0
+    for part in re.findall(r"(?:\$[^$]*\$|[^\s$])+", words):
+        visible = len(MATHEMATICS.sub("", part))
+        if long and long + 1 + visible > most:
+            lines, long = [*lines, ""], 0
+        lines[-1] += f" {part}" if long else part
+        long += visible + bool(long)
+    return "\n".join(lines)
 
 
 def _scale_marks(figure: Figure, factor: float) -> None:
@@ -174,17 +213,19 @@ def _scale_marks(figure: Figure, factor: float) -> None:
 def legend_above(at: Sheet, *axes: Any) -> None:
     """One legend of the entries of `axes` (those of all panels), above them, in as many columns as
     fit."""
+    small = at.look.size / 1.2
+    most = int((at.figure.get_figwidth() * 72 / small - 4.5) / 0.55)
     entries = {}
     for panel in axes or at.panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            entries.setdefault(_broken(label, most), handle)
     if not entries:
         return
-    small = at.look.size / 1.2
-    visible = max(len(re.sub(r"\\\w+|[${}^_*]", "", label)) for label in entries)
+    every = [line for label in entries for line in label.split("\n")]
+    visible = max(len(MATHEMATICS.sub("", line)) for line in every)
     wide = (visible * 0.55 + 4.5) * small / 72
     columns = int(min(len(entries), max(1, at.figure.get_figwidth() // wide)))
-    lines = -(-len(entries) // columns)  # for which the figure grows, and the panels do not shrink
+    lines = -(-len(every) // columns)  # for which the figure grows, and the panels do not shrink
     at.figure.set_figheight(at.figure.get_figheight() + (lines - 1) * 1.4 * small / 72)
     at.figure.legend([*entries.values()], [*entries], ncols=columns, loc="outside upper left")
 
@@ -306,7 +347,24 @@ class _RoomyTicks(LogLocator):
             least = [s for s, gap in STEPS.items() if gap * room >= self.wide]
             subs = least[0] if least else (1.0,) if decades >= 1 else [*STEPS][-1]
         self.set_params(subs=subs)
-        return super().__call__()
+        found = [t for t in super().__call__() if low <= t <= high]
+        steps = {round(t / 10 ** math.floor(math.log10(t) + 1e-9), 6) for t in found}
+        if len(found) < 2 or not steps <= set(subs):  # too short a range for them
+            return self._even(low, high, room) or found
+        return found
+
+    def _even(self, low: float, high: float, room: float) -> list[float]:
+        """At most MOST ticks in the smallest round step whose labels do not touch at the upper end,
+        where they are the closest; none where no step gives two."""
+        first = math.floor(math.log10(high - low)) - 1
+        for step in (n * 10.0**k for k in range(first, first + 3) for n in (1, 2, 5)):
+            ticks = step * np.arange(math.ceil(low / step), math.floor(high / step) + 1)
+            if len(ticks) < 2:
+                break
+            gap = math.log10(ticks[-1] / ticks[-2])
+            if len(ticks) <= MOST and gap * room >= self.wide:
+                return [float(tick) for tick in ticks]
+        return []
 
 
 def log_ticks(axis: Any, flops: bool = False) -> None:

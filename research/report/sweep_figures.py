@@ -111,14 +111,14 @@ def collapse_curves(bundle: collapse.Bundle) -> Figure:
     return sheet.figure
 
 
-def _size_bar(sheet: style.Sheet, norm: LogNorm, column: str) -> None:
+def _size_bar(sheet: style.Sheet, norm: LogNorm, column: str, label: str = "") -> None:
     """What the colors of `norm` stand for; nothing where all are of about one size."""
     if (norm.vmax or 1) < ONE_SIZE * (norm.vmin or 1):
         return
     scale = matplotlib.cm.ScalarMappable(norm, style.SIZES)
     bar = sheet.figure.colorbar(scale, ax=sheet.panels, pad=0.02, aspect=30)
-    bar.set_label(style.axis_label(column, AXES))
-    log_ticks(bar.ax.yaxis)
+    bar.set_label(label or style.axis_label(column, AXES))
+    log_ticks(bar.ax.yaxis, flops="flops" in column)
 
 
 def forecast_curves(
@@ -147,16 +147,20 @@ def forecast_curves(
             late = share >= collapse.BEGIN / 2
             axes.set_ylim(0.9 * (loss - 2 * sd)[late].min(), 1.1 * (loss + 2 * sd)[late].max())
             axes.set_xlabel("share of training")
-        panels[0].set_ylabel(f"loss of batches ({plain_label(unit)})")
+        panels[0].set_ylabel(f"training loss ({plain_label(unit)})")
         panels[0].legend()
     return sheet.figure
 
 
 def score_curves(
-    series: Mapping[str, Sequence[tuple[float, float, float, int]]], column: str, label: str
+    series: Mapping[str, Sequence[tuple[float, float, float, int]]],
+    column: str,
+    label: str,
+    budgets: Sequence[float] = (),
 ) -> Figure:
     """A score of each group against a column: (x, mean, standard deviation, runs). Points are
-    joined where each x has one; others differ in something else, as in their budget."""
+    joined where each x has one; others differ in something else, as in their budget: those of a
+    single group are colored by `budgets`, the FLOPs of each."""
     with style.sheet(6.4, 3.8) as sheet:
         (axes,) = sheet.panels
         for name, points in series.items():
@@ -166,6 +170,10 @@ def score_curves(
                 line = "-" if len(set(x)) == len(x) else ""
                 axes.errorbar(x, mean, sd, fmt=f"{mark}{line}", capsize=3,
                               color=color, ms=5, lw=1.4, label=words)  # fmt: skip
+                if not line and len(budgets) == len(x) and len(series) == 1:
+                    norm = LogNorm(min(budgets), max(*budgets, 1.01 * min(budgets)))
+                    axes.scatter(x, mean, 34, budgets, cmap=style.SIZES, norm=norm, zorder=3)
+                    _size_bar(sheet, norm, "flops", "exact training FLOPs")
         axes.set_xscale("log")
         axes.set_xlabel(style.axis_label(column, AXES))
         several = any(runs > 1 for points in series.values() for *_, runs in points)

@@ -51,14 +51,7 @@ def score_statistics(
 ) -> list[tuple[float, float, float, int]]:
     """(value of `against`, mean, standard deviation, runs) of a score, of runs that differ in
     nothing but the seed, by that value and by tokens; the standard deviation of one run is NaN."""
-    done = [
-        row
-        for row in rows
-        if row["status"] == "done" and is_number(row.get(score)) and row.get(against)
-    ]
-    names = (against, "params", "tokens", "train_examples")
-    cells = replicate_groups(done, [n for n in names if all(n in row for row in done)])
-    groups = sorted(cells.values(), key=lambda g: (g[0][against], g[0].get("tokens") or 0))
+    done = _scored(rows, against, score)
     return [
         (
             group[0][against],
@@ -66,8 +59,30 @@ def score_statistics(
             float(np.std([row[score] for row in group], ddof=1)) if len(group) > 1 else math.nan,
             len(group),
         )
-        for group in groups
+        for group in _replicates(done, against)
     ]
+
+
+def _scored(rows: Sequence[Row], against: str, score: str) -> list[Row]:
+    return [
+        row
+        for row in rows
+        if row["status"] == "done" and is_number(row.get(score)) and row.get(against)
+    ]
+
+
+def _replicates(done: Sequence[Row], against: str) -> list[list[Row]]:
+    names = (against, "params", "tokens", "train_examples")
+    cells = replicate_groups(done, [n for n in names if all(n in row for row in done)])
+    return sorted(cells.values(), key=lambda g: (g[0][against], g[0].get("tokens") or 0))
+
+
+def score_budgets(rows: Sequence[Row], against: str, score: str) -> list[float]:
+    """The exact FLOPs of each point of `score_statistics`, by which a figure tells budgets apart;
+    [] where a run has none."""
+    done = _scored(rows, against, score)
+    flops = [group[0].get("flops") for group in _replicates(done, against)]
+    return [float(x) for x in flops if x] if all(flops) else []
 
 
 def figure_name(metric: Column, kind: str = "metric") -> str:

@@ -85,7 +85,7 @@ def rate(found: Mapping[str, Any]) -> Told:
             entry = found[which]["optima"][i]
             row += [_optimum(entry), _curvature(entry), f"{entry['loss']:.4f}"]
         rows.append(row)
-    kinds = ("lr", "curvature", "least loss")
+    kinds = ("learning rate", "curvature", "lowest loss")
     headings = [f"{words}: {kind}" for words in WORDS.values() for kind in kinds]
     lines = []
     for which, words in WORDS.items():
@@ -97,8 +97,8 @@ def rate(found: Mapping[str, Any]) -> Told:
         worse = f"wider is worse from {rises}" if rises else "wider is never worse"
         lines.append(
             f"{words} ({part['transfer']}): the best learning rate moves by "
-            f"2^{part['optimum_shift_log2']:+.2f}{said} over {found['widths'][-1]} / "
-            f"{found['widths'][0]} of the width{bound}; at {part['shared_lr']:.3g} {worse}"
+            f"2^{part['optimum_shift_log2']:+.2f}{said} from width {found['widths'][0]} to "
+            f"{found['widths'][-1]}{bound}; at {part['shared_lr']:.3g} {worse}"
         )
     return Told(["width", *headings], rows, lines)
 
@@ -203,13 +203,13 @@ def verdict(document: Mapping[str, Any]) -> str:
             + (" (a bound)" if found[which]["censored"] else "")
             for which, words in (("rule", "with the rule"), ("standard", "without"))
         ]
-        over = found["widths"][-1] / found["widths"][0]
-        parts.append(f"over {over:g} times the width the best learning rate moves by "
+        narrow, wide = found["widths"][0], found["widths"][-1]
+        parts.append(f"from width {narrow} to {wide}, the best learning rate moves by "
                      f"{' and '.join(moved)}")  # fmt: skip
     if (found := document.get("regret")) and found["loss"] is not None and found["interval"]:
         low, high = found["interval"]
-        parts.append(f"the one of width {found['from_width']} costs {found['loss']:+.4f} "
-                     f"({low:+.4f} to {high:+.4f}) at width {found['width']}")  # fmt: skip
+        parts.append(f"at width {found['width']}, the best rate of width {found['from_width']} "
+                     f"costs {found['loss']:+.4f} ({low:+.4f} to {high:+.4f}) of loss")  # fmt: skip
     return "; ".join(parts)
 
 

@@ -16,8 +16,8 @@ COUNTING = "Ways of counting and fitting (isoflop fit --multiverse shows what th
 DATA = "Which runs and data these are"
 # The first whose pattern is found in a warning; what no pattern knows is of DATA.
 KINDS = (
-    (LOWER, r"^Runs? .* (is|are) diverged"),
-    (AGAIN, r"^Runs? .* (is|are) (failed|unfinished|new|running|stopped)"),
+    (LOWER, r"^Runs? .* diverged"),
+    (AGAIN, r"^Runs? .* (failed|(is|are) (unfinished|new|running|stopped))"),
     (COUNTING, r"6 \* params \* tokens|akima and parabola|Huber|units?\b|convention|\(--objective"
                r"|follows these rows better"),
     (MORE, r"constrained|identified|at (its|their) bound|starts agree|\bfewer than|needs? \d"
@@ -25,6 +25,7 @@ KINDS = (
            r"|lies? outside|decide|without (it|them)|misfit|negative|too few|that was tried"),
 )  # fmt: skip
 NAMED = re.compile(r"^(Run )?([\w.-]{1,60}) is (.+)$", re.DOTALL)
+ENDED = re.compile(r"(?:is|are) (failed|diverged)(?=\.)")
 NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
 PLURAL = (
     (r"\bits\b", "their"),
@@ -72,7 +73,7 @@ def grouped_warnings(
         for row in rows
         if row["status"] != "done"
     )
-    lines += notes
+    lines = [ENDED.sub(r"\1", line) for line in lines] + [*notes]
     told_of: dict[str, list[str]] = {}
     for name, fit in fits.items():
         document = fit["document"]

@@ -117,7 +117,10 @@ def fit_envelope(rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     return {
         "laws": laws,
         "dropped": [
-            {"run": rows[i]["run"], "reason": "on the envelope, but of the least or largest size"}
+            {
+                "run": rows[i]["run"],
+                "reason": "on the envelope, but of the smallest or largest size",
+            }
             for i in edge
         ],
         "method": f"{resamples} resamples by {options.cluster}, or Student's t about the line "

@@ -34,6 +34,7 @@ WAYS = {
 }
 MIN_FOR_LOSS = 5  # minima, from which on a law of three parameters says how it is uncertain
 MIN_BUDGETS = 3  # two draw a line that no other is compared with
+BEYOND, BAND_POINTS = 3.0, 13  # of the band of a frontier: its reach in budgets, and its points
 SLOPE_STEP = 1e-3  # of log compute, for a derivative
 TOO_WIDE = 2.0  # factor between the ends of an interval of a loss, from which it says nothing
 
@@ -94,6 +95,7 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         "certificate": None,
         **parts,
         "law_of_minima": law_of_minima,
+        "frontier": frontier_points(laws, parts["minima"]),
         "predictions": [_prediction(laws, law_of_minima, c) for c in options.predict_flops],
         "holdout": _check_held_out(laws, parts["noise"], held_out, options)
         if held_out and name == "isoflop"
@@ -103,6 +105,16 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
     if name == "isoflop" and (other := _budgets_elsewhere(rows, usable, document["dropped"])):
         document["warnings"].append(other)
     return document
+
+
+def frontier_points(laws: PowerLaws, minima: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The optima of budgets from BEYOND below the located minima to BEYOND above them, each with
+    its 95 % intervals: what a figure of the frontier draws as a band."""
+    if not minima or not len(laws.draws) or not np.isfinite(laws.optimal).all():
+        return []
+    budgets = [m["flops"] for m in minima]
+    grid = np.geomspace(min(budgets) / BEYOND, max(budgets) * BEYOND, BAND_POINTS)
+    return [laws.predict(float(c)) for c in grid]
 
 
 def _budgets_elsewhere(

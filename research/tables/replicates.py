@@ -184,7 +184,7 @@ def _sense(response: str) -> int:
 
 
 def _best(response: str) -> str:
-    return "highest accuracy" if response == "accuracy" else "least loss"
+    return "highest accuracy" if response == "accuracy" else "lowest loss"
 
 
 def _beaten(by: table.Row, response: str) -> str:
@@ -234,9 +234,9 @@ def tuning_warnings(
         if not lucky:
             return []
         return [
-            f"{chosen} rows gave way to a better one of their cell, and the best of {len(lucky)} "
-            "cells were not trained again with another seed: the best of several is too good by "
-            "chance, of five equal runs by 1.2 standard deviations of a run"
+            f"{chosen} rows gave way to a better one of the same size and length; {len(lucky)} of "
+            "the best have no second seed, and the best of several is biased: of five equal runs by "
+            "1.2 standard deviations of a run"
         ]
     varied = told_once(rows, varied_within(rows, columns))
     if not varied:

@@ -263,13 +263,11 @@ def test_every_warning_is_said_once_below_what_to_do_about_it(asked):
     groups = warning_groups.grouped_warnings(rows, fits, {"": asked}, ["a note", "a note"])
     lines = [line for of in groups.values() for line in of]
     assert len(lines) == len(set(lines))
-    assert groups[warning_groups.AGAIN] == ["Run lost is failed. <b>fire</b>"]
+    assert groups[warning_groups.AGAIN] == ["Run lost failed. <b>fire</b>"]
     # A run that diverged is not trained again.
     far = [{"run": "far", "status": "diverged", "reason": "the loss is not finite at step 3"}]
     lower = warning_groups.grouped_warnings(far, {}, {}, [])
-    assert lower == {
-        warning_groups.LOWER: ["Run far is diverged. The loss is not finite at step 3"]
-    }
+    assert lower == {warning_groups.LOWER: ["Run far diverged. The loss is not finite at step 3"]}
     assert "a note" in groups[warning_groups.DATA]
     (counted,) = [line for line in lines if "6 * params * tokens" in line]
     assert counted in groups[warning_groups.COUNTING]

@@ -50,8 +50,8 @@ def test_runs_of_other_switches_are_compared_with_the_switch_as_a_column(tmp_pat
     assert set(groups) == {"clip=a number", "clip=none"}
     assert "no law:" not in text.text_summary(result)
     page = page_of(tmp_path)
-    told, again = re.findall(r"(clip=none|clip=a number) needs ([\d.]+) times the", page)
-    assert told == again  # what opens the page, and the section
+    told, *again = re.findall(r"(clip=none|clip=a number) needs ([\d.]+) times the", page)
+    assert again == [told, told]  # what opens the page; its figure, and the section
     assert page.index(" needs ") < page.index("<figure")
     assert text.text_summary(result).splitlines()[1].startswith(f"{told[0]} needs ")
     # The figure says the same of the same group, which it moves by what is over that.
@@ -154,9 +154,9 @@ def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path
         result = build.write_report(workdir(tmp_path / name, some))
         section = result["compared"].document["compare"]
         (needs[name],) = [g["needs"]["value"] for g in section["groups"].values() if "needs" in g]
-        told = "of each size and length the best lr of each is compared" in section["words"]
+        told = "each group is compared at its best lr for each size and length" in section["words"]
         assert told == (name == "tuned")
-        assert ("only the best of the settings" in page_of(tmp_path / name)) == (name == "tuned")
+        assert ("Only the best setting of each" in page_of(tmp_path / name)) == (name == "tuned")
         own_law[name] = result["fits"]["clip=none"]["document"]
         if name == "tuned":  # the twin: a law through all that was tried
             every = scaling.analyze(

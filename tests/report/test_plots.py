@@ -12,6 +12,7 @@ from PIL import Image
 
 import isoflop
 from experiments import plot as command
+from research import scaling
 from research.errors import BadInput
 from research.io.humanize import flops_text
 from research.report import (
@@ -283,7 +284,54 @@ def test_a_caption_states_what_its_figure_found(source):
     assert f"C^{exponent:.2f} (" in said["isoflop"]
     assert "E = " in said["losses"]
     assert re.match(r"\d of 15 runs lie on the hull", said["envelope"])
-    assert captions.finding("residuals", source.analysis("chinchilla").document) == ""
+    found = source.analysis("chinchilla").document
+    spread = found["noise"]["value"]
+    assert f"about the law by {spread:.2%}" in captions.finding("residuals", found)
+    assert captions.finding("curves", found) == ""
+
+
+@pytest.mark.parametrize("name", ["frontier", "isoflop", "losses", "residuals"])
+@pytest.mark.parametrize("width", [3.3, 7.0])
+def test_no_label_is_cut_in_large_type(source, name, width):
+    with style.looking("talk", width):
+        figure = figures.FIGURES[name](source)
+    figure.draw_without_rendering()
+    page = figure.bbox
+    labels = [axis.label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    labels += [text for legend in figure.legends for text in legend.get_texts()]
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    assert all(b.x0 > -1 and b.x1 < page.width + 1 and b.y0 > -1 and b.y1 < page.height + 1
+               for b in boxes)  # fmt: skip
+    assert style._broken("tokens per parameter $D^*/N^*$", 10) == "tokens per\nparameter\n$D^*/N^*$"
+
+
+def test_a_short_logarithmic_axis_has_few_round_ticks(source):
+    with style.sheet(3, 3) as sheet:
+        (axes,) = sheet.panels
+        axes.plot([1, 2], [16, 37])
+        axes.set_yscale("log")
+        style.log_ticks(axes.yaxis)
+    assert [*axes.yaxis.get_major_locator()()] == [20, 25, 30, 35]
+
+
+def test_a_law_that_rises_with_size_has_no_lowest_loss_of_its_tokens(source):
+    rows = [{**row, "loss": 0.2 * row["params"] ** 0.1 + row["tokens"] ** -0.5} for row in grid()]
+    rising, falling = scaling.analyze("chinchilla", rows, {}), source.analysis("chinchilla")
+    for analysis, known in ((rising, False), (falling, True)):
+        _, (_, by_tokens), _ = fit_figures._least_losses(analysis.fit)
+        assert np.isfinite(by_tokens).all() == known
+
+
+def test_the_frontier_of_minima_has_its_band(source):
+    document = source.analysis("isoflop").document
+    figure = decision_figures.frontier(document["minima"], document)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert {"95 % band", "their 95 % intervals"} <= set(labels)
+    low, high = document["frontier"][0], document["frontier"][-1]
+    budgets = [m["flops"] for m in document["minima"]]
+    assert low["flops"] < min(budgets) < max(budgets) < high["flops"]
+    bare = decision_figures.frontier(document["minima"], {**document, "frontier": []})
+    assert "95 % band" not in bare.axes[0].get_legend_handles_labels()[1]
 
 
 def pdf_of(tmp_path, *flags):

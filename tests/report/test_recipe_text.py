@@ -82,10 +82,11 @@ def test_the_page_has_the_check_of_transfer_with_its_figures(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "Whether the hyperparameters transfer" in page
     for words in (
-        "Over 2 times the width the best learning rate moves by 2^+0.10 with the rule and 2^-2.50 "
-        "without; the one of width 32 costs +0.0250 (-0.0100 to +0.0600) at width 64.",
+        "From width 32 to 64, the best learning rate moves by 2^+0.10 with the rule and 2^-2.50 "
+        "without; at width 64, the best rate of width 32 costs +0.0250 (-0.0100 to +0.0600) of "
+        "loss.",
         "With the rule (complete_p): largest slope in width 0.010, residual over depths x 1.2.",
-        "moves by 2^-2.50 (-2.60 to -2.40) over 64 / 32 of the width",
+        "moves by 2^-2.50 (-2.60 to -2.40) from width 32 to 64",
         "Against a sweep there: +0.0250 (-0.0100 to +0.0600).",
         "Against the standard&#x27;s best there: a run diverged.",
         "Loss against learning rate at every width.",

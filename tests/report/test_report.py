@@ -101,7 +101,7 @@ def test_missing_runs_are_counted_first_and_named_below(tmp_path):
     result = build.write_report(workdir(tmp_path, rows))
     page = (tmp_path / "report.html").read_text()
     assert page.index("1 of 9 runs is not done") < page.index("<svg")
-    assert page.index("<svg") < page.index("Launch again") < page.index("Run r0 is failed")
+    assert page.index("<svg") < page.index("Launch again") < page.index("Run r0 failed")
     assert result["fits"][""]["document"]["dropped"] == [{"run": "r0", "reason": "failed"}]
 
 

@@ -136,7 +136,8 @@ def test_a_rung_is_compared_with_its_run(swept):
     words = ladder_text.measured([one, other])
     assert "of 2 rungs measured lie inside" in words
     assert "(±" in words
-    (row,) = ladder_text.table_rows([{**one, "run_interval": [None, 2.0]}])
+    head, (row,) = ladder_text.table_rows([{**one, "run_interval": [None, 2.0]}])
+    assert "registered in" not in head  # which is said where there are several
     assert row[ladder_text.HEADINGS.index("95 % of a run")].startswith("open to 2")
     assert "inf" not in " ".join(row)
     assert "had been trained before" not in words
