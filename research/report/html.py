@@ -178,12 +178,15 @@ def _answer(result: Mapping[str, Any]) -> list[str]:
         out.append(f'<p class="lead{first}">{escape(lines[0])}</p>')
         out += [f'<p class="lead">{escape(line)}</p>' for line in lines[1:]]
     opened, each = bool(out), []
-    for group, sentences in result["answers"].items():
+    answers = result["answers"]
+    if moved and not any(fit["document"] for fit in result["fits"].values()):
+        answers = {}  # a check of transfer is no sweep over sizes: it is not asked for a law
+    for group, sentences in answers.items():
         for i, line in enumerate(sentences):
             words = f"{group}: {line}" if several else line
             first = "" if i or opened else " first"
             each.append(f'<p class="lead{first}">{escape(words)}</p>')
-    return [*out, *_folded(f"What each of the {len(result['answers'])} groups says", each, opened)]
+    return [*out, *_folded(f"What each of the {len(answers)} groups says", each, opened)]
 
 
 def _folded(summary: str, parts: Sequence[str], opened: bool = True) -> list[str]:
