@@ -235,8 +235,8 @@ def tuning_warnings(
             return []
         return [
             f"{chosen} rows gave way to a better one of the same size and length; {len(lucky)} of "
-            "the best have no second seed, and the best of several is biased: of five equal runs by "
-            "1.2 standard deviations of a run"
+            "the best have no second seed, and the best of several is biased: of five equal runs "
+            "by 1.2 standard deviations of a run"
         ]
     varied = told_once(rows, varied_within(rows, columns))
     if not varied:

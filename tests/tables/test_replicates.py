@@ -89,10 +89,10 @@ def test_the_best_of_a_cell_is_the_least_loss_or_the_highest_accuracy(response):
             for lr, y in ((1e-3, 0.5), (2e-3, 0.7), (4e-3, 0.6))]  # fmt: skip
     (best,), dropped = replicates.best_of_cell(rows, ["flops"], response)
     assert best[response] == (0.5 if response == "loss" else 0.7)
-    words = "least loss" if response == "loss" else "highest accuracy"
+    words = "lowest loss" if response == "loss" else "highest accuracy"
     assert all(f"{best['run']} has the {words}" in row["reason"] for row in dropped)
     (told,) = replicates.tuning_warnings([best], ["flops"], dropped, response)
-    assert "best of 1 cells" in told
+    assert "1 of the best have no second seed" in told
     assert words in replicates.tuning_warnings(rows, ["flops"], [], response)[0]
     edges = replicates.edge_warnings(rows, ["flops"], response)
     assert any("smallest" in line for line in edges) == (response == "loss")
