@@ -13,7 +13,7 @@ from research.config import grid
 
 SIZES = (17e3, 33e3, 54e3)
 SHARES = (0.25, 0.5, 1.0)  # of the longest run; three, since fewer values determine no exponent
-RATES = {"adamw": (0.008, 0.016, 0.032, 0.064), "muon": (0.02, 0.04, 0.08, 0.16)}
+RATES = {"adamw": (0.004, 0.008, 0.016, 0.032, 0.064), "muon": (0.01, 0.02, 0.04, 0.08)}
 
 
 def get_config():
