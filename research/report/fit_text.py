@@ -16,6 +16,7 @@ LETTERS = {  # of the power laws through minima, as their formula has them
     "tokens_exponent": "a'",
     "tokens_coefficient": "k'",
 }
+SMALL = 0.01  # of what is predicted, below which four decimals say too little
 SAME_COUNT = 0.01  # relative, up to which two ways of counting FLOPs are the same
 
 
@@ -208,10 +209,11 @@ def _multiverse_sentence(section: Mapping[str, Any]) -> str:
 def _prediction_line(row: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """A prediction: of a law of one column, or of what is optimal for a budget."""
     if not {"flops", "params"} <= row.keys():
-        low, high = (interval_end(x, ".4f") for x in row["interval"])
+        digits = ".4f" if abs(row[document["response"]]) >= SMALL else ".4g"
+        low, high = (interval_end(x, digits) for x in row["interval"])
         at = amount_text(row[document["against"]], document["against"])
         value = row[document["response"]]
-        return f"predicted at {at}: {value:.4f} (law: {low} to {high})"
+        return f"predicted at {at}: {value:{digits}} (law: {low} to {high})"
     words = f"best for {flops_text(row['flops'])} FLOPs"
     if row["params"] is None:
         return f"{words}: the law has no optimum there"

@@ -89,13 +89,14 @@ def nearest_trial(
     held = largest_rows(amount)
     at = math.exp(float(np.mean(np.log(amount[held]))))
     wanted = max((x / most for x in asked if x > most), default=FURTHER)
-    needs = max(parameters + (MIN_LEFT if both else 1), math.ceil(ENOUGH * len(rows)))
+    needs = parameters + (MIN_LEFT if both else 1)  # of distinct points
+    least = max(needs, math.ceil(ENOUGH * len(rows)))  # of rows, of which some are seeds of a point
     numbers = number_budgets(amount)
     found: list[tuple[float, float, list[table.Row]]] = []
     for limit in [float(amount[numbers == i].max()) for i in np.unique(numbers[~held])]:
         some = [row for row, x in zip(rows, amount, strict=True) if x <= limit]
         distinct = {tuple(row[c] for c in columns) for row in some}
-        enough = len(distinct) >= needs and LEAST_RATIO * limit <= at
+        enough = len(distinct) >= needs and len(some) >= least and LEAST_RATIO * limit <= at
         if enough and len(columns) > 1:  # each of them has to vary
             varied = [len({row[c] for row in some}) for c in COUNTS if c in columns]
             enough = min(varied) >= MIN_SIZES and not (both and vary_together(some))
@@ -106,7 +107,7 @@ def nearest_trial(
         more = f", of {budgets} budgets and {MIN_SIZES} sizes" if len(columns) > 1 else ""
         raise BadInput(
             f"a fit to the rows below the largest {column} ({amount_text(amount.max(), column)}) "
-            f"needs at least {needs}{more}, and there are fewer"
+            f"needs at least {least}{more}, and there are fewer"
         )
     _, limit, some = min(found, key=lambda entry: entry[:2])
     far = [row for row, out in zip(rows, held, strict=True) if out]

@@ -55,15 +55,19 @@ def beyond_scores(rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]])
 
 
 def _rising_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
-    if not {"loss", "params", "tokens"} <= set(needed) or len(rows) < LEAST_TO_RANK:
+    both, alone = {"params", "tokens"} <= set(needed), len(needed) == 2 and needed[0] in COUNTS
+    if "loss" not in needed or not (both or alone) or len(rows) < LEAST_TO_RANK:
         return []
     # By whole steps, which make no other budget of one.
-    budgets = np.round(np.log([row["params"] * row["tokens"] for row in rows]) / math.log(ALIKE))
-    if (along := rank_correlation(budgets.tolist(), [row["loss"] for row in rows])) < RISES:
+    of = ("params", "tokens") if both else needed[:1]
+    amounts = np.array([math.prod(row[name] for name in of) for row in rows])
+    steps = np.round(np.log(amounts) / math.log(ALIKE))
+    if (along := rank_correlation(steps.tolist(), [row["loss"] for row in rows])) < RISES:
         return []
+    what, by = ("compute", "flops") if both else (needed[0], needed[0])
     return [
-        f"losses rise with compute (rank correlation {along:+.2f}): an accuracy or another score "
-        "is no loss; --law=logistic --against=flops --columns=accuracy=… is of accuracies, and "
+        f"losses rise with {what} (rank correlation {along:+.2f}): an accuracy or another score "
+        f"is no loss; --law=logistic --against={by} --columns=accuracy=… is of accuracies, and "
         "--columns='loss=loss*-1' turns log likelihoods"
     ]
 

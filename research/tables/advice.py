@@ -64,6 +64,11 @@ _WORDS = {
 }
 _OF_MUCH = _of("modelsize size number budget ratio")  # by which less is called
 _LOGARITHM_OF = _of("perplexity ppl")
+_ERROR = re.compile(  # of a classifier: no loss, but it falls like one
+    r"(?:(?:top|val|valid|validation|test|eval|imagenet|top-?\d)[\W_]*)+err(?:or)?(?:[\W_]*rate)?|"
+    r"error[\W_]*rate",
+    re.IGNORECASE,
+)
 _LIKELY = _of("likelihood loglikelihood prob logprob")
 _ACTIVE = _of("active activated")  # of the parameters of a sparse model: those that cost compute
 _HELD_OUT = _of("val valid validation eval evaluation test heldout")
@@ -154,6 +159,8 @@ def _rank(name: str, ours: str) -> tuple[int, int] | None:
     spellings = {_letters(bare), _letters(re.split(r"[/.:]", bare)[-1])}
     known = {ours.replace("_", ""), *_NAMES.get(ours, "").split()}
     words = _spelled(bare)
+    if ours == "loss" and _ERROR.fullmatch(bare.strip()):
+        return 6, len(words)
     held_out = ours == "loss" and bool(_HELD_OUT & {*words})
     trained = ours == "loss" and not held_out and any(word.startswith("train") for word in words)
     if ours == "params" and _ACTIVE & {*words}:
@@ -278,8 +285,11 @@ def _of_scores(rows: Rows, missing: Sequence[str]) -> str:
     if "loss" not in missing or not score:
         return ""
     axes = {ours: text for ours in ("flops", "params", "tokens") if (text := guess(rows, ours))}
-    against = next(iter(axes), "params")
-    pairs = {against: axes.get(against, "…"), "accuracy": score}
+    if axes.keys() == {"params", "tokens"}:  # whose product is compute
+        against, pairs = "flops", {**axes, "accuracy": score}
+    else:
+        against = next(iter(axes), "params")
+        pairs = {against: axes.get(against, "…"), "accuracy": score}
     return (
         f"; {score!r} is a score by its name: --law=logistic --against={against} "
         f"--columns='{flag(rows, pairs)}'"

@@ -218,6 +218,7 @@ def _checked(
 ) -> Sheet:
     """The sheet, without columns that are empty from top to bottom; of two that have the same name
     and the same cells there is one, and others are numbered."""
+    header = [re.sub(r"\s*[\r\n]+\s*", " ", name).strip() for name in header]
     if joined := _second_header(header, rows):
         both = f"lines {lines[0] - 1} and {lines[0]}"
         notes.append(f"{both} are both of the header: {', '.join(joined)}")

@@ -59,6 +59,7 @@ SETTING = re.compile(r".*(?:lr|learning_rate|batch|warmup|decay|momentum|beta\d?
 
 
 OTHER_COUNTS = re.compile(r"unique_tokens.*|params_.*|(?:num_|n_)?epochs", re.IGNORECASE)
+STEPS = re.compile(r"(?:.*[_/. -])?(?:steps?|iters|iterations|updates)", re.IGNORECASE)
 SAME_COUNT = 1.01  # factor
 BEST_OF = "--best_of=cell"
 FEW_WORDS = 8  # rows, of which each may have a setting in a word of its own
@@ -128,7 +129,12 @@ def varied_within(rows: Sequence[table.Row], columns: Sequence[str]) -> list[str
     groups = [cell for cell in cells(rows, columns).values() if len(cell) > 1]
     out = [n for n in names if any(len({value_text(r.get(n)) for r in g}) > 1 for g in groups)]
     if len({*columns} & {"params", "tokens", "flops"}) < 2:
-        return out
+        if any("tokens" in row for row in rows):
+            return out
+        lengths = [n for n in dict.fromkeys(n for row in rows for n in row) if STEPS.fullmatch(n)]
+        return out + [
+            n for n in lengths if n not in (*columns, *out) and any(_apart(g, n) for g in groups)
+        ]
     # Of one size and length: another count of parameters is another model, and how often data were
     # seen is of other data.
     counts = dict.fromkeys(name for row in rows for name in row if OTHER_COUNTS.fullmatch(name))

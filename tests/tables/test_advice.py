@@ -106,6 +106,27 @@ def test_a_table_of_scores_is_told_its_law(tmp_path):
         table.usable_rows(table.read_runs(path), NEEDED)
 
 
+def test_a_score_of_known_params_and_tokens_is_one_against_compute(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(as_csv([["7B", "2T", 45.3], ["13B", "2T", 54.8]], ("Size", "Tokens", "MMLU")))
+    advised = r"--law=logistic --against=flops --columns='params=Size,tokens=Tokens,accuracy=MMLU'"
+    with pytest.raises(BadInput, match=advised):
+        table.usable_rows(table.read_runs(path), NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("name", "advised"),
+    [("top-1 err (%)", True), ("Test Error", True), ("error rate", True), ("std_err", False),
+     ("loss error", False), ("err", False)],
+)  # fmt: skip
+def test_an_error_rate_is_advised_where_there_is_no_loss(tmp_path, name, advised):
+    path = tmp_path / "t.csv"
+    path.write_text(as_csv([[1e6, 20.5], [2e6, 18.5]], ("N", name)))
+    assert (f"loss={name}" in flag_of(path)) == advised
+    path.write_text(as_csv([[1e6, 20.5, 2.1], [2e6, 18.5, 2.0]], ("N", name, "test loss")))
+    assert "loss=test loss" in flag_of(path)
+
+
 def run(tmp_path, text, *flags):
     (tmp_path / "t.csv").write_text(text)
     return command.main([f"--runs={tmp_path / 't.csv'}", f"--out={tmp_path / 'o'}", *flags])

@@ -175,6 +175,13 @@ def test_a_table_with_a_row_for_each_quantity_is_told(tmp_path):
         assert (pivot in str(refused.value)) == told
 
 
+def test_a_line_break_in_a_header_is_a_space(tmp_path):
+    path = tmp_path / "t.csv"
+    rows = read(path, as_csv(LINES, ("params\n(total)", "tokens", "val\r\nloss")),
+                "params=params (total),loss=val loss")  # fmt: skip
+    assert is_grid(rows)
+
+
 def test_a_table_without_a_header_is_told(tmp_path):
     with pytest.raises(
         BadInput, match=r"first line is numbers alone \(20000000, 1000000000, "

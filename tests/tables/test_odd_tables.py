@@ -7,12 +7,15 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.scaling import Options, analyze, fit_law, groups
+from research.report import fit_text
+from research.scaling import Options, analyze, extrapolation, fit_law, groups
 from research.scaling.budgets import group_by_budget
 from research.scaling.envelope import lower_hull
+from research.scaling.laws import named_law
 from research.tables import table
 from tests.scaling.test_minima import TRUTH, iso_rows, loss_at, two_recipes
 from tests.scaling.test_scaling import law_at, noisy, rows_of
+from tests.tables.test_tables_from_elsewhere import GRID
 
 SIZES = np.geomspace(1e6, 1e9, 12)
 
@@ -228,6 +231,34 @@ def test_budgets_of_tokens_that_go_with_params_are_told(tmp_path):
             for i in range(7)]  # fmt: skip
     with pytest.raises(BadInput, match=r"params and tokens vary together.*--against=flops"):
         analyze("auto", rows, {"predict_flops": [1e24]})
+
+
+def test_losses_that_rise_with_size_are_told():
+    """Twin: losses that fall."""
+    for sign in (1, -1):
+        rows = [{"run": f"{i}", "params": 10.0 ** (6 + i / 2), "loss": 3 + sign * i ** 0.9 / 9}
+                for i in range(8)]  # fmt: skip
+        warnings = fit_law("power", rows, bootstrap=0)["warnings"]
+        told = any("losses rise with params (rank correlation +1.00)" in w for w in warnings)
+        assert told == (sign > 0)
+
+
+def test_a_prediction_near_nothing_has_its_digits():
+    rows = [{"run": f"{i}", "params": 100.0 * 2**i, "loss": 1e-4 + 0.3 * (100.0 * 2**i) ** -0.8}
+            for i in range(9)]  # fmt: skip
+    document = fit_law("power", rows, predict=[1e6], bootstrap=0)
+    assert "predicted at 1M: 0.0001048" in fit_text.fit_summary(document)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_table_of_several_seeds_has_its_backtest(seeds):
+    rows = [
+        {"run": f"{n}-{d}-{k}", "params": n, "tokens": d, "seed": k,
+         "loss": loss_at(n, d) * (1 + 1e-4 * ((i * 7 + k * 5) % 11 - 5))}
+        for i, (n, d, _) in enumerate(GRID)
+        for k in range(seeds)]  # fmt: skip
+    trial = extrapolation.find_trial(rows, named_law("chinchilla"), Options())
+    assert len(trial.parts.fitted) >= len(rows) / 3
 
 
 def test_scores_of_several_sets_are_groups():

@@ -83,6 +83,20 @@ def test_rows_of_one_size_and_length_with_another_count_are_no_replicates(name, 
     assert len(replicates.replicate_groups(rows, ["params", "tokens"])) == 1 + told
 
 
+@pytest.mark.parametrize("name", ["train_steps", "_step", "steps", "train/iters"])
+def test_rows_of_one_size_with_other_steps_are_no_seeds(name):
+    """Twins: a step more or less, a law that reads the tokens, and a table that has them."""
+    for steps, columns, more, told in (
+        ((1e3, 4e3), ["params"], {}, True),
+        ((1000, 1001), ["params"], {}, False),
+        ((1e3, 4e3), ["params", "tokens"], {"tokens": 1e9}, False),
+        ((1e3, 4e3), ["params"], {"tokens": 1e9}, False),
+    ):
+        rows = [{"run": f"{i}", "params": 1e6, "loss": 3 - i / 7, name: x, **more}
+                for i, x in enumerate(steps)]  # fmt: skip
+        assert (name in replicates.varied_within(rows, columns)) == told
+
+
 @pytest.mark.parametrize("response", ["loss", "accuracy"])
 def test_the_best_of_a_cell_is_the_least_loss_or_the_highest_accuracy(response):
     rows = [{"run": f"{lr}", "flops": 1e18, "lr": lr, response: y}
