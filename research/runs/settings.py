@@ -50,27 +50,29 @@ def is_path(key: str) -> bool:
 def varying_settings(
     rows: Sequence[Mapping[str, Any]], beside: Sequence[str], most: int
 ) -> list[str]:
-    """At most so many settings in which rows differ, switches and words before numbers; without
-    those that the columns `beside` tell already: they part the rows in the same way (a switch, as a
-    column of words does), or grow or fall with the parameters."""
+    """At most so many settings in which rows differ, names before switches and other words, these
+    before numbers; without those that an earlier one or the columns `beside` tell already: they
+    part the rows in the same way (a switch, as a column of words does), or grow or fall with the
+    parameters."""
     rows = [row for row in rows if any("." in str(key) for key in row)]
     told = {name: _partition(rows, name) for name in beside}
     of_words = {told[n] for n in beside if not any(_is_amount(row.get(n)) for row in rows)}
     seen = {_partition(rows, ""), *of_words}
-    words, numbers = [], []
-    for name in dict.fromkeys(str(key) for row in rows for key in row if "." in str(key)):
+    out = []
+    keys = dict.fromkeys(str(key) for row in rows for key in row if "." in str(key))
+    numeric = {key: all(_is_amount(x) for row in rows if (x := row.get(key)) is not None)
+               for key in keys}  # fmt: skip
+    for name in sorted(keys, key=lambda key: (numeric[key], not key.endswith(".name"))):
         if not (is_part_of_a_run(name) or is_path(name)) or _is_within(name, SHOWN_OTHERWISE):
             continue
         parted = _partition(rows, name)
-        values = [row.get(name) for row in rows]
-        numeric = all(_is_amount(x) for x in values if x is not None)
         if parted in seen:
             continue
-        if numeric and (parted in told.values() or follows_size(rows, name)):
+        if numeric[name] and (parted in told.values() or follows_size(rows, name)):
             continue
         seen.add(parted)
-        (numbers if numeric else words).append(name)
-    return [*words, *numbers][:most]
+        out.append(name)
+    return out[:most]
 
 
 def shown_setting(value: object) -> str:

@@ -232,6 +232,7 @@ def status_table(rows: list[RunStatus], height: int = 40, width: int = 120) -> G
         "params": [f"{row.facts['params']:,}" for row in shown],
         "lr": [f"{row.facts['lr']:.3g}" for row in shown],
         "seed": [str(row.facts["seed"]) for row in shown],
+        "FLOPs": [flops_text(row.facts["flops"]) for row in shown],
         **{name: [printable(row.settings[name]) for row in shown] for name in settings},
         "status": [row.status for row in shown],
         "step": [f"{r.step:,}/{r.facts['steps']:,}" if r.step else "" for r in shown],
@@ -240,7 +241,12 @@ def status_table(rows: list[RunStatus], height: int = 40, width: int = 120) -> G
         "left": [_seconds_left(r.seconds_left) if r.status == "running" else "" for r in shown],
         WHY: [printable(f"{r.track}; {r.where}" if r.track else r.where) for r in shown],
     }
-    leaving = ("lr", "tokens/s", "seed", *reversed(settings), WHY, "params", "loss", "step")
+    for name, fact in (("lr", "lr"), ("seed", "seed"), ("FLOPs", "flops")):
+        if len({row.facts[fact] for row in rows}) == 1:  # equal in all, it tells no run from others
+            del cells[name]
+    leaving = (
+        *("lr", "tokens/s", "seed", *reversed(settings), "FLOPs", WHY, "params", "loss", "step"),
+    )
     out = Table(box=None, header_style="bold", pad_edge=False)
     widths = _columns_that_fit(cells, leaving, width)
     for name, wide in widths.items():
@@ -323,7 +329,10 @@ def follow(workdir: str) -> int:
     with StatusDisplay(workdir, *sweeps) as view, contextlib.suppress(KeyboardInterrupt):
         waiting = {row.status for row in view.monitor.rows()} - {*ENDED}
         if waiting and "running" not in waiting:
-            print("no run is being trained now: the same isoflop sweep command again continues")
+            print(
+                "no run is being trained now; where no worker is starting, the same isoflop sweep "
+                "command again continues"
+            )
         while any(row.status not in ENDED for row in view.show() or view.monitor.rows()):
             time.sleep(POLL_SECONDS)
     print(_format_totals(total(view.monitor.rows())))

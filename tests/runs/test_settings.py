@@ -131,3 +131,13 @@ def test_data_that_changed_make_other_runs_of_a_sweep(tiny, tmp_path, corpus):
     own, others = split_by_sweep(tmp_path, read_table(tmp_path))
     assert own == []
     assert [row["run"] for row in others] == [before.run.id]
+
+
+def test_two_optimizers_are_told_apart_by_their_names_and_not_by_a_number():
+    adamw = {"optim.optimizer.b2": 0.98, "optim.optimizer.name": "adamw", "params": 10}
+    muon = {"optim.optimizer.b2": 0.95, "optim.optimizer.name": "muon", "params": 10}
+    muon |= {"optim.optimizer.scale": 0.3}
+    assert settings.varying_settings([adamw, muon], (), 9) == ["optim.optimizer.name"]
+    another = {**adamw, "optim.optimizer.b2": 0.9}
+    both = ["optim.optimizer.name", "optim.optimizer.b2"]
+    assert settings.varying_settings([adamw, muon, another], (), 9) == both

@@ -138,10 +138,14 @@ FULL = {
 }
 
 
-def shown_at(width, why="RuntimeError: RESOURCE_EXHAUSTED: out of memory while trying to allocate"):
+LONG_REASON = "RuntimeError: RESOURCE_EXHAUSTED: out of memory while trying to allocate"
+
+
+def shown_at(width, why=LONG_REASON, **other):
+    full = {**FULL, "facts": {**FULL["facts"], **other}}
     rows = [
         watch.RunStatus(status="running", step=12_000, loss=1.573, rate=45_210.0, **FULL),
-        watch.RunStatus(status="failed", step=12_000, loss=1.573, where=why, **FULL),
+        watch.RunStatus(status="failed", step=12_000, loss=1.573, where=why, **full),
     ]
     drawn = io.StringIO()
     console = Console(file=drawn, width=width, color_system=None)
@@ -162,9 +166,19 @@ def test_a_table_fits_80_columns_with_every_column_whole_or_left_out():
     assert kept[60] == ["run", "params", "status", "step", "loss", "left"]
     assert kept[80] == [*kept[60], watch.WHY]
     assert set(kept[100]) == {*kept[80], "model.heads"}
-    assert set(kept[200]) >= {*kept[100], "lr", "seed", "tokens/s", "optim.schedule.name"}
+    assert set(kept[200]) >= {*kept[100], "tokens/s", "optim.schedule.name"}
     # Without a reason to show there is room for more.
     assert set(shown_at(80, why="")[0]) == {*kept[60], "model.heads"}
+
+
+def test_budgets_seeds_and_rates_are_shown_where_they_tell_runs_apart():
+    assert not {"FLOPs", "seed", "lr"} & {*shown_at(200)[0]}
+    for name, column in (("flops", "FLOPs"), ("seed", "seed"), ("lr", "lr")):
+        assert column in shown_at(200, **{name: 3e11})[0]
+    head, lines = shown_at(80, why="", flops=3e11)  # the same size at two budgets
+    assert "FLOPs" in head
+    assert "1.2e12" in lines[0]
+    assert "3e11" in lines[1]
 
 
 def test_the_end_is_guessed_also_while_the_first_dispatch_compiles():
