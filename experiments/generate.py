@@ -4,14 +4,15 @@ python -m experiments.generate --runs=DIR --prompt="def " --tokens=200 --tempera
 
 DIR is a run, WORKDIR/runs/<id>, or a WORKDIR: of its runs, --run=ID is taken, else the language
 model with the lowest loss. For a run on token ids (a .bin), prompt and text are ids. Instead of
---runs, --export=DIR takes what experiments.export wrote, with its --key_file and --verify, and
+--runs, --export=DIR takes what `isoflop export` wrote, with its --key_file and --verify, and
 --export=hf:FOLDER a model in the layout of Hugging Face transformers.
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from research.config import cli
 from research.errors import BadInput, printable
@@ -19,6 +20,13 @@ from research.io import encryption
 from research.report import run_table
 from research.runs.table import read_row, read_table
 
+PLACES = {  # flag: what it takes, and what that is
+    "runs": ("DIR", "a run, or the workdir of runs"),
+    "run": ("ID", "of the runs of a workdir this one; default: the one with the lowest loss"),
+    "export": ("DIR", "what isoflop export wrote, or hf:FOLDER"),
+    "key_file": ("FILE", "the key of an encrypted export"),
+    "verify": ("FILE", "the public key that an export must be signed with"),
+}
 # flag: default, whether a value is good, what is
 FLAGS = {
     "prompt": ("", len, "what the text begins with, at least one token"),
@@ -33,17 +41,17 @@ FLAGS = {
 
 def main(argv: Sequence[str]) -> None:
     parser = cli.parser(__doc__)
-    for name in ("runs", "run", "export", "key_file", "verify"):
-        parser.add_argument(f"--{name}")
+    for name, (metavar, words) in PLACES.items():
+        parser.add_argument(f"--{name}", metavar=metavar, help=words)
     for name, (default, _, words) in FLAGS.items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=words)
     args = parser.parse_args(argv)
     numbers: dict = {name: getattr(args, name) for name in FLAGS}
-    bad = [f"--{n}={x}: expected {FLAGS[n][2]}" for n, x in numbers.items() if not FLAGS[n][1](x)]
+    bad = []
     if (args.runs is None) == (args.export is None):
-        bad.append("expected --runs=DIR or --export=DIR")
-    if bad:
-        raise BadInput(*bad)
+        run = f"; --run={args.run} is the id of a run of --runs" if args.run else ""
+        bad.append(f"expected --runs=DIR or --export=DIR{run}")
+    check_numbers(numbers, "--", bad)
     path = chosen(args.runs, args.run) if args.runs else args.export
     key = encryption.load_key(args.key_file) if args.key_file else None
 
@@ -66,6 +74,18 @@ def main(argv: Sequence[str]) -> None:
         print(*ids) if opened.of_ids else print(sanitize_for_terminal(words.decode(ids)))
     pace = f"{samples.size / seconds:,.0f} per second with compilation"
     print(f"{samples.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
+
+
+def check_numbers(numbers: Mapping[str, Any], dashes: str, others: Sequence[str] = ()) -> None:
+    """Raises BadInput for values of FLAGS that are no good, and for what `others` say is wrong."""
+    wrong = []
+    for name, value in numbers.items():
+        default, good, words = FLAGS[name]
+        kind = (int, float) if isinstance(default, float) else type(default)
+        if not isinstance(value, kind) or isinstance(value, bool) or not good(value):
+            wrong.append(f"{dashes}{name}={value}: expected {words}")
+    if wrong or others:
+        raise BadInput(*wrong, *others)
 
 
 def sanitize_for_terminal(text: str | bytes) -> str:

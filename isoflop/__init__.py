@@ -121,7 +121,7 @@ def plot(
     from isoflop import table
     from research.report import figures
 
-    figures.check_names([figure])
+    figures.check_names([str(figure)])
     if isinstance(runs, str | os.PathLike):
         source = figures.read_source(runs, [figure], where, law)
     else:

@@ -4,12 +4,13 @@ import dataclasses
 import difflib
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from isoflop.table import Table, rows_of
 from research import scaling
 from research.errors import BadInput
+from research.tables import numbers
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ class Law:
         if (flops is None) == (not columns):
             raise BadInput("predict: expected budgets (flops=1e21), or columns of the law")
         if flops is not None:
-            return self._at_budgets(_numbers(flops))
+            return self._at_budgets(_amounts("flops", flops))
         if self.analysis.fit is None or self.name == "auto":
             raise BadInput(f"predict: {self.name} predicts budgets; give flops=…")
         law = self.analysis.fit.law
@@ -64,8 +65,10 @@ class Law:
             wrong = "missing" if unknown[0] in law.columns else "no column of it"
             raise BadInput(f"predict: {law.name} reads {', '.join(law.columns)} (or give flops=…); "
                            f"{unknown[0]}: {wrong}")  # fmt: skip
-        given = {name: _numbers(value) for name, value in columns.items()}
-        if len({len(values) for values in given.values()}) > 1:
+        given = {name: _amounts(name, value) for name, value in columns.items()}
+        length = max(len(values) for values in given.values())
+        given = {name: v * length if len(v) == 1 else v for name, v in given.items()}
+        if any(len(values) != length for values in given.values()):
             raise BadInput("predict: the columns have different lengths")
         found = zip(*self.analysis.fit.predict(given), strict=True)
         rows = [
@@ -124,8 +127,13 @@ class Law:
         return text + (f"<p>Warnings:</p><ul>{items}</ul>" if items else "")
 
 
-def _numbers(value: float | Sequence[float]) -> list[float]:
-    return [float(value)] if isinstance(value, int | float) else [float(x) for x in value]
+def _amounts(name: str, value: Any) -> list[float]:
+    """Amounts of a column, from one or a sequence of them."""
+    many = isinstance(value, Iterable) and not isinstance(value, str)
+    amounts = [numbers.parse_number(x) for x in (value if many else [value])]
+    if not amounts or not all(x is not None and x > 0 for x in amounts):
+        raise BadInput(f"predict: {name}={value!r}; expected a number above 0, or some")
+    return [x for x in amounts if x is not None]
 
 
 def fit(runs: Any, law: str, compare: str | None, options: Mapping[str, Any]) -> Law:

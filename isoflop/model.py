@@ -26,6 +26,8 @@ class LanguageModel:
     def encode(self, text: str | Sequence[int]) -> list[int]:
         """Token ids of a text; ids as they are. Raises BadInput for text where the run was trained
         on ids, of which nothing tells the words."""
+        if not isinstance(text, str | Sequence | np.ndarray):
+            raise BadInput(f"{text!r}: expected a text, or the ids of tokens")
         if not isinstance(text, str):
             return [int(i) for i in text]
         if self._of_ids:
@@ -38,9 +40,10 @@ class LanguageModel:
         return text.decode(errors="replace") if isinstance(text, bytes) else text
 
     def logits(self, text: str | Sequence[int]) -> np.ndarray:
-        """float32 [T, vocabulary]: of the token after each of T. Raises BadInput for no tokens, and
-        for more than the model reads."""
+        """float32 [T, vocabulary]: of the token after each of T. Raises BadInput for no tokens, for
+        more than the model reads, and for ids beyond its vocabulary."""
         ids = self.encode(text)
+        generate.check_ids(self.model, ids)
         most = self.model.max_length
         if not ids or (most is not None and len(ids) > most):
             raise BadInput(f"{len(ids)} tokens: expected 1 to {most or 'any number'}")
@@ -59,9 +62,11 @@ class LanguageModel:
         seed: int = 0,
     ) -> str | list[int]:
         """`prompt` and how it goes on, as text; as ids where the run was trained on ids. Sampling
-        is that of `isoflop generate`."""
+        is that of `isoflop generate`, which also says what numbers it takes; others raise
+        BadInput."""
+        how: dict = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        command.check_numbers({"tokens": tokens, **how}, "")
         ids = self.encode(prompt)
-        how = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         (sample,) = generate.generate(self.model, self.params, ids, tokens, **how)
         out = [*ids, *map(int, sample)]
         return out if self._of_ids else self.decode(out)

@@ -1,5 +1,6 @@
 """Rows of named columns, shown as a table by notebooks."""
 
+import contextlib
 import difflib
 import html
 import os
@@ -64,6 +65,8 @@ class Table(Sequence[Row]):
         BadInput for one that cannot be read."""
         from research.tables import where
 
+        if not isinstance(condition, str):
+            raise BadInput(f"where: {condition!r}; expected a condition as text: 'params>1e7'")
         keep = where.match_where(list(self.rows), condition)
         return self._with([row for row, kept in zip(self.rows, keep, strict=True) if kept])
 
@@ -123,9 +126,35 @@ def load(
     """See `isoflop.load`."""
     from research.tables import table
 
-    rows = table.read_runs(runs, columns, curves, None, all_runs)
-    place = Path(runs)
+    if not isinstance(runs, str | os.PathLike):
+        raise BadInput(f"runs: {type(runs).__name__} is no path; rows are for isoflop.fit")
+    read = table.read_runs(runs, columns, curves, None, all_runs)
+    rows, place = table.with_rows(read, _with_numbers(read)), Path(runs)
     return Table(rows, table.notes_of(rows), workdir=place if place.is_dir() else None)
+
+
+def _with_numbers(rows: Sequence[Row]) -> list[Row]:
+    """The rows of a file of text, with numbers in the columns that hold nothing else as Python
+    writes it. Words such as 20M stay what they are, and a fit reads them; so do names of runs."""
+    seen, texts = dict.fromkeys(name for row in rows for name in row if name != "run"), {}
+    for name in seen:
+        cells = [x for row in rows if (x := row.get(name)) not in (None, "")]
+        if cells and all(isinstance(x, str) for x in cells):
+            found = {x: _number(x) for x in cells}
+            if None not in found.values():
+                texts[name] = found
+    if not texts:
+        return list(rows)
+    return [{k: texts[k].get(v) if k in texts else v for k, v in row.items()} for row in rows]
+
+
+def _number(text: str) -> int | float | None:
+    if text.strip().lstrip("+-")[:2].isdigit() and text.strip().lstrip("+-").startswith("0"):
+        return None  # a code, of which a number would lose the zeros
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return None
 
 
 def rows_of(runs: Any) -> Sequence[dict[str, Any]]:

@@ -63,9 +63,16 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
 class _Parser(argparse.ArgumentParser):
     """Rejects an empty value: it comes from a shell variable that is not set, and the flag would
-    silently have no effect."""
+    silently have no effect. Names the flag that a misspelled one was meant to be, also where that
+    is then missing."""
+
+    def error(self, message: str) -> NoReturn:
+        if unknown := _unknown_flags(self, [a for a in self._given if a.startswith("--")]):
+            raise BadInput(*unknown)
+        super().error(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        self._given = list(sys.argv[1:] if args is None else args)
         parsed, rest = super().parse_known_args(args, namespace)
         if empty := [a for a in self._actions if getattr(parsed, a.dest, None) == "" != a.default]:
             raise BadInput(*(f"{a.option_strings[-1]}: is empty; expected a value" for a in empty))
@@ -77,6 +84,12 @@ class _Parser(argparse.ArgumentParser):
                     "(docs/reliability.md)"
                 )
         return parsed, rest
+
+
+def _unknown_flags(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:
+    from research.config import suggestions  # which few commands need
+
+    return suggestions.unknown_flags(given, list(parser._option_string_actions))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -105,7 +118,7 @@ def parse_config(
     """
     texts = [a for a in argv if a.startswith("--config.")]
     args, rest = parser.parse_known_args([a for a in argv if a not in texts])
-    problems = [f"{flag}: no such flag (see --help)" for flag in rest]
+    problems = _unknown_flags(parser, rest) if rest else []
     if args.config is None:
         if problems := problems + [f"{text}: needs --config=FILE" for text in texts]:
             raise BadInput(*problems)

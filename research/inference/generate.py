@@ -79,15 +79,18 @@ def generate(
     return text[:, len(prompt) :]
 
 
+def check_ids(model: Model, ids: Sequence[int]) -> None:
+    """Raise BadInput for ids that are no tokens of the model, whose rows jax would make up."""
+    if outside := [i for i in ids if not 0 <= i < model.spec.vocab]:
+        raise BadInput(f"the text holds token {outside[0]}; expected ids below {model.spec.vocab}")
+
+
 def _check_prompt(model: Model, params: dict, prompt: Sequence[int]) -> None:
     if model.classes or not hasattr(model.module, "decode"):
         raise BadInput("this model predicts no next token; expected a language model")
     if not len(prompt):
         raise BadInput("the prompt is empty; expected at least one token")
-    if outside := [i for i in prompt if not 0 <= i < model.spec.vocab]:
-        raise BadInput(
-            f"the prompt holds token {outside[0]}; expected ids below {model.spec.vocab}"
-        )
+    check_ids(model, prompt)
     abstract = model.shapes(jax.ShapeDtypeStruct((1, 1), np.int32))
     expected, shapes = (
         {path: x.shape for path, x in leaves_by_path(tree).items()} for tree in (abstract, params)

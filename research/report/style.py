@@ -93,8 +93,8 @@ def looking(name: str, width: float | None = None) -> Iterator[None]:
     """Figures that are begun inside are drawn in a look of LOOKS, `width` inches wide. Raises
     BadInput for another name, and for widths that no page has."""
     check_look(name)
-    if width is not None and not 1 <= width <= 40:
-        raise BadInput(f"width: {width:g} inches; expected 1 to 40")
+    if width is not None and not (isinstance(width, int | float) and 1 <= width <= 40):
+        raise BadInput(f"width: {width!r}; expected a number of inches, 1 to 40")
     look = LOOKS[name]
     token = _LOOK.set(replace(look, width=width or look.width))
     try:

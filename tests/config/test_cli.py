@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, messages, no jax before the config is good."""
 
+import importlib
 import json
 import os
 import re
@@ -95,6 +96,28 @@ def test_a_sweep_that_yields_no_points_is_reported(made, words, tiny):
 def test_a_missing_flag_is_exit_2():
     assert call(*TRAIN).returncode == 2
     assert call(*TRAIN, CONFIG).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["experiments.fit", "--rnus=x"], "--rnus=x: no such flag; did you mean --runs?"),
+        (["experiments.fit", "--runs=x", "--out=y", "--wher=a"], "did you mean --where?"),
+        (["experiments.train", "--size=3"], "see --help; --config.KEY=VALUE is a key of the"),
+        (["experiments.train", "--confg=a", "--workdir=b"], "did you mean --config?"),
+    ],
+)
+def test_a_misspelled_flag_is_named_also_where_the_right_one_is_missing(args, words, capsys):
+    with pytest.raises(BadInput) as refused:
+        importlib.import_module(args[0]).main(args[1:])
+    assert words in str(refused.value)
+    assert "usage" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rest", [[], ["--out"], ["--out=y", "--a b"]])
+def test_what_is_no_misspelled_flag_is_left_to_argparse(rest):
+    with pytest.raises(SystemExit):
+        importlib.import_module("experiments.fit").main(["--runs=x", *rest])
 
 
 def test_data_that_only_the_disk_knows_is_rejected_before_anything_is_written(tmp_path):

@@ -5,16 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from isoflop.model import LanguageModel
 from research import models
 from research.errors import BadInput
 from research.inference import generate
 from research.inference.generate import Sampling
+from research.inference.load import OpenedRun
 from research.runs.directory import RunDirectory
 from research.runs.table import read_table
 from research.training.loop import train_run
@@ -311,7 +314,7 @@ def test_the_command_writes_what_the_library_does(workdir):
         (["--prompt="], "--prompt=: expected what the text begins with"),
         (["--run=nothere"], "no finished language model (nothere)"),
         (["--runs=/no/such/folder"], "/no/such/folder"),
-        (["--top-k=3"], "unrecognized arguments"),
+        (["--top-k=3"], "--top-k: no such flag; did you mean --top_k?"),
     ],
 )
 def test_bad_flags_are_reported_without_jax(args, words, workdir, no_jax):
@@ -349,3 +352,26 @@ def test_of_a_run_on_token_ids_prompt_and_text_are_ids(tmp_path, tiny):
     done = call(f"--runs={tmp_path}", "--prompt=the")
     assert done.returncode == 2
     assert "expected the ids of tokens" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda model: model.logits([1, 61]), "token 61; expected ids below 61"),
+        (lambda model: model.logits([-1]), "token -1; expected ids below 61"),
+        (lambda model: model.generate([61]), "token 61; expected ids below 61"),
+        (lambda model: model.generate([1], tokens=-1), "^tokens=-1: expected a whole number"),
+        (lambda model: model.generate([1], tokens=2.5), "^tokens=2.5: expected a whole number"),
+        (lambda model: model.generate([1], top_p=3), "^top_p=3: expected a number above 0"),
+        (lambda model: model.generate([1], temperature="hot"), "^temperature=hot: expected"),
+        (lambda model: model.generate(3), "3: expected a text, or the ids"),
+    ],
+)
+def test_a_model_of_a_notebook_refuses_what_it_cannot_read(ask, words):
+    model, params = made("transformer {}")
+    opened = OpenedRun(Path("run"), 1, model, params, "", {"data": {"path": "ids.bin"}})
+    asked = LanguageModel(opened)
+    with pytest.raises(BadInput, match=words):
+        ask(asked)
+    assert asked.logits([1, 60]).shape == (2, 61)
+    assert len(asked.generate([1], tokens=2, temperature=0, top_p=1)) == 3

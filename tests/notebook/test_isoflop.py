@@ -1,6 +1,7 @@
 """The functions of the package `isoflop`: what the commands say, as tables, laws and models."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -109,7 +110,15 @@ def test_figures_can_be_changed(law, tmp_path):
         (lambda law: law.predict(flops=1e21, params=1e9), "expected budgets"),
         (lambda law: law.predict(params=1e9), "reads params, tokens .* tokens: missing"),
         (lambda law: law.predict(param=1e9, params=1, tokens=1), "param: no column of it"),
-        (lambda law: law.predict(params=[1e9, 2e9], tokens=1e9), "different lengths"),
+        (lambda law: law.predict(params=[1e9, 2e9], tokens=[1e9] * 3), "different lengths"),
+        (lambda law: law.predict(params=-1, tokens=1e9), "params=-1; expected a number above 0"),
+        (lambda law: law.predict(params=math.nan, tokens=1e9), "params=nan; expected a number"),
+        (lambda law: law.predict(flops=[1e21, "much"]), "flops=.*; expected a number above 0"),
+        (lambda law: law.predict(flops=[]), "expected a number above 0"),
+        (lambda law: law.plot(width="3in"), "width: '3in'; expected a number of inches"),
+        (lambda law: isoflop.plot(grid(), ["losses"]), "figure: .*; expected one of isoflop"),
+        (lambda law: law.predict(flops=1e21).where(print), "expected a condition as text"),
+        (lambda law: isoflop.load(3), "int is no path"),
         (lambda law: isoflop.fit(grid(), holdot="largest"), "did you mean 'holdout'"),
         (lambda law: isoflop.fit(grid(), "chinchila"), "expected one of auto"),
         (lambda law: isoflop.fit(3), "int is no table"),
@@ -121,6 +130,29 @@ def test_figures_can_be_changed(law, tmp_path):
 def test_bad_input_is_refused_with_a_reason(ask, words, law):
     with pytest.raises(isoflop.BadInput, match=words):
         ask(law)
+
+
+def test_predictions_take_numbers_as_people_write_them_and_one_for_all(law):
+    same = law.predict(params=[1e9, 2e9], tokens=[3e10, 3e10])["loss"]
+    assert law.predict(params=[1e9, 2e9], tokens=3e10)["loss"] == same
+    assert law.predict(params=np.array([1e9, 2e9]), tokens="30B")["loss"] == same
+    assert law.predict(params=[1e9, 2e9], tokens=4e10)["loss"] != same
+
+
+def test_a_file_of_text_has_columns_of_numbers(law, tmp_path):
+    frame = pytest.importorskip("pandas").DataFrame(grid())
+    frame["run"], frame["digest"], frame["size"] = "1", "0123", "20M"
+    frame["accuracy"] = [0.5, *[None] * (len(frame) - 1)]
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    table = isoflop.load(tmp_path / "runs.csv")
+    assert table["loss"] == [row["loss"] for row in grid()]
+    assert table["accuracy"][:2] == [0.5, None]
+    assert [table[0][name] for name in ("run", "digest", "size")] == ["1", "0123", "20M"]
+    assert table.to_pandas()["loss"].dtype == float
+    assert isoflop.fit(table, "chinchilla").parameters == law.parameters
+    (tmp_path / "runs.csv").write_text((tmp_path / "runs.csv").read_text() + "1,\n")
+    with pytest.raises(isoflop.BadInput, match=f"line {len(grid()) + 2}"):
+        isoflop.fit(isoflop.load(tmp_path / "runs.csv"), "chinchilla")
 
 
 def test_a_data_frame_is_a_table(law):
