@@ -10,33 +10,15 @@ model with the lowest loss. For a run on token ids (a .bin), prompt and text are
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from research.config import cli
 from research.errors import BadInput, printable
+from research.inference.sampling_flags import FLAGS, PLACES, check_numbers
 from research.io import encryption
 from research.report import run_table
 from research.runs.table import read_row, read_table
-
-PLACES = {  # flag: what it takes, and what that is
-    "runs": ("DIR", "a run, or the workdir of runs"),
-    "run": ("ID", "of the runs of a workdir this one; default: the one with the lowest loss"),
-    "export": ("DIR", "what isoflop export wrote, or hf:FOLDER"),
-    "key_file": ("FILE", "the key of an encrypted export"),
-    "verify": ("FILE", "the public key that an export must be signed with"),
-}
-# flag: default, whether a value is good, what is
-FLAGS = {
-    "prompt": ("", len, "what the text begins with, at least one token"),
-    "tokens": (200, lambda n: 1 <= n < 2**31, "a whole number of at least 1, below 2^31"),
-    "temperature": (0.8, lambda t: 0 <= t < float("inf"), "a number of at least 0; 0 is greedy"),
-    "top_k": (40, lambda k: 0 <= k < 2**31, "a whole number of at least 0; 0 is all tokens"),
-    "top_p": (0.95, lambda p: 0 < p <= 1, "a number above 0 and at most 1; 1 is all tokens"),
-    "seed": (0, lambda n: 0 <= n < 2**32, "a whole number from 0 to below 2^32"),
-    "samples": (1, lambda n: 1 <= n < 2**31, "a whole number of at least 1, below 2^31"),
-}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,18 +56,6 @@ def main(argv: Sequence[str]) -> None:
         print(*ids) if opened.of_ids else print(sanitize_for_terminal(words.decode(ids)))
     pace = f"{samples.size / seconds:,.0f} per second with compilation"
     print(f"{samples.size} tokens in {seconds:.1f} s, {pace}", file=sys.stderr)
-
-
-def check_numbers(numbers: Mapping[str, Any], dashes: str, others: Sequence[str] = ()) -> None:
-    """Raises BadInput for values of FLAGS that are no good, and for what `others` say is wrong."""
-    wrong = []
-    for name, value in numbers.items():
-        default, good, words = FLAGS[name]
-        kind = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, kind) or isinstance(value, bool) or not good(value):
-            wrong.append(f"{dashes}{name}={value}: expected {words}")
-    if wrong or others:
-        raise BadInput(*wrong, *others)
 
 
 def sanitize_for_terminal(text: str | bytes) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import generate as command
 from research.data import tokenizers
 from research.errors import BadInput
-from research.inference import generate
+from research.inference import generate, sampling_flags
 from research.inference.load import OpenedRun, open_run
 from research.parallel import jax_settings
 
@@ -65,7 +65,7 @@ class LanguageModel:
         is that of `isoflop generate`, which also says what numbers it takes; others raise
         BadInput."""
         how: dict = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        command.check_numbers({"tokens": tokens, **how}, "")
+        sampling_flags.check_numbers({"tokens": tokens, **how}, "")
         ids = self.encode(prompt)
         (sample,) = generate.generate(self.model, self.params, ids, tokens, **how)
         out = [*ids, *map(int, sample)]

@@ -24,7 +24,6 @@ from research.io import files, terminal
 
 PROGRAM = "isoflop"  # the console script
 REMOTE = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
-MAX_MESSAGES = 100  # errors printed of one config
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
@@ -42,11 +41,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         code = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except IsoflopError as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        if more := lines[MAX_MESSAGES:]:
-            lines[MAX_MESSAGES:] = [f"and {len(more):,} more"]
-        print(*(f"error: {x}" for x in lines), sep="\n", file=sys.stderr)
-        code = error.exit_code
+        from research.config import refusals
+
+        code = refusals.printed(error)
     except KeyboardInterrupt:
         print("interrupted; launch the same command again to resume", file=sys.stderr)
         code = 130
@@ -63,12 +60,12 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
 class _Parser(argparse.ArgumentParser):
     """Rejects an empty value: it comes from a shell variable that is not set, and the flag would
-    silently have no effect. Names the flag that a misspelled one was meant to be, also where that
-    is then missing."""
+    silently have no effect. Names the flag that was meant by one that there is not."""
 
     def error(self, message: str) -> NoReturn:
-        if unknown := _unknown_flags(self, [a for a in self._given if a.startswith("--")]):
-            raise BadInput(*unknown)
+        from research.config import refusals
+
+        refusals.check_flags(self._given, list(self._option_string_actions))
         super().error(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
@@ -77,19 +74,10 @@ class _Parser(argparse.ArgumentParser):
         if empty := [a for a in self._actions if getattr(parsed, a.dest, None) == "" != a.default]:
             raise BadInput(*(f"{a.option_strings[-1]}: is empty; expected a value" for a in empty))
         for name in ("workdir", "runs", "out"):
-            if REMOTE.match(str(getattr(parsed, name, ""))):
-                raise BadInput(
-                    f"--{name}={getattr(parsed, name)}: object storage cannot rename, link or "
-                    "append; expected a folder, of which a copy may be sent there "
-                    "(docs/reliability.md)"
-                )
+            if REMOTE.match(place := str(getattr(parsed, name, ""))):
+                raise BadInput(f"--{name}={place}: object storage cannot rename, link or append; "
+                               "expected a folder (docs/reliability.md)")  # fmt: skip
         return parsed, rest
-
-
-def _unknown_flags(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:
-    from research.config import suggestions  # which few commands need
-
-    return suggestions.unknown_flags(given, list(parser._option_string_actions))
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -118,7 +106,7 @@ def parse_config(
     """
     texts = [a for a in argv if a.startswith("--config.")]
     args, rest = parser.parse_known_args([a for a in argv if a not in texts])
-    problems = _unknown_flags(parser, rest) if rest else []
+    problems = [f"{flag}: no such flag (see --help)" for flag in rest]
     if args.config is None:
         if problems := problems + [f"{text}: needs --config=FILE" for text in texts]:
             raise BadInput(*problems)

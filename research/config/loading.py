@@ -40,8 +40,7 @@ def load_config(path: str) -> tuple[dict, ModuleLike | None]:
     if not os.path.isfile(path):
         raise BadInput(f"--config={path}: no such file")
     spec = importlib.util.spec_from_file_location(f"isoflop_config_{Path(path).stem}", path)
-    assert spec
-    assert spec.loader
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     _importable(Path(path).resolve())
     module = importlib.util.module_from_spec(spec)
     call_user_code(spec.loader.exec_module, module)

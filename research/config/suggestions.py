@@ -1,7 +1,7 @@
-"""What was meant by a key of a config, or a flag of a command, that there is not."""
+"""What was meant by a key of a config that there is not."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from research.config.registry import Field
 
@@ -15,23 +15,6 @@ def unknown_key(path: str, known: Mapping[str, Field], written: str) -> str:
     hint = f"; did you mean {close!r}?" if close else ""
     plain = path.isascii() and path.isprintable() and 0 < len(path) <= 100
     return f"{path if plain else written}: no such key{hint}"
-
-
-def unknown_flags(given: Sequence[str], known: list[str]) -> list[str]:
-    """The problems of the arguments that are none of the `known` flags, nor text that argparse
-    takes for a value."""
-    out = []
-    for text in given:
-        flag, close = text.partition("=")[0], []
-        if flag in known or flag == "--" or " " in flag:
-            continue
-        if flag.startswith("--"):
-            close = difflib.get_close_matches(flag[:100], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "see --help"
-        if not close and "--config" in known:
-            hint += "; --config.KEY=VALUE is a key of the config"
-        out.append(f"{text}: no such flag; {hint}")
-    return out
 
 
 def _nearest(path: str, known: list[str]) -> str | None:

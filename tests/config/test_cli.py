@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from research.config import cli
+from research.config import cli, refusals
 from research.config.loading import load_config
 from research.config.sweeps import sweep_points
 from research.errors import BadInput
@@ -73,7 +73,7 @@ def test_of_a_thousand_errors_only_some_are_printed(tmp_path):
     done = call(*TRAIN, f"--config={config}", f"--workdir={tmp_path / 'w'}")
     assert done.returncode == 2
     lines = done.stderr.splitlines()
-    assert len(lines) == cli.MAX_MESSAGES + 1
+    assert len(lines) == refusals.MAX_MESSAGES + 1
     assert re.fullmatch(r"error: and [45],\d{3} more", lines[-1])
 
 
