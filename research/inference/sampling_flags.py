@@ -1,6 +1,7 @@
 """What is asked of a language model, by flags or in a notebook, checked before jax is imported."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from research.errors import BadInput
@@ -24,13 +25,19 @@ FLAGS = {
 }
 
 
+KINDS = {str: str, int: Integral, float: Real}  # with those of numpy
+
+
 def check_numbers(numbers: Mapping[str, Any], dashes: str, others: Sequence[str] = ()) -> None:
     """Raises BadInput for values of FLAGS that are no good, and for what `others` say is wrong."""
     wrong = []
     for name, value in numbers.items():
         default, good, words = FLAGS[name]
-        kind = (int, float) if isinstance(default, float) else type(default)
-        if not isinstance(value, kind) or isinstance(value, bool) or not good(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, KINDS[type(default)])
+            or not good(value)
+        ):
             wrong.append(f"{dashes}{name}={value}: expected {words}")
     if wrong or others:
         raise BadInput(*wrong, *others)

@@ -314,7 +314,7 @@ def test_the_command_writes_what_the_library_does(workdir):
         (["--prompt="], "--prompt=: expected what the text begins with"),
         (["--run=nothere"], "no finished language model (nothere)"),
         (["--runs=/no/such/folder"], "/no/such/folder"),
-        (["--top-k=3"], "--top-k: no such flag; did you mean --top_k?"),
+        (["--top-k=3"], "--top-k=3: no such flag; did you mean --top_k?"),
     ],
 )
 def test_bad_flags_are_reported_without_jax(args, words, workdir, no_jax):
@@ -374,4 +374,4 @@ def test_a_model_of_a_notebook_refuses_what_it_cannot_read(ask, words):
     with pytest.raises(BadInput, match=words):
         ask(asked)
     assert asked.logits([1, 60]).shape == (2, 61)
-    assert len(asked.generate([1], tokens=2, temperature=0, top_p=1)) == 3
+    assert len(asked.generate([1], tokens=np.int64(2), temperature=0, top_p=1)) == 3
