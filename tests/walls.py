@@ -1,12 +1,12 @@
-"""The walls of the house: which room of `research/` may import which, and what each holds.
+"""Which package of `research/` may import which, and what each holds.
 
 `tests/test_imports.py` holds the code to this table, and `python -m tests.walls` prints it in
-CONTRIBUTING.md. `room.part` is one module of a room.
+CONTRIBUTING.md. `package.part` is one module of a package.
 """
 
 from pathlib import Path
 
-# room: (what it holds, the rooms that it may import)
+# package: (what it holds, the packages that it may import)
 WALLS: dict[str, tuple[str, str]] = {
     "errors": ("typed errors and exit codes", ""),
     "params": ("parameters by path", "errors"),
@@ -93,8 +93,8 @@ BEGIN, END = "<!-- printed by `python -m tests.walls` -->", "<!-- end of the wal
 
 
 def markdown_table() -> str:
-    """The walls as CONTRIBUTING.md shows them: rooms, what they hold, what they may import."""
-    lines = ["| room | what it holds | may import |", "|---|---|---|"]
+    """The table of CONTRIBUTING.md: packages, what they hold, what they may import."""
+    lines = ["| package | what it holds | may import |", "|---|---|---|"]
     for room, (contents, allowed) in WALLS.items():
         cells = (f"`{room}`", contents, " ".join(f"`{name}`" for name in allowed.split()) or "–")
         lines.append(f"| {' | '.join(cells)} |")
