@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
     from research.parallel import jax_settings
     from research.report import ladder_text, reuse
-    from research.runs.ladder import read_ladder
+    from research.runs.ladder import read_ladder, read_registrations
     from research.sweep import verify
     from research.sweep.launcher import LaunchOptions, choose_executor
     from research.sweep.points import launched_with
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     jax_settings.prepare()
     asked = verify.Asked(ratios, args.flops, args.law, args.new_registration)
     path = verify.register(args.runs, asked)
-    print(ladder_text.registered(args.runs, path), flush=True)
+    print(ladder_text.registered(args.runs, path, read_registrations(args.runs)), flush=True)
     points = verify.rung_points(args.runs, asked)
     points = launched_with(points, args.accept_changes, process_flags.labels(args))
     options = choose_executor(LaunchOptions(*how), points, f"{args.runs}/verify")

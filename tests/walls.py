@@ -29,7 +29,8 @@ WALLS: dict[str, tuple[str, str]] = {
     "scaling": ("from a table of runs to a law", "tables io errors"),
     "report": ("figures, tables and the page", "scaling tables runs io errors"),
     "sweep": ("the points of a sweep: planned, trained, watched, verified",
-              "training planning launch runs scaling tables parallel config io errors"),
+              "training planning launch runs scaling tables models.sizing parallel config io "
+              "errors"),
     "inference": ("a trained model, used, scored and handed on",
                   "training.fine_tuning training.pretrained models data runs "
                   "config.stored_model io params errors"),

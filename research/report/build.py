@@ -184,7 +184,7 @@ def _fit_group(
     if law := surfaces.get("chinchilla"):  # a law of one column would not tell budgets apart
         return {"rows": rows, "analysis": None, "document": law.document, "why": ""}
     done = [row for row in rows if row["status"] == "done" and row.get(against)]
-    options = {"against": against, "mix": mix, "best_of": methods.best_of(done, (against,))}
+    options = {"against": against, "mix": mix, "best_of": replicates.best_of(done, (against,))}
     why = ""
     for holdout in ("largest", None):  # of four sizes all are needed
         try:
@@ -327,7 +327,7 @@ def _sweep_figures(
         out["loss"] = sweep_figures.group_curves(fits, against, unit)
     elif done and (first["analysis"] or not first["document"]):
         rates = {row.get("lr") for row in done}
-        tuned = not first["document"] and methods.best_of(done, (against,)) and len(rates) > 1
+        tuned = not first["document"] and replicates.best_of(done, (against,)) and len(rates) > 1
         column = "lr" if tuned else against
         out["loss"] = fit_figures.loss_curve(done, column, unit, first["analysis"])
     for metric in text.page_metrics(done) if len(done) > 1 else ():

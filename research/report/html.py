@@ -201,7 +201,9 @@ def _rungs(result: Mapping[str, Any], figures: _Figures) -> list[str]:
         return []
     # The verdict has opened the page.
     told = [line for line in ladder_text.sentences(rungs) if line != ladder_text.verdict(rungs)]
-    told += [ladder_text.registration_line(*each) for each in result["registrations"].items()]
+    made = result["registrations"]
+    told += dict.fromkeys(note for each in made.values() for note in each.get("notes", ()))
+    told += [ladder_text.registration_line(*each) for each in made.items()]
     return [
         "<h2>Larger runs, predicted and measured</h2>",
         html_table(*ladder_text.table_rows(rungs), text=0, label="rungs"),

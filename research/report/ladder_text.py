@@ -14,11 +14,14 @@ HEADINGS = ("times", "parameters", "tokens", "predicted", "95 % of a run", "meas
 LEFT = ("inside", "law", "registered in")
 
 
-def registered(workdir: str | Path, path: Path | None) -> str:
-    """What a command that registers has done."""
+def registered(
+    workdir: str | Path, path: Path | None, registrations: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """What a command that registers has done, by the workdir's registrations."""
     if path is None:
         return f"{workdir}/verify: these rungs are registered, and stay as they are"
-    return f"{path}: registered before any of its rungs is trained; it is not changed any more"
+    done = f"{path}: registered before any of its rungs is trained; it is not changed any more"
+    return "\n".join([done, *registrations[path.name]["notes"]])
 
 
 def measured(rungs: Sequence[Mapping[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from research.io.worker_processes import run_jobs
 from research.report import fit_figures, style
 from research.scaling.compute_optimal import PER_TOKEN, target_budget
 from research.scaling.multiverse import refit_universes
-from research.tables.replicates import OTHER_COUNTS, varied_within
+from research.tables import replicates
 
 Row = dict[str, Any]
 
@@ -67,15 +67,6 @@ class Methods:
         return found if found and found["params"] is not None else None
 
 
-def best_of(rows: Sequence[Row], columns: Sequence[str]) -> str | None:
-    """The option of a fit to rows of which some were tuned: what a law through all that was tried
-    says is not what the best setting does. None where they differ in size, length or unique data,
-    too, which nobody tunes."""
-    varied = varied_within(rows, columns)
-    counts = [n for n in varied if n in ("params", "tokens") or OTHER_COUNTS.fullmatch(n)]
-    return "cell" if varied and not counts else None
-
-
 def fit_methods(
     groups: Mapping[str, Sequence[Row]],
     mix: bool,
@@ -93,7 +84,7 @@ def fit_methods(
         done = [row for row in done if row.get("params") and row.get("flops")]
         if all(len({row[name] for row in done}) >= DISTINCT for name in ("tokens", "params")):
             out[group] = Methods(target_budget(done))
-            options = {"mix": mix, "best_of": best_of(done, ("params", "tokens"))}
+            options = {"mix": mix, "best_of": replicates.best_of(done, ("params", "tokens"))}
             fit = functools.partial(_fit_method, done, options, out[group].target, served, draw)
             if every_way and len(groups) == 1:
                 jobs[group, ""] = functools.partial(refit_every_way, "chinchilla", done, options)

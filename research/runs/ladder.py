@@ -64,6 +64,8 @@ def _well_formed(document: Mapping[str, Any]) -> bool:
         and isinstance(laws := document.get("laws"), list)
         and all(isinstance(e, dict) and _are_positive(e, ("weight",)) for e in laws)
         and isinstance(document.get("n_points"), int)
+        and isinstance(notes := document.get("notes", []), list)  # a key since 2026-11-30
+        and all(isinstance(note, str) for note in notes)
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from research.scaling.fit_document import loss_unit
 from research.scaling.law import GROUP
 from research.scaling.laws import AUTO, LAWS, named_law
 from research.scaling.options import Options
+from research.tables import replicates
 from research.tables.table import Row
 
 STEP = 1.1  # of a budget, for the slope of the least loss
@@ -112,12 +113,14 @@ def _point(params: float, tokens: float) -> Mapping[str, Sequence[float]]:
 
 def make_forecaster(law: str, rows: Sequence[Row]) -> Forecaster:
     """The forecaster of a law by name, or of the average. Raises BadInput for a law that does not
-    read params and tokens, and for rows that cannot be fitted."""
+    read params and tokens, and for rows that cannot be fitted. Of settings that were tried at one
+    size and length, the best counts."""
     fitting = [name for name in LAWS if has_optimum(named_law(name))]
     if law not in (AUTO, *fitting):
         words = f"--law={law}: expected one of {', '.join((AUTO, *fitting))}"
         raise BadInput(f"{words}, which read params and tokens")
-    options = Options()
+    done = [row for row in rows if row["status"] == "done"]
+    options = Options(best_of=replicates.best_of(done, ("params", "tokens")))
     laws = averaging.candidates(rows, options) if law == AUTO else [named_law(law)]
     if not has_optimum(laws[0]):
         raise BadInput(

@@ -13,11 +13,14 @@ from typing import Any
 from research import scaling
 from research.config import validation
 from research.config.loading import validated
+from research.config.schema import flatten
 from research.errors import BadInput, Preempted
 from research.io import files, source
 from research.io.humanize import flops_text
+from research.models import sizing
 from research.runs import ladder, metrics_log, tracking
 from research.runs.directory import check_workdir
+from research.runs.settings import is_part_of_a_run
 from research.runs.table import newest_sweep
 from research.scaling import collapse, groups
 from research.scaling.compute_optimal import AHEAD, PER_TOKEN
@@ -29,6 +32,7 @@ from research.tables import table
 from research.training.make_run import make_run
 
 SAME = 0.01  # relative: how near budgets, or ratios, are one rung
+NEAR = 0.2  # relative: how near budgets of an isoFLOP grid, whose sizes are rounded, are one
 FURTHEST = 1e6  # a ratio beyond which no law means anything
 FACTS = ("params", "tokens", "flops", "steps", "epochs")
 
@@ -65,7 +69,8 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
         there = asked.flops and _registered(known, asked.law, "budget", asked.flops)
         if not wanted and (there or not asked.flops):
             return None
-    forecaster, group = fit_laws(workdir, asked.law or AUTO)
+    forecaster, group, points = fit_laws(workdir, asked.law or AUTO)
+    base, notes = choose_config(points, forecaster.rows)
     most = forecaster.largest_budget
     if asked.flops:
         wanted = [asked.flops / most]
@@ -76,7 +81,7 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
             )
         if wanted[0] > FURTHEST:
             raise BadInput(f"--flops={asked.flops:g}: {wanted[0]:.3g} times the sweep's largest")
-    rungs = [_predict_rung(workdir, forecaster, ratio) for ratio in sorted(wanted)]
+    rungs = [_predict_rung(workdir, base, forecaster, ratio) for ratio in sorted(wanted)]
     bundle = _bundle(workdir, forecaster)
     if isinstance(bundle, collapse.Bundle):
         for rung in rungs:
@@ -87,6 +92,7 @@ def register(workdir: str | Path, asked: Asked) -> Path | None:
         **forecaster.describe(),
         "collapse": bundle,
         "group": group,
+        "notes": notes,
         "rungs": rungs,
         "line": forecaster.line(1.5 * rungs[-1]["budget"]),
         "code": source.describe(),
@@ -132,12 +138,14 @@ def _write(folder: Path, document: Mapping[str, Any]) -> Path:
     return path
 
 
-def _predict_rung(workdir: Path, forecaster: Forecaster, ratio: float) -> dict[str, Any]:
+def _predict_rung(
+    workdir: Path, base: Mapping[str, Any], forecaster: Forecaster, ratio: float
+) -> dict[str, Any]:
     """What is predicted of the nearest run to the optimum of a budget that can be built."""
     budget = ratio * forecaster.largest_budget
     best = forecaster.optimal_size(budget)
-    size = make_run(_config(workdir, best, budget / PER_TOKEN / best)).facts["params"]
-    config = _config(workdir, best, budget / PER_TOKEN / size)
+    size = make_run(_config(base, best, budget / PER_TOKEN / best)).facts["params"]
+    config = _config(base, best, budget / PER_TOKEN / size)
     run = make_run(config)
     facts = {name: run.facts[name] for name in FACTS}
     (point,) = resolve_points([({}, config)], workdir / ladder.FOLDER)
@@ -242,26 +250,63 @@ def write_ladder(workdir: str | Path) -> list[dict[str, Any]]:
     return rungs
 
 
-def fit_laws(workdir: str | Path, law: str) -> tuple[Forecaster, str]:
-    """The laws of the finished runs of the sweep that are comparable with its first point, and the
-    name of their group ("" where all are). Raises BadInput if there are too few."""
+def fit_laws(workdir: str | Path, law: str) -> tuple[Forecaster, str, list[dict[str, Any]]]:
+    """The laws of the finished runs of the sweep that are comparable with its first point, the
+    name of their group ("" where all are), and its points. Raises BadInput if there are too few."""
     rows = table.read_runs(workdir)
     if not any(row["status"] == "done" for row in rows):
         raise BadInput(
             f"--runs={workdir}: none of its {len(rows)} runs is finished; launch it again"
         )
     parts = groups.split(rows, scaling.Options())
-    first = _newest_sweep(Path(workdir))["points"][0]["run"] if len(parts) > 1 else None
-    names = [name for name, part in parts.items() if any(row["run"] == first for row in part)]
-    name = names[0] if names else next(iter(parts))
-    return make_forecaster(law, parts[name]), name
+    points = _newest_sweep(Path(workdir))["points"]
+    of = {row["run"]: name for name, part in parts.items() for row in part}
+    name = of.get(points[0]["run"], next(iter(parts)))
+    own = [point for point in points if of.get(point["run"]) == name]
+    return make_forecaster(law, parts[name]), name, own or points[:1]
 
 
-def _config(workdir: Path, size: float, tokens: float) -> dict:
-    """The config of the newest sweep of `workdir`, at another size and length."""
-    config = _newest_sweep(workdir)["points"][0]["config"]
+def choose_config(
+    points: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[str]]:
+    """The config of a sweep that its rungs continue, but for size and length, and what there is to
+    say of the choice. It is that of the first of the `points`; where those of the `rows` differ in
+    other settings, the largest budget's run of the least loss has it."""
+    configs = {point["run"]: flatten(point["config"]) for point in points}
+    varied = [
+        name
+        for name in dict.fromkeys(name for config in configs.values() for name in config)
+        if _is_kept(name, points[0]["config"])
+        and len({repr(config.get(name)) for config in configs.values()}) > 1
+    ]
+    fitted = [row for row in rows if row["run"] in configs]
+    if not (varied and fitted):
+        return points[0]["config"], []
+    most = max(row["params"] * row["tokens"] for row in fitted)
+    of_most = [row for row in fitted if row["params"] * row["tokens"] > most * (1 - NEAR)]
+    best = min(of_most, key=lambda row: row["loss"])["run"]
+    settings = ", ".join(f"{name} = {configs[best].get(name)}" for name in varied)
+    why = f"as run {best} of the largest budget has, whose loss is the least"
+    return (
+        next(point["config"] for point in points if point["run"] == best),
+        [f"the runs of the sweep differ in {', '.join(varied)}; the rungs have {settings}, {why}"],
+    )
+
+
+def _is_kept(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a rung has this key of the sweep's config: it decides what a run means, and is
+    neither size nor length."""
+    section, _, key = name.partition(".")
+    if section == "model":
+        return key in sizing.without_sized(config["model"]["name"], config["model"])
+    others = ("size", "seed", "name", "horizon", "eval")
+    return section not in others and name != "data.seed" and is_part_of_a_run(name)
+
+
+def _config(base: Mapping[str, Any], size: float, tokens: float) -> dict:
+    """The config at another size and length."""
     changes = {"size": size, "horizon.unit": "tokens", "horizon.amount": float(tokens)}
-    config, problems = validation.override(config, changes)
+    config, problems = validation.override(dict(base), changes)
     if problems:
         raise BadInput(*problems)
     return validated(config)

@@ -149,6 +149,15 @@ def _apart(rows: Sequence[table.Row], name: str) -> bool:
     return bool(values) and max(values) > SAME_COUNT * min(values)
 
 
+def best_of(rows: Sequence[table.Row], columns: Sequence[str]) -> str | None:
+    """The option of a fit to rows of which some were tuned: what a law through all that was tried
+    says is not what the best setting does. None where they differ in size, length or unique data,
+    too, which nobody tunes."""
+    varied = varied_within(rows, columns)
+    counts = [n for n in varied if n in ("params", "tokens") or OTHER_COUNTS.fullmatch(n)]
+    return "cell" if varied and not counts else None
+
+
 def told_once(rows: Sequence[table.Row], names: Sequence[str]) -> list[str]:
     """The columns without those that part the rows as one before them does: lr, optim.lr."""
     parted: dict[tuple[int, ...], str] = {}

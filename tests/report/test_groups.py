@@ -9,7 +9,8 @@ import pytest
 from research import scaling
 from research.errors import BadInput
 from research.io import files
-from research.report import build, fit_figures, methods, provenance, text
+from research.report import build, fit_figures, provenance, text
+from research.tables import replicates
 from tests.report.test_report import without_scripts, workdir
 from tests.runs.test_settings import launched
 from tests.scaling.test_scaling import noisy
@@ -180,6 +181,6 @@ def test_what_was_tuned_is_chosen_among_and_what_was_counted_is_not():
         ("unique_tokens", (1e6, 2e5, 1e5), None),
     ):
         some = [{**row, name: value} for row, value in zip(rows, values, strict=True)]
-        assert methods.best_of(some, ("params", "tokens")) == chosen, name
+        assert replicates.best_of(some, ("params", "tokens")) == chosen, name
     longer = [{**row, "tokens": 1e6 * (1 + i), "lr": 0.01 * i} for i, row in enumerate(rows, 1)]
-    assert methods.best_of(longer, ("params",)) is None
+    assert replicates.best_of(longer, ("params",)) is None

@@ -308,11 +308,54 @@ def test_the_law_is_that_of_the_runs_that_are_comparable_with_the_first_point(sw
     sweep = files.read_json(swept / "sweeps" / "a.json")
     sweep["points"] += [{**p, "run": f"z{p['run']}"} for p in sweep["points"]]
     files.write_json(swept / "sweeps" / "a.json", sweep)
-    forecaster, group = verify.fit_laws(swept, "chinchilla")
+    forecaster, group, _ = verify.fit_laws(swept, "chinchilla")
     assert {row["run"][0] for row in forecaster.rows} == {"r"}
     assert group == "adamw"
     sweep["points"].reverse()
     files.write_json(swept / "sweeps" / "a.json", sweep)
-    forecaster, group = verify.fit_laws(swept, "chinchilla")
+    forecaster, group, _ = verify.fit_laws(swept, "chinchilla")
     assert {row["run"][0] for row in forecaster.rows} == {"z"}
     assert group == "muon"
+
+
+def test_the_rungs_of_a_tuned_sweep_have_the_setting_that_was_best(swept):
+    path = swept / "sweeps" / "a.json"
+    points = files.read_json(path)["points"]
+    plain = registered(swept, 3.0)
+    assert plain["notes"] == []
+    tried = []
+    for row in read_table(swept):  # every size and length at a worse rate, too
+        name = f"z{row['run']}"
+        with RunDirectory(swept, name) as directory:
+            directory.write_once("config.json", {})
+            facts = {**row, "optimizer": "adamw", "lr": 0.1, "loss": row["loss"] * 1.2}
+            directory.write_result({k: v for k, v in facts.items() if "." not in k})
+        (point,) = (p for p in points if p["run"] == row["run"])
+        for run, lr in ((name, 0.1), (row["run"], 0.03)):
+            config, problems = validation.override(point["config"], {"optim.lr": lr})
+            assert not problems
+            tried.append({"run": run, "config": config})
+    files.write_json(path, {"points": tried})  # that of a worse rate first
+    made = registered(swept, 3.0, again=True)
+    assert {row["run"][0] for row in made["rows"]} == {"r"}
+    assert made["rungs"][0]["loss"] == pytest.approx(plain["rungs"][0]["loss"])
+    assert made["rungs"][0]["config"]["optim"]["lr"] == 0.03
+    (note,) = made["notes"]
+    assert note.startswith(
+        "the runs of the sweep differ in optim.lr; the rungs have optim.lr = 0.03"
+    )
+    assert ladder.read_registrations(swept)["registration-2.json"] == made
+
+
+def test_what_a_size_sets_is_no_setting_of_the_rungs(swept):
+    points = files.read_json(swept / "sweeps" / "a.json")["points"]
+    rows = read_table(swept)
+    changed = {"size": "none", "model.width": 64, "horizon.amount": 7.0, "seed": 3}
+    other, problems = validation.override(points[0]["config"], changed)
+    assert not problems
+    sized = [points[0], {**points[1], "config": other}, *points[2:]]
+    assert verify.choose_config(sized, rows) == (points[0]["config"], [])
+    other, _ = validation.override(points[0]["config"], {"batch.size": 3})
+    config, notes = verify.choose_config([points[0], {**points[-1], "config": other}], rows)
+    assert config == other  # the larger of both
+    assert "batch.size = 3" in notes[0]
