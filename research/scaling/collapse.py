@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
+from scipy.stats import t as student
 
 from research.errors import BadInput
-from research.scaling.statistics import MEDIAN_OF_NORMAL
+from research.scaling.statistics import MEDIAN_OF_NORMAL, NORMAL
 from research.tables.table import Row
 
 SHARES = np.arange(1, 101) / 100
@@ -80,7 +82,7 @@ class Bundle:
         low, high = run_interval
         if low is None or high is None or low <= 0 or predicted <= self.floor:
             return None
-        final = predicted * math.log(high / low) / (2 * 1.96)
+        final = predicted * math.log(high / low) / (2 * NORMAL)
         g = self.middle[self.known]
         scale = predicted - self.floor
         shared = scale * g
@@ -89,17 +91,27 @@ class Bundle:
         mean = (1 - weight) * (self.floor + shared) + weight * (predicted + linear)
         apart = (self.floor + shared) - (predicted + linear)
         variance = (1 - weight) * own**2 + weight * (sd**2 + final**2)
+        variance += weight * (1 - weight) * apart**2
+        if self._falls:  # as no line through its noisy shares says by itself
+            mean = isotonic_regression(mean, weights=1 / variance, increasing=False).x
         return {
             "share": SHARES[self.known].tolist(),
             "loss": mean.tolist(),
-            "sd": np.sqrt(variance + weight * (1 - weight) * apart**2).tolist(),
+            "sd": np.sqrt(variance).tolist(),
         }
+
+    @property
+    def _falls(self) -> bool:
+        """Whether the shared curve falls all the way, as far as it is known."""
+        g, allowed = self.middle[self.known], LEAVES * self.middle_error[self.known]
+        return bool((np.abs(isotonic_regression(g, increasing=False).x - g) <= allowed).all())
 
     def _linear(self, params: float, tokens: float) -> tuple[np.ndarray, ...]:
         """What is above the last loss [k], where the shared curve is known, of a run of that size,
         by least squares in log N and log D over the curves; its standard deviations [k]; and its
         weight [k] beside the shared curve, by the likelihood of both (as if shares were one), or 0
-        where too few curves are known, or sizes or tokens are as good as equal."""
+        where too few curves are known, or sizes or tokens are as good as equal. A curve's residual
+        is that of the fit to the others, no less than the noise of batches."""
         sizes = np.log([[curve.params, curve.tokens] for curve in self.curves])
         x = np.column_stack([np.ones(len(sizes)), sizes - sizes.mean(0)])
         at = np.concatenate([[1.0], np.log([params, tokens]) - sizes.mean(0)])
@@ -115,13 +127,17 @@ class Bundle:
             if not all_vary or n < some.shape[1] + 2 or rank < some.shape[1]:
                 out.append((0.0, 0.0, 0.0))
                 continue
-            beta = np.linalg.lstsq(some, y, rcond=None)[0]
-            mean_square = float(np.sum((y - some @ beta) ** 2)) / (n - some.shape[1])
-            spread = at @ np.linalg.inv(some.T @ some) @ at
-            out.append((at @ beta, math.sqrt(mean_square * (1 + spread)), 1.0))
+            inverse = np.linalg.inv(some.T @ some)
+            beta = inverse @ some.T @ y
+            leverage = np.sum(some @ inverse * some, axis=1)
+            left_out = np.mean(((y - some @ beta) / np.maximum(1 - leverage, 1e-6)) ** 2)
+            noise = np.mean((scale[there] * self.errors[there, i]) ** 2)
+            variance = max(left_out, noise) * (1 + at @ inverse @ at)
+            few = student.ppf(0.975, n - some.shape[1]) / NORMAL
+            out.append((at @ beta, few * math.sqrt(variance), 1.0))
             off = scale[there] * (self.normalized[there, i] - self.middle[i])
-            shared = float(np.nansum(off**2)) / (n - 1)
-            telling.append(n * math.log(max(shared, 1e-12) / max(mean_square, 1e-12)) / 2)
+            shared = np.nanmean((off * n / (n - 1)) ** 2)
+            telling.append(n * math.log(max(shared, 1e-12) / max(left_out, 1e-12)) / 2)
         linear, sd, there = np.array(out).T
         weight = 1 / (1 + np.exp(-np.clip(np.mean(telling), -50, 50))) if telling else 0.0
         return linear, sd, weight * there

@@ -119,6 +119,33 @@ def test_a_forecast_holds_where_curves_do_not_fall_on_one(monkeypatch):
     assert apart[1][1] > 0.1
 
 
+def test_a_forecast_of_few_noisy_curves_is_as_uncertain_as_it_should_be():
+    n, d = 1e4 * 2.0**6, TOKENS * 2.0**6
+    final = E + 60 * n**-0.5 + 200 * d**-0.5
+    truth = final + (0.3 + 0.04 * math.log(n / 1e4)) * (1 - collapse.SHARES)
+    inside = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        few = [hot(i, seed) for i in (0, 2, 3, 4, 6, 9, 11, 14, 15)]
+        few = [replace(c, loss=(c.loss + 0.15 * rng.standard_normal(300))[::6], share=c.share[::6])
+               for c in few]  # fmt: skip
+        bundle = make_bundle(few, E)
+        forecast = bundle.forecast(final, [0.99 * final, 1.01 * final], n, d)
+        loss, sd = (np.array(forecast[name]) for name in ("loss", "sd"))
+        assert (np.diff(loss) <= 1e-9).all()  # as those of the sweep do
+        inside.append(np.mean(np.abs(loss - truth[bundle.known]) < 2 * sd))
+    assert np.mean(inside) > 0.93
+    assert min(inside) > 0.5
+
+
+def test_a_forecast_rises_where_all_curves_do():
+    """The twin of one that falls."""
+    curves = [curve(i, changed=lambda u: 1 + 0.6 * np.exp(-(((u - 0.6) / 0.08) ** 2)))
+              for i in range(8)]  # fmt: skip
+    forecast = make_bundle(curves, E).forecast(E + 0.25, [1.7, 1.8], *LARGE)
+    assert np.diff(forecast["loss"]).max() > 0.005
+
+
 def test_a_forecast_holds_the_curve_of_a_larger_run():
     bundle = make_bundle([curve(i) for i in range(8)], E)
     final = E + 0.25
