@@ -3,11 +3,11 @@
   python -m experiments.calibrate --runs=runs.csv --columns=params=N,tokens=D --out=OUT
   python -m experiments.calibrate --shape=isoflop --worlds=seed,wrong_law --methods=akima --out=OUT
 
-Measurements are kept in OUT as they are made: launched again, it goes on where it was.
+Measurements are kept in OUT: launch the same command again to continue.
 
-Simulated tables have the sizes, budgets, replicates and noise of the table, and the law
-E + A / N^alpha + B / D^beta that was fitted to it as their truth. Worlds say what is beside it:
-seed (noise alone), scatter (every size has an efficiency of its own), uneven (noise that differs
+Simulated tables have the sizes, budgets, replicates and noise of the table; their true law is
+E + A / N^alpha + B / D^beta as fitted to it. A world adds a violation of the assumptions: seed
+(none, only noise), scatter (every size has its own efficiency), uneven (noise that differs
 tenfold), wrong_law (interaction and broken), crashed, tilted (every budget's optimum is off).
 """
 

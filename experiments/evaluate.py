@@ -4,12 +4,11 @@
   python -m experiments.evaluate --runs=DIR --run=ID --tasks=all --items=2000
   python -m experiments.evaluate --runs=DIR --tasks=mine --include_path=FOLDER
 
-DIR is the workdir of a sweep, or one run. Tasks of the suite need no download: cloze (how held-out
-text goes on), copy, repetition, brackets, arithmetic. Other names are tasks of lm-eval, its own or
-of YAML files in --include_path. The answer is the option that the model finds likeliest. What was
-scored already, with the same parameters and options, is not scored again, so an interrupted command
-goes on where it was. `table` shows the columns score/TASK, and `fit --downstream=score/TASK` fits
-their laws.
+DIR is the workdir of a sweep, or one run. The suite needs no download: cloze (how held-out text
+continues), copy, repetition, brackets, arithmetic. Other names are lm-eval tasks, its own or those
+of YAML files in --include_path. The answer is the likeliest option. Existing scores with the same
+parameters and options are kept, so an interrupted command resumes. `table` shows the columns
+score/TASK, and `fit --downstream=score/TASK` fits their laws.
 """
 
 import os
@@ -31,11 +30,11 @@ ALL = "all"
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="a sweep's workdir, or a run of one")
-    parser.add_argument("--run", metavar="ID", help="this run of the workdir alone")
+    parser.add_argument("--run", metavar="ID", help="only this run of the workdir")
     parser.add_argument("--tasks", required=True, help=f"names joined by commas, or {ALL}")
     help_ = f"of each task, {FLAGS['items'][2]} ({ITEMS}; of lm-eval's all)"
     parser.add_argument("--items", type=int, help=help_)
-    parser.add_argument("--seed", type=int, default=0, help="of the items of the suite (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the suite's items (0)")
     help_ = "a folder of further tasks of lm-eval, as YAML"
     parser.add_argument("--include_path", metavar="FOLDER", help=help_)
     stop_signal.add_flag(parser)

@@ -5,10 +5,10 @@
   python -m experiments.fit --runs=runs.csv --law=isoflop --method=parabola --out=OUT
 
 Laws: power and broken (against one column), chinchilla, kaplan, data_constrained, overtraining,
-saturating and logistic (accuracies), recipe (of a sweep over learning rates; writes recipe.json),
-curve (of training curves); isoflop and envelope find compute-optimal sizes without a law.
-Rows that are not comparable (see docs/fitting.md) are groups, and have a law each in OUT/GROUP.
-The objective is the sum over rows of Huber's loss, or half the square, of residuals in log loss.
+saturating and logistic (accuracies), recipe (a sweep over learning rates; writes recipe.json),
+curve (training curves); isoflop and envelope find compute-optimal sizes without a law.
+Rows that are not comparable (see docs/fitting.md) form groups, each with a law in OUT/GROUP.
+The objective is the sum over rows of the Huber loss, or half the square, of log-loss residuals.
 """
 
 import argparse

@@ -17,8 +17,10 @@ from research.config import cli
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--out", required=True, help="a folder, for experiment.py and its runs")
-    parser.add_argument("--data", required=True, help="a file, or a folder with one for each class")
-    parser.add_argument("--target", help="of a table: the column to be predicted")
+    parser.add_argument(
+        "--data", required=True, help="a file, or a folder with one folder per class"
+    )
+    parser.add_argument("--target", help="for a table: the column to predict")
     words = "of a text: train a byte-pair encoding of so many tokens; default: bytes"
     parser.add_argument("--vocab", type=int, help=words)
     args = parser.parse_args(argv)

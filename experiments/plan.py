@@ -1,15 +1,14 @@
-"""Plan a run for machines that are not here: memory, traffic, best step time and MFU, what fits.
+"""Plan a run for machines you do not have: memory, traffic, best step time and MFU, what fits.
 
   python -m experiments.plan --config=configs/lm_transformer.py --devices=4096 --device=h100
       --config.size=7e9 --config.data.context=2048 --config.batch.size=4096 --vocab=32000
       --config.horizon.unit=tokens_per_param --config.horizon.amount=20
       [--mesh=data:8,fsdp:64,tensor:8] [--compile=h100:8] [--json]
 
-Without --mesh the best one is searched for, by an estimate that is right to about 30 %. With
---vocab the text need not be there. --compile=TARGET asks the machine's own compiler, which needs
-none of its devices: h100:8, h100:1x8x8 (8 hosts of 8), tpu:v5e:16x16, tpu:v5p:4x4x4, tpu:v6e:4x4,
-cpu:8; exit code 2 where the program gathers or moves what nobody asked for. Nothing is allocated,
-and nothing here was measured on such machines.
+Without --mesh the best one is found by an estimate accurate to about 30 %. With --vocab no text is
+needed. --compile=TARGET runs the target's own compiler, without its devices: h100:8, h100:1x8x8 (8
+hosts of 8), tpu:v5e:16x16, tpu:v5p:4x4x4, tpu:v6e:4x4, cpu:8; exit code 2 if the program gathers or
+moves arrays that it should not. Nothing is allocated, and nothing was measured on such machines.
 """
 
 import json
@@ -27,9 +26,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--devices", type=int, help="how many devices (8)")
     parser.add_argument("--device", help=f"{', '.join(hardware.MACHINES)} (h100)")
     parser.add_argument(
-        "--mesh", default="", metavar="AXIS:DEVICES,...", help="this mesh, not the best one"
+        "--mesh",
+        default="",
+        metavar="AXIS:DEVICES,...",
+        help="use this mesh instead of the best one",
     )
-    parser.add_argument("--vocab", type=int, help="vocabulary of text that need not be there")
+    parser.add_argument("--vocab", type=int, help="vocabulary size, in place of a text")
     parser.add_argument("--largest", action="store_true", help="find the largest model that fits")
     parser.add_argument("--compile", metavar="TARGET", help="compile it for h100:8, tpu:v5e:4x4, …")
     parser.add_argument("--json", action="store_true", help="one JSON document")

@@ -4,8 +4,8 @@
   python -m experiments.plot --runs=runs.csv --figure=contours --width=84mm --out=contours.svg
 
 One figure is written to OUT, each of several to OUT-FIGURE: x-isoflop.pdf, x-frontier.pdf.
-isoflop, frontier, envelope, losses, contours, residuals and loss are of any table; curves, ladder
-(isoflop verify), transfer, coordinates and regret (isoflop transfer) of a workdir.
+isoflop, frontier, envelope, losses, contours, residuals and loss need only a table; curves, ladder
+(isoflop verify), transfer, coordinates and regret (isoflop transfer) need a workdir.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--runs", required=True, help="a workdir, or a table from elsewhere")
     parser.add_argument("--figure", required=True, help="names, joined by commas")
     parser.add_argument("--style", default="paper", help="paper (default), talk or page")
-    help_ = "3.3in, 84mm, 8.4cm or 240pt; by default one column of a paper (3.3in), 10in of a talk"
+    help_ = "3.3in, 84mm, 8.4cm or 240pt (default: 3.3in for paper, 10in for talk)"
     parser.add_argument("--width", help=help_)
     parser.add_argument("--out", required=True, help="a file: .pdf, .svg or .png")
-    parser.add_argument(
-        "--law", help="of frontier, losses, contours, residuals; default: the usual"
-    )
-    parser.add_argument("--where", help="comparisons that runs must meet, all of them: params>1e5")
-    help_ = "also runs that are no points of the sweep as it was launched last"
+    parser.add_argument("--law", help="another law for frontier, losses, contours, residuals")
+    parser.add_argument("--where", help="only runs that meet all comparisons: params>1e5")
+    help_ = "include runs that no longer belong to the sweep"
     parser.add_argument("--all_runs", action="store_true", help=help_)
     args = parser.parse_args(argv)
     names = args.figure.split(",")

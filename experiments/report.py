@@ -1,4 +1,4 @@
-"""Fit and draw a sweep again from its records: report.html, fit.json, figures. Needs no model.
+"""Fit and draw a sweep again from its records alone: report.html, fit.json, figures.
 
 python -m experiments.report --runs=DIR
 python -m experiments.report --runs=DIR --where='tag==baseline' --out=OUT     (DIR is only read)
@@ -14,14 +14,14 @@ from research.errors import BadInput
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("--runs", required=True, help="the workdir of a sweep")
-    help_ = "the column that the loss falls with; by default the first that differs"
+    help_ = "column that the loss depends on (default: the first that varies)"
     parser.add_argument("--against", help=help_)
-    help_ = "one law for runs that are not comparable"
+    help_ = "fit one law to runs that are not comparable"
     parser.add_argument("--mix", action="store_true", help=help_)
-    help_ = "also runs that are no points of the sweep as it was launched last"
+    help_ = "include runs that no longer belong to the sweep"
     parser.add_argument("--all_runs", action="store_true", help=help_)
-    parser.add_argument("--where", help="comparisons that runs must meet, all of them: params>1e5")
-    help_ = "also show optima that count so many tokens of inference"
+    parser.add_argument("--where", help="only runs that meet all comparisons: params>1e5")
+    help_ = "also show optima that count T tokens of inference"
     parser.add_argument("--inference_tokens", type=float, metavar="T", help=help_)
     parser.add_argument("--out", help="where the report is written (default: the workdir)")
     args = parser.parse_args(argv)

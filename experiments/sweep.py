@@ -1,12 +1,12 @@
-"""Train every point of a sweep that is not trained yet, then fit and report.
+"""Train every point of a sweep that is still missing, then fit and report.
 
   python -m experiments.sweep --config=configs/sweeps/lm_params.py --workdir=DIR [--plan]
   python -m experiments.sweep --watch=DIR                            (from another shell or host)
 
---plan shows every point with its size, tokens, FLOPs, seconds, memory and status, and what would
-bias a fitted law, and trains nothing. --calibrate times two programs on this machine, from which
-seconds are predicted. Launch the same command again to resume after an interruption, or at the same
-time to share the work. --num_processes=K trains each run in K processes, which the executor starts.
+--plan trains nothing: it shows every point with its size, tokens, FLOPs, seconds, memory and
+status, and what would bias a fitted law. --calibrate times two programs on this machine to predict
+seconds. Launch the same command again to resume, or at the same time to share the work.
+--num_processes=K trains each run in K processes, which the executor starts.
 """
 
 import argparse

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--runs", required=True, help="a sweep's workdir, or a table from elsewhere"
     )
-    parser.add_argument("--where", help="comparisons that rows must meet, all of them: params>1e5")
+    parser.add_argument("--where", help="only rows that meet all comparisons: params>1e5")
     parser.add_argument("--sort", help="a column; -COLUMN for descending order")
     help_ = "columns to show, comma-separated; `all` shows every column"
     parser.add_argument("--columns", help=help_)

@@ -3,9 +3,9 @@
 python -m experiments.train --config=configs/lm_transformer.py --config.size=3e5 --workdir=DIR
 python -m experiments.train --config=DIR/runs/<id>/config.json --workdir=OTHER     (repeat a run)
 
---num_processes=K trains it in K processes of this machine. Over several hosts, start this command
-K times with --coordinator_address=HOST:PORT --num_processes=K --process_id=I, or by a scheduler
-(srun) with --coordinator_address=auto.
+--num_processes=K uses K processes on this machine. Across hosts, start this command K times with
+--coordinator_address=HOST:PORT --num_processes=K --process_id=I, or use a scheduler (srun) with
+--coordinator_address=auto.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="only resume; start no new run")
     help_ = "trace this many steps, after compilation, into the run's profile/"
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help=help_)
-    help_ = "train even if memory is predicted not to suffice"
+    help_ = "train even if predicted to run out of memory"
     parser.add_argument("--force", action="store_true", help=help_)
     args, config, _ = cli.parse_config(parser, argv)
     if args.profile < 0:

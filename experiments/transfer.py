@@ -3,14 +3,13 @@
   python -m experiments.transfer --config=configs/transfer.py --workdir=DIR
   python -m experiments.transfer --config=FILE --workdir=DIR --stages=rate --rate_widths=64,256
 
-Every stage has the config's rule, and beside it the standard parametrization. coordinates: ten
-steps of models of several widths and depths: how large the activations of every module are and how
-far they move, and the slopes of both against the shape. rate: learning rates x widths, each run as
-long as the config says: the best rate of every width. regret: at the largest of these widths, what
-the best rate of the base width loses against the best one there, by fresh seeds.
+Every stage compares the config's rule with the standard parametrization. coordinates: ten steps at
+several widths and depths; how activations and their changes scale. rate: a sweep of learning rates
+x widths; the best rate of every width. regret: at the largest width, the excess loss of the base
+width's best rate over the best one there, in fresh seeds.
 
-Writes DIR/transfer.json with the stages that were asked for, and figures; the last line is its
-path. Launch the same command again to resume.
+Writes DIR/transfer.json and figures; the last line is its path. Launch the same command again to
+resume.
 """
 
 import dataclasses

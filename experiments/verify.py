@@ -3,11 +3,10 @@
   python -m experiments.verify --runs=DIR [--rungs=3,10,33,100]
   python -m experiments.verify --runs=DIR --flops=1e14 --law=chinchilla
 
-A rung is a run of its optimal size for a budget of so many times the largest one of the sweep in
-DIR (10 by default), or of --flops (6 N D). What is predicted is written to
-DIR/verify/registration.json before any rung is trained, and never changed: rungs that were not
-registered, or another law, are a registration of their own. By default predictions are averaged
-over the laws that the runs cannot tell apart. Launch the same command again to resume.
+A rung is a run of optimal size at a multiple of the sweep's largest budget (10 by default), or at
+--flops (6 N D). Predictions are written to DIR/verify/registration.json before any rung is trained,
+and never changed: further rungs, or another law, get a registration of their own. By default
+predictions are averaged over laws. Launch the same command again to resume.
 """
 
 import math
@@ -39,13 +38,13 @@ def parse_rungs(text: str, furthest: float) -> list[float]:
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
-    parser.add_argument("--runs", required=True, help="the workdir of a sweep over both")
+    parser.add_argument("--runs", required=True, help="the workdir of a sweep over size and tokens")
     parser.add_argument("--rungs", help="multiples of the largest budget of the sweep: 3,10,33")
     parser.add_argument("--flops", type=float, help="or one budget 6 N D")
-    parser.add_argument("--law", help="auto averages over laws (default); or one by its name")
-    help_ = "register the rungs once more, by what the sweep says now, in a file of its own"
+    parser.add_argument("--law", help="auto averages over laws (default); or a law by name")
+    help_ = "register the rungs again, from the current sweep, in a new file"
     parser.add_argument("--new_registration", action="store_true", help=help_)
-    help_ = "stop, and save, where a run leaves the training curve that was forecast"
+    help_ = "save and stop a run that leaves its forecast training curve"
     parser.add_argument("--stop_off_track", action="store_true", help=help_)
     launch.add_flags(parser)
     stop_signal.add_flag(parser)

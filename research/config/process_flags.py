@@ -8,19 +8,19 @@ from research.errors import BadInput, printable
 
 AUTO = "auto"  # as cluster_place reads it
 HELP = {
-    "num_processes": "how many processes are one run; without the flags below they start here",
-    "coordinator_address": "HOST:PORT of process 0, for a process of several that another program "
-    f"starts; {AUTO}: ask the cluster (Slurm, Open MPI, Kubernetes, TPU) for all three",
-    "process_id": "which of them this is, from 0",
+    "num_processes": "processes per run; without the flags below they start on this machine",
+    "coordinator_address": "HOST:PORT of process 0, if you or another program start the "
+    f"processes; {AUTO}: ask the cluster (Slurm, Open MPI, Kubernetes, TPU) for all three",
+    "process_id": "index of this process, from 0",
 }
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of what a command that trains records of its runs."""
-    help_ = "continue runs that other code or settings began, and record that"
+    help_ = "continue runs begun with other code or settings, and record it"
     parser.add_argument("--accept_changes", action="store_true", help=help_)
-    parser.add_argument("--tag", type=_word, metavar="WORD", help="for the table's column `tag`")
-    parser.add_argument("--note", type=printable, metavar="TEXT", help="for its column `note`")
+    parser.add_argument("--tag", type=_word, metavar="WORD", help="the run's column `tag`")
+    parser.add_argument("--note", type=printable, metavar="TEXT", help="its column `note`")
 
 
 def _word(text: str) -> str:

@@ -17,7 +17,7 @@ ECHO = 2.0  # seconds within which a repeated signal counts as the same one
 
 def add_flag(parser: argparse.ArgumentParser) -> None:
     """The flag of the limit, which is the time at which it is over."""
-    help_ = "save and end with code 75 after so many minutes, compilation included"
+    help_ = "save and exit with code 75 after M minutes, compilation included"
     how = {"type": _from_now, "default": math.inf, "dest": "end", "metavar": "M"}
     parser.add_argument("--max_minutes", help=help_, **how)
 

@@ -22,17 +22,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--workdir", required=True, help="where transfer.json is written")
     flag("--stages", default=",".join(STAGES), help=", ".join(STAGES))
-    flag("--widths", help="1, 2, 4 and 8 times the base width by default")
-    flag("--depths", help="2,4,8,16,32 by default")
-    flag("--seeds", type=int, default=3, help="of the initialization, at least 2")
-    flag("--lr", type=float, help="of the check; that of the config by default")
-    help_ = "of the check: the head, and over depths the ends of branches, are 0 or as drawn"
+    flag("--widths", help="widths of the check (default: 1, 2, 4 and 8 times the base)")
+    flag("--depths", help="depths of the check (default: 2,4,8,16,32)")
+    flag("--seeds", type=int, default=3, help="seeds of the initialization, at least 2 (3)")
+    flag("--lr", type=float, help="learning rate of the check (default: the config's)")
+    help_ = "initial head (and, over depths, ends of branches) in the check: 0 or random"
     flag("--start", choices=("zero", "drawn"), default="zero", help=help_)
-    help_ = "of the runs; 1/2, 1, 2 and 4 times the base width by default"
+    help_ = "widths of the runs (default: 1/2, 1, 2 and 4 times the base width)"
     flag("--rate_widths", help=help_)
-    help_ = "learning rates, as multiples of the config's; 1/8 to 8 by factors of 2 by default"
+    help_ = "learning rates, as multiples of the config's (default: 1/8 to 8 by factors of 2)"
     flag("--factors", help=help_)
-    flag("--fresh_seeds", type=int, default=2, help="of the regret, at least 2")
+    flag("--fresh_seeds", type=int, default=2, help="seeds of the regret, at least 2 (2)")
 
 
 def parse_flags(args: argparse.Namespace) -> Asked:

@@ -87,7 +87,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a command that has runs trained by workers."""
     flag = parser.add_argument
     flag("--executor", choices=CHOICES, default=AUTO)
-    flag("--workers", type=int, help="how many (default: as many as fit)")
+    flag("--workers", type=int, help="number of workers (default: as many as fit)")
     process_flags.add_flags(parser, member=False)
     flag("--executor_options", default="", metavar="KEY=VALUE,...", help=OPTIONS_HELP)
     help_ = "options of Slurm's sbatch, as in --sbatch='--qos=high --constraint=a100'; repeatable"

@@ -105,8 +105,6 @@ class Column:
         """A value of the column as it is shown; "–" is none."""
         if value is None:
             return "–"
-        if self.format.endswith("d") and isinstance(value, float) and value.is_integer():
-            value = int(value)
         try:
             text = format(value, self.format)  # 1e11, as humanize.flops_text has it
             return text.replace("e+0", "e").replace("e+", "e") if self.kind == "number" else text
@@ -124,8 +122,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("size", format=".3g", shown=("table",)),
     Column("params", format=",d", shown=TABLE, heading="parameters", noun="parameters",
            axis="parameters N"),
-    Column("params_non_embedding", format=",d", shown=PAGE,
-           heading="parameters without embedding, head",
+    Column("params_non_embedding", format=",d", shown=PAGE, heading="without embedding, head",
            noun="parameters without embedding and head",
            axis="parameters N, without embedding and head"),
     Column("params_matmul", format=",d", shown=(), noun="parameters in dot products",

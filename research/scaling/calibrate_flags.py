@@ -20,20 +20,20 @@ SHAPES = ("isoflop",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("--runs", help="whose shape tables have: a sweep's workdir, a file (CSV, JSON, …)")
-    flag("--shape", choices=SHAPES, help="without a table: seven budgets of eight sizes")
+    flag("--runs", help="the table to imitate: a sweep's workdir, a file (CSV, JSON, …)")
+    flag("--shape", choices=SHAPES, help="instead of a table: seven budgets of eight sizes")
     flag("--columns", default="", help="rename columns: params=N,loss=val_loss")
     flag("--decimal_comma", action=argparse.BooleanOptionalAction, help="1,5 is 1.5")
     for name in (*OF_A_TABLE, *OF_A_FIT):
         flag(f"--{name}", **flags.FLAGS[name])
     flag("--tables", type=int, default=400, help="simulated tables of each world")
-    flag("--worlds", default="", help="some of them: seed,scatter (default: all)")
-    flag("--methods", default="", help="some of them: envelope,akima,parabola,chinchilla")
+    flag("--worlds", default="", help="worlds to simulate: seed,scatter (default: all)")
+    flag("--methods", default="", help="methods to test: envelope,akima,parabola,chinchilla")
     flag("--truth", default="", help="the true law in place of the fitted one: E=1.8,A=480,...")
     flag("--noise", type=float, help="standard deviation of log loss, in place of the table's")
     flag("--scatter", type=float, help="standard deviation of a size's log efficiency: 0.015")
     flag("--seed", type=int, default=0)
-    flag("--processes", type=int, help="by default one for each core")
+    flag("--processes", type=int, help="default: one per core")
 
 
 def parse_plan(args: argparse.Namespace) -> "tuple[calibrate.Plan, int]":

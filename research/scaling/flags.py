@@ -10,19 +10,19 @@ from research.errors import BadInput
 from research.tables.columns import split_pairs
 
 FLAGS = {
-    "against": {"help": "the column x of a law of one column (params)"},
+    "against": {"help": "column that a one-column law depends on (params)"},
     "objective": {
-        "help": "huber_log, mse_log or mse; by default mse_log for few rows without outliers"
+        "help": "huber_log, mse_log or mse (default: mse_log for few rows without outliers)"
     },
     "huber_delta": {"type": float, "help": "of --objective=huber_log (0.001)"},
     "where": {"help": 'fit these rows: params<=1e6, "val loss"<4, optimizer in (adamw, muon)'},
-    "best_of": {"help": "cell: of rows equal in what the law reads, fit the best setting"},
-    "holdout": {"help": "predict these rows and do not fit them: largest, or comparisons"},
+    "best_of": {"help": "cell: fit only the best setting of each size and length"},
+    "holdout": {"help": "predict these rows instead of fitting them: largest, or comparisons"},
     "drop_top_loss": {"type": int, "metavar": "K", "help": "leave out the K highest losses"},
     "sample": {"type": int, "metavar": "N", "help": "fit N rows that cover sizes and lengths"},
     "bootstrap": {"type": int, "metavar": "K", "help": "resamples for the intervals (0: none)"},
-    "cluster": {"help": "the column of what is resampled as a whole (run)"},
-    "seed": {"type": int, "help": "of resamples and draws (0)"},
+    "cluster": {"help": "column whose rows are resampled together (run)"},
+    "seed": {"type": int, "help": "seed of resamples and draws (0)"},
     "method": {"help": "akima (default) or parabola, for --law=isoflop"},
     "six_nd": {
         "action": "store_true",
@@ -32,33 +32,33 @@ FLAGS = {
     "inference_tokens": {
         "type": float,
         "metavar": "T",
-        "help": "optima that count T tokens of inference, 2 N FLOPs each",
+        "help": "count T tokens of inference in the optima, 2 N FLOPs each",
     },
-    "finished": {"help": "further words for the state of a run that is done"},
+    "finished": {"help": "further names of the state of a finished run"},
     "last_rows": {
         "action": "store_true",
         "default": None,
-        "help": "of each run, fit the last row alone",
+        "help": "fit only the last row of each run",
     },
     "far": {
         "action": "store_true",
         "default": None,
-        "help": "predict however far beyond the table",
+        "help": "allow targets far beyond the table",
     },
     "mix": {
         "action": "store_true",
         "default": None,
-        "help": "one law for rows that are not comparable",
+        "help": "fit one law to rows that are not comparable",
     },
     "odd_units": {
         "action": "store_true",
         "default": None,
-        "help": "fit FLOPs that do not go with params * tokens",
+        "help": "accept FLOPs inconsistent with params * tokens",
     },
-    "noise": {"type": float, "help": "standard deviation of log loss, for --law=isoflop"},
+    "noise": {"type": float, "help": "standard deviation of log loss of a run, for --law=isoflop"},
     "compare": {
         "metavar": "COLUMN",
-        "help": "groups with shared exponents, by any column (group: what tells rows apart)",
+        "help": "compare groups with shared exponents, by any column (or `group`)",
     },
 }
 SCORE = "score/"  # how columns of scores begin
@@ -72,33 +72,35 @@ POINTS = ("fix", "init", "score")  # parameters: E=1.8,alpha=0.35
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Every flag of a fit but where the table is and where the results go."""
     flag = parser.add_argument
-    flag("--law", default="auto", help="auto averages over laws; or one by its name")
+    flag("--law", default="auto", help="auto averages over laws (default); or a law by name")
     flag("--columns", default="", help="rename columns: params=N,loss=val loss,tokens=D (B)*1e9")
-    help_ = "the column that the law is of: loss/NAME of a set of eval.sets, score/TASK, …"
+    help_ = "column to fit instead of loss: loss/NAME of eval.sets, score/TASK, …"
     flag("--response", metavar="COLUMN", help=help_)
-    help_ = "also laws from compute to a score, by the loss and directly: score/TASK"
+    help_ = "also fit laws from compute to a score, via the loss and directly: score/TASK"
     flag("--downstream", metavar="COLUMN", help=help_)
     help_ = "1,5 is one and a half (--no-decimal_comma: 1,500 is a thousand and a half)"
     flag("--decimal_comma", action=argparse.BooleanOptionalAction, help=help_)
+    flag("--all_runs", action="store_true", help="include runs that no longer belong to the sweep")
+    flag("--curves", action="store_true", help="use every evaluation as a row, for --law=envelope")
+    flag("--next_runs", type=float, metavar="FLOPS", help="propose runs for this budget in total")
+    flag("--next_config", help="write them as a sweep, OUT/next.py, based on this config")
     flag(
-        "--all_runs", action="store_true", help="also runs that are no points of the sweep as it is"
+        "--anytime", action="store_true", help="show how the prediction settles as FLOPs are spent"
     )
-    flag("--curves", action="store_true", help="a row for every evaluation, for --law=envelope")
-    flag("--next_runs", type=float, metavar="FLOPS", help="propose runs that cost so much in all")
-    flag("--next_config", help="the config that they continue from; out/next.py is then a sweep")
-    flag("--anytime", action="store_true", help="how the prediction settles as FLOPs are spent")
-    flag("--multiverse", action="store_true", help="refit under every convention; the spread")
+    flag(
+        "--multiverse", action="store_true", help="refit under every convention and show the spread"
+    )
     for name, kind in FLAGS.items():
         flag(f"--{name}", **kind)
     help_ = "with --compare: exit code 0 if B needs less compute than A there, else 1"
     flag("--gate", metavar="B>A@FLOPS", help=help_)
     flag("--predict", default="", help="values of the law's column to predict at: 1e6,1e7")
     flag("--predict_flops", default="", help="budgets to predict at: 1e21,1e22")
-    flag("--fix", default="", help="parameters that are given and not fitted: alpha=0.35")
-    help_ = "what is known of parameters beside the rows, normal: E=1.6±0.1 (or 1.6+-0.1)"
+    flag("--fix", default="", help="hold parameters fixed: alpha=0.35")
+    help_ = "normal priors on parameters: E=1.6±0.1 (or 1.6+-0.1)"
     flag("--prior", default="", help=help_)
-    flag("--init", default="", help="the only start: every parameter, E=1.8,A=400,...")
-    flag("--score", default="", help="a published point to compare: every parameter")
+    flag("--init", default="", help="a single start, with every parameter: E=1.8,A=400,...")
+    flag("--score", default="", help="a published point to compare, with every parameter")
 
 
 def parse_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from research.runs.directory import RUN, check_workdir
 
 GROUPING = ("auto", "off", "force")
 GROUPING_HELP = (
-    "which runs are trained together: auto: those that share a WSD prefix (their steps before the "
-    "decay) take it once; force: besides, those that can be one vmapped program are; off: none"
+    "auto: runs that share a WSD prefix (their steps before the decay) train it once; force: also "
+    "train runs that differ only in hyperparameters as one vmapped program; off: neither"
 )
 FACTS = ("params", "tokens", "flops", "steps", "seed", "lr", "context")  # those that are shown
 MAX_BYTES = 1 << 30
