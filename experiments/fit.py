@@ -1,5 +1,6 @@
-"""Fit a scaling law to a table of runs; writes fit.json and figures.
+"""Fit a scaling law to a table of runs; with --out, writes fit.json and figures.
 
+  python -m experiments.fit --runs=DIR
   python -m experiments.fit --runs=DIR --law=power --out=OUT --holdout=largest
   python -m experiments.fit --runs=runs.csv --law=chinchilla --columns=params=N,tokens=D --out=OUT
   python -m experiments.fit --runs=runs.csv --law=isoflop --method=parabola --out=OUT
@@ -19,7 +20,6 @@ from typing import Any
 
 from research.config import cli
 from research.errors import BadInput, printable
-from research.io import files
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,11 +31,13 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     help_ = "a sweep's workdir, a file (CSV, JSON, parquet, …), wandb:FOLDER or mlflow:STORE"
     parser.add_argument("--runs", required=True, help=help_)
-    parser.add_argument("--out", required=True, help="where fit.json and the figures are written")
+    parser.add_argument("--out", help="where fit.json and the figures are written, if anywhere")
     flags.add_flags(parser)
     args = flags.with_law(parser.parse_args(argv))
     sweep = flags.parse_next_config(args)
     options, columns = flags.parse_options(args), flags.parse_columns(args)
+    if args.out is None and (args.law == "curve" or sweep):
+        raise BadInput(f"--{'next_config' if sweep else 'law=curve'}: needs --out, to write there")
 
     from research.report import curve_text
     from research.scaling import Options, check_names, groups
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma, args.all_runs)
     if args.law == CURVE:
         flags.check_curve_flags(args)
-        print(curve_text.write_fit(rows, args.runs, Options(**options), Path(args.out)))
+        print(curve_text.write_fit(rows, args.runs, Options(**options), Path(args.out or "")))
         return 0
     check_names(args.law, rows, Options(**options))
     parts = {"": rows} if args.compare else groups.split(rows, Options(**options))
@@ -75,20 +77,13 @@ def fit_part(
     """Fit rows that share a law, write and say what was found; whether the --gate is passed."""
     from research import scaling
     from research.report import downstream_text, fit_figures
-    from research.scaling import fit_document, flags
+    from research.scaling import flags
 
     analysis = scaling.analyze(args.law, rows, options, **flags.wanted(args))
-    figures, words = fit_figures.draw_figures(analysis), downstream_text.summary(analysis.document)
-    out = files.make_directory(Path(args.out) / folder)  # from here on only the disk can fail
-    written = [fit_document.write_document(out, analysis.document)]
-    written += fit_figures.save_figures(figures, out)
-    if recipe := analysis.document.get("recipe"):
-        written.append(fit_document.write_document(out, recipe, "recipe"))
-    if sweep:
-        config = flags.render_sweep_config(sweep, analysis.document)
-        files.write_atomic(out / "next.py", config.encode())
-        written.append(out / "next.py")
-    print("\n".join([words, *map(str, written)]))
+    words = [downstream_text.summary(analysis.document)]
+    if args.out is not None:
+        words += map(str, fit_figures.write_fit(analysis, Path(args.out, folder), sweep))
+    print("\n".join(words))
     return analysis.document.get("compare", {}).get("gate", {}).get("passed", True)
 
 

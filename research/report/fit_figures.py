@@ -11,10 +11,11 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from research.io import files
 from research.report import decision_figures, recipe_figures, style
 from research.report.style import BLUE, GRAY, GREEN, ORANGE
 from research.runs.schema import AXES
-from research.scaling import Analysis, Fit, compute_optimal, uncertainty
+from research.scaling import Analysis, Fit, compute_optimal, fit_document, flags, uncertainty
 from research.scaling.law import GROUP
 from research.tables import table
 
@@ -22,6 +23,22 @@ LEVELS = 9  # iso-loss contours, about
 SHARE = 0.98  # of the resamples, that a panel of two parameters shows
 EDGE, CLEAR = 0.07, 0.05  # of the axes, without labels of contours: of a border, and of a mark
 WITHOUT_LIMIT = 1e6  # times the most of a table
+
+
+def write_fit(analysis: Analysis, out: Path, next_config: str | None = None) -> list[Path]:
+    """Write an analysis: fit.json, every figure, a recipe, and next.py, a config by
+    `next_config`; returns their paths."""
+    document, figures = analysis.document, draw_figures(analysis)
+    files.make_directory(out)  # from here on only the disk can fail
+    written = [fit_document.write_document(out, document), *save_figures(figures, out)]
+    if recipe := document.get("recipe"):
+        written.append(fit_document.write_document(out, recipe, "recipe"))
+    if next_config:
+        files.write_atomic(
+            out / "next.py", flags.render_sweep_config(next_config, document).encode()
+        )
+        written.append(out / "next.py")
+    return written
 
 
 def save_figures(figures: Mapping[str, Figure], out: Path) -> list[Path]:

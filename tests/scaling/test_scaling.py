@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import fit as fit_command
 from research import scaling
 from research.errors import BadInput
 from research.report import fit_text
@@ -508,6 +509,24 @@ def test_the_command_reads_a_csv_with_other_names(tmp_path):
     assert wanted | {"warnings"} <= document.keys()
     assert document["predictions"][0]["params"] == 1e7
     assert (tmp_path / "o" / "loss.png").stat().st_size > 5000
+
+
+def test_without_a_place_to_write_the_answer_is_printed_alone(tmp_path, capsys, monkeypatch):
+    rows = "\n".join(
+        f"r{i},{n},{3 + 50 * n**-0.5}" for i, n in enumerate((1e3, 3e3, 1e4, 3e4, 1e5))
+    )
+    (tmp_path / "t.csv").write_text(f"run,params,loss\n{rows}\n")
+    monkeypatch.chdir(tmp_path)
+    asked = ["--runs=t.csv", "--law=power"]
+    assert fit_command.main(asked) == 0
+    said = capsys.readouterr().out
+    assert "L(N) = E + A / N^alpha" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    assert fit_command.main([*asked, "--out=fit"]) == 0  # the twin
+    assert capsys.readouterr().out.startswith(said)
+    assert (tmp_path / "fit" / "fit.json").exists()
+    with pytest.raises(BadInput, match=r"--law=curve: needs --out"):
+        fit_command.main(["--runs=t.csv", "--law=curve"])
 
 
 def test_the_table_of_a_sweep_can_be_fitted_from_its_parquet(tmp_path):
