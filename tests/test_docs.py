@@ -221,7 +221,7 @@ def test_the_examples_of_the_commands_are_read_by_their_own_parsers(parse, monke
             "$ isoflop sweep --config=configs/linear.py \\\n   --workdir=x --config.batch.seed=1",
             "seed",
         ),
-        ("isoflop fit --runs=x", "exit code 2"),
+        ("isoflop fit --out=x", "exit code 2"),
         ("isoflop fit --runs=x --out=y --seed=none", "exit code 2"),
         ("python -m experiments.table --runs=x --sortt=loss", "sortt"),
         ("$ isoflop table --runs=\nisoflop nothing", "runs: is empty"),
