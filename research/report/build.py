@@ -174,7 +174,7 @@ def told_of_groups(count: int, grouping: Grouping, compared: bool) -> str:
     if compared:
         return words
     if not grouping.measured_alike:
-        return f"{words}: their losses are not of one measure, so they are not compared"
+        return f"{words}: their losses do not measure the same thing, so they are not compared"
     return f"{words}: isoflop fit --compare={grouping.columns[0]} compares them"
 
 

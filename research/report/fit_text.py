@@ -111,6 +111,8 @@ def fit_summary(document: Mapping[str, Any], brief: bool = False, alone: bool = 
     parts = []
     for name, value in document["params"].items():
         low, high = document["intervals"][name]
+        if name.endswith("exponent"):  # of which 1e-14 is 0
+            low, high = (end if end is None else round(end, 4) for end in (low, high))
         ends = f"{interval_end(low)} to {interval_end(high)}"
         parts.append(f"{LETTERS.get(name, name)} = {estimate(value, low, high)} ({ends})")
     lines = [words] if alone and (words := headline(document)) else []

@@ -59,6 +59,7 @@ pre { padding: .6rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: an
   tbody th { white-space: normal; min-width: 6.5rem; }
   body { padding: .8rem; } .lead.first { font-size: 1.25rem; }
   .chart input[type=range] { display: block; width: 80vw; max-width: 80vw; } }
+@page { margin: 14mm; }
 @media print {
   :root { --ink: #000; --paper: #fff; --soft: #fff; --line: #ccc; --dim: #333; --warn: #fff; }
   body { max-width: none; font-size: 10pt; padding: 0; }

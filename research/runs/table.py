@@ -154,12 +154,12 @@ def split_by_sweep(
 def others_note(others: Sequence[Mapping[str, Any]]) -> str:
     """That runs of a workdir are left out, since they are not of its sweep."""
     names = ", ".join(str(row["run"]) for row in others[:3]) + (", …" if len(others) > 3 else "")
-    what = "1 run of the workdir is no point" if len(others) == 1 else (
-        f"{len(others)} runs of the workdir are no points"
+    what = "1 run of the workdir is" if len(others) == 1 else (
+        f"{len(others)} runs of the workdir are"
     )  # fmt: skip
     return (
-        f"{what} of its sweep as it was launched last, and left out ({names}): its config or data "
-        "were changed; --all_runs takes them"
+        f"{what} left out ({names}): not in the sweep as last launched, whose config or data "
+        "differ; --all_runs includes them"
     )
 
 

@@ -65,7 +65,7 @@ def check(
             out.append(f"groups of {compare_by} may differ in {', '.join(others)} too: {words}")
         out += spelled
         if not grouping.measured_alike:
-            out.append(f"the losses of the groups are not of one measure: {words}")
+            out.append(f"the losses of the groups do not measure the same thing: {words}")
         if not mixed:
             return out, {}
     elif not mix:

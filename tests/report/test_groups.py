@@ -41,7 +41,7 @@ def test_runs_on_changed_data_share_no_law_and_no_seeds(tmp_path):
     words = f"data_digest ({'a' * 12}: {len(noisy(0))} rows, {'b' * 12}: {len(noisy(1))} rows)"
     for shown in (page_of(tmp_path), text.text_summary(result)):
         assert words in shown
-        assert "not of one measure" in shown
+        assert "do not measure the same thing" in shown
     assert len(list(tmp_path.glob("fit-*.json"))) == 2
 
 
@@ -85,7 +85,7 @@ def test_runs_that_are_no_points_of_the_sweep_are_left_out_and_told(tmp_path):
     result = build.write_report(tmp_path)
     assert sorted(row["run"] for row in result["rows"]) == sorted(of_sweep)
     assert len(result["fits"]) == 1
-    told = f"{len(noisy(0))} runs of the workdir are no points of its sweep"
+    told = f"{len(noisy(0))} runs of the workdir are left out"
     assert told in page_of(tmp_path)
     assert told in text.text_summary(result)
     everything = build.write_report(tmp_path, all_runs=True)
