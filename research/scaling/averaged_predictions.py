@@ -120,7 +120,8 @@ def _wide_warnings(response: str, predictions: Sequence[Mapping[str, Any]]) -> l
                 "; runs far from the best size of their budget are the usual reason (--where "
                 "leaves them out, --law=isoflop reads the valleys alone)"
             )
-        return [f"the {response} is known to ±{math.expm1(half):.0%} only: {why}"]
+        known = f"±{math.expm1(half):.0%}" if half < 1 else f"a factor of {math.exp(half):.3g}"
+        return [f"the {response} is known to {known} only: {why}"]
     return []
 
 

@@ -10,7 +10,6 @@ Ommen 2017), else a law of six parameters has all the weight of eighteen rows.
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,13 +135,14 @@ def weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
     fits = _leave_out(found, others)
     if any(score is None for *_, score in fits):  # to be weighed alike or not at all
         fits = [(fit, aic, None) for fit, aic, _ in fits]
-    # One kind of law is one candidate, at however many sizes its exponent may change.
-    kinds = Counter(fit.law.name for fit, *_ in fits)
+    kinds: dict[str, list[float]] = {}
+    for fit, aic, _ in fits:
+        kinds.setdefault(fit.law.name, []).append(aic)
     best = min(aic for _, aic, _ in fits)
     scores = [
-        -min(1.0, TELLING / fit.problem.n) * (aic - best) / 2
+        _support(aic - best, np.array(kinds[fit.law.name]) - best, TELLING / fit.problem.n)
         + (score or 0.0)
-        + math.log(RECORD.get(fit.law.name, 1.0) / kinds[fit.law.name])
+        + math.log(RECORD.get(fit.law.name, 1.0))
         for fit, aic, score in fits
     ]
     weights = np.exp(np.array(scores) - max(scores))
@@ -159,6 +159,16 @@ def weigh(laws: Sequence[tuple[str, Callable[[], Fit]]], draws: int) -> Average:
             others.append({"law": fit.law.name, "weight": float(weight), "aic": aic,
                            "reason": reason})  # fmt: skip
     return Average(members, others, [fit for fit, *_ in found])
+
+
+def _support(aic: float, kind: np.ndarray, telling: float) -> float:
+    """The logarithm of what rows say for a law, of an AIC among those of its `kind`.
+
+    One kind is one candidate, at however many sizes its exponent may change. The size is a
+    parameter, told by the rows as any other: it is only the kinds that they hardly tell apart."""
+    evidence = -2 * float(np.log(np.mean(np.exp(-(kind - kind.min()) / 2)))) + float(kind.min())
+    of_kind = -(aic - evidence) / 2 - math.log(len(kind))
+    return of_kind - min(1.0, telling) * evidence / 2
 
 
 def _fit_all(

@@ -380,6 +380,20 @@ def test_how_rows_are_followed_counts_as_a_few_rows(monkeypatch, few_laws):
     assert min(one["weight"] for one in sure["laws"]) < min(odds) / 5
 
 
+def test_where_an_exponent_changes_is_told_by_all_rows_and_counts_as_one_law():
+    """Breaks that fit alike share the weight of one law; of others the best has nearly all."""
+    telling = averaging.TELLING / 60
+
+    def weights_of(kind):
+        return np.exp([averaging._support(a, np.array(kind), telling) for a in kind])
+
+    assert weights_of([5.0] * 3) == pytest.approx(weights_of([5.0])[0] / 3)
+    apart = weights_of([0.0, 20.0, 20.0])
+    assert apart[0] > 0.99 * apart.sum()
+    # Neither more than that of a law which follows the rows as well, nor much less.
+    assert 0.9 * weights_of([0.0])[0] < apart.sum() <= weights_of([0.0])[0]
+
+
 def test_the_page_says_that_other_laws_could_not_be_fitted():
     one = {"law": "chinchilla", "weight": 1.0}
     lost = {"law": "skaling", "weight": 0.0, "fitted": False, "reason": "too few rows"}
