@@ -7,9 +7,11 @@ DIR is the workdir of a sweep, whose runs may still be training; or a file, wand
 mlflow:STORE, as docs/fitting.md describes.
 """
 
+import sys
 from collections.abc import Sequence
 
 from research.config import cli
+from research.errors import printable
 from research.report import run_table
 
 
@@ -28,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     from research.tables import table, where
 
     rows = table.read_runs(args.runs, all_runs=True)
+    for note in table.notes_of(rows):
+        print(f"warning: {printable(note)}", file=sys.stderr)
     if args.where:
         rows = [row for row, keep in zip(rows, where.match_where(rows, args.where)) if keep]
     if args.sort:

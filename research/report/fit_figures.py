@@ -287,6 +287,8 @@ def _label_places(axes: Any, lines: Any, drawn: Any) -> list[tuple[float, float]
 
 def _round_levels(low: float, high: float) -> list[float]:
     """About LEVELS losses in two digits, nearer to each other where they are low."""
+    if high <= low:  # a law without a fall
+        return [low]
     found: set[float] = set()
     for level in np.geomspace(low, high, LEVELS + 2)[1:-1]:
         digits = max(0, 1 - math.floor(math.log10((high - low) / LEVELS)))

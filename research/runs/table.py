@@ -39,7 +39,10 @@ def read_table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     root = Path(workdir) / "runs"
     if not root.is_dir():
-        raise BadInput(f"--runs={workdir}: no directory {root}; expected the workdir of a sweep")
+        fits = "; isoflop fit reads a table in a file" if Path(workdir).is_file() else ""
+        raise BadInput(
+            f"--runs={workdir}: no directory {root}; expected the workdir of a sweep{fits}"
+        )
     cache = Path(workdir) / ".table.cache"
     cached, entries, fresh = _read_cache(cache), {}, 0
     for name in os.listdir(root):
