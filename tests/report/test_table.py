@@ -188,6 +188,18 @@ def test_the_command_filters_sorts_and_prints(many):
     assert "0 runs" in table(f"--runs={many}", "--where=params>1e9").stdout
 
 
+def test_what_was_not_plain_about_a_file_is_said_beside_its_table(tmp_path, capsys):
+    from experiments import table as command
+
+    (tmp_path / "t.csv").write_text("params,loss,loss\n1e6,3.0,2.9\n2e6,2.8,2.7\n")
+    assert command.main([f"--runs={tmp_path / 't.csv'}", "--columns=all"]) == 0
+    out, err = capsys.readouterr()
+    assert "2 columns are named 'loss': they are loss.1 and loss.2 here" in err
+    assert "loss.2" in out
+    with pytest.raises(BadInput, match="isoflop fit reads a table in a file"):
+        read_table(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import fit as command
 from research.errors import BadInput
-from research.report import fit_text
+from research.report import fit_figures, fit_text
 from research.scaling import Options, analyze, extrapolation, fit_law, groups
 from research.scaling.budgets import group_by_budget
 from research.scaling.envelope import lower_hull
@@ -248,6 +248,17 @@ def test_a_prediction_near_nothing_has_its_digits():
             for i in range(9)]  # fmt: skip
     document = fit_law("power", rows, predict=[1e6], bootstrap=0)
     assert "predicted at 1M: 0.0001048" in fit_text.fit_summary(document)
+
+
+def test_equal_losses_are_drawn():
+    """Twin: losses that fall, which have contours at round levels."""
+    assert fit_figures._round_levels(2.5, 2.5) == [2.5]
+    levels = fit_figures._round_levels(2.0, 4.0)
+    assert len(levels) > 3
+    assert all(2 < level < 4 and round(level, 1) == level for level in levels)
+    rows = [{**row, "loss": 2.5} for row in grid()]
+    analysis = analyze("chinchilla", rows, {"bootstrap": 0}, checks_too=False)
+    assert fit_figures.draw_figures(analysis, "contours")
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
