@@ -40,6 +40,7 @@ UNITS = {  # ratio of the table: what is in which unit, the flag that says so
     1e18: ("params and tokens both in billions", "params=params*1e9,tokens=tokens*1e9"),
 }
 OFF_TOKENS = (1e-3, 1e6)  # tokens of a parameter (median), beyond which one of both has a unit
+FEW_TOKENS = 0.1  # below which both may have changed places
 OTHER_UNIT = 100.0  # factor between tokens per parameter of some rows and of the others
 BEYOND = 1e60  # of parameters, tokens or FLOPs
 FRESH = 4.0  # epochs, up to which data are as good as fresh (Muennighoff et al. 2023)
@@ -214,6 +215,11 @@ def _odd_tokens(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
             f"{at} rows have up to {ratios[at - 1]:.2g} tokens per parameter, the other "
             f"{len(ratios) - at} from {ratios[at]:.2g} on, and none are between: tokens (or "
             "params) may be in two units, or some be steps"
+        ]
+    if OFF_TOKENS[0] < middle < FEW_TOKENS:
+        return [
+            f"{middle:.2g} tokens per parameter (median), and models usually see several: "
+            "if the columns have changed places, --columns='params=tokens,tokens=params'"
         ]
     if OFF_TOKENS[0] < middle < OFF_TOKENS[1]:
         return []

@@ -235,7 +235,7 @@ def _tells_of_elsewhere(
     size."""
     numbers = [n for n in known if n not in words]
     bare = _bare(name)
-    if numbers and bare not in LENGTHS | PRECISIONS:
+    if numbers and name != "group" and bare not in LENGTHS | PRECISIONS:
         return False  # "data" may be how many
     if bare == "precision" and any(parse_number(n) not in BITS for n in numbers):
         return False  # of a classifier

@@ -380,6 +380,18 @@ def test_a_group_with_many_problems_does_not_hide_another_with_a_law(tmp_path, c
     assert [p.parent.name for p in tmp_path.glob("o/*/fit.json")] == ["a"]
 
 
+def test_a_column_called_group_parts_by_numbers_too():
+    """Twins: another name, numbers that are as many as the rows, and that go with the size."""
+    for name, value, several in (
+        ("group", lambda i, n: i % 2, True),
+        ("batch_of_runs", lambda i, n: i % 2, False),
+        ("group", lambda i, n: i, False),
+        ("group", lambda i, n: n, False),
+    ):
+        rows = [{**r, name: value(i, r["params"])} for i, r in enumerate(grid())]
+        assert group_rows(rows).several == several
+
+
 def test_values_that_differ_in_case_alone_are_told():
     """Twin: names that differ in more."""
     for other, told in (("adamw", True), ("Adam-W", True), ("muon", False)):

@@ -8,7 +8,7 @@ import pytest
 from experiments import fit as command
 from research.errors import BadInput
 from research.report import fit_figures, fit_text
-from research.scaling import Options, analyze, extrapolation, fit_law, groups
+from research.scaling import Options, analyze, checks, extrapolation, fit_law, groups
 from research.scaling.budgets import group_by_budget
 from research.scaling.envelope import lower_hull
 from research.scaling.laws import named_law
@@ -248,6 +248,14 @@ def test_a_prediction_near_nothing_has_its_digits():
             for i in range(9)]  # fmt: skip
     document = fit_law("power", rows, predict=[1e6], bootstrap=0)
     assert "predicted at 1M: 0.0001048" in fit_text.fit_summary(document)
+
+
+def test_columns_that_changed_places_are_told():
+    """Twin: the columns as they are."""
+    for names, told in ((("tokens", "params"), True), (("params", "tokens"), False)):
+        rows = [dict(zip((*names, "loss"), point), run=f"{i}") for i, point in enumerate(GRID)]
+        warnings = checks.check_table(rows, ("params", "tokens", "loss"), Options(), "x", True)
+        assert any("params=tokens,tokens=params" in w for w in warnings) == told
 
 
 def test_equal_losses_are_drawn():
