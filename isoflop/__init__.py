@@ -9,7 +9,7 @@
     law.predict(flops=1e13)
     law.plot()
     isoflop.plot(runs, "isoflop", style="paper").savefig("isoflop.pdf")
-    model = isoflop.load_model("runs/demo")                 # the run of least loss
+    model = isoflop.load_model("runs/demo")                 # the run of lowest loss
     print(model.generate("def "))
 
 Bad input raises `BadInput`, which lists every problem. jax is imported by `plan`, `sweep` and
@@ -131,7 +131,7 @@ def plot(
 
 
 def load_model(run: Path) -> "LanguageModel":
-    """The language model of a run, `WORKDIR/runs/ID`, or that of least loss of a workdir. Raises
+    """The language model of a run, `WORKDIR/runs/ID`, or that of lowest loss in a workdir. Raises
     BadInput when there is none."""
     from isoflop import model
 

@@ -9,7 +9,7 @@ import pytest
 from research import scaling
 from research.errors import BadInput
 from research.io import files
-from research.report import build, fit_figures, provenance, text
+from research.report import build, fit_figures, html, provenance, text
 from research.tables import replicates
 from tests.report.test_report import without_scripts, workdir
 from tests.runs.test_settings import launched
@@ -184,3 +184,10 @@ def test_what_was_tuned_is_chosen_among_and_what_was_counted_is_not():
         assert replicates.best_of(some, ("params", "tokens")) == chosen, name
     longer = [{**row, "tokens": 1e6 * (1 + i), "lr": 0.01 * i} for i, row in enumerate(rows, 1)]
     assert replicates.best_of(longer, ("params",)) is None
+
+
+def test_what_many_groups_say_is_folded_below_what_compares_them():
+    parts = [f"<p>{i}</p>" for i in range(html.MOST_PARTS + 1)]
+    assert html._folded("each", parts)[0].startswith("<details><summary>each")
+    assert html._folded("each", parts, opened=False) == parts  # they open the page
+    assert html._folded("each", parts[1:]) == parts[1:]
