@@ -26,7 +26,7 @@ from research.report.warning_groups import grouped_warnings
 from research.runs import metrics_log, scores
 from research.runs.directory import check_workdir
 from research.runs.ladder import FOLDER, read_ladder, read_registrations
-from research.runs.table import others_note, read_table, split_by_sweep
+from research.runs.table import nearby_workdir, others_note, read_table, split_by_sweep
 from research.scaling import collapse, downstream
 from research.scaling.compute_optimal import PER_TOKEN
 from research.scaling.fit_document import write_document
@@ -150,7 +150,7 @@ def _runs_of_sweep(workdir: Path, all_runs: bool, where: str | None) -> tuple[li
         rows, others = split_by_sweep(workdir, rows)
     notes = [others_note(others)] if others else []
     if not rows:
-        raise BadInput(f"--runs={workdir}: no runs yet", *notes)
+        raise BadInput(f"--runs={workdir}: no runs yet{nearby_workdir(workdir)}", *notes)
     if where:
         met = match_where(rows, where)
         notes.append(f"--where={where}: {int(met.sum())} of {len(rows)} runs")

@@ -93,7 +93,8 @@ def grouped_warnings(
     repeated = [row for row in rows if row.get("epochs", 0) > 1 and row.get("context", 0) > 1]
     if repeated:
         lines.append(
-            f"{len(repeated)} runs saw more tokens than the corpus has: data were repeated"
+            f"{len(repeated)} of {len(rows)} runs saw more tokens than the corpus has: data were "
+            "repeated"
         )
     out: dict[str, list[str]] = {AGAIN: [], LOWER: [], MORE: [], COUNTING: [], DATA: []}
     for line in dict.fromkeys(lines):

@@ -39,10 +39,12 @@ def read_table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     root = Path(workdir) / "runs"
     if not root.is_dir():
-        fits = "; isoflop fit reads a table in a file" if Path(workdir).is_file() else ""
-        raise BadInput(
-            f"--runs={workdir}: no directory {root}; expected the workdir of a sweep{fits}"
-        )
+        wrong = f"no directory {root}" if os.path.isdir(workdir) else "no such folder"
+        fits = ""
+        if os.path.isfile(workdir):
+            wrong, fits = "is a file", "; isoflop fit reads a table in a file"
+        meant = nearby_workdir(workdir) or f"; expected the workdir of a sweep{fits}"
+        raise BadInput(f"--runs={workdir}: {wrong}{meant}")
     cache = Path(workdir) / ".table.cache"
     cached, entries, fresh = _read_cache(cache), {}, 0
     for name in os.listdir(root):
@@ -58,6 +60,17 @@ def read_table(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     rows = [row for _, row in entries.values()]
     by = ("params", "tokens", "seed")
     return sorted(rows, key=lambda row: (*(row.get(k) or 0 for k in by), row["run"]))
+
+
+def nearby_workdir(folder: str | os.PathLike[str]) -> str:
+    """What to say of a folder without runs beside, above or below a workdir that has some; or
+    nothing."""
+    path = Path(folder)
+    inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+    for place in (*path.parents[:2], *inside):
+        if any(place.glob("runs/*/config.json")):
+            return f"; did you mean --runs={place}, the workdir of runs?"
+    return ""
 
 
 def read_row(path: Path) -> dict[str, Any]:

@@ -27,20 +27,24 @@ ELSEWHERE = {
 }
 
 
-def files_of_runs(folder: Path) -> str:
+def files_of_runs(folder: Path) -> list[str]:
     """What to say of a folder that is no workdir, of which each file may be a run; or nothing."""
     found = [path.suffix for path in folder.iterdir() if path.suffix in (".json", ".csv")]
     if not found:
-        return ""
+        return []
     suffix = max(sorted({*found}), key=found.count)
     if suffix == ".json":
-        make = "json.dump([json.load(open(f)) for f in sorted(files)], open('runs.json', 'w'))"
+        make = "import json; json.dump([json.load(open(f)) for f in files], open('runs.json', 'w'))"
     else:
-        make = "pd.concat([pd.read_csv(f).assign(run=f) for f in files]).to_csv('runs.csv')"
-    return (
-        f"; it holds {found.count(suffix)} files {suffix}: a table is one file, which in Python "
-        f"files = glob.glob('{folder}/*{suffix}'); {make} makes of them"
-    )
+        make = "import pandas as pd; pd.concat([pd.read_csv(f).assign(run=f) for f in files])"
+        make += ".to_csv('runs.csv')"
+    several = "file" if found.count(suffix) == 1 else "files"
+    return [
+        f"{folder} holds {found.count(suffix)} {suffix} {several}; a table of runs is one file, "
+        "with a row for each run",
+        f"to make one of them in Python: import glob; files = sorted(glob.glob('{folder}/*{suffix}'"
+        f")); {make}",
+    ]
 
 
 class TableFile(NamedTuple):

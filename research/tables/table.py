@@ -87,7 +87,13 @@ def read_runs(
     """
     found = _read(path, curves, all_runs)
     if not found:
-        raise BadInput(*(f"--runs={path}: {n}" for n in ("the table has no rows", *found.notes)))
+        meant = ""
+        if Path(path).is_dir():
+            from research.runs.table import nearby_workdir
+
+            meant = nearby_workdir(path)
+        told = (f"the table has no rows{meant}", *found.notes)
+        raise BadInput(*(f"--runs={path}: {line}" for line in told))
     if decimal_comma is not None:
         found = with_rows(found, _without_commas(found, decimal_comma, str(path)))
     if charts.is_chart(found):
@@ -144,9 +150,8 @@ def _read(path: str | os.PathLike[str], curves: bool, all_runs: bool) -> Table:
         from research.runs import table as runs
 
         if not (path / "runs").is_dir() and (others := file_formats.files_of_runs(path)):
-            raise BadInput(
-                f"--runs={path}: no directory runs, as the workdir of a sweep has{others}"
-            )
+            where = runs.nearby_workdir(path)
+            raise BadInput(f"--runs={path}: no directory {path / 'runs'}{where}", *others)
         rows = runs.read_evaluations(path) if curves else runs.read_table(path)
         own, others = (rows, []) if all_runs else runs.split_by_sweep(path, rows)
         return Table(own, notes=[runs.others_note(others)] if others else [])

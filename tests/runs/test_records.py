@@ -11,9 +11,11 @@ import pytest
 
 from research.errors import BadInput, Held, StorageError, UnsafeFile
 from research.io import files
+from research.report import build
 from research.runs import metrics_log
 from research.runs.directory import RunDirectory, write_data_card
 from research.runs.table import read_row, read_table, write_table
+from research.tables import table
 
 
 def directory(path, run="r0"):
@@ -194,6 +196,28 @@ def test_parquet_and_csv_hold_the_same_table(sweep):
 def test_no_sweep_is_bad_input(tmp_path):
     with pytest.raises(BadInput, match="expected the workdir of a sweep"):
         read_table(tmp_path)
+
+
+def test_a_folder_beside_a_workdir_is_told_from_it(tmp_path):
+    workdir = tmp_path / "mine" / "demo"
+    with RunDirectory(workdir, "a") as run:
+        run.write_once("config.json", {})
+    (tmp_path / "mine" / "runs").mkdir()
+    (tmp_path / "file").touch()
+    meant = f"; did you mean --runs={workdir}, the workdir of runs?"
+    for place in (workdir / "runs", workdir / "runs" / "a"):
+        with pytest.raises(BadInput) as refused:
+            read_table(place)
+        assert str(refused.value).endswith(meant)
+    for read in (table.read_runs, build.write_report):  # a folder "runs" of it holds no run
+        with pytest.raises(BadInput) as refused:
+            read(tmp_path / "mine")
+        assert meant in str(refused.value)
+    with pytest.raises(BadInput, match="file: is a file; expected the workdir of a sweep"):
+        read_table(tmp_path / "file")
+    (workdir / "runs" / "a" / "config.json").unlink()
+    with pytest.raises(BadInput, match="expected the workdir of a sweep"):
+        read_table(workdir / "runs")
 
 
 def test_a_card_is_written_once(tmp_path):

@@ -212,7 +212,7 @@ def test_a_list_of_evaluations_is_told_and_a_folder_of_runs_too(tmp_path):
         BadInput, match=r"'results' is a list of 2 objects .*\(with val_data, loss\)"
     ):
         table.usable_rows(table.read_runs(tmp_path / "t.json"), NEEDED)
-    with pytest.raises(BadInput, match=r"it holds 1 files \.json: a table is one file"):
+    with pytest.raises(BadInput, match=r"holds 1 \.json file; a table of runs is one file"):
         table.read_runs(tmp_path)
 
 
