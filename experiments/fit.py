@@ -56,14 +56,14 @@ def main(argv: Sequence[str]) -> int:
     print(*map(printable, groups.told_of_split(rows, Options(**options), args.law)), sep="\n")
     failures: dict[str, tuple[str, ...]] = {}
     for name, part in parts.items():
-        print(f"\n{printable(name)}:")
         try:
-            fit_part(args, part, options, sweep, groups.folder(name, parts))
+            fit_part(args, part, options, sweep, groups.folder(name, parts), name)
         except BadInput as error:
-            print(f"no law: {error}")
             failures[name] = tuple(error.problems)
     if len(failures) == len(parts):
         raise groups.none_fitted(failures)
+    for line in groups.told_of_failures(failures):
+        print(f"\n{printable(line)}")
     return 0
 
 
@@ -73,6 +73,7 @@ def fit_part(
     options: dict[str, Any],
     sweep: str | None,
     folder: str = "",
+    group: str = "",
 ) -> bool:
     """Fit rows that share a law, write and say what was found; whether the --gate is passed."""
     from research import scaling
@@ -80,7 +81,8 @@ def fit_part(
     from research.scaling import flags
 
     analysis = scaling.analyze(args.law, rows, options, **flags.wanted(args))
-    words = [downstream_text.summary(analysis.document)]
+    title = [f"\n{printable(group)}:"] if group else []
+    words = [*title, downstream_text.summary(analysis.document)]
     if args.out is not None:
         words += map(str, fit_figures.write_fit(analysis, Path(args.out, folder), sweep))
     print("\n".join(words))

@@ -283,9 +283,10 @@ def group_comparison(fit: Fit, section: Mapping[str, Any], unit: str) -> Figure:
             m = entry.get("compute_multiplier", {"value": 1.0})["value"]
             label = style.plain_label(name)
             raw.plot(x, y, mark, ms=5, color=color, label=label)
-            needs = (
-                "" if m == 1 else f" (needs {1 / m:.3g} times)"
-            )  # as the sentence beside it says
+            needs = ""
+            if "needs" in entry:  # as the sentence beside it says
+                ends = ("open" if x is None else f"{x:.3g}" for x in entry["needs"]["interval"])
+                needs = f" (needs {1 / m:.3g} times; 95 %: {' to '.join(ends)})"
             scaled.plot(x * m, y, mark, ms=5, color=color, label=f"{label}: × {m:.3g}{needs}")
         if len(fit.law.columns) == 2:  # one column, and the group's number: one line for all
             lines = scaled.get_lines()

@@ -316,6 +316,8 @@ def _checked(
     told += checks.check_table(usable, needed, options, law, bool(compare_by))
     if options.best_of:
         told += replicates.edge_warnings(usable, needed[:-1], response)
+    if compare_by:
+        told += replicates.untuned_warning(usable, needed[:-1], compare_by)
     told += unread_tokens(usable, rows) if [*needed] == ["params", "loss"] else []
     of_groups, mixed = groups.check(usable, grouping, law, options.mix, compare_by)
     return usable, of_groups + told, mixed

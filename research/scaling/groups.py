@@ -20,6 +20,7 @@ from research.tables.table import Table, notes_of, places_of, with_rows
 LONGEST = 60  # characters of a folder's name
 TOLD = 4  # groups, of which an error says what is wrong
 PLAIN = re.compile(r"[\w.+/-]+")
+VARIES = re.compile(r"'[^']*'|\S*\d\S*")  # in a reason: what is quoted, or has a digit
 
 
 def grouped(rows: Sequence[Row], options: Options) -> tuple[Table, Grouping]:
@@ -145,6 +146,21 @@ def none_fitted(failures: Mapping[str, Sequence[str]]) -> BadInput:
     more = len(failures) - len(some)
     rest = [f"nor has any of {more} more groups; --mix fits all together"] if more else []
     return BadInput(*(f"{name}: {line}" for name, of in some for line in of), *rest)
+
+
+def told_of_failures(failures: Mapping[str, Sequence[str]]) -> list[str]:
+    """A line for each reason for which groups have no law, with the first few of them; reasons that
+    differ in a number or a name alone are one."""
+    alike: dict[str, list[str]] = {}
+    for name, problems in failures.items():
+        alike.setdefault(VARIES.sub("#", problems[0]), []).append(name)
+    out = []
+    for names in alike.values():
+        problems = failures[names[0]]
+        more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+        of = "" if len(names) == 1 else f" (of {names[0]})"
+        out.append(f"no law of {', '.join(names[:TOLD])}{more}: {'; '.join(problems)}{of}")
+    return out
 
 
 def folder(name: str, others: Iterable[str]) -> str:

@@ -196,7 +196,7 @@ def locate_minima(rows: Sequence[table.Row], options: Options) -> dict[str, Any]
         "scatter": chosen.laws.scatter,
         "methods": sides,
         "minima": sides[options.method]["minima"],
-        "warnings": _warnings(rows, budgets, noise, chosen, sides),
+        "warnings": _warnings(rows, budgets, noise, methods, options.method, sides),
     }
 
 
@@ -221,10 +221,11 @@ def _warnings(
     rows: Sequence[table.Row],
     budgets: Sequence[Budget],
     noise: Noise,
-    chosen: Minima,
+    methods: dict[str, Minima],
+    method: str,
     sides: dict[str, Any],
 ) -> list[str]:
-    out = []
+    out, chosen = [], methods[method]
     if few := sum(len(budget.log_n) < 5 for budget in budgets):
         out.append(f"{few} {'budget has' if few == 1 else 'budgets have'} fewer than 5 sizes")
     if merged := merged_sizes(rows):
@@ -238,6 +239,12 @@ def _warnings(
         out.append(f"{why}: the noise of a run is {words} {noise.value:.2%} of its loss (--noise)")
     if len(chosen.minima) == 2:
         out.append("two budgets lie on any line: how far others would lie from it is unknown")
+    for name, found in methods.items():  # what the method of choice leaves out is named elsewhere
+        if name != method and len(found.minima) < len(chosen.minima):
+            out.append(
+                f"{name} has the minima of {len(found.minima)} budgets, {method} of "
+                f"{len(chosen.minima)}: {found.dropped[0]['run']}: {found.dropped[0]['reason']}"
+            )
     if len(sides) == 2:
         one, two = (side["params_exponent"] for side in sides.values())
         if abs(one - two) > DISAGREE:

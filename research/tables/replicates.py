@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from research.runs.settings import is_part_of_a_run
 from research.tables import table
 from research.tables.columns import GROUP_LABEL, is_count
-from research.tables.comparable import group_of, value_text
+from research.tables.comparable import group_of, group_value, value_text
 from research.tables.numbers import parse_number
 
 # What a table records of a run's outcome, its identity and its circumstances, by name. Before a
@@ -58,6 +58,7 @@ SETTING = re.compile(r".*(?:lr|learning_rate|batch|warmup|decay|momentum|beta\d?
                      re.IGNORECASE)  # fmt: skip
 
 
+RATE = re.compile(r"(?:.*[_/. -])?(?:lr|learning_rate)", re.IGNORECASE)
 OTHER_COUNTS = re.compile(r"unique_tokens.*|params_.*|(?:num_|n_)?epochs", re.IGNORECASE)
 STEPS = re.compile(r"(?:.*[_/. -])?(?:steps?|iters|iterations|updates)", re.IGNORECASE)
 SAME_COUNT = 1.01  # factor
@@ -233,6 +234,23 @@ def edge_warnings(
                     line = f"{group}: {line}" if len(ends) > 1 else line
                     told.setdefault((group, end, *found), line)
     return list(told.values())
+
+
+def untuned_warning(rows: Sequence[table.Row], columns: Sequence[str], compared: str) -> list[str]:
+    """Where groups are compared of which none was tried at a second learning rate."""
+    rates = [name for name in settings(rows) if RATE.fullmatch(name)]
+    if not rates or compared in rates:
+        return []
+    tried: dict[tuple, set[tuple[str, ...]]] = {}
+    for row in rows:
+        cell = (*(row[c] for c in columns), group_value(row, compared))
+        tried.setdefault(cell, set()).add(tuple(value_text(row.get(name)) for name in rates))
+    if any(len(found) > 1 for found in tried.values()):
+        return []
+    return [
+        "each group has one learning rate at every size and length: the comparison holds for these "
+        "rates, and a group may be worth more at better ones"
+    ]
 
 
 def tuning_warnings(

@@ -117,7 +117,7 @@ def test_a_misspelled_flag_is_named_also_where_the_right_one_is_missing(args, wo
 @pytest.mark.parametrize("rest", [[], ["--out"], ["--out=y", "--a b"]])
 def test_what_is_no_misspelled_flag_is_left_to_argparse(rest):
     with pytest.raises(SystemExit):
-        importlib.import_module("experiments.fit").main(["--runs=x", *rest])
+        importlib.import_module("experiments.plot").main(["--runs=x", *rest])
 
 
 def test_data_that_only_the_disk_knows_is_rejected_before_anything_is_written(tmp_path):

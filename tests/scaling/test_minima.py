@@ -386,6 +386,27 @@ def test_a_budget_whose_minimum_is_on_the_edge_is_dropped_with_its_reason():
         quick("isoflop", edge)
 
 
+def test_a_budget_that_only_one_method_can_locate_is_told():
+    """A valley with one wall: losses of four language models at three budgets, of which the largest
+    falls steeply on one side alone."""
+    sizes = (10_744, 25_328, 45_480, 70_624)
+    of_budget = {
+        4e10: (4.1478, 4.0705, 4.2517, 4.5153),
+        1e11: (4.0059, 3.8038, 3.8145, 3.8889),
+        2.5e11: (3.9789, 3.5120, 3.4944, 3.5092),
+    }
+    rows = [
+        {"params": n, "tokens": c / 6 / n, "flops": c, "loss": loss}
+        for c, losses in of_budget.items()
+        for n, loss in zip(sizes, losses, strict=True)
+    ]
+    told = quick("isoflop", rows)["warnings"]
+    (line,) = [x for x in told if x.startswith("parabola has")]
+    assert line.startswith("parabola has the minima of 2 budgets, akima of 3: ")
+    assert "below every measured one" in line
+    assert not any("has the minima" in x for x in quick("isoflop", iso_rows())["warnings"])
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "words"),
     [

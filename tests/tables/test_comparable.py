@@ -359,11 +359,16 @@ def test_a_group_without_a_law_is_told_and_none_at_all_is_an_error(
 ):
     rows = [{**r, "optimizer": "muon" if i < 25 else "sgd"} for i, r in enumerate(grid())]
     assert fit(write(tmp_path / "runs.json", rows), tmp_path / "o") == 0
-    assert "sgd:\nno law: 3 distinct points" in capsys.readouterr().out
+    assert "\nno law of sgd: 3 distinct points" in capsys.readouterr().out
     few = write(tmp_path / "few.json", [r for i, r in enumerate(rows) if i > 21])
     with pytest.raises(BadInput) as error:
         fit(few, tmp_path / "few")
     assert [line.partition(":")[0] for line in error.value.problems] == ["muon", "sgd"]
+    several = [{**r, "optimizer": f"o{i % 9}"} for i, r in enumerate(grid())]
+    fit(write(tmp_path / "some.json", [*rows[:25], *several]), tmp_path / "some")
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("no law")]
+    assert line.startswith("no law of o0, o1, o2, o3 and 5 more: ")
+    assert line.endswith("(of o0)")
     many = [{**r, "optimizer": f"o{i % 9}"} for i, r in enumerate(grid())]
     with pytest.raises(BadInput) as error:
         fit(write(tmp_path / "many.json", many), tmp_path / "many")

@@ -120,3 +120,19 @@ def test_a_column_that_names_sizes_or_lengths_is_no_recipe():
     told = checks._mixed_recipes(rows, "chinchilla")
     assert [words for words in told if "'length'" in words or "'model'" in words] == []
     assert any("3 values of 'kind'" in words for words in told)
+
+
+def test_a_comparison_without_a_second_rate_is_told_that_it_holds_for_these_rates():
+    rows = [
+        {"params": n, "tokens": 1e9, "loss": 2.0, "lr": 0.1 / n, "optimizer": name}
+        for n in (1e6, 2e6)
+        for name in ("adamw", "muon")
+    ]
+    columns = ["params", "tokens"]
+    (line,) = replicates.untuned_warning(rows, columns, "optimizer")
+    assert line.startswith("each group has one learning rate")
+    assert not replicates.untuned_warning(rows, columns, "lr")  # which is what is compared
+    tried = [*rows, {**rows[0], "lr": 0.3}]
+    assert not replicates.untuned_warning(tried, columns, "optimizer")
+    unknown = [{k: v for k, v in row.items() if k != "lr"} for row in rows]
+    assert not replicates.untuned_warning(unknown, columns, "optimizer")
