@@ -231,6 +231,8 @@ def _compare_groups(
     if tuned := replicates.told_once(done, replicates.varied_within(done, columns)):
         words = f"each group is compared at its best {', '.join(tuned)} for each size and length"
         out.document["compare"]["words"].append(words)
+    else:
+        out.document["compare"]["words"] += replicates.untuned_warning(done, columns, "group")
     return out
 
 

@@ -238,7 +238,8 @@ def edge_warnings(
 
 def untuned_warning(rows: Sequence[table.Row], columns: Sequence[str], compared: str) -> list[str]:
     """Where groups are compared of which none was tried at a second learning rate."""
-    rates = [name for name in settings(rows) if RATE.fullmatch(name)]
+    names = dict.fromkeys(str(name) for row in rows for name in row)
+    rates = [name for name in names if RATE.fullmatch(name)]
     if not rates or compared in rates:
         return []
     tried: dict[tuple, set[tuple[str, ...]]] = {}

@@ -58,10 +58,11 @@ def test_runs_of_other_switches_are_compared_with_the_switch_as_a_column(tmp_pat
     # The figure says the same of the same group, which it moves by what is over that.
     figure = fit_figures.draw_figures(result["compared"], "compare")["compare"]
     labels = [line.get_label() for line in figure.axes[1].lines]
-    ((name, factor, needs),) = re.findall(
-        r"(.*): × ([\d.]+) \(needs ([\d.]+) times\)", "\n".join(labels)
+    ((name, factor, needs, interval),) = re.findall(
+        r"(.*): × ([\d.]+) \(needs ([\d.]+) times; (95 %: [\d.]+ to [\d.]+)\)", "\n".join(labels)
     )
     assert (name, needs) == told
+    assert f"({interval})" in page
     assert float(factor) == pytest.approx(1 / float(needs), rel=0.01)
     assert any(label.endswith(": × 1") for label in labels)  # that of which it is told
 
@@ -157,6 +158,8 @@ def test_groups_whose_rates_were_tuned_are_compared_at_the_best_of_each(tmp_path
         (needs[name],) = [g["needs"]["value"] for g in section["groups"].values() if "needs" in g]
         told = "each group is compared at its best lr for each size and length" in section["words"]
         assert told == (name == "tuned")
+        untuned = [x for x in section["words"] if x.startswith("each group has one learning rate")]
+        assert bool(untuned) == (name == "plain")
         assert ("Only the best setting of each" in page_of(tmp_path / name)) == (name == "tuned")
         own_law[name] = result["fits"]["clip=none"]["document"]
         if name == "tuned":  # the twin: a law through all that was tried
