@@ -87,8 +87,8 @@ docs: setup  ## the documentation as a site, build/site/index.html: strict, and 
 	@NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build
 
 format: setup-dev  ## let ruff format and fix
-	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
 
 COMPILE = uv pip compile -q --universal --generate-hashes --no-header --no-emit-find-links
 DOCS_EXTRA = import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')

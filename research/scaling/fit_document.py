@@ -12,7 +12,7 @@ import numpy as np
 from research.io import files
 from research.scaling import compute_optimal, influence, uncertainty
 from research.scaling.fit import AGREE, Fit, by_parameter, finite_ends
-from research.scaling.followed_rules import ratio_warning, rule_warnings
+from research.scaling.followed_rules import ratio_warning, repeat_warning, rule_warnings
 from research.scaling.lack_of_fit import misfit_warning
 from research.scaling.optimize import Problem, minimize, parameter_bounds
 from research.scaling.statistics import held_out_row, held_out_summary, pooled_sd
@@ -88,6 +88,7 @@ def build_document(
         + decisive
         + rule_warnings(fit.parts.fitted)
         + ratio_warning(fit.parts.fitted, predictions)
+        + ([] if "unique_tokens" in law.columns else repeat_warning(fit.parts.fitted, predictions))
         + tuning_warnings(fit.parts.fitted, law.columns, fit.parts.dropped, law.response)
         + _warnings(document)
     )

@@ -7,6 +7,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from research.io.humanize import quantity
+from research.scaling.checks import FRESH
+from research.tables.numbers import parse_number
 from research.tables.table import Row
 
 BEGINS = ("transfer ", "batch = ", "learning rate = ", "horizon ")  # lines of a record's "rules"
@@ -75,6 +78,20 @@ def ratio_warning(rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]])
         f"the optimum at the target has {target:.3g} tokens per parameter, the runs "
         f"{min(ratios):.3g} to {max(ratios):.3g}, {near} of {len(ratios)} within a factor of "
         f"{NEAR:g} of it: the best hyperparameters may differ there"
+    ]
+
+
+def repeat_warning(rows: Sequence[Row], predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """That the optimum at the target would see the data of these rows again and again, which a law
+    of fresh tokens knows nothing of."""
+    target = predictions[-1].get("tokens") if predictions else None
+    unique = [x for row in rows if (x := parse_number(row.get("unique_tokens"))) and x > 0]
+    if not target or len(unique) < len(rows) or target <= FRESH * max(unique):
+        return []
+    return [
+        f"the optimum at the target takes {quantity(target)} tokens, {target / max(unique):.3g} "
+        f"times the {quantity(max(unique))} that the data have: the law was fitted to fewer "
+        "repetitions, and repeated tokens are worth less"
     ]
 
 

@@ -3,7 +3,12 @@
 import pytest
 
 from research.scaling import analyze
-from research.scaling.followed_rules import followed_rules, ratio_warning, rule_warnings
+from research.scaling.followed_rules import (
+    followed_rules,
+    ratio_warning,
+    repeat_warning,
+    rule_warnings,
+)
 from tests.scaling.test_minima import iso_rows
 
 BY_WIDTH = "size given\nlearning rate = 0.2 / width\nwidth {}: {}"
@@ -53,6 +58,21 @@ def test_a_target_of_other_tokens_per_parameter_is_a_warning():
     assert "400 tokens per parameter, the runs 5 to 40, 0 of 4 within a factor of 4" in told
     (told,) = ratio_warning(runs, [{"tokens_per_param": 81.0}])
     assert "1 of 4 within" in told
+
+
+def test_a_target_that_would_repeat_the_data_is_a_warning():
+    runs = [{"run": f"r{n}", "params": n, "tokens": 1e6, "unique_tokens": 1.5e6} for n in (1, 2)]
+    assert repeat_warning(runs, [{"tokens": 5e6}]) == repeat_warning(runs, []) == []
+    (told,) = repeat_warning(runs, [{"tokens": 5e6}, {"tokens": 9e6}])
+    assert "takes 9M tokens, 6 times the 1.5M that the data have" in told
+    assert repeat_warning([*runs, {"params": 3, "tokens": 1e6}], [{"tokens": 9e6}]) == []
+    table = [{**row, "unique_tokens": 1e12} for row in iso_rows(0.001)]
+    for unique, count in ((1e12, 0), (1e8, 1)):
+        for row in table:
+            row["unique_tokens"] = unique
+        options = {"bootstrap": 0, "predict_flops": [1e22]}
+        told = analyze("chinchilla", table, options, checks_too=False).document["warnings"]
+        assert sum("that the data have" in line for line in told) == count
 
 
 def test_a_fit_says_that_it_mixes_rules():
