@@ -55,7 +55,8 @@ def group_by_budget(rows: Sequence[table.Row]) -> tuple[list[Budget], list[dict[
         flops = math.exp(_mean_log(group, "flops"))
         sizes = list(_sizes(group))
         if len(sizes) < MIN_SIZES:
-            reason = f"{len(sizes)} sizes at this budget; at least {MIN_SIZES} are needed"
+            s = "" if len(sizes) == 1 else "s"
+            reason = f"{len(sizes)} size{s} at this budget; at least {MIN_SIZES} are needed"
             dropped.append({"run": f"budget {flops:.4g}", "reason": reason})
             continue
         log_n, log_d, log_loss = (

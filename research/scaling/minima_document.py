@@ -124,7 +124,7 @@ def _budgets_elsewhere(
 ) -> str:
     """What to say where budgets of 6 N D, of the usable `rows`, have too few sizes and another
     column of the table may name those that were meant; else ""."""
-    few = any("sizes at this budget" in row["reason"] for row in dropped)
+    few = any("at this budget; at least" in row["reason"] for row in dropped)
     if not few or any(abs((table.flops_ratio(row) or 1.0) - 1) > 1e-9 for row in rows):
         return ""
     without = [{k: v for k, v in row.items() if k != "flops"} for row in rows]

@@ -381,7 +381,7 @@ def test_a_group_with_many_problems_does_not_hide_another_with_a_law(tmp_path, c
     path = write(tmp_path / "runs.json", rows)
     flags = [f"--runs={path}", "--law=isoflop", f"--out={tmp_path / 'o'}"]
     assert command.main(flags) == 0
-    assert capsys.readouterr().out.count("1 sizes at this budget") > 2
+    assert capsys.readouterr().out.count("1 size at this budget") > 2
     assert [p.parent.name for p in tmp_path.glob("o/*/fit.json")] == ["a"]
 
 
