@@ -44,6 +44,13 @@ def needed_columns(name: str) -> tuple[str, ...]:
     return NEEDED[:3] if name == "optima" else NEEDED
 
 
+def _what_compute_is(rows: Sequence[table.Row], options: Options) -> str:
+    """By which convention the formula counts FLOPs, which moves its exponents."""
+    away = [row["flops"] / (table.PER_TOKEN * row["params"] * row["tokens"]) - 1 for row in rows]
+    of_size = options.six_nd or all(abs(x) < 1e-6 for x in away)
+    return "C = 6 N D" if of_size else "C the FLOPs of the table"
+
+
 def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[str, Any]:
     """The document of fit.json for one of WAYS. Raises BadInput for fewer than two budgets whose
     minimum can be located, and for options that belong to a law."""
@@ -71,7 +78,7 @@ def fit_minima(name: str, rows: Sequence[table.Row], options: Options) -> dict[s
         law_of_minima, unknown = _law_of_minima(parts["minima"], parts["noise"]["freedom"], options)
     document = {
         "law": name,
-        "formula": "N* = k C^a, D* = k' C^a'",
+        "formula": f"N* = k C^a, D* = k' C^a', {_what_compute_is(fitted, options)}",
         "against": "flops",
         "response": "loss",
         "unit": loss_unit(usable),

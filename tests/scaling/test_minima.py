@@ -386,6 +386,14 @@ def test_a_budget_whose_minimum_is_on_the_edge_is_dropped_with_its_reason():
         quick("isoflop", edge)
 
 
+def test_the_formula_of_minima_says_what_compute_is():
+    rows = iso_rows()
+    assert quick("isoflop", rows)["formula"].endswith(", C = 6 N D")
+    exact = [{**row, "flops": 1.2 * row["flops"]} for row in rows]
+    assert quick("isoflop", exact)["formula"].endswith(", C the FLOPs of the table")
+    assert quick("isoflop", exact, six_nd=True)["formula"].endswith(", C = 6 N D")
+
+
 def test_a_budget_that_only_one_method_can_locate_is_told():
     """A valley with one wall: losses of four language models at three budgets, of which the largest
     falls steeply on one side alone."""
