@@ -241,7 +241,7 @@ def _large_losses(rows: Sequence[Row], needed: Sequence[str]) -> list[str]:
     if middle < MUCH:
         return []
     return [
-        f"losses of about {middle:.4g} (median) are no nats or bits of a token: if they are "
+        f"losses of about {middle:.4g} (median) cannot be nats or bits per token: if they are "
         "perplexities, --columns='loss=ln(loss)'; if sums or percent, --columns='loss=loss/NUMBER'"
     ]
 
