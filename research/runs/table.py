@@ -67,10 +67,9 @@ def nearby_workdir(folder: str | os.PathLike[str]) -> str:
     nothing."""
     path = Path(folder)
     inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-    for place in (*path.parents[:2], *inside):
-        if any(place.glob("runs/*/config.json")):
-            return f"; did you mean --runs={place}, the workdir of runs?"
-    return ""
+    near = (*path.parents[:2], *inside)
+    found = [f"--runs={place}" for place in near if any(place.glob("runs/*/config.json"))]
+    return f"; did you mean {' or '.join(found[:3])}, the workdir of runs?" if found else ""
 
 
 def read_row(path: Path) -> dict[str, Any]:

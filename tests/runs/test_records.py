@@ -213,6 +213,10 @@ def test_a_folder_beside_a_workdir_is_told_from_it(tmp_path):
         with pytest.raises(BadInput) as refused:
             read(tmp_path / "mine")
         assert meant in str(refused.value)
+    with RunDirectory(tmp_path / "mine" / "more", "b") as run:
+        run.write_once("config.json", {})
+    with pytest.raises(BadInput, match=r"mine/demo or --runs=.*mine/more, the workdir of runs"):
+        table.read_runs(tmp_path / "mine")
     with pytest.raises(BadInput, match="file: is a file; expected the workdir of a sweep"):
         read_table(tmp_path / "file")
     (workdir / "runs" / "a" / "config.json").unlink()
