@@ -106,7 +106,7 @@ def test_runs_of_the_sweep_as_it_was_launched_last_are_told_from_others(tmp_path
         own, others = split_by_sweep(tmp_path, table)
         assert sorted(row["run"] for row in own) == list(runs)
         assert {row["run"] for row in others} == set("abc") - set(runs)
-    assert "1 run of the workdir is no point" in others_note(others)
+    assert "1 run of the workdir is left out (c)" in others_note(others)
     assert "c" in others_note(others)
 
 
