@@ -327,12 +327,12 @@ def filter_rows(
         ]
         usable = [row for row, k in zip(usable, keep) if k]
     if top and usable:
-        limit = sorted((row[response] for row in usable), reverse=True)[min(top, len(usable)) - 1]
-        highest = [row for row in usable if row[response] >= limit]
-        dropped = dropped + [
-            {"run": row["run"], "reason": f"one of the {top} highest losses"} for row in highest
-        ]
-        usable = [row for row in usable if row[response] < limit]
+        sense = replicates.sense(response)  # of scores, the lowest are the worst
+        limit = sorted((sense * row[response] for row in usable), reverse=True)[:top][-1]
+        worst = [row for row in usable if sense * row[response] >= limit]
+        words = f"one of the {top} {'highest losses' if sense > 0 else 'lowest scores'}"
+        dropped = dropped + [{"run": row["run"], "reason": words} for row in worst]
+        usable = [row for row in usable if sense * row[response] < limit]
     if options.best_of:
         usable, others = replicates.best_of_cell(usable, columns, response)
         dropped = dropped + others

@@ -180,7 +180,7 @@ def best_of_cell(
         tried: dict[tuple[str, ...], list[table.Row]] = {}
         for row in sorted(cell, key=lambda row: parse_number(row.get("seed")) or 0.0):
             tried.setdefault(tuple(value_text(row.get(n)) for n in names), []).append(row)
-        first, *again = min(tried.values(), key=lambda of: _sense(response) * of[0][response])
+        first, *again = min(tried.values(), key=lambda of: sense(response) * of[0][response])
         stay = cell if len(tried) == 1 else again or [first]
         kept += stay
         dropped += [
@@ -194,7 +194,7 @@ def best_of_cell(
 _SEEN = f"{BEST_OF}: chosen by this one, of which other seeds say how good it is by chance"
 
 
-def _sense(response: str) -> int:
+def sense(response: str) -> int:
     """1 where less is better, -1 where more is."""
     return -1 if response == "accuracy" else 1
 
@@ -216,9 +216,7 @@ def edge_warnings(
     for name in varied_within(rows, columns):
         ends: dict[str, list[str]] = {}  # of a group's cells, on which the best lies
         for key, cell in cells(rows, columns).items():
-            tried = [
-                (_sense(response) * row[response], parse_number(row.get(name))) for row in cell
-            ]
+            tried = [(sense(response) * row[response], parse_number(row.get(name))) for row in cell]
             numbers = {x for _, x in tried if x is not None}
             if len(numbers) > 1 and all(x is not None for _, x in tried):
                 named = {min(numbers): "smallest", max(numbers): "largest"}

@@ -372,6 +372,16 @@ def test_seed_noise_is_the_spread_of_replicates():
     assert fit_law("power", rows[:2] + rows[4:])["seed_noise"] is None
 
 
+def test_the_worst_rows_are_left_out_of_losses_and_of_scores():
+    rows = [{"run": f"r{i}", "params": 1e4 * 2.0**i, "loss": 4.0 - i / 4, "accuracy": 0.2 + i / 20,
+             "status": "done"} for i in range(8)]  # fmt: skip
+    for law in ("power", "saturating"):
+        options = Options(drop_top_loss=2, against="params" if law == "power" else "loss")
+        parts = split_rows(named_law(law), rows, options)
+        assert {row["run"] for row in parts.fitted} == {f"r{i}" for i in range(2, 8)}
+        assert {row["run"] for row in parts.dropped} == {"r0", "r1"}
+
+
 def test_rows_are_dropped_with_their_reason():
     rows = noisy(0)
     rows[0]["status"] = "failed"
