@@ -158,7 +158,7 @@ def test_groups_have_a_law_each_and_one_plot(tmp_path):
     assert "Fitted law of gru" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "fit.json").exists()
     page = (tmp_path / "report.html").read_text()
-    (words, _) = files.read_json(tmp_path / "fit-compare.json")["compare"]["words"]
+    words, *_ = files.read_json(tmp_path / "fit-compare.json")["compare"]["words"]
     assert words.startswith("transformer needs 0.")  # gru, the first by name, is 30 % worse
     assert "the parameters of gru" in words
     assert words in page
