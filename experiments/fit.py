@@ -36,14 +36,14 @@ def main(argv: Sequence[str]) -> int:
     args = flags.with_law(parser.parse_args(argv))
     sweep = flags.parse_next_config(args)
     options, columns = flags.parse_options(args), flags.parse_columns(args)
-    if args.out is None and (args.law == "curve" or sweep):
-        raise BadInput(f"--{'next_config' if sweep else 'law=curve'}: needs --out, to write there")
 
     from research.report import curve_text
     from research.scaling import Options, check_names, groups
     from research.scaling.laws import CURVE
     from research.tables import table
 
+    if args.out is None and (args.law == CURVE or sweep):
+        raise BadInput(f"--{'next_config' if sweep else 'law=curve'}: needs --out, to write there")
     rows = table.read_runs(args.runs, columns, args.curves, args.decimal_comma, args.all_runs)
     if args.law == CURVE:
         flags.check_curve_flags(args)

@@ -26,13 +26,13 @@ from research.scaling import collapse, groups
 from research.scaling.compute_optimal import AHEAD, PER_TOKEN
 from research.scaling.laws import AUTO
 from research.scaling.rungs import Forecaster, make_forecaster
+from research.scaling.statistics import number_budgets
 from research.sweep.launcher import LaunchOptions, launch_sweep
 from research.sweep.points import Outcome, Point, resolve_points
 from research.tables import table
 from research.training.make_run import make_run
 
 SAME = 0.01  # relative: how near budgets, or ratios, are one rung
-NEAR = 0.2  # relative: how near budgets of an isoFLOP grid, whose sizes are rounded, are one
 FURTHEST = 1e6  # a ratio beyond which no law means anything
 FACTS = ("params", "tokens", "flops", "steps", "epochs")
 
@@ -271,7 +271,7 @@ def choose_config(
 ) -> tuple[dict[str, Any], list[str]]:
     """The config of a sweep that its rungs continue, but for size and length, and what there is to
     say of the choice. It is that of the first of the `points`; where those of the `rows` differ in
-    other settings, the largest budget's run of the least loss has it."""
+    other settings, the run of lowest loss at the largest budget has it."""
     configs = {point["run"]: flatten(point["config"]) for point in points}
     varied = [
         name
@@ -282,11 +282,11 @@ def choose_config(
     fitted = [row for row in rows if row["run"] in configs]
     if not (varied and fitted):
         return points[0]["config"], []
-    most = max(row["params"] * row["tokens"] for row in fitted)
-    of_most = [row for row in fitted if row["params"] * row["tokens"] > most * (1 - NEAR)]
+    budgets = number_budgets([row["params"] * row["tokens"] for row in fitted])
+    of_most = [row for row, n in zip(fitted, budgets, strict=True) if n == max(budgets)]
     best = min(of_most, key=lambda row: row["loss"])["run"]
     settings = ", ".join(f"{name} = {configs[best].get(name)}" for name in varied)
-    why = f"as run {best} of the largest budget has, whose loss is the least"
+    why = f"as run {best} of the largest budget has, whose loss is the lowest"
     return (
         next(point["config"] for point in points if point["run"] == best),
         [f"the runs of the sweep differ in {', '.join(varied)}; the rungs have {settings}, {why}"],
