@@ -221,6 +221,13 @@ logits = model.logits("def ")
 assert logits.shape == (4, 256)
 assert (logits == model.logits(list(b"def "))).all()
 assert abs(logits - model.logits("abc ")).max() > 1e-3
+try:
+    model.logits([256])  # the twin is 255
+except isoflop.BadInput as error:
+    assert "expected ids below 256" in str(error), error
+else:
+    raise AssertionError("logits of a token that is none")
+assert model.logits([255]).shape == (1, 256)
 greedy = model.generate("def ", tokens=1, temperature=0.0)
 assert greedy == "def " + model.decode([int(logits[-1].argmax())])
 """

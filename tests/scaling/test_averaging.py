@@ -509,6 +509,19 @@ def test_a_stage_that_leaves_the_interval_before_it_is_no_reason_to_stop():
     assert inside.startswith("stop")
 
 
+def test_an_average_has_the_break_that_its_rows_tell():
+    rows = iso_rows(noise=0.0003)
+    at = float(np.median([row["params"] for row in rows]))
+    for row in rows:
+        size = TRUTH["A"] * row["params"] ** -TRUTH["alpha"]
+        row["loss"] += size * (max(row["params"] / at, 1.0) ** -0.25 - 1)
+    laws = averaging.candidates(rows, Options())
+    members = averaging.fit_average(laws, rows, Options()).members
+    weights = [m.weight for m in members if m.fit.law.name == "broken_size"]
+    assert sum(weights) > 0.5
+    assert max(weights) > 0.9 * sum(weights)
+
+
 def test_a_prediction_that_is_hardly_known_says_so_and_why():
     def told(*points, law=0.3, parameters=0.1, **more):
         parts = {"noise": 0.01, "parameters": parameters, "law": law}

@@ -403,6 +403,9 @@ def test_values_that_differ_in_case_alone_are_told():
         rows = [{**r, "optimizer": other if i % 2 else "AdamW"} for i, r in enumerate(grid())]
         lines = groups.told_of_split(rows, Options(), "chinchilla")
         assert any(f"'AdamW' and '{other}' differ in case" in line for line in lines) == told
+        labeled, grouping = groups.grouped(rows, Options())
+        compared, _ = groups.check(labeled, grouping, "chinchilla", False, "optimizer")
+        assert any(f"'AdamW' and '{other}' differ in case" in x for x in compared) == told
 
 
 def test_a_condition_on_a_column_of_one_group_is_kept(tmp_path):
